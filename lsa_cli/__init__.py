@@ -1,0 +1,26 @@
+"""lsa: adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class.
+
+`audit()` does from Python what `lsa audit` does from a shell. Nothing heavy is imported until it is used,
+so that `lsa --help` stays quick.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["AuditReport", "__version__", "audit"]
+
+if TYPE_CHECKING:
+    from lsa_cli.auditing.run import audit
+    from lsa_cli.report.schema import AuditReport
+
+
+def __getattr__(name: str) -> Any:
+    if name == "audit":
+        from lsa_cli.auditing.run import audit
+
+        return audit
+    if name == "AuditReport":
+        from lsa_cli.report.schema import AuditReport
+
+        return AuditReport
+    raise AttributeError(f"module 'lsa_cli' has no attribute {name!r}")

@@ -1,0 +1,109 @@
+"""Attack: hyperparameters as a frozen value, called with (model, x, y).
+
+A writer subclasses `Attack`, implements `perturb(model, x, y) -> x_adv` and registers the class. Draw random
+numbers with `uniform_like` and `normal_like`: they depend on the sample, not on its batch. (The global generator
+works too and is seeded for each call, but then the batch size changes the numbers.)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import nn
+
+from lsa_cli.attacks import randomness
+from lsa_cli.attacks.losses import Loss
+from lsa_cli.attacks.threat import Threat
+from lsa_cli.errors import NumericalError
+from lsa_cli.registry import Registry
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What moves an input. kind: "budget" stays within a threat model, "noise" is blind to the network."""
+
+    kind: ClassVar[str] = "budget"
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(N, ...) inputs, (N,) labels -> (N, ...) perturbed inputs."""
+        raise NotImplementedError
+
+    @property
+    def passes(self) -> float:
+        """Forward + input-gradient passes a sample costs: for progress and time estimates only."""
+        return 1.0
+
+    @final
+    def __call__(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        index: torch.Tensor | None = None,
+        seed: int = 0,
+    ) -> torch.Tensor:
+        """Perturb x (N, ...) with labels y (N,); the result is detached and the model is as it was.
+
+        index: (N,) each sample's place in its data set, which with `seed` fixes its random numbers;
+        default 0 .. N-1. Gradients with respect to parameters are neither computed nor touched.
+        """
+        threat: Threat | None = getattr(self, "threat", None)
+        if len(x) == 0 or (threat is not None and not torch.as_tensor(threat.eps).any()):
+            return x.detach().clone()
+        index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
+        devices = [x.device] if x.device.type == "cuda" else []
+        with (
+            undisturbed(model),
+            torch.random.fork_rng(devices=devices),
+            randomness.per_sample(seed, index, type(self).__name__),
+            torch.enable_grad(),
+        ):
+            torch.manual_seed(seed * 1_000_003 + int(index[0]))
+            return self.perturb(model, x.detach(), y).detach()
+
+
+ATTACKS: Registry[type[Attack]] = Registry("attack")
+NOISES: Registry[type[Attack]] = Registry("noise")
+
+
+@contextmanager
+def undisturbed(model: Model) -> Iterator[None]:
+    """Within: evaluation mode, parameters frozen. After: every module's mode and every flag as before."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def input_gradient(
+    model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One forward and one backward pass: the gradient of the loss at x (N, ...), and the logits (N, K).
+
+    Raises NumericalError when the output does not depend on the input in a way that autograd sees.
+    """
+    x = x.detach().requires_grad_(True)
+    logits = model(x)
+    if not logits.requires_grad:
+        raise NumericalError(
+            "the network has no input gradient: its forward pass detaches the input (no_grad, numpy, argmax?), "
+            "so gradient attacks cannot run; make it differentiable, or use --attack none with noises only"
+        )
+    (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x)
+    return gradient, logits.detach()

@@ -1,0 +1,97 @@
+"""Statistical noise: what chance does to the network, the yardstick beside every attack (arXiv 2202.02626).
+
+The paper names the kinds; densities of 0.01 are the authors' demo's, the other strengths are our choice.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from lsa_cli.attacks.base import NOISES, Attack, Model
+from lsa_cli.attacks.randomness import normal_like, uniform_like
+from lsa_cli.attacks.threat import Bounds
+from lsa_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Noise(Attack):
+    """Base of the noises: they know the range of inputs, and nothing of the network."""
+
+    bounds: Bounds
+    kind: ClassVar[str] = "noise"
+    needs_range: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.needs_range and self.bounds is None:
+            raise UsageError("salt and pepper set inputs to the end of their range, and these inputs declare none")
+
+    @property
+    def passes(self) -> float:
+        return 0.0
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        moved = self.moved(x)
+        return moved if self.bounds is None else moved.clamp(*self.bounds)
+
+
+@NOISES.register("gaussian")
+@dataclass(frozen=True)
+class Gaussian(Noise):
+    """Normal noise of standard deviation `std`, the same for every input."""
+
+    std: float = 0.1
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.std * normal_like(x)
+
+
+@NOISES.register("uniform")
+@dataclass(frozen=True)
+class Uniform(Noise):
+    """Uniform noise in [-amplitude, amplitude]."""
+
+    amplitude: float = 0.1
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.amplitude * (2 * uniform_like(x) - 1)
+
+
+@NOISES.register("salt")
+@dataclass(frozen=True)
+class Salt(Noise):
+    """A share `density` of the inputs is set to the top of the range."""
+
+    density: float = 0.01
+    needs_range: ClassVar[bool] = True
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.bounds is not None
+        return torch.where(uniform_like(x) < self.density, self.bounds[1], x)
+
+
+@NOISES.register("pepper")
+@dataclass(frozen=True)
+class Pepper(Noise):
+    """A share `density` of the inputs is set to the bottom of the range."""
+
+    density: float = 0.01
+    needs_range: ClassVar[bool] = True
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.bounds is not None
+        return torch.where(uniform_like(x) < self.density, self.bounds[0], x)
+
+
+@NOISES.register("speckle")
+@dataclass(frozen=True)
+class Speckle(Noise):
+    """Normal noise proportional to the input: x + x * noise of standard deviation `std`."""
+
+    std: float = 0.1
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x * self.std * normal_like(x)

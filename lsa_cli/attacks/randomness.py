@@ -1,0 +1,76 @@
+"""Random numbers that belong to a sample, not to a batch.
+
+Inside an attack every draw is a function of (seed, the sample's index in its data set, the attack, how many
+numbers were drawn before). Batch size, order, sharding and device change nothing. The generator is counter
+based: the finaliser of SplitMix64 over key + counter, vectorised in int64 arithmetic, which wraps alike on every
+device.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the int64 that torch holds it in."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
+    """Logical shift to the right: torch's own is arithmetic."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: torch.Tensor) -> torch.Tensor:  # int64 -> int64
+    z = (z ^ _shift(z, 30)) * _signed(_FIRST)
+    z = (z ^ _shift(z, 27)) * _signed(_SECOND)
+    return z ^ _shift(z, 31)
+
+
+@dataclass
+class _Draws:
+    keys: torch.Tensor  # (N,) int64
+    used: int = 0
+
+
+_current: ContextVar[_Draws | None] = ContextVar("lsa_draws", default=None)
+
+
+@contextmanager
+def per_sample(seed: int, index: torch.Tensor, stream: str) -> Iterator[None]:
+    """Within: draws for the samples `index` (N,). `stream` keeps two attacks from sharing numbers."""
+    name = zlib.crc32(stream.encode())
+    base = torch.tensor(_signed((seed * 2654435761 + name) * _GOLDEN), device=index.device)
+    keys = _mix(_mix(base) ^ _mix(index.long() * _signed(_GOLDEN) + _signed(_SECOND)))
+    token = _current.set(_Draws(keys))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def uniform_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) in (0, 1)
+    """Independent uniform numbers in the open interval (0, 1), shaped and placed like `x`."""
+    draws = _current.get()
+    if draws is None or len(draws.keys) != len(x):
+        raise RuntimeError("uniform_like draws one row for each sample, inside Attack.perturb only")
+    size = math.prod(x.shape[1:])
+    counter = torch.arange(draws.used + 1, draws.used + size + 1, device=x.device) * _signed(_GOLDEN)
+    draws.used += size
+    bits = _shift(_mix(draws.keys.to(x.device)[:, None] + counter), 40)  # the upper 24: exact in float32
+    return ((bits.float() + 0.5) / (1 << 24)).reshape(x.shape).to(x.dtype)
+
+
+def normal_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
+    """Independent standard normal numbers, shaped and placed like `x`."""
+    return torch.special.ndtri(uniform_like(x))

@@ -1,0 +1,214 @@
+"""Threat models: how far an input may be moved. Geometry only; no state, no network."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lsa_cli.attacks.randomness import normal_like, uniform_like
+from lsa_cli.errors import UsageError
+
+Bounds = tuple[float, float] | None
+
+# x + eps is rounded once in float32, and a norm over many pixels a few times more.
+RELATIVE_TOLERANCE = 1e-5
+ABSOLUTE_TOLERANCE = 1e-6
+
+
+def per_sample(value: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
+    """A number for all samples, or one for each (N,), in a shape that broadcasts against x (N, ...)."""
+    if isinstance(value, torch.Tensor) and value.ndim:
+        return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return value
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A ball of radius `eps` around each input, cut by the box `bounds` that inputs live in.
+
+    eps: one radius, or one for each sample (N,), in input units ([0, 1] for images).
+    bounds: (low, high), or None for inputs without a range.
+    """
+
+    eps: Any
+    bounds: Bounds = (0.0, 1.0)
+    norm: ClassVar[str] = ""
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N, ...)
+        """A point of the ball and the box near `x_adv`; points already inside come back as they are."""
+        raise NotImplementedError
+
+    def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N, ...)
+        """The step of norm 1 along which the loss rises fastest, seen from `x_adv`."""
+        raise NotImplementedError
+
+    def sample(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
+        """A random point of the ball and the box around `x`."""
+        raise NotImplementedError
+
+    def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
+        return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=self._order, dim=1)
+
+    _order: ClassVar[float] = 2
+
+    def contains(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,) bool
+        """Whether each x_adv is within budget and range, up to the rounding of float32."""
+        radius = per_sample(self.eps, x.flatten(1)[:, 0])
+        inside = self.distance(x_adv, x) <= radius * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+        if self.bounds is not None:
+            low, high = self.bounds
+            flat = x_adv.flatten(1)
+            inside &= (flat >= low - ABSOLUTE_TOLERANCE).all(1) & (flat <= high + ABSOLUTE_TOLERANCE).all(1)
+        return inside
+
+    def clamp(self, x_adv: torch.Tensor) -> torch.Tensor:
+        return x_adv if self.bounds is None else x_adv.clamp(*self.bounds)
+
+    def random_direction(self, x: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """`x` moved by `length` (N,) along a random direction of this norm, towards the inside of the box.
+
+        The yardstick of the amplification figures: noise exactly as large as an attack. Where a coordinate
+        would leave the box its sign is turned; what then still leaves is cut.
+        """
+        step = self._direction(x) * per_sample(length, x)
+        if self.bounds is not None:
+            low, high = self.bounds
+            moved = x + step
+            step = torch.where((moved < low) | (moved > high), -step, step)
+        return self.clamp(x + step)
+
+    def _direction(self, x: torch.Tensor) -> torch.Tensor:
+        direction = normal_like(x)
+        size = torch.linalg.vector_norm(direction.flatten(1), ord=self._order, dim=1)
+        return direction / per_sample(size, x)
+
+
+@dataclass(frozen=True)
+class Linf(Threat):
+    """Every pixel may move by eps."""
+
+    norm = "linf"
+    _order = float("inf")
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        eps = per_sample(self.eps, x)
+        return self.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps))
+
+    def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+        return gradient.sign()
+
+    def sample(self, x: torch.Tensor) -> torch.Tensor:
+        return self.project(x + per_sample(self.eps, x) * (2 * uniform_like(x) - 1), x)
+
+    def _direction(self, x: torch.Tensor) -> torch.Tensor:
+        return (uniform_like(x) - 0.5).sign()
+
+
+def _unit(gradient: torch.Tensor) -> torch.Tensor:
+    """gradient / ||gradient||_2 per sample; zero stays zero. Scaled first, so tiny gradients survive."""
+    flat = gradient.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    flat = flat / torch.where(largest == 0, 1.0, largest)
+    size = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    return (flat / torch.where(size == 0, 1.0, size)).reshape(gradient.shape)
+
+
+@dataclass(frozen=True)
+class L2(Threat):
+    """The Euclidean length of the change may be eps."""
+
+    norm = "l2"
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        delta = x_adv - x
+        size = per_sample(self.distance(x_adv, x), x)
+        eps = per_sample(self.eps, x)
+        # Clamping after scaling only shortens the change, so the result obeys both.
+        return self.clamp(x + delta * torch.where(size > eps, eps / size, torch.ones_like(size)))
+
+    def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+        return _unit(gradient)
+
+    def sample(self, x: torch.Tensor) -> torch.Tensor:
+        radius = uniform_like(x.flatten(1)[:, :1]).reshape(-1) ** (1 / x[0].numel())
+        return self.project(x + self._direction(x) * per_sample(self.eps * radius, x), x)
+
+
+@dataclass(frozen=True)
+class L1(Threat):
+    """The sum of all changes may be eps.
+
+    Steps are sparse (arXiv 1904.13000): the loss rises fastest along single pixels, and pixels that the box
+    already stops are passed over (arXiv 2103.01208). The share of pixels moved at once is our choice.
+    """
+
+    norm = "l1"
+    _order = 1
+    share: ClassVar[float] = 0.05
+
+    def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The nearest point of ball and box together (arXiv 2103.01208, section 3), by bisection.
+
+        Its coordinates are x + sign(d) * clamp(|d| - threshold, 0, room), with one threshold for a sample.
+        """
+        delta = (x_adv - x).flatten(1)
+        size, sign = delta.abs(), delta.sign()
+        room = torch.full_like(size, torch.inf)
+        if self.bounds is not None:
+            low, high = self.bounds
+            flat = x.flatten(1)
+            room = torch.where(sign > 0, high - flat, flat - low).clamp_min(0)
+        eps = per_sample(self.eps, size) if isinstance(self.eps, torch.Tensor) else self.eps
+        low_threshold, high_threshold = torch.zeros_like(size[:, :1]), size.amax(1, keepdim=True)
+        fits = torch.minimum(size, room).sum(1, keepdim=True) <= eps
+        for _ in range(40):
+            middle = (low_threshold + high_threshold) / 2
+            too_long = torch.minimum((size - middle).clamp_min(0), room).sum(1, keepdim=True) > eps
+            low_threshold = torch.where(too_long, middle, low_threshold)
+            high_threshold = torch.where(too_long, high_threshold, middle)
+        threshold = torch.where(fits, 0.0, high_threshold)
+        step = sign * torch.minimum((size - threshold).clamp_min(0), room)
+        return self.clamp(x + step.reshape(x.shape))
+
+    def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+        flat = gradient.flatten(1)
+        if self.bounds is not None:
+            low, high = self.bounds
+            position = x_adv.flatten(1)
+            stuck = ((position >= high) & (flat > 0)) | ((position <= low) & (flat < 0))
+            flat = torch.where(stuck, 0.0, flat)
+        count = max(1, round(self.share * flat.shape[1]))
+        chosen = flat.abs().topk(count, dim=1).indices
+        step = torch.zeros_like(flat).scatter(1, chosen, flat.gather(1, chosen).sign() / count)
+        return step.reshape(gradient.shape)
+
+    def sample(self, x: torch.Tensor) -> torch.Tensor:
+        # Laplace numbers over their own sum plus one more exponential: uniform in the ball.
+        uniform = uniform_like(x)
+        laplace = -torch.log1p(-(2 * uniform - 1).abs()) * (uniform - 0.5).sign()
+        extra = -torch.log(uniform_like(x.flatten(1)[:, :1])).reshape(-1)
+        total = laplace.flatten(1).abs().sum(1) + extra
+        return self.project(x + laplace * per_sample(self.eps / total, x), x)
+
+
+NORMS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1}
+_SPELLINGS = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "l1": "l1", "1": "l1"}
+
+
+def make_threat(norm: str, eps: float, bounds: Bounds = (0.0, 1.0)) -> Threat:
+    """The threat model called `norm` (linf, l2, l1; also Linf, inf, 2 ...) with radius `eps`.
+
+    Raises UsageError for an unknown norm, a negative radius, or one larger than the box, which is almost
+    always a forgotten "/255".
+    """
+    name = _SPELLINGS.get(str(norm).lower())
+    if name is None:
+        raise UsageError(f"unknown norm '{norm}': there are {', '.join(NORMS)}")
+    if eps < 0:
+        raise UsageError(f"eps {eps:g} is negative; give a radius, for example 8/255")
+    if name == "linf" and bounds is not None and eps > bounds[1] - bounds[0]:
+        raise UsageError(
+            f"eps {eps:g} is larger than the whole input range [{bounds[0]:g}, {bounds[1]:g}]; "
+            f"pixels are in [0, 1] here: did you mean {eps:g}/255?"
+        )
+    return NORMS[name](eps, bounds)

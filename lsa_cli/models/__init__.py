@@ -1,0 +1,1 @@
+"""What a network is, in use: reading checkpoints, building architectures, [0, 1] images -> logits."""

@@ -1,0 +1,125 @@
+"""Classifier: the network as everyone else sees it, from [0, 1] images to (N, K) float32 logits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.registry import parse_number
+
+PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+OUTPUTS = ("logits", "probabilities")
+
+
+def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """A preset's name, "none", or MEAN/STD as "0.5/0.25" or "0.49,0.48,0.45/0.25,0.24,0.26"."""
+    if text == "none":
+        return None
+    if text in PRESETS:
+        return PRESETS[text]
+    mean_text, slash, std_text = text.partition("/")
+    if not slash:
+        raise UsageError(
+            f"--normalize '{text}': there are {', '.join(PRESETS)}, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25"
+        )
+    mean = tuple(parse_number(part, "--normalize") for part in mean_text.split(","))
+    std = tuple(parse_number(part, "--normalize") for part in std_text.split(","))
+    if len(mean) != len(std) or min(std) <= 0:
+        raise UsageError(f"--normalize '{text}': as many means as standard deviations, and those positive")
+    return mean, std
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, on (N, C, ...) inputs."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] % len(self.mean):
+            raise CheckpointError(
+                f"the normalisation has {len(self.mean)} channels and the images have {x.shape[1]}; "
+                "give one mean and std for each channel with --normalize"
+            )
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return (x - self.mean.reshape(shape)) / self.std.reshape(shape)
+
+
+def find_logits(output: Any) -> torch.Tensor:
+    """The class scores in what a network returned: a tensor, or the first one in a tuple, dict or object."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if hasattr(output, "logits"):
+        return find_logits(output.logits)
+    if isinstance(output, dict):
+        for key in ("logits", "out", "output", "scores"):
+            if key in output:
+                return find_logits(output[key])
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        tensors = [item for item in output if isinstance(item, torch.Tensor) and item.is_floating_point()]
+        if tensors:
+            return next((tensor for tensor in tensors if tensor.ndim == 2), tensors[0])
+    raise CheckpointError(
+        f"the network returns {type(output).__name__}, in which no class scores were found; "
+        "wrap it so that it returns an (N, K) tensor, a tuple or dict that holds one, or has .logits"
+    )
+
+
+class Classifier(nn.Module):
+    """normalize + body + output adapter; the only owner of mean and std.
+
+    A body with one output is a binary head: its score z becomes the two logits (0, z), whose cross-entropy is
+    the usual binary cross-entropy. output="probabilities": the body ends in softmax or sigmoid, and the logarithm
+    is taken, since a loss on probabilities as if they were logits hides gradients.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        class_names: Sequence[str] | None = None,
+        output: str = "logits",
+    ) -> None:
+        super().__init__()
+        if output not in OUTPUTS:
+            raise UsageError(f"--output '{output}': there are {', '.join(OUTPUTS)}")
+        self.normalize = nn.Identity() if normalization is None else Normalize(*normalization)
+        self.body = body
+        self.class_names = tuple(class_names) if class_names is not None else None
+        self.output = output
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (N, C, ...) -> (N, K)
+        return self.as_logits(self.body(self.normalize(x)), len(x))
+
+    def as_logits(self, output: Any, count: int) -> torch.Tensor:
+        """What the body returned for `count` samples -> (N, K) float32 logits, K >= 2."""
+        scores = find_logits(output).float()
+        if scores.ndim == 1 and len(scores) == count:
+            scores = scores[:, None]
+        if scores.ndim > 2 and all(size == 1 for size in scores.shape[2:]):
+            scores = scores.flatten(1)
+        if scores.ndim != 2 or len(scores) != count:
+            raise CheckpointError(
+                f"the network returns a tensor of shape {tuple(scores.shape)} for {count} images; "
+                f"a classifier returns ({count}, number of classes)"
+            )
+        binary = scores.shape[1] == 1
+        if self.output == "probabilities":
+            tiny = torch.finfo(torch.float32).tiny
+            if binary:
+                scores = torch.log(scores.clamp_min(tiny)) - torch.log((1 - scores).clamp_min(tiny))
+            else:
+                scores = torch.log(scores.clamp_min(tiny))
+        if binary:
+            scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+        return scores

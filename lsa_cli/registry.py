@@ -1,0 +1,192 @@
+"""Names that users type, and the things they stand for: "pgd:steps=20" -> PGD(steps=20).
+
+A registry maps a name to a factory. What ships registers itself with a decorator; what others write comes in
+through an entry point (group `lsa_cli.plugins`) or `--plugin file.py`, and is listed, described, parsed and
+tested by the same code.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from lsa_cli.errors import UsageError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """An ordered table name -> factory, with errors that list what there is."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make `name` stand for what it decorates. A name can be taken once."""
+
+        def add(factory: T) -> T:
+            if name in self._entries:
+                raise UsageError(f"the {self.noun} '{name}' is registered twice; choose another name")
+            self._entries[name] = factory
+            return factory
+
+        return add
+
+    def names(self) -> list[str]:
+        load_entry_points()
+        return list(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def get(self, name: str) -> T:
+        """The factory called `name`; UsageError with the nearest names otherwise."""
+        if name not in self._entries:
+            load_entry_points()
+        if name not in self._entries:
+            raise UsageError(unknown(self.noun, name, self._entries))
+        return self._entries[name]
+
+
+def unknown(noun: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for a name that nobody registered, with the nearest one if there is a near one."""
+    names = list(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {noun} '{name}': {hint}there are {', '.join(names) if names else 'none'}"
+
+
+_entry_points_loaded = False
+
+
+def load_entry_points() -> None:
+    """Import, once, every module that an installed package announces under `lsa_cli.plugins`."""
+    global _entry_points_loaded
+    if not _entry_points_loaded:
+        _entry_points_loaded = True
+        from importlib.metadata import entry_points
+
+        for entry in entry_points(group="lsa_cli.plugins"):
+            entry.load()
+
+
+_loaded_files: dict[Path, types.ModuleType] = {}
+
+
+def load_python_file(path: str | Path, what: str) -> types.ModuleType:
+    """Run a Python file that the user named, once, and return it as a module.
+
+    Raises UsageError when it is missing or does not run; `what` names the option that asked for it.
+    """
+    file = Path(path).resolve()
+    if file in _loaded_files:
+        return _loaded_files[file]
+    if not file.is_file():
+        raise UsageError(f"{what}: there is no file {path}")
+    name = f"lsa_user_{file.stem}_{len(_loaded_files)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{what}: {path} is not a Python file")
+    import sys
+
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"{what}: {path} does not run: {type(error).__name__}: {error}") from error
+    _loaded_files[file] = module
+    return module
+
+
+def load_attribute(spec: str, what: str) -> Any:
+    """`pkg.mod:name` or `path/to/file.py:name` -> that object. The user named it, so its code may run."""
+    module_name, _, attribute = spec.rpartition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"{what}: '{spec}' should read pkg.mod:name or path/to/file.py:name")
+    if module_name.endswith(".py") or "/" in module_name:
+        module = load_python_file(module_name, what)
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise UsageError(f"{what}: cannot import {module_name}: {error}") from error
+    if not hasattr(module, attribute):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise UsageError(f"{what}: {unknown('name in ' + module_name, attribute, public)}")
+    return getattr(module, attribute)
+
+
+# ---- specs ---------------------------------------------------------------------------------------------
+
+
+def parse_number(text: str | float, what: str = "value") -> float:
+    """0.03, "8/255", "1e-3" -> float. Anything else, NaN and infinity included, is a UsageError."""
+    try:
+        if isinstance(text, bool):
+            raise ValueError
+        numerator, slash, denominator = str(text).partition("/")
+        value = float(numerator) / float(denominator) if slash else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"{what}: '{text}' is not a number; write for example 0.03 or 8/255") from None
+    if not math.isfinite(value):
+        raise UsageError(f"{what}: '{text}' is not a finite number")
+    return value
+
+
+def parse_spec(spec: str, noun: str) -> tuple[str, dict[str, str]]:
+    """ "pgd:steps=20,eps=8/255" -> ("pgd", {"steps": "20", "eps": "8/255"})."""
+    name, _, rest = spec.strip().partition(":")
+    options: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in rest.split(","))):
+        key, equals, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise UsageError(f"{noun} '{spec}': '{part}' should read key=value")
+        if key in options:
+            raise UsageError(f"{noun} '{spec}': {key} is given twice")
+        options[key] = value.strip()
+    return name, options
+
+
+def _convert(value: Any, annotation: Any, what: str) -> Any:
+    """Text from a spec -> the type that a field is annotated with."""
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    kinds = choices or (annotation,)
+    if type(None) in kinds and (value is None or str(value).lower() == "none"):
+        return None
+    if bool in kinds:
+        text = str(value).lower()
+        if text not in ("true", "false", "yes", "no", "1", "0"):
+            raise UsageError(f"{what}: '{value}' should be true or false")
+        return text in ("true", "yes", "1")
+    if float in kinds:
+        return parse_number(value, what)
+    if int in kinds:
+        number = parse_number(value, what)
+        if number != int(number):
+            raise UsageError(f"{what}: '{value}' should be a whole number")
+        return int(number)
+    return str(value)
+
+
+def build(factory: type, options: dict[str, Any], what: str, **given: Any) -> Any:
+    """Construct the dataclass `factory` from text options; `given` fills fields that users do not type.
+
+    Raises UsageError for an option that the dataclass has no field for, or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(factory)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(factory)}
+    settable = [name for name in fields if name not in given]
+    for key in options:
+        if key not in settable:
+            raise UsageError(f"{what}: {unknown('option', key, settable)}")
+    converted = {key: _convert(value, fields[key], f"{what}: {key}") for key, value in options.items()}
+    return factory(**converted, **{key: value for key, value in given.items() if key in fields})
