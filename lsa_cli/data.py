@@ -5,7 +5,7 @@ import inspect
 import urllib.parse
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class LabelledData:
     name: str = ""
     transform: str = "none"
     split: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -324,24 +323,27 @@ def _from_factory(spec: str, split: str | None) -> LabelledData:
         made = factory(**arguments)
     except Exception as error:
         raise DataError(f"{spec} failed: {type(error).__name__}: {error}") from error
+    return from_object(made, spec, split or "")
+
+
+def from_object(made: Any, spec: str, split: str = "") -> LabelledData:
+    """(x, y) arrays or tensors, or a data set of (input, label) pairs -> LabelledData; DataError for anything else."""
     if isinstance(made, LabelledData):
         return _checked(made)
     if isinstance(made, tuple) and len(made) == 2:
         x, y = (value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in made)
-        if len(x) != len(y):
-            raise DataError(f"{spec} returned {len(x)} inputs and {len(y)} labels")
+        if y.ndim != 1 or len(x) != len(y):
+            raise DataError(f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; one label a sample")
         images, layout = _as_images(x, spec)
-        return _checked(LabelledData(spec, y, lambda rows: _to_unit(images[rows]), transform=layout, split=split or ""))
+        return _checked(LabelledData(spec, y, lambda rows: _to_unit(images[rows]), transform=layout, split=split))
     if hasattr(made, "__len__") and hasattr(made, "__getitem__"):
         labels = getattr(made, "targets", None)
         if labels is None:
             labels = [int(made[row][1]) for row in range(len(made))]
         classes = getattr(made, "classes", None)
         class_names = tuple(str(c) for c in classes) if classes is not None else None
-        return _checked(
-            LabelledData(spec, np.asarray(labels), _torch_reader(made), class_names, split=split or "")
-        )
-    raise DataError(f"{spec} returned {type(made).__name__}; return (x, y), or a data set of (input, label) pairs")
+        return _checked(LabelledData(spec, np.asarray(labels), _torch_reader(made), class_names, split=split))
+    raise DataError(f"{spec} gave {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
 
 
 # ---- subsets and batches -------------------------------------------------------------------------------

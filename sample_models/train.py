@@ -175,7 +175,7 @@ MODELS = {
     "custom_cnn": custom_model,
     "mnist_cnn": lambda: mnist_model("mnist_cnn.pt", None, 8, {"method": "standard"}),
     "mnist_cnn_at": lambda: mnist_model(
-        "mnist_cnn_at.pt", rising(0.3, 10), 20,
+        "mnist_cnn_at.pt", rising(0.3, 10), 15,
         {"method": "adversarial training", "attack": "pgd", "norm": "linf", "eps": 0.3, "steps": 10},
     ),
 }  # fmt: skip

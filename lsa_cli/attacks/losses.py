@@ -3,44 +3,49 @@
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
 
 from lsa_cli.registry import Registry
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LOSSES: Registry[Loss] = Registry("loss")
 
-# Beyond this gap exp() of the other logits leaves float32's normal range and the gradient of the
-# cross-entropy is zero.
-_UNDERFLOW = 80.0
-
 
 @LOSSES.register("ce")
 def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the softmax."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """Cross-entropy as an attack should see it: log-odds against the true class.
+
+    With d = logsumexp of the wrong logits minus the true one, the cross-entropy is log(1 + exp(d)): a rising
+    function of d, so its gradient points the same way and steps of fixed length are the same. The gradient of d
+    itself neither vanishes nor loses its true-class part when float32 rounds the true probability to 1, which
+    makes textbook PGD blind on confident networks.
+    """
+    true, wrong = _split(logits, y)
+    return wrong.logsumexp(1) - true
 
 
 @LOSSES.register("margin")
 def margin(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Best wrong logit minus the true one (Carlini & Wagner, arXiv 1608.04644): positive where fooled."""
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return others.amax(1) - true
+    true, wrong = _split(logits, y)
+    return wrong.amax(1) - true
 
 
 def tempered(temperature: float) -> Loss:
     """Cross-entropy of logits / temperature (Temperature-PGD, arXiv 2105.14240).
 
-    The formula is our reading: the paper's text gives the idea only. A sign step drops the global factor
-    1/temperature, so the temperature decides how much each wrong class pulls: towards 0 only the nearest
-    one does, towards infinity all alike. Where the division drives every other probability to zero in float32
-    the gradient would vanish; there the margin is climbed instead.
+    The formula is our reading: of the paper only the idea could be read. Steps of fixed length drop the global
+    factor 1/temperature, so the temperature decides how much each wrong class pulls: towards 0 only the nearest
+    one does (the margin), towards infinity all alike. Taken as log-odds it needs no fall-back for small
+    temperatures, at which the probabilities themselves underflow.
     """
 
     def loss(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        scaled = logits / temperature
-        gap = margin(scaled, y)
-        return torch.where(gap < -_UNDERFLOW, gap, cross_entropy(scaled, y))
+        return cross_entropy(logits / temperature, y)
 
     return loss
+
+
+def _split(logits: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The true class's logit (N,), and the logits (N, K) with that one at minus infinity."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    return true, logits.scatter(1, y[:, None], -torch.inf)

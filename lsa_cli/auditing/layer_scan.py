@@ -1,0 +1,138 @@
+"""LayerScan: Layer Sustainability Analysis (arXiv 2202.02626, Algorithm 1) from per-sample measures.
+
+The scan keeps one number per sample and layer, never a representation. That is what the bootstrap and the
+per-class lists need, and it makes the result independent of batches and shards: rows are sorted by sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class MvlRule:
+    """When a layer is most vulnerable: mean - mu > eta * sigma, or simply the top_k largest means.
+
+    sigma "samples": over samples x layers, as the paper's formula; "layers": over the layers' means.
+    The paper tunes eta by hand and does not publish it; the defaults are our choice.
+    """
+
+    eta: float = 0.5
+    sigma: str = "samples"
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
+class Vulnerable:
+    """Most vulnerable layers (positions, worst first), the statistics behind them, and whether any passed."""
+
+    positions: tuple[int, ...]
+    mu: float
+    sigma: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class LayerScan:
+    """names (L); values (R, L): the comparison measure, NaN where undefined; yardstick (R, L); input_error (R,)."""
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    yardstick: np.ndarray
+    input_error: np.ndarray
+
+    @staticmethod
+    def from_rows(
+        names: Sequence[str], values: np.ndarray, yardstick: np.ndarray, input_error: np.ndarray, index: np.ndarray
+    ) -> "LayerScan":
+        """Rows in any order -> a scan; index (R,) sorts them, so that sums add up in one order only."""
+        order = np.argsort(index, kind="stable")
+        return LayerScan(tuple(names), values[order], yardstick[order], input_error[order])
+
+    def select(self, rows: np.ndarray) -> "LayerScan":
+        return LayerScan(self.names, self.values[rows], self.yardstick[rows], self.input_error[rows])
+
+    def means(self) -> np.ndarray:  # (L,)
+        return _mean(self.values)
+
+    def deviations(self) -> np.ndarray:  # (L,)
+        return np.sqrt(np.maximum(_mean(self.values**2) - self.means() ** 2, 0))
+
+    def undefined(self) -> np.ndarray:  # (L,) how many samples have no measure
+        return np.isnan(self.values).sum(0)
+
+    def most_vulnerable(self, rule: MvlRule) -> Vulnerable:
+        """Algorithm 1; with no layer above the threshold, the one with the largest mean (our choice)."""
+        known = ~np.isnan(self.values)
+        sums = np.stack([known.sum(0), np.nansum(self.values, 0), np.nansum(self.values**2, 0)]).astype(float)
+        inside, mu, sigma, passed = _rule(sums[:, None, :], rule)
+        means = np.where(inside[0], self.means(), -np.inf)
+        order = np.argsort(-means, kind="stable")
+        positions = tuple(int(p) for p in order[: inside[0].sum()])
+        return Vulnerable(positions, float(mu[0]), float(sigma[0]), bool(passed[0]))
+
+    def bootstrap(self, rule: MvlRule, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """95% percentile bounds of each layer's mean, and its share of resamples in the MVL: (L,) each.
+
+        Samples are drawn with replacement, all layers of a sample together.
+        """
+        generator = np.random.default_rng([seed, 7])
+        rows, count = self.values.shape
+        known = (~np.isnan(self.values)).astype(float)
+        filled = np.nan_to_num(self.values)
+        terms = np.concatenate([known, filled, filled**2], axis=1)
+        means, inside = [], []
+        chunk = max(1, 2_000_000 // max(rows, 1))
+        for start in range(0, RESAMPLES, chunk):
+            size = min(chunk, RESAMPLES - start)
+            picks = generator.integers(0, rows, (size, rows))
+            weights = np.stack([np.bincount(pick, minlength=rows) for pick in picks]).astype(float)
+            sums = (weights @ terms).reshape(size, 3, count).transpose(1, 0, 2)
+            means.append(_divide(sums[1], sums[0]))
+            inside.append(_rule(sums, rule)[0])
+        low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)
+        return low, high, np.concatenate(inside).mean(0)
+
+    def amplification(self) -> np.ndarray:  # (L,)
+        """Mean measure under the attack over that under random noise of the same size; NaN without noise."""
+        return _divide(self.means(), _mean(self.yardstick))
+
+    def gains(self) -> np.ndarray:  # (L,)
+        """Each layer's mean over the previous layer's; the first over the input's own relative error."""
+        before = np.concatenate([_mean(self.input_error[:, None]), self.means()[:-1]])
+        return _divide(self.means(), before)
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full_like(a, np.nan, dtype=float), where=(b != 0) & np.isfinite(b))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:  # (R, L) -> (L,), NaN left out
+    known = ~np.isnan(values)
+    return _divide(np.nansum(values, 0), known.sum(0).astype(float))
+
+
+def _rule(sums: np.ndarray, rule: MvlRule) -> tuple[Any, Any, Any, Any]:
+    """sums (3, B, L) = count, total, total of squares, for B resamples -> inside (B, L), mu, sigma, passed (B,)."""
+    means = _divide(sums[1], sums[0])  # (B, L)
+    count, total, squares = sums.sum(2)  # (B,) each
+    mu = _divide(total, count)
+    if rule.sigma == "layers":
+        sigma = np.array([np.std(row[~np.isnan(row)]) if (~np.isnan(row)).any() else np.nan for row in means])
+        mu = np.array([np.mean(row[~np.isnan(row)]) if (~np.isnan(row)).any() else np.nan for row in means])
+    else:
+        sigma = np.sqrt(np.maximum(_divide(squares, count) - mu**2, 0))
+    comparable = np.nan_to_num(means, nan=-np.inf)
+    if rule.top_k is not None:
+        place = np.argsort(np.argsort(-comparable, axis=1, kind="stable"), axis=1, kind="stable")
+        inside = (place < rule.top_k) & np.isfinite(comparable)
+        return inside, mu, sigma, inside.any(1)
+    inside = comparable - mu[:, None] > rule.eta * sigma[:, None]
+    passed = inside.any(1)
+    alone = np.flatnonzero(~passed & np.isfinite(comparable).any(1))
+    inside[alone, comparable[alone].argmax(1)] = True
+    return inside, mu, sigma, passed

@@ -1,0 +1,173 @@
+"""From arrays to the rows of a report: one attack's outcome, the verdict over all budget attacks."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lsa_cli.attacks import Attack, Threat
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate, summarise
+from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
+from lsa_cli.auditing.observation import Observation
+from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.report.schema import AttackOutcome, Distance, LayerAnalysis, LayerRow, Verdict
+
+
+def finite(value: Any) -> float | None:
+    """A number as JSON can hold it: NaN and infinity are null."""
+    return float(value) if np.isfinite(value) else None
+
+
+def settings_of(attack: Attack) -> dict[str, Any]:
+    """An attack's hyperparameters as plain values; the threat model spelled out."""
+    settings: dict[str, Any] = {}
+    for field in dataclasses.fields(attack):
+        value = getattr(attack, field.name)
+        if isinstance(value, Threat):
+            settings |= {"norm": value.norm, "eps": value.eps}
+        elif field.name != "bounds":
+            settings[field.name] = value
+    if settings.get("step_size", 0) is None and "steps" in settings:
+        settings["step_size"] = 2.5 * settings["eps"] / settings["steps"]
+    return settings
+
+
+def weight_norms(plan: AuditPlan) -> np.ndarray | None:
+    """Euclidean norms of the last layer's weight rows, when it has one row a class."""
+    module = plan.last_layer.module if plan.last_layer is not None else None
+    weight = getattr(module, "weight", None)
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or len(weight) != len(plan.class_names):  # type: ignore[arg-type]
+        return None
+    return module.weight.detach().flatten(1).norm(dim=1).double().cpu().numpy()
+
+
+def outcome_of(
+    plan: AuditPlan, named: Named, seen: Observation, diagnosis: ClassDiagnosis, *, mismatches: int, seconds: float
+) -> AttackOutcome:
+    """One attack's rows; `seen` is ordered by sample, as `diagnosis` is."""
+    rows = diagnosis.rows(plan.class_names)
+    attack_threat = getattr(named.attack, "threat", plan.threat)
+    measured = seen.distance[diagnosis.broken] if named.attack.kind == "budget" else seen.distance
+    return AttackOutcome(
+        name=named.label,
+        kind="noise" if named.attack.kind == "noise" else "budget",
+        spec=named.spec,
+        settings=settings_of(named.attack),
+        robust=rate(diagnosis.robust),
+        success=rate(diagnosis.broken[diagnosis.right]),
+        distance=Distance(
+            norm=attack_threat.norm,
+            n=len(measured),
+            mean=float(measured.mean()) if len(measured) else None,
+            median=float(np.median(measured)) if len(measured) else None,
+            largest=float(measured.max()) if len(measured) else None,
+        ),
+        seconds=round(seconds, 3),
+        layers=analyse_layers(plan, seen) if plan.layers else None,
+        classes=rows,
+        class_summary=summarise(rows, weight_norms(plan)),
+        confusion=diagnosis.confusion(len(plan.class_names)).tolist(),
+        mismatches=mismatches,
+        discarded=int((~diagnosis.counted).sum()),
+    )
+
+
+def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
+    names = [layer.name for layer in plan.layers]
+    order = np.arange(len(seen.layers)) if plan.whole_batch else seen.index
+    scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, order)
+    found = scan.most_vulnerable(plan.rule)
+    low, high, stability = scan.bootstrap(plan.rule, plan.seed)
+    means, deviations, undefined = scan.means(), scan.deviations(), scan.undefined()
+    amplification, gains = scan.amplification(), scan.gains()
+    rows = [
+        LayerRow(
+            name=layer.name,
+            kind=layer.kind,
+            shape=list(layer.shape),
+            mean=finite(means[i]),
+            sd=finite(deviations[i]),
+            low=finite(low[i]),
+            high=finite(high[i]),
+            gain=finite(gains[i]),
+            amplification=finite(amplification[i]),
+            stability=float(stability[i]),
+            in_mvl=i in found.positions,
+            undefined=int(undefined[i]),
+        )
+        for i, layer in enumerate(plan.layers)
+    ]
+    by_class, mvl_by_class = None, None
+    if not plan.whole_batch:
+        y = plan.labels[np.sort(seen.index)]
+        parts = [scan.select(y == number) for number in range(len(plan.class_names))]
+        table = np.stack([part.means() for part in parts], axis=1)  # (L, K)
+        by_class = [[finite(value) for value in row] for row in table]
+        mvl_by_class = [
+            [names[p] for p in part.most_vulnerable(plan.rule).positions] if len(part.values) else [] for part in parts
+        ]
+    input_error = scan.input_error[~np.isnan(scan.input_error)]
+    return LayerAnalysis(
+        rows=rows,
+        mvl=[names[position] for position in found.positions],
+        mvl_rule=rule_in_words(plan.rule, found.passed),
+        mu=finite(found.mu),
+        sigma=finite(found.sigma),
+        observations=len(scan.values),
+        input_error=finite(input_error.mean()) if len(input_error) else None,
+        by_class=by_class,
+        mvl_by_class=mvl_by_class,
+    )
+
+
+def rule_in_words(rule: MvlRule, passed: bool) -> str:
+    if rule.top_k is not None:
+        return f"the {rule.top_k} largest means"
+    over = "layers" if rule.sigma == "layers" else "samples x layers"
+    words = f"mean - mu > {rule.eta:g} sigma (sigma over {over})"
+    return words if passed else f"no layer passes {words}; the largest mean is named instead"
+
+
+def worst_case(diagnoses: Sequence[ClassDiagnosis]) -> ClassDiagnosis:
+    """Per sample, the first attack that broke it, if any did."""
+    worst = diagnoses[0]
+    for other in diagnoses[1:]:
+        take = worst.robust & ~other.robust
+        worst = ClassDiagnosis(
+            y=worst.y,
+            clean=worst.clean,
+            adversarial=np.where(take, other.adversarial, worst.adversarial),
+            counted=np.where(take, other.counted, worst.counted),
+        )
+    return worst
+
+
+def verdict_of(plan: AuditPlan, clean: np.ndarray, budget: Sequence[tuple[Named, ClassDiagnosis]]) -> Verdict:
+    """clean (N,): class predicted for each sample as it is."""
+    y = plan.labels[plan.index]
+    if not budget:
+        return Verdict(
+            clean=rate(clean == y), robust=None, attacks=[], classes=[], class_summary=None,
+            statement="No budget attack was run: nothing is known about robustness.",
+        )  # fmt: skip
+    worst = worst_case([diagnosis for _, diagnosis in budget])
+    rows = worst.rows(plan.class_names)
+    robust = rate(worst.robust)
+    labels = [named.label for named, _ in budget]
+    threats = dict.fromkeys(
+        f"{getattr(named.attack, 'threat', plan.threat).norm} {getattr(named.attack, 'threat', plan.threat).eps:g}"
+        for named, _ in budget
+    )
+    return Verdict(
+        clean=rate(clean == y),
+        robust=robust,
+        attacks=labels,
+        classes=rows,
+        class_summary=summarise(rows, weight_norms(plan)),
+        statement=(
+            f"{robust.count} of {robust.n} samples are right and stay right under the worst of {', '.join(labels)} "
+            f"({' and '.join(threats)}). It is an upper bound: a stronger attack can only find it lower."
+        ),
+    )

@@ -1,0 +1,240 @@
+"""Settings of an audit: command-line options over lsa.yaml over what the checkpoint says over defaults."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from lsa_cli.errors import LsaError, UsageError
+from lsa_cli.registry import parse_number, unknown
+from lsa_cli.report.gate import check_limits
+
+CONFIG_NAME = "lsa.yaml"
+_LARGEST_CONFIG = 1_000_000
+
+
+class AuditSettings(BaseModel):
+    """What a user can say about an audit; None leaves the choice to the next in line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arch: str | None = Field(None, description="torchvision:NAME, pkg.mod:factory or path/to/file.py:factory")
+    arch_args: dict[str, Any] | None = Field(None, description="arguments of the architecture's factory")
+    normalize: str | None = Field(None, description="mnist, cifar10, imagenet, none or MEAN/STD")
+    output: str | None = Field(None, description="logits or probabilities: what the network returns")
+    data: str | None = Field(None, description="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, pkg.mod:factory")
+    split: str | None = None
+    limit: int | str | None = Field(None, description="how many samples, stratified by class; or all")
+    attack: list[str] | None = Field(None, description="attack specs such as pgd:steps=40; or none")
+    noise: list[str] | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
+    norm: str | None = None
+    eps: float | None = None
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int | None = None
+    eps_grid: list[float] | None = Field(None, description="radii of the robustness curve")
+    layers: list[str] | None = Field(None, description="activations, learnable, blocks, names or globs")
+    measure: str | None = None
+    aggregate: str | None = Field(None, description="sample (default) or batch")
+    eta: float | None = None
+    sigma: str | None = Field(None, description="samples (default) or layers")
+    top_k: int | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    seed: int | None = None
+    plugin: list[str] | None = None
+    gate: dict[str, float] | None = Field(None, description="metric: limit")
+
+    @field_validator("eps", "step_size", "eta", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: Any) -> Any:
+        return value if value is None else parse_number(value, f"--{info.field_name.replace('_', '-')}")
+
+    @field_validator("attack", "noise", "layers", "plugin", "eps_grid", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (str, float, int)) and not isinstance(value, bool) else value
+
+    @field_validator("eps_grid", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        parts = [part for item in value for part in str(item).split(",")]
+        return [parse_number(part.strip(), "eps-grid") for part in parts]
+
+    @field_validator("gate", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            value = {str(metric): parse_number(limit, f"gate {metric}") for metric, limit in value.items()}
+            check_limits(value)
+        return value
+
+    @field_validator("limit")
+    @classmethod
+    def _limit(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value == "all":
+                return value
+            value = int(value) if value.isdecimal() else 0
+        if value is not None and value < 1:
+            raise ValueError("should be a positive number of samples, or all")
+        return value
+
+    @field_validator("aggregate", "sigma")
+    @classmethod
+    def _one_of(cls, value: str | None, info: Any) -> str | None:
+        choices = {"aggregate": ("sample", "batch"), "sigma": ("samples", "layers")}[info.field_name]
+        if value is not None and value not in choices:
+            raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
+        return value
+
+    @field_validator("steps", "restarts", "batch_size", "threads", "top_k")
+    @classmethod
+    def _positive(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError(f"should be at least 1, not {value}")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed(cls, value: int | None) -> int | None:
+        if value is not None and not 0 <= value < 2**31:
+            raise ValueError(f"should be between 0 and 2147483647, not {value}")
+        return value
+
+
+def settings_from(values: dict[str, Any]) -> AuditSettings:
+    """Validate option values given by name; UsageError names the option that is wrong."""
+    try:
+        return AuditSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {_plain(first)}") from error
+
+
+def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, str]]:
+    """The first layer that sets a field wins; also, for each field that is set, which layer that was."""
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, settings in layers:
+        for field, value in settings.model_dump(exclude_none=True).items():
+            if field not in merged:
+                merged[field], origin[field] = value, name
+    return AuditSettings.model_construct(**merged), origin
+
+
+# ---- lsa.yaml ------------------------------------------------------------------------------------------
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML without aliases; a key that stands twice is an error instead of the last one winning."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not used here", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def find_config(explicit: str | None, checkpoint: str | Path) -> tuple[Path | None, bool]:
+    """The configuration file to read, if any, and whether the user chose it (named it, or stands beside it).
+
+    The nearest to the checkpoint wins: beside it before the working directory's.
+    """
+    if explicit is not None:
+        if not Path(explicit).is_file():
+            raise UsageError(f"--config: there is no file {explicit}")
+        return Path(explicit), True
+    beside, here = Path(checkpoint).parent / CONFIG_NAME, Path.cwd() / CONFIG_NAME
+    if beside.is_file():
+        return beside, beside.resolve() == here.resolve()
+    return (here, True) if here.is_file() else (None, True)
+
+
+def read_config(path: Path, chosen: bool = True) -> AuditSettings:
+    """Settings in a YAML file. Raises UsageError that names the key and its line.
+
+    chosen=False: the file was found beside a checkpoint, nobody named it; it then may not name Python code.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise UsageError(f"{path} is larger than 1 MB, which no configuration is")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    try:
+        loader = _StrictLoader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+        if node is None:
+            return AuditSettings()
+        if not isinstance(node, yaml.MappingNode):
+            raise UsageError(f"{path}: line 1 should start a list of `key: value` settings")
+        lines = _key_lines(node, path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    content = {str(key).replace("-", "_"): value for key, value in content.items()}
+    version = content.pop("version", 1)
+    if version != 1:
+        raise UsageError(f"{path}, line {lines.get(('version',), 1)}: version {version}; this lsa reads version 1")
+    try:
+        settings = AuditSettings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        line = _line(lines, first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"{path}, line {line}: {unknown('key', key, AuditSettings.model_fields)}") from error
+        raise UsageError(f"{path}, line {line}: {key}: {_plain(first)}") from error
+    except LsaError as error:
+        gate_line = lines.get(("gate",), 1)
+        raise UsageError(f"{path}, line {gate_line} or below: {error}") from error
+    if not chosen:
+        _refuse_code(path, settings, lines)
+    return settings
+
+
+def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...], int]) -> None:
+    safe_arch = (settings.arch or "lsa:").partition(":")[0] in ("lsa", "torchvision")
+    safe_data = (settings.data or "npz:").partition(":")[0] in ("npz", "imagefolder", "torchvision")
+    for key, safe in (("arch", safe_arch), ("data", safe_data), ("plugin", not settings.plugin)):
+        if not safe:
+            raise UsageError(
+                f"{path}, line {lines.get((key,), 1)}: {key} names Python code, and this file was found beside the "
+                f"checkpoint, not chosen by you; if you trust it, name it with --config {path}"
+            )
+
+
+def _key_lines(node: Any, path: Path, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    lines: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = (*prefix, str(key.value).replace("-", "_") if not prefix else str(key.value))
+            if name in lines:
+                raise UsageError(f"{path}, line {key.start_mark.line + 1}: {key.value} stands twice")
+            lines[name] = key.start_mark.line + 1
+            lines |= _key_lines(value, path, name)
+    return lines
+
+
+def _line(lines: dict[tuple[str, ...], int], location: Iterable[Any]) -> int:
+    parts = tuple(str(part) for part in location)
+    while parts and parts not in lines:
+        parts = parts[:-1]
+    return lines.get(parts, 1)
+
+
+def _plain(problem: Any) -> str:
+    """pydantic's message without its preamble."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    shown = problem.get("input")
+    return message if shown is None or str(shown) in message else f"{message} (given: {shown})"

@@ -1,0 +1,291 @@
+"""AuditReport: what an audit found, as plain numbers. The border between measuring and telling.
+
+Renderers, the gate and `lsa report` take this and nothing else. Shares are in [0, 1]; a number that does not
+exist is null, never 0. SCHEMA_VERSION: a new minor adds fields, a new major breaks readers.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lsa_cli.errors import RunError, UsageError
+
+SCHEMA_VERSION = "1.0"
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Rate(Row):
+    """A share: count of n, with its 95% Wilson interval. value and bounds are null for n = 0."""
+
+    count: int
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Subject(Row):
+    """The model that was audited."""
+
+    checkpoint: str
+    sha256: str | None
+    size: int | None = Field(description="bytes of the file")
+    format: str
+    architecture: str
+    arch_args: dict[str, Any] = {}
+    parameters: int
+    mean: list[float] | None
+    std: list[float] | None
+    input_shape: list[int]
+    input_range: tuple[float, float] | None
+    output: str
+    class_names: list[str]
+    history: list[dict[str, Any]] = []
+    notes: list[str] = Field(default=[], description="what had to be done to read and build it")
+
+
+class Data(Row):
+    """The samples it was audited on."""
+
+    source: str
+    split: str
+    transform: str
+    n: int
+    available: int
+    selection: str = Field(description="all, or how the subset was drawn")
+    fingerprint: str = Field(description="sha256 over source, split, indices and labels")
+
+
+class ThreatModel(Row):
+    norm: str
+    eps: float
+    text: str = Field(description='as people write it: "8/255"')
+    origin: str = Field(description="where it comes from: option, configuration, checkpoint, or the data's usual one")
+
+
+class Protocol(Row):
+    """Everything that decides the numbers, and what they were computed with."""
+
+    threat: ThreatModel
+    attacks: list[str]
+    noises: list[str]
+    layers: list[str] = Field(description="selectors as given")
+    measure: str
+    aggregate: Literal["sample", "batch"]
+    eta: float
+    sigma: Literal["samples", "layers"]
+    top_k: int | None
+    seed: int
+    batch_size: int
+    device: str
+    threads: int
+    settings: dict[str, Any] = Field(description="effective settings, by option name")
+    settings_from: dict[str, str] = Field(description="where each setting that is not a default comes from")
+    versions: dict[str, str]
+
+
+class LayerRow(Row):
+    """One layer under one attack. mean: of the comparison measure over samples."""
+
+    name: str
+    kind: str
+    shape: list[int]
+    mean: float | None
+    sd: float | None
+    low: float | None = Field(description="95% bootstrap interval of the mean")
+    high: float | None
+    gain: float | None = Field(description="mean over the previous layer's mean (first: over the input's)")
+    amplification: float | None = Field(description="mean over the mean under random noise of the same size")
+    stability: float = Field(description="share of bootstrap resamples in which the layer is in the MVL")
+    in_mvl: bool
+    undefined: int = Field(description="rows without a measure (clean output zero, or not finite)")
+
+
+class LayerAnalysis(Row):
+    """The Layer Sustainability Analysis under one attack or noise."""
+
+    rows: list[LayerRow]
+    mvl: list[str] = Field(description="most vulnerable layers, worst first")
+    mvl_rule: str = Field(description="the rule in words, and whether any layer passed it")
+    mu: float | None
+    sigma: float | None
+    observations: int = Field(description="rows the means are over: samples, or batches")
+    input_error: float | None = Field(description="mean measure on the inputs themselves")
+    by_class: list[list[float | None]] | None = Field(description="mean by layer (rows) and class (columns)")
+    mvl_by_class: list[list[str]] | None
+
+
+class ClassRow(Row):
+    """One class under one attack."""
+
+    name: str
+    clean: Rate
+    robust: Rate
+    target: str | None = Field(description="class that most successful attacks end in")
+    concentration: float | None = Field(description="share of successful attacks that end there")
+
+
+class ClassSummary(Row):
+    """Over the classes that have samples; by formula, in accuracy shares (variance: shares squared)."""
+
+    worst_class: str | None
+    worst: float | None
+    mean: float | None
+    max_discrepancy: float | None = Field(description="largest minus smallest")
+    variance: float | None = Field(description="population variance")
+    sd: float | None
+    nsd: float | None = Field(description="sd / mean")
+    weight_norm_correlation: float | None = Field(
+        description="Spearman correlation of the last layer's weight norms with the class robust accuracies"
+    )
+
+
+class Distance(Row):
+    """Size of the perturbations of successful attacks (for noise: of all), in the threat's norm."""
+
+    norm: str
+    n: int
+    mean: float | None
+    median: float | None
+    largest: float | None
+
+
+class AttackOutcome(Row):
+    """What one attack or noise did."""
+
+    name: str
+    kind: Literal["budget", "noise"]
+    spec: str
+    settings: dict[str, Any]
+    robust: Rate = Field(description="of all samples: right clean and right under this attack; an upper bound")
+    success: Rate = Field(description="of the samples right clean: fooled within budget")
+    distance: Distance
+    seconds: float
+    layers: LayerAnalysis | None
+    classes: list[ClassRow]
+    class_summary: ClassSummary
+    confusion: list[list[int]] = Field(
+        description="samples right clean: true class (rows), class predicted under the attack (columns)"
+    )
+    mismatches: int = Field(description="predictions that changed when re-verified in another batch size")
+    discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
+
+
+class AttackPair(Row):
+    """Two attacks compared by class."""
+
+    weaker: str
+    stronger: str
+    spearman: float | None = Field(description="rank correlation of the two class-wise robust accuracies")
+    gain: int = Field(description="net samples that only the stronger one breaks")
+    gain_on_weak_classes: float | None = Field(
+        description="share of the gain in classes below the median robust accuracy under the weaker attack"
+    )
+
+
+class CurvePoint(Row):
+    eps: float
+    robust: Rate
+
+
+class Curve(Row):
+    """Robust accuracy over radii under one attack; score is the sum in percent (R&G of arXiv 2202.02626)."""
+
+    attack: str
+    points: list[CurvePoint]
+    score: float
+
+
+class Verdict(Row):
+    """The numbers to quote."""
+
+    clean: Rate
+    robust: Rate | None = Field(description="right clean and under the worst of the budget attacks; null without one")
+    attacks: list[str] = Field(description="the budget attacks that it is the worst case of")
+    classes: list[ClassRow] = Field(description="worst case over the budget attacks, by class")
+    class_summary: ClassSummary | None
+    statement: str
+
+
+class Warning(Row):
+    code: str
+    message: str
+
+
+class GateResult(Row):
+    """One limit: held, breached, or not decided (which is not a pass)."""
+
+    metric: str
+    limit: float
+    direction: Literal["at least", "at most"]
+    measured: float | None
+    low: float | None = None
+    high: float | None = None
+    passed: bool
+    message: str
+
+
+class AuditReport(Row):
+    """One audit of one checkpoint."""
+
+    schema_version: str = SCHEMA_VERSION
+    tool: str
+    status: Literal["running", "complete", "interrupted", "failed"]
+    created: str
+    seconds: float
+    subject: Subject
+    data: Data
+    protocol: Protocol
+    verdict: Verdict
+    outcomes: list[AttackOutcome]
+    pairs: list[AttackPair] = []
+    curves: list[Curve] = []
+    warnings: list[Warning] = []
+    gates: list[GateResult] = []
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_report(path: str | Path) -> AuditReport:
+    """A saved report. Raises UsageError when the file is missing, no report, or of a later major version."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is not a report: it is not JSON ({error})") from error
+    version = str(content.get("schema_version", "")) if isinstance(content, dict) else ""
+    if not version:
+        raise UsageError(f"{path} is not a report of `lsa audit`: it has no schema_version")
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise UsageError(
+            f"{path} has report version {version}, and this lsa reads {SCHEMA_VERSION}; install the lsa that wrote it"
+        )
+    try:
+        return AuditReport.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path} is not a valid report: {where}: {first['msg']}") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write through a temporary name in the same folder: readers see the old file or the whole new one."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, target)
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
