@@ -1,0 +1,258 @@
+"""`lsa audit`: options -> plan -> run -> files, tables, exit code. A thin layer over `lsa_cli.audit`."""
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lsa_cli.cli import options as o
+from lsa_cli.cli.console import emit, note, print_to_stdout, progress_bar
+from lsa_cli.errors import EXIT_GATE, LsaError, UsageError
+
+if TYPE_CHECKING:
+    from lsa_cli.auditing.plan import AuditPlan
+    from lsa_cli.config import AuditSettings
+    from lsa_cli.report.schema import AuditReport
+
+
+def audit(
+    checkpoint: o.Checkpoint,
+    arch: o.Arch = None,
+    arch_args: o.ArchArgs = None,
+    normalize: o.Normalize = None,
+    output: o.Output = None,
+    data: o.Data = None,
+    split: o.Split = None,
+    limit: Annotated[
+        str | None,
+        typer.Option(
+            "--limit", "-n", metavar="N|all",
+            help="How many samples, stratified by class (default 1000).", rich_help_panel="Data",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...]",
+            help="fgsm, pgd, t-pgd, see `lsa list attacks`; none for noises only. Repeatable. Default: all three.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KEY=VALUE,...]",
+            help="gaussian, uniform, salt, pepper, speckle; or none. Repeatable. Default: all that apply.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel="Attack")] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.", rich_help_panel="Attack"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of iterative attacks.", rich_help_panel="Attack")] = None,
+    step_size: Annotated[
+        str | None, typer.Option(help="Length of a step. Default: 2.5 eps / steps.", rich_help_panel="Attack")
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option(help="Random starts, worst case per sample.", rich_help_panel="Attack")
+    ] = None,
+    eps_grid: Annotated[
+        str | None,
+        typer.Option(metavar="E,E,...", help="Radii of a robustness curve and its R&G score.", rich_help_panel="Attack"),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="activations (default), learnable, blocks, a layer's name or a glob; see `lsa layers`. Repeatable.",
+            rich_help_panel="Layers",
+        ),
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(help="relative-error (default), cosine-distance, l2.", rich_help_panel="Layers")
+    ] = None,
+    aggregate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sample|batch", help="batch: one ratio a batch, as the authors' package does.", rich_help_panel="Layers"
+        ),
+    ] = None,
+    eta: Annotated[
+        str | None,
+        typer.Option(help="A layer is most vulnerable if its mean - mu > eta * sigma (default 0.5).", rich_help_panel="Layers"),
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(metavar="samples|layers", help="What sigma is taken over.", rich_help_panel="Layers"),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Name the K largest means instead of using eta.", rich_help_panel="Layers")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples at once; changes no result.", rich_help_panel="Run")] = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of random starts, noise, subset and bootstrap (default 0).", rich_help_panel="Run")
+    ] = None,
+    config: o.Config = None,
+    plugin: o.Plugin = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show model, layers, data, attacks and estimated time; attack nothing.", rich_help_panel="Run")
+    ] = False,
+    fail_under: o.FailUnder = None,
+    json: o.JsonFile = None,
+    csv: o.CsvFolder = None,
+    md: o.MdFile = None,
+    html: o.HtmlFile = None,
+    quiet: o.Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr what is read and written.", rich_help_panel="Output")
+    ] = False,
+) -> None:
+    """Audit a checkpoint: robust accuracy, most vulnerable layers, classes; under attacks and noise.
+
+    With a file that describes itself (such as sample_models/mnist_cnn.pt) nothing else is needed. The report is
+    saved as NAME.audit.json in this folder unless --json says where.
+    """
+    from lsa_cli.config import settings_from
+    from lsa_cli.models.architectures import parse_arguments
+    from lsa_cli.report.exporters import check_writable
+    from lsa_cli.report.gate import parse_limits
+
+    given = settings_from(
+        {
+            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "normalize": normalize,
+            "output": output, "data": data, "split": split, "limit": limit, "attack": attack, "noise": noise,
+            "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
+            "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
+            "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
+            "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under) if fail_under else None,
+        }
+    )  # fmt: skip
+    files = _outputs(checkpoint, json, md, html, verbose)
+    if not dry_run:
+        check_writable(files, csv)
+    plan = _plan(checkpoint, given, config, verbose)
+    if dry_run:
+        _show_plan(plan)
+        return
+    report = _run(plan, files, csv, to_stdout=json == "-", quiet=quiet)
+    if json == "-":
+        emit(report.to_json())
+    else:
+        print_to_stdout(report, quiet)
+    if not quiet and "json" in files:
+        note(f"report saved: {', '.join([*files.values(), *([csv] if csv else [])])}")
+    if any(not gate.passed for gate in report.gates):
+        for gate in report.gates:
+            if not gate.passed and (quiet or json == "-"):
+                note(f"gate: {gate.message}")
+        raise typer.Exit(EXIT_GATE)
+
+
+def _split(layers: list[str] | None) -> list[str] | None:
+    return None if not layers else [name.strip() for entry in layers for name in entry.split(",") if name.strip()]
+
+
+def _outputs(checkpoint: str, json: str | None, md: str | None, html: str | None, verbose: bool) -> dict[str, str]:
+    """Files to write, by format. The report itself is always saved, unless it goes to stdout."""
+    from lsa_cli.report.exporters import check_writable
+
+    files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
+    if "-" in (md, html):
+        raise UsageError("only --json can go to stdout with -")
+    if json is None:
+        default = f"{Path(checkpoint).stem}.audit.json"
+        try:
+            check_writable({"json": default}, None)
+        except UsageError as error:
+            note(f"the report is not saved here ({error}); say --json FILE to save it elsewhere")
+        else:
+            files = {"json": default, **files}
+    return files  # type: ignore[return-value]
+
+
+def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool) -> "AuditPlan":
+    from lsa_cli.auditing.plan import make_plan
+    from lsa_cli.config import find_config, merge, read_config
+
+    parts = [("option", given)]
+    path, chosen = find_config(config, checkpoint)
+    if path is not None:
+        parts.append((str(path), read_config(path, chosen)))
+        if verbose or config is None:
+            note(f"settings from {path}")
+    settings, origin = merge(*parts)
+    plan = make_plan(checkpoint, settings, origin)
+    if verbose:
+        for message in plan.notes:
+            note(message)
+        note(f"{len(plan.layers)} layers, batches of {plan.batch_size}, {plan.device}, {plan.threads} threads")
+    return plan
+
+
+def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout: bool, quiet: bool) -> "AuditReport":
+    """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
+    from lsa_cli.auditing.run import run_audit
+    from lsa_cli.report.exporters import export
+
+    latest: list[AuditReport] = []
+
+    def keep(report: "AuditReport") -> None:
+        latest[:] = [report]
+        if "json" in files and report.status == "running":
+            export(report, {"json": files["json"]}, None)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
+    try:
+        with progress_bar(not quiet) as progress:
+            report = run_audit(plan, progress=progress, on_update=keep)
+    except BaseException as error:
+        if latest:
+            try:
+                export(latest[0], files, csv)
+            except LsaError as second:
+                note(str(second))
+            if to_stdout and isinstance(error, KeyboardInterrupt):
+                emit(latest[0].to_json())
+            elif files:
+                note(f"what was measured is saved: {', '.join(files.values())}")
+        raise
+    export(report, files, csv)
+    return report
+
+
+def _show_plan(plan: "AuditPlan") -> None:
+    from lsa_cli.auditing.outcome import rule_in_words, settings_of
+    from lsa_cli.auditing.run import data_of, estimate_seconds, subject_of
+
+    subject, data = subject_of(plan), data_of(plan)
+    lines = [
+        f"checkpoint  {subject.checkpoint}" + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else ""),
+        f"model       {subject.architecture}, {subject.parameters:,} parameters, input {subject.input_shape}, "
+        f"{len(subject.class_names)} classes",
+        f"data        {data.source}, {data.n:,} of {data.available:,} samples ({data.selection}), {data.transform}",
+        f"threat      {plan.threat.norm} eps {plan.eps_text} ({plan.eps_origin})",
+    ]
+    for named in (*plan.attacks, *plan.noises):
+        settings = ", ".join(f"{key}={value}" for key, value in settings_of(named.attack).items())
+        lines.append(f"{'attack' if named in plan.attacks else 'noise':11} {named.label}  {settings}")
+    lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers)}")
+    lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
+    lines.append(f"device      {plan.device}, {plan.threads} threads, batches of {plan.batch_size}, seed {plan.seed}")
+    lines += [f"gate        {metric} {limit:g}" for metric, limit in plan.limits.items()]
+    lines += [f"note        {message}" for message in plan.notes]
+    lines += [f"warning     {warning.message}" for warning in plan.warnings]
+    lines.append(f"estimate    {_duration(estimate_seconds(plan))}, from one timed batch; nothing was attacked or written")
+    emit("\n".join(lines) + "\n")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -1,0 +1,61 @@
+"""Where output goes: data on stdout, everything else on stderr; plain text where nobody watches."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from lsa_cli.report.schema import AuditReport
+
+_FILE_WIDTH = 160
+
+
+def data_console() -> Console:
+    """stdout. In a file or pipe, tables get room instead of being cut at 80 columns."""
+    width = _FILE_WIDTH if not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
+    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+
+
+def note(message: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(f"lsa: {message}\n")
+
+
+def emit(text: str) -> None:
+    """Text on stdout exactly as it is: JSON never goes through rich."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]:
+    """A bar on stderr with what runs and the time left; nothing where stderr is no terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not enabled or not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def update(what: str, done: float, total: float) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield update
+
+
+def print_to_stdout(report: "AuditReport", quiet: bool) -> None:
+    from lsa_cli.report.terminal import one_line, print_report
+
+    if quiet:
+        emit(one_line(report) + "\n")
+    else:
+        print_report(report, data_console())

@@ -1,0 +1,106 @@
+"""`lsa layers` and `lsa list`: what there is to name."""
+
+import dataclasses
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from lsa_cli.cli import options as o
+from lsa_cli.cli.console import data_console, emit
+from lsa_cli.errors import UsageError
+from lsa_cli.registry import unknown
+
+_KINDS = ("attacks", "noises", "layers", "measures", "sources", "exporters")
+
+
+def layers(
+    checkpoint: o.Checkpoint,
+    arch: o.Arch = None,
+    arch_args: o.ArchArgs = None,
+    normalize: o.Normalize = None,
+    data: o.Data = None,
+    split: o.Split = None,
+    plugin: o.Plugin = None,
+    config: o.Config = None,
+) -> None:
+    """List the layers of a checkpoint that can be scanned, in the order they run, and which selectors take them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from lsa_cli.auditing.plan import open_network
+    from lsa_cli.config import find_config, merge, read_config, settings_from
+    from lsa_cli.layers import SELECTORS
+    from lsa_cli.models.architectures import parse_arguments
+
+    given = settings_from(
+        {
+            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "normalize": normalize,
+            "data": data, "split": split, "plugin": plugin,
+        }
+    )  # fmt: skip
+    path, chosen = find_config(config, checkpoint)
+    parts = [("option", given)] + ([(str(path), read_config(path, chosen))] if path is not None else [])
+    network = open_network(checkpoint, *merge(*parts))
+    table = Table(box=None, pad_edge=False)
+    for title in ("layer", "kind", "output", "selectors"):
+        table.add_column(title, overflow="fold")
+    for layer in network.layers:
+        rules = ["(output)"] if layer.is_output else [name for name in SELECTORS.names() if SELECTORS.get(name)(layer)]
+        shape = "x".join(map(str, layer.shape)) or "1"
+        table.add_row(Text(layer.name), Text(layer.kind), shape, Text(", ".join(rules)))
+    data_console().print(table)
+
+
+def list_names(
+    kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
+    plugin: o.Plugin = None,
+) -> None:
+    """List attacks, noises, layer selectors, measures, data sources or exporters, with their parameters."""
+    if kind not in _KINDS:
+        raise UsageError(unknown("list", kind, _KINDS))
+    registry = _registry(kind)
+    from lsa_cli.registry import load_python_file
+
+    for file in plugin or []:
+        load_python_file(file, "--plugin")
+    for name in registry.names():
+        emit(f"{name:16} {_summary(registry.get(name))}\n")
+        parameters = _parameters(registry.get(name))
+        if parameters:
+            emit(f"{'':16}   {parameters}\n")
+
+
+def _registry(kind: str) -> Any:
+    if kind == "attacks":
+        from lsa_cli.attacks import ATTACKS as registry
+    elif kind == "noises":
+        from lsa_cli.attacks import NOISES as registry  # type: ignore[no-redef]
+    elif kind == "layers":
+        from lsa_cli.layers import SELECTORS as registry  # type: ignore[no-redef,assignment]
+    elif kind == "measures":
+        from lsa_cli.measures import MEASURES as registry  # type: ignore[no-redef,assignment]
+    elif kind == "sources":
+        from lsa_cli.data import DATA_SOURCES as registry  # type: ignore[no-redef,assignment]
+    else:
+        from lsa_cli.report.exporters import EXPORTERS as registry  # type: ignore[no-redef,assignment]
+    return registry
+
+
+def _summary(thing: Any) -> str:
+    text = inspect.cleandoc(thing.__doc__ or "")
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _parameters(thing: Any) -> str:
+    """Fields that a spec can set, with their defaults; the threat model's as norm and eps."""
+    if not dataclasses.is_dataclass(thing):
+        return ""
+    parts = []
+    for field in dataclasses.fields(thing):
+        if field.name == "threat":
+            parts.append("norm, eps (default: the audit's)")
+        elif field.name != "bounds":
+            default = "" if field.default is dataclasses.MISSING else f"={str(field.default).lower()}"
+            parts.append(f"{field.name}{default}")
+    return ", ".join(parts)

@@ -1,0 +1,87 @@
+"""The `lsa` command: its sub-commands, and the one place where an error becomes a sentence and an exit code."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from lsa_cli import __version__
+from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError
+
+# The base of typer's own usage errors, which print themselves; typer exports no name for it.
+_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class ErrorBoundary(TyperGroup):
+    """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (_TyperError, typer.Exit):
+            raise
+        except LsaError as error:
+            _say(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except (KeyboardInterrupt, typer.Abort) as error:
+            _say("interrupted")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # The reader of stdout has gone; Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_BROKEN) from error
+        except Exception as error:
+            if os.environ.get("LSA_TRACEBACK"):
+                raise
+            _say(
+                f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
+                "please report it with the traceback that LSA_TRACEBACK=1 shows"
+            )
+            raise typer.Exit(EXIT_BROKEN) from error
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"lsa: {message}\n")
+
+
+app = typer.Typer(
+    name="lsa",
+    cls=ErrorBoundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Audit the adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class.\n\n"
+    "Exit codes: 0 done and every gate held; 1 a gate was breached or not decided; 2 something you can mend "
+    "(options, configuration, a checkpoint or data set that cannot be used); 3 the run broke; 130 interrupted.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lsa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    from lsa_cli.cli import audit, inspecting, report
+
+    app.command("audit")(audit.audit)
+    app.command("layers")(inspecting.layers)
+    app.command("list")(inspecting.list_names)
+    app.command("report")(report.report)
+    app.command("compare")(report.compare)
+    app.command("gate")(report.gate)
+
+
+_register()

@@ -1,0 +1,76 @@
+"""Options that several commands share, with the help that users read. Nothing heavy is imported here."""
+
+from typing import Annotated
+
+import typer
+
+Checkpoint = Annotated[str, typer.Argument(help="The model file.", show_default=False)]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="The network: torchvision:NAME, pkg.mod:factory or path/to/file.py:factory. A Python factory is your own "
+        "code and is run.",
+        rich_help_panel="Model",
+    ),
+]
+ArchArgs = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="An argument of the architecture; repeatable.", rich_help_panel="Model"),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PRESET|MEAN/STD",
+        help="mnist, fashion-mnist, cifar10, imagenet, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25. It becomes part of the "
+        "model; attacks and eps speak \\[0, 1] images.",
+        rich_help_panel="Model",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        metavar="logits|probabilities",
+        help="What the network returns; of probabilities the logarithm is attacked.",
+        rich_help_panel="Model",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE:LOCATION",
+        help="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, or pkg.mod:factory (your own code, which is run).",
+        rich_help_panel="Data",
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="Which part of the data: test, train, val.", rich_help_panel="Data")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel="Run")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this process may use.", rich_help_panel="Run")]
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE.py",
+        help="A Python file that registers attacks, noises, measures, layer selectors or data sources; your own code, which is run. "
+        "Repeatable.",
+        rich_help_panel="Run",
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE", help="Settings; default: lsa.yaml beside the checkpoint, else in this folder.", rich_help_panel="Run"
+    ),
+]
+FailUnder = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="METRIC=VALUE",
+        help="Exit 1 unless it holds: robust=0.40, robust.pgd=, clean=, class.min=, class.NAME=; and at most: layer.max-error=, "
+        "layer.NAME=, class.discrepancy=. Repeatable.",
+        rich_help_panel="Gate",
+    ),
+]
+JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="The report; - is stdout.", rich_help_panel="Output")]
+CsvFolder = Annotated[str | None, typer.Option("--csv", metavar="DIR", help="Tidy tables, one file each.", rich_help_panel="Output")]
+MdFile = Annotated[str | None, typer.Option("--md", metavar="FILE", help="Markdown for a pull request.", rich_help_panel="Output")]
+HtmlFile = Annotated[str | None, typer.Option("--html", metavar="FILE", help="One page with plots.", rich_help_panel="Output")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line.", rich_help_panel="Output")]

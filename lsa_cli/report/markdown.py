@@ -1,0 +1,88 @@
+"""The report as Markdown that fits a pull-request comment: the verdict, then what explains it, tables cut short."""
+
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+
+_ROWS = 20
+
+
+def render(report: AuditReport) -> str:
+    """GitHub-flavoured Markdown; long tables show their first 20 rows and say how many follow."""
+    subject, verdict, protocol = report.subject, report.verdict, report.protocol
+    lines = [f"## lsa audit: {_text(subject.checkpoint.rpartition('/')[2])}", ""]
+    if report.status != "complete":
+        lines += [f"> **This audit is not complete (status: {report.status}).** It shows what was measured.", ""]
+    if verdict.robust is not None:
+        lines.append(
+            f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
+            f"({protocol.threat.norm} {protocol.threat.text}, n = {verdict.robust.n}, upper bound), "
+        )
+    lines.append(f"clean accuracy {percent(verdict.clean.value)} {interval(verdict.clean)}.")
+    lines += ["", _text(verdict.statement), ""]
+    if report.gates:
+        lines += ["| gate | limit | measured | |", "|---|---|---|---|"]
+        for gate in report.gates:
+            state = "held" if gate.passed else "**BREACHED**" if gate.measured is not None else "**NOT DECIDED**"
+            lines.append(f"| {_text(gate.metric)} | {gate.direction} {gate.limit:g} | {number(gate.measured, 4)} | {state} |")
+        lines.append("")
+    for warning in report.warnings:
+        lines.append(f"> **Warning** ({warning.code}): {_text(warning.message)}")
+        lines.append("")
+    lines += _attacks(report)
+    top = strongest(report)
+    if top is not None and top.layers is not None:
+        lines += [f"### Layers under {_text(top.name)}", "", f"Most vulnerable: {_names(top.layers.mvl)} ({top.layers.mvl_rule})", ""]
+        lines += ["| layer | mean | 95% interval | gain | amplification | stability | |", "|---|--:|---|--:|--:|--:|---|"]
+        lines += [
+            f"| {_text(row.name)} | {number(row.mean)} | {_span(row.low, row.high)} | {number(row.gain, 2)} | "
+            f"{number(row.amplification, 2)} | {percent(row.stability)} | {'MVL' if row.in_mvl else ''} |"
+            for row in top.layers.rows[:_ROWS]
+        ]
+        lines += _more(len(top.layers.rows))
+    if verdict.classes:
+        lines += ["### Classes, worst first", "", "| class | n | clean | robust | 95% interval | mostly taken for |", "|---|--:|--:|--:|---|---|"]
+        lines += [
+            f"| {_text(row.name)} | {row.robust.n} | {percent(row.clean.value)} | {percent(row.robust.value)} | "
+            f"{interval(row.robust)} | {_text(row.target or '')} |"
+            for row in weakest_first(verdict.classes)[:_ROWS]
+        ]
+        lines += _more(len(verdict.classes))
+    lines += [
+        f"<sub>{report.tool}, {report.created}; {_text(subject.architecture)}, sha256 {(subject.sha256 or '-')[:12]}; "
+        f"data {_text(report.data.source)}, {report.data.n} of {report.data.available} ({report.data.selection}); "
+        f"seed {protocol.seed}, {_text(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _attacks(report: AuditReport) -> list[str]:
+    if not report.outcomes:
+        return []
+    lines = ["### Attacks and noises", "", "| | settings | accuracy | 95% interval | success rate | most vulnerable layers |", "|---|---|--:|---|--:|---|"]
+    for outcome in report.outcomes:
+        success = f"{percent(outcome.success.value)} of {outcome.success.n}"
+        mvl = _names(outcome.layers.mvl[:3]) if outcome.layers is not None else ""
+        lines.append(
+            f"| {_text(outcome.name)} | {_text(settings_text(outcome))} | {percent(outcome.robust.value)} | "
+            f"{interval(outcome.robust)} | {success} | {mvl} |"
+        )
+    return [*lines, ""]
+
+
+def _more(count: int) -> list[str]:
+    return ["", f"... and {count - _ROWS} more rows in the saved report", ""] if count > _ROWS else [""]
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(_text(name) for name in names) or "-"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def _text(text: str) -> str:
+    """Text from outside, so that it can neither break a table nor become markup."""
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return "".join("\\" + c if c in "\\`*_[]|#@" else c for c in escaped)

@@ -1,0 +1,130 @@
+"""A report as tidy tables: one row an observation, plain names, shares in [0, 1]; and numbers as people read them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lsa_cli.errors import RunError
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Rate, write_text
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def strongest(report: AuditReport) -> AttackOutcome | None:
+    """The budget attack that left the fewest samples robust; the first of equals."""
+    budget = [outcome for outcome in report.outcomes if outcome.kind == "budget"]
+    return min(budget, key=lambda outcome: outcome.robust.count) if budget else None
+
+
+def percent(value: float | None) -> str:
+    """0.8734 -> "87.3%". Never rounds to 100% or 0% what is not quite that."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f}"
+    if text == "100.0" and value < 1:
+        text = "99.9"
+    if text == "0.0" and value > 0:
+        text = "0.1"
+    return f"{text}%"
+
+
+def interval(rate: Rate) -> str:
+    """ "[85.1, 89.2]", in percent; empty where there are no samples."""
+    return "" if rate.low is None or rate.high is None else f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def settings_text(outcome: AttackOutcome) -> str:
+    """An attack's hyperparameters in one line: "linf, eps 0.3, steps 20, step size 0.0375"."""
+    parts = []
+    for key, value in outcome.settings.items():
+        if key == "norm":
+            parts.append(str(value))
+        elif value is not None:
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value).lower()
+            parts.append(f"{key.replace('_', ' ')} {shown}")
+    return ", ".join(parts)
+
+
+def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
+    """Classes by robust accuracy, worst first; classes without samples last."""
+    return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
+
+
+def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
+    """The tables of a report by name: attacks, layers, classes, layer_by_class, confusion, pairs, curves, gates."""
+    import pandas as pd
+
+    rows: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("attacks", "layers", "classes", "layer_by_class", "confusion", "pairs", "curves", "gates")
+    }
+    names = report.subject.class_names
+    for outcome in report.outcomes:
+        key = {"attack": outcome.name, "kind": outcome.kind}
+        rows["attacks"].append(
+            {
+                **key,
+                "settings": settings_text(outcome),
+                **_spread("robust", outcome.robust),
+                **_spread("success", outcome.success),
+                **{f"distance_{k}": v for k, v in outcome.distance.model_dump().items()},
+                "seconds": outcome.seconds,
+            }
+        )
+        if outcome.layers is not None:
+            for position, layer in enumerate(outcome.layers.rows):
+                rows["layers"].append({**key, "position": position, **layer.model_dump(exclude={"shape"})})
+            for layer, values in zip(outcome.layers.rows, outcome.layers.by_class or [], strict=False):
+                rows["layer_by_class"] += [
+                    {**key, "layer": layer.name, "class": name, "mean": value}
+                    for name, value in zip(names, values, strict=True)
+                ]
+        rows["classes"] += [{**key, **_class_row(row)} for row in outcome.classes]
+        rows["confusion"] += [
+            {**key, "true": true, "predicted": predicted, "count": count}
+            for true, line in zip(names, outcome.confusion, strict=True)
+            for predicted, count in zip(names, line, strict=True)
+        ]
+    rows["classes"] += [{"attack": "worst case", "kind": "budget", **_class_row(r)} for r in report.verdict.classes]
+    rows["pairs"] = [pair.model_dump() for pair in report.pairs]
+    for curve in report.curves:
+        rows["curves"] += [
+            {"attack": curve.attack, "eps": point.eps, **_spread("robust", point.robust)} for point in curve.points
+        ]
+    rows["gates"] = [gate.model_dump() for gate in report.gates]
+    return {name: pd.DataFrame(content) for name, content in rows.items() if content}
+
+
+def _spread(name: str, rate: Rate) -> dict[str, Any]:
+    return {
+        name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high, f"{name}_count": rate.count,
+        f"{name}_n": rate.n,
+    }  # fmt: skip
+
+
+def _class_row(row: ClassRow) -> dict[str, Any]:
+    return {
+        "class": row.name,
+        **_spread("clean", row.clean),
+        **_spread("robust", row.robust),
+        "target": row.target,
+        "concentration": row.concentration,
+    }
+
+
+def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
+    """One CSV a table into `folder`, which is made if absent. Raises RunError when it cannot be written."""
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{folder} could not be made: {error.strerror or error}") from error
+    written = []
+    for name, frame in frames(report).items():
+        path = target / f"{name}.csv"
+        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+        written.append(path)
+    return written

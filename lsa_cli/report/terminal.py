@@ -1,0 +1,229 @@
+"""The report on a terminal: the verdict first, then what explains it. Readable in a log file too."""
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from lsa_cli.report.schema import AttackOutcome, AuditReport
+from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+
+_CLASSES = 20
+_LAYERS = 40
+_BAR = 16
+
+
+def print_report(report: AuditReport, console: Console) -> None:
+    """Print everything a reader needs to judge the model; long tables fold, the saved report has the rest."""
+    for part in (_header(report), _verdict(report), _attacks(report), _layers(report), _classes(report)):
+        if part is not None:
+            console.print(part)
+            console.print()
+    for curve in report.curves:
+        points = "  ".join(f"{point.eps:g}: {percent(point.robust.value)}" for point in curve.points)
+        console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}"))
+    if report.curves:
+        console.print()
+    for warning in report.warnings:
+        console.print(Text.assemble(("Warning ", "bold yellow"), f"({warning.code}): {warning.message}"))
+    for gate in report.gates:
+        state = ("held", "green") if gate.passed else ("BREACHED", "bold red")
+        if not gate.passed and gate.measured is None:
+            state = ("NOT DECIDED", "bold red")
+        console.print(Text.assemble("Gate ", state, f": {gate.message}"))
+
+
+def one_line(report: AuditReport) -> str:
+    """The verdict in one line, for --quiet and logs."""
+    verdict, threat = report.verdict, report.protocol.threat
+    robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
+    breached = [gate.metric for gate in report.gates if not gate.passed]
+    gates = "" if not report.gates else f"; gates {'breached: ' + ', '.join(breached) if breached else 'held'}"
+    state = "" if report.status == "complete" else f" ({report.status})"
+    return (
+        f"{report.subject.checkpoint}{state}: robust accuracy {robust} ({threat.norm} {threat.text}, n={verdict.clean.n}, "
+        f"upper bound), clean {percent(verdict.clean.value)}{gates}"
+    )
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _header(report: AuditReport) -> RenderableType:
+    subject, data, protocol = report.subject, report.data, report.protocol
+    normalize = "none" if subject.mean is None else f"mean {_list(subject.mean)}, std {_list(subject.std or [])}"
+    grid = _grid()
+    rows = {
+        "checkpoint": f"{subject.checkpoint}" + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else ""),
+        "architecture": f"{subject.architecture}, {subject.parameters:,} parameters, input {'x'.join(map(str, subject.input_shape))}",
+        "normalisation": normalize,
+        "data": f"{data.source}" + (f" ({data.split})" if data.split else "") + f", {data.n:,} of {data.available:,} samples ({data.selection})",
+        "threat": f"{protocol.threat.norm} eps {protocol.threat.text} ({protocol.threat.origin})",
+        "run": f"{protocol.device}, {protocol.threads} threads, seed {protocol.seed}, torch {protocol.versions.get('torch', '-')}, "
+        f"{report.tool}, {report.seconds:.1f} s",
+    }
+    for note in subject.notes:
+        rows.setdefault("note", "")
+        rows["note"] += ("; " if rows["note"] else "") + note
+    for key, value in rows.items():
+        grid.add_row(key, Text(value))
+    return grid
+
+
+def _verdict(report: AuditReport) -> RenderableType:
+    verdict, top = report.verdict, strongest(report)
+    grid = _grid()
+    if report.status != "complete":
+        grid.add_row("status", Text(f"{report.status}: this shows what was measured", style="bold red"))
+    if verdict.robust is not None:
+        text = Text.assemble(
+            (percent(verdict.robust.value), "bold"),
+            f" {interval(verdict.robust)}  n = {verdict.robust.n:,}, upper bound, worst of {', '.join(verdict.attacks)}",
+        )
+        grid.add_row(Text("robust accuracy", style="bold"), text)
+    else:
+        grid.add_row("robust accuracy", Text(verdict.statement))
+    grid.add_row("clean accuracy", Text(f"{percent(verdict.clean.value)} {interval(verdict.clean)}"))
+    if verdict.class_summary is not None and verdict.class_summary.worst_class is not None:
+        worst = next(row for row in verdict.classes if row.name == verdict.class_summary.worst_class)
+        grid.add_row("worst class", Text(f"{worst.name}: {percent(worst.robust.value)} {interval(worst.robust)}  n = {worst.robust.n}"))
+    if top is not None and top.layers is not None:
+        grid.add_row("vulnerable layers", Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name} ({top.layers.mvl_rule})"))
+    return grid
+
+
+def _table(title: str) -> Table:
+    return Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _attacks(report: AuditReport) -> RenderableType | None:
+    if not report.outcomes:
+        return None
+    table = _table("Attacks and noises (accuracy: of all samples; success: of those right clean)")
+    table.add_column("attack", overflow="fold")
+    table.add_column("accuracy", justify="right")
+    table.add_column("95%", justify="left")
+    table.add_column("success", justify="right")
+    table.add_column("median distance", justify="right")
+    table.add_column("time", justify="right")
+    table.add_column("settings", overflow="fold", style="dim")
+    for outcome in report.outcomes:
+        distance = outcome.distance
+        table.add_row(
+            Text(outcome.name),
+            percent(outcome.robust.value),
+            Text(interval(outcome.robust)),
+            f"{outcome.success.count}/{outcome.success.n}",
+            f"{distance.norm} {number(distance.median)}" if distance.n else "-",
+            f"{outcome.seconds:.1f} s",
+            Text(settings_text(outcome)),
+        )
+    return table
+
+
+def _layers(report: AuditReport) -> RenderableType | None:
+    top = strongest(report)
+    scanned = [outcome for outcome in report.outcomes if outcome.layers is not None]
+    if not scanned:
+        return None
+    shown = top if top is not None and top.layers is not None else scanned[0]
+    parts: list[RenderableType] = [_layer_table(report, shown)]
+    if len(scanned) > 1:
+        parts += [Text(""), _side_by_side(report, scanned)]
+    return Group(*parts)
+
+
+def _layer_table(report: AuditReport, outcome: AttackOutcome) -> Table:
+    layers = outcome.layers
+    assert layers is not None
+    table = _table(f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed")
+    table.add_column("layer", overflow="fold")
+    table.add_column("", no_wrap=True)
+    table.add_column("mean", justify="right")
+    table.add_column("95%")
+    table.add_column("sd", justify="right")
+    table.add_column("gain", justify="right")
+    table.add_column("x noise", justify="right")
+    table.add_column("stability", justify="right")
+    table.add_column("")
+    largest = max((row.mean for row in layers.rows if row.mean is not None), default=0.0) or 1.0
+    rows = layers.rows
+    if len(rows) > _LAYERS:  # the most vulnerable ones matter; order of execution is kept
+        cut = sorted((row.mean or 0.0 for row in rows), reverse=True)[_LAYERS - 1]
+        rows = [row for row in rows if (row.mean or 0.0) >= cut][:_LAYERS]
+    for row in rows:
+        length = 0 if row.mean is None else round(_BAR * row.mean / largest)
+        table.add_row(
+            Text(row.name),
+            Text("█" * length, style="red" if row.in_mvl else "cyan"),
+            number(row.mean),
+            "" if row.low is None or row.high is None else Text(f"[{row.low:.3f}, {row.high:.3f}]"),
+            number(row.sd),
+            number(row.gain, 2),
+            number(row.amplification, 2),
+            percent(row.stability),
+            Text("MVL", style="bold red") if row.in_mvl else "",
+        )
+    hidden = len(layers.rows) - len(rows)
+    notes = [f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {layers.observations} samples; {layers.mvl_rule}"]
+    if hidden:
+        notes.append(f"{hidden} layers with smaller means are in the saved report")
+    table.caption = escape("; ".join(notes))
+    table.caption_justify = "left"
+    return table
+
+
+def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> Table:
+    table = _table("Mean by attack and noise (* most vulnerable)")
+    table.add_column("layer", overflow="fold")
+    for outcome in scanned:
+        table.add_column(escape(outcome.name), justify="right", overflow="fold")
+    first = scanned[0].layers
+    assert first is not None
+    for position, row in enumerate(first.rows[:_LAYERS]):
+        cells = []
+        for outcome in scanned:
+            cell = outcome.layers.rows[position] if outcome.layers is not None else None
+            cells.append("-" if cell is None else f"{number(cell.mean)}{'*' if cell.in_mvl else ' '}")
+        table.add_row(Text(row.name), *cells)
+    return table
+
+
+def _classes(report: AuditReport) -> RenderableType | None:
+    rows = weakest_first(report.verdict.classes)
+    if not rows:
+        return None
+    table = _table("Classes, worst first (robust: worst case over the budget attacks)")
+    table.add_column("class", overflow="fold")
+    table.add_column("n", justify="right")
+    table.add_column("clean", justify="right")
+    table.add_column("robust", justify="right")
+    table.add_column("95%")
+    table.add_column("mostly taken for", overflow="fold")
+    shown = rows if len(rows) <= _CLASSES else rows[:_CLASSES]
+    for row in shown:
+        target = "" if row.target is None else f"{row.target} ({percent(row.concentration)})"
+        table.add_row(
+            Text(row.name), str(row.robust.n), percent(row.clean.value), percent(row.robust.value),
+            Text(interval(row.robust)), Text(target),
+        )  # fmt: skip
+    summary = report.verdict.class_summary
+    notes = []
+    if summary is not None:
+        notes.append(
+            f"max discrepancy {percent(summary.max_discrepancy)}, sd {percent(summary.sd)}, NSD {number(summary.nsd)}"
+        )
+    if len(rows) > len(shown):
+        notes.append(f"{len(rows) - len(shown)} more classes in the saved report")
+    table.caption = escape("; ".join(notes))
+    table.caption_justify = "left"
+    return table
+
+
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
