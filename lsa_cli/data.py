@@ -77,7 +77,9 @@ def open_data(
     """
     source, colon, rest = spec.partition(":")
     if not colon:
-        raise UsageError(f"--data '{spec}' should read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}")
+        raise UsageError(
+            f"--data '{spec}' should read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
+        )
     location, _, query = rest.partition("?")
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=False))
     named_split = options.pop("split", None)
@@ -165,7 +167,9 @@ def open_npz(request: SourceRequest) -> LabelledData:
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{spec} cannot be read as an .npz of plain arrays: {error}") from error
     if y.ndim != 1 or len(x) != len(y):
-        raise DataError(f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; there must be one label a sample")
+        raise DataError(
+            f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; there must be one label a sample"
+        )
     if x.dtype.kind not in "uif":
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 or floating numbers")
     if x.dtype.kind in "ui" and x.dtype != np.uint8:

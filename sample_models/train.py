@@ -53,7 +53,10 @@ def make_data(root):
     x, y = make_moons(2000, 0.2, np.random.default_rng(SEED))
     np.savez_compressed(
         HERE / "moons.npz",
-        x_train=x[:1600], y_train=y[:1600], x_test=x[1600:], y_test=y[1600:],
+        x_train=x[:1600],
+        y_train=y[:1600],
+        x_test=x[1600:],
+        y_test=y[1600:],
         class_names=np.array(["upper", "lower"]),
     )
 

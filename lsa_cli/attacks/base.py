@@ -91,9 +91,7 @@ def undisturbed(model: Model) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def input_gradient(
-    model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss
-) -> tuple[torch.Tensor, torch.Tensor]:
+def input_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
     """One forward and one backward pass: the gradient of the loss at x (N, ...), and the logits (N, K).
 
     Raises NumericalError when the output does not depend on the input in a way that autograd sees.

@@ -81,7 +81,9 @@ def empty_classes(counts: np.ndarray, names: list[str], subset: bool) -> list[Wa
     empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
     if not empty:
         return []
-    shown = ", ".join(empty[:_LIST_AT_MOST]) + (f" and {len(empty) - _LIST_AT_MOST} more" if len(empty) > _LIST_AT_MOST else "")
+    shown = ", ".join(empty[:_LIST_AT_MOST]) + (
+        f" and {len(empty) - _LIST_AT_MOST} more" if len(empty) > _LIST_AT_MOST else ""
+    )
     why = "in the subset; raise --limit" if subset else "in the data"
     return [
         Warning(

@@ -47,7 +47,11 @@ class LayerScan:
 
     @staticmethod
     def from_rows(
-        names: Sequence[str], values: np.ndarray, yardstick: np.ndarray, input_error: np.ndarray, index: np.ndarray
+        names: Sequence[str],
+        values: np.ndarray,
+        yardstick: np.ndarray,
+        input_error: np.ndarray,
+        index: np.ndarray,
     ) -> "LayerScan":
         """Rows in any order -> a scan; index (R,) sorts them, so that sums add up in one order only."""
         order = np.argsort(index, kind="stable")

@@ -44,7 +44,13 @@ def weight_norms(plan: AuditPlan) -> np.ndarray | None:
 
 
 def outcome_of(
-    plan: AuditPlan, named: Named, seen: Observation, diagnosis: ClassDiagnosis, *, mismatches: int, seconds: float
+    plan: AuditPlan,
+    named: Named,
+    seen: Observation,
+    diagnosis: ClassDiagnosis,
+    *,
+    mismatches: int,
+    seconds: float,
 ) -> AttackOutcome:
     """One attack's rows; `seen` is ordered by sample, as `diagnosis` is."""
     rows = diagnosis.rows(plan.class_names)

@@ -143,7 +143,9 @@ def pick_device(name: str) -> torch.device:
 # ---- the network and its data --------------------------------------------------------------------------
 
 
-def open_network(target: str | Path | nn.Module, settings: AuditSettings, origin: dict[str, str], data: Any = None) -> Network:
+def open_network(
+    target: str | Path | nn.Module, settings: AuditSettings, origin: dict[str, str], data: Any = None
+) -> Network:
     """Read, build and try a network once on its data. Raises an LsaError that says what does not fit."""
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
@@ -292,7 +294,9 @@ def _match_classes(
 # ---- the plan ------------------------------------------------------------------------------------------
 
 
-def make_plan(target: str | Path | nn.Module, settings: AuditSettings, origin: dict[str, str], data: Any = None) -> AuditPlan:
+def make_plan(
+    target: str | Path | nn.Module, settings: AuditSettings, origin: dict[str, str], data: Any = None
+) -> AuditPlan:
     """Resolve every setting. Raises an LsaError, before anything costs time, for what cannot be meant."""
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
@@ -387,7 +391,11 @@ def _threat(network: Network, warnings: list[Warning]) -> tuple[Threat, str, str
     norm = make_threat(settings.norm or "linf", 0, network.bounds).norm
     eps = settings.eps
     # A checkpoint's radius belongs to the checkpoint's norm.
-    if eps is not None and origin.get("eps") == "the checkpoint" and origin.get("norm", "the checkpoint") != "the checkpoint":
+    if (
+        eps is not None
+        and origin.get("eps") == "the checkpoint"
+        and origin.get("norm", "the checkpoint") != "the checkpoint"
+    ):
         own = network.description.norm if network.description else None
         eps = eps if own == norm else None
     if eps is not None:
@@ -428,7 +436,9 @@ def _specs(given: list[str] | None, default: Sequence[str], option: str) -> list
 def _attacks(settings: AuditSettings, threat: Threat) -> tuple[Named, ...]:
     specs = _specs(settings.attack, DEFAULT_ATTACKS, "--attack")
     general = {
-        name: getattr(settings, name) for name in ("steps", "step_size", "restarts") if getattr(settings, name) is not None
+        name: getattr(settings, name)
+        for name in ("steps", "step_size", "restarts")
+        if getattr(settings, name) is not None
     }
     used: set[str] = set()
     made: list[tuple[str, str, Attack]] = []
@@ -455,7 +465,9 @@ def _attacks(settings: AuditSettings, threat: Threat) -> tuple[Named, ...]:
 
 def _noises(settings: AuditSettings, bounds: Bounds) -> tuple[Named, ...]:
     # Salt and pepper need a range; without one they are left out of the default, not asked for in vain.
-    usable = [name for name in NOISES.names() if bounds is not None or not getattr(NOISES.get(name), "needs_range", False)]
+    usable = [
+        name for name in NOISES.names() if bounds is not None or not getattr(NOISES.get(name), "needs_range", False)
+    ]
     made = []
     for spec in _specs(settings.noise, usable, "--noise"):
         name, options = parse_spec(spec, "noise")

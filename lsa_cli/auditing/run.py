@@ -104,7 +104,11 @@ def run_audit(
 def numerics(plan: AuditPlan) -> Iterator[None]:
     """Within: the plan's threads, and float32 that is float32 (no TF32), on deterministic kernels. Then as before."""
     threads = torch.get_num_threads()
-    before = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.deterministic,
+    )
     try:
         torch.set_num_threads(plan.threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -215,15 +219,11 @@ class _Run:
         diagnosis = ClassDiagnosis(self.y, self.clean, verified, counted)
         if named.attack.kind == "budget":
             self.budget.append((named, diagnosis))
-        outcome = outcome_of(
-            plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started
-        )
+        outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
         report.outcomes.append(outcome)
         report.warnings += _attack_warnings(outcome.name, mismatches, outcome.discarded, broken_numbers, outcome)
 
-    def perturb(
-        self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor
-    ) -> tuple[torch.Tensor, int]:
+    def perturb(self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, int]:
         """The attack's result; where it is not finite the attack has failed and the input stands."""
         x_adv = named.attack(self.plan.classifier, x, y, index=index, seed=self.plan.seed)
         if x_adv.shape != x.shape:

@@ -27,8 +27,11 @@ def audit(
     limit: Annotated[
         str | None,
         typer.Option(
-            "--limit", "-n", metavar="N|all",
-            help="How many samples, stratified by class (default 1000).", rich_help_panel="Data",
+            "--limit",
+            "-n",
+            metavar="N|all",
+            help="How many samples, stratified by class (default 1000).",
+            rich_help_panel="Data",
         ),
     ] = None,
     attack: Annotated[
@@ -50,7 +53,10 @@ def audit(
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel="Attack")] = None,
     eps: Annotated[
         str | None,
-        typer.Option(help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.", rich_help_panel="Attack"),
+        typer.Option(
+            help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.",
+            rich_help_panel="Attack",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of iterative attacks.", rich_help_panel="Attack")] = None,
     step_size: Annotated[
@@ -61,7 +67,9 @@ def audit(
     ] = None,
     eps_grid: Annotated[
         str | None,
-        typer.Option(metavar="E,E,...", help="Radii of a robustness curve and its R&G score.", rich_help_panel="Attack"),
+        typer.Option(
+            metavar="E,E,...", help="Radii of a robustness curve and its R&G score.", rich_help_panel="Attack"
+        ),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -71,35 +79,50 @@ def audit(
         ),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="relative-error (default), cosine-distance, l2.", rich_help_panel="Layers")
+        str | None,
+        typer.Option(help="relative-error (default), cosine-distance, l2.", rich_help_panel="Layers"),
     ] = None,
     aggregate: Annotated[
         str | None,
         typer.Option(
-            metavar="sample|batch", help="batch: one ratio a batch, as the authors' package does.", rich_help_panel="Layers"
+            metavar="sample|batch",
+            help="batch: one ratio a batch, as the authors' package does.",
+            rich_help_panel="Layers",
         ),
     ] = None,
     eta: Annotated[
         str | None,
-        typer.Option(help="A layer is most vulnerable if its mean - mu > eta * sigma (default 0.5).", rich_help_panel="Layers"),
+        typer.Option(
+            help="A layer is most vulnerable if its mean - mu > eta * sigma (default 0.5).",
+            rich_help_panel="Layers",
+        ),
     ] = None,
     sigma: Annotated[
         str | None,
         typer.Option(metavar="samples|layers", help="What sigma is taken over.", rich_help_panel="Layers"),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(help="Name the K largest means instead of using eta.", rich_help_panel="Layers")
+        int | None,
+        typer.Option(help="Name the K largest means instead of using eta.", rich_help_panel="Layers"),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples at once; changes no result.", rich_help_panel="Run")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples at once; changes no result.", rich_help_panel="Run")
+    ] = None,
     device: o.Device = None,
     threads: o.Threads = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of random starts, noise, subset and bootstrap (default 0).", rich_help_panel="Run")
+        int | None,
+        typer.Option(help="Of random starts, noise, subset and bootstrap (default 0).", rich_help_panel="Run"),
     ] = None,
     config: o.Config = None,
     plugin: o.Plugin = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show model, layers, data, attacks and estimated time; attack nothing.", rich_help_panel="Run")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show model, layers, data, attacks and estimated time; attack nothing.",
+            rich_help_panel="Run",
+        ),
     ] = False,
     fail_under: o.FailUnder = None,
     json: o.JsonFile = None,
@@ -108,7 +131,8 @@ def audit(
     html: o.HtmlFile = None,
     quiet: o.Quiet = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Say on stderr what is read and written.", rich_help_panel="Output")
+        bool,
+        typer.Option("--verbose", "-v", help="Say on stderr what is read and written.", rich_help_panel="Output"),
     ] = False,
 ) -> None:
     """Audit a checkpoint: robust accuracy, most vulnerable layers, classes; under attacks and noise.
@@ -171,7 +195,7 @@ def _outputs(checkpoint: str, json: str | None, md: str | None, html: str | None
             note(f"the report is not saved here ({error}); say --json FILE to save it elsewhere")
         else:
             files = {"json": default, **files}
-    return files  # type: ignore[return-value]
+    return files
 
 
 def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool) -> "AuditPlan":
@@ -248,7 +272,9 @@ def _show_plan(plan: "AuditPlan") -> None:
     lines += [f"gate        {metric} {limit:g}" for metric, limit in plan.limits.items()]
     lines += [f"note        {message}" for message in plan.notes]
     lines += [f"warning     {warning.message}" for warning in plan.warnings]
-    lines.append(f"estimate    {_duration(estimate_seconds(plan))}, from one timed batch; nothing was attacked or written")
+    lines.append(
+        f"estimate    {_duration(estimate_seconds(plan))}, from one timed batch; nothing was attacked or written"
+    )
     emit("\n".join(lines) + "\n")
 
 

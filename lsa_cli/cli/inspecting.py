@@ -75,15 +75,15 @@ def _registry(kind: str) -> Any:
     if kind == "attacks":
         from lsa_cli.attacks import ATTACKS as registry
     elif kind == "noises":
-        from lsa_cli.attacks import NOISES as registry  # type: ignore[no-redef]
+        from lsa_cli.attacks import NOISES as registry
     elif kind == "layers":
-        from lsa_cli.layers import SELECTORS as registry  # type: ignore[no-redef,assignment]
+        from lsa_cli.layers import SELECTORS as registry
     elif kind == "measures":
-        from lsa_cli.measures import MEASURES as registry  # type: ignore[no-redef,assignment]
+        from lsa_cli.measures import MEASURES as registry
     elif kind == "sources":
-        from lsa_cli.data import DATA_SOURCES as registry  # type: ignore[no-redef,assignment]
+        from lsa_cli.data import DATA_SOURCES as registry
     else:
-        from lsa_cli.report.exporters import EXPORTERS as registry  # type: ignore[no-redef,assignment]
+        from lsa_cli.report.exporters import EXPORTERS as registry
     return registry
 
 

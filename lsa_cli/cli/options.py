@@ -44,7 +44,10 @@ Data = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="Which part of the data: test, train, val.", rich_help_panel="Data")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel="Run")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this process may use.", rich_help_panel="Run")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="CPU threads; default: the cores this process may use.", rich_help_panel="Run"),
+]
 Plugin = Annotated[
     list[str] | None,
     typer.Option(
@@ -57,7 +60,9 @@ Plugin = Annotated[
 Config = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE", help="Settings; default: lsa.yaml beside the checkpoint, else in this folder.", rich_help_panel="Run"
+        metavar="FILE",
+        help="Settings; default: lsa.yaml beside the checkpoint, else in this folder.",
+        rich_help_panel="Run",
     ),
 ]
 FailUnder = Annotated[
@@ -69,8 +74,19 @@ FailUnder = Annotated[
         rich_help_panel="Gate",
     ),
 ]
-JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="The report; - is stdout.", rich_help_panel="Output")]
-CsvFolder = Annotated[str | None, typer.Option("--csv", metavar="DIR", help="Tidy tables, one file each.", rich_help_panel="Output")]
-MdFile = Annotated[str | None, typer.Option("--md", metavar="FILE", help="Markdown for a pull request.", rich_help_panel="Output")]
-HtmlFile = Annotated[str | None, typer.Option("--html", metavar="FILE", help="One page with plots.", rich_help_panel="Output")]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE|-", help="The report; - is stdout.", rich_help_panel="Output"),
+]
+CsvFolder = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="DIR", help="Tidy tables, one file each.", rich_help_panel="Output"),
+]
+MdFile = Annotated[
+    str | None,
+    typer.Option("--md", metavar="FILE", help="Markdown for a pull request.", rich_help_panel="Output"),
+]
+HtmlFile = Annotated[
+    str | None, typer.Option("--html", metavar="FILE", help="One page with plots.", rich_help_panel="Output")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line.", rich_help_panel="Output")]

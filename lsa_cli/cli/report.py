@@ -38,8 +38,8 @@ def report(
     if files or csv is not None:
         from lsa_cli.report.exporters import check_writable, export
 
-        check_writable(files, csv)  # type: ignore[arg-type]
-        export(saved, files, csv)  # type: ignore[arg-type]
+        check_writable(files, csv)
+        export(saved, files, csv)
         if not quiet:
             note(f"written: {', '.join([*map(str, files.values()), *([csv] if csv else [])])}")
     elif json != "-":
@@ -49,7 +49,8 @@ def report(
 def gate(
     file: ReportFile,
     config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Limits under `gate:`; default: lsa.yaml in this folder.")
+        str | None,
+        typer.Option(metavar="FILE", help="Limits under `gate:`; default: lsa.yaml in this folder."),
     ] = None,
     fail_under: o.FailUnder = None,
     quiet: o.Quiet = False,

@@ -87,16 +87,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise CheckpointError(f"{path}: its own description is not valid: {where} {first['msg']}") from error
     notes: list[str] = []
     state_dict = _find_state_dict(path, content, notes)
-    halves = {str(t.dtype).removeprefix("torch.") for t in state_dict.values() if t.dtype in (torch.half, torch.bfloat16)}
+    halves = {
+        str(t.dtype).removeprefix("torch.") for t in state_dict.values() if t.dtype in (torch.half, torch.bfloat16)
+    }
     if halves:
         state_dict = {
             name: tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor
             for name, tensor in state_dict.items()
         }
         notes.append(f"weights stored as {', '.join(sorted(halves))} were widened to float32")
-    return Checkpoint(
-        path, kind, _sha256(path), path.stat().st_size, state_dict, description, tuple(notes)
-    )
+    return Checkpoint(path, kind, _sha256(path), path.stat().st_size, state_dict, description, tuple(notes))
 
 
 def _find_state_dict(path: Path, content: Any, notes: list[str]) -> dict[str, torch.Tensor]:

@@ -53,8 +53,7 @@ def print_comparison(old: AuditReport, new: AuditReport, console: Console) -> No
     ]
     rates += [(o.name, o.robust, n.robust) for o, n in zip(old.outcomes, new.outcomes, strict=True)]
     rates += [
-        (f"class {o.name}", o.robust, n.robust)
-        for o, n in zip(old.verdict.classes, new.verdict.classes, strict=True)
+        (f"class {o.name}", o.robust, n.robust) for o, n in zip(old.verdict.classes, new.verdict.classes, strict=True)
     ]
     for name, before, after in rates:
         if before is None or after is None or before.value is None or after.value is None:
@@ -76,9 +75,16 @@ def print_comparison(old: AuditReport, new: AuditReport, console: Console) -> No
             other = after_rows.get(row.name)
             if other is None or row.mean is None or other.mean is None:
                 continue
-            state = {(True, False): "lost", (False, True): "new", (True, True): "both"}.get((row.in_mvl, other.in_mvl), "")
+            state = {(True, False): "lost", (False, True): "new", (True, True): "both"}.get(
+                (row.in_mvl, other.in_mvl), ""
+            )
             layers.add_row(
-                Text(o.name), Text(row.name), number(row.mean), number(other.mean), f"{other.mean - row.mean:+.3f}", state
+                Text(o.name),
+                Text(row.name),
+                number(row.mean),
+                number(other.mean),
+                f"{other.mean - row.mean:+.3f}",
+                state,
             )
     console.print(layers)
 

@@ -11,7 +11,10 @@ def render(report: AuditReport) -> str:
     subject, verdict, protocol = report.subject, report.verdict, report.protocol
     lines = [f"## lsa audit: {_text(subject.checkpoint.rpartition('/')[2])}", ""]
     if report.status != "complete":
-        lines += [f"> **This audit is not complete (status: {report.status}).** It shows what was measured.", ""]
+        lines += [
+            f"> **This audit is not complete (status: {report.status}).** It shows what was measured.",
+            "",
+        ]
     if verdict.robust is not None:
         lines.append(
             f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
@@ -23,7 +26,9 @@ def render(report: AuditReport) -> str:
         lines += ["| gate | limit | measured | |", "|---|---|---|---|"]
         for gate in report.gates:
             state = "held" if gate.passed else "**BREACHED**" if gate.measured is not None else "**NOT DECIDED**"
-            lines.append(f"| {_text(gate.metric)} | {gate.direction} {gate.limit:g} | {number(gate.measured, 4)} | {state} |")
+            lines.append(
+                f"| {_text(gate.metric)} | {gate.direction} {gate.limit:g} | {number(gate.measured, 4)} | {state} |"
+            )
         lines.append("")
     for warning in report.warnings:
         lines.append(f"> **Warning** ({warning.code}): {_text(warning.message)}")
@@ -31,8 +36,16 @@ def render(report: AuditReport) -> str:
     lines += _attacks(report)
     top = strongest(report)
     if top is not None and top.layers is not None:
-        lines += [f"### Layers under {_text(top.name)}", "", f"Most vulnerable: {_names(top.layers.mvl)} ({top.layers.mvl_rule})", ""]
-        lines += ["| layer | mean | 95% interval | gain | amplification | stability | |", "|---|--:|---|--:|--:|--:|---|"]
+        lines += [
+            f"### Layers under {_text(top.name)}",
+            "",
+            f"Most vulnerable: {_names(top.layers.mvl)} ({top.layers.mvl_rule})",
+            "",
+        ]
+        lines += [
+            "| layer | mean | 95% interval | gain | amplification | stability | |",
+            "|---|--:|---|--:|--:|--:|---|",
+        ]
         lines += [
             f"| {_text(row.name)} | {number(row.mean)} | {_span(row.low, row.high)} | {number(row.gain, 2)} | "
             f"{number(row.amplification, 2)} | {percent(row.stability)} | {'MVL' if row.in_mvl else ''} |"
@@ -40,26 +53,35 @@ def render(report: AuditReport) -> str:
         ]
         lines += _more(len(top.layers.rows))
     if verdict.classes:
-        lines += ["### Classes, worst first", "", "| class | n | clean | robust | 95% interval | mostly taken for |", "|---|--:|--:|--:|---|---|"]
+        lines += [
+            "### Classes, worst first",
+            "",
+            "| class | n | clean | robust | 95% interval | mostly taken for |",
+            "|---|--:|--:|--:|---|---|",
+        ]
         lines += [
             f"| {_text(row.name)} | {row.robust.n} | {percent(row.clean.value)} | {percent(row.robust.value)} | "
             f"{interval(row.robust)} | {_text(row.target or '')} |"
             for row in weakest_first(verdict.classes)[:_ROWS]
         ]
         lines += _more(len(verdict.classes))
-    lines += [
+    footer = (
         f"<sub>{report.tool}, {report.created}; {_text(subject.architecture)}, sha256 {(subject.sha256 or '-')[:12]}; "
         f"data {_text(report.data.source)}, {report.data.n} of {report.data.available} ({report.data.selection}); "
-        f"seed {protocol.seed}, {_text(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>",
-        "",
-    ]
-    return "\n".join(lines)
+        f"seed {protocol.seed}, {_text(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>"
+    )
+    return "\n".join([*lines, footer, ""])
 
 
 def _attacks(report: AuditReport) -> list[str]:
     if not report.outcomes:
         return []
-    lines = ["### Attacks and noises", "", "| | settings | accuracy | 95% interval | success rate | most vulnerable layers |", "|---|---|--:|---|--:|---|"]
+    lines = [
+        "### Attacks and noises",
+        "",
+        "| | settings | accuracy | 95% interval | success rate | most vulnerable layers |",
+        "|---|---|--:|---|--:|---|",
+    ]
     for outcome in report.outcomes:
         success = f"{percent(outcome.success.value)} of {outcome.success.n}"
         mvl = _names(outcome.layers.mvl[:3]) if outcome.layers is not None else ""

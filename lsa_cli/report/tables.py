@@ -59,7 +59,17 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
     import pandas as pd
 
     rows: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("attacks", "layers", "classes", "layer_by_class", "confusion", "pairs", "curves", "gates")
+        name: []
+        for name in (
+            "attacks",
+            "layers",
+            "classes",
+            "layer_by_class",
+            "confusion",
+            "pairs",
+            "curves",
+            "gates",
+        )
     }
     names = report.subject.class_names
     for outcome in report.outcomes:

@@ -62,7 +62,9 @@ def _header(report: AuditReport) -> RenderableType:
         "checkpoint": f"{subject.checkpoint}" + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else ""),
         "architecture": f"{subject.architecture}, {subject.parameters:,} parameters, input {'x'.join(map(str, subject.input_shape))}",
         "normalisation": normalize,
-        "data": f"{data.source}" + (f" ({data.split})" if data.split else "") + f", {data.n:,} of {data.available:,} samples ({data.selection})",
+        "data": f"{data.source}"
+        + (f" ({data.split})" if data.split else "")
+        + f", {data.n:,} of {data.available:,} samples ({data.selection})",
         "threat": f"{protocol.threat.norm} eps {protocol.threat.text} ({protocol.threat.origin})",
         "run": f"{protocol.device}, {protocol.threads} threads, seed {protocol.seed}, torch {protocol.versions.get('torch', '-')}, "
         f"{report.tool}, {report.seconds:.1f} s",
@@ -91,9 +93,15 @@ def _verdict(report: AuditReport) -> RenderableType:
     grid.add_row("clean accuracy", Text(f"{percent(verdict.clean.value)} {interval(verdict.clean)}"))
     if verdict.class_summary is not None and verdict.class_summary.worst_class is not None:
         worst = next(row for row in verdict.classes if row.name == verdict.class_summary.worst_class)
-        grid.add_row("worst class", Text(f"{worst.name}: {percent(worst.robust.value)} {interval(worst.robust)}  n = {worst.robust.n}"))
+        grid.add_row(
+            "worst class",
+            Text(f"{worst.name}: {percent(worst.robust.value)} {interval(worst.robust)}  n = {worst.robust.n}"),
+        )
     if top is not None and top.layers is not None:
-        grid.add_row("vulnerable layers", Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name} ({top.layers.mvl_rule})"))
+        grid.add_row(
+            "vulnerable layers",
+            Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name} ({top.layers.mvl_rule})"),
+        )
     return grid
 
 
@@ -170,7 +178,9 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> Table:
             Text("MVL", style="bold red") if row.in_mvl else "",
         )
     hidden = len(layers.rows) - len(rows)
-    notes = [f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {layers.observations} samples; {layers.mvl_rule}"]
+    notes = [
+        f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {layers.observations} samples; {layers.mvl_rule}"
+    ]
     if hidden:
         notes.append(f"{hidden} layers with smaller means are in the saved report")
     table.caption = escape("; ".join(notes))
