@@ -53,17 +53,18 @@ class AuditSettings(BaseModel):
     def _number(cls, value: Any, info: Any) -> Any:
         return value if value is None else parse_number(value, f"--{info.field_name.replace('_', '-')}")
 
-    @field_validator("attack", "noise", "layers", "plugin", "eps_grid", mode="before")
+    @field_validator("attack", "noise", "layers", "plugin", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, (str, float, int)) and not isinstance(value, bool) else value
+        return [value] if isinstance(value, str) else value
 
     @field_validator("eps_grid", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         if value is None:
             return None
-        parts = [part for item in value for part in str(item).split(",")]
+        items = value if isinstance(value, (list, tuple)) else [value]
+        parts = [part for item in items for part in str(item).split(",")]
         return [parse_number(part.strip(), "eps-grid") for part in parts]
 
     @field_validator("gate", mode="before")

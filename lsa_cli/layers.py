@@ -22,10 +22,13 @@ from lsa_cli.registry import Registry, unknown
 
 Visit = Callable[[str, torch.Tensor], torch.Tensor | None]
 
+# fmt: off
 _FUNCTIONS = (
-    "relu relu6 elu selu celu gelu silu mish leaky_relu prelu rrelu softplus softsign logsigmoid hardswish "
-    "hardsigmoid hardtanh hardshrink softshrink tanhshrink threshold glu tanh sigmoid"
-).split()
+    "relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "leaky_relu", "prelu",
+    "rrelu", "softplus", "softsign", "logsigmoid", "hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink",
+    "tanhshrink", "threshold", "glu", "tanh", "sigmoid",
+)
+# fmt: on
 _PLACES = (F, torch, torch.Tensor, torch._C._nn)
 _ACTIVATION_CALLS: dict[Any, str] = {
     getattr(place, spelled): name

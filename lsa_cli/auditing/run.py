@@ -372,7 +372,7 @@ def protocol_of(plan: AuditPlan) -> Protocol:
         measure=plan.measure_name,
         aggregate="batch" if plan.whole_batch else "sample",
         eta=plan.rule.eta,
-        sigma=plan.rule.sigma,  # type: ignore[arg-type]
+        sigma=plan.rule.sigma,
         top_k=plan.rule.top_k,
         seed=plan.seed,
         batch_size=plan.batch_size,

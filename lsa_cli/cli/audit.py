@@ -258,8 +258,8 @@ def _show_plan(plan: "AuditPlan") -> None:
     subject, data = subject_of(plan), data_of(plan)
     lines = [
         f"checkpoint  {subject.checkpoint}" + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else ""),
-        f"model       {subject.architecture}, {subject.parameters:,} parameters, input {subject.input_shape}, "
-        f"{len(subject.class_names)} classes",
+        f"model       {subject.architecture}, {subject.parameters:,} parameters, {len(subject.class_names)} classes",
+        f"input       {subject.input_shape}, range {subject.input_range}",
         f"data        {data.source}, {data.n:,} of {data.available:,} samples ({data.selection}), {data.transform}",
         f"threat      {plan.threat.norm} eps {plan.eps_text} ({plan.eps_origin})",
     ]

@@ -72,19 +72,18 @@ def list_names(
 
 
 def _registry(kind: str) -> Any:
-    if kind == "attacks":
-        from lsa_cli.attacks import ATTACKS as registry
-    elif kind == "noises":
-        from lsa_cli.attacks import NOISES as registry
-    elif kind == "layers":
-        from lsa_cli.layers import SELECTORS as registry
-    elif kind == "measures":
-        from lsa_cli.measures import MEASURES as registry
-    elif kind == "sources":
-        from lsa_cli.data import DATA_SOURCES as registry
-    else:
-        from lsa_cli.report.exporters import EXPORTERS as registry
-    return registry
+    """The table behind a kind; imported only when asked for."""
+    from importlib import import_module
+
+    module, name = {
+        "attacks": ("attacks", "ATTACKS"),
+        "noises": ("attacks", "NOISES"),
+        "layers": ("layers", "SELECTORS"),
+        "measures": ("measures", "MEASURES"),
+        "sources": ("data", "DATA_SOURCES"),
+        "exporters": ("report.exporters", "EXPORTERS"),
+    }[kind]
+    return getattr(import_module(f"lsa_cli.{module}"), name)
 
 
 def _summary(thing: Any) -> str:

@@ -20,17 +20,17 @@ def to_json(report: AuditReport) -> str:
 @EXPORTERS.register("md")
 def to_markdown(report: AuditReport) -> str:
     """Markdown that fits a pull-request comment."""
-    from lsa_cli.report import markdown
+    from lsa_cli.report.markdown import render
 
-    return markdown.render(report)
+    return render(report)
 
 
 @EXPORTERS.register("html")
 def to_html(report: AuditReport) -> str:
     """One self-contained page with plots, readable without network."""
-    from lsa_cli.report import html
+    from lsa_cli.report.html import render
 
-    return html.render(report)
+    return render(report)
 
 
 def export(report: AuditReport, files: dict[str, str], csv: str | None) -> None:

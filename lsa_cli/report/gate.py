@@ -64,8 +64,7 @@ def _decide(report: AuditReport, metric: str, limit: float) -> GateResult:
     else:
         passed = measured <= limit if at_most else measured >= limit
         interval = "" if low is None or high is None else f" [{low:.4f}, {high:.4f}]"
-        verb = "holds" if passed else "is breached"
-        message = f"{metric} {verb}: measured {measured:.4f}{interval}, {direction} {limit:g} asked"
+        message = f"{metric}: measured {measured:.4f}{interval}, {direction} {limit:g} asked"
     return GateResult(
         metric=metric, limit=limit, direction=direction, measured=measured, low=low, high=high,
         passed=passed, message=message,
