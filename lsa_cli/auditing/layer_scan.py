@@ -98,8 +98,11 @@ class LayerScan:
             sums = (weights @ terms).reshape(size, 3, count).transpose(1, 0, 2)
             means.append(_divide(sums[1], sums[0]))
             inside.append(_rule(sums, rule)[0])
-        low, high = np.nanpercentile(np.concatenate(means), [2.5, 97.5], axis=0)
-        return low, high, np.concatenate(inside).mean(0)
+        resampled = np.concatenate(means)
+        measured = ~np.isnan(resampled).all(0)
+        bounds = np.full((2, count), np.nan)
+        bounds[:, measured] = np.nanpercentile(resampled[:, measured], [2.5, 97.5], axis=0)
+        return bounds[0], bounds[1], np.concatenate(inside).mean(0)
 
     def amplification(self) -> np.ndarray:  # (L,)
         """Mean measure under the attack over that under random noise of the same size; NaN without noise."""

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.attacks.losses import LOSSES, cross_entropy, margin, tempered
+
+
+def direction(loss, logits, y):
+    logits = logits.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss(logits, y).sum(), logits)
+    return gradient / torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_ce_points_where_the_cross_entropy_does(classes):
+    logits = 3 * torch.randn(50, classes, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.arange(50) % classes
+    torch_ce = direction(lambda z, t: F.cross_entropy(z, t, reduction="none"), logits, y)
+    torch.testing.assert_close(direction(cross_entropy, logits, y), torch_ce)
+
+
+def test_ce_is_the_log_odds_of_the_cross_entropy():
+    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(20) % 5
+    torch.testing.assert_close(F.softplus(cross_entropy(logits, y)), F.cross_entropy(logits, y, reduction="none"))
+
+
+def test_ce_sees_the_true_class_where_float32_rounds_its_probability_to_one():
+    logits, y = torch.tensor([[0.0, 40.0, 1.0]]), torch.tensor([1])
+    textbook = direction(lambda z, t: F.cross_entropy(z, t, reduction="none"), logits, y)
+    assert float(textbook[0, 1]) == 0
+    assert float(direction(cross_entropy, logits, y)[0, 1]) < -0.5
+    far = torch.tensor([[0.0, 4000.0, 1.0]])
+    assert torch.isfinite(direction(cross_entropy, far, y)).all()
+
+
+def test_small_temperatures_tend_to_the_margin():
+    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
+    y = torch.tensor([0])
+    torch.testing.assert_close(direction(tempered(0.01), logits, y), direction(margin, logits, y), atol=1e-6, rtol=0)
+    uniform = direction(tempered(1000.0), logits, y)[0, 1:]
+    torch.testing.assert_close(uniform, uniform[0].expand(3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "t-pgd"])
+def test_scaled_logits_do_not_hide_from_attacks(name):
+    """Multiplying the logits by 10,000 masks the gradients of textbook attacks and changes no prediction."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    x = torch.rand(40, 1, 8, 8)
+    y = body(x).argmax(1)
+    attack = ATTACKS.get(name)(threat=make_threat("linf", 0.1))
+    fooled = (body(attack(body, x, y)).argmax(1) != y).sum()
+    masked = lambda inputs: 10_000 * body(inputs)  # noqa: E731
+    assert (body(attack(masked, x, y)).argmax(1) != y).sum() >= fooled - 1
+    assert fooled > 10
+
+
+def test_margin_is_positive_exactly_where_fooled():
+    logits = torch.randn(100, 4, generator=torch.Generator().manual_seed(3))
+    y = torch.arange(100) % 4
+    assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y)
+    assert set(LOSSES.names()) == {"ce", "margin"}

@@ -1,0 +1,172 @@
+"""What every registered attack and noise keeps to, whoever wrote it."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat, make_threat, normal_like
+from lsa_cli.attacks.threat import Linf
+
+
+@ATTACKS.register("test-sign-noise")
+@dataclass(frozen=True)
+class SignNoise(Attack):
+    """A random corner of the budget: what a plugin looks like."""
+
+    threat: Threat
+
+    def perturb(self, model, x, y):
+        return self.threat.project(x + self.threat.eps * normal_like(x).sign(), x)
+
+
+EPS = {"linf": 0.1, "l2": 0.8, "l1": 4.0}
+
+
+def attacks():
+    return [
+        pytest.param(ATTACKS.get(name)(threat=make_threat(norm, eps)), id=f"{name}-{norm}")
+        for name in ATTACKS.names()
+        for norm, eps in EPS.items()
+    ]
+
+
+def noises():
+    return [pytest.param(NOISES.get(name)(bounds=(0.0, 1.0)), id=name) for name in NOISES.names()]
+
+
+def network(channels=1, size=(8, 8), classes=4):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(channels, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+        nn.Linear(6 * size[0] * size[1], classes),
+    ).eval()
+
+
+def images(count=6, channels=1, size=(8, 8)):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(count, channels, *size, generator=generator), torch.arange(count) % 4
+
+
+@pytest.mark.parametrize("attack", attacks())
+def test_budget_and_range_are_kept(attack):
+    x, y = images()
+    x_adv = attack(network(), x, y)
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert attack.threat.contains(x_adv, x).all()
+    assert float(x_adv.min()) >= 0
+    assert float(x_adv.max()) <= 1
+    assert not torch.equal(x_adv, x)
+
+
+@pytest.mark.parametrize("noise", noises())
+def test_noise_keeps_the_range_and_changes_something(noise):
+    x, y = images(count=6, size=(32, 32))
+    moved = noise(network(size=(32, 32)), x, y)
+    assert float(moved.min()) >= 0
+    assert float(moved.max()) <= 1
+    assert not torch.equal(moved, x)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+@pytest.mark.parametrize("norm", EPS)
+def test_eps_zero_returns_the_input(name, norm):
+    x, y = images()
+    assert torch.equal(ATTACKS.get(name)(threat=make_threat(norm, 0.0))(network(), x, y), x)
+
+
+@pytest.mark.parametrize("attack", [*attacks(), *noises()])
+def test_seed_decides_and_the_global_generator_is_left_alone(attack):
+    x, y = images()
+    model = network()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, again, other = attack(model, x, y, seed=3), attack(model, x, y, seed=3), attack(model, x, y, seed=4)
+    assert torch.equal(first, again)
+    if type(attack).__name__ != "FGSM":
+        assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("attack", [*attacks(), *noises()])
+def test_a_sample_gets_the_same_result_in_any_batch(attack):
+    """Up to what convolution kernels round differently for another batch size."""
+    x, y = images()
+    model = network()
+    index = torch.tensor([10, 3, 77, 4, 1000, 0])
+    whole = attack(model, x, y, index=index)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    shuffled = attack(model, x[order], y[order], index=index[order])
+    pieces = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], index=index[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(shuffled, whole[order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=0)
+
+
+class _Breaks(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        self.body(x)
+        raise RuntimeError("broken on purpose")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("attack", [*attacks(), *noises()])
+def test_the_model_is_as_it_was(attack, broken):
+    model = network()
+    model.train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    x, y = images()
+    used = _Breaks(model) if broken else model
+    try:
+        attack(used, x, y)
+    except RuntimeError as error:
+        assert "on purpose" in str(error)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("attack", [*attacks(), *noises()])
+@pytest.mark.parametrize(("channels", "size"), [(3, (5, 9)), (1, (1, 1)), (3, (2, 3))])
+def test_any_image_shape_and_batch_size(attack, channels, size):
+    model = network(channels, size)
+    for count in (0, 1, 3):
+        x, y = images(count, channels, size)
+        assert attack(model, x, y).shape == x.shape
+
+
+@pytest.mark.parametrize("attack", attacks())
+def test_vectors_without_a_range(attack):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.ELU(), nn.Linear(8, 2))
+    free = type(attack)(threat=make_threat(attack.threat.norm, 0.5, bounds=None))
+    x = 3 * torch.randn(5, 2)
+    x_adv = free(model, x, torch.tensor([0, 1, 0, 1, 0]))
+    assert free.threat.contains(x_adv, x).all()
+
+
+@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if n != "test-sign-noise"])
+def test_a_radius_for_each_sample(name):
+    x, y = images()
+    eps = torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2, 0.25])
+    x_adv = ATTACKS.get(name)(threat=Linf(eps))(network(), x, y)
+    distance = (x_adv - x).flatten(1).abs().amax(1)
+    assert (distance <= eps + 1e-6).all()
+    assert torch.equal(x_adv[0], x[0])
+    assert float(distance[5]) > 0.15

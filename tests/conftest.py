@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-gold", action="store_true", help="rewrite tests/gold from what the code prints now")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors on a busy machine: more threads only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def samples():
+    return ROOT / "sample_models"
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    folder = os.environ.get("LSA_DATA_ROOT")
+    if not folder:
+        pytest.skip("LSA_DATA_ROOT is not set: no foreign data and checkpoints")
+    return Path(folder)

@@ -1,0 +1,177 @@
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.errors import LayerError
+from lsa_cli.layers import find_layers, select_layers, tap
+
+
+def layers_of(network, *shape):
+    x = torch.rand(3, *shape)
+    return find_layers(network.eval(), lambda: network(x), 3)
+
+
+def names(layers):
+    return [layer.name for layer in layers]
+
+
+class Mixed(nn.Module):
+    """One ReLU module used twice, three functional spellings, an in-place one, a block of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.block = Inner()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.relu(self.conv1(x))
+        x = self.relu(self.conv2(x))
+        x = F.relu(x - 0.1)
+        x = torch.relu(x - 0.1).relu_()
+        x = self.block(x)
+        return self.head(x.mean((2, 3)))
+
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return F.gelu(self.conv(x))
+
+
+def test_every_call_is_seen_once_and_numbered():
+    found = select_layers(layers_of(Mixed(), 1, 6, 6), ["activations"])
+    assert names(found) == ["relu", "relu#2", ":relu", ":relu#2", ":relu#3", "block:gelu"]
+
+
+def test_a_module_does_not_show_its_own_function_again():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert names(layers_of(network, 3)) == ["0", "1", "2"]
+
+
+def test_what_is_seen_is_what_the_layer_gave_before_an_in_place_operation():
+    network, x = Mixed().eval(), torch.randn(2, 1, 6, 6)
+    seen = {}
+
+    def keep(name, output):
+        seen[name] = output.clone()
+
+    with torch.no_grad(), tap(network, ["conv1", "relu"], keep):
+        network(x)
+    torch.testing.assert_close(seen["conv1"], network.conv1(x))
+    assert float(seen["conv1"].min()) < 0
+    torch.testing.assert_close(seen["relu"], network.conv1(x).clamp_min(0))
+
+
+def test_a_returned_tensor_replaces_the_output_of_modules_and_functions():
+    network, x = Mixed().eval(), torch.rand(2, 1, 6, 6)
+    for name in ("relu#2", "block:gelu", "block"):
+        with torch.no_grad(), tap(network, [name], lambda _, output: torch.zeros_like(output)):
+            changed = network(x)
+        assert not torch.allclose(changed, network(x))
+    torch.testing.assert_close(changed, network.head.bias.expand(2, 5))
+
+
+def hooks(network):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+
+
+def test_no_hook_stays_even_after_an_error():
+    network, x = Mixed(), torch.rand(2, 1, 6, 6)
+    with tap(network, None, lambda name, output: None):
+        network(x)
+        assert hooks(network) > 0
+    assert hooks(network) == 0
+
+    def fail(name, output):
+        raise ValueError("visitor")
+
+    with pytest.raises(ValueError, match="visitor"), tap(network, None, fail):
+        network(x)
+    assert hooks(network) == 0
+    torch.relu(x)  # no functional mode is left behind
+
+
+def test_numbers_start_again_with_every_forward_pass():
+    network, x = Mixed(), torch.rand(2, 1, 6, 6)
+    seen = []
+    with tap(network, ["relu#2"], lambda name, output: seen.append(name)):
+        network(x)
+        network(x)
+    assert seen == ["relu#2", "relu#2"]
+
+
+CASES = {
+    # network: (image size, activations, blocks, hidden layers with weights), counted in the papers' tables
+    "resnet18": (64, 17, 8, 20),
+    "vgg19": (32, 18, None, 18),
+    "vgg11_bn": (32, 10, None, 10),
+    "densenet121": (32, 121, None, 120),
+    "mobilenet_v2": (32, 35, None, 52),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_counts_on_known_networks(name):
+    size, activations, blocks, weights = CASES[name]
+    layers = layers_of(torchvision.models.get_model(name, weights=None, num_classes=7), 3, size, size)
+    assert len(select_layers(layers, ["activations"])) == activations
+    assert len(select_layers(layers, ["learnable"])) == weights
+    if blocks is not None:
+        assert len(select_layers(layers, ["blocks"])) == blocks
+    assert all(not layer.is_output for layer in select_layers(layers, ["activations", "learnable"]))
+    assert sum(layer.is_output for layer in layers) >= 1
+
+
+def test_transformer_blocks():
+    network = torchvision.models.vision_transformer.VisionTransformer(32, 8, 3, 2, 16, 32, num_classes=4)
+    layers = layers_of(network, 3, 32, 32)
+    assert names(select_layers(layers, ["blocks"])) == [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
+    assert [layer.kind for layer in select_layers(layers, ["activations"])] == ["GELU"] * 3
+
+
+def test_the_output_layer_is_told_from_hidden_ones_of_the_same_width():
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.LogSoftmax(1))
+    assert [layer.is_output for layer in layers_of(network, 3)] == [False, False, True, True]
+
+
+def test_names_globs_and_selectors_come_in_the_order_of_execution():
+    layers = layers_of(Mixed(), 1, 6, 6)
+    assert names(select_layers(layers, ["block", "conv*"])) == ["conv1", "conv2", "block"]
+    assert names(select_layers(layers, ["head"])) == ["head"]  # the output layer, since it is named
+    assert "head" not in names(select_layers(layers, ["*"]))
+
+
+def test_an_unknown_layer_and_an_empty_selection_say_what_there_is():
+    layers = layers_of(Mixed(), 1, 6, 6)
+    with pytest.raises(LayerError, match="did you mean 'block'"):
+        select_layers(layers, ["blokc"])
+    plain = layers_of(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 3)
+    with pytest.raises(LayerError, match="no hidden activations; it has 1 learnable, and layers 0"):
+        select_layers(plain, ["activations"])
+
+
+def test_outputs_that_are_tuples_or_dicts_are_seen():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pair, self.head = Pair(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return {"logits": self.head(self.pair(x)[0])}
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x @ torch.ones(3, 4), "text"
+
+    layers = layers_of(Odd(), 3)
+    assert [(layer.name, layer.shape, layer.is_output) for layer in layers] == [
+        ("pair", (4,), False),
+        ("head", (2,), True),
+    ]
