@@ -127,8 +127,9 @@ def _as_images(array: np.ndarray, spec: str) -> tuple[np.ndarray, str]:
     if array.ndim == 3:
         return array[:, None], "grey images (n, H, W)"
     if array.ndim == 4:
-        first, last = array.shape[1], array.shape[3]
-        if last in (1, 3, 4) and first not in (1, 3, 4):
+        # Grey or colour is likelier than an alpha channel, which is likelier than an image so narrow.
+        likely = {1: 2, 3: 2, 4: 1}
+        if likely.get(array.shape[3], 0) > likely.get(array.shape[1], 0):
             return np.ascontiguousarray(array.transpose(0, 3, 1, 2)), "channels last, moved first"
         return array, "channels first"
     if array.ndim == 2:

@@ -7,6 +7,7 @@ explicitly because an environment variable can turn the default off, or through 
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -117,10 +118,8 @@ def read(path: Path, kind: str) -> Any:
 
 def _first_global(error: Exception) -> str:
     """The name that the restricted unpickler stopped at, from its message."""
-    for word in str(error).replace("`", " ").split():
-        if "." in word and word.replace(".", "").replace("_", "").isalnum() and not word.startswith("torch.load"):
-            return word
-    return "an object it does not know"
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found.group(1) if found else "an object it does not know"
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

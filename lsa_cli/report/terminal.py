@@ -105,14 +105,20 @@ def _verdict(report: AuditReport) -> RenderableType:
     return grid
 
 
-def _table(title: str) -> Table:
-    return Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def _titled(title: str, table: Table, notes: list[str] | None = None) -> RenderableType:
+    """A table under its title and above its notes, which wrap at the terminal's width, not at the table's."""
+    parts: list[RenderableType] = [Text(title, style="bold"), table]
+    return Group(*parts, *(Text(note, style="dim") for note in notes or []))
 
 
 def _attacks(report: AuditReport) -> RenderableType | None:
     if not report.outcomes:
         return None
-    table = _table("Attacks and noises (accuracy: of all samples; success: of those right clean)")
+    table = _table()
     table.add_column("attack", overflow="fold")
     table.add_column("accuracy", justify="right")
     table.add_column("95%", justify="left")
@@ -131,7 +137,7 @@ def _attacks(report: AuditReport) -> RenderableType | None:
             f"{outcome.seconds:.1f} s",
             Text(settings_text(outcome)),
         )
-    return table
+    return _titled("Attacks and noises (accuracy: of all samples; success: of those right clean)", table)
 
 
 def _layers(report: AuditReport) -> RenderableType | None:
@@ -146,10 +152,10 @@ def _layers(report: AuditReport) -> RenderableType | None:
     return Group(*parts)
 
 
-def _layer_table(report: AuditReport, outcome: AttackOutcome) -> Table:
+def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
     layers = outcome.layers
     assert layers is not None
-    table = _table(f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed")
+    table = _table()
     table.add_column("layer", overflow="fold")
     table.add_column("", no_wrap=True)
     table.add_column("mean", justify="right")
@@ -183,13 +189,11 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> Table:
     ]
     if hidden:
         notes.append(f"{hidden} layers with smaller means are in the saved report")
-    table.caption = escape("; ".join(notes))
-    table.caption_justify = "left"
-    return table
+    return _titled(f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed", table, notes)
 
 
-def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> Table:
-    table = _table("Mean by attack and noise (* most vulnerable)")
+def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> RenderableType:
+    table = _table()
     table.add_column("layer", overflow="fold")
     for outcome in scanned:
         table.add_column(escape(outcome.name), justify="right", overflow="fold")
@@ -201,14 +205,14 @@ def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> Table:
             cell = outcome.layers.rows[position] if outcome.layers is not None else None
             cells.append("-" if cell is None else f"{number(cell.mean)}{'*' if cell.in_mvl else ' '}")
         table.add_row(Text(row.name), *cells)
-    return table
+    return _titled("Mean by attack and noise (* most vulnerable)", table)
 
 
 def _classes(report: AuditReport) -> RenderableType | None:
     rows = weakest_first(report.verdict.classes)
     if not rows:
         return None
-    table = _table("Classes, worst first (robust: worst case over the budget attacks)")
+    table = _table()
     table.add_column("class", overflow="fold")
     table.add_column("n", justify="right")
     table.add_column("clean", justify="right")
@@ -230,9 +234,7 @@ def _classes(report: AuditReport) -> RenderableType | None:
         )
     if len(rows) > len(shown):
         notes.append(f"{len(rows) - len(shown)} more classes in the saved report")
-    table.caption = escape("; ".join(notes))
-    table.caption_justify = "left"
-    return table
+    return _titled("Classes, worst first (robust: worst case over the budget attacks)", table, notes)
 
 
 def _list(values: list[float]) -> str:

@@ -65,9 +65,7 @@ def test_pgd_on_the_margin_reaches_the_optimum_of_many_classes(norm, classes):
     for row in range(len(x)):
         for factor in (1.02, 0.98):
             threat = make_threat(norm, float(distance[row]) * factor, bounds=None)
-            attack = ATTACKS.get("pgd")(
-                threat=threat, loss="margin", restarts=5, steps=40, step_size=threat.eps / 4
-            )
+            attack = ATTACKS.get("pgd")(threat=threat, loss="margin", restarts=5, steps=40, step_size=threat.eps / 4)
             assert fooled(model, attack, x[row : row + 1], y[row : row + 1]) == (factor > 1)
 
 

@@ -49,8 +49,12 @@ def test_rows_and_summary(diagnosis):
 
 def test_a_stronger_attacks_gain_is_shared_out_by_class():
     y = np.repeat([0, 1, 2], 10)
-    weak = ClassDiagnosis(y, y, np.where(np.arange(30) % 10 < np.repeat([5, 2, 0], 10), (y + 1) % 3, y), np.ones(30, bool))
-    strong = ClassDiagnosis(y, y, np.where(np.arange(30) % 10 < np.repeat([8, 3, 0], 10), (y + 1) % 3, y), np.ones(30, bool))
+    weak = ClassDiagnosis(
+        y, y, np.where(np.arange(30) % 10 < np.repeat([5, 2, 0], 10), (y + 1) % 3, y), np.ones(30, bool)
+    )
+    strong = ClassDiagnosis(
+        y, y, np.where(np.arange(30) % 10 < np.repeat([8, 3, 0], 10), (y + 1) % 3, y), np.ones(30, bool)
+    )
     (pair,) = compare_attacks([("strong", strong), ("weak", weak)], 3)
     assert (pair.weaker, pair.stronger, pair.gain) == ("weak", "strong", 4)
     assert pair.gain_on_weak_classes == pytest.approx(3 / 4)  # class 0 alone lies below the median

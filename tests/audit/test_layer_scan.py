@@ -30,7 +30,14 @@ def task():
 def look(task, rows, **options):
     classifier, threat, x, x_adv = task
     return observe(
-        classifier, NAMES, MEASURES.get("relative-error"), threat, x[rows], x_adv[rows], torch.as_tensor(rows), **options
+        classifier,
+        NAMES,
+        MEASURES.get("relative-error"),
+        threat,
+        x[rows],
+        x_adv[rows],
+        torch.as_tensor(rows),
+        **options,
     )
 
 
@@ -90,7 +97,9 @@ def test_the_order_of_batches_changes_no_bit(task):
     assert np.array_equal(forward.values, backward.values)
     rule = MvlRule()
     assert forward.most_vulnerable(rule) == backward.most_vulnerable(rule)
-    assert all(np.array_equal(a, b) for a, b in zip(forward.bootstrap(rule, 0), backward.bootstrap(rule, 0), strict=True))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(forward.bootstrap(rule, 0), backward.bootstrap(rule, 0), strict=True)
+    )
 
 
 def test_whole_batch_is_the_single_ratio_of_the_authors_package(task):
@@ -130,7 +139,7 @@ def test_undefined_measures_are_left_out_and_counted():
     found = undefined.most_vulnerable(MvlRule(eta=0.5))
     assert found.mu == pytest.approx(11 / 4)
     assert found.positions == (1,)
-    low, high, stability = undefined.bootstrap(MvlRule(eta=0.5), 0)
+    low, _, stability = undefined.bootstrap(MvlRule(eta=0.5), 0)
     assert np.isfinite(low).all()
     assert 0 < stability[1] < 1  # in some resamples the only sample that has a measure is missing
 

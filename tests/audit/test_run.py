@@ -245,7 +245,9 @@ def test_data_that_does_not_fit_is_refused(task):
 def test_an_empty_class_is_told_and_its_gate_is_undecided(task):
     body, x, y = task
     keep = y != 1
-    report = audit(body, data=(x[keep], y[keep]), eps=0.01, noise="none", threads=1, gate={"class.min": 0, "clean": 0.1})
+    report = audit(
+        body, data=(x[keep], y[keep]), eps=0.01, noise="none", threads=1, gate={"class.min": 0, "clean": 0.1}
+    )
     assert "empty-class" in [warning.code for warning in report.warnings]
     assert [gate.passed for gate in report.gates] == [False, True]
     assert report.verdict.classes[1].robust.value is None

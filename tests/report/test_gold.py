@@ -1,0 +1,76 @@
+"""Rendered reports, whole. `pytest --update-gold` rewrites them; the diff is then reviewed like code."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lsa_cli.report import markdown
+from lsa_cli.report.gate import check
+from lsa_cli.report.schema import AuditReport, read_report
+from lsa_cli.report.tables import frames, percent
+from lsa_cli.report.terminal import one_line, print_report
+from tests.report.example import example
+
+GOLD = Path(__file__).parent.parent / "gold"
+
+
+def gated():
+    report = example()
+    report.gates = check(report, {"robust": 0.5, "clean": 0.8, "layer.max-error": 0.9})
+    return report
+
+
+def terminal():
+    text = io.StringIO()
+    print_report(gated(), Console(file=text, width=120, color_system=None))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def tables():
+    return "".join(f"# {name}\n{frame.to_csv(index=False)}" for name, frame in frames(gated()).items())
+
+
+RENDERED = {
+    "report.txt": terminal,
+    "report.md": lambda: markdown.render(gated()),
+    "tables.csv": tables,
+    "report.json": lambda: gated().to_json(),
+    "line.txt": lambda: one_line(gated()) + "\n",
+}
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_gold(name, request):
+    text, file = RENDERED[name](), GOLD / name
+    if request.config.getoption("--update-gold"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_a_saved_report_of_this_version_still_loads():
+    assert read_report(GOLD / "report.json") == gated()
+
+
+def test_the_schema_describes_the_report():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = AuditReport.model_json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(gated().model_dump(mode="json"), schema)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "50.0%"), (0.99999, "99.9%"), (1.0, "100.0%"), (0.0001, "0.1%"), (0.0, "0.0%"), (None, "-")],
+)
+def test_percentages_never_round_to_all_or_nothing(value, text):
+    assert percent(value) == text
+
+
+def test_hostile_names_break_no_table():
+    report = example(names=("a|b\n<script>", "*x*[link](http://y)"))
+    text = markdown.render(report)
+    assert "<script>" not in text
+    assert r"a\|b" in text
+    assert r"\[link\]" in text

@@ -1,0 +1,63 @@
+"""Which part of lsa_cli may import which: read from the source, imports inside functions included."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lsa_cli"
+# Each part may import those to its right; parts within one bracket are on one floor.
+FLOORS = [
+    {"__main__"},
+    {"cli"},
+    {"auditing"},
+    {"models"},
+    {"attacks", "layers", "measures", "data", "config"},
+    {"report"},
+    {"registry"},
+    {"errors"},
+]
+HEAVY = {"torch", "torchvision"}
+WITHOUT_TORCH = ("report", "config", "registry", "errors")
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Every module that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "lsa_cli":
+                yield from (f"lsa_cli.{alias.name}" for alias in node.names)
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    mine = part(path)
+    for module in imports(path):
+        names = module.split(".")
+        if names[0] == "lsa_cli" and len(names) > 1 and names[1] in floor and names[1] != mine:
+            assert floor[names[1]] > floor[mine], f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_reports_need_no_torch_and_nobody_needs_click(path):
+    tops = {module.split(".")[0] for module in imports(path)}
+    assert "click" not in tops
+    if part(path) in WITHOUT_TORCH:
+        assert not tops & HEAVY
+
+
+def test_every_part_has_a_floor():
+    known = set().union(*FLOORS)
+    assert {part(path) for path in FILES} <= known
