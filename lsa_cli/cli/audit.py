@@ -232,7 +232,7 @@ def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
+    before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
         with progress_bar(not quiet) as progress:
             report = run_audit(plan, progress=progress, on_update=keep)
@@ -247,6 +247,8 @@ def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout
             elif files:
                 note(f"what was measured is saved: {', '.join(files.values())}")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     export(report, files, csv)
     return report
 

@@ -143,9 +143,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
     """torch.save through a temporary name, so that a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"{path} is no regular file; give a file name to write the checkpoint to")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         torch.save(content, temporary)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -58,7 +58,8 @@ def check_writable(files: dict[str, str], csv: str | None) -> None:
             raise UsageError(f"--{name} {path} is a directory; give a file name")
         if not target.parent.is_dir():
             raise UsageError(f"--{name} {path}: the folder {target.parent} does not exist; make it first")
-        _try_writing(target.parent, f"--{name} {path}")
+        if not target.exists() or target.is_file():  # a device or pipe has no folder of its own to try
+            _try_writing(target.parent, f"--{name} {path}")
     if csv is not None:
         target = Path(csv)
         if target.exists() and not target.is_dir():

@@ -15,12 +15,14 @@ def render(report: AuditReport) -> str:
             f"> **This audit is not complete (status: {report.status}).** It shows what was measured.",
             "",
         ]
-    if verdict.robust is not None:
+    clean = f"clean accuracy {percent(verdict.clean.value)} {interval(verdict.clean)}"
+    if verdict.robust is None:
+        lines.append(f"Robust accuracy was not measured; {clean}.")
+    else:
         lines.append(
             f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
-            f"({protocol.threat.norm} {protocol.threat.text}, n = {verdict.robust.n}, upper bound), "
+            f"({protocol.threat.norm} {protocol.threat.text}, n = {verdict.robust.n}, upper bound); {clean}."
         )
-    lines.append(f"clean accuracy {percent(verdict.clean.value)} {interval(verdict.clean)}.")
     lines += ["", _text(verdict.statement), ""]
     if report.gates:
         lines += ["| gate | limit | measured | |", "|---|---|---|---|"]

@@ -279,13 +279,21 @@ def read_report(path: str | Path) -> AuditReport:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write through a temporary name in the same folder: readers see the old file or the whole new one."""
-    target = Path(path)
+    """Write through a temporary name in the same folder: readers see the old file or the whole new one.
+
+    A device or pipe (/dev/stderr) is written to, never replaced; a link keeps pointing at what is written.
+    Raises RunError when it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, target)
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8", newline="\n")
+            return
+        try:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

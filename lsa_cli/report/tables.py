@@ -86,7 +86,8 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
         )
         if outcome.layers is not None:
             for position, layer in enumerate(outcome.layers.rows):
-                rows["layers"].append({**key, "position": position, **layer.model_dump(exclude={"shape"})})
+                row = {"layer": layer.name, "layer_kind": layer.kind, "position": position}
+                rows["layers"].append({**key, **row, **layer.model_dump(exclude={"name", "kind", "shape"})})
             for layer, values in zip(outcome.layers.rows, outcome.layers.by_class or [], strict=False):
                 rows["layer_by_class"] += [
                     {**key, "layer": layer.name, "class": name, "mean": value}
