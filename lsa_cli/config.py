@@ -199,8 +199,7 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
             raise UsageError(f"{path}, line {line}: {unknown('key', key, AuditSettings.model_fields)}") from error
         raise UsageError(f"{path}, line {line}: {key}: {_plain(first)}") from error
     except LsaError as error:
-        gate_line = lines.get(("gate",), 1)
-        raise UsageError(f"{path}, line {gate_line} or below: {error}") from error
+        raise UsageError(f"{path}, line {_refused_line(content, lines, str(error))}: {error}") from error
     if not chosen:
         _refuse_code(path, settings, lines)
     return settings
@@ -227,6 +226,23 @@ def _key_lines(node: Any, path: Path, prefix: tuple[str, ...] = ()) -> dict[tupl
             lines[name] = key.start_mark.line + 1
             lines |= _key_lines(value, path, name)
     return lines
+
+
+def _refused_line(content: dict[str, Any], lines: dict[tuple[str, ...], int], message: str) -> int:
+    """The line of the one setting, or limit in `gate`, that is refused with this message when it stands alone."""
+    alone: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+    if isinstance(limits := content.get("gate"), dict):
+        alone += [(("gate", str(metric)), {"gate": {metric: limit}}) for metric, limit in limits.items()]
+    alone += [((key,), {key: value}) for key, value in content.items()]
+    for location, values in alone:
+        try:
+            AuditSettings.model_validate(values)
+        except LsaError as error:
+            if str(error) == message:
+                return _line(lines, location)
+        except ValidationError:
+            continue
+    return 1
 
 
 def _line(lines: dict[tuple[str, ...], int], location: Iterable[Any]) -> int:

@@ -111,12 +111,16 @@ def _allow(request: SourceRequest, source: str, allowed: Sequence[str]) -> None:
 def _checked(data: LabelledData) -> LabelledData:
     if len(data) == 0:
         raise DataError(f"{data.spec} holds no samples; check the path and the split")
-    if data.labels.dtype.kind not in "iu" and not np.array_equal(data.labels, data.labels.astype(np.int64)):
+    if data.labels.dtype.kind not in "iub" and not _whole(data.labels):
         raise DataError(f"{data.spec}: labels are {data.labels.dtype}; give whole class numbers from 0")
     if len(data.labels) and data.labels.min() < 0:
         row = int(data.labels.argmin())
         raise DataError(f"{data.spec}: the label of sample {row} is {data.labels[row]}; classes count from 0")
     return data
+
+
+def _whole(labels: np.ndarray) -> bool:
+    return labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
 
 
 # ---- sources -------------------------------------------------------------------------------------------

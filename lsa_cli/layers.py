@@ -206,8 +206,8 @@ def _block_paths(network: nn.Module) -> set[str]:
 def find_layers(network: nn.Module, run: Callable[[], Any], count: int) -> list[Layer]:
     """Every layer that `run()`, one forward pass of `count` samples through `network`, visits, in order.
 
-    run returns the network's raw output, by which the output layer is told: it has the output's shape and no
-    layer with weights runs after it.
+    run returns the network's output, by which the output layer is told: it has the output's shape (sizes of 1
+    aside) and no layer with weights runs after it.
     """
     modules = dict(network.named_modules())
     block_paths = _block_paths(network)
@@ -232,12 +232,16 @@ def find_layers(network: nn.Module, run: Callable[[], Any], count: int) -> list[
 
     with torch.no_grad(), tap(network, None, note):
         output = first_tensor(getattr(result := run(), "logits", result))
-    shape = None if output is None else tuple(output.shape[1:])
+    shape = None if output is None else _without_ones(output.shape[1:])
     last_weights = max((i for i, layer in enumerate(found) if layer.is_learnable), default=len(found))
     return [
-        replace(layer, is_output=position >= last_weights and layer.shape == shape)
+        replace(layer, is_output=position >= last_weights and _without_ones(layer.shape) == shape)
         for position, layer in enumerate(found)
     ]
+
+
+def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
+    return tuple(size for size in shape if size != 1)
 
 
 def select_layers(layers: Sequence[Layer], specs: Iterable[str]) -> list[Layer]:

@@ -188,5 +188,14 @@ def build(factory: type, options: dict[str, Any], what: str, **given: Any) -> An
     for key in options:
         if key not in settable:
             raise UsageError(f"{what}: {unknown('option', key, settable)}")
+    missing = [
+        field.name
+        for field in dataclasses.fields(factory)
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in {*options, *given}
+    ]
+    if missing:
+        raise UsageError(f"{what}: {' and '.join(missing)} must be given, as {missing[0]}=...")
     converted = {key: _convert(value, fields[key], f"{what}: {key}") for key, value in options.items()}
     return factory(**converted, **{key: value for key, value in given.items() if key in fields})

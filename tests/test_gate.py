@@ -60,7 +60,7 @@ def test_what_cannot_be_decided_is_no_pass():
     ("limit", "says"),
     [
         ({"robust.pdg": 0.1}, "did you mean 'pgd'"),
-        ({"class.cow": 0.1}, "unknown class 'cow'"),
+        ({"class.cow": 0.1}, "unknown class in this audit 'cow'"),
         ({"layer.relu9": 0.1}, "did you mean 'relu"),
         ({"rubost": 0.1}, "unknown gate metric"),
         ({"robust": 40.0}, "such as 0.4"),

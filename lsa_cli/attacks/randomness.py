@@ -68,7 +68,8 @@ def uniform_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) in (0
     counter = torch.arange(draws.used + 1, draws.used + size + 1, device=x.device) * _signed(_GOLDEN)
     draws.used += size
     bits = _shift(_mix(draws.keys.to(x.device)[:, None] + counter), 40)  # the upper 24: exact in float32
-    return ((bits.float() + 0.5) / (1 << 24)).reshape(x.shape).to(x.dtype)
+    # Adding the half rounds the very largest up to 1, at which a normal number would be infinite.
+    return ((bits.float() + 0.5) / (1 << 24)).clamp_max(1 - 2**-24).reshape(x.shape).to(x.dtype)
 
 
 def normal_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)

@@ -22,7 +22,7 @@ def rate(flags: np.ndarray) -> Rate:
 
 @dataclass(frozen=True)
 class ClassDiagnosis:
-    """y, clean, adversarial (N,) int: true class, class predicted clean, class predicted under the attack.
+    """y, clean, adversarial (N,) int: true class, class predicted clean, class predicted under the attack (-1: none).
 
     counted (N,) bool: the perturbed input obeys the budget. One that does not gains nothing.
     """
@@ -46,10 +46,11 @@ class ClassDiagnosis:
         return self.right & ~self.robust
 
     def confusion(self, classes: int) -> np.ndarray:  # (K, K)
-        """Of the samples right clean: true class by predicted class under the attack."""
+        """Of the samples right clean: true class by predicted class under the attack, where one was predicted."""
         predicted = np.where(self.counted, self.adversarial, self.y)
+        rows = self.right & (predicted >= 0)
         table = np.zeros((classes, classes), dtype=np.int64)
-        np.add.at(table, (self.y[self.right], predicted[self.right]), 1)
+        np.add.at(table, (self.y[rows], predicted[rows]), 1)
         return table
 
     def rows(self, names: Sequence[str]) -> list[ClassRow]:

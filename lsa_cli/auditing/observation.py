@@ -11,14 +11,14 @@ from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.layers import tap
 from lsa_cli.measures import Measure
-from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.classifier import Classifier, predicted_class
 
 
 @dataclass(frozen=True)
 class Observation:
     """Plain arrays for N samples and L layers; two of them concatenate into one.
 
-    index (N,): place in the data set. predicted (N,): class of the perturbed input in this pass.
+    index (N,): place in the data set. predicted (N,): class of the perturbed input in this pass, -1 for NaN.
     distance (N,), within (N,): size of the perturbation in the threat's norm; whether it obeys the budget.
     layers (R, L): comparison measure, R = N rows (R = 1 for a batch taken as one); NaN where undefined.
     yardstick (R, L): the same for random noise of the same size, NaN if there is none.
@@ -85,7 +85,7 @@ def observe(
     values = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
     return Observation(
         index=index.cpu().numpy(),
-        predicted=logits[count : 2 * count].argmax(1).cpu().numpy(),
+        predicted=predicted_class(logits[count : 2 * count]).cpu().numpy(),
         distance=distance.double().cpu().numpy(),
         within=threat.contains(x_adv, x).cpu().numpy(),
         layers=values[0],

@@ -28,8 +28,8 @@ def settings_of(attack: Attack) -> dict[str, Any]:
         if isinstance(value, Threat):
             settings |= {"norm": value.norm, "eps": value.eps}
         elif field.name != "bounds":
-            settings[field.name] = value
-    if settings.get("step_size", 0) is None and "steps" in settings:
+            settings[field.name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    if settings.get("step_size", 0) is None and {"steps", "eps"} <= set(settings):
         settings["step_size"] = 2.5 * settings["eps"] / settings["steps"]
     return settings
 

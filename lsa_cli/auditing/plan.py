@@ -1,5 +1,6 @@
 """AuditPlan: every choice made, every name resolved, the network built and tried once, before anything is attacked."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ from lsa_cli.errors import DataError, LsaError, UsageError
 from lsa_cli.layers import Layer, find_layers, select_layers
 from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.models.checkpoint import Checkpoint, Description, load_classifier, read_checkpoint
-from lsa_cli.models.classifier import Classifier, parse_normalize
+from lsa_cli.models.classifier import Classifier, find_logits, parse_normalize
 from lsa_cli.registry import build, load_python_file, parse_number, parse_spec
+from lsa_cli.report.gate import check_targets
 from lsa_cli.report.schema import Warning
 
 DEFAULT_LIMIT = 1000
@@ -149,7 +151,9 @@ def open_network(
     """Read, build and try a network once on its data. Raises an LsaError that says what does not fit."""
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
-    device = pick_device(settings.device or "auto")
+    device = (
+        pick_device(settings.device or "auto") if isinstance(target, (str, Path)) else _device_for(target, settings)
+    )
     checkpoint = None if isinstance(target, nn.Module) else read_checkpoint(target)
     description = checkpoint.description if checkpoint is not None else None
     said = _said_by(description)
@@ -159,7 +163,9 @@ def open_network(
     normalization = _normalization(settings, description, warnings, own_module=isinstance(target, nn.Module))
     output = settings.output or "logits"
     if isinstance(target, nn.Module):
-        classifier = Classifier(target, normalization, None, output)
+        # A network in memory is not moved under its owner's hands: on another device a copy is audited.
+        moved = any(tensor.device != device for tensor in [*target.parameters(), *target.buffers()])
+        classifier = Classifier(copy.deepcopy(target) if moved else target, normalization, None, output)
     else:
         assert checkpoint is not None
         classifier, notes = load_classifier(
@@ -179,6 +185,13 @@ def open_network(
         checkpoint, classifier, description, settings, origin, opened, labels, bounds, device, layers, classes,
         class_names, shape, notes, warnings,
     )  # fmt: skip
+
+
+def _device_for(network: nn.Module, settings: AuditSettings) -> torch.device:
+    """The device asked for, else the one that a network in memory is on."""
+    if settings.device is not None:
+        return pick_device(settings.device)
+    return next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
 
 
 def _said_by(description: Description | None) -> AuditSettings:
@@ -255,7 +268,7 @@ def _try(
     def run() -> Any:
         raw = classifier.body(classifier.normalize(x))
         found.append(classifier.as_logits(raw, len(x)))
-        return raw
+        return find_logits(raw)
 
     try:
         with undisturbed(classifier):
@@ -317,6 +330,8 @@ def make_plan(
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
     numbers = int(np.prod(network.input_shape))
     batch = settings.batch_size or int(np.clip(_BATCH_NUMBERS // numbers, 1, _LARGEST_BATCH))
+    labels = [named.label for named in (*attacks, *noises)]
+    check_targets(settings.gate or {}, labels, network.class_names, [layer.name for layer in chosen])
     grid = tuple(sorted(set(settings.eps_grid or ())))
     if grid and not attacks:
         raise UsageError("--eps-grid needs an attack to draw the curve with")

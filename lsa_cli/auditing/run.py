@@ -23,6 +23,7 @@ from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
 from lsa_cli.config import AuditSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.models.classifier import predicted_class
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import (
     AuditReport,
@@ -222,6 +223,15 @@ class _Run:
         outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
         report.outcomes.append(outcome)
         report.warnings += _attack_warnings(outcome.name, mismatches, outcome.discarded, broken_numbers, outcome)
+        outcome.discarded += broken_numbers
+        if unanswered := int((verified < 0).sum()):
+            report.warnings.append(
+                Warning(
+                    code="output-not-finite",
+                    message=f"{named.label}: the network answered NaN to {unanswered} perturbed inputs, which is no "
+                    "class and so counts as wrong",
+                )
+            )
 
     def perturb(self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, int]:
         """The attack's result; where it is not finite the attack has failed and the input stands."""
@@ -235,7 +245,7 @@ class _Run:
     def verify(self, x_adv: torch.Tensor) -> np.ndarray:
         """Classes predicted in float32 in batches of another size than the attack used: the verdict."""
         size = max(1, len(x_adv) // 2 + 1)
-        return torch.cat([self.predict(part).argmax(1) for part in x_adv.split(size)]).cpu().numpy()
+        return torch.cat([predicted_class(self.predict(part)) for part in x_adv.split(size)]).cpu().numpy()
 
     def curve(self, named: Named) -> Curve:
         """Robust accuracy at each radius of the grid; step sizes grow with the radius."""
@@ -245,7 +255,7 @@ class _Run:
         base = getattr(named.attack, "threat", plan.threat)
         for eps in plan.eps_grid:
             threat = dataclasses.replace(base, eps=eps)
-            changes: dict[str, Any] = {"threat": threat}
+            changes: dict[str, Any] = {"threat": threat} if hasattr(named.attack, "threat") else {}
             step_size = getattr(named.attack, "step_size", None)
             if step_size is not None:
                 changes["step_size"] = step_size * eps / base.eps if base.eps and eps else step_size

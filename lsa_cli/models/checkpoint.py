@@ -48,6 +48,8 @@ class Description(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _trusts_no_code(self) -> "Description":
+        if self.lsa_checkpoint != FORMAT_VERSION:
+            raise ValueError(f"is of version {self.lsa_checkpoint}; this lsa reads version {FORMAT_VERSION}")
         if runs_user_code(self.architecture):
             raise ValueError(f"names Python code as its architecture ({self.architecture}); give it with --arch")
         if (self.mean is None) != (self.std is None):
@@ -153,11 +155,20 @@ def load_classifier(
     notes = list(checkpoint.notes)
     arguments = dict(arch_args)
     if arch.startswith("torchvision:") and "num_classes" not in arguments and checkpoint.state_dict:
-        arguments["num_classes"] = len(next(reversed(checkpoint.state_dict.values())).reshape(-1))
-        notes.append(f"num_classes={arguments['num_classes']} read from the width of the last tensor")
+        width = _width_of_last_layer(arch, arguments, checkpoint.state_dict)
+        if width is not None:
+            arguments["num_classes"] = width
+            notes.append(f"num_classes={width} read from the width of the last layer")
     body = build_architecture(arch, arguments)
     load_strictly(body, checkpoint.state_dict, f"{checkpoint.path} and {arch}", notes)
     return Classifier(body.float(), normalization, class_names, output), notes
+
+
+def _width_of_last_layer(arch: str, arguments: dict[str, Any], state_dict: Mapping[str, torch.Tensor]) -> int | None:
+    """Rows of the architecture's last tensor in the file: found by name, since safetensors keeps no order."""
+    with torch.device("meta"):
+        last = next(reversed(build_architecture(arch, arguments).state_dict()), "")
+    return next((len(t) for n, t in state_dict.items() if t.ndim and (n == last or n.endswith(f".{last}"))), None)
 
 
 def load_strictly(body: nn.Module, state_dict: dict[str, torch.Tensor], where: str, notes: list[str]) -> None:

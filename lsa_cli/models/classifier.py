@@ -75,6 +75,11 @@ def find_logits(output: Any) -> torch.Tensor:
     )
 
 
+def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
+    """The class with the largest logit; -1 where a logit is NaN, because there no class was predicted."""
+    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+
+
 class Classifier(nn.Module):
     """normalize + body + output adapter; the only owner of mean and std.
 

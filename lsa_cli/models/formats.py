@@ -51,13 +51,13 @@ def sniff(path: Path) -> str:
         return _sniff_zip(path)
     if head.startswith(_LEGACY_TORCH):
         return "torch-legacy"
+    if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= size - 8:
+        return "safetensors"  # before the marks below: the length it starts with can look like any of them
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is an HTML or XML page, not a checkpoint; the download link gave a web page")
     for magic, what, advice in _FOREIGN:
         if head.startswith(magic):
             raise CheckpointError(f"{path} is {what}, not a checkpoint; {advice}")
-    if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= size - 8:
-        return "safetensors"
     if head[:1] == b"\x80":
         raise CheckpointError(
             f"{path} is a bare pickle, which could run any code when read; save a state_dict with torch.save instead"

@@ -1,6 +1,6 @@
 """The gate: limits held against a report. A pure function of the two; a limit that cannot be decided is no pass."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import parse_number, unknown
@@ -44,12 +44,33 @@ def check_limits(limits: Mapping[str, float]) -> None:
             raise UsageError(f"the limit {metric}={value:g} is negative")
 
 
+def check_targets(
+    limits: Mapping[str, float], attacks: Sequence[str], classes: Sequence[str], layers: Sequence[str]
+) -> None:
+    """Raise UsageError for a limit on an attack, class or layer that the audit does not have."""
+    families = {
+        "robust": ("attack", attacks, ()),
+        "class": ("class", classes, ("min", "discrepancy")),
+        "layer": ("layer", layers, ("max-error",)),
+    }
+    for metric in limits:
+        family, dot, rest = metric.partition(".")
+        if dot:
+            noun, names, words = families[family]
+            if rest not in words and rest not in names:
+                raise UsageError(f"the limit {metric}: {unknown(f'{noun} in this audit', rest, [*words, *names])}")
+
+
 def check(report: AuditReport, limits: Mapping[str, float]) -> list[GateResult]:
     """Each limit against the report's point estimates, in the order given.
 
     Raises UsageError for a class, layer or attack that the report does not know.
     """
     check_limits(limits)
+    scanned = [row.name for outcome in report.outcomes if outcome.layers for row in outcome.layers.rows]
+    if report.status == "complete":  # before that, an attack may be missing only because it has not run
+        attacks = [name for outcome in report.outcomes for name in (outcome.name, outcome.spec)]
+        check_targets(limits, attacks, report.subject.class_names, list(dict.fromkeys(scanned)))
     return [_decide(report, metric, limit) for metric, limit in limits.items()]
 
 
@@ -87,17 +108,14 @@ def _measure(report: AuditReport, metric: str) -> Measured:
     if family == "robust":
         if not rest:
             return _rate(report.verdict.robust, "no budget attack was run")
-        names = {outcome.spec: outcome for outcome in reversed(report.outcomes)}
-        names |= {outcome.name: outcome for outcome in reversed(report.outcomes)}
-        if rest not in names:
-            raise UsageError(f"gate {metric}: {unknown('attack in this report', rest, names)}")
-        return _rate(names[rest].robust, "it has no samples")
+        found = next((o for o in report.outcomes if rest in (o.name, o.spec)), None)
+        return _rate(found.robust if found is not None else None, f"{rest} was not run")
     if family == "class":
-        return _class(report, metric, rest)
-    return _layer(report, metric, rest)
+        return _class(report, rest)
+    return _layer(report, rest)
 
 
-def _class(report: AuditReport, metric: str, rest: str) -> Measured:
+def _class(report: AuditReport, rest: str) -> Measured:
     rows = report.verdict.classes
     if not rows:
         return None, None, None, "no budget attack was run"
@@ -110,12 +128,10 @@ def _class(report: AuditReport, metric: str, rest: str) -> Measured:
         values = [row.robust.value or 0.0 for row in rows]
         return max(values) - min(values), None, None, ""
     found = next((row for row in rows if row.name == rest), None)
-    if found is None:
-        raise UsageError(f"gate {metric}: {unknown('class', rest, [row.name for row in rows])}")
-    return _rate(found.robust, f"class {rest} has no samples")
+    return _rate(found.robust if found is not None else None, f"class {rest} has no samples")
 
 
-def _layer(report: AuditReport, metric: str, rest: str) -> Measured:
+def _layer(report: AuditReport, rest: str) -> Measured:
     rows = [
         row
         for outcome in report.outcomes
@@ -125,10 +141,9 @@ def _layer(report: AuditReport, metric: str, rest: str) -> Measured:
     if not rows:
         return None, None, None, "no layers were scanned under a budget attack"
     if rest != "max-error":
-        names = list(dict.fromkeys(row.name for row in rows))
-        if rest not in names:
-            raise UsageError(f"gate {metric}: {unknown('layer in this report', rest, names)}")
         rows = [row for row in rows if row.name == rest]
+        if not rows:
+            return None, None, None, f"layer {rest} was not scanned"
     blind = [row.name for row in rows if row.mean is None]
     if blind:
         return None, None, None, f"layer {blind[0]} has no defined measure"

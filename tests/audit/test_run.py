@@ -253,6 +253,29 @@ def test_an_empty_class_is_told_and_its_gate_is_undecided(task):
     assert report.verdict.classes[1].robust.value is None
 
 
+def test_accuracy_near_chance_is_told(task):
+    body, x, y = task
+    shifted = audit(body, data=(x, (y + 1) % 3), eps=0.01, attack="fgsm", noise="none", threads=1)
+    assert "clean-accuracy-near-chance" in [warning.code for warning in shifted.warnings]
+    assert "clean-accuracy-near-chance" not in [warning.code for warning in run(task).warnings]
+
+
+def test_a_network_that_rolls_dice_is_told(task):
+    body, x, y = task
+
+    class Dice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = body
+
+        def forward(self, x):
+            return self.body(x) + 8 * torch.randn(len(x), 3)
+
+    report = audit(Dice(), data=(x, y), eps=0.05, attack="fgsm", noise="none", layers="body.*", threads=1)
+    assert report.outcomes[0].mismatches > 0
+    assert "verdict-mismatch" in [warning.code for warning in report.warnings]
+
+
 def test_a_layer_that_sleeps_on_clean_inputs_has_no_measure_and_is_told():
     class Sleeper(nn.Module):
         def __init__(self):

@@ -117,6 +117,8 @@ def test_bad_architectures(refused, tmp_path, arch, says):
         (["--fail-under", "robust"], "METRIC=VALUE"),
         (["--fail-under", "rubost=0.4"], "did you mean 'robust'"),
         (["--fail-under", "robust=40"], "such as 0.4"),
+        (["--fail-under", "class.uper=0.4"], "did you mean 'upper'"),
+        (["--fail-under", "robust.apgd=0.4"], "unknown attack in this audit 'apgd'"),
         (["--json", "gone/report.json"], "the folder gone does not exist"),
         (["--json", "."], "is a directory"),
         (["--html", "-"], "only --json"),
