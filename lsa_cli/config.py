@@ -7,12 +7,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from lsa_cli.errors import LsaError, UsageError
+from lsa_cli.errors import LsaError, UsageError, is_plain
 from lsa_cli.registry import parse_number, unknown
 from lsa_cli.report.gate import check_limits
 
 CONFIG_NAME = "lsa.yaml"
 _LARGEST_CONFIG = 1_000_000
+_MOST_THREADS = 1024  # torch crashes on many times that
 
 
 class AuditSettings(BaseModel):
@@ -94,6 +95,34 @@ class AuditSettings(BaseModel):
             raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
         return value
 
+    @field_validator("limit", "steps", "restarts", "batch_size", "threads", "top_k", "seed", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("should be a number")
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _named(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not value:
+            raise ValueError("should name at least one selector, layer or glob")
+        return value
+
+    @field_validator("arch_args")
+    @classmethod
+    def _plain_values(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and not is_plain(value):
+            raise ValueError("should be finite numbers, text, true, false, null, and lists and mappings of those")
+        return value
+
+    @field_validator("threads")
+    @classmethod
+    def _threads(cls, value: int | None) -> int | None:
+        if value is not None and value > _MOST_THREADS:
+            raise ValueError(f"should be at most {_MOST_THREADS}, not {value}")
+        return value
+
     @field_validator("steps", "restarts", "batch_size", "threads", "top_k")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
@@ -126,6 +155,9 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
         for field, value in settings.model_dump(exclude_none=True).items():
             if field not in merged:
                 merged[field], origin[field] = value, name
+            elif field == "gate":  # each limit is a setting of its own
+                merged[field] = {**value, **merged[field]}
+                origin[field] += f", {name}"
     return AuditSettings.model_construct(**merged), origin
 
 
@@ -173,6 +205,8 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
         loader = _StrictLoader(text)
         try:
             node = loader.get_single_node()
+        except RecursionError:
+            raise UsageError(f"{path} is nested deeper than any configuration is") from None
         finally:
             loader.dispose()
         if node is None:

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import urllib.parse
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli.errors import DataError, UsageError
-from lsa_cli.registry import Registry, load_attribute, unknown
+from lsa_cli.errors import DataError, LsaError, UsageError
+from lsa_cli.registry import Registry, can_import, load_attribute, unknown
 
 RANGE_TOLERANCE = 1e-4
 
@@ -85,7 +84,7 @@ def open_data(
     named_split = options.pop("split", None)
     split = named_split if split is None else split
     if source not in DATA_SOURCES:
-        if source.isidentifier() and "." not in source and "/" not in rest and not _importable(source):
+        if source.isidentifier() and not can_import(source):
             raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}, or pkg.mod:factory")
         return _from_factory(spec, split)
     if relative_to is not None and source != "torchvision":
@@ -96,12 +95,6 @@ def open_data(
     return _checked(data)
 
 
-def _importable(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
-
-
 def _allow(request: SourceRequest, source: str, allowed: Sequence[str]) -> None:
     for key in request.options:
         if key not in (*allowed, "split"):
@@ -109,6 +102,8 @@ def _allow(request: SourceRequest, source: str, allowed: Sequence[str]) -> None:
 
 
 def _checked(data: LabelledData) -> LabelledData:
+    if data.labels.ndim != 1:
+        raise DataError(f"{data.spec}: labels have shape {data.labels.shape}; give one class number a sample")
     if len(data) == 0:
         raise DataError(f"{data.spec} holds no samples; check the path and the split")
     if data.labels.dtype.kind not in "iub" and not _whole(data.labels):
@@ -169,9 +164,11 @@ def open_npz(request: SourceRequest) -> LabelledData:
                     raise DataError(f"{spec}: {unknown('array', name, names)}")
             x, y = archive[x_name], archive[y_name]
             class_names = tuple(str(name) for name in archive["class_names"]) if "class_names" in names else None
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
         raise DataError(f"{spec} cannot be read as an .npz of plain arrays: {error}") from error
-    if y.ndim != 1 or len(x) != len(y):
+    if y.ndim != 1 or x.shape[:1] != y.shape:
         raise DataError(
             f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; there must be one label a sample"
         )
@@ -195,9 +192,15 @@ def _pick(names: list[str], stems: tuple[str, ...], split: str | None, spec: str
     raise DataError(f"{spec}: no array {' or '.join(wanted)}{hint}; it holds {', '.join(names) or 'nothing'}")
 
 
-def _torch_reader(dataset: Any) -> Callable[[np.ndarray], torch.Tensor]:
+def _torch_reader(dataset: Any, spec: str) -> Callable[[np.ndarray], torch.Tensor]:
     def read(rows: np.ndarray) -> torch.Tensor:
-        return torch.stack([_input_of(dataset[int(row)]) for row in rows])
+        try:
+            return torch.stack([_input_of(dataset[int(row)]) for row in rows])
+        except Exception as error:
+            raise DataError(
+                f"{spec}: samples {rows[0]} to {rows[-1]} cannot be read as tensors of one shape: "
+                f"{type(error).__name__}: {error}; each sample should be (image as a tensor in [0, 1], label)"
+            ) from error
 
     return read
 
@@ -303,7 +306,7 @@ def open_torchvision(request: SourceRequest) -> LabelledData:
     spec = f"torchvision:{name}?root={arguments['root']}"
     try:
         dataset = factory(**arguments)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
+    except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{spec} ({split}): {first}; lsa downloads nothing, put the files there first") from error
     labels = next((getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
@@ -313,7 +316,7 @@ def open_torchvision(request: SourceRequest) -> LabelledData:
     return LabelledData(
         spec,
         np.asarray(labels),
-        _torch_reader(dataset),
+        _torch_reader(dataset, spec),
         tuple(str(c) for c in classes) if classes is not None else None,
         name.lower(),
         said,
@@ -330,9 +333,24 @@ def _from_factory(spec: str, split: str | None) -> LabelledData:
         arguments["split"] = split
     try:
         made = factory(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{spec} failed: {type(error).__name__}: {error}") from error
-    return from_object(made, spec, split or "")
+    try:
+        return from_object(made, spec, split or "")
+    except LsaError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{spec} gave {type(made).__name__} that cannot be read ({type(error).__name__}: {error}); give (x, y) "
+            "arrays, or a data set of (image tensor, label) pairs"
+        ) from error
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
 
 
 def from_object(made: Any, spec: str, split: str = "") -> LabelledData:
@@ -340,9 +358,11 @@ def from_object(made: Any, spec: str, split: str = "") -> LabelledData:
     if isinstance(made, LabelledData):
         return _checked(made)
     if isinstance(made, tuple) and len(made) == 2:
-        x, y = (value.cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value) for value in made)
-        if y.ndim != 1 or len(x) != len(y):
+        x, y = (_array(value) for value in made)
+        if y.ndim != 1 or x.shape[:1] != y.shape:
             raise DataError(f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; one label a sample")
+        if x.dtype.kind not in "uifb":
+            raise DataError(f"{spec}: inputs are {x.dtype}; give uint8 or floating numbers")
         images, layout = _as_images(x, spec)
         return _checked(LabelledData(spec, y, lambda rows: _to_unit(images[rows]), transform=layout, split=split))
     if hasattr(made, "__len__") and hasattr(made, "__getitem__"):
@@ -351,7 +371,7 @@ def from_object(made: Any, spec: str, split: str = "") -> LabelledData:
             labels = [int(made[row][1]) for row in range(len(made))]
         classes = getattr(made, "classes", None)
         class_names = tuple(str(c) for c in classes) if classes is not None else None
-        return _checked(LabelledData(spec, np.asarray(labels), _torch_reader(made), class_names, split=split))
+        return _checked(LabelledData(spec, np.asarray(labels), _torch_reader(made, spec), class_names, split=split))
     raise DataError(f"{spec} gave {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
 
 

@@ -1,10 +1,32 @@
 """What can go wrong, and the exit code it leads to. A message says what, where, and the next move."""
 
+import json
+import unicodedata
+from typing import Any
+
 EXIT_OK = 0
 EXIT_GATE = 1  # a gate was breached, or could not be decided
 EXIT_USAGE = 2  # the user can mend it: options, configuration, a checkpoint or data set that cannot be used
 EXIT_BROKEN = 3  # the run broke on the way; what was measured is on disk
 EXIT_INTERRUPTED = 130
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control codes and broken Unicode spelled out, so that no name can steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text
+    )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a report can hold `value`: text, finite numbers, true, false, null, and lists and mappings of those."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 class LsaError(Exception):

@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import importlib.util
 import math
+import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -93,17 +95,27 @@ def load_python_file(path: str | Path, what: str) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"{what}: {path} is not a Python file")
-    import sys
-
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"{what}: {path} does not run: {type(error).__name__}: {error}") from error
     _loaded_files[file] = module
     return module
+
+
+def _see_working_directory() -> None:
+    """As `python -m` has it: a module of the folder that the user is in can be named."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def can_import(name: str) -> bool:
+    """Whether there is a module called `name`, without importing it."""
+    _see_working_directory()
+    return name in sys.modules or importlib.util.find_spec(name) is not None
 
 
 def load_attribute(spec: str, what: str) -> Any:
@@ -114,10 +126,11 @@ def load_attribute(spec: str, what: str) -> Any:
     if module_name.endswith(".py") or "/" in module_name:
         module = load_python_file(module_name, what)
     else:
+        _see_working_directory()
         try:
             module = importlib.import_module(module_name)
-        except ImportError as error:
-            raise UsageError(f"{what}: cannot import {module_name}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"{what}: cannot import {module_name}: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UsageError(f"{what}: {unknown('name in ' + module_name, attribute, public)}")
@@ -182,6 +195,10 @@ def build(factory: type, options: dict[str, Any], what: str, **given: Any) -> An
 
     Raises UsageError for an option that the dataclass has no field for, or a value of the wrong type.
     """
+    if not dataclasses.is_dataclass(factory):
+        raise UsageError(
+            f"{what}: {factory.__name__} is no dataclass; put @dataclass(frozen=True) under its register line"
+        )
     hints = typing.get_type_hints(factory)
     fields = {field.name: hints[field.name] for field in dataclasses.fields(factory)}
     settable = [name for name in fields if name not in given]

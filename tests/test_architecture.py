@@ -1,6 +1,8 @@
 """Which part of lsa_cli may import which: read from the source, imports inside functions included."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,35 @@ def test_reports_need_no_torch_and_nobody_needs_click(path):
 def test_every_part_has_a_floor():
     known = set().union(*FLOORS)
     assert {part(path) for path in FILES} <= known
+
+
+FORBIDDEN = {
+    "attacks": {"models", "data", "layers", "measures", "auditing", "report", "config", "cli"},
+    "report": {"attacks", "models", "auditing", "layers", "measures", "data", "config", "cli"},
+    "layers": {"attacks", "models", "auditing", "measures", "data", "report", "config", "cli"},
+    "measures": {"attacks", "models", "auditing", "layers", "data", "report", "config", "cli"},
+    "models": {"auditing", "cli"},
+    "auditing": {"cli"},
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_a_part_must_never_know(name):
+    mine = [path for path in FILES if part(path) == name]
+    assert mine
+    for path in mine:
+        known = {module.split(".")[1] for module in imports(path) if module.startswith("lsa_cli.")}
+        assert not known & FORBIDDEN[name], path
+
+
+def test_reading_a_report_and_a_configuration_loads_no_torch():
+    """The imports as they happen: what the files above import in turn counts too."""
+    wanted = [
+        "lsa_cli." + str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for path in FILES
+        if part(path) in WITHOUT_TORCH
+    ]
+    code = "import importlib, sys\n" + "".join(f"importlib.import_module({name!r})\n" for name in wanted)
+    code += "print(sorted({'torch', 'torchvision', 'click'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

@@ -31,10 +31,15 @@ def test_values_as_people_write_them(tmp_path):
     [
         ("eps: 0.1\nattak: pgd\n", "line 2: unknown key 'attak': did you mean 'attack'"),
         ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps stands twice"),
-        ("eps: lots\n", "not a number"),
+        ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: --eps: 'lots' is not a number"),
+        ("gate:\n  clean: 0.5\n  robust: much\nseed: 1\n", "line 3: gate robust: 'much' is not a number"),
+        ("seed: 1\neps_grid: [0, x]\n", "line 2: eps-grid: 'x' is not a number"),
         ("seed: 0\nsteps: many\n", "line 2: steps"),
         ("steps: 0\n", "at least 1"),
-        ("gate:\n  rubost: 0.4\n", "unknown gate metric 'rubost': did you mean 'robust'"),
+        (
+            "seed: 1\ngate:\n  clean: 0.1\n  rubost: 0.4\n",
+            "line 4: unknown gate metric 'rubost': did you mean 'robust'",
+        ),
         ("gate:\n  robust: 40\n", "such as 0.4"),
         ("a: [1\n", "not valid YAML"),
         ("- eps\n", "key: value"),

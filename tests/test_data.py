@@ -42,6 +42,9 @@ def test_splits_of_arrays(tmp_path):
         ({"x": np.zeros((3, 2)), "y": np.array([0, -1, 2])}, "label of sample 1 is -1"),
         ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, "no samples"),
         ({"x": np.zeros((2, 2)), "y": np.array([0.5, 1])}, "whole class numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.array(["cat", "dog"])}, "labels are <U3; give whole class numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.array([0, np.nan])}, "whole class numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0], [1]])}, "one label a sample"),
         ({"x": np.zeros((2, 4, 4), np.int32), "y": np.zeros(2, int)}, "int32"),
         ({"x": np.zeros((2, 1, 1, 1, 1)), "y": np.zeros(2, int)}, "shape"),
         ({"x": np.array([{}, {}], dtype=object), "y": np.zeros(2, int)}, "plain arrays"),
@@ -153,3 +156,60 @@ def test_torchvision_data_on_disk(data_root):
     assert data.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert data.read(np.array([0])).shape == (1, 1, 28, 28)
     assert len(open_data(f"torchvision:FashionMNIST?root={data_root}&split=train", channels=1)) == 60_000
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float64, bool])
+def test_labels_of_any_type_that_are_whole_numbers_are_taken(tmp_path, dtype):
+    data = open_data(npz(tmp_path, x=np.zeros((4, 2)), y=np.array([0, 1, 1, 0], dtype=dtype)))
+    assert data.labels.astype(int).tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floating_inputs_are_taken_as_they_are(tmp_path, dtype):
+    x = np.linspace(0, 1, 8, dtype=dtype).reshape(2, 4)
+    read = open_data(npz(tmp_path, x=x, y=np.zeros(2, int))).read(np.array([0, 1]))
+    assert read.dtype == torch.float32
+    np.testing.assert_array_equal(read.numpy(), x.astype(np.float32))
+
+
+def test_bytes_run_from_zero_to_one(tmp_path):
+    x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    read = open_data(npz(tmp_path, x=x, y=np.zeros(1, int))).read(np.array([0]))
+    np.testing.assert_array_equal(read.flatten().numpy(), np.arange(256, dtype=np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_first"),
+    [
+        ((2, 3, 8, 8), (3, 8, 8)),
+        ((2, 8, 8, 3), (3, 8, 8)),
+        ((2, 8, 8, 1), (1, 8, 8)),
+        ((2, 1, 8, 8), (1, 8, 8)),
+        ((2, 8, 8, 4), (4, 8, 8)),
+        ((2, 3, 8, 3), (3, 8, 3)),
+        ((2, 1, 5, 4), (1, 5, 4)),
+        ((2, 4, 6, 3), (3, 4, 6)),
+        ((2, 8, 5), (1, 8, 5)),
+        ((2, 7), (7,)),
+    ],
+)
+def test_channels_are_found_first_or_last(tmp_path, shape, channels_first):
+    data = open_data(npz(tmp_path, x=np.zeros(shape, np.uint8), y=np.zeros(2, int)))
+    assert tuple(data.read(np.array([0])).shape[1:]) == channels_first
+
+
+@pytest.mark.parametrize("limit", [1, 7, 33, 99, 100, 999])
+def test_a_subset_takes_each_class_within_one_of_its_share(limit):
+    labels = np.random.default_rng(1).choice(7, 1000, p=[0.4, 0.2, 0.15, 0.1, 0.08, 0.05, 0.02])
+    chosen = stratified_subset(labels, limit, 0)
+    assert len(chosen) == len(np.unique(chosen)) == limit
+    share = np.bincount(labels, minlength=7) * limit / 1000
+    assert (np.abs(np.bincount(labels[chosen], minlength=7) - share) < 1).all()
+
+
+def test_a_subset_follows_the_labels_not_the_order_of_the_files():
+    """The same classes in another order give the same number of each."""
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    shuffled = np.random.default_rng(0).permutation(labels)
+    for order in (labels, shuffled):
+        assert np.bincount(order[stratified_subset(order, 10, 0)]).tolist() == [5, 3, 2]

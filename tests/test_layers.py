@@ -111,6 +111,7 @@ CASES = {
     # network: (image size, activations, blocks, hidden layers with weights), counted in the papers' tables
     "resnet18": (64, 17, 8, 20),
     "vgg19": (32, 18, None, 18),
+    "vgg11": (32, 10, None, 10),
     "vgg11_bn": (32, 10, None, 10),
     "densenet121": (32, 121, None, 120),
     "mobilenet_v2": (32, 35, None, 52),
@@ -175,3 +176,72 @@ def test_outputs_that_are_tuples_or_dicts_are_seen():
         ("pair", (4,), False),
         ("head", (2,), True),
     ]
+
+
+def test_vit_b_16_has_12_blocks_12_gelus_and_37_hidden_layers_with_weights():
+    """Patches, then attention and two linear layers a block; 32 pixels keep it quick and change no layer."""
+    network = torchvision.models.vit_b_16(weights=None, image_size=32, num_classes=5)
+    layers = layers_of(network, 3, 32, 32)
+    assert [layer.kind for layer in select_layers(layers, ["activations"])] == ["GELU"] * 12
+    assert len(select_layers(layers, ["blocks"])) == 12
+    learnable = select_layers(layers, ["learnable"])
+    assert len(learnable) == 1 + 12 * 3
+    assert [layer.kind for layer in learnable[1:4]] == ["MultiheadAttention", "Linear", "Linear"]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [nn.Flatten(0), nn.Unflatten(1, (1, 1)), nn.Identity()],
+    ids=["squeezed to (N,)", "(N, 1, 1)", "(N, 1)"],
+)
+def test_the_output_layer_is_told_whatever_sizes_of_one_the_network_adds(last):
+    network = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1), last)
+    assert names(select_layers(layers_of(network, 4), ["learnable"])) == ["0"]
+
+
+def test_every_spelling_of_relu_is_one_layer():
+    class Spelled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = F.relu(x) + 1
+            x = F.relu(x, inplace=True) + 1
+            x = torch.relu(x) + 1
+            x = x.relu() + 1
+            x = x.relu_() + 1
+            return self.head(torch.relu_(x))
+
+    found = select_layers(layers_of(Spelled(), 4), ["activations"])
+    assert names(found) == [":relu", *(f":relu#{n}" for n in range(2, 7))]
+
+
+def test_the_output_of_a_layer_that_is_no_plain_tensor_cannot_be_replaced():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, "text"
+
+    network = nn.Sequential(Pair())
+    with pytest.raises(LayerError, match="no plain tensor"), tap(network, ["0"], lambda _, output: output * 0):
+        network(torch.rand(2, 3))
+
+
+def test_a_network_that_failed_once_is_tapped_rightly_the_next_time():
+    network, seen = Mixed().eval(), []
+    with torch.no_grad(), tap(network, None, lambda name, output: seen.append(name)):
+        with pytest.raises(RuntimeError):
+            network(torch.rand(2, 3, 6, 6))  # three channels where one is expected
+        seen.clear()
+        network(torch.rand(2, 1, 6, 6))
+    assert [name for name in seen if "relu" in name] == ["relu", "relu#2", ":relu", ":relu#2", ":relu#3"]
+    assert "block:gelu" in seen
+
+
+def test_a_networks_own_hooks_and_global_behaviour_survive_a_tap():
+    network, fired = Mixed().eval(), []
+    network.conv1.register_forward_hook(lambda *_: fired.append(1))
+    with tap(network, None, lambda name, output: None):
+        network(torch.rand(2, 1, 6, 6))
+    assert fired == [1]
+    assert hooks(network) == 1

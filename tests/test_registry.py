@@ -73,3 +73,31 @@ def test_attributes_of_modules_and_files(tmp_path):
     broken.write_text("1/0\n")
     with pytest.raises(UsageError, match="does not run: ZeroDivisionError"):
         load_attribute(f"{broken}:make", "--arch")
+
+
+@dataclass(frozen=True)
+class Demanding:
+    given: str
+    strength: float
+
+
+def test_an_option_without_a_default_must_be_given():
+    with pytest.raises(UsageError, match="x: strength must be given, as strength="):
+        build(Demanding, {}, "x", given="a")
+    assert build(Demanding, {"strength": "1/2"}, "x", given="a") == Demanding("a", 0.5)
+
+
+def test_what_users_do_not_type_cannot_be_typed():
+    with pytest.raises(UsageError, match="unknown option 'given'"):
+        build(Thing, {"given": "b"}, "x", given="a")
+
+
+def test_a_file_runs_once_however_often_it_is_named(tmp_path):
+    file = tmp_path / "counted.py"
+    file.write_text(
+        "import pathlib\np = pathlib.Path(__file__).with_suffix('.runs')\n"
+        "p.write_text(p.read_text() + 'x' if p.exists() else 'x')\nvalue = 1\n"
+    )
+    for _ in range(3):
+        assert load_attribute(f"{file}:value", "--arch") == 1
+    assert file.with_suffix(".runs").read_text() == "x"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lsa_cli.cli import options as o
-from lsa_cli.cli.console import emit, note, print_to_stdout, progress_bar
+from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
 from lsa_cli.errors import EXIT_GATE, LsaError, UsageError
 
 if TYPE_CHECKING:
@@ -155,10 +155,14 @@ def audit(
             "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under) if fail_under else None,
         }
     )  # fmt: skip
+    if dry_run and json == "-":
+        raise UsageError("--dry-run makes no report that --json - could print; leave one of them out")
     files = _outputs(checkpoint, json, md, html, verbose)
     if not dry_run:
         check_writable(files, csv)
-    plan = _plan(checkpoint, given, config, verbose)
+        _protect(files, [checkpoint, config])
+    with foreign_code():
+        plan = _plan(checkpoint, given, config, verbose)
     if dry_run:
         _show_plan(plan)
         return
@@ -177,7 +181,7 @@ def audit(
 
 
 def _split(layers: list[str] | None) -> list[str] | None:
-    return None if not layers else [name.strip() for entry in layers for name in entry.split(",") if name.strip()]
+    return None if layers is None else [name.strip() for entry in layers for name in entry.split(",") if name.strip()]
 
 
 def _outputs(checkpoint: str, json: str | None, md: str | None, html: str | None, verbose: bool) -> dict[str, str]:
@@ -196,6 +200,16 @@ def _outputs(checkpoint: str, json: str | None, md: str | None, html: str | None
         else:
             files = {"json": default, **files}
     return files
+
+
+def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
+    """No output may replace another one, or what the audit reads."""
+    taken = {Path(path).resolve(): "is read by this audit" for path in inputs if path is not None}
+    for name, path in files.items():
+        target = Path(path).resolve()
+        if target in taken and (not target.exists() or target.is_file()):
+            raise UsageError(f"--{name} {path} {taken[target]}; give another file name")
+        taken[target] = f"is already where --{name} goes"
 
 
 def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool) -> "AuditPlan":
@@ -234,7 +248,7 @@ def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout
 
     before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
-        with progress_bar(not quiet) as progress:
+        with progress_bar(not quiet) as progress, foreign_code():
             report = run_audit(plan, progress=progress, on_update=keep)
     except BaseException as error:
         if latest:

@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+from lsa_cli.errors import printable
 
 if TYPE_CHECKING:
     from lsa_cli.report.schema import AuditReport
@@ -16,19 +18,30 @@ _FILE_WIDTH = 160
 
 def data_console() -> Console:
     """stdout. In a file or pipe, tables get room instead of being cut at 80 columns."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a bar that an old encoding lacks is no reason to lose the table
     width = _FILE_WIDTH if not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
 
 def note(message: str) -> None:
     """A line on stderr."""
-    sys.stderr.write(f"lsa: {message}\n")
+    sys.stderr.write(f"lsa: {printable(' '.join(message.split()))}\n")
 
 
 def emit(text: str) -> None:
-    """Text on stdout exactly as it is: JSON never goes through rich."""
+    """Text on stdout exactly as it is, in UTF-8: JSON never goes through rich."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+@contextmanager
+def foreign_code() -> Iterator[None]:
+    """Within: what a user's factory, network or plugin prints goes to stderr, because stdout is for data."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 @contextmanager

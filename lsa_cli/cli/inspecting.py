@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from lsa_cli.cli import options as o
-from lsa_cli.cli.console import data_console, emit
+from lsa_cli.cli.console import data_console, emit, foreign_code
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 
@@ -41,7 +41,8 @@ def layers(
     )  # fmt: skip
     path, chosen = find_config(config, checkpoint)
     parts = [("option", given)] + ([(str(path), read_config(path, chosen))] if path is not None else [])
-    network = open_network(checkpoint, *merge(*parts))
+    with foreign_code():
+        network = open_network(checkpoint, *merge(*parts))
     table = Table(box=None, pad_edge=False)
     for title in ("layer", "kind", "output", "selectors"):
         table.add_column(title, overflow="fold")
@@ -62,8 +63,9 @@ def list_names(
     registry = _registry(kind)
     from lsa_cli.registry import load_python_file
 
-    for file in plugin or []:
-        load_python_file(file, "--plugin")
+    with foreign_code():
+        for file in plugin or []:
+            load_python_file(file, "--plugin")
     for name in registry.names():
         emit(f"{name:16} {_summary(registry.get(name))}\n")
         parameters = _parameters(registry.get(name))

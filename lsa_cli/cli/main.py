@@ -2,13 +2,14 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lsa_cli import __version__
-from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError
+from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
 
 # The base of typer's own usage errors, which print themselves; typer exports no name for it.
 _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -19,7 +20,9 @@ class ErrorBoundary(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except (_TyperError, typer.Exit):
             raise
         except LsaError as error:
@@ -28,9 +31,15 @@ class ErrorBoundary(TyperGroup):
         except (KeyboardInterrupt, typer.Abort) as error:
             _say("interrupted")
             raise typer.Exit(EXIT_INTERRUPTED) from error
-        except BrokenPipeError as error:
-            # The reader of stdout has gone; Python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            # stdout is full, or its reader has gone; Python would complain again when it flushes at exit.
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                _say(f"error: {error.filename or 'stdout'}: {error.strerror or error}")
+            raise typer.Exit(EXIT_BROKEN) from error
+        except SystemExit as error:
+            # rich leaves with 1 when the reader of stdout has gone, and so may a plugin: neither is a breached gate.
             raise typer.Exit(EXIT_BROKEN) from error
         except Exception as error:
             if os.environ.get("LSA_TRACEBACK"):
@@ -43,7 +52,7 @@ class ErrorBoundary(TyperGroup):
 
 
 def _say(message: str) -> None:
-    sys.stderr.write(f"lsa: {message}\n")
+    sys.stderr.write(f"lsa: {printable(' '.join(message.split()))}\n")
 
 
 app = typer.Typer(

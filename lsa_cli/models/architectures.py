@@ -66,7 +66,7 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
         raise UsageError(f"--arch: {spec} is not a function or class that builds a network")
     try:
         network = factory(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
         raise UsageError(
             f"--arch: {spec} failed when called with {given}: {type(error).__name__}: {error}; "
@@ -98,6 +98,8 @@ def parse_arguments(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
             raise UsageError(f"--arch-args: '{pair}' should read name=value")
+        if key in arguments:
+            raise UsageError(f"--arch-args: {key} is given twice")
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

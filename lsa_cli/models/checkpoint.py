@@ -10,7 +10,7 @@ import pydantic
 import torch
 from torch import nn
 
-from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.errors import CheckpointError, UsageError, is_plain
 from lsa_cli.models import formats
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.classifier import Classifier
@@ -28,7 +28,7 @@ class Description(pydantic.BaseModel):
     name Python code.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid")
+    model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
     lsa_checkpoint: int = FORMAT_VERSION
     architecture: str
@@ -54,6 +54,10 @@ class Description(pydantic.BaseModel):
             raise ValueError(f"names Python code as its architecture ({self.architecture}); give it with --arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("has a mean without a std, or the reverse")
+        if self.input_range is not None and self.input_range[0] >= self.input_range[1]:
+            raise ValueError(f"has an input range from {self.input_range[0]:g} to {self.input_range[1]:g}")
+        if not is_plain([self.arch_args, self.history]):
+            raise ValueError("holds values in arch_args or history that are not plain finite numbers and text")
         return self
 
 

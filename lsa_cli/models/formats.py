@@ -35,10 +35,16 @@ def sniff(path: Path) -> str:
 
     Raises CheckpointError, naming what the file is and the way out, for everything else.
     """
+    try:
+        path.stat()
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise CheckpointError(f"there is no file {path}; check the path (you are in {Path.cwd()})") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory; give the checkpoint file inside it")
-    if not path.exists():
-        raise CheckpointError(f"there is no file {path}; check the path (you are in {Path.cwd()})")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a device or a pipe; give a file, which can be read twice")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -9,15 +9,30 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lsa_cli.errors import RunError, UsageError
+from lsa_cli.errors import RunError, UsageError, printable
 
 SCHEMA_VERSION = "1.0"
 
 
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 class Row(BaseModel):
+    """Part of a report. Names come from files of others: text in a report holds no control codes."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_printable(cls, values: Any) -> Any:
+        return _printable(values)
 
 
 class Rate(Row):
@@ -256,12 +271,12 @@ class AuditReport(Row):
 def read_report(path: str | Path) -> AuditReport:
     """A saved report. Raises UsageError when the file is missing, no report, or of a later major version."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a report: it is not JSON ({error})") from error
     version = str(content.get("schema_version", "")) if isinstance(content, dict) else ""
     if not version:

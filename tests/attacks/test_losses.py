@@ -62,3 +62,27 @@ def test_margin_is_positive_exactly_where_fooled():
     y = torch.arange(100) % 4
     assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y)
     assert set(LOSSES.names()) == {"ce", "margin"}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_pgd_breaks_a_two_class_network_scaled_by_10_000_exactly_as_the_unscaled_one(norm):
+    """With two classes the direction does not depend on the scale at all; textbook PGD finds nothing here."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Tanh(), torch.nn.Linear(30, 2))
+    x = torch.rand(200, 20)
+    y = body(x).argmax(1)
+    threat = make_threat(norm, {"linf": 0.15, "l2": 0.6, "l1": 2.0}[norm])
+    attack = ATTACKS.get("pgd")(threat=threat)
+    plain = body(attack(body, x, y)).argmax(1) != y
+    scaled = body(attack(lambda inputs: 10_000 * body(inputs), x, y)).argmax(1) != y
+    assert torch.equal(plain, scaled)
+    assert 20 < int(plain.sum()) < 180
+    inputs = x.clone().requires_grad_(True)
+    (textbook,) = torch.autograd.grad(F.cross_entropy(10_000 * body(inputs), y), inputs)
+    assert (textbook.flatten(1).abs().amax(1) == 0).float().mean() > 0.5
+
+
+def test_a_wrong_class_at_minus_infinity_leaves_the_loss_finite():
+    logits, y = torch.tensor([[1.0, -torch.inf, 0.5]]), torch.tensor([0])
+    assert torch.isfinite(cross_entropy(logits, y)).all()
+    assert margin(logits, y).tolist() == [-0.5]

@@ -8,27 +8,36 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat, make_threat, normal_like
-from lsa_cli.attacks.threat import Linf
+from lsa_cli.attacks.threat import NORMS, per_sample
 
 
-@ATTACKS.register("test-sign-noise")
 @dataclass(frozen=True)
 class SignNoise(Attack):
-    """A random corner of the budget: what a plugin looks like."""
+    """A random corner of the budget: what a user's plugin looks like."""
 
     threat: Threat
 
     def perturb(self, model, x, y):
-        return self.threat.project(x + self.threat.eps * normal_like(x).sign(), x)
+        return self.threat.project(x + per_sample(self.threat.eps, x) * normal_like(x).sign(), x)
 
 
+def table():
+    """Every registered attack, and one registered as a user would; the registry is left as it was."""
+    ATTACKS.register("plugin")(SignNoise)
+    try:
+        return {name: ATTACKS.get(name) for name in ATTACKS.names()}
+    finally:
+        del ATTACKS._entries["plugin"]
+
+
+TABLE = table()
 EPS = {"linf": 0.1, "l2": 0.8, "l1": 4.0}
 
 
 def attacks():
     return [
-        pytest.param(ATTACKS.get(name)(threat=make_threat(norm, eps)), id=f"{name}-{norm}")
-        for name in ATTACKS.names()
+        pytest.param(TABLE[name](threat=make_threat(norm, eps)), id=f"{name}-{norm}")
+        for name in TABLE
         for norm, eps in EPS.items()
     ]
 
@@ -75,11 +84,16 @@ def test_noise_keeps_the_range_and_changes_something(noise):
     assert not torch.equal(moved, x)
 
 
-@pytest.mark.parametrize("name", ATTACKS.names())
+def test_the_plugin_is_in_the_table_and_no_longer_registered():
+    assert "plugin" in TABLE
+    assert "plugin" not in ATTACKS
+
+
+@pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("norm", EPS)
 def test_eps_zero_returns_the_input(name, norm):
     x, y = images()
-    assert torch.equal(ATTACKS.get(name)(threat=make_threat(norm, 0.0))(network(), x, y), x)
+    assert torch.equal(TABLE[name](threat=make_threat(norm, 0.0))(network(), x, y), x)
 
 
 @pytest.mark.parametrize("attack", [*attacks(), *noises()])
@@ -160,12 +174,25 @@ def test_vectors_without_a_range(attack):
     assert free.threat.contains(x_adv, x).all()
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS.names() if n != "test-sign-noise"])
-def test_a_radius_for_each_sample(name):
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("norm", EPS)
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_a_radius_for_each_sample(name, norm, bounds):
     x, y = images()
-    eps = torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2, 0.25])
-    x_adv = ATTACKS.get(name)(threat=Linf(eps))(network(), x, y)
-    distance = (x_adv - x).flatten(1).abs().amax(1)
-    assert (distance <= eps + 1e-6).all()
+    eps = EPS[norm] * torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
+    threat = NORMS[norm](eps, bounds)
+    x_adv = TABLE[name](threat=threat)(network(), x, y)
+    assert threat.contains(x_adv, x).all()
     assert torch.equal(x_adv[0], x[0])
-    assert float(distance[5]) > 0.15
+    if (name, norm, bounds) != ("fgsm", "l1", (0.0, 1.0)):  # one sparse step ends at the range of three pixels
+        assert float(threat.distance(x_adv, x)[5]) > float(eps[2])  # the larger radius is made use of
+
+
+@pytest.mark.parametrize("attack", attacks())
+def test_a_range_other_than_zero_to_one_is_kept(attack):
+    x, y = images()
+    threat = make_threat(attack.threat.norm, attack.threat.eps, bounds=(-1.0, 1.0))
+    x_adv = type(attack)(threat=threat)(network(), 2 * x - 1, y)
+    assert threat.contains(x_adv, 2 * x - 1).all()
+    assert float(x_adv.min()) < -0.5
+    assert float(x_adv.abs().max()) <= 1

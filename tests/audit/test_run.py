@@ -12,7 +12,6 @@ from lsa_cli.attacks import ATTACKS, Attack, Threat
 from lsa_cli.errors import DataError, LayerError, NumericalError, UsageError
 
 
-@ATTACKS.register("test-cheat")
 @dataclass(frozen=True)
 class Cheat(Attack):
     """Leaves its budget."""
@@ -23,7 +22,6 @@ class Cheat(Attack):
         return 1 - x
 
 
-@ATTACKS.register("test-nan")
 @dataclass(frozen=True)
 class NotANumber(Attack):
     """Returns NaN for the first sample of a batch."""
@@ -34,6 +32,17 @@ class NotANumber(Attack):
         x = x.clone()
         x[0] = torch.nan
         return x
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _misbehaving():
+    """Registered for this file only: other files put every registered attack through their tables."""
+    bad = {"test-cheat": Cheat, "test-nan": NotANumber}
+    for name, attack in bad.items():
+        ATTACKS.register(name)(attack)
+    yield
+    for name in bad:
+        del ATTACKS._entries[name]
 
 
 @pytest.fixture(scope="module")

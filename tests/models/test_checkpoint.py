@@ -1,12 +1,14 @@
+import json
 import os
 import pickle
+import struct
 import zipfile
 
 import pytest
 import torch
 from torch import nn
 
-from lsa_cli.errors import CheckpointError
+from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.models.architectures import mnist_cnn
 from lsa_cli.models.checkpoint import Description, load_strictly, read_checkpoint, write_checkpoint
 from lsa_cli.models.classifier import Classifier, parse_normalize
@@ -205,6 +207,7 @@ def test_a_pickled_network_is_refused_by_name(tmp_path, body):
         ({"architecture": "evil.py:build"}, "names Python code"),
         ({"eps": "many"}, "eps"),
         ({"surprise": 1}, "surprise"),
+        ({"lsa_checkpoint": 2}, "version 2; this lsa reads version 1"),
         ({"std": [1.0]}, "mean without a std"),
     ],
 )
@@ -222,3 +225,64 @@ def test_normalisation_is_part_of_the_classifier(body):
     torch.testing.assert_close(Classifier(flat, (mean, std))(x), expected)
     assert parse_normalize("none") is None
     assert parse_normalize("mnist") == ((0.1307,), (0.3081,))
+
+
+@pytest.mark.parametrize("size", [0x3C20, 0x3C20 + 8, 0x2020])
+def test_safetensors_are_told_from_a_web_page_by_more_than_a_byte(tmp_path, size):
+    """A header of 0x3C20 bytes starts the file with a space and '<'."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", size) + header.ljust(size) + struct.pack("<f", 1.5))
+    assert read_checkpoint(path).state_dict["w"].tolist() == [1.5]
+
+
+def test_a_safetensors_file_describes_itself_in_its_metadata_and_is_trusted_no_more(tmp_path, body):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "m.safetensors"
+    described = {"lsa_checkpoint": 1, "architecture": "lsa:moon-mlp", "input_shape": [2], "input_range": None}
+    save_file(body.state_dict(), path, metadata={"lsa_checkpoint": json.dumps(described)})
+    assert read_checkpoint(path).description.architecture == "lsa:moon-mlp"
+    described["architecture"] = "evil.py:build"
+    save_file(body.state_dict(), path, metadata={"lsa_checkpoint": json.dumps(described)})
+    with pytest.raises(CheckpointError, match="names Python code"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_that_names_code_as_its_data_is_refused_and_the_code_never_runs(tmp_path):
+    from lsa_cli import audit
+    from lsa_cli.models.architectures import moon_mlp
+
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\ndef data():\n    return 0\n")
+    description = Description(
+        architecture="lsa:moon-mlp",
+        input_shape=[2],
+        input_range=None,
+        data=f"{tmp_path}/evil.py:data",
+        eps=0.1,
+        norm="linf",
+    )
+    write_checkpoint(tmp_path / "m.pt", moon_mlp(), description)
+    with pytest.raises(UsageError, match="names Python code as its data"):
+        audit(tmp_path / "m.pt", threads=1)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_keep_their_value(tmp_path, body, dtype):
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in body.state_dict().items()}
+    network, _ = load(saved(tmp_path, state))
+    assert torch.equal(network[0].weight, body[0].weight.to(dtype).float())
+    assert network(torch.rand(2, 4)).dtype == torch.float32
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, body, monkeypatch):
+    path = tmp_path / "m.pt"
+    write_checkpoint(path, body, Description(architecture="lsa:moon-mlp"))
+    old = path.read_bytes()
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(path, body, Description(architecture="lsa:moon-mlp"))
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]

@@ -1,0 +1,121 @@
+"""One look at clean and perturbed inputs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.attacks import make_threat
+from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
+from lsa_cli.auditing.observation import Observation, observe
+from lsa_cli.measures import MEASURES
+from lsa_cli.models.classifier import Classifier
+
+THREAT = make_threat("linf", 0.1)
+
+
+class Elementwise(nn.Module):
+    """No matrix product, so no kernel rounds differently by batch size."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.ReLU(), nn.Tanh()
+
+    def forward(self, x):
+        return self.second(self.first(3 * x - 1)).flatten(1)[:, :4]
+
+
+def look(body, layers, x, x_adv, rows, **options):
+    index = torch.as_tensor(rows)
+    measure = MEASURES.get("relative-error")
+    return observe(Classifier(body), layers, measure, THREAT, x[rows], x_adv[rows], index, **options)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(23, 1, 8, 8, generator=generator)
+    return x, THREAT.project(x + torch.randn(x.shape, generator=generator), x)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 22])
+def test_any_split_and_order_gives_the_same_scan_to_the_last_bit(pair, size):
+    names = ["first", "second"]
+
+    def scan(seen):
+        return LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, seen.index)
+
+    whole = scan(look(Elementwise(), names, *pair, np.arange(23)))
+    order = np.random.default_rng(size).permutation(23)
+    parts = [look(Elementwise(), names, *pair, order[i : i + size]) for i in range(0, 23, size)]
+    split = scan(Observation.concatenate(parts))
+    for field in ("values", "yardstick", "input_error"):
+        assert np.array_equal(getattr(split, field), getattr(whole, field))
+    assert split.most_vulnerable(MvlRule()) == whole.most_vulnerable(MvlRule())
+    for a, b in zip(split.bootstrap(MvlRule(), 3), whole.bootstrap(MvlRule(), 3), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_the_network_is_seen_in_evaluation_mode_and_left_as_it_was(pair):
+    x, x_adv = pair
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.9)).train()
+    body[4].eval()
+    state = {name: tensor.clone() for name, tensor in body.state_dict().items()}
+    trained = look(body, ["3"], x, x_adv, np.arange(23))
+    assert [module.training for module in body] == [True, True, True, True, False]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in body.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in body.modules())
+    assert np.array_equal(trained.layers, look(body.eval(), ["3"], x, x_adv, np.arange(23)).layers)
+
+
+def test_no_change_is_measured_as_zero_and_predicts_the_clean_class(pair):
+    x, _ = pair
+    body = Elementwise()
+    seen = look(body, ["first", "second"], x, x, np.arange(23))
+    assert not seen.layers.any()
+    assert not seen.yardstick.any()  # noise as large as no change is no noise
+    assert not seen.distance.any()
+    assert seen.within.all()
+    assert np.array_equal(seen.predicted, body(x).argmax(1).numpy())
+
+
+def test_the_yardstick_is_noise_of_the_attacks_own_size(pair):
+    """The input error of the noise equals the attack's own: linf noise moves every pixel by the same amount."""
+    x = torch.full((4, 1, 8, 8), 0.5)
+    corner = torch.where(torch.arange(64).reshape(8, 8) % 2 == 0, 0.1, -0.1)
+    seen = look(nn.Sequential(nn.Identity(), nn.Flatten()), ["0"], x, x + corner, np.arange(4))
+    np.testing.assert_allclose(seen.yardstick, seen.layers, rtol=1e-5)
+    np.testing.assert_allclose(seen.input_error, 0.2, rtol=1e-5)
+
+
+def test_the_yardstick_is_left_out_where_it_is_not_asked_for(pair):
+    seen = look(Elementwise(), ["first"], *pair, np.arange(23), with_yardstick=False)
+    assert np.isnan(seen.yardstick).all()
+    assert np.isfinite(seen.layers).all()
+
+
+def test_what_leaves_budget_or_range_is_marked(pair):
+    x = torch.full((3, 1, 8, 8), 0.95)
+    x_adv = x + torch.tensor([0.04, -0.2, 0.08])[:, None, None, None]
+    seen = look(Elementwise(), ["first"], x, x_adv, np.arange(3))
+    assert seen.within.tolist() == [True, False, False]
+    np.testing.assert_allclose(seen.distance, [0.04, 0.2, 0.08], atol=1e-6)
+
+
+def test_an_infinite_activation_is_undefined_and_nan_logits_are_no_class(pair):
+    x, _ = pair
+
+    class Overflow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act = nn.ReLU()
+
+        def forward(self, inputs):
+            shifted = (inputs - x[:3].repeat(3, 1, 1, 1)[: len(inputs)]).flatten(1).amax(1) > 0.09
+            z = self.act(inputs.flatten(1).masked_fill(shifted[:, None], torch.inf))
+            return (z - z.masked_fill(z == 0.5, 0)) + inputs.flatten(1)  # inf - inf
+
+    seen = look(Overflow(), ["act"], x[:3], (x[:3] + 0.1), np.arange(3), with_yardstick=False)
+    assert np.isnan(seen.layers).all()
+    assert seen.predicted.tolist() == [-1, -1, -1]
