@@ -357,8 +357,8 @@ def from_object(made: Any, spec: str, split: str = "") -> LabelledData:
     """(x, y) arrays or tensors, or a data set of (input, label) pairs -> LabelledData; DataError for anything else."""
     if isinstance(made, LabelledData):
         return _checked(made)
-    if isinstance(made, tuple) and len(made) == 2:
-        x, y = (_array(value) for value in made)
+    if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
+        x, y = (_array(part) for part in made)
         if y.ndim != 1 or x.shape[:1] != y.shape:
             raise DataError(f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; one label a sample")
         if x.dtype.kind not in "uifb":
@@ -368,7 +368,13 @@ def from_object(made: Any, spec: str, split: str = "") -> LabelledData:
     if hasattr(made, "__len__") and hasattr(made, "__getitem__"):
         labels = getattr(made, "targets", None)
         if labels is None:
-            labels = [int(made[row][1]) for row in range(len(made))]
+            try:
+                labels = [int(made[row][1]) for row in range(len(made))]
+            except Exception as error:
+                raise DataError(
+                    f"{spec}: {type(made).__name__} does not give (input, label) pairs "
+                    f"({type(error).__name__}: {error}); give (x, y) arrays, or a data set of pairs"
+                ) from error
         classes = getattr(made, "classes", None)
         class_names = tuple(str(c) for c in classes) if classes is not None else None
         return _checked(LabelledData(spec, np.asarray(labels), _torch_reader(made, spec), class_names, split=split))

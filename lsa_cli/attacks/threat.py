@@ -152,7 +152,7 @@ class L1(Threat):
 
         Its coordinates are x + sign(d) * clamp(|d| - threshold, 0, room), with one threshold for a sample.
         """
-        delta = (x_adv - x).flatten(1)
+        delta = (x_adv - x).flatten(1).double()
         size, sign = delta.abs(), delta.sign()
         room = torch.full_like(size, torch.inf)
         if self.bounds is not None:
@@ -169,7 +169,11 @@ class L1(Threat):
             high_threshold = torch.where(too_long, high_threshold, middle)
         threshold = torch.where(fits, 0.0, high_threshold)
         step = sign * torch.minimum((size - threshold).clamp_min(0), room)
-        return self.clamp(x + step.reshape(x.shape))
+        projected = self.clamp((x.double() + step.reshape(x.shape)).to(x.dtype))
+        # Rounding 150,000 coordinates to float32 adds up; what it added is taken off the whole step.
+        too_long = self.distance(projected, x) / torch.as_tensor(eps, device=x.device).flatten()
+        shrink = torch.where(too_long > 1, 1 / too_long, 1.0).reshape(-1, *[1] * (x.ndim - 1))
+        return self.clamp(x + (projected - x) * shrink.to(x.dtype))
 
     def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
         flat = gradient.flatten(1)

@@ -1,7 +1,10 @@
 """Doubts about the numbers: networks that cannot carry a verdict are refused, doubtful ones are told."""
 
 import numpy as np
+import torch
 
+from lsa_cli.attacks.base import Model, input_gradient, undisturbed
+from lsa_cli.attacks.losses import LOSSES
 from lsa_cli.errors import DataError, NumericalError
 from lsa_cli.report.schema import Rate, Warning
 
@@ -37,6 +40,34 @@ def refuse_useless_logits(logits: np.ndarray, raw_probabilities: bool, source: s
             f"{source}: the network returns probabilities, not logits, and attacks on those find too little; remove "
             "the final softmax or sigmoid, or say --output probabilities so that their logarithm is attacked"
         )
+
+
+def without_gradient(model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # (N, ...), (N,) -> (N,) bool
+    """Where the attacks' loss has a gradient at x that is zero or not finite everywhere: they cannot climb it there.
+
+    All of them where autograd sees no way from the input to the output.
+    """
+    with undisturbed(model), torch.enable_grad():
+        try:
+            gradient, _ = input_gradient(model, x, y, LOSSES.get("ce"))
+        except NumericalError:
+            return torch.ones(len(x), dtype=torch.bool)
+    flat = gradient.flatten(1)
+    return ~(torch.isfinite(flat) & (flat != 0)).any(1).cpu()
+
+
+def zero_gradients(blind: int, count: int) -> list[Warning]:
+    """Told: samples that gradient attacks cannot move, whatever their robust accuracy says."""
+    if not blind:
+        return []
+    return [
+        Warning(
+            code="zero-gradient",
+            message=f"the input gradient is zero or NaN for {blind} of {count} clean samples ({blind / count:.1%}): "
+            "gradient attacks find nothing there, robust or not (a rounding, a hard threshold, a saturated or masked "
+            "output?); attack the network without that step",
+        )
+    ]
 
 
 def check_classes(labels: np.ndarray, data_names: tuple[str, ...] | None, classes: int, source: str) -> None:

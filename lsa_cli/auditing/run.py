@@ -70,7 +70,7 @@ def audit(
 
 def total_work(plan: AuditPlan) -> float:
     """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
-    each = _FORWARD + sum(named.attack.passes + _LOOK for named in (*plan.attacks, *plan.noises))
+    each = _FORWARD + bool(plan.attacks) + sum(named.attack.passes + _LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(len(plan.eps_grid) * (named.attack.passes + _FORWARD) for named in plan.attacks)
     return each * len(plan.index)
 
@@ -134,6 +134,7 @@ class _Run:
         self.done, self.total = 0.0, total_work(plan)
         self.y = plan.labels[plan.index]
         self.clean: np.ndarray | None = None
+        self.gradient_warnings: list[Warning] = []
         self.report: AuditReport | None = None
         self.budget: list[tuple[Named, ClassDiagnosis]] = []
         self.names = [layer.name for layer in plan.layers]
@@ -184,13 +185,17 @@ class _Run:
     def clean_pass(self) -> np.ndarray:
         plan = self.plan
         self.progress("clean accuracy", 0, self.total)
-        parts = []
+        parts, blind = [], 0
         for rows in batches(plan.index, plan.batch_size):
-            parts.append(self.predict(self.inputs(rows)[0]).cpu().numpy())
-            self.step("clean accuracy", _FORWARD * len(rows))
+            x, y, _ = self.inputs(rows)
+            parts.append(self.predict(x).cpu().numpy())
+            if plan.attacks:
+                blind += int(evidence.without_gradient(plan.classifier, x, y).sum())
+            self.step("clean accuracy", (_FORWARD + bool(plan.attacks)) * len(rows))
         logits = np.concatenate(parts)
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
         evidence.refuse_useless_logits(logits, plan.classifier.output == "probabilities", source)
+        self.gradient_warnings = evidence.zero_gradients(blind, len(logits))
         return logits.argmax(1)
 
     def one_attack(self, named: Named) -> None:
@@ -280,6 +285,7 @@ class _Run:
         warnings = [
             *plan.warnings,
             *evidence.clean_accuracy(verdict.clean, len(plan.class_names), claimed),
+            *self.gradient_warnings,
         ]
         return AuditReport(
             tool=f"lsa {__version__}",

@@ -154,3 +154,13 @@ def test_contains_tells_what_left_the_ball_or_the_box():
     threat = make_threat("linf", 0.1)
     for moved, inside in (([0.6, 0.95], True), ([0.61, 0.95], False), ([0.5, 1.01], False), ([0.5, torch.nan], False)):
         assert threat.contains(torch.tensor([moved]), x).tolist() == [inside]
+
+
+def test_l1_projection_of_large_images_stays_inside():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(2, 3, 224, 224, generator=generator)
+    target = x + 0.1 * torch.randn(x.shape, generator=generator)
+    for eps in (1.0, 12.0, 400.0):
+        found = L1(eps).project(target, x)
+        assert ((found - x).flatten(1).double().abs().sum(1) <= eps * (1 + 1e-6)).all()
+        assert L1(eps).contains(found, x).all()

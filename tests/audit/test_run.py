@@ -304,3 +304,30 @@ def test_a_layer_that_sleeps_on_clean_inputs_has_no_measure_and_is_told():
     assert row.undefined > 0
     assert "measure-undefined" in [warning.code for warning in report.warnings]
     assert np.isfinite(row.mean or 0.0)
+
+
+class Rounded(nn.Module):
+    """Sees its input in steps: right, and without a gradient."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body((x * 64).round() / 64)
+
+
+def test_a_network_without_gradients_is_not_called_robust_in_silence(task):
+    honest = run(task, attack=["fgsm"])
+    assert "zero-gradient" not in {warning.code for warning in honest.warnings}
+    report = run(task, Rounded(task[0]), attack=["fgsm"])
+    assert report.verdict.robust.value == report.verdict.clean.value, "blind, so it finds nothing"
+    [warning] = [warning for warning in report.warnings if warning.code == "zero-gradient"]
+    assert "120 of 120" in warning.message
+
+
+def test_data_that_is_no_pair_of_arrays_is_one_sentence(task):
+    network, x, y = task
+    assert run(task).data.n == audit(network, data=[x, y], eps=0.05, noise="gaussian", threads=1).data.n
+    with pytest.raises(DataError, match="pairs"):
+        audit(network, data=["a", "b"], eps=0.05)
