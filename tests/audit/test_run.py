@@ -326,6 +326,17 @@ def test_a_network_without_gradients_is_not_called_robust_in_silence(task):
     assert "120 of 120" in warning.message
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_gives_the_verdict_of_the_cpu(task):
+    on_cpu, on_gpu = (run(task, device=device, attack=["fgsm", "pgd"]) for device in ("cpu", "cuda"))
+    assert on_gpu.verdict.clean.count == on_cpu.verdict.clean.count
+    assert abs(on_gpu.verdict.robust.count - on_cpu.verdict.robust.count) <= 1
+    for there, here in zip(on_gpu.outcomes, on_cpu.outcomes, strict=True):
+        for a, b in zip(there.layers.rows, here.layers.rows, strict=True):
+            assert a.mean == pytest.approx(b.mean, rel=0.02)
+
+
 def test_data_that_is_no_pair_of_arrays_is_one_sentence(task):
     network, x, y = task
     assert run(task).data.n == audit(network, data=[x, y], eps=0.05, noise="gaussian", threads=1).data.n
