@@ -14,6 +14,7 @@ from lsa_cli.report.gate import check_limits
 CONFIG_NAME = "lsa.yaml"
 _LARGEST_CONFIG = 1_000_000
 _MOST_THREADS = 1024  # torch crashes on many times that
+_MOST_PIXELS = 4096
 
 
 class AuditSettings(BaseModel):
@@ -21,15 +22,23 @@ class AuditSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    arch: str | None = Field(None, description="torchvision:NAME, pkg.mod:factory or path/to/file.py:factory")
+    arch: str | None = Field(
+        None, description="torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory"
+    )
     arch_args: dict[str, Any] | None = Field(None, description="arguments of the architecture's factory")
+    weights: str | None = Field(None, description="which of several sets of weights in the file")
+    trust_code: bool | None = Field(None, description="run the code that the checkpoint holds")
     normalize: str | None = Field(None, description="mnist, cifar10, imagenet, none or MEAN/STD")
+    input_range: str | None = Field(None, description="LOW,HIGH that the network takes, such as 0,255 or -1,1")
+    input_size: str | None = Field(None, description="pixels that images are resized and cropped to; or native")
     output: str | None = Field(None, description="logits or probabilities: what the network returns")
     data: str | None = Field(None, description="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, pkg.mod:factory")
     split: str | None = None
+    match_classes: str | None = Field(None, description="name (default) or number: how labels find their output")
     limit: int | str | None = Field(None, description="how many samples, stratified by class; or all")
     attack: list[str] | None = Field(None, description="attack specs such as pgd:steps=40; or none")
     noise: list[str] | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
+    corruption: list[str] | None = Field(None, description="corruption specs such as fog:severity=3")
     norm: str | None = None
     eps: float | None = None
     steps: int | None = None
@@ -54,7 +63,7 @@ class AuditSettings(BaseModel):
     def _number(cls, value: Any, info: Any) -> Any:
         return value if value is None else parse_number(value, f"--{info.field_name.replace('_', '-')}")
 
-    @field_validator("attack", "noise", "layers", "plugin", mode="before")
+    @field_validator("attack", "noise", "corruption", "layers", "plugin", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -87,10 +96,26 @@ class AuditSettings(BaseModel):
             raise ValueError("should be a positive number of samples, or all")
         return value
 
-    @field_validator("aggregate", "sigma")
+    @field_validator("input_range", "input_size", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return ",".join(map(str, value))
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("input_size")
+    @classmethod
+    def _pixels(cls, value: str | None) -> str | None:
+        if value not in (None, "native") and not (value.isdecimal() and 0 < int(value) <= _MOST_PIXELS):
+            raise ValueError(f"should be native, or a number of pixels up to {_MOST_PIXELS}, not '{value}'")
+        return value
+
+    @field_validator("aggregate", "sigma", "match_classes")
     @classmethod
     def _one_of(cls, value: str | None, info: Any) -> str | None:
-        choices = {"aggregate": ("sample", "batch"), "sigma": ("samples", "layers")}[info.field_name]
+        choices = {
+            "aggregate": ("sample", "batch"), "sigma": ("samples", "layers"), "match_classes": ("name", "number"),
+        }[info.field_name]  # fmt: skip
         if value is not None and value not in choices:
             raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
         return value
@@ -239,13 +264,19 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
     return settings
 
 
+# Sources that read data and run nothing of theirs.
+_SAFE_SOURCES = ("npz", "imagefolder", "torchvision", "csv", "hf", "webdataset", "cifar-c")
+
+
 def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...], int]) -> None:
-    safe_arch = (settings.arch or "lsa:").partition(":")[0] in ("lsa", "torchvision")
-    safe_data = (settings.data or "npz:").partition(":")[0] in ("npz", "imagefolder", "torchvision")
-    for key, safe in (("arch", safe_arch), ("data", safe_data), ("plugin", not settings.plugin)):
-        if not safe:
+    safe_arch = (settings.arch or "lsa:").partition(":")[0] in ("lsa", "torchvision", "timm")
+    safe_data = (settings.data or "npz:").partition(":")[0] in _SAFE_SOURCES
+    safe = {"arch": safe_arch, "data": safe_data, "plugin": not settings.plugin, "trust_code": not settings.trust_code}
+    for key, is_safe in safe.items():
+        if not is_safe:
+            what = "lets the checkpoint run its code" if key == "trust_code" else "names Python code"
             raise UsageError(
-                f"{path}, line {lines.get((key,), 1)}: {key} names Python code, and this file was found beside the "
+                f"{path}, line {lines.get((key,), 1)}: {key} {what}, and this file was found beside the "
                 f"checkpoint, not chosen by you; if you trust it, name it with --config {path}"
             )
 

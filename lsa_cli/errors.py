@@ -10,6 +10,8 @@ EXIT_USAGE = 2  # the user can mend it: options, configuration, a checkpoint or 
 EXIT_BROKEN = 3  # the run broke on the way; what was measured is on disk
 EXIT_INTERRUPTED = 130
 
+_LONGEST = 1500  # characters of a message
+
 
 def printable(text: str) -> str:
     """`text` on one line, with control codes and broken Unicode spelled out, so that no name can steer a terminal."""
@@ -33,6 +35,11 @@ class LsaError(Exception):
     """Base of every error that ends in one sentence instead of a traceback."""
 
     exit_code = EXIT_USAGE
+
+    def __str__(self) -> str:
+        """On one line and of bounded length, whatever a file's names put into it."""
+        text = printable(" ".join(super().__str__().split()))
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class UsageError(LsaError):

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 from lsa_cli.errors import UsageError
 
 T = TypeVar("T")
+_MOST_LISTED = 80  # all of torchvision's networks; timm's names are a thousand
 
 
 class Registry(Generic[T]):
@@ -61,7 +62,9 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {noun} '{name}': {hint}there are {', '.join(names) if names else 'none'}"
+    listed = ", ".join(names[:_MOST_LISTED]) or "none"
+    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+    return f"unknown {noun} '{name}': {hint}there are {listed}{more}"
 
 
 _entry_points_loaded = False

@@ -69,6 +69,7 @@ class Attack:
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")
 NOISES: Registry[type[Attack]] = Registry("noise")
+CORRUPTIONS: Registry[type[Attack]] = Registry("corruption")
 
 
 @contextmanager

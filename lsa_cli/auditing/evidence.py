@@ -70,13 +70,8 @@ def zero_gradients(blind: int, count: int) -> list[Warning]:
     ]
 
 
-def check_classes(labels: np.ndarray, data_names: tuple[str, ...] | None, classes: int, source: str) -> None:
-    """Raises DataError when labels or class names cannot belong to a network with that many classes."""
-    if data_names is not None and len(data_names) != classes:
-        raise DataError(
-            f"{source} has {len(data_names)} classes and the network has {classes}; "
-            "give the data set that the network was trained for, or another --arch-args num_classes"
-        )
+def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
+    """Raises DataError when labels cannot belong to that many classes."""
     if labels.max() >= classes:
         row = int(labels.argmax())
         raise DataError(

@@ -21,8 +21,9 @@ from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
 from lsa_cli.config import AuditSettings, merge, read_config, settings_from
-from lsa_cli.data import batches, check_inputs, fingerprint
+from lsa_cli.data import batches, check_inputs, fingerprint, prefetch
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import (
@@ -171,12 +172,13 @@ class _Run:
         self.done += work
         self.progress(what, self.done, self.total)
 
-    def inputs(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Inputs, labels and indices of some samples, on the device."""
+    def inputs(self, index: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Inputs, labels and indices of some samples, batch by batch, on the device; the next are read meanwhile."""
         plan = self.plan
-        x = check_inputs(plan.data.read(rows), rows, plan.bounds, plan.data.spec)
-        y = torch.from_numpy(plan.labels[rows])
-        return x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
+        for rows, read in prefetch(plan.data, index, plan.batch_size):
+            x = check_inputs(read, rows, plan.bounds, plan.data.spec)
+            y = torch.from_numpy(plan.labels[rows])
+            yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, K)
         with torch.no_grad(), undisturbed(self.plan.classifier):
@@ -186,12 +188,11 @@ class _Run:
         plan = self.plan
         self.progress("clean accuracy", 0, self.total)
         parts, blind = [], 0
-        for rows in batches(plan.index, plan.batch_size):
-            x, y, _ = self.inputs(rows)
+        for x, y, _ in self.inputs(plan.index):
             parts.append(self.predict(x).cpu().numpy())
             if plan.attacks:
                 blind += int(evidence.without_gradient(plan.classifier, x, y).sum())
-            self.step("clean accuracy", (_FORWARD + bool(plan.attacks)) * len(rows))
+            self.step("clean accuracy", (_FORWARD + bool(plan.attacks)) * len(x))
         logits = np.concatenate(parts)
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
         evidence.refuse_useless_logits(logits, plan.classifier.output == "probabilities", source)
@@ -206,8 +207,7 @@ class _Run:
         started = time.monotonic()
         seen_parts, verified_parts, broken_numbers = [], [], 0
         threat = getattr(named.attack, "threat", plan.threat)
-        for rows in batches(plan.index, plan.batch_size):
-            x, y, index = self.inputs(rows)
+        for x, y, index in self.inputs(plan.index):
             x_adv, bad = self.perturb(named, x, y, index)
             broken_numbers += bad
             seen_parts.append(
@@ -217,7 +217,7 @@ class _Run:
                 )
             )  # fmt: skip
             verified_parts.append(self.verify(x_adv))
-            self.step(named.label, (named.attack.passes + _LOOK) * len(rows))
+            self.step(named.label, (named.attack.passes + _LOOK) * len(x))
         seen = Observation.concatenate(seen_parts)
         verified = np.concatenate(verified_parts)
         mismatches = int((verified != seen.predicted).sum())
@@ -266,8 +266,9 @@ class _Run:
                 changes["step_size"] = step_size * eps / base.eps if base.eps and eps else step_size
             at_eps = dataclasses.replace(named, attack=dataclasses.replace(named.attack, **changes))
             robust = self.clean == self.y
-            for rows in batches(np.flatnonzero(robust), plan.batch_size):
-                x, y, index = self.inputs(plan.index[rows])
+            standing = np.flatnonzero(robust)
+            parts = batches(standing, plan.batch_size)
+            for rows, (x, y, index) in zip(parts, self.inputs(plan.index[standing]), strict=True):
                 x_adv, _ = self.perturb(at_eps, x, y, index)
                 fooled = (self.verify(x_adv) != self.y[rows]) & threat.contains(x_adv, x).cpu().numpy()
                 robust[rows] &= ~fooled
@@ -280,8 +281,7 @@ class _Run:
         plan = self.plan
         assert self.clean is not None
         verdict = verdict_of(plan, self.clean, [])
-        described = plan.checkpoint.description if plan.checkpoint else None
-        claimed = described.clean_accuracy if described is not None else None
+        claimed = _claimed_accuracy(plan.checkpoint)
         warnings = [
             *plan.warnings,
             *evidence.clean_accuracy(verdict.clean, len(plan.class_names), claimed),
@@ -339,6 +339,20 @@ def _attack_warnings(name: str, mismatches: int, discarded: int, not_finite: int
     return warnings
 
 
+def _claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:
+    if checkpoint is None:
+        return None
+    if checkpoint.description is not None and checkpoint.description.clean_accuracy is not None:
+        return checkpoint.description.clean_accuracy
+    return checkpoint.claimed_accuracy[0] if checkpoint.claimed_accuracy is not None else None
+
+
+def _parameters(plan: AuditPlan) -> int:
+    """Numbers in the network's parameters; of an opaque program those in the file's."""
+    own = sum(p.numel() for p in plan.classifier.body.parameters())
+    return own or (plan.checkpoint.weights.parameters if plan.checkpoint is not None else 0)
+
+
 def subject_of(plan: AuditPlan) -> Subject:
     checkpoint, normalize = plan.checkpoint, plan.classifier.normalize
     mean, std = getattr(normalize, "mean", None), getattr(normalize, "std", None)
@@ -349,7 +363,7 @@ def subject_of(plan: AuditPlan) -> Subject:
         format=checkpoint.format if checkpoint else "module",
         architecture=plan.architecture,
         arch_args=plan.arch_args,
-        parameters=sum(p.numel() for p in plan.classifier.body.parameters()),
+        parameters=_parameters(plan),
         mean=[round(v, 6) for v in mean.tolist()] if isinstance(mean, torch.Tensor) else None,
         std=[round(v, 6) for v in std.tolist()] if isinstance(std, torch.Tensor) else None,
         input_shape=list(plan.input_shape),

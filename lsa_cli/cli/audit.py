@@ -20,10 +20,15 @@ def audit(
     checkpoint: o.Checkpoint,
     arch: o.Arch = None,
     arch_args: o.ArchArgs = None,
+    weights: o.Weights = None,
+    trust_code: o.TrustCode = False,
     normalize: o.Normalize = None,
+    input_range: o.InputRange = None,
     output: o.Output = None,
     data: o.Data = None,
     split: o.Split = None,
+    input_size: o.InputSize = None,
+    match_classes: o.MatchClasses = None,
     limit: Annotated[
         str | None,
         typer.Option(
@@ -47,6 +52,14 @@ def audit(
         typer.Option(
             metavar="NAME[:KEY=VALUE,...]",
             help="gaussian, uniform, salt, pepper, speckle; or none. Repeatable. Default: all that apply.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
+    corruption: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:severity=1..5]",
+            help="A common corruption such as fog or gaussian_noise, see `lsa list corruptions`. Repeatable.",
             rich_help_panel="Attack",
         ),
     ] = None,
@@ -74,7 +87,8 @@ def audit(
     layers: Annotated[
         list[str] | None,
         typer.Option(
-            help="activations (default), learnable, blocks, a layer's name or a glob; see `lsa layers`. Repeatable.",
+            help="activations (default), learnable, blocks, a layer's name or a glob, see `lsa layers`; none for no "
+            "layers. Repeatable.",
             rich_help_panel="Layers",
         ),
     ] = None,
@@ -147,8 +161,10 @@ def audit(
 
     given = settings_from(
         {
-            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "normalize": normalize,
-            "output": output, "data": data, "split": split, "limit": limit, "attack": attack, "noise": noise,
+            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "output": output,
+            "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
+            "attack": attack, "noise": noise, "corruption": corruption,
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
             "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
@@ -223,7 +239,7 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
         if verbose or config is None:
             note(f"settings from {path}")
     settings, origin = merge(*parts)
-    plan = make_plan(checkpoint, settings, origin)
+    plan = make_plan(checkpoint, settings, origin, say=note)
     if verbose:
         for message in plan.notes:
             note(message)
@@ -282,7 +298,7 @@ def _show_plan(plan: "AuditPlan") -> None:
     for named in (*plan.attacks, *plan.noises):
         settings = ", ".join(f"{key}={value}" for key, value in settings_of(named.attack).items())
         lines.append(f"{'attack' if named in plan.attacks else 'noise':11} {named.label}  {settings}")
-    lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers)}")
+    lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}")
     lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
     lines.append(f"device      {plan.device}, {plan.threads} threads, batches of {plan.batch_size}, seed {plan.seed}")
     lines += [f"gate        {metric} {limit:g}" for metric, limit in plan.limits.items()]

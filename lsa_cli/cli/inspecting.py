@@ -7,20 +7,25 @@ from typing import Annotated, Any
 import typer
 
 from lsa_cli.cli import options as o
-from lsa_cli.cli.console import data_console, emit, foreign_code
+from lsa_cli.cli.console import data_console, emit, foreign_code, note
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 
-_KINDS = ("attacks", "noises", "layers", "measures", "sources", "exporters")
+_KINDS = ("attacks", "noises", "corruptions", "layers", "measures", "sources", "exporters")
 
 
 def layers(
     checkpoint: o.Checkpoint,
     arch: o.Arch = None,
     arch_args: o.ArchArgs = None,
+    weights: o.Weights = None,
+    trust_code: o.TrustCode = False,
     normalize: o.Normalize = None,
+    input_range: o.InputRange = None,
     data: o.Data = None,
     split: o.Split = None,
+    input_size: o.InputSize = None,
+    match_classes: o.MatchClasses = None,
     plugin: o.Plugin = None,
     config: o.Config = None,
 ) -> None:
@@ -28,21 +33,23 @@ def layers(
     from rich.table import Table
     from rich.text import Text
 
-    from lsa_cli.auditing.plan import open_network
+    from lsa_cli.auditing.network import open_network, refuse_without_layers
     from lsa_cli.config import find_config, merge, read_config, settings_from
     from lsa_cli.layers import SELECTORS
     from lsa_cli.models.architectures import parse_arguments
 
     given = settings_from(
         {
-            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "normalize": normalize,
-            "data": data, "split": split, "plugin": plugin,
+            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "data": data,
+            "split": split, "input_size": input_size, "match_classes": match_classes, "plugin": plugin,
         }
     )  # fmt: skip
     path, chosen = find_config(config, checkpoint)
     parts = [("option", given)] + ([(str(path), read_config(path, chosen))] if path is not None else [])
     with foreign_code():
-        network = open_network(checkpoint, *merge(*parts))
+        network = open_network(checkpoint, *merge(*parts), say=note)
+    refuse_without_layers(network, ())
     table = Table(box=None, pad_edge=False)
     for title in ("layer", "kind", "output", "selectors"):
         table.add_column(title, overflow="fold")
@@ -57,7 +64,7 @@ def list_names(
     kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
     plugin: o.Plugin = None,
 ) -> None:
-    """List attacks, noises, layer selectors, measures, data sources or exporters, with their parameters."""
+    """List attacks, noises, corruptions, layer selectors, measures, data sources or exporters, with parameters."""
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
     registry = _registry(kind)
@@ -80,6 +87,7 @@ def _registry(kind: str) -> Any:
     module, name = {
         "attacks": ("attacks", "ATTACKS"),
         "noises": ("attacks", "NOISES"),
+        "corruptions": ("attacks", "CORRUPTIONS"),
         "layers": ("layers", "SELECTORS"),
         "measures": ("measures", "MEASURES"),
         "sources": ("data", "DATA_SOURCES"),

@@ -83,9 +83,10 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, inspecting, report
+    from lsa_cli.cli import audit, inspect, inspecting, report
 
     app.command("audit")(audit.audit)
+    app.command("inspect")(inspect.inspect)
     app.command("layers")(inspecting.layers)
     app.command("list")(inspecting.list_names)
     app.command("report")(report.report)

@@ -4,18 +4,59 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[str, typer.Argument(help="The model file.", show_default=False)]
+Checkpoint = Annotated[str, typer.Argument(help="The model file, or a folder that holds one.", show_default=False)]
 Arch = Annotated[
     str | None,
     typer.Option(
-        help="The network: torchvision:NAME, pkg.mod:factory or path/to/file.py:factory. A Python factory is your own "
-        "code and is run.",
+        help="The network: torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory. A Python factory is "
+        "your own code and is run. Default: the file's own, or the known network that its weights fit.",
         rich_help_panel="Model",
     ),
 ]
 ArchArgs = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="An argument of the architecture; repeatable.", rich_help_panel="Model"),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Which of several sets of weights in the file, such as model_ema; see `lsa inspect`.",
+        rich_help_panel="Model",
+    ),
+]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Run the code in the checkpoint: unpickle it whole, or run its program. Only for files whose makers you trust.",
+        rich_help_panel="Model",
+    ),
+]
+InputRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="What the network takes for black and white: 0,255 or -1,1 (default 0,1, before --normalize).",
+        rich_help_panel="Model",
+    ),
+]
+InputSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|native",
+        help="Resize and crop images to N x N, or leave them. Default: as the checkpoint or torchvision's own weights "
+        "say.",
+        rich_help_panel="Data",
+    ),
+]
+MatchClasses = Annotated[
+    str | None,
+    typer.Option(
+        metavar="name|number",
+        help="How labels find the network's outputs: by class name (default), or label k is output k.",
+        rich_help_panel="Data",
+    ),
 ]
 Normalize = Annotated[
     str | None,
@@ -38,7 +79,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="SOURCE:LOCATION",
-        help="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, or pkg.mod:factory (your own code, which is run).",
+        help="imagefolder:DIR, csv:FILE, npz:FILE, torchvision:NAME?root=DIR, hf:FOLDER_OR_NAME, webdataset:x-{000..003}.tar, "
+        "cifar-c:DIR?corruption=fog&severity=3, or pkg.mod:factory (your own code, which is run); ?mode=rgb|gray converts.",
         rich_help_panel="Data",
     ),
 ]

@@ -1,15 +1,18 @@
-"""Networks that ship, and the ways to name one: lsa:NAME, torchvision:NAME, pkg.mod:factory, file.py:factory."""
+"""Networks that ship, and the ways to name one: lsa:NAME, torchvision:NAME, timm:NAME, pkg.mod:factory, file.py:factory."""
 
 import ast
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import Registry, load_attribute, unknown
 
+_LONGEST = 300  # of what is quoted in an error
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("architecture")
 
 
@@ -45,9 +48,113 @@ def mnist_cnn(num_classes: int = 10) -> nn.Module:
     )
 
 
+_CIFAR_RESNETS = {
+    "cifar-resnet18": "resnet18",
+    "cifar-resnet34": "resnet34",
+    "cifar-resnet50": "resnet50",
+    "cifar-resnet101": "resnet101",
+    "cifar-resnet152": "resnet152",
+    "cifar-resnext50-32x4d": "resnext50_32x4d",
+    "cifar-wide-resnet50-2": "wide_resnet50_2",
+}
+
+
+def _cifar_resnet(base: str) -> Callable[..., nn.Module]:
+    def build(num_classes: int = 10) -> nn.Module:
+        network = _torchvision_factory(base)(num_classes=num_classes)
+        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        network.maxpool = nn.Identity()
+        return network
+
+    build.__doc__ = (
+        f"torchvision's {base} for 32 x 32 images: a 3 x 3 stem, read as of stride 1 with no pooling after it."
+    )
+    return build
+
+
+for _name, _base in _CIFAR_RESNETS.items():
+    ARCHITECTURES.register(_name)(_cifar_resnet(_base))
+
+
+class _Block(nn.Module):
+    """Residual block of pytorch-cifar: two 3 x 3 convolutions, or 1 x 1, 3 x 3, 1 x 1 four times as wide.
+
+    Where the shape changes, the shortcut is a 1 x 1 convolution, or (`pads`) every second pixel with zero channels
+    on either side, which has no weights.
+    """
+
+    def __init__(self, inner: int, width: int, stride: int, bottleneck: bool, pads: bool) -> None:
+        super().__init__()
+        outer = 4 * width if bottleneck else width
+        kernels = ((inner, width, 1), (width, width, 3), (width, outer, 1))
+        shapes = kernels if bottleneck else ((inner, width, 3), (width, width, 3))
+        self.depth = len(shapes)
+        for number, (before, after, kernel) in enumerate(shapes, start=1):
+            step = stride if number == (2 if bottleneck else 1) else 1
+            setattr(self, f"conv{number}", nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
+            setattr(self, f"bn{number}", nn.BatchNorm2d(after))
+            setattr(self, f"relu{number}", nn.ReLU())
+        self.shortcut = nn.Sequential()
+        if inner != outer and pads:
+            self.shortcut = _Subsample((outer - inner) // 2)
+        elif inner != outer or stride != 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = x
+        for number in range(1, self.depth + 1):
+            out = getattr(self, f"bn{number}")(getattr(self, f"conv{number}")(out))
+            if number == self.depth:
+                out = out + self.shortcut(x)
+            out = getattr(self, f"relu{number}")(out)
+        return out
+
+
+class _Subsample(nn.Module):
+    def __init__(self, zeros: int) -> None:
+        super().__init__()
+        self.zeros = zeros
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.zeros, self.zeros))
+
+
+def _small_resnet(counts: tuple[int, ...], width: int, bottleneck: bool, pads: bool) -> Callable[..., nn.Module]:
+    """A 3 x 3 stem of stride 1, a layer of `counts` blocks at each width, global average, `linear`."""
+
+    def build(num_classes: int = 10) -> nn.Module:
+        """A ResNet for 32 x 32 images, under the names of weights that most CIFAR checkpoints have."""
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            conv1=nn.Conv2d(3, width, 3, 1, 1, bias=False), bn1=nn.BatchNorm2d(width), relu=nn.ReLU()
+        )
+        inner = width
+        for number, count in enumerate(counts):
+            blocks = []
+            for place in range(count):
+                stride = 2 if number > 0 and place == 0 else 1
+                blocks.append(_Block(inner, width * 2**number, stride, bottleneck, pads))
+                inner = width * 2**number * (4 if bottleneck else 1)
+            layers[f"layer{number + 1}"] = nn.Sequential(*blocks)
+        layers["pool"], layers["flatten"] = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        layers["linear"] = nn.Linear(inner, num_classes)
+        return nn.Sequential(layers)
+
+    return build
+
+
+# The two families that most CIFAR checkpoints come from, under the names of weights that they use:
+# pytorch-cifar-resnetN as in kuangliu/pytorch-cifar, with the widths for ImageNet; cifar-resnetN as in
+# akamaster/pytorch_resnet_cifar10, those of He et al. for CIFAR, N = 6 n + 2, with shortcuts without weights.
+_COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+for _depth, _counts in _COUNTS.items():
+    ARCHITECTURES.register(f"pytorch-cifar-resnet{_depth}")(_small_resnet(_counts, 64, _depth >= 50, False))
+for _depth in (20, 32, 44, 56, 110):
+    ARCHITECTURES.register(f"cifar-resnet{_depth}")(_small_resnet(((_depth - 2) // 6,) * 3, 16, False, True))
+
+
 def runs_user_code(spec: str) -> bool:
-    """Whether building `spec` imports Python that neither ships with lsa nor with torchvision."""
-    return spec.partition(":")[0] not in ("lsa", "torchvision")
+    """Whether building `spec` imports Python that ships neither with lsa nor with torchvision or timm."""
+    return spec.partition(":")[0] not in ("lsa", "torchvision", "timm")
 
 
 def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
@@ -60,6 +167,8 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
         factory = ARCHITECTURES.get(name)
     elif source == "torchvision":
         factory = _torchvision_factory(name)
+    elif source == "timm":
+        factory = _timm_factory(name)
     else:
         factory = load_attribute(spec, "--arch")
     if not callable(factory):
@@ -68,8 +177,9 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
         network = factory(**arguments)
     except (Exception, SystemExit) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+        said = (str(error).strip().splitlines() or [""])[0]
         raise UsageError(
-            f"--arch: {spec} failed when called with {given}: {type(error).__name__}: {error}; "
+            f"--arch: {spec} failed when called with {given[:_LONGEST]}: {type(error).__name__}: {said[:_LONGEST]}; "
             "pass what it needs with --arch-args name=value"
         ) from error
     if not isinstance(network, nn.Module):
@@ -86,7 +196,28 @@ def _torchvision_factory(name: str) -> Callable[..., nn.Module]:
 
     def build(**arguments: Any) -> nn.Module:
         # No weights: they come from the checkpoint, and nothing is downloaded.
+        if name in ("googlenet", "inception_v3"):
+            arguments.setdefault("init_weights", False)  # minutes of random numbers that the checkpoint replaces
         return models.get_model(name, weights=None, **arguments)
+
+    return build
+
+
+def _timm_factory(name: str) -> Callable[..., nn.Module]:
+    try:  # not can_import: a checkpoint may ask for timm, and that would look in the working directory too
+        import timm
+    except ImportError as error:
+        raise UsageError(f"--arch timm:{name}: timm is not installed; pip install timm") from error
+    if not timm.is_model(name.partition(".")[0]):
+        raise UsageError(unknown("timm architecture", name, timm.list_models()))
+
+    # A checkpoint may give arguments, and these name files and downloads (checkpoint_path, pretrained_cfg).
+    barred = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
+
+    def build(**arguments: Any) -> nn.Module:
+        if not barred.isdisjoint(arguments):
+            raise ValueError(f"{', '.join(sorted(barred & set(arguments)))} is no argument of a network")
+        return timm.create_model(name.partition(".")[0], pretrained=False, **arguments)
 
     return build
 

@@ -1,24 +1,37 @@
-"""Checkpoint: what a model file says, and the Classifier it builds. Loading runs nothing of the file's own."""
+"""Checkpoint: what a model file says, read without running anything of it; and self-describing files written."""
 
 import hashlib
-from collections.abc import Mapping
+import re
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
-import torch
-from torch import nn
 
 from lsa_cli.errors import CheckpointError, UsageError, is_plain
 from lsa_cli.models import formats
-from lsa_cli.models.architectures import build_architecture, runs_user_code
-from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.pickles import Call, TensorSpec, is_module, tensors_of
+from lsa_cli.registry import unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 FORMAT_VERSION = 1
-# Where training scripts put the weights, the one to use first. Averaged (ema) weights are never taken unasked.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
+# Where architectures.runs_user_code is false; not asked there, because that module imports torch.
+_SHIPPED = ("lsa", "torchvision", "timm")
+# Where training scripts put the weights, the one to use first.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module", "state")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|averaged|(Ema|EMA|SWA)")
+_NOT_WEIGHTS = ("optim", "sched", "scaler", "callback", "loops", "hparam", "hyper_param", "args", "config", "rng")
+_DEEPEST = 5
+# Accuracies that training scripts note beside the weights, as a share or in percent.
+_CLAIMS = (
+    "clean_accuracy", "test_acc", "test_accuracy", "best_acc", "best_acc1", "best_prec1", "best_top1", "val_acc",
+    "val_accuracy", "acc", "acc1", "accuracy", "top1", "prec1",
+)  # fmt: skip
 
 
 class Description(pydantic.BaseModel):
@@ -37,7 +50,7 @@ class Description(pydantic.BaseModel):
     std: list[float] | None = None
     input_shape: list[int] = []
     input_range: tuple[float, float] | None = (0.0, 1.0)
-    class_names: list[str] | None = None
+    class_names: Annotated[list[str], pydantic.Field(fail_fast=True)] | None = None
     output: str = "logits"
     data: str | None = None
     data_name: str | None = None
@@ -50,7 +63,7 @@ class Description(pydantic.BaseModel):
     def _trusts_no_code(self) -> "Description":
         if self.lsa_checkpoint != FORMAT_VERSION:
             raise ValueError(f"is of version {self.lsa_checkpoint}; this lsa reads version {FORMAT_VERSION}")
-        if runs_user_code(self.architecture):
+        if self.architecture.partition(":")[0] not in _SHIPPED:
             raise ValueError(f"names Python code as its architecture ({self.architecture}); give it with --arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("has a mean without a std, or the reverse")
@@ -62,168 +75,272 @@ class Description(pydantic.BaseModel):
 
 
 @dataclass(frozen=True)
+class Weights:
+    """One set of weights in a file: the keys that lead to it, its tensors, and the module it was pickled in, if any."""
+
+    keys: tuple[str, ...]
+    tensors: dict[str, TensorSpec]
+    module: Call | None = None
+
+    @property
+    def place(self) -> str:
+        return ".".join(self.keys)
+
+    @property
+    def is_averaged(self) -> bool:
+        return _AVERAGED.search(self.place) is not None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the parameters, as far as names tell: BatchNorm's statistics and counters are none."""
+        return sum(spec.numel for name, spec in self.tensors.items() if is_parameter(name, spec))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: spec.shape for name, spec in self.tensors.items()}
+
+
+# What no optimizer trains: BatchNorm's buffers and AveragedModel's counter. Other buffers cannot be told by name.
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "n_averaged")
+
+
+def is_parameter(name: str, spec: TensorSpec) -> bool:
+    return "float" in spec.dtype and name.rpartition(".")[2] not in _BUFFERS
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A model file, read: weights, what the file says of itself, and what had to be done to read it."""
+    """A model file, looked at: weights that can be read, what it says of itself, and what was chosen on the way.
+
+    claimed_accuracy: the accuracy noted beside the weights, as a share, and under which name. transformers_class:
+    the class of a Hugging Face transformers folder, whose weights fit no other library's networks.
+    """
 
     path: Path
     format: str
     sha256: str
     size: int
-    state_dict: dict[str, torch.Tensor]
+    weights: Weights
+    load: Callable[[TensorSpec], "torch.Tensor"]
+    globals: tuple[str, ...] = ()
     description: Description | None = None
+    claimed_accuracy: tuple[float, str] | None = None
     notes: tuple[str, ...] = field(default=())
+    transformers_class: str | None = None
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a model file; every tensor lands on the CPU, half precision becomes float32 (noted).
+def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
+    """Look into a model file or folder; no tensor is read yet.
 
-    Raises CheckpointError, saying what the file is instead, when it holds no weights that can be read safely.
+    weights: which of several sets, by its place in the file ("model_ema", "0"), or by the start of the names of some
+    weights ("student"). Raises CheckpointError, saying what the file is instead, when it holds no weights that can
+    be read safely; UsageError for a wrong choice.
     """
     path = Path(path)
-    kind = formats.sniff(path)
-    content = formats.read(path, kind)
-    description = None
-    if isinstance(content, Mapping) and "lsa_checkpoint" in content:
-        described = {key: value for key, value in content.items() if key != "state_dict"}
+    contents = formats.open_contents(path)
+    found = find_weights(contents.root)
+    notes: list[str] = []
+    chosen = choose(path, contents, found, weights, notes)
+    description = describe(path, contents)
+    return Checkpoint(
+        path, contents.format, sha256_of(contents.files), sum(file.stat().st_size for file in contents.files),
+        chosen, contents.load, contents.globals, description, claim(contents.root, contents.load), tuple(notes), _transformers_class(contents),
+    )  # fmt: skip
+
+
+def describe(path: Path, contents: formats.Contents) -> Description | None:
+    """What the file says of itself: our own description, or a timm or Hugging Face folder's config.json."""
+    root = contents.root
+    if isinstance(root, dict) and "lsa_checkpoint" in root:
+        described = {key: value for key, value in root.items() if key != "state_dict"}
         try:
-            description = Description.model_validate(described)
+            return Description.model_validate(described)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise CheckpointError(f"{path}: its own description is not valid: {where} {first['msg']}") from error
-    notes: list[str] = []
-    state_dict = _find_state_dict(path, content, notes)
-    halves = {
-        str(t.dtype).removeprefix("torch.") for t in state_dict.values() if t.dtype in (torch.half, torch.bfloat16)
-    }
-    if halves:
-        state_dict = {
-            name: tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor
-            for name, tensor in state_dict.items()
-        }
-        notes.append(f"weights stored as {', '.join(sorted(halves))} were widened to float32")
-    return Checkpoint(path, kind, _sha256(path), path.stat().st_size, state_dict, description, tuple(notes))
+    config = contents.metadata.get("config.json")
+    if isinstance(config, dict) and isinstance(config.get("architecture"), str):
+        return _from_timm(path, config)
+    return None
 
 
-def _find_state_dict(path: Path, content: Any, notes: list[str]) -> dict[str, torch.Tensor]:
-    """The dictionary of tensors in what was read, at the top or under one of the usual names."""
-    for _ in range(4):
-        if not isinstance(content, Mapping):
-            break
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-        if tensors and len(tensors) >= 0.9 * len(content):
-            return tensors
-        inner = next((name for name in _WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            keys = ", ".join(str(key) for key in list(content)[:8])
-            raise CheckpointError(
-                f"{path}: no weights found under {', '.join(_WRAPPERS)}; the file holds {keys or 'nothing'}"
-            )
-        if inner != "state_dict":
-            notes.append(f"weights taken from the entry '{inner}'")
-        content = content[inner]
-    raise CheckpointError(
-        f"{path} holds {type(content).__name__}, not a dictionary of weights; save model.state_dict() with torch.save"
-    )
+def _from_timm(path: Path, config: dict[str, Any]) -> Description:
+    pretrained = config.get("pretrained_cfg")
+    pretrained = pretrained if isinstance(pretrained, dict) else {}
+    arguments = config.get("model_args")
+    arguments = dict(arguments) if isinstance(arguments, dict) else {}
+    if isinstance(config.get("num_classes"), int):
+        arguments.setdefault("num_classes", config["num_classes"])
+    names = config.get("label_names") or pretrained.get("label_names")
+    try:
+        return Description(
+            architecture=f"timm:{config['architecture']}",
+            arch_args=arguments,
+            mean=pretrained.get("mean"),
+            std=pretrained.get("std"),
+            input_shape=pretrained.get("input_size") or [],
+            class_names=names if isinstance(names, list) else None,
+        )
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path}/config.json: {first['loc'][0]} {first['msg']}") from error
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _transformers_class(contents: formats.Contents) -> str | None:
+    config = contents.metadata.get("config.json")
+    classes = config.get("architectures") if isinstance(config, dict) and "architecture" not in config else None
+    return str(classes[0])[:100] if isinstance(classes, list) and classes else None
 
 
-def write_checkpoint(path: str | Path, body: nn.Module, description: Description) -> None:
+def find_weights(root: Any) -> list[Weights]:
+    """Every set of weights in a file, in the order of its entries; an optimizer's tensors are none."""
+    return list(_find(root, (), set()))
+
+
+def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weights]:
+    if len(place) > _DEEPEST or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Call):
+        tensors = tensors_of(value)
+        if tensors or is_module(value):
+            yield Weights(place, tensors, value)
+            return
+        value = dict(value.items) if value.items and all(_is_pair(item) for item in value.items) else None
+    if not isinstance(value, (dict, list, tuple)):
+        return
+    entries = list(value.items() if isinstance(value, dict) else enumerate(value))
+    tensors = {str(key): item for key, item in entries if isinstance(item, TensorSpec)}
+    if isinstance(value, dict) and tensors and len(tensors) >= 0.9 * len(entries):
+        yield Weights(place, tensors)
+        return
+    for key, item in entries[:10_000]:
+        name = str(key)
+        if not any(word in name.lower() for word in _NOT_WEIGHTS):
+            yield from _find(item, (*place, name), seen)
+
+
+def _is_pair(item: Any) -> bool:
+    """Whether an item of an object is an entry of a dictionary: of a class of the user's own, say."""
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
+
+
+def choose(
+    path: Path, contents: formats.Contents, found: list[Weights], wanted: str | None, notes: list[str]
+) -> Weights:
+    """The set called `wanted`, else the one that stands where weights usually do; how it was chosen goes to notes.
+
+    Raises CheckpointError when there is none, UsageError when several could be meant.
+    """
+    places = [weights.place or "(top)" for weights in found]
+    if wanted is not None:
+        exact = [weights for weights in found if wanted in (weights.place, *weights.keys[-1:])]
+        exact = exact or [part for weights in found if (part := _under(weights, wanted)).tensors]
+        if len(exact) != 1:
+            raise UsageError(f"--weights: {unknown('set of weights in ' + str(path), wanted, places)}")
+        notes.append(f"weights taken from '{wanted}', as asked")
+        return exact[0]
+    if not found:
+        raise CheckpointError(_no_weights(path, contents))
+    plain = [weights for weights in found if not weights.is_averaged]
+    chosen = _by_wrapper(plain or found)
+    if chosen is None:
+        raise UsageError(f"{path} holds several sets of weights; choose one with --weights: {', '.join(places)}")
+    if chosen.place and chosen.place != "state_dict":
+        notes.append(f"weights taken from the entry '{chosen.place}'")
+    averaged = [weights.place for weights in found if weights.is_averaged and weights is not chosen]
+    if averaged:
+        notes.append(f"averaged weights stand beside them: --weights {averaged[0]}")
+    return chosen
+
+
+def _under(weights: Weights, start: str) -> Weights:
+    """The weights whose names start with `start` and a dot, without it."""
+    names = {name: spec for name, spec in weights.tensors.items() if name.startswith(f"{start}.")}
+    return Weights((*weights.keys, start), {name.removeprefix(f"{start}."): spec for name, spec in names.items()})
+
+
+def _by_wrapper(candidates: list[Weights]) -> Weights | None:
+    """The only one, the one at the top, or the first under one of the usual names."""
+    if len(candidates) == 1:
+        return candidates[0]
+    for wrapper in ("", *_WRAPPERS):
+        named = [weights for weights in candidates if (weights.keys or ("",))[0] == wrapper]
+        if len(named) == 1:
+            return named[0]
+    return None
+
+
+def _no_weights(path: Path, contents: formats.Contents) -> str:
+    root = contents.root
+    if contents.format == "pickle":
+        names = ", ".join(contents.globals[:5]) or "nothing"
+        return (
+            f"{path} is a bare pickle, which could run any code when read (it would import {names}); save "
+            "model.state_dict() with torch.save instead"
+        )
+    if contents.format == "torchscript":
+        return f"{path} is a frozen program: its weights are constants of the code; save the model before freezing"
+    if isinstance(root, dict):
+        keys = ", ".join(str(key) for key in list(root)[:8])
+        return f"{path}: no weights found under {', '.join(_WRAPPERS)}; the file holds {keys or 'nothing'}"
+    what = root.class_name if isinstance(root, Call) else type(root).__name__
+    return f"{path} holds {what}, not a dictionary of weights; save model.state_dict() with torch.save"
+
+
+def claim(root: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None = None) -> tuple[float, str] | None:
+    """The clean accuracy that a training script noted beside the weights, as a share, and under which name.
+
+    load: reads numbers that were noted as tensors. A number up to 1 is a share, a larger one percent.
+    """
+    if not isinstance(root, dict):
+        return None
+    noted = {name: root.get(name) for name in _CLAIMS}
+    callbacks = root.get("callbacks")  # Lightning: what the callback that chose this file watched
+    for state in callbacks.values() if isinstance(callbacks, dict) else ():
+        if isinstance(state, dict) and "acc" in str(state.get("monitor")):
+            noted.setdefault(str(state["monitor"]), state.get("current_score"))
+    for name, value in noted.items():
+        number = _number(value, load)
+        if number is not None and 0 < number <= 100:
+            return (number if number <= 1 else number / 100), name
+    return None
+
+
+def _number(value: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None) -> float | None:
+    """A number that stands there as such, as a tensor or as numpy's. An integer 1 may count anything: it is none."""
+    if isinstance(value, TensorSpec):
+        value = load(value).item() if load is not None and value.numel == 1 else None
+    elif isinstance(value, Call) and value.class_name.endswith(".multiarray.scalar"):
+        value = _numpy_number(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (value == 1 and isinstance(value, int)):
+        return None
+    return float(value)
+
+
+def _numpy_number(call: Call) -> float | None:
+    """What numpy.dtype("f8") and eight bytes stand for; pickled by protocol 2, those are text that is to be encoded."""
+    try:
+        kind, content = call.arguments
+        if isinstance(content, Call):
+            content = content.arguments[0].encode("latin1")
+        return struct.unpack({"f8": "<d", "f4": "<f"}[kind.arguments[0]], content)[0]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
+        return None
+
+
+def sha256_of(files: tuple[Path, ...]) -> str:
+    """Of one file its SHA-256; of several, the SHA-256 of theirs in order."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    if len(digests) == 1:
+        return digests[0].hexdigest()
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+
+def write_checkpoint(path: str | Path, body: "nn.Module", description: Description) -> None:
     """Write a self-describing checkpoint: tensors and plain values, readable with weights_only=True."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in body.state_dict().items()}
     formats.write_atomically(Path(path), {**description.model_dump(), "state_dict": weights})
-
-
-def load_classifier(
-    checkpoint: Checkpoint,
-    *,
-    arch: str | None,
-    arch_args: dict[str, Any],
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    class_names: list[str] | None,
-    output: str,
-) -> tuple[Classifier, list[str]]:
-    """Build the architecture, load the weights strictly, wrap both; also what had to be done (notes).
-
-    Raises UsageError without an architecture, CheckpointError when the weights do not fit it.
-    """
-    if arch is None:
-        raise UsageError(
-            f"{checkpoint.path} holds weights only: name the network with --arch torchvision:resnet18, "
-            "pkg.mod:factory or path/to/file.py:factory"
-        )
-    notes = list(checkpoint.notes)
-    arguments = dict(arch_args)
-    if arch.startswith("torchvision:") and "num_classes" not in arguments and checkpoint.state_dict:
-        width = _width_of_last_layer(arch, arguments, checkpoint.state_dict)
-        if width is not None:
-            arguments["num_classes"] = width
-            notes.append(f"num_classes={width} read from the width of the last layer")
-    body = build_architecture(arch, arguments)
-    load_strictly(body, checkpoint.state_dict, f"{checkpoint.path} and {arch}", notes)
-    return Classifier(body.float(), normalization, class_names, output), notes
-
-
-def _width_of_last_layer(arch: str, arguments: dict[str, Any], state_dict: Mapping[str, torch.Tensor]) -> int | None:
-    """Rows of the architecture's last tensor in the file: found by name, since safetensors keeps no order."""
-    with torch.device("meta"):
-        last = next(reversed(build_architecture(arch, arguments).state_dict()), "")
-    return next((len(t) for n, t in state_dict.items() if t.ndim and (n == last or n.endswith(f".{last}"))), None)
-
-
-def load_strictly(body: nn.Module, state_dict: dict[str, torch.Tensor], where: str, notes: list[str]) -> None:
-    """Load weights whose names and shapes must all fit, after stripping prefixes that wrappers add.
-
-    The one thing that may be absent is BatchNorm's step counter, which evaluation does not use.
-    """
-    expected = body.state_dict()
-    fitted, stripped = _strip_prefixes(state_dict, expected)
-    if stripped:
-        notes.append(f"prefix '{stripped}' removed from the names of the weights")
-    counters = [name for name in expected if name.endswith("num_batches_tracked") and name not in fitted]
-    if counters:
-        fitted = {**fitted, **{name: expected[name] for name in counters}}
-        notes.append(f"{len(counters)} BatchNorm step counters are absent; evaluation does not use them")
-    missing = [name for name in expected if name not in fitted]
-    unexpected = [name for name in fitted if name not in expected]
-    wrong = [name for name in expected if name in fitted and fitted[name].shape != expected[name].shape]
-    problems = []
-    for what, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            problems.append(f"{len(names)} {what} (first: {', '.join(names[:3])})")
-    if wrong:
-        shown = ", ".join(f"{n} is {tuple(fitted[n].shape)}, should be {tuple(expected[n].shape)}" for n in wrong[:3])
-        problems.append(f"{len(wrong)} of another shape ({shown})")
-    if problems:
-        raise CheckpointError(f"{where} do not fit: {'; '.join(problems)}; is this the right --arch and --arch-args?")
-    infinite = [n for n, t in fitted.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-    if infinite:
-        raise CheckpointError(
-            f"{where}: {len(infinite)} tensors hold NaN or infinity (first: {infinite[0]}); the training diverged, "
-            "take an earlier checkpoint"
-        )
-    body.load_state_dict(fitted, strict=True)
-
-
-def _strip_prefixes(
-    state_dict: dict[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], str]:
-    """The renaming, of up to three prefixes removed, under which most names and shapes fit."""
-
-    def score(candidate: Mapping[str, torch.Tensor]) -> int:
-        return sum(1 for n, t in candidate.items() if n in expected and expected[n].shape == t.shape)
-
-    best, best_prefix, current, removed = state_dict, "", state_dict, ""
-    for _ in range(3):
-        prefix = next((p for p in _PREFIXES if current and all(name.startswith(p) for name in current)), None)
-        if prefix is None:
-            break
-        current = {name.removeprefix(prefix): tensor for name, tensor in current.items()}
-        removed += prefix
-        if score(current) > score(best):
-            best, best_prefix = current, removed
-    return best, best_prefix

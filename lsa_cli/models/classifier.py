@@ -18,11 +18,30 @@ PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 OUTPUTS = ("logits", "probabilities")
 
 
-def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """A preset's name, "none", or MEAN/STD as "0.5/0.25" or "0.49,0.48,0.45/0.25,0.24,0.26"."""
+Normalization = tuple[Sequence[float], Sequence[float]] | None
+Scale = tuple[float, float]
+
+
+def parse_input_range(text: str) -> Scale:
+    """ "0,255" or "-1,1": the numbers that a black and a white pixel are for the network."""
+    parts = text.split(",")
+    if len(parts) != 2:
+        raise UsageError(f"--input-range '{text}' should read LOW,HIGH, such as 0,255 or -1,1")
+    low, high = (parse_number(part.strip(), "--input-range") for part in parts)
+    if low >= high:
+        raise UsageError(f"--input-range '{text}': the first number should be the smaller one")
+    return low, high
+
+
+def parse_normalize(text: str, scale: Scale = (0.0, 1.0)) -> Normalization:
+    """A preset's name, "none", or MEAN/STD as "0.5/0.25" or "0.49,0.48,0.45/0.25,0.24,0.26", in units of `scale`."""
     if text == "none":
         return None
     if text in PRESETS:
+        if scale != (0.0, 1.0):
+            raise UsageError(
+                f"--normalize {text} speaks of images in [0, 1]; with --input-range give its MEAN/STD in that range"
+            )
         return PRESETS[text]
     mean_text, slash, std_text = text.partition("/")
     if not slash:
@@ -34,6 +53,15 @@ def parse_normalize(text: str) -> tuple[tuple[float, ...], tuple[float, ...]] | 
     if len(mean) != len(std) or min(std) <= 0:
         raise UsageError(f"--normalize '{text}': as many means as standard deviations, and those positive")
     return mean, std
+
+
+def rescaled(normalization: Normalization, scale: Scale) -> Normalization:
+    """Normalisation for images in [0, 1] that equals scaling them to `scale` and normalising there."""
+    if scale == (0.0, 1.0):
+        return normalization
+    low, high = scale
+    mean, std = normalization if normalization is not None else ((0.0,), (1.0,))
+    return [(m - low) / (high - low) for m in mean], [s / (high - low) for s in std]
 
 
 class Normalize(nn.Module):
@@ -83,6 +111,8 @@ def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
 class Classifier(nn.Module):
     """normalize + body + output adapter; the only owner of mean and std.
 
+    flatten: images reach the body as vectors.
+
     A body with one output is a binary head: its score z becomes the two logits (0, z), whose cross-entropy is
     the usual binary cross-entropy. output="probabilities": the body ends in softmax or sigmoid, and the logarithm
     is taken, since a loss on probabilities as if they were logits hides gradients.
@@ -91,7 +121,7 @@ class Classifier(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+        normalization: Normalization = None,
         class_names: Sequence[str] | None = None,
         output: str = "logits",
     ) -> None:
@@ -102,9 +132,15 @@ class Classifier(nn.Module):
         self.body = body
         self.class_names = tuple(class_names) if class_names is not None else None
         self.output = output
+        self.flatten = False
+
+    def prepare(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, ...) in the user's range -> what the body takes."""
+        x = self.normalize(x)
+        return x.flatten(1) if self.flatten else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (N, C, ...) -> (N, K)
-        return self.as_logits(self.body(self.normalize(x)), len(x))
+        return self.as_logits(self.body(self.prepare(x)), len(x))
 
     def as_logits(self, output: Any, count: int) -> torch.Tensor:
         """What the body returned for `count` samples -> (N, K) float32 logits, K >= 2."""

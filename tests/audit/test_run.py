@@ -242,6 +242,8 @@ def test_data_that_does_not_fit_is_refused(task):
     with pytest.raises(DataError, match="label 9, and the network has 3"):
         audit(body, data=(x, torch.where(y == 2, 9, y)))
     with pytest.raises(DataError, match="cannot take inputs of shape"):
+        audit(body, data=(torch.rand(6, 1, 5, 5), torch.zeros(6, dtype=torch.long)))
+    with pytest.raises(DataError, match="in colour"):
         audit(body, data=(torch.rand(6, 3, 4, 4), torch.zeros(6, dtype=torch.long)))
     with pytest.raises(DataError, match="sample 1 holds NaN"):
         audit(body, data=(torch.where(torch.arange(120)[:, None, None, None] == 1, torch.nan, x), y))

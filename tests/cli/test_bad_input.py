@@ -183,7 +183,7 @@ def test_nan_and_range(refused, tmp_path):
 
 def test_other_shapes(refused, tmp_path):
     colour = images(tmp_path, x=np.zeros((40, 28, 28, 3), np.float32))
-    refused("audit", MNIST, "--data", colour, says=["cannot take inputs of shape (3, 28, 28)", "channels"])
+    refused("audit", MNIST, "--data", colour, says=["in colour (3 channels)", "takes 1 channel", "mode=gray"])
     small = images(tmp_path, x=np.zeros((40, 1, 20, 20), np.float32))
     refused("audit", MNIST, "--data", small, says="cannot take inputs of shape (1, 20, 20)")
 
@@ -192,7 +192,7 @@ def test_other_classes(refused, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "folder" / name).mkdir(parents=True)
         Image.new("L", (28, 28)).save(tmp_path / "folder" / name / "1.png")
-    refused("audit", MNIST, "--data", "imagefolder:folder", says="has 2 classes and the network has 10")
+    refused("audit", MNIST, "--data", "imagefolder:folder", says="it has no 'cat' among 0, 1")
 
 
 def test_an_empty_class_is_told_and_cannot_pass_a_gate(lsa, tmp_path):
@@ -315,7 +315,7 @@ class _Marker:
 
 def test_a_pickle_s_code_never_runs(refused, tmp_path):
     torch.save({"state_dict": {"w": torch.zeros(2)}, "x": _Marker()}, tmp_path / "model.pt")
-    refused("audit", "model.pt", "--arch", "lsa:moon-mlp", says="could run code")
+    refused("audit", "model.pt", "--arch", "lsa:moon-mlp", says=["would call posix.system", "hostile"])
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,52 +1,10 @@
-"""Networks by name, and weights alone matched to them."""
+"""Networks by name, and their arguments."""
 
 import pytest
 import torch
-import torchvision
-from safetensors.torch import save_file
-from torch import nn
 
-from lsa_cli.errors import CheckpointError, UsageError
-from lsa_cli.models.architectures import build_architecture, parse_arguments, runs_user_code
-from lsa_cli.models.checkpoint import load_classifier, read_checkpoint
-
-
-def load(path, arch, **arguments):
-    return load_classifier(
-        read_checkpoint(path), arch=arch, arch_args=arguments, normalization=None, class_names=None, output="logits"
-    )
-
-
-def small(name):
-    torch.manual_seed(0)
-    return torchvision.models.get_model(name, weights=None, num_classes=5)
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "resnet18"])
-@pytest.mark.parametrize("form", ["torch", "safetensors", "wrapped"])
-def test_the_number_of_classes_is_read_from_the_weights_in_every_format(tmp_path, name, form):
-    """safetensors keeps the names in another order, so the last tensor of the file is not the last layer."""
-    network, path = small(name), tmp_path / "weights"
-    if form == "safetensors":
-        save_file({key: tensor.contiguous() for key, tensor in network.state_dict().items()}, path)
-    else:
-        prefix = "module." if form == "wrapped" else ""
-        torch.save({prefix + key: tensor for key, tensor in network.state_dict().items()}, path)
-    classifier, notes = load(path, f"torchvision:{name}")
-    assert any("num_classes=5" in note for note in notes)
-    assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in classifier.body.state_dict().items())
-
-
-def test_weights_of_another_network_do_not_fit_and_are_counted(tmp_path):
-    torch.save(small("squeezenet1_1").state_dict(), tmp_path / "weights")
-    with pytest.raises(CheckpointError, match=r"do not fit: \d+ missing .*unexpected"):
-        load(tmp_path / "weights", "torchvision:resnet18")
-
-
-def test_weights_alone_need_an_architecture(tmp_path):
-    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights")
-    with pytest.raises(UsageError, match="name the network with --arch"):
-        load(tmp_path / "weights", None)
+from lsa_cli.errors import UsageError
+from lsa_cli.models.architectures import ARCHITECTURES, build_architecture, parse_arguments, runs_user_code
 
 
 @pytest.mark.parametrize(
@@ -67,7 +25,13 @@ def test_names_that_build_no_network(spec, says):
 
 @pytest.mark.parametrize(
     ("spec", "code"),
-    [("lsa:mnist-cnn", False), ("torchvision:vgg11", False), ("a.b:c", True), ("evil.py:f", True), ("x", True)],
+    [
+        ("lsa:mnist-cnn", False),
+        ("torchvision:vgg11", False),
+        ("timm:resnet18", False),
+        ("a.b:c", True),
+        ("x.py:f", True),
+    ],
 )
 def test_only_networks_that_ship_run_no_user_code(spec, code):
     assert runs_user_code(spec) == code
@@ -79,3 +43,62 @@ def test_arguments_are_plain_values_and_never_expressions():
     }  # fmt: skip
     with pytest.raises(UsageError, match="name=value"):
         parse_arguments(["depth"])
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])
+def test_arguments_of_timm_that_name_files_or_downloads_are_barred(tmp_path, name):
+    pytest.importorskip("timm")
+    with pytest.raises(UsageError, match=f"{name} is no argument of a network"):
+        build_architecture("timm:resnet18", {name: str(tmp_path / "weights.pth")})
+
+
+@pytest.mark.parametrize("name", ["hf-hub:timm/resnet18", "local-dir:/tmp"])
+def test_timm_names_that_lead_to_files_or_downloads_are_unknown(name):
+    pytest.importorskip("timm")
+    with pytest.raises(UsageError, match="unknown timm architecture"):
+        build_architecture(f"timm:{name}", {})
+
+
+def test_timm_missing_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(UsageError, match="timm"):
+        build_architecture("timm:resnet18", {})
+
+
+CIFAR = [name for name in ARCHITECTURES.names() if "cifar" in name and not name.endswith(("101", "152", "110"))]
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_networks_for_cifar_keep_the_resolution_up_to_the_second_stage(name):
+    """The stem and first stage at 32 x 32, each later stage half as large: what their weights were trained with."""
+    network = build_architecture(f"lsa:{name}", {"num_classes": 7}).eval()
+    sizes = {}
+    for stage in ("layer1", "layer2", "layer3"):
+        getattr(network, stage).register_forward_hook(
+            lambda m, i, out, stage=stage: sizes.update({stage: out.shape[-1]})
+        )
+    with torch.no_grad():
+        assert network(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    assert sizes == {"layer1": 32, "layer2": 16, "layer3": 8}
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_sizes_of_the_cifar_resnets_are_those_of_the_paper(depth, millions):
+    """Table 6 of arXiv 1512.03385, which rounds to two figures."""
+    count = sum(p.numel() for p in build_architecture(f"lsa:cifar-resnet{depth}", {}).parameters())
+    assert abs(count / 1e6 - millions) < 0.05 * millions
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_pytorch_cifar_differs_from_torchvision_only_in_names(depth):
+    torch.manual_seed(0)
+    theirs = build_architecture(f"lsa:cifar-resnet{depth}", {}).eval()
+    ours = build_architecture(f"lsa:pytorch-cifar-resnet{depth}", {}).eval()
+    renamed = {
+        name.replace("downsample", "shortcut").replace("fc.", "linear."): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    ours.load_state_dict(renamed, strict=True)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))

@@ -1,0 +1,26 @@
+"""Labelled images, from where people keep them. A source opens a spec such as npz:FILE or imagefolder:DIR."""
+
+from lsa_cli.data import arrays, folders, libraries, shards  # noqa: F401  the sources register themselves
+from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest
+from lsa_cli.data.batches import batches, check_inputs, fingerprint, prefetch, stratified_subset
+from lsa_cli.data.factories import from_object
+from lsa_cli.data.opening import open_data, runs_user_code
+from lsa_cli.data.sizes import ImageSize, square_size, torchvision_size, usual_size
+
+__all__ = [
+    "DATA_SOURCES",
+    "ImageSize",
+    "LabelledData",
+    "SourceRequest",
+    "batches",
+    "check_inputs",
+    "fingerprint",
+    "from_object",
+    "open_data",
+    "prefetch",
+    "runs_user_code",
+    "square_size",
+    "stratified_subset",
+    "torchvision_size",
+    "usual_size",
+]

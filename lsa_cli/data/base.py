@@ -1,0 +1,149 @@
+"""What a data set is to an audit, what a source is asked for, and the table of sources."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsa_cli.data.sizes import ImageSize
+from lsa_cli.errors import DataError, UsageError
+from lsa_cli.registry import Registry, unknown
+
+MODES = {"rgb": 3, "gray": 1}  # values of ?mode= and the channels they give
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """n labelled inputs that are read by index.
+
+    labels: (n,) int64. read: indices -> (N, C, H, W) (or (N, D)) float32, images in [0, 1].
+    class_names: the name of each label from 0, where the source knows it.
+    name: what is known about which data set it is ("mnist", ...), for the usual threat model; may be "".
+    transform: what is done to each image on the way, in words.
+    """
+
+    spec: str
+    labels: np.ndarray
+    read: Callable[[np.ndarray], torch.Tensor]
+    class_names: tuple[str, ...] | None = None
+    name: str = ""
+    transform: str = "none"
+    split: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a source is asked for: its location, options of the spec, the split, and the images the network takes."""
+
+    location: str
+    options: Mapping[str, str]
+    split: str | None
+    channels: int | None  # None: unknown
+    size: ImageSize | None  # None: images keep their size
+    threads: int  # that may decode images at once
+
+    def option(self, name: str, default: str) -> str:
+        return self.options.get(name, default)
+
+    def allow(self, source: str, *names: str) -> None:
+        """Raise UsageError for an option that the source does not have."""
+        known = [*names, "split", "mode"]
+        for key in self.options:
+            if key not in known:
+                raise UsageError(f"--data: {unknown(f'option of {source}', key, known)}")
+
+    def adding(self, option: str) -> str:
+        """How `option` is written behind the spec that the user gave."""
+        return f"{'&' if self.options else '?'}{option}"
+
+    def asked_channels(self) -> int | None:
+        """The channels that ?mode= asks for; UsageError where the network takes others."""
+        mode = self.options.get("mode")
+        if mode is None:
+            return None
+        if mode not in MODES:
+            raise UsageError(f"--data: {unknown('mode', mode, MODES)}")
+        if self.channels in (1, 3) and self.channels != MODES[mode]:
+            raise UsageError(
+                f"--data: mode={mode} makes images of {MODES[mode]} channels, and the network takes {self.channels}"
+            )
+        return MODES[mode]
+
+
+Source = Callable[[SourceRequest], LabelledData]
+DATA_SOURCES: Registry[Source] = Registry("data source")
+
+
+def checked(data: LabelledData) -> LabelledData:
+    """`data` if there are samples and each has a class number; DataError otherwise."""
+    if data.labels.ndim != 1:
+        raise DataError(f"{data.spec}: labels have shape {data.labels.shape}; give one class number a sample")
+    if len(data) == 0:
+        raise DataError(f"{data.spec} holds no samples; check the path and the split")
+    if data.labels.dtype.kind not in "iub" and not _whole(data.labels):
+        raise DataError(f"{data.spec}: labels are {data.labels.dtype}; give whole class numbers from 0")
+    if data.labels.min() < 0:
+        row = int(data.labels.argmin())
+        raise DataError(f"{data.spec}: the label of sample {row} is {data.labels[row]}; classes count from 0")
+    return data
+
+
+def _whole(labels: np.ndarray) -> bool:
+    return labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
+
+
+# ---- what several sources must find out ----------------------------------------------------------------
+
+USUAL_LABELS = (
+    "label", "labels", "class", "class_name", "class_index", "class_id", "target", "category", "diagnosis", "cls", "y",
+)  # fmt: skip
+_USUAL_SPLITS = ("test", "validation", "valid", "val", "dev")
+
+
+def number_labels(values: Sequence[Any], what: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels as found in a file -> class numbers, and the class names where labels are text.
+
+    All whole numbers: those are the classes. Otherwise the distinct texts, sorted, are the classes from 0.
+    what: names the sample of an index, for DataError.
+    """
+    texts = ["" if value is None else str(value).strip() for value in values]
+    for row, text in enumerate(texts):
+        if not text:
+            raise DataError(f"{what(row)} has no label; give every sample one")
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}(\.0*)?", text) for text in texts):
+        return np.array([int(text.partition(".")[0]) for text in texts], dtype=np.int64), None
+    names, labels = np.unique(texts, return_inverse=True)
+    return labels.astype(np.int64), tuple(str(name) for name in names)
+
+
+def pick_name(names: Sequence[str], usual: Sequence[str], option: str, request: SourceRequest, spec: str) -> str:
+    """The one of `names` (columns, keys) that the option says, or that is usual; UsageError when none or several."""
+    said = request.options.get(option)
+    listed = ", ".join(names) or "none"
+    if said is not None:
+        if said not in names:
+            raise UsageError(f"{spec}: there is no '{said}' for {option}=; there are {listed}")
+        return said
+    likely = [name for name in names if name.strip().lower().replace(" ", "_").replace("-", "_") in usual]
+    if len(likely) == 1:
+        return likely[0]
+    trouble = f"{' and '.join(likely)} could each be the {option}" if likely else f"which is the {option} is not clear"
+    raise UsageError(f"{spec}: {trouble}; add {request.adding(f'{option}=NAME')}, with one of {listed}")
+
+
+def pick_split(names: Sequence[str], request: SourceRequest, spec: str) -> str:
+    """The split asked for, else the test split, else the validation split; never the training data by chance."""
+    if request.split is not None:
+        if request.split not in names:
+            raise DataError(f"{spec}: there is no split '{request.split}'; there are {', '.join(names)}")
+        return request.split
+    for name in (*_USUAL_SPLITS, *(names if len(names) == 1 else ())):
+        if name in names:
+            return name
+    raise UsageError(f"{spec}: no split is called test or validation; choose one with --split: {', '.join(names)}")

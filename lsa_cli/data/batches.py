@@ -1,0 +1,93 @@
+"""Which samples are used, in which batches, read ahead of the network, and checked."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from lsa_cli.data.base import LabelledData
+from lsa_cli.errors import DataError
+
+RANGE_TOLERANCE = 1e-4
+_AHEAD = 2  # batches read while the network works on one
+
+
+def stratified_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """`limit` indices, ascending: each class in proportion to its share, which samples decided by the seed.
+
+    Left-over places go to the classes with the largest remainder, ties to the smaller class number.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * limit / len(labels)
+    take = np.floor(exact).astype(int)
+    order = np.lexsort((classes, -(exact - take)))
+    take[order[: limit - take.sum()]] += 1
+    generator = np.random.default_rng(seed)
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in zip(classes, take, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def batches(index: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(index), size):
+        yield index[start : start + size]
+
+
+def prefetch(data: LabelledData, index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(indices, inputs) of each batch in order; up to two more are read in the background meanwhile.
+
+    One thread reads, so `data.read` is never called twice at once. What it raises is raised here, at its batch.
+    Closing or dropping the generator ends the thread, after the read that it is at.
+    """
+    waiting: deque[tuple[np.ndarray, Future[torch.Tensor]]] = deque()
+    with ThreadPoolExecutor(1, "lsa-read") as reader:
+        try:
+            for rows in batches(index, size):
+                waiting.append((rows, reader.submit(data.read, rows)))
+                if len(waiting) > _AHEAD:
+                    rows, read = waiting.popleft()
+                    yield rows, read.result()
+            while waiting:
+                rows, read = waiting.popleft()
+                yield rows, read.result()
+        finally:
+            for _, read in waiting:
+                read.cancel()
+
+
+def check_inputs(x: torch.Tensor, rows: np.ndarray, bounds: tuple[float, float] | None, spec: str) -> torch.Tensor:
+    """x (N, ...) with every number finite and within range; what is past the range by rounding is clamped.
+
+    Raises DataError that names the first offending sample, and the mend.
+    """
+    finite = torch.isfinite(x.flatten(1)).all(1)
+    if not finite.all():
+        row = int(rows[int((~finite).nonzero()[0])])
+        raise DataError(f"{spec}: sample {row} holds NaN or infinity; remove or repair it")
+    if bounds is None:
+        return x
+    low, high = bounds
+    smallest, largest = float(x.min()), float(x.max())
+    if smallest < low - RANGE_TOLERANCE or largest > high + RANGE_TOLERANCE:
+        advice = (
+            "divide by 255, or store uint8"
+            if smallest >= 0 and largest > 2
+            else "undo the normalisation in the data and name it with --normalize: it belongs inside the model"
+        )
+        raise DataError(
+            f"{spec}: inputs run from {smallest:.4g} to {largest:.4g}, outside [{low:g}, {high:g}]; {advice}"
+        )
+    return x.clamp(low, high)
+
+
+def fingerprint(data: LabelledData, index: np.ndarray) -> str:
+    """A hash of which samples were used: source, split, indices and labels. Not of the pixels."""
+    digest = hashlib.sha256(f"{data.spec.rpartition('/')[2]}|{data.split}".encode())
+    digest.update(np.asarray(index, dtype="<i8").tobytes())
+    digest.update(np.asarray(data.labels[index], dtype="<i8").tobytes())
+    return digest.hexdigest()

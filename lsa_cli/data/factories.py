@@ -1,0 +1,107 @@
+"""Data that Python code of the user makes: arrays, or a data set of pairs."""
+
+import dataclasses
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsa_cli.data.arrays import Fit, channels_first, fit_to_network, to_unit
+from lsa_cli.data.base import LabelledData, checked
+from lsa_cli.data.sizes import ImageSize
+from lsa_cli.errors import DataError, LsaError
+from lsa_cli.registry import load_attribute
+
+
+def from_factory(spec: str, split: str | None, channels: int | None, size: ImageSize | None) -> LabelledData:
+    """pkg.mod:factory or file.py:factory: returns (x, y) arrays, or a data set of (input, label) pairs."""
+    location, _, query = spec.partition("?")
+    factory = load_attribute(location, "--data")
+    arguments: dict[str, Any] = dict(urllib.parse.parse_qsl(query))
+    if split is not None:
+        arguments["split"] = split
+    try:
+        made = factory(**arguments)
+    except (Exception, SystemExit) as error:
+        raise DataError(f"{spec} failed: {type(error).__name__}: {error}") from error
+    try:
+        return from_object(made, spec, split or "", channels=channels, size=size)
+    except LsaError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{spec} gave {type(made).__name__} that cannot be read ({type(error).__name__}: {error}); give (x, y) "
+            "arrays, or a data set of (image tensor, label) pairs"
+        ) from error
+
+
+def from_object(
+    made: Any, spec: str, split: str = "", *, channels: int | None = None, size: ImageSize | None = None
+) -> LabelledData:
+    """(x, y) arrays or tensors, or a data set of (input, label) pairs -> LabelledData; DataError for anything else.
+
+    channels: of the network, where known: grey images for a network of colour are refused, and the other way.
+    size: images are brought to it if it is explicit.
+    """
+    if isinstance(made, LabelledData):
+        return checked(made)
+    if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
+        x, y = (_array(part) for part in made)
+        if y.ndim != 1 or x.shape[:1] != y.shape:
+            raise DataError(f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; one label a sample")
+        if x.dtype.kind not in "uifb":
+            raise DataError(f"{spec}: inputs are {x.dtype}; give uint8 or floating numbers")
+        images, layout = channels_first(x, spec)
+        fit, said = _fit(images.shape[1:], spec, channels, size)
+        transform = "; ".join([layout, *said])
+        return checked(LabelledData(spec, y, lambda rows: fit(to_unit(images[rows])), transform=transform, split=split))
+    if hasattr(made, "__len__") and hasattr(made, "__getitem__"):
+        labels = getattr(made, "targets", None)
+        if labels is None:
+            try:
+                labels = [int(made[row][1]) for row in range(len(made))]
+            except Exception as error:
+                raise DataError(
+                    f"{spec}: {type(made).__name__} does not give (input, label) pairs "
+                    f"({type(error).__name__}: {error}); give (x, y) arrays, or a data set of pairs"
+                ) from error
+        classes = getattr(made, "classes", None)
+        class_names = tuple(str(c) for c in classes) if classes is not None else None
+        as_is = _pair_reader(made, spec, lambda x: x)
+        plain = checked(LabelledData(spec, np.asarray(labels), as_is, class_names, split=split))
+        fit, said = _fit(tuple(as_is(np.array([0])).shape[1:]), spec, channels, size)
+        transform = "; ".join(said) or "none"
+        return dataclasses.replace(plain, read=_pair_reader(made, spec, fit), transform=transform)
+    raise DataError(f"{spec} gave {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
+
+
+def _fit(shape: tuple[int, ...], spec: str, channels: int | None, size: ImageSize | None) -> tuple[Fit, list[str]]:
+    return fit_to_network(shape, spec, channels=channels, size=size, fix="convert them before they are handed over")
+
+
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+
+
+def _pair_reader(dataset: Any, spec: str, fit: Fit) -> Callable[[np.ndarray], torch.Tensor]:
+    def read(rows: np.ndarray) -> torch.Tensor:
+        try:
+            # One by one, as an explicit size may be what makes them of one shape.
+            return torch.cat([fit(_input_of(dataset[int(row)])[None]) for row in rows])
+        except Exception as error:
+            raise DataError(
+                f"{spec}: samples {rows[0]} to {rows[-1]} cannot be read as tensors of one shape: "
+                f"{type(error).__name__}: {error}; each sample should be (image as a tensor in [0, 1], label)"
+            ) from error
+
+    return read
+
+
+def _input_of(item: Any) -> torch.Tensor:
+    value = item[0] if isinstance(item, (tuple, list)) else item
+    return torch.as_tensor(value, dtype=torch.float32)

@@ -1,0 +1,95 @@
+"""Image files that a folder tree, or a CSV table, gives labels to."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from lsa_cli.data.base import (
+    DATA_SOURCES,
+    USUAL_LABELS,
+    LabelledData,
+    SourceRequest,
+    number_labels,
+    pick_name,
+    pick_split,
+)
+from lsa_cli.data.images import ImageFiles, image_data
+from lsa_cli.errors import DataError
+
+_USUAL_PATHS = (
+    "path", "paths", "file", "files", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path",
+    "image_file", "image_name", "img", "img_path", "id_code",
+)  # fmt: skip
+
+
+def path_files(paths: list[Path]) -> ImageFiles:
+    return ImageFiles(len(paths), lambda rows: [paths[row] for row in rows], lambda row: str(paths[row]))
+
+
+@DATA_SOURCES.register("imagefolder")
+def open_imagefolder(request: SourceRequest) -> LabelledData:
+    """imagefolder:DIR[?split=test]: one folder a class, named after it; a split is a folder above those."""
+    from torchvision.datasets import ImageFolder
+
+    request.allow("imagefolder")
+    root = Path(request.location)
+    name = root.name.lower()
+    if request.split:
+        root = root / request.split
+    spec = f"imagefolder:{root}"
+    if not root.is_dir():
+        raise DataError(f"{spec}: there is no folder {root}; it should hold one folder of images for each class")
+    try:
+        found = ImageFolder(str(root), allow_empty=True)
+    except OSError as error:
+        raise DataError(f"{spec}: {error}; it should hold one folder of images for each class") from error
+    files = path_files([Path(path) for path, _ in found.samples])
+    labels = np.asarray(found.targets, dtype=np.int64)
+    return image_data(request, spec, labels, files, found.classes, name, request.split or "")
+
+
+@DATA_SOURCES.register("csv")
+def open_csv(request: SourceRequest) -> LabelledData:
+    """csv:FILE.csv[?root=DIR&path=COLUMN&label=COLUMN&ext=png]: a table of image files, relative to it or to root, and labels.
+
+    Labels are whole numbers from 0, or text: then the texts, sorted, are the classes. ext is put behind each path
+    (tables of Kaggle leave it out). A column called split is obeyed.
+    """
+    request.allow("csv", "root", "path", "label", "ext")
+    table = Path(request.location)
+    spec = f"csv:{table}"
+    if not table.is_file():
+        raise DataError(f"{spec}: there is no file {table}; check the path (you are in {Path.cwd()})")
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{spec} cannot be read as a table of comma-separated values: {error}") from error
+    path_column = pick_name(columns, _USUAL_PATHS, "path", request, spec)
+    label_column = pick_name(columns, USUAL_LABELS, "label", request, spec)
+    split = request.split or ""
+    if "split" in columns:
+        split = pick_split(sorted({row["split"] or "" for _, row in rows}), request, spec)
+        rows = [(line, row) for line, row in rows if row["split"] == split]
+    elif split:
+        raise DataError(f"{spec}: there is no column 'split' to find '{split}' in; there are {', '.join(columns)}")
+    labels, class_names = number_labels(
+        [row[label_column] for _, row in rows], lambda number: f"{spec}: line {rows[number][0]}"
+    )
+    root = Path(request.option("root", str(table.parent)))
+    ending = "." + request.options["ext"].lstrip(".") if "ext" in request.options else ""
+    paths = []
+    for line, row in rows:
+        if not row[path_column]:
+            raise DataError(f"{spec}: line {line} names no image file")
+        paths.append(root / f"{row[path_column].strip()}{ending}")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"{spec}: {len(missing):,} of {len(paths):,} image files are missing, first {missing[0]}; say where they are "
+            f"with {request.adding('root=DIR')}, and their ending with ext=png if the table leaves it out"
+        )
+    return image_data(request, spec, labels, path_files(paths), class_names, split=split)

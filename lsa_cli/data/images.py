@@ -1,0 +1,179 @@
+"""Image files, in folders, tables or archives: decoded in parallel, to what torchvision's own transforms give."""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lsa_cli.data.base import LabelledData, SourceRequest
+from lsa_cli.data.sizes import ImageSize
+from lsa_cli.errors import DataError
+
+# Decoders that only read pixels: Pillow's EPS reader, for one, starts Ghostscript on the file.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
+ENDINGS = ("jpg", "jpeg", "png", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "webp")
+# Channels that an image of 8 bits has to say; Pillow's other modes hold 16 bits and more, which convert() clips.
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "RGBX": 3, "CMYK": 3, "YCbCr": 3}
+_LOOKED_AT = 8
+_WORDS = {1: "grey", 3: "colour"}
+
+Picture = Path | bytes | Image.Image  # a file, a file's content, or what another library decoded
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """n image files: fetch gives some of them, undecoded and one thread at a time; where names one for an error."""
+
+    count: int
+    fetch: Callable[[np.ndarray], Sequence[Picture]]
+    where: Callable[[int], str]
+
+
+def image_data(
+    request: SourceRequest,
+    spec: str,
+    labels: np.ndarray,
+    files: ImageFiles,
+    class_names: Sequence[str] | None = None,
+    name: str = "",
+    split: str = "",
+) -> LabelledData:
+    """Data of image files, after a look at a few of them: grey or colour as the network takes it, at its size.
+
+    Raises DataError where the images are grey and the network is not, or the other way, or sizes differ.
+    """
+    if files.count == 0:
+        raise DataError(f"{spec} holds no images; check the path and the split")
+    rows = np.unique(np.linspace(0, files.count - 1, _LOOKED_AT).round().astype(int))
+    looked = [_look(picture, files.where(row)) for picture, row in zip(files.fetch(rows), rows, strict=True)]
+    channels, strict, colours_said = _choose_channels(request, spec, [found for found, _ in looked])
+    size, size_said = _choose_size(request, spec, [shape for _, shape in looked])
+    read = ImageReader(spec, files, channels, strict, request.adding(""), size, request.threads)
+    names = tuple(class_names) if class_names is not None else None
+    return LabelledData(spec, labels, read, names, name, f"{colours_said}; {size_said}", split)
+
+
+def _look(picture: Picture, where: str) -> tuple[int, tuple[int, int]]:
+    """Channels and (height, width) of an image, of which only the head is read."""
+    image = _open(picture, where)
+    try:
+        return _channels_of(image, where), (image.height, image.width)
+    finally:
+        if image is not picture:
+            image.close()
+
+
+def _choose_channels(request: SourceRequest, spec: str, found: Sequence[int]) -> tuple[int, bool, str]:
+    """Channels to read images with; whether an image of another colour is an error; and what is done, in words."""
+    asked = request.asked_channels()
+    colour, grey = request.adding("mode=rgb"), request.adding("mode=gray")
+    if asked is None and request.channels == 3 and 3 not in found:
+        raise DataError(f"{spec}: the images are grey and the network takes colour; add {colour} to --data")
+    if asked is None and request.channels == 1 and 3 in found:
+        raise DataError(f"{spec}: the images are in colour and the network takes grey; add {grey} to --data")
+    if asked is None and request.channels not in (1, 3) and len(set(found)) == 2:
+        raise DataError(
+            f"{spec}: {found.count(1)} of {len(found)} images looked at are grey, the others in colour; add {colour} "
+            f"or {grey} to --data"
+        )
+    channels = asked or (request.channels if request.channels in (1, 3) else found[0])
+    strict = asked is None and request.channels != 3
+    if channels == 1:
+        return 1, strict, "grey, alpha dropped" if strict else "grey, colour images turned grey by luma, alpha dropped"
+    said = "RGB" if strict else "RGB, images of other modes converted"
+    if 1 in found:
+        said += f" ({found.count(1)} of {len(found)} looked at are grey)"
+    return 3, strict, f"{said}, alpha dropped"
+
+
+def _choose_size(request: SourceRequest, spec: str, found: Sequence[tuple[int, int]]) -> tuple[ImageSize | None, str]:
+    """The size policy to apply, None to leave images as they are; and what is done, in words."""
+    size, every = request.size, sorted(set(found))
+    if size is not None and (size.explicit or every != [(size.height, size.width)]):
+        return size, size.text
+    if len(every) > 1:
+        raise DataError(_differ(spec, every[0], every[1]))
+    return None, f"images are {every[0][0]} x {every[0][1]}, left as they are"
+
+
+def _differ(spec: str, one: tuple[int, int], other: tuple[int, int]) -> str:
+    return (
+        f"{spec}: images differ in size ({one[0]} x {one[1]} and {other[0]} x {other[1]}); "
+        "bring them to one with --input-size N, for example 224"
+    )
+
+
+def _open(picture: Picture, where: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> DataError:
+    said = "no format of image that is known" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    return DataError(f"{where} cannot be read as an image: {said or type(error).__name__}; remove or repair it")
+
+
+def _channels_of(image: Image.Image, where: str) -> int:
+    if image.mode not in _CHANNELS:
+        raise DataError(
+            f"{where} holds pixels of Pillow's mode {image.mode}, which is not 8 bits a channel; save it as 8-bit "
+            "grey or RGB, scaled as the network was trained"
+        )
+    return _CHANNELS[image.mode]
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Indices -> (N, C, H, W) float32 in [0, 1], decoded by several threads: Pillow works without Python's lock."""
+
+    spec: str
+    files: ImageFiles
+    channels: int
+    strict: bool
+    joint: str
+    size: ImageSize | None
+    threads: int
+
+    def __call__(self, rows: np.ndarray) -> torch.Tensor:
+        pictures = self.files.fetch(rows)
+        with ThreadPoolExecutor(max(1, min(self.threads, len(rows)))) as pool:
+            arrays = list(pool.map(self.decode, pictures, map(int, rows)))
+        for array in arrays:
+            if array.shape != arrays[0].shape:
+                raise DataError(_differ(self.spec, arrays[0].shape[1:], array.shape[1:]))
+        return torch.from_numpy(np.stack(arrays))
+
+    def decode(self, picture: Picture, row: int) -> np.ndarray:
+        """One image as (C, H, W). numpy, not torch: each thread would start a team of torch's own threads."""
+        where = self.files.where(row)
+        image = _open(picture, where)
+        found = _channels_of(image, where)
+        if self.strict and found != self.channels:
+            mode = "rgb" if self.channels == 3 else "gray"
+            raise DataError(
+                f"{where} is {_WORDS[found]} and others are {_WORDS[self.channels]}; add {self.joint}mode={mode} to "
+                "--data"
+            )
+        mode = "L" if self.channels == 1 else "RGB"
+        try:
+            image.load()
+            image.info.pop("transparency", None)  # dropped either way; convert() would warn of it on the terminal
+            pixels = image.convert(mode)
+        except Exception as error:
+            raise _unreadable(where, error) from error
+        finally:
+            if image is not picture:
+                image.close()
+        if self.size is not None:
+            pixels = self.size.apply(pixels)
+        values = np.asarray(pixels).reshape(pixels.height, pixels.width, self.channels).transpose(2, 0, 1)
+        return np.divide(values, np.float32(255), dtype=np.float32, order="C")

@@ -1,0 +1,68 @@
+"""open_data: from what the user typed to labelled images."""
+
+import os
+import urllib.parse
+from pathlib import Path
+
+from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, checked
+from lsa_cli.data.factories import from_factory
+from lsa_cli.data.sizes import ImageSize
+from lsa_cli.errors import DataError, UsageError
+from lsa_cli.registry import can_import, unknown
+
+
+def runs_user_code(spec: str) -> bool:
+    """Whether opening `spec` imports Python that the user names."""
+    return spec.partition(":")[0] not in DATA_SOURCES
+
+
+def open_data(
+    spec: str,
+    *,
+    split: str | None = None,
+    channels: int | None = None,
+    size: ImageSize | None = None,
+    relative_to: Path | None = None,
+    threads: int | None = None,
+) -> LabelledData:
+    """Open `SOURCE:LOCATION[?option=value&...]`, or a Python factory `pkg.mod:factory`.
+
+    channels: of the network's images, None if unknown. size: what images are brought to (see ImageSize for which
+    are), None: none. threads: that decode images; None: one for each core. relative_to: the folder that a relative
+    location counts from (a checkpoint's own folder, for the data it names); nothing is downloaded then. Raises
+    DataError when it cannot be opened or does not fit the network, UsageError when the spec makes no sense.
+    """
+    source, colon, rest = spec.partition(":")
+    if not colon:
+        raise UsageError(
+            f"--data '{spec}' should read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
+        )
+    location, _, query = rest.partition("?")
+    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=False))
+    if source not in DATA_SOURCES:
+        if source.isidentifier() and not can_import(source):
+            raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}, or pkg.mod:factory")
+        return from_factory(spec, options.get("split") if split is None else split, channels, size)
+    if relative_to is not None:
+        location, options = _beside(relative_to, source, location, options)
+    request = SourceRequest(
+        location, options, options.get("split") if split is None else split, channels, size, threads or _cores()
+    )
+    return checked(DATA_SOURCES.get(source)(request))
+
+
+def _beside(folder: Path, source: str, location: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """The location and root in the checkpoint's folder. A checkpoint alone starts no download."""
+    if "root" in options:
+        options = {**options, "root": str(folder / options["root"])}
+    if source != "torchvision":
+        location = str(folder / location)
+    if options.get("download") == "true" or (source == "hf" and not Path(location).is_dir()):
+        raise DataError(
+            f"the checkpoint names data to download ({source}:{location}); if you trust it, give it with --data"
+        )
+    return location, options
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

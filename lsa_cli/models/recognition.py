@@ -1,0 +1,284 @@
+"""Which known architecture a set of weights belongs to, by the names and shapes of its tensors.
+
+`signatures.json` holds one line for each classifier of torchvision and each network that ships, so that nothing
+has to be built to compare. Made by `python -m lsa_cli.models.recognition`. The number of classes is left out of a
+signature and read from the weights.
+
+Equal names and shapes do not prove an equal forward pass: strides, activations and pooling have no weights. A match
+is therefore always named in the report.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from lsa_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FILE = Path(__file__).with_name("signatures.json")
+_MOST_PREFIXES = 4
+_CANDIDATES = 24
+# Parts of names that come from a wrapper around a module, wherever it stands.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+# What training keeps in the same module as the network, and evaluation has no use for: words of the first part of a
+# name, and the counters of averaged models. Nothing else is ever left out: a buffer `mean` changes what is computed.
+_BESIDE = {
+    "criterion", "loss", "losses", "metric", "metrics", "acc", "accuracy", "auroc", "auc", "f1", "precision", "recall",
+    "confusion", "confmat", "ema", "swa", "averaged",
+}  # fmt: skip
+_COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}
+T = TypeVar("T")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+# ---- names ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View(Generic[T]):
+    """Weights by shorter names: the parts removed from all names, and the full names of what was left out."""
+
+    tensors: dict[str, T]
+    removed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def views(tensors: Mapping[str, T]) -> Iterator[View[T]]:
+    """The ways to read the names of weights, the most literal first.
+
+    Leading parts that all share may go (module., _orig_mod., model., net., backbone., a name of the user's own, up
+    to four of them), wrappers may go from within, and losses, metrics and averaged copies beside the network.
+    """
+    yield from _shortened(View(dict(tensors)))
+    found = {part for name in tensors for part in name.split(".") if part in _WRAPPERS}
+    inner = {".".join(part for part in name.split(".") if part not in found): item for name, item in tensors.items()}
+    if found and len(inner) == len(tensors):
+        yield from _shortened(View(inner, tuple(f"{part}." for part in sorted(found))))
+
+
+def _shortened(view: View[T]) -> Iterator[View[T]]:
+    yield view
+    for _ in range(_MOST_PREFIXES + 1):
+        kept = {name: item for name, item in view.tensors.items() if not _is_beside(name)}
+        if 0 < len(kept) < len(view.tensors):
+            dropped = ("".join(view.removed) + name for name in view.tensors if name not in kept)
+            view = View(kept, view.removed, (*view.left_out, *dropped))
+            yield view
+        heads = {name.partition(".")[0] for name in view.tensors}
+        if len(heads) != 1 or any("." not in name for name in view.tensors):
+            return
+        shared = f"{heads.pop()}."
+        shorter = {name.removeprefix(shared): item for name, item in view.tensors.items()}
+        view = View(shorter, (*view.removed, shared), view.left_out)
+        yield view
+
+
+def _is_beside(name: str) -> bool:
+    first, dot, _ = name.partition(".")
+    return name in _COUNTERS or (bool(dot) and not _BESIDE.isdisjoint(re.split(r"[^a-z0-9]+", first.lower())))
+
+
+def is_step_counter(name: str) -> bool:
+    """BatchNorm's num_batches_tracked, which old files lack and evaluation does not use."""
+    return name.endswith("num_batches_tracked")
+
+
+# ---- recognition ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Match:
+    """arch and the arguments that build the network; the number of classes, where its head was read from the weights."""
+
+    arch: str
+    arguments: dict[str, Any]
+    classes: int | None
+
+    def __str__(self) -> str:
+        return self.arch + "".join(f", {key}={value}" for key, value in self.arguments.items())
+
+
+def recognise(shapes: Shapes) -> list[Match]:
+    """All known architectures that these weights fit, under the most literal reading of their names."""
+    for view in views(shapes):
+        found = [_match(row, view.tensors) for row in _table() if _fits(row, view.tensors)]
+        if found:
+            return found
+    return []
+
+
+def _fits(row: dict[str, Any], shapes: Shapes) -> bool:
+    if _count(shapes) != row["count"] or not all(shapes.get(name) for name in row["heads"]):
+        return False
+    return len({shapes[name][0] for name in row["heads"]}) <= 1 and digest(shapes, row["heads"]) == row["digest"]
+
+
+def _match(row: dict[str, Any], shapes: Shapes) -> Match:
+    classes = shapes[row["heads"][-1]][0] if row["heads"] else None
+    more = {} if classes is None else {"num_classes": classes}
+    return Match(row["arch"], {**row["arguments"], **more}, classes)
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(not is_step_counter(name) for name in shapes)
+
+
+def digest(shapes: Shapes, heads: Iterable[str]) -> str:
+    """Of names and shapes, apart from the number of rows of the head and from BatchNorm's step counters."""
+    lines = sorted(
+        f"{name}:{'x'.join(map(str, ('*', *shape[1:]) if name in heads else shape))}"
+        for name, shape in shapes.items()
+        if not is_step_counter(name)
+    )
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+@cache
+def _table() -> list[dict[str, Any]]:
+    return json.loads(_FILE.read_text())
+
+
+@dataclass(frozen=True)
+class Near:
+    """An architecture that weights nearly fit: names only it has, only they have, and both have in other shapes."""
+
+    arch: str
+    missing: list[str]
+    other: list[str]
+    reshaped: list[str]
+
+    def __str__(self) -> str:
+        groups = {"missing": self.missing, "other": self.other, "of another shape": self.reshaped}
+        parts = [f"{len(names)} {what} ({', '.join(names[:2])})" for what, names in groups.items() if names]
+        return f"{self.arch}: {', '.join(parts)}"
+
+
+def nearest(shapes: Shapes, count: int = 3) -> list[Near]:
+    """Known architectures that share most names and shapes, best first. For an error message: it takes seconds."""
+    readings = [view.tensors for view in views(shapes)]
+    sizes = [_count(names) for names in readings]
+    rows = sorted(_table(), key=lambda row: min(abs(row["count"] - size) for size in sizes))
+    scored = []
+    for row in rows[:_CANDIDATES]:
+        theirs = outline(row["arch"], row["arguments"])
+        score, near = max((_compare(row, theirs, ours) for ours in readings), key=lambda pair: pair[0])
+        if score > 0:
+            scored.append((-score, near.arch, near))
+    return [near for _, _, near in sorted(scored, key=lambda entry: entry[:2])[:count]]
+
+
+def _compare(row: dict[str, Any], theirs: Shapes, ours: Shapes) -> tuple[float, Near]:
+    """The share of names and shapes in common, where the width of the head does not count."""
+    cut = dict.fromkeys(row["heads"], 1)
+    known, names = ({name for name in part if not is_step_counter(name)} for part in (theirs, ours))
+    both = known & names
+    same = {name for name in both if theirs[name][cut.get(name, 0) :] == ours[name][cut.get(name, 0) :]}
+    near = Near(row["arch"], sorted(known - names), sorted(names - known), sorted(both - same))
+    return len(same) / max(len(known | names), 1), near
+
+
+# ---- networks without memory ---------------------------------------------------------------------------
+
+
+def build_empty(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> "nn.Module":
+    """A network whose weights have shapes and no numbers: to be looked at, never run. Raises UsageError.
+
+    at_most: parameters, beyond which building stops. Not `torch.device("meta")`: regnets and others compute with
+    small tensors while they are built.
+    """
+    import torch
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+    from torch.overrides import TorchFunctionMode
+
+    from lsa_cli.models.architectures import build_architecture
+
+    class EmptyOnMeta(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            options = kwargs or {}
+            if func is torch.empty and options.get("device") is None:
+                options = {**options, "device": "meta"}
+            return func(*args, **options)
+
+    count = 0
+
+    def registered(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if at_most is not None and count > at_most:
+            raise ValueError(f"it has more than {at_most:,} parameters, and the file far fewer tensors")
+
+    hook = register_module_parameter_registration_hook(registered)
+    try:
+        with EmptyOnMeta():
+            return build_architecture(arch, arguments)
+    finally:
+        hook.remove()
+
+
+def most_parameters(shapes: Shapes) -> int:
+    """More than a network has whose weights these are."""
+    return 4 * len(shapes) + 1000
+
+
+def outline(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's weights. Raises UsageError when it cannot be built."""
+    return shapes_of(build_empty(arch, arguments, at_most))
+
+
+def shapes_of(network: "nn.Module") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in a network's state; what else modules keep there is no weight."""
+    return {name: tuple(item.shape) for name, item in network.state_dict().items() if hasattr(item, "shape")}
+
+
+def head_of(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> list[str]:
+    """Names of the weights whose size is the number of classes: none where the network has no num_classes."""
+    try:
+        seven, eleven = (outline(arch, {**arguments, "num_classes": classes}, at_most) for classes in (7, 11))
+    except UsageError:
+        return []
+    return [name for name in seven if seven[name] != eleven.get(name)]
+
+
+def classes_of(arch: str, arguments: dict[str, Any], shapes: Shapes) -> int | None:
+    """The number of classes that weights of this architecture were trained for, read from its head."""
+    head = head_of(arch, arguments, most_parameters(shapes))
+    for view in views(shapes):
+        if head and all(view.tensors.get(name) for name in head):
+            return view.tensors[head[-1]][0]
+    return None
+
+
+def signature(arch: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table."""
+    shapes, heads = outline(arch, arguments), head_of(arch, arguments)
+    return {
+        "arch": arch, "arguments": arguments, "count": _count(shapes), "heads": heads, "digest": digest(shapes, heads),
+    }  # fmt: skip
+
+
+def known_architectures() -> list[tuple[str, dict[str, Any]]]:
+    """What the table should hold: torchvision's classifiers and the networks that ship."""
+    from torchvision import models
+
+    from lsa_cli.models.architectures import ARCHITECTURES
+
+    listed: list[tuple[str, dict[str, Any]]] = [(f"lsa:{name}", {}) for name in ARCHITECTURES.names()]
+    for name in models.list_models(module=models):
+        listed.append((f"torchvision:{name}", {}))
+        if name in ("googlenet", "inception_v3"):
+            listed.append((f"torchvision:{name}", {"aux_logits": False}))
+    return listed
+
+
+if __name__ == "__main__":
+    rows = [signature(arch, arguments) for arch, arguments in known_architectures()]
+    lines = ",\n".join(json.dumps(row, separators=(",", ":")) for row in rows)
+    sys.stdout.write(f"[\n{lines}\n]\n")

@@ -1,0 +1,225 @@
+"""Whole networks from a file: of classes that are installed, without unpickling; of anything else, only when trusted."""
+
+import enum
+import functools
+import importlib
+import pickle
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lsa_cli.errors import CheckpointError
+from lsa_cli.models.pickles import Call, Global, Members, TensorSpec
+
+# Packages whose networks may be rebuilt from a file: their code is installed, the file only says how it is wired.
+_KNOWN_PACKAGES = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
+# Functions that networks keep as attributes, activations above all. Not those of torchvision and timm: some load files.
+_KNOWN_FUNCTIONS = ("torch.nn.functional.", "torch._C._nn.")
+_KNOWN_BUILTINS = {"torch.flatten": torch.flatten, "torch.relu": torch.relu, "torch.tanh": torch.tanh}
+_PARALLEL = (
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+)
+_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+
+
+class _Unknown(Exception):
+    """Something that only the file's own code could rebuild."""
+
+
+def rebuild(symbol: Call, load: Callable[[TensorSpec], torch.Tensor]) -> tuple[nn.Module | None, str]:
+    """A module that was pickled whole, if every class and function in it is an installed one of torch, torchvision, timm.
+
+    Nothing is unpickled and no constructor is called: objects are made empty and given their attributes, as
+    unpickling does, from symbols. Returns (module, "") or (None, what stands in the way).
+    """
+    symbol = _without_parallel(symbol)
+    try:
+        module = _Rebuilder(load).value(symbol)
+    except _Unknown as error:
+        return None, str(error)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever an installed class makes of attributes that it does not expect
+        first = (str(error).splitlines() or [""])[0][:100]
+        raise CheckpointError(
+            "the network in the file is damaged, or of a version that is not installed "
+            f"({type(error).__name__}: {first}); name it with --arch to use its weights alone"
+        ) from error
+    return (module, "") if isinstance(module, nn.Module) else (None, type(module).__name__)
+
+
+def _without_parallel(symbol: Call) -> Call:
+    """The network inside DataParallel and DistributedDataParallel, which cannot be made without their devices."""
+    while symbol.class_name in _PARALLEL and isinstance(symbol.state, dict):
+        modules = symbol.state.get("_modules")
+        inner = modules.get("module") if isinstance(modules, dict) else None
+        if not isinstance(inner, Call):
+            break
+        symbol = inner
+    return symbol
+
+
+class _Rebuilder:
+    def __init__(self, load: Callable[[TensorSpec], torch.Tensor]) -> None:
+        self.load = load
+        self.made: dict[int, Any] = {}
+
+    def value(self, symbol: Any) -> Any:
+        if symbol is None or isinstance(symbol, (bool, int, float, str, bytes)):
+            return symbol
+        if id(symbol) in self.made:
+            return self.made[id(symbol)]
+        if isinstance(symbol, dict):
+            made: Any = OrderedDict()
+            self.made[id(symbol)] = made
+            made.update((key, self.value(item)) for key, item in symbol.items())
+        elif isinstance(symbol, list):
+            made = self.made[id(symbol)] = []
+            made.extend(map(self.value, symbol))
+        elif isinstance(symbol, tuple):
+            made = tuple(map(self.value, symbol))
+        elif isinstance(symbol, Members):
+            made = set(map(self.value, symbol.items))
+        elif isinstance(symbol, TensorSpec):
+            made = self.load(symbol)
+        elif isinstance(symbol, Global):
+            made = _function(symbol)
+        elif isinstance(symbol, Call):
+            return self.call(symbol)
+        else:
+            raise _Unknown(type(symbol).__name__)
+        self.made[id(symbol)] = made
+        return made
+
+    def call(self, symbol: Call) -> Any:
+        name = symbol.class_name
+        if name == "functools.partial" and isinstance(symbol.state, tuple) and len(symbol.state) == 4:
+            function, arguments, keywords = (self.value(part) for part in symbol.state[:3])
+            made: Any = functools.partial(function, *arguments, **keywords)
+        elif name == "torch.device":
+            made = torch.device("cpu")
+        else:
+            kind = _class(symbol)
+            if issubclass(kind, enum.Enum):
+                made = kind(*(self.value(part) for part in symbol.arguments))
+            elif symbol.arguments or symbol.items:
+                raise _Unknown(f"{name} with arguments")
+            else:
+                made = self.made[id(symbol)] = kind.__new__(kind)
+                self.give_state(made, symbol)
+        self.made[id(symbol)] = made
+        return made
+
+    def give_state(self, module: nn.Module, symbol: Call) -> None:
+        if not isinstance(symbol.state, dict):
+            raise _Unknown(f"{symbol.class_name} without attributes")
+        state = dict(self.value(symbol.state))
+        for key, value in state.items():
+            if key.endswith("_hooks") and value:
+                raise _Unknown(f"{symbol.class_name} with hooks")
+        state["_parameters"] = type(state["_parameters"])(
+            (name, tensor if tensor is None else nn.Parameter(tensor, tensor.is_floating_point()))
+            for name, tensor in state["_parameters"].items()
+        )
+        for key, kinds in (("_modules", nn.Module), ("_buffers", torch.Tensor)):
+            if not all(item is None or isinstance(item, kinds) for item in state[key].values()):
+                raise _Unknown(f"{symbol.class_name} with {key[1:]} that are none")
+        module.__setstate__(state)
+
+
+def _class(symbol: Call) -> type:
+    function = symbol.function
+    if not isinstance(function, Global):
+        raise _Unknown("a call of what another call returns")
+    found = _installed(function, _KNOWN_PACKAGES)
+    if not _is_network(found) and not (isinstance(found, type) and issubclass(found, enum.Enum)):
+        raise _Unknown(str(function))
+    return found
+
+
+def _is_network(found: Any) -> bool:
+    """A class of networks, but no GraphModule (torchvision has one): those make code of their attributes."""
+    return isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, torch.fx.GraphModule)
+
+
+def _function(symbol: Global) -> Any:
+    if str(symbol) in _KNOWN_BUILTINS:
+        return _KNOWN_BUILTINS[str(symbol)]
+    if str(symbol) in _DTYPES:
+        return _DTYPES[str(symbol)]
+    found = _installed(symbol, (*_KNOWN_PACKAGES, *_KNOWN_FUNCTIONS))
+    is_function = callable(found) and f"{symbol.module}.".startswith(_KNOWN_FUNCTIONS)
+    if not _is_network(found) and (not is_function or symbol.name.startswith("_")):
+        raise _Unknown(str(symbol))
+    return found
+
+
+def _installed(symbol: Global, packages: tuple[str, ...]) -> Any:
+    """What a global names, when it was defined in one of those packages and not merely imported there."""
+    if not f"{symbol.module}.".startswith(packages) or not symbol.name.isidentifier() or symbol.name.startswith("__"):
+        raise _Unknown(str(symbol))
+    try:
+        module = sys.modules.get(symbol.module) or importlib.import_module(symbol.module)
+        found = getattr(module, symbol.name)
+    except (ImportError, AttributeError) as error:
+        raise _Unknown(f"{symbol} (not in what is installed)") from error
+    home = getattr(found, "__module__", None) or symbol.module
+    if not f"{home}.".startswith(packages):
+        raise _Unknown(str(symbol))
+    return found
+
+
+class Program(nn.Module):
+    """A compiled program as a network: it runs, but shows no layers, and its mode is what it was compiled in."""
+
+    def __init__(self, program: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self._program = (program,)  # not registered: it has no modules to look at, and none to switch
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._program[0](x)
+
+
+def run_trusted(path: Path, kind: str, keys: tuple[str, ...], device: torch.device) -> nn.Module:
+    """Load a file whose code the user trusts: a whole pickle, a TorchScript or an exported program.
+
+    keys: lead to the network in a pickle. device: where a program is put. Raises CheckpointError when it does not
+    load, or holds no network.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript announces its end on every use
+            if kind == "torchscript":
+                return Program(torch.jit.load(path, map_location=device).eval())
+            if kind == "torch-export":
+                return Program(torch.export.load(path).module().to(device))
+            loaded = _unpickle(path, kind)
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise CheckpointError(
+            f"{path} does not load even when trusted: {type(error).__name__}: {first}; its classes must be importable here"
+        ) from error
+    for key in keys:
+        if isinstance(loaded, Mapping):
+            loaded = next((item for name, item in loaded.items() if str(name) == key), None)
+        elif isinstance(loaded, (list, tuple)):
+            loaded = loaded[int(key)]
+    while isinstance(loaded, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        loaded = loaded.module
+    if not isinstance(loaded, nn.Module):
+        raise CheckpointError(f"{path} holds {type(loaded).__name__}, not a network; give its architecture with --arch")
+    return loaded
+
+
+def _unpickle(path: Path, kind: str) -> Any:
+    if kind != "pickle":
+        return torch.load(path, map_location="cpu", weights_only=False)
+    with path.open("rb") as file:
+        return pickle.load(file)

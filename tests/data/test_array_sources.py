@@ -1,0 +1,267 @@
+"""Data stored as arrays, made by Python code, or named wrongly."""
+
+import numpy as np
+import pytest
+import torch
+
+from lsa_cli.data import open_data, runs_user_code, square_size, usual_size
+from lsa_cli.data.factories import from_object
+from lsa_cli.errors import DataError, UsageError
+
+
+def npz(folder, **arrays):
+    path = folder / "some.npz"
+    np.savez(path, **arrays)
+    return f"npz:{path}"
+
+
+def test_layouts_and_types_of_arrays(tmp_path):
+    grey = np.arange(2 * 4 * 5, dtype=np.uint8).reshape(2, 4, 5)
+    data = open_data(npz(tmp_path, x=grey, y=np.array([0, 1])))
+    assert data.read(np.array([1])).shape == (1, 1, 4, 5)
+    torch.testing.assert_close(data.read(np.array([1]))[0, 0], torch.from_numpy(grey[1]) / 255)
+    last = np.random.default_rng(0).random((2, 4, 5, 3), dtype=np.float32)
+    data = open_data(npz(tmp_path, images=last, labels=np.array([0, 1])))
+    assert data.transform == "channels last, moved first"
+    torch.testing.assert_close(data.read(np.array([0]))[0], torch.from_numpy(last[0].transpose(2, 0, 1)))
+
+
+def test_splits_of_arrays(tmp_path):
+    spec = npz(
+        tmp_path, x_train=np.zeros((5, 2)), y_train=np.zeros(5, int), x_test=np.ones((3, 2)), y_test=np.ones(3, int)
+    )
+    assert (len(open_data(spec)), open_data(spec).split) == (3, "test")
+    assert len(open_data(spec, split="train")) == 5
+    assert len(open_data(spec + "?split=train")) == 5
+    with pytest.raises(DataError, match="no array x_val or images_val for the split 'val'; it holds x_train"):
+        open_data(spec, split="val")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"x": np.zeros((3, 2)), "y": np.zeros(4, int)}, "one label a sample"),
+        ({"x": np.zeros((3, 2)), "y": np.array([0, -1, 2])}, "label of sample 1 is -1"),
+        ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, "no samples"),
+        ({"x": np.zeros((2, 2)), "y": np.array([0.5, 1])}, "whole class numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.array(["cat", "dog"])}, "labels are <U3; give whole class numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.array([0, np.nan])}, "whole class numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0], [1]])}, "one label a sample"),
+        ({"x": np.zeros((2, 4, 4), np.int32), "y": np.zeros(2, int)}, "int32"),
+        ({"x": np.zeros((2, 1, 1, 1, 1)), "y": np.zeros(2, int)}, "shape"),
+        ({"x": np.array([{}, {}], dtype=object), "y": np.zeros(2, int)}, "plain arrays"),
+        ({"a": np.zeros(2)}, "it holds a"),
+    ],
+)
+def test_bad_arrays(tmp_path, arrays, says):
+    with pytest.raises(DataError, match=says):
+        open_data(npz(tmp_path, **arrays))
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "says"),
+    [
+        ("npz:none.npz", DataError, "there is no file"),
+        ("imagefolder:none", DataError, "there is no folder"),
+        ("imagfolder:x", UsageError, "did you mean 'imagefolder'"),
+        ("none", UsageError, "SOURCE:LOCATION"),
+        ("torchvision:MNISTT?root=.", UsageError, "did you mean"),
+        ("torchvision:MNIST?root=/nowhere", DataError, "Dataset not found.*put its files there, or add &download=true"),
+        ("torchvision:MNIST?rot=/nowhere", UsageError, "did you mean 'root'"),
+    ],
+)
+def test_bad_specs(spec, error, says):
+    with pytest.raises(error, match=says):
+        open_data(spec)
+
+
+def test_factories(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\n"
+        "def arrays(n='4', split='test'):\n    return torch.rand(int(n), 1, 3, 3), torch.zeros(int(n), dtype=torch.long)\n"
+        "def pairs():\n    return [(torch.rand(1, 2, 2), 0), (torch.rand(1, 2, 2), 1)]\n"
+        "def wrong():\n    return 5\n"
+        "def fails():\n    raise OSError('no disk')\n"
+    )
+    assert len(open_data(f"{file}:arrays?n=7")) == 7
+    data = open_data(f"{file}:pairs")
+    assert data.labels.tolist() == [0, 1]
+    assert data.read(np.array([0, 1])).shape == (2, 1, 2, 2)
+    with pytest.raises(DataError, match="gave int"):
+        open_data(f"{file}:wrong")
+    with pytest.raises(DataError, match="OSError: no disk"):
+        open_data(f"{file}:fails")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float64, bool])
+def test_labels_of_any_type_that_are_whole_numbers_are_taken(tmp_path, dtype):
+    data = open_data(npz(tmp_path, x=np.zeros((4, 2)), y=np.array([0, 1, 1, 0], dtype=dtype)))
+    assert data.labels.astype(int).tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floating_inputs_are_taken_as_they_are(tmp_path, dtype):
+    x = np.linspace(0, 1, 8, dtype=dtype).reshape(2, 4)
+    read = open_data(npz(tmp_path, x=x, y=np.zeros(2, int))).read(np.array([0, 1]))
+    assert read.dtype == torch.float32
+    np.testing.assert_array_equal(read.numpy(), x.astype(np.float32))
+
+
+def test_bytes_run_from_zero_to_one(tmp_path):
+    x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    read = open_data(npz(tmp_path, x=x, y=np.zeros(1, int))).read(np.array([0]))
+    np.testing.assert_array_equal(read.flatten().numpy(), np.arange(256, dtype=np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_first"),
+    [
+        ((2, 3, 8, 8), (3, 8, 8)),
+        ((2, 8, 8, 3), (3, 8, 8)),
+        ((2, 8, 8, 1), (1, 8, 8)),
+        ((2, 1, 8, 8), (1, 8, 8)),
+        ((2, 8, 8, 4), (4, 8, 8)),
+        ((2, 3, 8, 3), (3, 8, 3)),
+        ((2, 1, 5, 4), (1, 5, 4)),
+        ((2, 4, 6, 3), (3, 4, 6)),
+        ((2, 8, 5), (1, 8, 5)),
+        ((2, 7), (7,)),
+    ],
+)
+def test_channels_are_found_first_or_last(tmp_path, shape, channels_first):
+    data = open_data(npz(tmp_path, x=np.zeros(shape, np.uint8), y=np.zeros(2, int)))
+    assert tuple(data.read(np.array([0])).shape[1:]) == channels_first
+
+
+def test_grey_and_colour_are_not_mixed_up(tmp_path):
+    generator = np.random.default_rng(0)
+    colour = generator.integers(0, 256, (4, 3, 6, 6), dtype=np.uint8)
+    spec = npz(tmp_path, x=colour, y=np.arange(4))
+    with pytest.raises(DataError, match=r"in colour \(3 channels\) and the network takes 1 channel; add \?mode=gray"):
+        open_data(spec, channels=1)
+    data = open_data(f"{spec}?mode=gray", channels=1)
+    assert data.transform == "channels first; colour turned grey by luma"
+    weights = np.array([0.299, 0.587, 0.114]).reshape(3, 1, 1)
+    expected = (colour / 255 * weights).sum(1, keepdims=True)
+    np.testing.assert_allclose(data.read(np.arange(4)).numpy(), expected, atol=1e-6)
+    grey = npz(tmp_path, x=colour[:, 0], y=np.arange(4))
+    with pytest.raises(DataError, match=r"grey \(1 channel\) and the network takes 3 channels; add &mode=rgb"):
+        open_data(f"{grey}?x=x", channels=3)
+    read = open_data(f"{grey}?mode=rgb", channels=3).read(np.array([2]))
+    assert read.shape == (1, 3, 6, 6)
+    assert (read == torch.from_numpy(colour[2, :1]) / 255).all()
+    with pytest.raises(UsageError, match="mode=gray makes images of 1 channels, and the network takes 3"):
+        open_data(f"{spec}?mode=gray", channels=3)
+    with pytest.raises(UsageError, match="unknown mode 'grey': did you mean 'gray'"):
+        open_data(f"{spec}?mode=grey")
+    with pytest.raises(DataError, match="neither grey nor colour"):
+        open_data(npz(tmp_path, x=np.zeros((2, 5)), y=np.zeros(2, int)) + "?mode=rgb")
+
+
+def test_arrays_keep_their_size_unless_one_is_asked_for(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (3, 90, 90, 3), dtype=np.uint8)
+    spec = npz(tmp_path, x=x, y=np.zeros(3, int))
+    kept = open_data(spec, size=usual_size(70, 70, "the checkpoint"))
+    assert kept.read(np.arange(3)).shape == (3, 3, 90, 90)
+    assert "resized" not in kept.transform
+    data = open_data(spec, size=square_size(70))
+    assert data.read(np.arange(3)).shape == (3, 3, 70, 70)
+    assert data.transform.endswith("shorter side resized to 80 (bilinear), centre 70 x 70 cropped, by --input-size 70")
+    with pytest.raises(DataError, match="are no images; leave out --input-size"):
+        open_data(npz(tmp_path, x=np.zeros((2, 5)), y=np.zeros(2, int)), size=square_size(8))
+
+
+def test_arrays_are_resized_one_by_one(tmp_path):
+    """Which images share a batch changes nothing."""
+    x = np.random.default_rng(0).random((6, 3, 20, 20), dtype=np.float32)
+    read = open_data(npz(tmp_path, x=x, y=np.zeros(6, int)), size=square_size(13)).read
+    together = read(np.arange(6))
+    for row in range(6):
+        assert torch.equal(read(np.array([row]))[0], together[row])
+
+
+def test_objects_in_python_are_held_to_the_network(tmp_path):
+    pairs = [(torch.rand(1, 5, 5), 0), (torch.rand(1, 5, 5), 1)]
+    with pytest.raises(DataError, match=r"grey .* takes 3 channels; convert them before they are handed over"):
+        from_object(pairs, "pairs", channels=3)
+    resized = from_object(pairs, "pairs", size=square_size(8))
+    assert resized.read(np.arange(2)).shape == (2, 1, 8, 8)
+    assert resized.transform == "resized to 8 x 8 (bilinear), by --input-size 8"
+    with pytest.raises(DataError, match="tensors of one shape"):
+        from_object([("text", 0)], "texts")
+    with pytest.raises(DataError, match="no samples"):
+        from_object([], "nothing")
+
+
+@pytest.fixture
+def corrupted(tmp_path):
+    """Fifty 32 x 32 images: ten for each severity, which is told by the first pixel."""
+    labels = np.tile(np.arange(10), 5)
+    images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    images[:, 0, 0, 0] = np.repeat(np.arange(1, 6), 10)
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "gaussian_noise.npy", images[::-1])
+    np.save(tmp_path / "labels.npy", labels)
+    return tmp_path, images
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_a_severity_of_a_corruption(corrupted, severity):
+    folder, images = corrupted
+    data = open_data(f"cifar-c:{folder}?corruption=fog&severity={severity}", channels=3)
+    assert data.labels.tolist() == list(range(10))
+    read = data.read(np.array([7, 2]))
+    assert (read[:, 0, 0, 0] * 255).round().tolist() == [severity, severity]
+    expected = images[(severity - 1) * 10 + np.array([7, 2])].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    np.testing.assert_array_equal(read.numpy(), expected)
+    assert read.is_contiguous()
+    assert data.class_names[:2] == ("airplane", "automobile")
+    assert (data.name, data.spec.rpartition("?")[2]) == ("cifar10", f"corruption=fog&severity={severity}")
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "says"),
+    [
+        ("", UsageError, r"add \?corruption=NAME with one of fog, gaussian_noise"),
+        ("?corruption=fgo&severity=1", UsageError, "did you mean 'fog'"),
+        ("?corruption=fog", UsageError, "no severity is given; add &severity=N, 1 "),
+        ("?corruption=fog&severity=6", UsageError, "severity=6 makes no sense"),
+        ("?corruption=fog&severity=1&split=train", UsageError, "test images only"),
+        ("?corruption=fog&severty=1", UsageError, "did you mean 'severity'"),
+        ("/none?corruption=fog&severity=1", DataError, "there is no .*labels.npy"),
+    ],
+)
+def test_bad_requests_for_corruptions(corrupted, query, error, says):
+    with pytest.raises(error, match=says):
+        open_data(f"cifar-c:{corrupted[0]}{query}")
+
+
+def test_bad_files_of_corruptions(corrupted):
+    folder, images = corrupted
+    np.save(folder / "short.npy", images[:49])
+    np.save(folder / "float.npy", images.astype(np.float32))
+    np.save(folder / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
+    (folder / "junk.npy").write_bytes(b"not an array")
+    for name, says in {
+        "short": "49 images and labels of shape",
+        "float": "should be uint8",
+        "objects": "plain numbers",
+        "junk": "plain numbers",
+    }.items():
+        with pytest.raises(DataError, match=says):
+            open_data(f"cifar-c:{folder}?corruption={name}&severity=1")
+
+
+def test_a_checkpoint_starts_no_download_and_no_code(tmp_path):
+    for spec in ("torchvision:MNIST?root=.&download=true", "hf:someone/something"):
+        with pytest.raises(DataError, match="names data to download"):
+            open_data(spec, relative_to=tmp_path)
+    assert runs_user_code("pkg.mod:factory")
+    for source in ("npz", "csv", "imagefolder", "torchvision", "hf", "webdataset", "cifar-c"):
+        assert not runs_user_code(f"{source}:x")
+
+
+def test_data_beside_a_checkpoint(tmp_path):
+    np.savez(tmp_path / "some.npz", x=np.zeros((2, 3)), y=np.zeros(2, int))
+    assert len(open_data("npz:some.npz", relative_to=tmp_path)) == 2

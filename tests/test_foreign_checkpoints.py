@@ -1,0 +1,119 @@
+"""Checkpoints of other projects, each audited by one command, with the clean accuracy that was measured for it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import lsa, refused  # noqa: F401
+
+NETWORKS = Path(__file__).with_name("foreign_networks.py")
+MNIST, FASHION = "torchvision:MNIST?root={root}", "torchvision:FashionMNIST?root={root}"
+CIFAR = f"{NETWORKS}:cifar10_test?root={{root}}"
+RESNET2B = "0.4914,0.4822,0.4465/0.2471,0.2435,0.2616"
+OPAQUE = ["--trust-code", "--layers", "none"]
+RESNET20, LENET = "pytorch_resnet_cifar10/resnet20-12fca82f.th", "advertorch/mnist_lenet5_{}trained.pt"
+SCRIPTED, PICKLED = "HandWritten-Digit/model_scripted.pt", "HandWritten-Digit/model.pth"
+TRACED, EXPORTED = "derived/resnet2b_traced_norm_inside.pt", "derived/lenet5_advtrained.pt2"
+EMA = "derived/mnist_net_model_and_model_ema.pth"
+
+# file, network (None: the file's own), normalisation, data, images classified right of 10,000, more options
+CASES = [
+    ("fast_adversarial/fgsm.pth", "small_cnn", "none", MNIST, 9850, []),
+    (LENET.format("cln"), "LeNet5", "none", MNIST, 9889, []),
+    (LENET.format("adv"), "LeNet5", "none", MNIST, 9864, []),
+    ("convex_adversarial/fashion_mnist.pth", "small_cnn", "none", FASHION, 7827, []),
+    ("burn/mnist.safetensors", "Burn", "mnist", MNIST, 9917, []),
+    (RESNET20, "ResNet20", "imagenet", CIFAR, 9173, []),
+    ("alpha-beta-CROWN/resnet2b.pth", "ResNet2b", RESNET2B, CIFAR, 6925, []),
+    ("Pytorch-Lightning-practice/epoch=4-step=4300.ckpt", "lightning", "none", MNIST, 9685, []),
+    (SCRIPTED, "ScriptedCNN", "none", MNIST, 9911, []),
+    (SCRIPTED, None, "none", MNIST, 9911, OPAQUE),
+    (PICKLED, "PickledCNN", "none", MNIST, 9891, []),
+    ("derived/resnet20_torchcompile_orig_mod.pt", "ResNet20", "imagenet", CIFAR, 9173, []),
+    (EMA, "small_cnn", "none", MNIST, 9850, ["--weights", "model_ema"]),
+    (EMA, "small_cnn", "none", MNIST, 8825, []),
+    (EXPORTED, "LeNet5", "none", MNIST, 9864, []),
+    (EXPORTED, None, "none", MNIST, 9864, OPAQUE),
+    (TRACED, None, "none", CIFAR, 6925, OPAQUE),
+    ("derived/fashion_mnist_fp16_model_prefix.safetensors", "small_cnn", "none", FASHION, 7829, []),
+]
+
+
+@pytest.fixture
+def audited(lsa, data_root):  # noqa: F811
+    def run(file, network, normalize, data, *more):
+        arch = ["--arch", f"{NETWORKS}:{network}"] if network else []
+        result = lsa(
+            "audit", data_root / "checkpoints" / file, *arch, "--normalize", normalize,
+            "--data", data.format(root=data_root), "--noise", "none", "--json", "-", *more,
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        return json.loads(result.out), result.err
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "network", "normalize", "data", "right", "more"), CASES)
+def test_clean_accuracy_is_exact(audited, file, network, normalize, data, right, more):
+    report, err = audited(file, network, normalize, data, "-n", "all", "--attack", "none", *more)
+    assert report["verdict"]["clean"]["count"] == right
+    assert report["verdict"]["clean"]["n"] == 10_000
+    assert ("imports" in err) == ("--trust-code" in more)  # what trusting means is named, and only where it is asked
+
+
+def test_the_table_holds_every_file(data_root):
+    files = {str(path.relative_to(data_root / "checkpoints")) for path in (data_root / "checkpoints").rglob("*.*")}
+    assert files == {file for file, *_ in CASES}
+
+
+def test_a_harvested_program_shows_all_its_layers_and_the_program_none(audited):
+    few = ["-n", "40", "--attack", "fgsm", "--eps", "0.1"]
+    inside, _ = audited(SCRIPTED, "ScriptedCNN", "none", MNIST, *few)
+    opaque, _ = audited(SCRIPTED, None, "none", MNIST, *few, *OPAQUE)
+    assert len(inside["outcomes"][0]["layers"]["rows"]) == 5
+    assert opaque["outcomes"][0]["layers"] is None
+    assert opaque["outcomes"][0]["robust"] == inside["outcomes"][0]["robust"]  # the same network, the same attack
+    assert opaque["subject"]["parameters"] == inside["subject"]["parameters"]
+    assert any("shows no layers" in note for note in opaque["subject"]["notes"])
+
+
+@pytest.mark.parametrize("file", [SCRIPTED, EXPORTED, TRACED])
+def test_a_program_is_not_run_unless_trusted_nor_scanned_unless_layers_are_given_up(refused, data_root, file):  # noqa: F811
+    data = ["--data", (CIFAR if file == TRACED else MNIST).format(root=data_root)]
+    path = data_root / "checkpoints" / file
+    refused("audit", path, *data, says=["which is code", "--arch", "--trust-code --layers none"])
+    refused("audit", path, *data, "--trust-code", says=["show no layers", "--layers none"])
+
+
+def test_a_pickled_network_is_refused_by_the_name_it_would_import(refused, data_root):  # noqa: F811
+    path, data = data_root / "checkpoints" / PICKLED, ["--data", MNIST.format(root=data_root)]
+    refused("audit", path, *data, says=["__main__.CNN", "--arch", "--trust-code"])
+    refused("audit", path, *data, "--trust-code", says=["even when trusted", "CNN", "importable"])
+
+
+def test_averaged_weights_are_named_and_not_taken_unasked(audited, refused, data_root):  # noqa: F811
+    report, _ = audited(EMA, "small_cnn", "none", MNIST, "-n", "20", "--attack", "none")
+    assert any("--weights model_ema" in note for note in report["subject"]["notes"])
+    refused(
+        "audit", data_root / "checkpoints" / EMA, "--weights", "teacher", "--data", MNIST.format(root=data_root),
+        says=["'teacher'", "model, model_ema"],
+    )  # fmt: skip
+
+
+def test_accuracy_far_below_what_the_file_claims_is_told(audited):
+    """Left out, this file's normalisation costs points that it says it has."""
+    report, _ = audited("alpha-beta-CROWN/resnet2b.pth", "ResNet2b", "none", CIFAR, "-n", "500", "--attack", "none")
+    assert any(w["code"] == "clean-accuracy-below-claim" and "69.2" in w["message"] for w in report["warnings"])
+    honest, _ = audited("alpha-beta-CROWN/resnet2b.pth", "ResNet2b", RESNET2B, CIFAR, "-n", "500", "--attack", "none")
+    assert "clean-accuracy-below-claim" not in {warning["code"] for warning in honest["warnings"]}
+
+
+@pytest.mark.slow
+def test_robust_accuracy_of_a_published_network(audited):
+    """PGD-40 with steps of 0.01 and no random start leaves 93.26% of the whole test set, by another implementation."""
+    attack = "pgd:steps=40,step_size=0.01,random_start=false"
+    report, _ = audited(LENET.format("adv"), "LeNet5", "none", MNIST, "-n", "1000", "--attack", attack)
+    robust = report["verdict"]["robust"]
+    assert robust["low"] <= 0.9326 <= robust["high"]
