@@ -31,7 +31,7 @@ class AuditSettings(BaseModel):
     normalize: str | None = Field(None, description="mnist, cifar10, imagenet, none or MEAN/STD")
     input_range: str | None = Field(None, description="LOW,HIGH that the network takes, such as 0,255 or -1,1")
     input_size: str | None = Field(None, description="pixels that images are resized and cropped to; or native")
-    output: str | None = Field(None, description="logits or probabilities: what the network returns")
+    returns: str | None = Field(None, description="logits or probabilities: what the network returns")
     data: str | None = Field(None, description="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, pkg.mod:factory")
     split: str | None = None
     match_classes: str | None = Field(None, description="name (default) or number: how labels find their output")
@@ -39,6 +39,8 @@ class AuditSettings(BaseModel):
     attack: list[str] | None = Field(None, description="attack specs such as pgd:steps=40; or none")
     noise: list[str] | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
     corruption: list[str] | None = Field(None, description="corruption specs such as fog:severity=3")
+    preset: str | None = Field(None, description="quick or full: which attacks")
+    full_on: int | None = Field(None, description="survivors, drawn at random, that meet the cascade")
     norm: str | None = None
     eps: float | None = None
     steps: int | None = None
@@ -52,11 +54,13 @@ class AuditSettings(BaseModel):
     sigma: str | None = Field(None, description="samples (default) or layers")
     top_k: int | None = None
     batch_size: int | None = None
+    budget: float | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
     device: str | None = None
     threads: int | None = None
     seed: int | None = None
     plugin: list[str] | None = None
     gate: dict[str, float] | None = Field(None, description="metric: limit")
+    fail_on: str | None = Field(None, description="doubtful or invalid: evidence that is a breach")
 
     @field_validator("eps", "step_size", "eta", mode="before")
     @classmethod
@@ -110,17 +114,30 @@ class AuditSettings(BaseModel):
             raise ValueError(f"should be native, or a number of pixels up to {_MOST_PIXELS}, not '{value}'")
         return value
 
-    @field_validator("aggregate", "sigma", "match_classes")
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        text = str(value)
+        unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+        seconds = parse_number(text[:-1] if unit else text, "--budget") * (unit or 1)
+        if seconds <= 0:
+            raise ValueError(f"should be a time such as 90s, 10m or 2h, not {text}")
+        return seconds
+
+    @field_validator("aggregate", "sigma", "match_classes", "preset", "fail_on")
     @classmethod
     def _one_of(cls, value: str | None, info: Any) -> str | None:
         choices = {
             "aggregate": ("sample", "batch"), "sigma": ("samples", "layers"), "match_classes": ("name", "number"),
+            "preset": ("quick", "full"), "fail_on": ("doubtful", "invalid"),
         }[info.field_name]  # fmt: skip
         if value is not None and value not in choices:
             raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
         return value
 
-    @field_validator("limit", "steps", "restarts", "batch_size", "threads", "top_k", "seed", mode="before")
+    @field_validator("limit", "full_on", "steps", "restarts", "batch_size", "threads", "top_k", "seed", mode="before")
     @classmethod
     def _no_bool(cls, value: Any) -> Any:
         if isinstance(value, bool):
@@ -148,7 +165,7 @@ class AuditSettings(BaseModel):
             raise ValueError(f"should be at most {_MOST_THREADS}, not {value}")
         return value
 
-    @field_validator("steps", "restarts", "batch_size", "threads", "top_k")
+    @field_validator("full_on", "steps", "restarts", "batch_size", "threads", "top_k")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:

@@ -12,9 +12,10 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors on a busy machine: more threads only wait for each other."""
+def _one_thread_and_one_seed():
+    """Small tensors on a busy machine: more threads only wait for each other. And the same numbers in any order."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

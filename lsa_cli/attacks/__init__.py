@@ -1,6 +1,17 @@
 """What moves an input. An attack knows a network only as a callable from images to logits."""
 
-from lsa_cli.attacks import corruption, gradient, noise
+from lsa_cli.attacks import (  # noqa: F401  they register themselves
+    apgd,
+    corruption,
+    cw,
+    deepfool,
+    ensemble,
+    fab,
+    fmn,
+    gradient,
+    noise,
+    square,
+)
 from lsa_cli.attacks.base import ATTACKS, CORRUPTIONS, NOISES, Attack, input_gradient
 from lsa_cli.attacks.randomness import normal_like, uniform_like
 from lsa_cli.attacks.threat import NORMS, Threat, make_threat
@@ -12,11 +23,8 @@ __all__ = [
     "NORMS",
     "Attack",
     "Threat",
-    "corruption",
-    "gradient",
     "input_gradient",
     "make_threat",
-    "noise",
     "normal_like",
     "uniform_like",
 ]

@@ -15,8 +15,9 @@ from torch import nn
 
 from lsa_cli.attacks import randomness
 from lsa_cli.attacks.losses import Loss
+from lsa_cli.attacks.search import Goal, searching
 from lsa_cli.attacks.threat import Threat
-from lsa_cli.errors import NumericalError
+from lsa_cli.errors import NumericalError, UsageError
 from lsa_cli.registry import Registry
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -24,9 +25,20 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Attack:
-    """What moves an input. kind: "budget" stays within a threat model, "noise" is blind to the network."""
+    """What moves an input.
+
+    kind: "budget" stays within a threat model; "minimal" looks for the smallest change that breaks, and counts where
+    that is within it; "noise" is blind to the network. norms: those that the attack is defined for.
+    """
 
     kind: ClassVar[str] = "budget"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
+    def __post_init__(self) -> None:
+        threat: Threat | None = getattr(self, "threat", None)
+        if threat is not None and threat.norm not in self.norms:
+            name = type(self).__name__
+            raise UsageError(f"{name} is defined for {' and '.join(self.norms)}, not for {threat.norm}")
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """(N, ...) inputs, (N,) labels -> (N, ...) perturbed inputs."""
@@ -46,15 +58,33 @@ class Attack:
         *,
         index: torch.Tensor | None = None,
         seed: int = 0,
+        goal: Goal = "worst",
     ) -> torch.Tensor:
         """Perturb x (N, ...) with labels y (N,); the result is detached and the model is as it was.
 
         index: (N,) each sample's place in its data set, which with `seed` fixes its random numbers;
-        default 0 .. N-1. Gradients with respect to parameters are neither computed nor touched.
+        default 0 .. N-1. goal: see `Search`. Gradients with respect to parameters are neither computed nor touched.
+        """
+        return self.run(model, x, y, index=index, seed=seed, goal=goal)[0]
+
+    @final
+    def run(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        *,
+        index: torch.Tensor | None = None,
+        seed: int = 0,
+        goal: Goal = "worst",
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As calling it; returns (N, ...) perturbed inputs and (N,) int32, the look at which each first broke.
+
+        0 where none was seen to break, or the attack keeps no `Search`.
         """
         threat: Threat | None = getattr(self, "threat", None)
         if len(x) == 0 or (threat is not None and not torch.as_tensor(threat.eps).any()):
-            return x.detach().clone()
+            return x.detach().clone(), torch.zeros(len(x), dtype=torch.int32, device=x.device)
         index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
         devices = [x.device] if x.device.type == "cuda" else []
         with (
@@ -62,9 +92,12 @@ class Attack:
             torch.random.fork_rng(devices=devices),
             randomness.per_sample(seed, index, type(self).__name__),
             torch.enable_grad(),
+            searching(goal) as request,
         ):
             torch.manual_seed(seed * 1_000_003 + int(index[0]))
-            return self.perturb(model, x.detach(), y).detach()
+            x_adv = self.perturb(model, x.detach(), y).detach()
+        found_at = [search.found_at for search in request.searches if len(search.found_at) == len(x)]
+        return x_adv, found_at[0] if found_at else torch.zeros(len(x), dtype=torch.int32, device=x.device)
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")
@@ -97,12 +130,40 @@ def input_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -
 
     Raises NumericalError when the output does not depend on the input in a way that autograd sees.
     """
-    x = x.detach().requires_grad_(True)
-    logits = model(x)
-    if not logits.requires_grad:
-        raise NumericalError(
-            "the network has no input gradient: its forward pass detaches the input (no_grad, numpy, argmax?), "
-            "so gradient attacks cannot run; make it differentiable, or use --attack none with noises only"
-        )
-    (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x)
-    return gradient, logits.detach()
+    gradient, logits, _ = expected_gradient(model, x, y, loss)
+    return gradient, logits
+
+
+def expected_gradient(
+    model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss, draws: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `input_gradient`, with the loss (N,) as a third; of a random network, each is its mean over `draws` passes."""
+
+    def draw() -> tuple[torch.Tensor, ...]:
+        leaf = x.detach().requires_grad_(True)
+        logits = model(leaf)
+        if not logits.requires_grad:
+            raise NumericalError(
+                "the network has no input gradient: its forward pass detaches the input (no_grad, numpy, argmax?), "
+                "so gradient attacks cannot run; make it differentiable, or use --attack none with noises only"
+            )
+        value = loss(logits, y)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return gradient, logits.detach(), value.detach()
+
+    gradient, logits, value = _mean(draw, draws)
+    return gradient, logits, value
+
+
+@torch.no_grad()
+def expected_logits(model: Model, x: torch.Tensor, draws: int = 1) -> torch.Tensor:
+    """(N, K) logits; of a random network, their mean over `draws` passes."""
+    return _mean(lambda: (model(x),), draws)[0]
+
+
+def _mean(draw: Callable[[], tuple[torch.Tensor, ...]], draws: int) -> tuple[torch.Tensor, ...]:
+    """Expectation over transformation (EoT, arXiv 1707.07397): each of the tensors, averaged over the draws."""
+    sums = draw()
+    for _ in range(draws - 1):
+        sums = tuple(total + new for total, new in zip(sums, draw(), strict=True))
+    return sums if draws == 1 else tuple(total / draws for total in sums)

@@ -1,30 +1,14 @@
-"""FGSM (arXiv 1412.6572), PGD (arXiv 1706.06083), Temperature-PGD (arXiv 2105.14240): one loop, three settings."""
+"""FGSM (arXiv 1412.6572), PGD (1706.06083), MI-FGSM (1710.06081), Temperature-PGD (2105.14240): one loop, settings."""
 
 from dataclasses import dataclass
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, input_gradient
-from lsa_cli.attacks.losses import LOSSES, Loss, margin, tempered
-from lsa_cli.attacks.threat import Threat
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_gradient, expected_logits, input_gradient
+from lsa_cli.attacks.losses import LOSSES, Loss, tempered
+from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
-
-
-class _Strongest:
-    """The iterate nearest to, or farthest beyond, the decision boundary: per sample, over steps and restarts.
-
-    An adversarial that was seen is never lost, and a NaN never wins.
-    """
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.x_adv = x.clone()
-        self.value = torch.full((len(x),), -torch.inf, device=x.device)
-
-    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor, y: torch.Tensor) -> None:
-        value = margin(logits, y)
-        better = value > self.value
-        self.value = torch.where(better, value, self.value)
-        self.x_adv = torch.where(better.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, self.x_adv)
 
 
 @ATTACKS.register("fgsm")
@@ -37,7 +21,7 @@ class FGSM(Attack):
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         gradient, _ = input_gradient(model, x, y, LOSSES.get("ce"))
         step = self.threat.steepest(gradient, x)
-        return self.threat.project(x + _times(self.threat.eps, step), x)
+        return self.threat.project(x + per_sample(self.threat.eps, x) * step, x)
 
 
 @ATTACKS.register("pgd")
@@ -47,6 +31,8 @@ class PGD(Attack):
 
     step_size: None is 2.5 * eps / steps (arXiv 1706.06083). restarts: random starts, the worst case for each
     sample. All steps are taken for every sample, so the result is the worst adversarial found, not the first.
+    momentum: the decay of a sum of all gradients, each divided by its l1 norm, that steps follow (MI-FGSM,
+    arXiv 1710.06081, Algorithm 1; 1.0 there). eot: passes through a random network that each look is the mean of.
     """
 
     threat: Threat
@@ -55,35 +41,56 @@ class PGD(Attack):
     restarts: int = 1
     random_start: bool = True
     loss: str = "ce"
+    momentum: float = 0.0
+    eot: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
             raise UsageError(f"pgd needs at least one step and one restart, not {self.steps} and {self.restarts}")
         if self.step_size is not None and self.step_size <= 0:
             raise UsageError(f"the step size should be positive, not {self.step_size:g}")
+        if self.momentum < 0:
+            raise UsageError(f"the momentum should not be negative, as {self.momentum:g} is")
+        if self.eot < 1:
+            raise UsageError(f"eot should be at least 1, not {self.eot}")
         LOSSES.get(self.loss)
 
     @property
     def passes(self) -> float:
-        return self.restarts * (self.steps + 0.4)  # the last iterate is looked at, without a gradient
+        return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate is looked at, without a gradient
 
     def _climbed(self) -> Loss:
         return LOSSES.get(self.loss)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        threat, loss = self.threat, self._climbed()
-        step_size = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
-        strongest = _Strongest(x)
+        loss = self._climbed()
+        search = Search(x, y, self.threat)
         for _ in range(self.restarts):
-            x_adv = threat.sample(x) if self.random_start else x
+            search.still()
+            x_adv = search.threat.sample(search.x) if self.random_start else search.x
+            total = torch.zeros_like(x_adv)
             for _ in range(self.steps):
-                gradient, logits = input_gradient(model, x_adv, y, loss)
-                strongest.offer(x_adv, logits, y)
-                step = threat.steepest(gradient, x_adv).nan_to_num(0)
-                x_adv = threat.project(x_adv + _times(step_size, step), x)
-            with torch.no_grad():
-                strongest.offer(x_adv, model(x_adv), y)
-        return strongest.x_adv
+                if search.is_over:
+                    return search.x_adv
+                gradient, logits, _ = expected_gradient(model, x_adv, search.y, loss, self.eot)
+                search.offer(x_adv, logits)
+                if self.momentum:
+                    gradient = total = self.momentum * total + _of_length_one(gradient)
+                direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
+                length = 2.5 * search.threat.eps / self.steps if self.step_size is None else self.step_size
+                x_adv = search.threat.project(x_adv + per_sample(length, x_adv) * direction, search.x)
+                x_adv, total = search.still(x_adv, total)
+            if not search.is_over:
+                search.offer(x_adv, expected_logits(model, x_adv, self.eot))
+        return search.x_adv
+
+
+def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:
+    """gradient / ||gradient||_1 per sample; zero stays zero, and a NaN counts as zero."""
+    gradient = gradient.nan_to_num(0)
+    size = gradient.flatten(1).abs().sum(1)
+    return gradient / per_sample(torch.where(size == 0, 1.0, size), gradient)
 
 
 @ATTACKS.register("t-pgd")
@@ -102,9 +109,3 @@ class TemperaturePGD(PGD):
 
     def _climbed(self) -> Loss:
         return tempered(self.temperature)
-
-
-def _times(length: float | torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    if isinstance(length, torch.Tensor) and length.ndim:
-        length = length.to(step).reshape(-1, *[1] * (step.ndim - 1))
-    return length * step

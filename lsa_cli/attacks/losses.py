@@ -30,6 +30,37 @@ def margin(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return wrong.amax(1) - true
 
 
+@LOSSES.register("dlr")
+def dlr(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Difference of logits ratio (arXiv 2003.01690, eq. 6): the margin, divided by first minus third logit.
+
+    A shift or a rescaling of the logits changes nothing. With two classes there is no third, and every ratio of
+    differences is a constant: it is the margin itself there (our choice).
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, y)
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / _apart(top[:, 0] - top[:, 2])
+
+
+def targeted_dlr(logits: torch.Tensor, y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """DLR towards the classes `target` (N,) (arXiv 2003.01690, eq. 7): positive where the target beats y.
+
+    Divided by the first logit minus the mean of third and fourth. With fewer than four classes it is the plain
+    difference (our choice): over first minus third, a target that is last of three would give -1 whatever the input.
+    """
+    difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    if logits.shape[1] < 4:
+        return difference
+    top = logits.topk(4, dim=1).values
+    return difference / _apart(top[:, 0] - top[:, 2:].mean(1))
+
+
+def _apart(size: torch.Tensor) -> torch.Tensor:
+    """What a difference of sorted logits can be divided by where they all tie, too."""
+    return size.clamp_min(1e-12)
+
+
 def tempered(temperature: float) -> Loss:
     """Cross-entropy of logits / temperature (Temperature-PGD, arXiv 2105.14240).
 

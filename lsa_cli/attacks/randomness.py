@@ -39,6 +39,8 @@ def _mix(z: torch.Tensor) -> torch.Tensor:  # int64 -> int64
 
 @dataclass
 class _Draws:
+    seed: int
+    index: torch.Tensor  # (N,)
     keys: torch.Tensor  # (N,) int64
     used: int = 0
 
@@ -52,11 +54,27 @@ def per_sample(seed: int, index: torch.Tensor, stream: str) -> Iterator[None]:
     name = zlib.crc32(stream.encode())
     base = torch.tensor(_signed((seed * 2654435761 + name) * _GOLDEN), device=index.device)
     keys = _mix(_mix(base) ^ _mix(index.long() * _signed(_GOLDEN) + _signed(_SECOND)))
-    token = _current.set(_Draws(keys))
+    token = _current.set(_Draws(seed, index, keys))
     try:
         yield
     finally:
         _current.reset(token)
+
+
+def keep(mask: torch.Tensor) -> None:
+    """From here on draw for these samples (N,) only; the numbers that each of them gets stay the same."""
+    draws = _current.get()
+    if draws is not None:
+        mask = mask.to(draws.keys.device)
+        draws.index, draws.keys = draws.index[mask], draws.keys[mask]
+
+
+def drawn_for() -> tuple[int, torch.Tensor]:
+    """The seed and the samples (N,) of these draws: for an attack that runs other attacks on the same samples."""
+    draws = _current.get()
+    if draws is None:
+        raise RuntimeError("samples are known inside Attack.perturb only")
+    return draws.seed, draws.index
 
 
 def uniform_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) in (0, 1)

@@ -139,7 +139,7 @@ def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
     return AuditSettings.model_construct(
         arch=description.architecture,
         arch_args=(description.arch_args or None) if own_arch else None,  # of another network they mean nothing
-        output=description.output if description.output != "logits" else None,
+        returns=description.output if description.output != "logits" else None,
         data=description.data,
         norm=description.norm,
         eps=description.eps,
@@ -166,7 +166,7 @@ def _with_data(
         loaded.body,
         _normalization(settings, description, loaded, warnings, in_memory=checkpoint is None),
         description.class_names if description is not None else None,
-        settings.output or "logits",
+        settings.returns or "logits",
     ).to(device)
     opened = _open(target, settings, origin, description, loaded, data)
     bounds = description.input_range if description is not None else (0.0, 1.0)

@@ -12,7 +12,7 @@ from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate, summarise
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan, Named
-from lsa_cli.report.schema import AttackOutcome, Distance, LayerAnalysis, LayerRow, Verdict
+from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
 
 
 def finite(value: Any) -> float | None:
@@ -55,10 +55,14 @@ def outcome_of(
     """One attack's rows; `seen` is ordered by sample, as `diagnosis` is."""
     rows = diagnosis.rows(plan.class_names)
     attack_threat = getattr(named.attack, "threat", plan.threat)
-    measured = seen.distance[diagnosis.broken] if named.attack.kind == "budget" else seen.distance
+    measured = {
+        "budget": seen.distance[diagnosis.broken],
+        "minimal": seen.distance[diagnosis.right & (diagnosis.adversarial != diagnosis.y)],
+        "noise": seen.distance,
+    }[named.attack.kind]
     return AttackOutcome(
         name=named.label,
-        kind="noise" if named.attack.kind == "noise" else "budget",
+        kind=named.attack.kind,
         spec=named.spec,
         settings=settings_of(named.attack),
         robust=rate(diagnosis.robust),
@@ -76,7 +80,7 @@ def outcome_of(
         class_summary=summarise(rows, weight_norms(plan)),
         confusion=diagnosis.confusion(len(plan.class_names)).tolist(),
         mismatches=mismatches,
-        discarded=int((~diagnosis.counted).sum()),
+        discarded=int((~diagnosis.counted).sum()) if named.attack.kind == "budget" else 0,
     )
 
 
@@ -150,8 +154,13 @@ def worst_case(diagnoses: Sequence[ClassDiagnosis]) -> ClassDiagnosis:
     return worst
 
 
-def verdict_of(plan: AuditPlan, clean: np.ndarray, budget: Sequence[tuple[Named, ClassDiagnosis]]) -> Verdict:
-    """clean (N,): class predicted for each sample as it is."""
+def verdict_of(
+    plan: AuditPlan,
+    clean: np.ndarray,
+    budget: Sequence[tuple[Named, ClassDiagnosis]],
+    estimate: Estimate | None = None,
+) -> Verdict:
+    """clean (N,): class predicted for each sample as it is; estimate: where a cascade met a part of the survivors."""
     y = plan.labels[plan.index]
     if not budget:
         return Verdict(
@@ -175,5 +184,15 @@ def verdict_of(plan: AuditPlan, clean: np.ndarray, budget: Sequence[tuple[Named,
         statement=(
             f"{robust.count} of {robust.n} samples are right and stay right under the worst of {', '.join(labels)} "
             f"({' and '.join(threats)}). It is an upper bound: a stronger attack can only find it lower."
+            + (_estimated(estimate) if estimate is not None else "")
         ),
+        estimate=estimate,
+    )
+
+
+def _estimated(estimate: Estimate) -> str:
+    return (
+        f" The cascade met {estimate.checked} of {estimate.survivors} survivors, drawn at random, and broke "
+        f"{estimate.broken}: on all of them it would have left an estimated {estimate.value:.1%} "
+        f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]."
     )

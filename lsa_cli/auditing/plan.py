@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import ATTACKS, CORRUPTIONS, NOISES, Attack, Threat, make_threat
+from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.layer_scan import MvlRule
 from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers, usable_cores
@@ -27,6 +28,7 @@ from lsa_cli.report.schema import Warning
 
 DEFAULT_LIMIT = 1000
 DEFAULT_ATTACKS = ("fgsm", "pgd", "t-pgd")
+QUICK_ATTACKS, QUICK_LIMIT = ("fgsm", "apgd-ce:steps=10"), 200
 # Radii that evaluations of these data sets use (RobustBench, AutoAttack); anything else has to be said.
 USUAL_EPS = {
     "mnist": {"linf": "0.3"},
@@ -52,7 +54,12 @@ class Named:
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """All that `run_audit` needs; index: the chosen samples, ascending; layers: in the order they run."""
+    """All that `run_audit` needs.
+
+    index: the chosen samples, ascending; layers: in the order they run. attacks: run to the end on all samples, for
+    layer scan and verdict. cascade: for the verdict alone, each on what is still whole; full_on: of these survivors a
+    random part of this size. budget: seconds.
+    """
 
     checkpoint: Checkpoint | None
     classifier: Classifier
@@ -65,6 +72,8 @@ class AuditPlan:
     eps_text: str
     eps_origin: str
     attacks: tuple[Named, ...]
+    cascade: tuple[Named, ...]
+    full_on: int | None
     noises: tuple[Named, ...]
     eps_grid: tuple[float, ...]
     layers: tuple[Layer, ...]
@@ -75,6 +84,8 @@ class AuditPlan:
     whole_batch: bool
     rule: MvlRule
     batch_size: int
+    batch_size_is_fixed: bool
+    budget: float | None
     device: torch.device
     threads: int
     seed: int
@@ -82,6 +93,7 @@ class AuditPlan:
     input_shape: tuple[int, ...]
     bounds: Bounds
     limits: dict[str, float]
+    fail_on: str | None
     settings: dict[str, Any]
     origin: dict[str, str]
     notes: tuple[str, ...]
@@ -107,9 +119,12 @@ def make_plan(
     network = open_network(target, settings, origin, data, say)
     settings, origin = network.settings, network.origin
     seed = settings.seed if settings.seed is not None else 0
+    settings, preset_warnings = _preset(settings)
     index, selection_warnings = _choose_samples(network, settings, seed)
     threat, eps_text, eps_origin = _threat(network, network.warnings)
-    attacks = _attacks(settings, threat)
+    attacks, cascade = _attacks(settings, threat)
+    if settings.full_on is not None and not cascade:
+        raise UsageError("--full-on says how many survivors meet the cascade, and there is none; add --full")
     noises = _label([*_noises(settings, network.bounds), *_corruptions(settings, network)])
     selectors = tuple(settings.layers or ["activations"])
     refuse_without_layers(network, selectors)
@@ -119,7 +134,7 @@ def make_plan(
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
     numbers = int(np.prod(network.input_shape))
     batch = settings.batch_size or int(np.clip(_BATCH_NUMBERS // numbers, 1, _LARGEST_BATCH))
-    labels = [named.label for named in (*attacks, *noises)]
+    labels = [named.label for named in (*attacks, *cascade, *noises)]
     check_targets(settings.gate or {}, labels, network.class_names, [layer.name for layer in chosen])
     grid = tuple(sorted(set(settings.eps_grid or ())))
     if grid and not attacks:
@@ -138,6 +153,8 @@ def make_plan(
         eps_text=eps_text,
         eps_origin=eps_origin,
         attacks=attacks,
+        cascade=cascade,
+        full_on=settings.full_on,
         noises=noises,
         eps_grid=grid,
         layers=tuple(chosen),
@@ -148,6 +165,8 @@ def make_plan(
         whole_batch=settings.aggregate == "batch",
         rule=MvlRule(eta, sigma, settings.top_k),
         batch_size=batch,
+        batch_size_is_fixed=settings.batch_size is not None,
+        budget=settings.budget,
         device=network.device,
         threads=settings.threads or usable_cores(),
         seed=seed,
@@ -155,11 +174,25 @@ def make_plan(
         input_shape=network.input_shape,
         bounds=network.bounds,
         limits=settings.gate or {},
+        fail_on=settings.fail_on,
         settings=settings.model_dump(exclude_none=True),
         origin=origin,
         notes=tuple(network.notes),
-        warnings=(*network.warnings, *selection_warnings),
+        warnings=(*network.warnings, *selection_warnings, *preset_warnings),
     )
+
+
+def _preset(settings: AuditSettings) -> tuple[AuditSettings, list[Warning]]:
+    """What --quick and --full stand for."""
+    if settings.preset is None:
+        return settings, []
+    if settings.attack is not None:
+        raise UsageError(f"--{settings.preset} chooses the attacks; leave out --attack, or --{settings.preset}")
+    if settings.preset == "full":
+        return settings.model_copy(update={"attack": [*DEFAULT_ATTACKS, "autoattack"]}), []
+    quick = {"attack": list(QUICK_ATTACKS), "noise": settings.noise or ["none"], "limit": settings.limit or QUICK_LIMIT}
+    message = f"--quick: few samples and {', '.join(QUICK_ATTACKS)} only; the robust accuracy is a loose upper bound"
+    return settings.model_copy(update=quick), [Warning(code="quick", message=message)]
 
 
 def _resolve_names(settings: AuditSettings) -> None:
@@ -238,7 +271,8 @@ def _specs(given: list[str] | None, default: Sequence[str], option: str) -> list
     return given
 
 
-def _attacks(settings: AuditSettings, threat: Threat) -> tuple[Named, ...]:
+def _attacks(settings: AuditSettings, threat: Threat) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
+    """Attacks for layer scan and verdict, and those of the cascade: AutoAttack is taken apart into its members."""
     specs = _specs(settings.attack, DEFAULT_ATTACKS, "--attack")
     general = {
         name: getattr(settings, name)
@@ -258,14 +292,33 @@ def _attacks(settings: AuditSettings, threat: Threat) -> tuple[Named, ...]:
                 raise UsageError(f"attack '{spec}': give eps with another norm, for example {name}:norm={norm},eps=1")
             radius = threat.eps if eps is None else parse_number(eps, f"attack '{spec}': eps")
             given["threat"] = make_threat(norm, radius, threat.bounds)
-        applicable = {key: value for key, value in general.items() if key in fields}
+        # --steps and its like are for attacks that people tune; AutoAttack is what it is.
+        applicable = {} if factory is AutoAttack else {key: value for key, value in general.items() if key in fields}
         used |= set(applicable)
         merged = {**applicable, **options}
         made.append((name, spec, build(factory, merged, f"attack '{spec}'", **given)))
     for key in general:
         if key not in used:
             raise UsageError(f"--{key.replace('_', '-')}: none of the attacks ({', '.join(specs) or 'none'}) takes it")
-    return _label(made)
+    scan = _label([entry for entry in made if not isinstance(entry[2], AutoAttack)])
+    return scan, _members(
+        [entry for entry in made if isinstance(entry[2], AutoAttack)], {named.label for named in scan}
+    )
+
+
+def _members(ensembles: list[tuple[str, str, Attack]], taken: set[str]) -> tuple[Named, ...]:
+    names = {ATTACKS.get(name): name for name in ATTACKS.names()}
+    found: list[Named] = []
+    for _, spec, ensemble in ensembles:
+        assert isinstance(ensemble, AutoAttack)
+        if any(named.spec == spec for named in found):
+            raise UsageError(f"'{spec}' is asked for twice; give it once, or with other settings")
+        for member in ensemble.members:
+            name = names[type(member)]
+            label = name if name not in taken else f"{spec} {name}"
+            taken.add(label)
+            found.append(Named(label, name, spec, member))
+    return tuple(found)
 
 
 def _noises(settings: AuditSettings, bounds: Bounds) -> list[tuple[str, str, Attack]]:

@@ -2,10 +2,10 @@
 
 import dataclasses
 import datetime
-import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,34 @@ from torch import nn
 
 from lsa_cli import __version__
 from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.search import Goal
+from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
 from lsa_cli.auditing import evidence
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
+from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.observation import Observation, observe
-from lsa_cli.auditing.outcome import outcome_of, verdict_of
+from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
+from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
+from lsa_cli.auditing.record import Record
+from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.config import AuditSettings, merge, read_config, settings_from
-from lsa_cli.data import batches, check_inputs, fingerprint, prefetch
+from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import (
-    AuditReport,
-    Curve,
-    CurvePoint,
-    Data,
-    Protocol,
-    Subject,
-    ThreatModel,
-    Warning,
-)
+from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
 
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
+Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 
 # Work in units of one forward + input-gradient pass over one sample; a forward pass is about a third of it.
 _FORWARD = 0.35
 _LOOK = 4 * _FORWARD  # clean, adversarial and yardstick in one pass, and the verification
+_USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, for progress and estimates
 
 
 def audit(
@@ -71,9 +72,13 @@ def audit(
 
 def total_work(plan: AuditPlan) -> float:
     """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
-    each = _FORWARD + bool(plan.attacks) + sum(named.attack.passes + _LOOK for named in (*plan.attacks, *plan.noises))
+    attacked = bool(plan.attacks or plan.cascade)
+    each = _FORWARD + attacked + sum(named.attack.passes + _LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(len(plan.eps_grid) * (named.attack.passes + _FORWARD) for named in plan.attacks)
-    return each * len(plan.index)
+    count = len(plan.index)
+    survivors = min(count, plan.full_on or count) * _USUAL_SURVIVORS
+    cascaded = survivors * sum(named.attack.passes for named in plan.cascade)
+    return each * count + cascaded + attacked * evidence.probe_passes(evidence.probe_size(count))
 
 
 def run_audit(
@@ -81,13 +86,16 @@ def run_audit(
     *,
     progress: Progress | None = None,
     on_update: Callable[[AuditReport], None] | None = None,
+    journal: Journal | None = None,
 ) -> AuditReport:
     """Run the plan. on_update gets a readable report after the clean pass and after every attack.
+
+    journal: where every batch is kept as soon as it is measured, and found again.
 
     When the run is interrupted or breaks, on_update gets what was measured, marked so, before the exception
     goes on. CUDA out of memory becomes a RunError with the mend.
     """
-    run = _Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None))
+    run = _Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None), journal)
     with numerics(plan):
         try:
             return run.everything()
@@ -125,60 +133,130 @@ def numerics(plan: AuditPlan) -> Iterator[None]:
         ) = before
 
 
+class _OutOfTime(Exception):
+    """The time budget is spent."""
+
+
 class _Run:
     """The state of one audit while it runs."""
 
-    def __init__(self, plan: AuditPlan, progress: Progress, on_update: Callable[[AuditReport], None]) -> None:
-        self.plan, self.progress, self.on_update = plan, progress, on_update
+    def __init__(
+        self, plan: AuditPlan, progress: Progress, on_update: Callable[[AuditReport], None], journal: Journal | None
+    ) -> None:
+        self.plan, self.progress, self.on_update, self.journal = plan, progress, on_update, journal
         self.began = time.monotonic()
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.done, self.total = 0.0, total_work(plan)
         self.y = plan.labels[plan.index]
         self.clean: np.ndarray | None = None
         self.gradient_warnings: list[Warning] = []
+        self.logits_check: list[evidence.Checked] = []
         self.report: AuditReport | None = None
-        self.budget: list[tuple[Named, ClassDiagnosis]] = []
+        self.scanned: list[tuple[Named, ClassDiagnosis]] = []
+        self.cascaded: list[tuple[Named, ClassDiagnosis]] = []
+        self.measured: list[evidence.Measured] = []
+        self.nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.estimate: Estimate | None = None
+        self.record = Record.of(len(self.y))
         self.names = [layer.name for layer in plan.layers]
+        self.largest = plan.batch_size  # samples that the device takes at once; halved when it runs out of memory
 
     def everything(self) -> AuditReport:
         plan = self.plan
         self.clean = self.clean_pass()
         self.report = self.first_report()
         self.update("running")
-        for named in (*plan.attacks, *plan.noises):
-            self.one_attack(named)
-            self.update("running")
         for named in plan.attacks:
-            if plan.eps_grid:
-                self.report.curves.append(self.curve(named))
-                self.update("running")
+            self.within_budget(named.label, partial(self.one_attack, named))
+        for position, named in enumerate(plan.cascade):
+            self.within_budget(named.label, partial(self.one_stage, named, position))
+        for named in plan.noises:
+            self.within_budget(named.label, partial(self.one_attack, named))
+        for named in plan.attacks if plan.eps_grid else ():
+            self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
+        self.within_budget("evidence", self.examine)
         self.report.status = "complete"
-        self.report.gates = check(self.report, plan.limits)
+        self.report.gates = check(self.report, plan.limits, plan.fail_on)
         self.update("complete")
         return self.report
+
+    def within_budget(self, what: str, work: Callable[[], None]) -> None:
+        """Do it and hand out the report, unless the time for the audit is over: then the report names it."""
+        assert self.report is not None
+        try:
+            self.refuse_overtime()
+            work()
+        except _OutOfTime:
+            self.report.not_run.append(what)
+        self.update("running")
+
+    def refuse_overtime(self) -> None:
+        if self.plan.budget is not None and time.monotonic() - self.began > self.plan.budget:
+            raise _OutOfTime
 
     def update(self, status: str) -> None:
         """Hand out the report as far as it goes."""
         if self.report is not None and self.clean is not None:
+            met = [*self.scanned, *self.cascaded]
             self.report.status = status  # type: ignore[assignment]
             self.report.seconds = round(time.monotonic() - self.began, 3)
-            self.report.verdict = verdict_of(self.plan, self.clean, self.budget)
-            self.report.pairs = compare_attacks([(n.label, d) for n, d in self.budget], len(self.plan.class_names))
+            self.report.verdict = verdict_of(self.plan, self.clean, met, self.estimate)
+            self.report.pairs = compare_attacks([(n.label, d) for n, d in self.scanned], len(self.plan.class_names))
+            self.report.samples = self.record.rows(self.plan.index, self.y, self.clean) if met else None
             if status in ("interrupted", "failed"):
-                self.report.gates = check(self.report, self.plan.limits)
+                self.report.gates = check(self.report, self.plan.limits, self.plan.fail_on)
             self.on_update(self.report)
 
     def step(self, what: str, work: float) -> None:
         self.done += work
         self.progress(what, self.done, self.total)
 
-    def inputs(self, index: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    # ---- measuring -------------------------------------------------------------------------------------
+
+    def inputs(self, index: np.ndarray) -> Generator[Batch, None, None]:
         """Inputs, labels and indices of some samples, batch by batch, on the device; the next are read meanwhile."""
         plan = self.plan
         for rows, read in prefetch(plan.data, index, plan.batch_size):
             x = check_inputs(read, rows, plan.bounds, plan.data.spec)
             y = torch.from_numpy(plan.labels[rows])
             yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
+
+    def gather(self, stage: str, label: str, index: np.ndarray, passes: float, measure: Measure) -> Arrays:
+        """What `measure` gives for each batch of the samples `index`, joined; journaled batches are not measured again.
+
+        passes: forward + gradient passes a sample costs. Raises _OutOfTime between two batches.
+        """
+        parts = list(batches(index, self.plan.batch_size))
+        known = [self.journal.get(stage, number) if self.journal else None for number in range(len(parts))]
+        missing = [number for number, arrays in enumerate(known) if arrays is None]
+        self.step(label, passes * (len(index) - sum(len(parts[number]) for number in missing)))
+        if missing:
+            with closing(self.inputs(np.concatenate([parts[number] for number in missing]))) as inputs:
+                for number, batch in zip(missing, inputs, strict=True):
+                    arrays = self.in_parts(measure, batch)
+                    if self.journal is not None:
+                        self.journal.put(stage, number, arrays)
+                    known[number] = arrays
+                    self.step(label, passes * len(parts[number]))
+                    if number != missing[-1]:
+                        self.refuse_overtime()
+        found = [arrays for arrays in known if arrays is not None]
+        return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+
+    def in_parts(self, measure: Measure, batch: Batch) -> Arrays:
+        """The batch at once or, where the device runs out of memory and the size was ours to choose, in halves."""
+        count = len(batch[0])
+        if count <= self.largest:
+            try:
+                return measure(*batch)
+            except (torch.OutOfMemoryError, MemoryError):
+                if count == 1 or self.plan.batch_size_is_fixed or self.plan.whole_batch:
+                    raise
+                self.largest = (count + 1) // 2
+                torch.cuda.empty_cache()
+        parts = zip(*(tensor.split(self.largest) for tensor in batch), strict=True)
+        done = [self.in_parts(measure, (x, y, index)) for x, y, index in parts]
+        return {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, K)
         with torch.no_grad(), undisturbed(self.plan.classifier):
@@ -187,44 +265,55 @@ class _Run:
     def clean_pass(self) -> np.ndarray:
         plan = self.plan
         self.progress("clean accuracy", 0, self.total)
-        parts, blind = [], 0
-        for x, y, _ in self.inputs(plan.index):
-            parts.append(self.predict(x).cpu().numpy())
-            if plan.attacks:
-                blind += int(evidence.without_gradient(plan.classifier, x, y).sum())
-            self.step("clean accuracy", (_FORWARD + bool(plan.attacks)) * len(x))
-        logits = np.concatenate(parts)
+        attacked = bool(plan.attacks or plan.cascade)
+
+        def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
+            arrays = {"logits": self.predict(x).cpu().numpy()}
+            if attacked:
+                arrays["blind"] = evidence.without_gradient(plan.classifier, x, y).numpy()
+            return arrays
+
+        found = self.gather("clean", "clean accuracy", plan.index, _FORWARD + attacked, measure)
+        logits, raw = found["logits"], plan.classifier.output == "probabilities"
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
-        evidence.refuse_useless_logits(logits, plan.classifier.output == "probabilities", source)
-        self.gradient_warnings = evidence.zero_gradients(blind, len(logits))
+        evidence.refuse_useless_logits(logits, raw, source)
+        self.logits_check = [evidence.useless_logits(logits, raw)]
+        self.gradient_warnings = evidence.zero_gradients(int(found["blind"].sum()) if attacked else 0, len(logits))
         return logits.argmax(1)
 
+    # ---- attacks ---------------------------------------------------------------------------------------
+
     def one_attack(self, named: Named) -> None:
-        """Perturb, look, verify, batch by batch; then one outcome for the report."""
+        """Perturb all samples to the attack's end, look inside, verify; then one outcome for the report."""
         plan, report = self.plan, self.report
         assert report is not None
         assert self.clean is not None
         started = time.monotonic()
-        seen_parts, verified_parts, broken_numbers = [], [], 0
         threat = getattr(named.attack, "threat", plan.threat)
-        for x, y, index in self.inputs(plan.index):
-            x_adv, bad = self.perturb(named, x, y, index)
-            broken_numbers += bad
-            seen_parts.append(
-                observe(
-                    plan.classifier, self.names, plan.measure, threat, x, x_adv, index,
-                    seed=plan.seed, with_yardstick=named.attack.kind == "budget", whole_batch=plan.whole_batch,
-                )
+        kind = named.attack.kind
+
+        def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
+            x_adv, look, finite = self.perturb(named, x, y, index, "worst")
+            seen = observe(
+                plan.classifier, self.names, plan.measure, threat, x, x_adv, index,
+                seed=plan.seed, with_yardstick=kind != "noise", whole_batch=plan.whole_batch,
             )  # fmt: skip
-            verified_parts.append(self.verify(x_adv))
-            self.step(named.label, (named.attack.passes + _LOOK) * len(x))
-        seen = Observation.concatenate(seen_parts)
-        verified = np.concatenate(verified_parts)
+            verified, margins = self.verify(x_adv, y)
+            return {**vars(seen), "verified": verified, "margin": margins, "look": look, "finite": finite}
+
+        stage = f"attack-{[*plan.attacks, *plan.noises].index(named)}-{named.label}"
+        found = self.gather(stage, named.label, plan.index, named.attack.passes + _LOOK, measure)
+        seen = Observation(**{name: found[name] for name in Observation.__dataclass_fields__})
+        verified, broken_numbers = found["verified"], int((~found["finite"]).sum())
         mismatches = int((verified != seen.predicted).sum())
-        counted = seen.within if named.attack.kind == "budget" else np.ones(len(verified), dtype=bool)
+        counted = np.ones(len(verified), dtype=bool) if kind == "noise" else seen.within
         diagnosis = ClassDiagnosis(self.y, self.clean, verified, counted)
-        if named.attack.kind == "budget":
-            self.budget.append((named, diagnosis))
+        if kind != "noise":
+            self.scanned.append((named, diagnosis))
+            everyone = np.arange(len(self.y))
+            self.keep(named, diagnosis, everyone, found["look"], found["margin"], seen.distance)
+        if kind == "minimal":
+            self.nearest[named.label] = (verified != self.y, seen.distance)
         outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
         report.outcomes.append(outcome)
         report.warnings += _attack_warnings(outcome.name, mismatches, outcome.discarded, broken_numbers, outcome)
@@ -238,44 +327,166 @@ class _Run:
                 )
             )
 
-    def perturb(self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """The attack's result; where it is not finite the attack has failed and the input stands."""
-        x_adv = named.attack(self.plan.classifier, x, y, index=index, seed=self.plan.seed)
+    def one_stage(self, named: Named, position: int) -> None:
+        """An attack of the cascade, on what all before it left whole, re-packed into full batches; no layers."""
+        plan, report = self.plan, self.report
+        assert report is not None
+        assert self.clean is not None
+        started = time.monotonic()
+        threat: Threat = getattr(named.attack, "threat", plan.threat)
+        rows = np.flatnonzero(self.survivors() & self.chosen())
+
+        def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
+            x_adv, look, _ = self.perturb(named, x, y, index, "break")
+            verified, margins = self.verify(x_adv, y)
+            within, distance = threat.contains(x_adv, x), threat.distance(x_adv, x)
+            return {
+                "verified": verified, "margin": margins, "look": look, "within": within.cpu().numpy(),
+                "distance": distance.double().cpu().numpy(),
+            }  # fmt: skip
+
+        adversarial, counted = self.clean.copy(), np.zeros(len(self.y), dtype=bool)
+        if len(rows):
+            stage = f"cascade-{position}-{named.label}"
+            found = self.gather(stage, named.label, plan.index[rows], named.attack.passes, measure)
+            adversarial[rows], counted[rows] = found["verified"], found["within"]
+        diagnosis = ClassDiagnosis(self.y, self.clean, adversarial, counted)
+        self.cascaded.append((named, diagnosis))
+        if len(rows):
+            self.keep(named, diagnosis, rows, found["look"], found["margin"], found["distance"])
+        broke = int(diagnosis.broken.sum())
+        report.cascade.append(
+            Stage(
+                attack=named.label, spec=named.spec, settings=settings_of(named.attack), tried=len(rows), broke=broke,
+                robust=rate(self.survivors()), seconds=round(time.monotonic() - started, 3),
+            )
+        )  # fmt: skip
+        self.estimate = self.two_phase()
+
+    def survivors(self) -> np.ndarray:  # (N,) bool
+        """Right clean, and whole so far."""
+        assert self.clean is not None
+        return (self.clean == self.y) & (self.record.broken_by < 0)
+
+    def chosen(self) -> np.ndarray:  # (N,) bool
+        """The samples that the cascade is run on: all, or of the survivors of the scan a random part of the size asked."""
+        scan = [diagnosis.robust for _, diagnosis in self.scanned]
+        whole = np.logical_and.reduce([self.clean == self.y, *scan])
+        if self.plan.full_on is None or self.plan.full_on >= whole.sum():
+            return whole
+        generator = np.random.default_rng([self.plan.seed, 11])
+        chosen = np.zeros(len(whole), dtype=bool)
+        chosen[generator.choice(np.flatnonzero(whole), self.plan.full_on, replace=False)] = True
+        return chosen
+
+    def two_phase(self) -> Estimate | None:
+        if self.plan.full_on is None:
+            return None
+        chosen, scan = self.chosen(), [diagnosis.robust for _, diagnosis in self.scanned]
+        whole = int(np.logical_and.reduce([self.clean == self.y, *scan]).sum())
+        checked, broken = int(chosen.sum()), int((chosen & ~self.survivors()).sum())
+        if checked == 0:
+            return None
+        value, low, high = two_phase(len(self.y), whole, checked, broken)
+        return Estimate(value=value, low=low, high=high, survivors=whole, checked=checked, broken=broken)
+
+    def keep(
+        self, named: Named, diagnosis: ClassDiagnosis, rows: np.ndarray, look: np.ndarray, margins: np.ndarray, distance: np.ndarray
+    ) -> None:  # fmt: skip
+        """Note per sample what the attack did, and for the evidence what it was."""
+        reached = np.where(diagnosis.counted[rows], margins, np.nan)  # what lies beyond the budget is not reached
+        self.record.note(named.label, diagnosis.broken[rows], rows, look, reached, distance)
+        ran, found_at = np.zeros(len(self.y), dtype=bool), np.zeros(len(self.y), dtype=np.int64)
+        ran[rows], found_at[rows] = True, look
+        threat = getattr(named.attack, "threat", self.plan.threat)
+        self.measured.append(
+            evidence.Measured(
+                label=named.label, role=evidence.role_of(named.name), budget=f"{threat.norm} {threat.eps:g}",
+                y=self.y, clean=diagnosis.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
+                found_at=found_at if found_at.any() else None, ran=ran,
+            )
+        )  # fmt: skip
+
+    def perturb(
+        self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        """The attack's result, the looks at which samples broke, and where it is finite: elsewhere the input stands."""
+        x_adv, look = named.attack.run(self.plan.classifier, x, y, index=index, seed=self.plan.seed, goal=goal)
         if x_adv.shape != x.shape:
             raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
         finite = torch.isfinite(x_adv.flatten(1)).all(1)
         x_adv = torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x_adv, x)
-        return x_adv, int((~finite).sum())
+        return x_adv, look.cpu().numpy(), finite.cpu().numpy()
 
-    def verify(self, x_adv: torch.Tensor) -> np.ndarray:
-        """Classes predicted in float32 in batches of another size than the attack used: the verdict."""
+    def verify(self, x_adv: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Classes and margins in float32, in batches of another size than the attack used: the verdict."""
         size = max(1, len(x_adv) // 2 + 1)
-        return torch.cat([predicted_class(self.predict(part)) for part in x_adv.split(size)]).cpu().numpy()
+        logits = torch.cat([self.predict(part) for part in x_adv.split(size)])
+        return predicted_class(logits).cpu().numpy(), margin(logits, y).double().cpu().numpy()
 
-    def curve(self, named: Named) -> Curve:
-        """Robust accuracy at each radius of the grid; step sizes grow with the radius."""
+    # ---- curves and evidence ---------------------------------------------------------------------------
+
+    def add_curve(self, named: Named) -> None:
+        """Robust accuracy at each radius of the grid; of an attack of kind "minimal" one run gives all of them."""
         plan = self.plan
-        assert self.clean is not None
+        assert self.report is not None
         points = []
-        base = getattr(named.attack, "threat", plan.threat)
         for eps in plan.eps_grid:
-            threat = dataclasses.replace(base, eps=eps)
-            changes: dict[str, Any] = {"threat": threat} if hasattr(named.attack, "threat") else {}
-            step_size = getattr(named.attack, "step_size", None)
-            if step_size is not None:
-                changes["step_size"] = step_size * eps / base.eps if base.eps and eps else step_size
-            at_eps = dataclasses.replace(named, attack=dataclasses.replace(named.attack, **changes))
-            robust = self.clean == self.y
-            standing = np.flatnonzero(robust)
-            parts = batches(standing, plan.batch_size)
-            for rows, (x, y, index) in zip(parts, self.inputs(plan.index[standing]), strict=True):
-                x_adv, _ = self.perturb(at_eps, x, y, index)
-                fooled = (self.verify(x_adv) != self.y[rows]) & threat.contains(x_adv, x).cpu().numpy()
-                robust[rows] &= ~fooled
-                self.step(f"{named.label} curve", (named.attack.passes + _FORWARD) * len(rows))
+            if named.label in self.nearest:
+                wrong, distance = self.nearest[named.label]
+                reached = distance <= eps * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+                robust = (self.clean == self.y) & ~(wrong & reached)
+            else:
+                robust = self.robust_at(named, eps)
             points.append(CurvePoint(eps=eps, robust=rate(robust)))
         score = sum(100 * (point.robust.value or 0.0) for point in points)
-        return Curve(attack=named.label, points=points, score=score)
+        self.report.curves.append(Curve(attack=named.label, points=points, score=score))
+
+    def robust_at(self, named: Named, eps: float) -> np.ndarray:  # (N,) bool
+        """Under the attack with another radius; step sizes grow with it."""
+        plan = self.plan
+        assert self.clean is not None
+        base = getattr(named.attack, "threat", plan.threat)
+        threat = dataclasses.replace(base, eps=eps)
+        changes: dict[str, Any] = {"threat": threat} if hasattr(named.attack, "threat") else {}
+        step_size = getattr(named.attack, "step_size", None)
+        if step_size is not None:
+            changes["step_size"] = step_size * eps / base.eps if base.eps and eps else step_size
+        at_eps = dataclasses.replace(named, attack=dataclasses.replace(named.attack, **changes))
+
+        def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
+            x_adv, _, _ = self.perturb(at_eps, x, y, index, "break")
+            return {"fooled": (self.verify(x_adv, y)[0] != y.cpu().numpy()) & threat.contains(x_adv, x).cpu().numpy()}
+
+        robust = self.clean == self.y
+        rows = np.flatnonzero(robust)
+        if len(rows):
+            passes = named.attack.passes + _FORWARD
+            stage, label = f"curve-{eps!r}-{named.label}", f"{named.label} curve"
+            robust[rows] = ~self.gather(stage, label, plan.index[rows], passes, measure)["fooled"]
+        return robust
+
+    def examine(self) -> None:
+        """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""
+        plan = self.plan
+        assert self.report is not None
+        if not self.measured:
+            return
+        rows = np.sort(
+            np.random.default_rng([plan.seed, 13]).permutation(len(self.y))[: evidence.probe_size(len(self.y))]
+        )
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows]), strict=True))
+        probe = evidence.Probe(plan.classifier, x, y, index, plan.threat, plan.seed, plan.batch_size)
+        broken = torch.from_numpy(self.record.broken_by[rows] >= 0)
+        history = self.report.subject.history
+        checked = [
+            *self.logits_check,
+            evidence.trained_on_the_same(history, plan.data.spec, plan.data.split),
+            *evidence.examine(probe, broken=broken),
+            *evidence.compare(self.measured),
+        ]
+        self.report.evidence = evidence.evidence_of(checked)
+        self.step("evidence", evidence.probe_passes(len(rows)))
 
     def first_report(self) -> AuditReport:
         plan = self.plan
@@ -345,79 +556,6 @@ def _claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:
     if checkpoint.description is not None and checkpoint.description.clean_accuracy is not None:
         return checkpoint.description.clean_accuracy
     return checkpoint.claimed_accuracy[0] if checkpoint.claimed_accuracy is not None else None
-
-
-def _parameters(plan: AuditPlan) -> int:
-    """Numbers in the network's parameters; of an opaque program those in the file's."""
-    own = sum(p.numel() for p in plan.classifier.body.parameters())
-    return own or (plan.checkpoint.weights.parameters if plan.checkpoint is not None else 0)
-
-
-def subject_of(plan: AuditPlan) -> Subject:
-    checkpoint, normalize = plan.checkpoint, plan.classifier.normalize
-    mean, std = getattr(normalize, "mean", None), getattr(normalize, "std", None)
-    return Subject(
-        checkpoint=str(checkpoint.path) if checkpoint else "a network in memory",
-        sha256=checkpoint.sha256 if checkpoint else None,
-        size=checkpoint.size if checkpoint else None,
-        format=checkpoint.format if checkpoint else "module",
-        architecture=plan.architecture,
-        arch_args=plan.arch_args,
-        parameters=_parameters(plan),
-        mean=[round(v, 6) for v in mean.tolist()] if isinstance(mean, torch.Tensor) else None,
-        std=[round(v, 6) for v in std.tolist()] if isinstance(std, torch.Tensor) else None,
-        input_shape=list(plan.input_shape),
-        input_range=plan.bounds,
-        output=plan.classifier.output,
-        class_names=list(plan.class_names),
-        history=checkpoint.description.history if checkpoint and checkpoint.description else [],
-        notes=list(plan.notes),
-    )
-
-
-def data_of(plan: AuditPlan) -> Data:
-    n, available = len(plan.index), len(plan.data)
-    return Data(
-        source=plan.data.spec,
-        split=plan.data.split,
-        transform=plan.data.transform,
-        n=n,
-        available=available,
-        selection="all" if n == available else f"stratified by class, seed {plan.seed}",
-        fingerprint=fingerprint(plan.data, plan.index),
-    )
-
-
-def protocol_of(plan: AuditPlan) -> Protocol:
-    import torchvision
-
-    device = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else platform.machine()
-    return Protocol(
-        threat=ThreatModel(
-            norm=plan.threat.norm, eps=float(plan.threat.eps), text=plan.eps_text, origin=plan.eps_origin
-        ),
-        attacks=[named.spec for named in plan.attacks],
-        noises=[named.spec for named in plan.noises],
-        layers=list(plan.selectors),
-        measure=plan.measure_name,
-        aggregate="batch" if plan.whole_batch else "sample",
-        eta=plan.rule.eta,
-        sigma=plan.rule.sigma,
-        top_k=plan.rule.top_k,
-        seed=plan.seed,
-        batch_size=plan.batch_size,
-        device=f"{plan.device} ({device})",
-        threads=plan.threads,
-        settings=plan.settings,
-        settings_from=plan.origin,
-        versions={
-            "lsa": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": np.__version__,
-        },
-    )
 
 
 def estimate_seconds(plan: AuditPlan) -> float:

@@ -8,9 +8,10 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
-from lsa_cli.errors import EXIT_GATE, LsaError, UsageError
+from lsa_cli.errors import EXIT_GATE, EXIT_USAGE, LsaError, UsageError
 
 if TYPE_CHECKING:
+    from lsa_cli.auditing.journal import Journal
     from lsa_cli.auditing.plan import AuditPlan
     from lsa_cli.config import AuditSettings
     from lsa_cli.report.schema import AuditReport
@@ -24,7 +25,7 @@ def audit(
     trust_code: o.TrustCode = False,
     normalize: o.Normalize = None,
     input_range: o.InputRange = None,
-    output: o.Output = None,
+    returns: o.Returns = None,
     data: o.Data = None,
     split: o.Split = None,
     input_size: o.InputSize = None,
@@ -44,6 +45,30 @@ def audit(
         typer.Option(
             metavar="NAME[:KEY=VALUE,...]",
             help="fgsm, pgd, t-pgd, see `lsa list attacks`; none for noises only. Repeatable. Default: all three.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="FGSM and a short APGD on 200 samples: seconds, a loose upper bound.",
+            rich_help_panel="Attack",
+        ),
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="After the default attacks AutoAttack (APGD-CE, APGD-T, FAB-T, Square) on what they left whole.",
+            rich_help_panel="Attack",
+        ),
+    ] = False,
+    full_on: Annotated[
+        int | None,
+        typer.Option(
+            metavar="M",
+            help="AutoAttack on M of the survivors only, drawn at random, and an estimate with its interval for all.",
             rich_help_panel="Attack",
         ),
     ] = None,
@@ -120,8 +145,24 @@ def audit(
         typer.Option(help="Name the K largest means instead of using eta.", rich_help_panel="Layers"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Samples at once; changes no result.", rich_help_panel="Run")
+        int | None,
+        typer.Option(
+            help="Samples at once; changes no result. Default: found, and halved where memory runs out.",
+            rich_help_panel="Run",
+        ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Spend at most 90s, 10m or 2h; the report names what was left out.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on where the same command was killed.", rich_help_panel="Run"),
+    ] = False,
     device: o.Device = None,
     threads: o.Threads = None,
     seed: Annotated[
@@ -139,6 +180,26 @@ def audit(
         ),
     ] = False,
     fail_under: o.FailUnder = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="doubtful|invalid", help="Exit 1 when the evidence for the verdict is.", rich_help_panel="Gate"
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", metavar="DIR", help="Folder for the report and its journal.", rich_help_panel="Output"
+        ),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.csv|.parquet",
+            help="One row a sample: what broke it, at which look, margin, distance.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
     json: o.JsonFile = None,
     csv: o.CsvFolder = None,
     md: o.MdFile = None,
@@ -158,13 +219,15 @@ def audit(
     from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.exporters import check_writable
     from lsa_cli.report.gate import parse_limits
+    from lsa_cli.report.tables import check_samples_file
 
     given = settings_from(
         {
             "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "output": output,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
-            "attack": attack, "noise": noise, "corruption": corruption,
+            "attack": attack, "noise": noise, "corruption": corruption, "preset": _preset(quick, full),
+            "full_on": full_on, "budget": budget, "fail_on": fail_on,
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
             "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
@@ -173,7 +236,11 @@ def audit(
     )  # fmt: skip
     if dry_run and json == "-":
         raise UsageError("--dry-run makes no report that --json - could print; leave one of them out")
-    files = _outputs(checkpoint, json, md, html, verbose)
+    if samples is not None:
+        check_samples_file(samples)
+    files = _outputs(checkpoint, output, json, md, html)
+    if resume and "json" not in files:
+        raise UsageError("--resume needs the report file beside which the journal is; say --json FILE or --output DIR")
     if not dry_run:
         check_writable(files, csv)
         _protect(files, [checkpoint, config])
@@ -182,7 +249,8 @@ def audit(
     if dry_run:
         _show_plan(plan)
         return
-    report = _run(plan, files, csv, to_stdout=json == "-", quiet=quiet)
+    journal = _journal(plan, files, resume)
+    report = _run(plan, files, csv, samples, journal, to_stdout=json == "-", quiet=quiet)
     if json == "-":
         emit(report.to_json())
     else:
@@ -200,15 +268,29 @@ def _split(layers: list[str] | None) -> list[str] | None:
     return None if layers is None else [name.strip() for entry in layers for name in entry.split(",") if name.strip()]
 
 
-def _outputs(checkpoint: str, json: str | None, md: str | None, html: str | None, verbose: bool) -> dict[str, str]:
+def _preset(quick: bool, full: bool) -> str | None:
+    if quick and full:
+        raise UsageError("--quick and --full are two ways to audit; give one of them")
+    return "quick" if quick else "full" if full else None
+
+
+def _outputs(checkpoint: str, folder: str | None, json: str | None, md: str | None, html: str | None) -> dict[str, str]:
     """Files to write, by format. The report itself is always saved, unless it goes to stdout."""
     from lsa_cli.report.exporters import check_writable
 
     files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
     if "-" in (md, html):
         raise UsageError("only --json can go to stdout with -")
+    default = f"{Path(checkpoint).stem}.audit.json"
+    if folder is not None and json != "-":
+        if json is not None:
+            raise UsageError("--json and --output both say where the report goes; give one of them")
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {folder} cannot be made: {error.strerror or error}") from error
+        return {"json": str(Path(folder) / default), **files}
     if json is None:
-        default = f"{Path(checkpoint).stem}.audit.json"
         try:
             check_writable({"json": default}, None)
         except UsageError as error:
@@ -216,6 +298,17 @@ def _outputs(checkpoint: str, json: str | None, md: str | None, html: str | None
         else:
             files = {"json": default, **files}
     return files
+
+
+def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool) -> "Journal | None":
+    """Beside the report, where there is one: what is measured is kept as it is measured."""
+    from lsa_cli.auditing.journal import Journal
+    from lsa_cli.auditing.provenance import identity_of
+
+    report = files.get("json")
+    if report is None or (Path(report).exists() and not Path(report).is_file()):
+        return None  # a pipe or a device has nothing beside it
+    return Journal(Path(f"{report}.journal"), identity_of(plan), resume)
 
 
 def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
@@ -247,10 +340,14 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
     return plan
 
 
-def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout: bool, quiet: bool) -> "AuditReport":
+def _run(
+    plan: "AuditPlan", files: dict[str, str], csv: str | None, samples: str | None, journal: "Journal | None", *,
+    to_stdout: bool, quiet: bool,
+) -> "AuditReport":  # fmt: skip
     """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
     from lsa_cli.auditing.run import run_audit
     from lsa_cli.report.exporters import export
+    from lsa_cli.report.tables import write_samples
 
     latest: list[AuditReport] = []
 
@@ -265,8 +362,11 @@ def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout
     before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
         with progress_bar(not quiet) as progress, foreign_code():
-            report = run_audit(plan, progress=progress, on_update=keep)
+            report = run_audit(plan, progress=progress, on_update=keep, journal=journal)
     except BaseException as error:
+        if journal is not None and isinstance(error, LsaError) and error.exit_code == EXIT_USAGE:
+            journal.remove()  # the next run will be another one
+            journal = None
         if latest:
             try:
                 export(latest[0], files, csv)
@@ -275,17 +375,23 @@ def _run(plan: "AuditPlan", files: dict[str, str], csv: str | None, *, to_stdout
             if to_stdout and isinstance(error, KeyboardInterrupt):
                 emit(latest[0].to_json())
             elif files:
-                note(f"what was measured is saved: {', '.join(files.values())}")
+                again = "; the same command with --resume goes on from there" if journal is not None else ""
+                note(f"what was measured is saved: {', '.join(files.values())}{again}")
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
     export(report, files, csv)
+    if samples is not None:
+        write_samples(report, samples)
+    if journal is not None:
+        journal.remove()
     return report
 
 
 def _show_plan(plan: "AuditPlan") -> None:
     from lsa_cli.auditing.outcome import rule_in_words, settings_of
-    from lsa_cli.auditing.run import data_of, estimate_seconds, subject_of
+    from lsa_cli.auditing.provenance import data_of, subject_of
+    from lsa_cli.auditing.run import estimate_seconds
 
     subject, data = subject_of(plan), data_of(plan)
     lines = [
@@ -295,9 +401,10 @@ def _show_plan(plan: "AuditPlan") -> None:
         f"data        {data.source}, {data.n:,} of {data.available:,} samples ({data.selection}), {data.transform}",
         f"threat      {plan.threat.norm} eps {plan.eps_text} ({plan.eps_origin})",
     ]
-    for named in (*plan.attacks, *plan.noises):
-        settings = ", ".join(f"{key}={value}" for key, value in settings_of(named.attack).items())
-        lines.append(f"{'attack' if named in plan.attacks else 'noise':11} {named.label}  {settings}")
+    for what, several in (("attack", plan.attacks), ("cascade", plan.cascade), ("noise", plan.noises)):
+        for named in several:
+            settings = ", ".join(f"{key}={value}" for key, value in settings_of(named.attack).items())
+            lines.append(f"{what:11} {named.label}  {settings}")
     lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}")
     lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
     lines.append(f"device      {plan.device}, {plan.threads} threads, batches of {plan.batch_size}, seed {plan.seed}")

@@ -67,7 +67,7 @@ Normalize = Annotated[
         rich_help_panel="Model",
     ),
 ]
-Output = Annotated[
+Returns = Annotated[
     str | None,
     typer.Option(
         metavar="logits|probabilities",

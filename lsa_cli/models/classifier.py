@@ -127,7 +127,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if output not in OUTPUTS:
-            raise UsageError(f"--output '{output}': there are {', '.join(OUTPUTS)}")
+            raise UsageError(f"--returns '{output}': there are {', '.join(OUTPUTS)}")
         self.normalize = nn.Identity() if normalization is None else Normalize(*normalization)
         self.body = body
         self.class_names = tuple(class_names) if class_names is not None else None

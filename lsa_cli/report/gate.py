@@ -61,8 +61,10 @@ def check_targets(
                 raise UsageError(f"the limit {metric}: {unknown(f'{noun} in this audit', rest, [*words, *names])}")
 
 
-def check(report: AuditReport, limits: Mapping[str, float]) -> list[GateResult]:
-    """Each limit against the report's point estimates, in the order given.
+def check(report: AuditReport, limits: Mapping[str, float], fail_on: str | None = None) -> list[GateResult]:
+    """Each limit against the report's point estimates, in the order given; then the evidence, if fail_on says so.
+
+    fail_on: "doubtful" or "invalid", the level from which a finding is a breach.
 
     Raises UsageError for a class, layer or attack that the report does not know.
     """
@@ -71,7 +73,22 @@ def check(report: AuditReport, limits: Mapping[str, float]) -> list[GateResult]:
     if report.status == "complete":  # before that, an attack may be missing only because it has not run
         attacks = [name for outcome in report.outcomes for name in (outcome.name, outcome.spec)]
         check_targets(limits, attacks, report.subject.class_names, list(dict.fromkeys(scanned)))
-    return [_decide(report, metric, limit) for metric, limit in limits.items()]
+    results = [_decide(report, metric, limit) for metric, limit in limits.items()]
+    return results if fail_on is None else [*results, _decide_evidence(report, fail_on)]
+
+
+def _decide_evidence(report: AuditReport, fail_on: str) -> GateResult:
+    if report.evidence is None or report.status != "complete":
+        measured, passed = None, False
+        why = "no checks were made" if report.status == "complete" else f"the audit is {report.status}"
+        message = f"evidence could not be decided: {why}"
+    else:
+        found = [f.code for f in report.evidence.findings if f.level == "invalid" or fail_on == "doubtful"]
+        measured, passed = float(len(found)), not found
+        message = f"evidence: {report.evidence.verdict}" + (f", by {', '.join(found)}" if found else "")
+    return GateResult(
+        metric="evidence", limit=0, direction="at most", measured=measured, passed=passed, message=message
+    )  # fmt: skip
 
 
 def _decide(report: AuditReport, metric: str, limit: float) -> GateResult:
@@ -135,7 +152,7 @@ def _layer(report: AuditReport, rest: str) -> Measured:
     rows = [
         row
         for outcome in report.outcomes
-        if outcome.kind == "budget" and outcome.layers is not None
+        if outcome.kind != "noise" and outcome.layers is not None
         for row in outcome.layers.rows
     ]
     if not rows:

@@ -35,7 +35,13 @@ def render(report: AuditReport) -> str:
     for warning in report.warnings:
         lines.append(f"> **Warning** ({warning.code}): {_text(warning.message)}")
         lines.append("")
+    if report.evidence is not None:
+        lines += [f"**Evidence: {report.evidence.verdict}** ({len(report.evidence.checks)} checks)", ""]
+        lines += [f"> **{f.code}**: {_text(f.message)}; {_text(f.advice)}\n" for f in report.evidence.findings]
+    if report.not_run:
+        lines += [f"> **Not run**, as the time was spent: {_names(report.not_run)}", ""]
     lines += _attacks(report)
+    lines += _cascade(report)
     top = strongest(report)
     if top is not None and top.layers is not None:
         lines += [
@@ -88,9 +94,24 @@ def _attacks(report: AuditReport) -> list[str]:
         success = f"{percent(outcome.success.value)} of {outcome.success.n}"
         mvl = _names(outcome.layers.mvl[:3]) if outcome.layers is not None else ""
         lines.append(
-            f"| {_text(outcome.name)} | {_text(settings_text(outcome))} | {percent(outcome.robust.value)} | "
+            f"| {_text(outcome.name)} | {_text(settings_text(outcome.settings))} | {percent(outcome.robust.value)} | "
             f"{interval(outcome.robust)} | {success} | {mvl} |"
         )
+    return [*lines, ""]
+
+
+def _cascade(report: AuditReport) -> list[str]:
+    if not report.cascade:
+        return []
+    lines = [
+        "### Cascade: each attack on what all before it left whole", "",
+        "| attack | settings | tried | broke | left whole | 95% interval |", "|---|---|--:|--:|--:|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {_text(stage.attack)} | {_text(settings_text(stage.settings))} | {stage.tried} | {stage.broke} | "
+        f"{percent(stage.robust.value)} | {interval(stage.robust)} |"
+        for stage in report.cascade
+    ]
     return [*lines, ""]
 
 

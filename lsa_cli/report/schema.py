@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lsa_cli.errors import RunError, UsageError, printable
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 def _printable(value: Any) -> Any:
@@ -172,10 +172,12 @@ class Distance(Row):
 
 
 class AttackOutcome(Row):
-    """What one attack or noise did."""
+    """What one attack or noise did to all samples, run to its end: what the layer scan looks at."""
 
     name: str
-    kind: Literal["budget", "noise"]
+    kind: Literal["budget", "minimal", "noise"] = Field(
+        description="minimal: looks for the smallest change, and breaks where that is within the budget"
+    )
     spec: str
     settings: dict[str, Any]
     robust: Rate = Field(description="of all samples: right clean and right under this attack; an upper bound")
@@ -190,6 +192,18 @@ class AttackOutcome(Row):
     )
     mismatches: int = Field(description="predictions that changed when re-verified in another batch size")
     discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
+
+
+class Stage(Row):
+    """One attack of the cascade: run on the samples that all before it left whole, each until it breaks."""
+
+    attack: str
+    spec: str
+    settings: dict[str, Any]
+    tried: int = Field(description="samples it was run on")
+    broke: int
+    robust: Rate = Field(description="of all samples: right clean and whole after this attack; an upper bound")
+    seconds: float
 
 
 class AttackPair(Row):
@@ -217,6 +231,31 @@ class Curve(Row):
     score: float
 
 
+class Estimate(Row):
+    """What the whole cascade would have found, from the random part of the survivors that it was run on."""
+
+    value: float
+    low: float = Field(description="95% interval, in which sampling of samples and of survivors both enter")
+    high: float
+    survivors: int = Field(description="samples whole after the attacks that met all of them")
+    checked: int = Field(description="of these, drawn at random for the cascade")
+    broken: int = Field(description="of those, broken by it")
+
+
+class Samples(Row):
+    """One row a sample, as columns: what broke it first, when, and how far beyond the boundary."""
+
+    index: list[int] = Field(description="place in the data set")
+    label: list[int]
+    clean: list[int] = Field(description="class predicted for the sample as it is")
+    broken_by: list[str | None] = Field(description="the first attack in the order of the audit; null for none")
+    look: list[int | None] = Field(description="at which of its looks at the network, from 1; null if not recorded")
+    margin: list[float | None] = Field(
+        description="best wrong logit minus the true one: there, or the largest that any attack reached"
+    )
+    distance: list[float | None] = Field(description="size of the perturbation that broke it, in the attack's norm")
+
+
 class Verdict(Row):
     """The numbers to quote."""
 
@@ -226,11 +265,38 @@ class Verdict(Row):
     classes: list[ClassRow] = Field(description="worst case over the budget attacks, by class")
     class_summary: ClassSummary | None
     statement: str
+    estimate: Estimate | None = Field(default=None, description="where the cascade met only a part of the survivors")
 
 
 class Warning(Row):
     code: str
     message: str
+
+
+class Finding(Row):
+    """A reason not to believe the robust accuracy as it stands."""
+
+    code: str
+    level: Literal["doubtful", "invalid"] = Field(description="invalid: the number means nothing")
+    message: str
+    advice: str = Field(description="what to do")
+
+
+class CheckMade(Row):
+    """One check of the evidence, whether it found something or not."""
+
+    name: str
+    n: int = Field(description="samples it looked at; for some checks modules or attacks")
+    saw: dict[str, float | None] = Field(description="what it saw in numbers, by what each of them is")
+    findings: list[str] = Field(default=[], description="codes of what it found")
+
+
+class Evidence(Row):
+    """Why to believe the verdict: checks for gradient masking, chance, and attacks that failed without a word."""
+
+    verdict: Literal["trusted", "doubtful", "invalid"]
+    findings: list[Finding]
+    checks: list[CheckMade]
 
 
 class GateResult(Row):
@@ -259,10 +325,14 @@ class AuditReport(Row):
     protocol: Protocol
     verdict: Verdict
     outcomes: list[AttackOutcome]
+    cascade: list[Stage] = Field(default=[], description="attacks that only count for the verdict, in order")
+    not_run: list[str] = Field(default=[], description="what the time budget left out")
     pairs: list[AttackPair] = []
     curves: list[Curve] = []
     warnings: list[Warning] = []
+    evidence: Evidence | None = Field(default=None, description="null where no checks were made")
     gates: list[GateResult] = []
+    samples: Samples | None = None
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,10 +1,12 @@
 """A report as tidy tables: one row an observation, plain names, shares in [0, 1]; and numbers as people read them."""
 
+import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lsa_cli.errors import RunError
-from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Rate, write_text
+from lsa_cli.errors import RunError, UsageError
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Rate, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 def strongest(report: AuditReport) -> AttackOutcome | None:
     """The budget attack that left the fewest samples robust; the first of equals."""
-    budget = [outcome for outcome in report.outcomes if outcome.kind == "budget"]
+    budget = [outcome for outcome in report.outcomes if outcome.kind != "noise"]
     return min(budget, key=lambda outcome: outcome.robust.count) if budget else None
 
 
@@ -37,10 +39,10 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def settings_text(outcome: AttackOutcome) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """An attack's hyperparameters in one line: "linf, eps 0.3, steps 20, step size 0.0375"."""
     parts = []
-    for key, value in outcome.settings.items():
+    for key, value in settings.items():
         if key == "norm":
             parts.append(str(value))
         elif value is not None:
@@ -49,13 +51,21 @@ def settings_text(outcome: AttackOutcome) -> str:
     return ", ".join(parts)
 
 
+def estimate_text(estimate: Estimate) -> str:
+    """What the whole cascade would have left, from a part of the survivors."""
+    return (
+        f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] estimated: it broke "
+        f"{estimate.broken} of {estimate.checked} drawn at random from {estimate.survivors} survivors"
+    )
+
+
 def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
     """Classes by robust accuracy, worst first; classes without samples last."""
     return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
 
 
 def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
-    """The tables of a report by name: attacks, layers, classes, layer_by_class, confusion, pairs, curves, gates."""
+    """The tables of a report by name, those that have rows: attacks, cascade, layers, classes, ..., samples."""
     import pandas as pd
 
     rows: dict[str, list[dict[str, Any]]] = {
@@ -68,7 +78,10 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
             "confusion",
             "pairs",
             "curves",
+            "cascade",
+            "evidence",
             "gates",
+            "samples",
         )
     }
     names = report.subject.class_names
@@ -77,7 +90,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
         rows["attacks"].append(
             {
                 **key,
-                "settings": settings_text(outcome),
+                "settings": settings_text(outcome.settings),
                 **_spread("robust", outcome.robust),
                 **_spread("success", outcome.success),
                 **{f"distance_{k}": v for k, v in outcome.distance.model_dump().items()},
@@ -105,7 +118,25 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
         rows["curves"] += [
             {"attack": curve.attack, "eps": point.eps, **_spread("robust", point.robust)} for point in curve.points
         ]
+    rows["cascade"] = [
+        {
+            "attack": stage.attack, "settings": settings_text(stage.settings), "tried": stage.tried, "broke": stage.broke,
+            **_spread("robust", stage.robust), "seconds": stage.seconds,
+        }
+        for stage in report.cascade
+    ]  # fmt: skip
+    if report.evidence is not None:
+        rows["evidence"] = [
+            {"check": check.name, "n": check.n, "saw": what, "value": value, "findings": " ".join(check.findings)}
+            for check in report.evidence.checks
+            for what, value in check.saw.items()
+        ]
     rows["gates"] = [gate.model_dump() for gate in report.gates]
+    if report.samples is not None:
+        columns = report.samples.model_dump()
+        rows["samples"] = [
+            dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+        ]  # fmt: skip
     return {name: pd.DataFrame(content) for name, content in rows.items() if content}
 
 
@@ -139,3 +170,26 @@ def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
         write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         written.append(path)
     return written
+
+
+def check_samples_file(path: str) -> None:
+    """Raises UsageError for a file of samples that could not be written after hours of work."""
+    kind = Path(path).suffix
+    if kind not in (".csv", ".parquet"):
+        raise UsageError(f"--samples {path} should end in .csv or .parquet")
+    if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("--samples: Parquet needs the package pyarrow; pip install pyarrow, or name a .csv file")
+
+
+def write_samples(report: AuditReport, path: str) -> None:
+    """One row a sample, as CSV or Parquet by the file's ending. Raises RunError when it cannot be written."""
+    frame = frames(report).get("samples")
+    if frame is None:
+        raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")
+    if Path(path).suffix == ".csv":
+        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+        return
+    try:
+        frame.convert_dtypes().to_parquet(path, index=False)
+    except OSError as error:
+        raise RunError(f"{path} could not be written: {error.strerror or error}") from error

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report.schema import AttackOutcome, AuditReport
-from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import estimate_text, interval, number, percent, settings_text, strongest, weakest_first
 
 _CLASSES = 20
 _LAYERS = 40
@@ -16,7 +16,8 @@ _BAR = 16
 
 def print_report(report: AuditReport, console: Console) -> None:
     """Print everything a reader needs to judge the model; long tables fold, the saved report has the rest."""
-    for part in (_header(report), _verdict(report), _attacks(report), _layers(report), _classes(report)):
+    parts = (_header, _verdict, _attacks, _cascade, _layers, _classes)
+    for part in (make(report) for make in parts):
         if part is not None:
             console.print(part)
             console.print()
@@ -91,6 +92,8 @@ def _verdict(report: AuditReport) -> RenderableType:
         grid.add_row(Text("robust accuracy", style="bold"), text)
     else:
         grid.add_row("robust accuracy", Text(verdict.statement))
+    if verdict.estimate is not None:
+        grid.add_row("full cascade", Text(estimate_text(verdict.estimate)))
     grid.add_row("clean accuracy", Text(f"{percent(verdict.clean.value)} {interval(verdict.clean)}"))
     if verdict.class_summary is not None and verdict.class_summary.worst_class is not None:
         worst = next(row for row in verdict.classes if row.name == verdict.class_summary.worst_class)
@@ -103,6 +106,14 @@ def _verdict(report: AuditReport) -> RenderableType:
             "vulnerable layers",
             Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name} ({top.layers.mvl_rule})"),
         )
+    if report.evidence is not None:
+        style = {"trusted": "green", "doubtful": "yellow", "invalid": "bold red"}[report.evidence.verdict]
+        made = f"  {len(report.evidence.checks)} checks, {len(report.evidence.findings)} findings"
+        grid.add_row("evidence", Text.assemble((report.evidence.verdict, style), made))
+        for finding in report.evidence.findings:
+            grid.add_row("", Text(f"{finding.code}: {finding.message}; {finding.advice}", style=style))
+    if report.not_run:
+        grid.add_row("not run", Text(f"{', '.join(report.not_run)}: the time was spent", style="yellow"))
     return grid
 
 
@@ -136,9 +147,28 @@ def _attacks(report: AuditReport) -> RenderableType | None:
             f"{outcome.success.count}/{outcome.success.n}",
             f"{distance.norm} {number(distance.median)}" if distance.n else "-",
             f"{outcome.seconds:.1f} s",
-            Text(settings_text(outcome)),
+            Text(settings_text(outcome.settings)),
         )
     return _titled("Attacks and noises (accuracy: of all samples; success: of those right clean)", table)
+
+
+def _cascade(report: AuditReport) -> RenderableType | None:
+    if not report.cascade:
+        return None
+    table = _table()
+    table.add_column("attack", overflow="fold")
+    table.add_column("tried", justify="right")
+    table.add_column("broke", justify="right")
+    table.add_column("left whole", justify="right")
+    table.add_column("95%", justify="left")
+    table.add_column("time", justify="right")
+    table.add_column("settings", overflow="fold", style="dim")
+    for stage in report.cascade:
+        table.add_row(
+            Text(stage.attack), f"{stage.tried}", f"{stage.broke}", percent(stage.robust.value),
+            Text(interval(stage.robust)), f"{stage.seconds:.1f} s", Text(settings_text(stage.settings)),
+        )  # fmt: skip
+    return _titled("Cascade: each on the samples that all before it left whole (left whole: of all samples)", table)
 
 
 def _layers(report: AuditReport) -> RenderableType | None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.attacks import ATTACKS, NORMS, make_threat
 
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf")}
 
@@ -79,6 +79,36 @@ def test_pgd_reaches_the_optimum_inside_the_box(norm):
             threat = make_threat(norm, float(distance[row]) * factor)
             attack = ATTACKS.get("pgd")(threat=threat, steps=60, step_size=threat.eps / 4)
             assert fooled(model, attack, x[row : row + 1], y[row : row + 1]) == (factor > 1)
+
+
+@pytest.mark.parametrize("norm", DUAL)
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t"])
+def test_apgd_reaches_the_optimum(name, classes, norm):
+    """Of many classes cross-entropy and DLR may climb towards another than the nearest; targets try them all."""
+    model = linear(classes)
+    x = torch.randn(4, 12, generator=torch.Generator().manual_seed(2))
+    y, distance = nearest_boundary(model, x, norm)
+    for factor in (1.02, 0.98):
+        threat = NORMS[norm](distance * factor, None)
+        attack = ATTACKS.get(name)(threat=threat, steps=60)
+        broken = model(attack(model, x, y, goal="break")).argmax(1) != y
+        if name == "apgd-t" or classes == 2 or factor < 1:
+            assert broken.tolist() == [factor > 1] * len(x)
+
+
+@pytest.mark.parametrize("norm", DUAL)
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_apgd_reaches_the_optimum_inside_the_box(norm, classes):
+    model = linear(classes)
+    x = 0.5 + 0.02 * torch.randn(6, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        model.bias.copy_(model.weight @ torch.full((12,), -0.5))
+    y, distance = nearest_boundary(model, x, norm)
+    for factor in (1.02, 0.98):
+        attack = ATTACKS.get("apgd-t")(threat=NORMS[norm](distance * factor), steps=60)
+        broken = model(attack(model, x, y, goal="break")).argmax(1) != y
+        assert broken.tolist() == [factor > 1] * len(x)
 
 
 points = st.lists(st.floats(-2, 3, width=32), min_size=5, max_size=5)

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from lsa_cli.attacks import ATTACKS, make_threat
-from lsa_cli.attacks.losses import LOSSES, cross_entropy, margin, tempered
+from lsa_cli.attacks.losses import LOSSES, cross_entropy, dlr, margin, targeted_dlr, tempered
 
 
 def direction(loss, logits, y):
@@ -61,7 +61,7 @@ def test_margin_is_positive_exactly_where_fooled():
     logits = torch.randn(100, 4, generator=torch.Generator().manual_seed(3))
     y = torch.arange(100) % 4
     assert torch.equal(margin(logits, y) > 0, logits.argmax(1) != y)
-    assert set(LOSSES.names()) == {"ce", "margin"}
+    assert set(LOSSES.names()) == {"ce", "margin", "dlr"}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -86,3 +86,65 @@ def test_a_wrong_class_at_minus_infinity_leaves_the_loss_finite():
     logits, y = torch.tensor([[1.0, -torch.inf, 0.5]]), torch.tensor([0])
     assert torch.isfinite(cross_entropy(logits, y)).all()
     assert margin(logits, y).tolist() == [-0.5]
+
+
+def test_dlr_by_hand():
+    logits = torch.tensor([[5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 0.0]])
+    torch.testing.assert_close(dlr(logits, torch.tensor([0, 1, 3])), torch.tensor([-2 / 4, 2 / 4, 5 / 4]))
+    # (z_t - z_y) / (5 - (1 + 0) / 2)
+    y, target = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 0])
+    torch.testing.assert_close(targeted_dlr(logits, y, target), torch.tensor([-2 / 4.5, -5 / 4.5, 2 / 4.5]))
+
+
+def test_dlr_of_few_classes():
+    logits = torch.tensor([[5.0, 3.0, 1.0]])
+    zero, one, two = torch.tensor([0]), torch.tensor([1]), torch.tensor([2])
+    assert dlr(logits, zero).tolist() == [-0.5]
+    assert dlr(logits[:, :2], zero).tolist() == targeted_dlr(logits[:, :2], zero, one).tolist() == [-2.0]
+    assert targeted_dlr(logits, zero, two).tolist() == [-4.0]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 8])
+def test_targeted_dlr_has_a_gradient_towards_the_last_class_too(classes):
+    logits = torch.linspace(3, -1, classes)[None].requires_grad_(True)
+    found = targeted_dlr(logits, torch.tensor([0]), torch.tensor([classes - 1]))
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert float(gradient[0, -1]) > 0.05
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 8])
+def test_dlr_is_positive_exactly_where_fooled_and_a_shift_or_a_factor_changes_nothing(classes):
+    logits = torch.randn(100, classes, generator=torch.Generator().manual_seed(5)).double()
+    y = torch.arange(100) % classes
+    target = (y + 1) % classes
+    assert torch.equal(dlr(logits, y) > 0, logits.argmax(1) != y)
+    wins = (logits.gather(1, target[:, None]) > logits.gather(1, y[:, None])).squeeze(1)
+    assert torch.equal(targeted_dlr(logits, y, target) > 0, wins)
+    # Where there is nothing to divide by, they grow with the logits.
+    grown = 1.0 if classes > 2 else 1000.0
+    torch.testing.assert_close(dlr(1000 * logits + 7, y), grown * dlr(logits, y))
+    grown = 1.0 if classes > 3 else 1000.0
+    torch.testing.assert_close(targeted_dlr(1000 * logits + 7, y, target), grown * targeted_dlr(logits, y, target))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 8])
+@pytest.mark.parametrize("value", [0.0, 1e4])
+def test_tied_logits_give_dlr_finite_values_and_gradients(classes, value):
+    """A network that says nothing yet: all logits are the same, and what DLR divides by is zero."""
+    logits = torch.full((4, classes), value, requires_grad=True)
+    y, target = torch.arange(4) % classes, torch.arange(1, 5) % classes
+    for loss in (dlr, lambda z, t: targeted_dlr(z, t, target)):
+        found = loss(logits, y)
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert torch.isfinite(found).all()
+        assert torch.isfinite(gradient).all()
+        assert (gradient.gather(1, y[:, None]) < 0).all()  # away from the true class
+
+
+def test_dlr_of_a_class_at_minus_infinity_has_no_nan():
+    logits = torch.tensor([[1.0, 0.5, -torch.inf]], requires_grad=True)
+    y, target = torch.tensor([0]), torch.tensor([1])
+    for found in (dlr(logits, y), targeted_dlr(logits, y, target)):
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert not found.isnan().any()
+        assert not gradient.isnan().any()

@@ -1,4 +1,4 @@
-"""The same attack in other libraries: FGSM to the bit, PGD to a sample; ours returns the strongest iterate."""
+"""The same attack in other libraries: FGSM to the bit, PGD and APGD to a sample or two; ours keep the strongest."""
 
 import numpy as np
 import pytest
@@ -68,3 +68,34 @@ def test_pgd_is_not_weaker_than_adv_lib_pgd(task):
     attack = ATTACKS.get("pgd")(threat=make_threat("linf", EPS), steps=10, step_size=0.02, random_start=False)
     theirs = adv_lib.pgd_linf(model, x, y, EPS, steps=10, absolute_step_size=0.02, random_init=False)
     assert right(model, attack(model, x, y), y) <= right(model, theirs, y) + 2
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.15), ("l2", 2.0), ("l1", 8.0)])
+def test_apgd_is_not_weaker_than_adv_lib_apgd(task, norm, eps):
+    """Two samples: what the random starts are worth."""
+    apgd = pytest.importorskip("adv_lib.attacks.auto_pgd", reason="the peers are not installed").apgd
+    model, x, y = task[0], task[1][:60], task[2][:60]
+    order = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
+    for name, loss in (("apgd-ce", "ce"), ("apgd-dlr", "dlr")):
+        torch.manual_seed(0)
+        theirs = apgd(model, x, y, eps, order, n_iter=20, loss_function=loss, use_large_reps=norm == "l1")
+        ours = ATTACKS.get(name)(threat=make_threat(norm, eps), steps=20)(model, x, y, goal="break")
+        assert right(model, ours, y) <= right(model, theirs, y) + 2
+
+
+def test_apgd_is_not_weaker_than_torchattacks_apgd(task):
+    torchattacks = pytest.importorskip("torchattacks", reason="the peers are not installed")
+    model, x, y = task[0], task[1][:60], task[2][:60]
+    theirs = torchattacks.APGD(model, norm="Linf", eps=0.15, steps=20, n_restarts=1)(x, y)
+    ours = ATTACKS.get("apgd-ce")(threat=make_threat("linf", 0.15), steps=20)(model, x, y, goal="break")
+    assert right(model, ours, y) <= right(model, theirs, y) + 2
+
+
+def test_momentum_pgd_is_not_weaker_than_torchattacks_mifgsm(task):
+    torchattacks = pytest.importorskip("torchattacks", reason="the peers are not installed")
+    model, x, y = task
+    theirs = torchattacks.MIFGSM(model, eps=0.15, alpha=0.03, steps=10, decay=1.0)(x, y)
+    attack = ATTACKS.get("pgd")(
+        threat=make_threat("linf", 0.15), steps=10, step_size=0.03, random_start=False, momentum=1.0
+    )
+    assert right(model, attack(model, x, y), y) <= right(model, theirs, y) + 1

@@ -177,7 +177,7 @@ class _Wrapped(nn.Module):
         (lambda z: z * torch.nan, "NaN or infinite for 120 of 120"),
         (lambda z: torch.where(torch.arange(len(z))[:, None] == 0, torch.inf, z), "NaN or infinite"),
         (lambda z: z * 0 + torch.arange(3.0), "same output for all 120"),
-        (lambda z: z.softmax(1), "--output probabilities"),
+        (lambda z: z.softmax(1), "--returns probabilities"),
         (lambda z: z.detach(), "no input gradient"),
     ],
 )
@@ -204,7 +204,7 @@ def test_outputs_in_containers_and_probabilities_give_the_same_counts(task):
         assert other.robust == plain.robust
         assert other.confusion == plain.confusion
     softmax = _Wrapped(task[0], lambda z: z.double().softmax(1))
-    other = run(task, softmax, noise="none", layers="body.*", output="probabilities").outcomes[1]
+    other = run(task, softmax, noise="none", layers="body.*", returns="probabilities").outcomes[1]
     assert abs(other.robust.count - plain.robust.count) <= 1
 
 

@@ -245,7 +245,7 @@ def network(tmp_path):
     [
         ("nan", "NaN or infinite for 60 of 60"),
         ("constant", "same output for all 60"),
-        ("softmax", "--output probabilities"),
+        ("softmax", "--returns probabilities"),
     ],
 )
 def test_useless_outputs_are_told_and_never_pass(refused, network, kind, says):
@@ -254,7 +254,7 @@ def test_useless_outputs_are_told_and_never_pass(refused, network, kind, says):
 
 def test_probabilities_can_be_declared(lsa, network):
     plain = lsa(*network, "--json", "-")
-    declared = lsa(*network, "--json", "-", "--arch-args", "kind=softmax", "--output", "probabilities")
+    declared = lsa(*network, "--json", "-", "--arch-args", "kind=softmax", "--returns", "probabilities")
     assert declared.code == 0
     counts = [json.loads(result.out)["verdict"]["robust"]["count"] for result in (plain, declared)]
     assert abs(counts[0] - counts[1]) <= 1
@@ -342,7 +342,7 @@ def test_an_interrupted_audit_leaves_what_it_measured(tmp_path, how):
     assert content["status"] == "interrupted"
     assert [outcome["name"] for outcome in content["outcomes"]] == ["fgsm"]
     assert "not complete" in (tmp_path / "r.html").read_text()
-    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.html", "r.json.journal"}
 
 
 def test_a_crash_is_no_breached_gate(shell, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -63,7 +64,7 @@ def test_the_first_command_needs_no_flag(lsa, tmp_path):
 
 def test_stdout_is_one_json_document_whatever_the_environment(shell):
     result = shell("audit", MOON, *QUICK, "--json", "-", env={"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"})
-    assert json.loads(result.out)["schema_version"] == "1.0"
+    assert json.loads(result.out)["schema_version"] == "1.1"
     assert "\x1b" not in result.out
 
 
@@ -272,3 +273,32 @@ def test_adversarial_training_shows_at_once(lsa):
         counts[name] = report["verdict"]["robust"]["count"]
     assert counts["mnist_cnn"] == 0
     assert counts["mnist_cnn_at"] > 0.9 * 300
+
+
+def test_presets_files_of_samples_and_an_output_folder(lsa, samples):
+    model = samples / "mnist_cnn_at.pt"
+    result = lsa("audit", model, "--quick", "-n", 30, "--output", "out", "--samples", "s.csv", "--fail-on", "doubtful")
+    assert result.code == 0, result.err
+    report = json.loads(Path("out/mnist_cnn_at.audit.json").read_text())
+    assert report["protocol"]["attacks"] == ["fgsm", "apgd-ce:steps=10"]
+    assert "quick" in {warning["code"] for warning in report["warnings"]}
+    assert [gate["metric"] for gate in report["gates"]] == ["evidence"]
+    lines = Path("s.csv").read_text().splitlines()
+    assert lines[0] == "index,label,clean,broken_by,look,margin,distance"
+    assert len(lines) == 31
+    assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == ["mnist_cnn_at.audit.json", "s.csv"]
+    plan = lsa("audit", model, "--full", "--dry-run")
+    assert [line.split()[1] for line in plan.out.splitlines() if line.startswith("cascade")] == [
+        "apgd-ce", "apgd-t", "fab-t", "square",
+    ]  # fmt: skip
+
+
+def test_ways_to_ask_for_two_things_at_once_are_refused(refused, samples):
+    model = samples / "mnist_cnn.pt"
+    refused("audit", model, "--quick", "--full", says="one of them")
+    refused("audit", model, "--full", "--attack", "pgd", says="leave out --attack")
+    refused("audit", model, "--json", "a.json", "--output", "out", says="one of them")
+    refused("audit", model, "--samples", "s.txt", says=".csv or .parquet")
+    refused("audit", model, "--resume", says="no interrupted run")
+    refused("audit", model, "--resume", "--json", "-", says="--resume needs the report file")
+    refused("audit", model, "--full-on", 5, says="--full-on")

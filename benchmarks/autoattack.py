@@ -1,0 +1,109 @@
+"""Our AutoAttack against recorded results of the official implementation, sample by sample and in time.
+
+    LSA_DATA_ROOT=... python -m benchmarks.autoattack [--n 100] [--oracle DIR] [fgsm lenet_adv lenet_cln resnet2b fashion]
+
+Time is told in reference passes (one forward + input-gradient pass over the same rows on the same thread, just before
+and just after), as the record does: neither machine was free of other work. With --n the first rows only, and then
+the record has no time to compare with.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from torchvision import datasets
+
+from lsa_cli.attacks import make_threat
+from lsa_cli.attacks.ensemble import AutoAttack, cascade
+from lsa_cli.models.classifier import Classifier
+from tests.foreign_networks import LeNet5, ResNet2b, cifar10_test, small_cnn
+
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+NETWORKS = {
+    "fgsm": (small_cnn, datasets.MNIST, None),
+    "lenet_adv": (LeNet5, datasets.MNIST, None),
+    "lenet_cln": (LeNet5, datasets.MNIST, None),
+    "resnet2b": (ResNet2b, None, CIFAR),
+    "fashion": (small_cnn, datasets.FashionMNIST, None),
+}
+
+
+def load(name, data_root, record, n):
+    """The checkpoint as a Classifier, and the first n rows that the record attacked."""
+    network, source, normalization = NETWORKS[name]
+    state = torch.load(data_root / record["checkpoint"], map_location="cpu", weights_only=True)
+    body = network()
+    body.load_state_dict(state.get("state_dict", state))
+    if source is None:
+        images, labels = cifar10_test(data_root)
+    else:
+        data = source(data_root, train=False)
+        images, labels = data.data[:, None], data.targets
+    return Classifier(body, normalization).eval().requires_grad_(False), images[:n] / 255, labels[:n].long()
+
+
+def reference_pass(model, x, y):
+    """Seconds of one forward + input-gradient pass: the median of some."""
+    seconds = []
+    for _ in range(7):
+        started = time.process_time()
+        leaf = x.clone().requires_grad_(True)
+        torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds)
+
+
+def compare(name, data_root, oracle, n):
+    record = json.loads((oracle / f"{name}.json").read_text())
+    n = min(n or record["n"], record["n"])
+    model, x, y = load(name, data_root, record, n)
+    official = torch.tensor(record["robust_correct"][:n], dtype=torch.bool)
+    attack = AutoAttack(make_threat(record["norm"], record["eps"]))
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).nonzero().flatten()
+    before = reference_pass(model, x, y)
+    started = time.process_time()
+    found = cascade(attack.members, model, x[right], y[right], index=right)
+    seconds = time.process_time() - started
+    after = reference_pass(model, x, y)
+    ours = torch.zeros(n, dtype=torch.bool)
+    ours[right[found.broken_by < 0]] = True
+    assert attack.threat.contains(found.x_adv, x[right]).all()
+    by = torch.bincount(found.broken_by[found.broken_by >= 0].long(), minlength=len(attack.members)).tolist()
+    print(
+        f"{name}, {n} samples: robust {ours.float().mean():.2%}, official {official.float().mean():.2%}; "
+        f"broken by us only {int((official & ~ours).sum())}, by the official only {int((ours & ~official).sum())}"
+    )
+    print("  broken by", ", ".join(f"{type(m).__name__} {count}" for m, count in zip(attack.members, by, strict=True)))
+    passes = seconds / ((before + after) / 2)
+    print(f"  {seconds:.1f} s = {passes:.0f} reference passes of {before:.4f} and {after:.4f} s", end="")
+    if n == record["n"]:
+        theirs = record["seconds"] / statistics.mean(record["reference_pass_seconds"])
+        print(f"; official {theirs:.0f}: ratio {passes / theirs:.2f}", end="")
+    print(flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=", ".join(NETWORKS))
+    parser.add_argument("--n", type=int, default=0, help="the first rows only")
+    parser.add_argument("--oracle", type=Path, help="the records; default: `oracle` beside the data root")
+    arguments = parser.parse_args()
+    if "LSA_DATA_ROOT" not in os.environ:
+        parser.error("LSA_DATA_ROOT is not set: no checkpoints and data")
+    data_root = Path(os.environ["LSA_DATA_ROOT"])
+    unknown = set(arguments.names) - set(NETWORKS)
+    if unknown:
+        parser.error(f"there are {', '.join(NETWORKS)}, not {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    for name in arguments.names or NETWORKS:
+        compare(name, data_root, arguments.oracle or data_root.parent / "oracle", arguments.n)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Auto-PGD (arXiv 2003.01690, Algorithm 1) in linf and l2, and its l1 variant (arXiv 2103.01208, Algorithm 1).
+
+A run compares losses, and moves along signs, unit vectors or largest entries of gradients: any rising function of a
+loss gives the same run. So the log-odds of `losses.cross_entropy` stand for the cross-entropy.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_gradient, expected_logits
+from lsa_cli.attacks.losses import LOSSES, Loss, targeted_dlr
+from lsa_cli.attacks.randomness import normal_like
+from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.errors import UsageError
+
+ALPHA = 0.75  # the share of the gradient step; the rest repeats the last movement
+RHO = 0.75  # condition 1: the share of steps that have to rise
+CHECK_EVERY = 0.04  # l1: of the steps
+SPARSER = 1.5  # l1: a step moves this many times fewer inputs than the best point did
+FEWER = 0.95  # l1: the best point has become sparser where it moves less than this share of the inputs it moved
+SHORTER = 1.5  # l1: otherwise the step size is divided by this,
+SHORTEST = 0.1  # down to this share of the first
+
+
+def checkpoints(steps: int) -> list[int]:
+    """w_0, w_1, ... = ceil(p_j * steps); in whole hundredths, as 0.22 * 100 is more than 22 in binary."""
+    points, p, gap = [0], 22, 22
+    while p <= 100:
+        points.append(-(-p * steps // 100))
+        gap = max(gap - 3, 6)
+        p += gap
+    return sorted(set(points))
+
+
+def stages(norm: str, steps: int) -> list[tuple[int, int]]:
+    """Multiples of eps and the steps within each: l1 begins in larger balls (arXiv 2103.01208, section 3.2)."""
+    early = steps * 3 // 10
+    return [(3, early), (2, early), (1, steps - 2 * early)] if norm == "l1" else [(1, steps)]
+
+
+class _Run:
+    """Where a run stands. Every attribute is a tensor with a row for each sample still worked on, (M, ...) or (M,).
+
+    x_adv is x^(k), before x^(k-1), best x_max, best_value f_max, length the step size eta.
+    """
+
+    def __init__(self, x_adv: torch.Tensor, length: torch.Tensor) -> None:
+        self.x_adv = self.before = self.best = x_adv
+        self.gradient = self.best_gradient = torch.zeros_like(x_adv)
+        self.value, self.best_value = torch.full_like(length, torch.inf), torch.full_like(length, -torch.inf)
+        self.length = length
+
+    def keep_up(self, search: Search) -> None:
+        """Drop the rows that the search drops."""
+        vars(self).update(zip(vars(self), search.still(*vars(self).values()), strict=True))
+
+    def look(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
+        """Take in the gradient and the loss (M,) at x_adv. A NaN is never the best."""
+        self.gradient, self.value = gradient.nan_to_num(0), value
+        better = value > self.best_value
+        rows = better.reshape(-1, *[1] * (gradient.ndim - 1))
+        self.best = torch.where(rows, self.x_adv, self.best)
+        self.best_gradient = torch.where(rows, self.gradient, self.best_gradient)
+        self.best_value = torch.where(better, value, self.best_value)
+
+    def go_back(self, to_best: torch.Tensor) -> None:
+        """Restart from the best point, for those samples (M,)."""
+        rows = to_best.reshape(-1, *[1] * (self.x_adv.ndim - 1))
+        self.x_adv = torch.where(rows, self.best, self.x_adv)
+        self.gradient = torch.where(rows, self.best_gradient, self.gradient)
+        self.value = torch.where(to_best, self.best_value, self.value)
+
+    def check(self, x: torch.Tensor, since: int) -> None:
+        """At a checkpoint, `since` steps after the last one."""
+        raise NotImplementedError
+
+    def move(self, x: torch.Tensor, threat: Threat, k: int) -> None:
+        """From x^(k) to x^(k+1)."""
+        raise NotImplementedError
+
+
+class _Dense(_Run):
+    """linf and l2. rises: how often f rose since the last checkpoint; highest: f_max there; halved: eta was, there."""
+
+    def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> None:
+        super().__init__(x_adv, 2 * eps)
+        self.rises, self.highest, self.halved = torch.zeros_like(eps), self.best_value, torch.zeros_like(eps).bool()
+
+    def look(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
+        self.rises = self.rises + (value > self.value)
+        super().look(gradient, value)
+
+    def check(self, x: torch.Tensor, since: int) -> None:
+        oscillates = self.rises < RHO * since  # condition 1
+        stands = ~self.halved & (self.highest >= self.best_value)  # condition 2
+        self.halved = oscillates | stands
+        self.length = torch.where(self.halved, self.length / 2, self.length)
+        self.go_back(self.halved)
+        self.rises, self.highest = torch.zeros_like(self.rises), self.best_value
+
+    def move(self, x: torch.Tensor, threat: Threat, k: int) -> None:
+        step = per_sample(self.length, x) * threat.steepest(self.gradient, self.x_adv)
+        moved = threat.project(self.x_adv + step, x)
+        if k > 0:
+            momentum = self.x_adv + ALPHA * (moved - self.x_adv) + (1 - ALPHA) * (self.x_adv - self.before)
+            moved = threat.project(momentum, x)
+        self.before, self.x_adv = self.x_adv, moved
+
+
+class _Sparse(_Run):
+    """l1. moves: how many inputs x_max moves, at the last check; longest: the first step size."""
+
+    def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> None:
+        super().__init__(x_adv, eps)
+        self.longest, self.moves = eps, self._moves(x)
+
+    def _moves(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.best != x).flatten(1).sum(1)
+
+    def check(self, x: torch.Tensor, since: int) -> None:
+        moves = self._moves(x)
+        sparser = moves < FEWER * self.moves
+        shorter = torch.maximum(self.length / SHORTER, SHORTEST * self.longest)
+        self.length, self.moves = torch.where(sparser, self.longest, shorter), moves
+        self.go_back(sparser)
+
+    def move(self, x: torch.Tensor, threat: Threat, k: int) -> None:
+        """Along the signs of the largest entries of the gradient, alike in each."""
+        flat = self.gradient.flatten(1)
+        size = flat.abs()
+        fewer = (self.moves / SPARSER).ceil().long()
+        count = torch.minimum(fewer, self.moves - 1).clamp_min(1)  # rounded up, two would stay two (ours)
+        least = size.sort(dim=1, descending=True).values.gather(1, count[:, None] - 1)
+        signs = torch.where(size >= least, flat.sign(), 0.0)
+        step = signs / signs.abs().sum(1, keepdim=True).clamp_min(1)
+        self.x_adv = threat.project(self.x_adv + per_sample(self.length, x) * step.reshape(x.shape), x)
+
+
+@ATTACKS.register("apgd-ce")
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Auto-PGD on the cross-entropy: no step size to tune.
+
+    restarts: random starts, the worst case for each sample. eot: passes through a random network that each look is
+    the mean of. linf and l2 start at a uniformly random point of the ball (the official code: near its border).
+    """
+
+    threat: Threat
+    steps: int = 100
+    restarts: int = 1
+    eot: int = 1
+    loss: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "restarts", "eot"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"apgd: {name} should be at least 1, not {getattr(self, name)}")
+
+    @property
+    def passes(self) -> float:
+        return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate is looked at, without a gradient
+
+    def _climbed(self, model: Model, search: Search) -> Iterator[Loss]:
+        """The loss of each run."""
+        for _ in range(self.restarts):
+            yield LOSSES.get(self.loss)
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        search = Search(x, y, self.threat)
+        for loss in self._climbed(model, search):
+            search.still()
+            if search.is_over:
+                break
+            self._run(model, search, loss)
+        return search.x_adv
+
+    def _run(self, model: Model, search: Search, loss: Loss) -> None:
+        sparse = self.threat.norm == "l1"
+        # A normal step cut to the ball moves few inputs, a uniform point of the l1 ball all: half as strong.
+        x_adv = search.x + normal_like(search.x) if sparse else search.threat.sample(search.x)
+        for factor, steps in stages(self.threat.norm, self.steps):
+            threat = _widened(search.threat, factor)
+            eps = torch.as_tensor(threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(len(x_adv))
+            run = (_Sparse if sparse else _Dense)(threat.project(x_adv, search.x), search.x, eps)
+            checks = list(range(0, steps, max(1, int(CHECK_EVERY * steps)))) if sparse else checkpoints(steps)
+            since = {this: this - last for last, this in pairwise(checks)}
+            for k in range(steps):
+                gradient, logits, value = expected_gradient(model, run.x_adv, search.y, loss, self.eot)
+                run.look(gradient, value)
+                if factor == 1:
+                    search.offer(run.x_adv, logits)
+                run.keep_up(search)
+                if search.is_over:
+                    return
+                if k in since:
+                    run.check(search.x, since[k])
+                run.move(search.x, _widened(search.threat, factor), k)
+            x_adv = run.best
+        search.offer(run.x_adv, expected_logits(model, run.x_adv, self.eot))
+
+
+def _widened(threat: Threat, factor: int) -> Threat:
+    return threat if factor == 1 else dataclasses.replace(threat, eps=factor * threat.eps)
+
+
+@ATTACKS.register("apgd-dlr")
+@dataclass(frozen=True)
+class APGDDLR(APGD):
+    """Auto-PGD on the difference of logits ratio: a rescaling of the logits does not mask its gradient."""
+
+    loss: ClassVar[str] = "dlr"
+
+
+@ATTACKS.register("apgd-t")
+@dataclass(frozen=True)
+class TargetedAPGD(APGD):
+    """Auto-PGD on the targeted DLR, towards each of the `targets` wrong classes with the largest clean logits.
+
+    Its aim is not targeted: any wrong class breaks a sample. With fewer wrong classes each of them is a target.
+    """
+
+    targets: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.targets < 1:
+            raise UsageError(f"apgd-t: targets should be at least 1, not {self.targets}")
+
+    @property
+    def passes(self) -> float:
+        return self.targets * super().passes + 0.4 * self.eot
+
+    def _climbed(self, model: Model, search: Search) -> Iterator[Loss]:
+        logits = expected_logits(model, search.x, self.eot)
+        search.offer(search.x, logits)
+        wrong = logits.scatter(1, search.y[:, None], -torch.inf)
+        for target in wrong.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices.unbind(1):
+            for _ in range(self.restarts):
+                yield _towards(target, search)
+
+
+def _towards(target: torch.Tensor, search: Search) -> Loss:
+    """Targeted DLR for the classes `target` (N,) of the whole batch, on the samples still worked on."""
+    return lambda logits, y: targeted_dlr(logits, y, target[search.rows])

@@ -1,0 +1,177 @@
+"""Attacks in a row, each on what those before it left whole: AutoAttack, and Temperature-PGD over temperatures."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lsa_cli.attacks.apgd import APGD, APGDDLR, TargetedAPGD
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_logits, undisturbed
+from lsa_cli.attacks.fab import FAB, FABT
+from lsa_cli.attacks.gradient import TemperaturePGD
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.randomness import drawn_for
+from lsa_cli.attacks.search import Goal, Search
+from lsa_cli.attacks.square import Square
+from lsa_cli.attacks.threat import Threat
+from lsa_cli.errors import UsageError
+from lsa_cli.registry import parse_number
+
+EOT = 20  # passes through a random network that AutoAttack "rand" takes the mean of
+PLUS_RESTARTS = 5
+
+
+@dataclass(frozen=True)
+class Cascaded:
+    """What a cascade found for each sample: (N, ...) or (N,).
+
+    x_adv: the adversarial of the attack that broke it, else the strongest input seen. margin: there, positive where
+    broken. broken_by: that attack's position, -1 where none did. found_at: at which of that attack's looks, from 1
+    (1 as well where it keeps no `Search`); 0 where none did.
+    """
+
+    x_adv: torch.Tensor
+    margin: torch.Tensor
+    broken_by: torch.Tensor
+    found_at: torch.Tensor
+
+
+def cascade(
+    attacks: Sequence[Attack],
+    model: Model,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    index: torch.Tensor | None = None,
+    seed: int = 0,
+    goal: Goal = "break",
+) -> Cascaded:
+    """Run the attacks in order on x (N, ...) with labels y (N,), with the random numbers that each has on its own.
+
+    Goal "break": what one has broken the next does not see. Goal "worst": every attack runs to its end on every
+    sample, at the price of all of them together, and the strongest input of all counts.
+
+    Whether a sample is broken is decided by one more look at what an attack returns, and within its own budget.
+    What lies beyond (an attack of kind "minimal" returns the nearest adversarial wherever it is) is projected first.
+    """
+    x = x.detach()
+    index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
+    found = Cascaded(
+        x_adv=x.clone(),
+        margin=torch.full((len(x),), -torch.inf, device=x.device),
+        broken_by=torch.full((len(x),), -1, dtype=torch.int32, device=x.device),
+        found_at=torch.zeros(len(x), dtype=torch.int32, device=x.device),
+    )
+    for position, attack in enumerate(attacks):
+        rows = (found.broken_by < 0).nonzero().flatten() if goal == "break" else torch.arange(len(x), device=x.device)
+        if len(rows) == 0:
+            break
+        member = _for_rows(attack, rows)
+        x_adv, found_at = member.run(model, x[rows], y[rows], index=index[rows], seed=seed, goal=goal)
+        threat: Threat | None = getattr(member, "threat", None)
+        if threat is not None:
+            inside = threat.contains(x_adv, x[rows]).reshape(-1, *[1] * (x.ndim - 1))
+            x_adv = torch.where(inside, x_adv, threat.project(x_adv, x[rows]))
+        with undisturbed(model):
+            value = margin(expected_logits(model, x_adv, getattr(member, "eot", 1)), y[rows]).float()
+        stronger = value > found.margin[rows]
+        found.margin[rows[stronger]], found.x_adv[rows[stronger]] = value[stronger], x_adv[stronger]
+        first = (value > 0) & (found.broken_by[rows] < 0)
+        found.broken_by[rows[first]], found.found_at[rows[first]] = position, found_at[first].clamp_min(1)
+    return found
+
+
+def _for_rows(attack: Attack, rows: torch.Tensor) -> Attack:
+    """The attack for some samples of a batch: where each has a radius of its own, with theirs."""
+    threat: Threat | None = getattr(attack, "threat", None)
+    if threat is None or not isinstance(threat.eps, torch.Tensor) or threat.eps.ndim == 0:
+        return attack
+    eps = threat.eps[rows.to(threat.eps.device)]
+    return dataclasses.replace(attack, threat=dataclasses.replace(threat, eps=eps))  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Ensemble(Attack):
+    """Base of the attacks that are a cascade of others; its result is the worst case over its members."""
+
+    threat: Threat
+
+    @property
+    def members(self) -> tuple[Attack, ...]:
+        raise NotImplementedError
+
+    @property
+    def passes(self) -> float:
+        return sum(member.passes for member in self.members)
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        search = Search(x, y, self.threat)  # where whoever runs this reads what was found
+        seed, index = drawn_for()
+        found = cascade(self.members, model, x, y, index=index, seed=seed, goal=search.goal)
+        search.x_adv, search.value, search.found_at = found.x_adv, found.margin, found.found_at
+        return found.x_adv
+
+
+@ATTACKS.register("autoattack")
+@dataclass(frozen=True)
+class AutoAttack(Ensemble):
+    """Ensemble of APGD-CE, APGD-T, FAB-T and Square (arXiv 2003.01690), none with a step size to tune.
+
+    version "standard": these. "plus": restarts, and the untargeted APGD-DLR and FAB.
+    "rand", for random networks: APGD-CE and APGD-DLR on the mean of several passes. With fewer classes than
+    targets + 1, every wrong class is a target. steps, targets, queries: the published ones; fewer are weaker.
+    """
+
+    version: str = "standard"
+    steps: int = 100
+    targets: int = 9
+    queries: int = 5000
+    norms = ("linf", "l2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.members  # noqa: B018  refuses what one of them refuses
+
+    @property
+    def members(self) -> tuple[Attack, ...]:
+        threat, steps, targets = self.threat, self.steps, self.targets
+        apgd_t, fab_t = TargetedAPGD(threat, steps, targets=targets), FABT(threat, steps, targets=targets)
+        square = Square(threat, self.queries)
+        if self.version == "standard":
+            return APGD(threat, steps), apgd_t, fab_t, square
+        if self.version == "plus":
+            untargeted = (kind(threat, steps, PLUS_RESTARTS) for kind in (APGD, APGDDLR, FAB))
+            return *untargeted, square, apgd_t, fab_t
+        if self.version == "rand":
+            return APGD(threat, steps, eot=EOT), APGDDLR(threat, steps, eot=EOT)
+        raise UsageError(f"there is no version '{self.version}' of autoattack: there are standard, plus and rand")
+
+
+@ATTACKS.register("t-pgd-grid")
+@dataclass(frozen=True)
+class TemperatureGrid(Ensemble):
+    """Ensemble of Temperature-PGD (arXiv 2105.14240) at several temperatures: the worst case for each sample.
+
+    temperatures: numbers with spaces between. The grid is our choice: the paper's could not be read. All begin at
+    the same random starts, as each would alone.
+    """
+
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    temperatures: str = "1 1/2 1/5 1/10 1/50 2 5"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.members:
+            raise UsageError("t-pgd-grid needs a temperature")
+
+    @property
+    def members(self) -> tuple[Attack, ...]:
+        return tuple(
+            TemperaturePGD(
+                self.threat, self.steps, self.step_size, self.restarts, temperature=parse_number(text, "temperatures")
+            )
+            for text in self.temperatures.split()
+        )

@@ -1,0 +1,137 @@
+"""FAB, the Fast Adaptive Boundary attack (arXiv 1907.02044), and its targeted runs as AutoAttack has them."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from lsa_cli.attacks.base import ATTACKS, Attack, Model
+from lsa_cli.attacks.deepfool import nearest_plane, onto_plane, rivals_of
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.search import Nearest
+from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.errors import UsageError
+
+_FINAL_LOOKS = 3  # of the final search, as in the paper
+_PUSH = 0.01  # of the way left, beyond where a straight line says that the boundary is
+
+
+@ATTACKS.register("fab")
+@dataclass(frozen=True)
+class FAB(Attack):
+    """Algorithm 1: projections onto the linearised boundary, kept near the input, and back across it.
+
+    Each step looks for the nearest among the boundaries to the `targets` likeliest wrong classes, at the price of a
+    backward pass for each: all of them up to ten classes; beyond, the cut is our choice. Restarts begin at a
+    random point within half of the budget, or of the distance already found if that is less. The final search aims
+    a little beyond where the paper's straight line meets the boundary, so that rounding keeps it broken.
+    """
+
+    threat: Threat
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+
+    kind = "minimal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
+            raise UsageError(
+                f"fab needs a step, a restart and a target, not {self.steps}, {self.restarts} and {self.targets}"
+            )
+        if not (0 <= self.alpha_max <= 1 and 0 < self.beta < 1 and self.eta >= 1):
+            raise UsageError("fab needs alpha_max from 0 to 1, beta between 0 and 1, and eta of at least 1")
+
+    @property
+    def passes(self) -> float:
+        return self.restarts * self.steps * (0.8 + 0.6 * self.targets)
+
+    def _runs(self, targets: int) -> list[slice]:
+        """Which columns of the rivals each run is about."""
+        return [slice(0, targets)]
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        search = Nearest(x, y, self.threat)
+        with torch.no_grad():
+            logits = model(x)
+        search.offer(x, logits)
+        (rivals,) = search.still(rivals_of(logits, y, self.targets))
+        for restart in range(self.restarts):
+            for columns in self._runs(rivals.shape[1]):
+                point = self._start(search) if restart else search.x
+                for _ in range(self.steps):
+                    if search.is_over:
+                        return search.x_adv
+                    point, rivals = self._step(model, search, point, rivals, columns)
+        self._approach(model, search)
+        return search.x_adv
+
+    def _start(self, search: Nearest) -> torch.Tensor:
+        eps = torch.as_tensor(search.threat.eps, device=search.x.device, dtype=search.x.dtype)
+        radius = torch.minimum(eps, search.distance[search.rows]) / 2
+        return dataclasses.replace(search.threat, eps=radius).sample(search.x)
+
+    def _step(
+        self, model: Model, search: Nearest, point: torch.Tensor, rivals: torch.Tensor, columns: slice
+    ) -> tuple[torch.Tensor, ...]:
+        """The next point, and the rivals, of the samples to go on with."""
+        x, threat = search.x, search.threat
+        gap, normal, logits = nearest_plane(model, point, search.y, rivals[:, columns], threat.norm)
+        search.offer(point, logits)
+        both = torch.stack([point, x]).flatten(2)
+        gaps = torch.stack([gap, gap - (normal * (both[1] - both[0])).sum(1)])[..., None]
+        moves = onto_plane(both, normal, gaps, threat.norm, threat.bounds)
+        zero = torch.zeros_like(moves[0])
+        from_point, from_x = (threat.distance(move, zero).clamp_min(1e-8) for move in moves)
+        alpha = (from_point / (from_point + from_x)).clamp_max(self.alpha_max)[:, None]
+        ahead = both + self.eta * moves
+        point = threat.clamp(((1 - alpha) * ahead[0] + alpha * ahead[1]).reshape(x.shape))
+        with torch.no_grad():
+            logits = model(point)
+        search.offer(point, logits)
+        share = torch.where(margin(logits, search.y) > 0, self.beta, 1.0)
+        point = x + per_sample(share, x) * (point - x)
+        return search.still(point, rivals)
+
+    def _approach(self, model: Model, search: Nearest) -> None:
+        """The final search: where on the way from the input to its nearest adversarial the margin is zero."""
+        if search.is_over:
+            return
+        near, far, beyond = search.x, search.x_adv[search.rows], search.value[search.rows]
+        with torch.no_grad():
+            before = margin(model(near), search.y)
+        for _ in range(_FINAL_LOOKS):
+            share = before / (before - beyond)
+            share = (share + _PUSH * (1 - share)).clamp(0, 1).nan_to_num(0)
+            middle = search.threat.clamp(near + per_sample(share, near) * (far - near))
+            with torch.no_grad():
+                logits = model(middle)
+            search.offer(middle, logits)
+            value = margin(logits, search.y)
+            breaks = value > 0
+            whole = breaks.reshape(-1, *[1] * (near.ndim - 1))
+            near, far = torch.where(whole, near, middle), torch.where(whole, middle, far)
+            before, beyond = torch.where(breaks, before, value), torch.where(breaks, value, beyond)
+            near, far, before, beyond = search.still(near, far, before, beyond)
+            if search.is_over:
+                return
+
+
+@ATTACKS.register("fab-t")
+@dataclass(frozen=True)
+class FABT(FAB):
+    """FAB with one run for each of the likeliest wrong classes, a single backward pass a step (AutoAttack's FAB-T).
+
+    A run heads for the boundary to its class; any wrong class counts as found.
+    """
+
+    @property
+    def passes(self) -> float:
+        return self.restarts * self.targets * self.steps * 1.4
+
+    def _runs(self, targets: int) -> list[slice]:
+        return [slice(column, column + 1) for column in range(targets)]

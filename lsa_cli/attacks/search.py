@@ -1,0 +1,143 @@
+"""Search: what an attack has found so far for each sample of its batch, and the samples it still works on."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from lsa_cli.attacks import randomness
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.threat import Threat
+
+Goal = Literal["worst", "break"]
+_ROUNDING = 1e-5  # of the largest logit; float32 differs by a tenth of it between batch sizes
+_LOOKS_BETWEEN_SYNCS = 8  # on CUDA, where asking whether any sample broke stops the device
+
+
+@dataclass
+class _Request:
+    goal: Goal
+    searches: list["Search"] = field(default_factory=list)
+
+
+_request: ContextVar[_Request | None] = ContextVar("lsa_search", default=None)
+
+
+@contextmanager
+def searching(goal: Goal) -> Iterator[_Request]:
+    """Within: searches have this goal, and are noted."""
+    request = _Request(goal)
+    token = _request.set(request)
+    try:
+        yield request
+    finally:
+        _request.reset(token)
+
+
+class Search:
+    """For attacks within a budget: the strongest input seen for each sample, and when the first adversarial was.
+
+    Strongest is nearest to, or farthest beyond, the decision boundary (the largest margin loss). An adversarial
+    that was seen is never lost, and a NaN never wins. What is offered must be within the budget.
+
+    Goal "worst", for the layer scan: every sample is worked on to the end. Goal "break", for the verdict: `still`
+    drops a sample once an adversarial of it was seen, so the batch shrinks and its steps are saved. Whether a
+    sample breaks is the same with both.
+
+    Of the whole batch: x_adv (N, ...) the strongest inputs, value (N,) their margins, found_at (N,) int32 the look
+    at which the first adversarial was seen, from 1; 0 where none was.
+    Of the samples still worked on: x (M, ...), y (M,), threat with eps for each of them, rows (M,) their positions.
+    """
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> None:
+        request = _request.get()
+        self.goal: Goal = request.goal if request is not None else "worst"
+        if request is not None:
+            request.searches.append(self)
+        self.x, self.y, self.threat = x, y, threat
+        self.rows = torch.arange(len(x), device=x.device)
+        self.x_adv = x.clone()
+        self.value = torch.full((len(x),), -torch.inf, device=x.device)
+        self.found_at = torch.zeros(len(x), dtype=torch.int32, device=x.device)
+        self.looks = 0
+
+    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
+        """Inputs (M, ...) for the samples still worked on, and their logits (M, K)."""
+        self.looks += 1
+        value = margin(logits, self.y).float()
+        better = value > self.value[self.rows]
+        took = self.rows[better]
+        self.value[took] = value[better]
+        self.x_adv[took] = x_adv[better]
+        self._note(value > 0)
+
+    def _note(self, breaks: torch.Tensor) -> None:  # (M,) bool
+        self.found_at[self.rows[breaks & (self.found_at[self.rows] == 0)]] = self.looks
+
+    @property
+    def broken(self) -> torch.Tensor:  # (N,) bool
+        return self.found_at > 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no sample is left to work on."""
+        return len(self.rows) == 0
+
+    def still(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """An attack's own state, tensors (M, ...) each, cut down to the samples to go on with.
+
+        With goal "worst" it comes back as it is. x, y, threat, rows and the random numbers are cut down too.
+        """
+        if self.goal == "worst" or (self.x.is_cuda and self.looks % _LOOKS_BETWEEN_SYNCS):
+            return tensors
+        return self.drop(self.found_at[self.rows] > 0, *tensors)
+
+    def drop(self, done: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As `still`, for the samples that the attack itself is done with, (M,) bool, whatever the goal."""
+        if not bool(done.any()):
+            return tensors
+        keep = ~done
+        eps = self.threat.eps
+        if isinstance(eps, torch.Tensor) and eps.ndim:
+            self.threat = dataclasses.replace(self.threat, eps=eps[keep.to(eps.device)])
+        self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
+        randomness.keep(keep)
+        return tuple(tensor[keep] for tensor in tensors)
+
+
+class Nearest(Search):
+    """For attacks that look for the smallest change: the nearest adversarial seen for each sample.
+
+    What is offered may lie outside of the budget; the range is the attack's to keep. distance (N,): of the nearest
+    adversarial, infinite where none was seen, and then x_adv is the input itself. With goal "break" a sample is
+    dropped once an adversarial within the budget was seen.
+
+    Nearest adversarials lie where rounding, which another batch size changes, may turn the verdict. One that is
+    this near to the boundary only counts while the sample has no other.
+    """
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> None:
+        super().__init__(x, y, threat)
+        self.distance = torch.full((len(x),), torch.inf, device=x.device)
+
+    def still(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As Search; what is wrong as it is has no nearer adversarial and goes after the first look with any goal."""
+        if self.goal == "worst" and self.looks == 1:
+            return self.drop(self.distance[self.rows] == 0, *tensors)
+        return super().still(*tensors)
+
+    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
+        self.looks += 1
+        value = margin(logits, self.y).float()
+        distance = self.threat.distance(x_adv, self.x).float()
+        best = self.distance[self.rows]
+        clear = value > _ROUNDING * logits.abs().amax(1)
+        nearer = (value > 0) & (distance < best) & (clear | best.isinf())
+        took = self.rows[nearer]
+        self.distance[took], self.value[took] = distance[nearer], value[nearer]
+        self.x_adv[took] = x_adv[nearer]
+        self._note(nearer & self.threat.contains(x_adv, self.x))

@@ -1,0 +1,228 @@
+"""Square Attack (arXiv 1912.00049): random search that repaints one square window a query. It sees logits only.
+
+Vectors are pictures of one row, and a window that is higher or wider than a picture keeps its share of the area by
+being longer: our choices, as is turning the signs of a linf window that would change nothing (on grey images half of
+the windows of one pixel do not). The windows of a query have one size and for each sample a place of its own.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+
+from lsa_cli.attacks.base import ATTACKS, Attack, Model
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.randomness import uniform_like
+from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.errors import UsageError
+
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+_AHEAD = 64  # queries whose random numbers are drawn at once: a draw costs as much for many as for one
+_TINY = 1e-12
+
+
+@ATTACKS.register("square")
+@dataclass(frozen=True)
+class Square(Attack):
+    """Random search that keeps each square which brings the image nearer to the boundary; it needs no gradient.
+
+    queries: looks at a sample, the start among them. p_init: share of the picture that the first windows cover.
+    restarts: runs, each with all of the queries, from new stripes.
+    """
+
+    threat: Threat
+    queries: int = 5000
+    p_init: float = 0.8
+    restarts: int = 1
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.queries < 1 or self.restarts < 1:
+            raise UsageError(f"square needs at least one query and one restart, not {self.queries}, {self.restarts}")
+        if not 0 < self.p_init <= 1:
+            raise UsageError(f"p_init is a share of the picture, above 0 and up to 1, not {self.p_init:g}")
+
+    @property
+    def passes(self) -> float:
+        return 0.4 * self.restarts * self.queries  # no query needs a gradient
+
+    def share(self, query: int) -> float:
+        """The share of the picture that a query repaints: halved as section 5 has it, on a scale of 10,000."""
+        return float(self.p_init / 2 ** sum(query * 10_000 // self.queries > after for after in _HALVED_AFTER))
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        search = Search(x, y, self.threat)
+        with torch.no_grad():
+            for _ in range(self.restarts):
+                search.still()
+                if not search.is_over:
+                    self._climb(model, search)
+        return search.x_adv
+
+    def _climb(self, model: Model, search: Search) -> None:  # algorithm 1
+        canvas = Canvas.of(search.x)
+        numbers, start, repaint = _NORMS[self.threat.norm]
+        candidate = start(canvas, search)
+        x_adv = candidate.clone()
+        best = torch.full((len(x_adv),), -torch.inf, device=x_adv.device, dtype=x_adv.dtype)
+        drawn = x_adv.new_empty(len(x_adv), 0)
+        for query in range(self.queries):
+            if query:
+                ahead = (query - 1) % _AHEAD
+                if ahead == 0:
+                    drawn = canvas.uniform(len(x_adv), min(_AHEAD, self.queries - query), numbers + canvas.channels)
+                candidate = repaint(canvas, search, x_adv, self.share(query), drawn[:, ahead])
+            logits = model(candidate)
+            search.offer(candidate, logits)
+            value = margin(logits, search.y)
+            better = value > best
+            x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
+            x_adv, best, drawn = search.still(x_adv, best, drawn)
+            if search.is_over:
+                return
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How a batch is seen as pictures (N, C, H * W)."""
+
+    channels: int
+    height: int
+    width: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> "Canvas":
+        shape = [1, 1, *map(int, x.shape[1:])]
+        return cls(math.prod(shape[:-2]), shape[-2], shape[-1], x.device)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return uniform_like(torch.empty(shape, device=self.device))
+
+    def flat(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, C, H * W)
+        return x.reshape(len(x), self.channels, -1)
+
+    def window(self, share: float) -> tuple[int, int]:
+        """Height and width of a window over this share of the picture: a square, where one fits."""
+        side = max(1, round(math.sqrt(share * self.height * self.width)))
+        if side <= min(self.height, self.width):
+            return side, side
+        short_is_height = self.height < self.width
+        long = max(1, round(share * max(self.height, self.width)))
+        return (self.height, long) if short_is_height else (long, self.width)
+
+    def pixels(self, size: tuple[int, int], place: torch.Tensor) -> torch.Tensor:
+        """place (N, 2) in (0, 1) -> (N, C, h * w): where the pixels of each sample's window are in H * W."""
+        top = (place[:, :1] * (self.height - size[0] + 1)).long()
+        left = (place[:, 1:] * (self.width - size[1] + 1)).long()
+        inside = _inside(*size, self.width, self.device)
+        return (inside + (top * self.width + left))[:, None].expand(-1, self.channels, -1)
+
+
+@lru_cache(maxsize=4)  # some hundred queries in a row have windows of the same size
+def _inside(high: int, wide: int, width: int, device: torch.device) -> torch.Tensor:  # (h * w)
+    rows, columns = torch.arange(high, device=device), torch.arange(wide, device=device)
+    return (rows[:, None] * width + columns).flatten()
+
+
+def _sign(uniform: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.where(uniform < 0.5, -1.0, 1.0).to(x.dtype)
+
+
+def _stripes(canvas: Canvas, search: Search) -> torch.Tensor:
+    """Vertical stripes at the ends of the budget."""
+    x, eps = search.x, per_sample(search.threat.eps, canvas.flat(search.x))
+    signs = _sign(canvas.uniform(len(x), canvas.channels, 1, canvas.width), x)
+    painted = signs.expand(-1, -1, canvas.height, -1).flatten(2)
+    return search.threat.clamp((canvas.flat(x) + eps * painted).reshape(x.shape))
+
+
+def _repaint_signs(
+    canvas: Canvas, search: Search, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
+) -> torch.Tensor:
+    """Algorithm 2: a window at one end of the budget, each channel at an end of its own."""
+    pixels = canvas.pixels(canvas.window(share), drawn[:, :2])
+    candidate = canvas.flat(x_adv).clone()
+    clean, before = canvas.flat(search.x).gather(2, pixels), candidate.gather(2, pixels)
+    step = per_sample(search.threat.eps, clean) * _sign(drawn[:, 2:, None], clean)
+    after = search.threat.clamp(clean + step)
+    idle = (after == before).flatten(1).all(1)[:, None, None]
+    after = torch.where(idle, search.threat.clamp(clean - step), after)
+    return candidate.scatter_(2, pixels, after).reshape(x_adv.shape)
+
+
+def _bump(height: int, width: int) -> torch.Tensor:  # (h, w)
+    """Equation 2: a hill of rings, each as high as all those around it and 1 / (its number)^2 more."""
+    rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    ring = torch.maximum(rows.abs()[:, None], columns.abs())
+    heights = (1 / torch.arange(1, max(height, width) // 2 + 2) ** 2).flip(0).cumsum(0).flip(0)
+    return heights[ring]
+
+
+@lru_cache(maxsize=4)
+def bumps(height: int, width: int) -> torch.Tensor:
+    """(2, h * w) of length 1: a hill beside a valley, one above the other and (the second) side by side."""
+
+    def halves(first: int, second: int) -> torch.Tensor:
+        return torch.cat([_bump(first // 2, second), -_bump(first - first // 2, second)])
+
+    beside = halves(width, height).T
+    both = torch.stack([halves(height, width) if height > 1 else beside, beside]).flatten(1)
+    return both / both.norm(dim=1, keepdim=True)
+
+
+def _tiles(canvas: Canvas, search: Search) -> torch.Tensor:
+    """Hills and valleys on a grid of five by five tiles or, where the sides are no multiples of 5, a few more."""
+    x, (high, wide) = search.x, (max(1, canvas.height // 5), max(1, canvas.width // 5))
+    down, across = canvas.height // high, canvas.width // wide
+    shape = len(x), canvas.channels, down, 1, across, 1
+    above, beside = bumps(high, wide).to(x).reshape(2, high, 1, wide)
+    turned = canvas.uniform(len(x), 1, *shape[2:]) < 0.5
+    painted = _sign(canvas.uniform(*shape), x) * torch.where(turned, above, beside)
+    painted = painted.reshape(len(x), canvas.channels, down * high, across * wide)
+    top, left = (canvas.height - down * high) // 2, (canvas.width - across * wide) // 2
+    delta = x.new_zeros(len(x), canvas.channels, canvas.height, canvas.width)
+    delta[:, :, top : top + down * high, left : left + across * wide] = painted
+    length = per_sample(search.threat.eps, delta) / delta.flatten(1).norm(dim=1)[:, None, None, None]
+    return search.threat.clamp(x + (delta * length).reshape(x.shape))
+
+
+def _repaint_bumps(
+    canvas: Canvas, search: Search, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
+) -> torch.Tensor:
+    """Algorithm 3: one window is emptied, and another takes its length and what the budget has left.
+
+    The window's own change is mixed with a hill and valley of random sign. Windows have odd sides of at least 3.
+    """
+    high, wide = canvas.window(share)
+    size = min(canvas.height, max(3, high | 1)), min(canvas.width, max(3, wide | 1))
+    filled, emptied = canvas.pixels(size, drawn[:, :2]), canvas.pixels(size, drawn[:, 2:4])
+    clean = canvas.flat(search.x)
+    delta = canvas.flat(x_adv) - clean
+    unused = per_sample(search.threat.eps, clean) ** 2 - delta.square().sum((1, 2), keepdim=True)
+    own = delta.gather(2, filled)
+    squared = own.square().sum(2, keepdim=True)
+    delta.scatter_(2, filled, 0)
+    # Below zero by rounding, `unused` shortens again what rounding had made too long.
+    room = squared + delta.gather(2, emptied).square().sum(2, keepdim=True) + unused / canvas.channels
+    delta.scatter_(2, emptied, 0)
+    above, beside = bumps(*size).to(delta)
+    bump = torch.where(drawn[:, 4, None] < 0.5, above, beside)[:, None] * _sign(drawn[:, 5:, None], delta)
+    mixed = bump + own / squared.sqrt().clamp_min(_TINY)
+    length = mixed.norm(dim=2, keepdim=True)
+    painted = torch.where(length > _TINY, mixed / length, bump)  # of a single pixel the two may cancel out
+    delta.scatter_(2, filled, painted * room.clamp_min(0).sqrt())
+    return search.threat.clamp((clean + delta).reshape(x_adv.shape))
+
+
+Repaint = Callable[[Canvas, Search, torch.Tensor, float, torch.Tensor], torch.Tensor]
+# norm: random numbers that a query needs besides one for each channel, the start, the step
+_NORMS: dict[str, tuple[int, Callable[[Canvas, Search], torch.Tensor], Repaint]] = {
+    "linf": (2, _stripes, _repaint_signs),
+    "l2": (5, _tiles, _repaint_bumps),
+}

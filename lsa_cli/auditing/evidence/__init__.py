@@ -1,0 +1,43 @@
+"""Evidence: why to believe the number. Networks that cannot carry a verdict are refused, doubtful ones are told.
+
+`before`: what can be known before any attack. `examine`: checks that spend passes of their own on a few samples, of
+the `network` by itself and by `trials` of attacks. `compare`: checks that read what the audit measured anyway.
+`judge`: the one statistical rule, and the verdict.
+"""
+
+from lsa_cli.auditing.evidence.before import (
+    check_labels,
+    clean_accuracy,
+    empty_classes,
+    refuse_useless_logits,
+    trained_on_the_same,
+    useless_logits,
+    without_gradient,
+    zero_gradients,
+)
+from lsa_cli.auditing.evidence.compare import Measured, compare, role_of
+from lsa_cli.auditing.evidence.examine import examine, probe_passes, probe_size
+from lsa_cli.auditing.evidence.judge import Checked, evidence_of, exceeds, verdict
+from lsa_cli.auditing.evidence.probe import Probe
+
+__all__ = [
+    "Checked",
+    "Measured",
+    "Probe",
+    "check_labels",
+    "clean_accuracy",
+    "compare",
+    "empty_classes",
+    "evidence_of",
+    "examine",
+    "exceeds",
+    "probe_passes",
+    "probe_size",
+    "refuse_useless_logits",
+    "role_of",
+    "trained_on_the_same",
+    "useless_logits",
+    "verdict",
+    "without_gradient",
+    "zero_gradients",
+]

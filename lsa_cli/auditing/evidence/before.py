@@ -1,0 +1,176 @@
+"""What can be known before any attack: of the logits, the labels, the accuracy, and what the checkpoint says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsa_cli.attacks.base import Model, input_gradient, undisturbed
+from lsa_cli.attacks.losses import LOSSES
+from lsa_cli.auditing.evidence.judge import Checked, doubt
+from lsa_cli.errors import DataError, NumericalError
+from lsa_cli.report.schema import Finding, Rate, Warning
+
+_LIST_AT_MOST = 5
+
+
+def refuse_useless_logits(logits: np.ndarray, raw_probabilities: bool, source: str) -> None:
+    """Raises NumericalError where `useless_logits` finds something; source: the network's name."""
+    for finding in useless_logits(logits, raw_probabilities).findings:
+        raise NumericalError(f"{source}: {finding.message}; {finding.advice}")
+
+
+def useless_logits(logits: np.ndarray, raw_probabilities: bool = False) -> Checked:
+    """logits (N, K) of clean samples: is one NaN or infinite, are they all the same, are they probabilities?
+
+    raw_probabilities: what the network returns is known to be probabilities, already turned into logits.
+    """
+    finite = np.isfinite(logits).all(1)
+    saw = {"NaN or infinite": float((~finite).sum())}
+    finding = None
+    if not finite.all():
+        finding = Finding(
+            code="logits-not-finite",
+            level="invalid",
+            message=f"the network's output is NaN or infinite for {int((~finite).sum())} of {len(logits)} clean "
+            "samples, so no accuracy means anything",
+            advice="check the weights, the normalisation and the precision",
+        )
+    elif len(logits) > 1 and (np.ptp(logits, axis=0) == 0).all():
+        finding = Finding(
+            code="constant-logits",
+            level="invalid",
+            message=f"the network returns the same output for all {len(logits)} samples",
+            advice="it does not look at its input (wrong weights, wrong scale, or a dead layer)",
+        )
+    elif not raw_probabilities and len(logits) > 1 and _are_probabilities(logits):
+        finding = Finding(
+            code="probabilities",
+            level="invalid",
+            message="the network returns probabilities, not logits, and attacks on those find too little",
+            advice="remove the final softmax or sigmoid, or say --returns probabilities so that their logarithm is "
+            "attacked",
+        )
+    return Checked("useless logits", len(logits), saw, () if finding is None else (finding,))
+
+
+def _are_probabilities(logits: np.ndarray) -> bool:
+    if logits.shape[1] == 2 and (logits[:, 0] == 0).all():
+        scores = logits[:, 1]  # a single-output head
+        return bool((scores >= 0).all() and (scores <= 1).all())
+    sums_to_one = np.abs(logits.sum(1) - 1) < 1e-3
+    return bool((logits >= 0).all() and (logits <= 1 + 1e-5).all() and sums_to_one.all())
+
+
+def without_gradient(model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # (N, ...), (N,) -> (N,) bool
+    """Where the attacks' loss has a gradient at x that is zero or not finite everywhere: they cannot climb it there.
+
+    All of them where autograd sees no way from the input to the output.
+    """
+    with undisturbed(model), torch.enable_grad():
+        try:
+            gradient, _ = input_gradient(model, x, y, LOSSES.get("ce"))
+        except NumericalError:
+            return torch.ones(len(x), dtype=torch.bool)
+    flat = gradient.flatten(1)
+    return ~(torch.isfinite(flat) & (flat != 0)).any(1).cpu()
+
+
+def zero_gradients(blind: int, count: int) -> list[Warning]:
+    """Told: samples that gradient attacks cannot move, whatever their robust accuracy says."""
+    if not blind:
+        return []
+    return [
+        Warning(
+            code="zero-gradient",
+            message=f"the input gradient is zero or NaN for {blind} of {count} clean samples ({blind / count:.1%}): "
+            "gradient attacks find nothing there, robust or not (a rounding, a hard threshold, a saturated or masked "
+            "output?); attack the network without that step",
+        )
+    ]
+
+
+def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
+    """Raises DataError when labels cannot belong to that many classes."""
+    if labels.max() >= classes:
+        row = int(labels.argmax())
+        raise DataError(
+            f"{source}: labels out of range: sample {row} has label {labels[row]}, and the network has {classes} "
+            f"classes (0 to {classes - 1}); do the labels count from 1?"
+        )
+
+
+def clean_accuracy(clean: Rate, classes: int, claimed: float | None) -> list[Warning]:
+    """Told: accuracy near chance, and accuracy far below what the checkpoint says of itself."""
+    warnings = []
+    if clean.low is not None and clean.low <= 1.25 / classes:
+        warnings.append(
+            Warning(
+                code="clean-accuracy-near-chance",
+                message=f"clean accuracy is {clean.value:.1%}, near chance for {classes} classes: wrong normalisation, "
+                "class order or architecture?",
+            )
+        )
+    elif claimed is not None and clean.high is not None and clean.high < claimed - 0.01:
+        warnings.append(
+            Warning(
+                code="clean-accuracy-below-claim",
+                message=f"clean accuracy is {clean.value:.1%}, and the checkpoint states {claimed:.1%}: other data, "
+                "another normalisation, or damaged weights?",
+            )
+        )
+    return warnings
+
+
+def empty_classes(counts: np.ndarray, names: list[str], subset: bool) -> list[Warning]:
+    """Told: classes without a sample, whose rates do not exist and whose limits cannot be decided."""
+    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    if not empty:
+        return []
+    shown = ", ".join(empty[:_LIST_AT_MOST]) + (
+        f" and {len(empty) - _LIST_AT_MOST} more" if len(empty) > _LIST_AT_MOST else ""
+    )
+    why = "in the subset; raise --limit" if subset else "in the data"
+    return [
+        Warning(
+            code="empty-class",
+            message=f"{len(empty)} of {len(names)} classes have no sample {why}: {shown}; nothing is known of them",
+        )
+    ]
+
+
+def trained_on_the_same(history: Sequence[Mapping[str, Any]], source: str, split: str) -> Checked:
+    """Whether a checkpoint's history says that it was trained on the samples it is audited on.
+
+    An entry says so with data (or train_data, dataset), a data spec, and split (or train_split), or a split in the
+    spec. Compared as text: the spec without its options, of a path the last part, as folders move; and the split.
+    An entry that does not name its data says nothing, and neither does one that leaves the split open where the
+    audit names one.
+    """
+    here = _name_of(source.removesuffix(f"/{split}"))  # a folder of images is named together with its split
+    told = [(data, named) for entry in history for data, named in [_samples_of(entry)] if data]
+    same = [data for data, named in told if _name_of(data) == here and named == (split or _split_in(source))]
+    finding = doubt(
+        "trained-on-these-samples",
+        f"the checkpoint says that it was trained on {same[0] if same else ''}"
+        + (f", split {split}" if split else "")
+        + ", which it is audited on: accuracy on samples seen in training says little about new ones",
+        "audit it on samples it was not trained on, for example --split test",
+    )
+    return Checked("trained on the same samples", len(told), {"entries": len(same)}, (finding,) if same else ())
+
+
+def _samples_of(entry: Mapping[str, Any]) -> tuple[str, str]:
+    data = next((str(entry[key]) for key in ("data", "train_data", "dataset") if entry.get(key)), "")
+    split = next((str(entry[key]) for key in ("split", "train_split") if entry.get(key)), _split_in(data))
+    return data, split
+
+
+def _split_in(spec: str) -> str:
+    options = spec.partition("?")[2].split("&")
+    return next((option.partition("=")[2] for option in options if option.startswith("split=")), "")
+
+
+def _name_of(spec: str) -> str:
+    return spec.partition("?")[0].rstrip("/").replace(":", "/").rsplit("/", 1)[-1].lower()

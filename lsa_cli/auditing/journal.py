@@ -1,0 +1,92 @@
+"""Journal: what an audit has measured so far, on disk, so that a killed run goes on where it was."""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsa_cli.errors import RunError, UsageError
+
+_PLAN = "plan.json"
+Arrays = dict[str, np.ndarray]
+
+
+class Journal:
+    """A folder with one file of plain arrays for each stage (an attack, the clean pass) and batch.
+
+    A file appears whole or not at all. plan: everything that decides the numbers, as plain values; what was
+    measured under one plan is never used for another.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], resume: bool) -> None:
+        """Start over, or with resume go on. Raises UsageError where there is nothing to resume, or another plan."""
+        self.folder = folder
+        described = json.loads(json.dumps(plan))
+        if resume:
+            _refuse_another_plan(folder, described)
+            return
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            self._write(_PLAN, json.dumps(described, indent=1).encode())
+        except OSError as error:
+            raise UsageError(
+                f"the journal {folder} cannot be written: {error.strerror or error}; say --output DIR"
+            ) from error
+
+    def get(self, stage: str, batch: int) -> Arrays | None:
+        """What was measured, or None."""
+        path = self.folder / _name(stage, batch)
+        try:
+            with np.load(path, allow_pickle=False) as saved:
+                return {name: saved[name] for name in saved.files}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # a damaged disk: measure again
+            return None
+
+    def put(self, stage: str, batch: int, arrays: Arrays) -> None:
+        """Keep what was measured. Raises RunError when the disk does not take it."""
+        import io
+
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        try:
+            self._write(_name(stage, batch), content.getvalue())
+        except OSError as error:
+            raise RunError(f"the journal {self.folder} cannot be written: {error.strerror or error}") from error
+
+    def _write(self, name: str, content: bytes) -> None:
+        unfinished = self.folder / f"{name}.{os.getpid()}.part"
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.folder / name)
+
+    def remove(self) -> None:
+        """The report is complete and saved."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _name(stage: str, batch: int) -> str:
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in stage)[:80]
+    return f"{plain}-{batch:06d}.npz"
+
+
+def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
+    try:
+        before = json.loads((folder / _PLAN).read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"--resume: there is no interrupted run in {folder}; leave --resume out") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--resume: {folder / _PLAN} cannot be read ({error}); leave --resume out") from error
+    changed = [key for key in {**before, **plan} if before.get(key) != plan.get(key)]
+    if changed:
+        shown = "; ".join(f"{key} was {before.get(key)!r} and is {plan.get(key)!r}" for key in changed[:3])
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UsageError(f"--resume: not the run that was interrupted: {shown}{more}; leave --resume out to start over")

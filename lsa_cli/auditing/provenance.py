@@ -1,0 +1,98 @@
+"""What was audited, on what, and with which settings: the parts of a report that are known before it is run."""
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsa_cli import __version__
+from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.data import fingerprint
+from lsa_cli.report.schema import Data, Protocol, Subject, ThreatModel
+
+
+def _parameters(plan: AuditPlan) -> int:
+    """Numbers in the network's parameters; of an opaque program those in the file's."""
+    own = sum(p.numel() for p in plan.classifier.body.parameters())
+    return own or (plan.checkpoint.weights.parameters if plan.checkpoint is not None else 0)
+
+
+def subject_of(plan: AuditPlan) -> Subject:
+    checkpoint, normalize = plan.checkpoint, plan.classifier.normalize
+    mean, std = getattr(normalize, "mean", None), getattr(normalize, "std", None)
+    return Subject(
+        checkpoint=str(checkpoint.path) if checkpoint else "a network in memory",
+        sha256=checkpoint.sha256 if checkpoint else None,
+        size=checkpoint.size if checkpoint else None,
+        format=checkpoint.format if checkpoint else "module",
+        architecture=plan.architecture,
+        arch_args=plan.arch_args,
+        parameters=_parameters(plan),
+        mean=[round(v, 6) for v in mean.tolist()] if isinstance(mean, torch.Tensor) else None,
+        std=[round(v, 6) for v in std.tolist()] if isinstance(std, torch.Tensor) else None,
+        input_shape=list(plan.input_shape),
+        input_range=plan.bounds,
+        output=plan.classifier.output,
+        class_names=list(plan.class_names),
+        history=checkpoint.description.history if checkpoint and checkpoint.description else [],
+        notes=list(plan.notes),
+    )
+
+
+def data_of(plan: AuditPlan) -> Data:
+    n, available = len(plan.index), len(plan.data)
+    return Data(
+        source=plan.data.spec,
+        split=plan.data.split,
+        transform=plan.data.transform,
+        n=n,
+        available=available,
+        selection="all" if n == available else f"stratified by class, seed {plan.seed}",
+        fingerprint=fingerprint(plan.data, plan.index),
+    )
+
+
+def protocol_of(plan: AuditPlan) -> Protocol:
+    import torchvision
+
+    device = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else platform.machine()
+    return Protocol(
+        threat=ThreatModel(
+            norm=plan.threat.norm, eps=float(plan.threat.eps), text=plan.eps_text, origin=plan.eps_origin
+        ),
+        attacks=list(dict.fromkeys(named.spec for named in (*plan.attacks, *plan.cascade))),
+        noises=[named.spec for named in plan.noises],
+        layers=list(plan.selectors),
+        measure=plan.measure_name,
+        aggregate="batch" if plan.whole_batch else "sample",
+        eta=plan.rule.eta,
+        sigma=plan.rule.sigma,
+        top_k=plan.rule.top_k,
+        seed=plan.seed,
+        batch_size=plan.batch_size,
+        device=f"{plan.device} ({device})",
+        threads=plan.threads,
+        settings=plan.settings,
+        settings_from=plan.origin,
+        versions={
+            "lsa": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+        },
+    )
+
+
+def identity_of(plan: AuditPlan) -> dict[str, Any]:
+    """Everything that decides the numbers, by name: two runs with the same may go on from one another."""
+    subject, protocol = subject_of(plan), protocol_of(plan).model_dump(mode="json")
+    settings = {f"setting {key}": value for key, value in protocol.pop("settings").items()}
+    del protocol["settings_from"]
+    chosen = {
+        "checkpoint sha256": subject.sha256, "architecture": subject.architecture, "arch_args": subject.arch_args,
+        "mean": subject.mean, "std": subject.std, "data": data_of(plan).model_dump(mode="json"),
+        "scanned layers": [layer.name for layer in plan.layers], "eps grid": list(plan.eps_grid),
+    }  # fmt: skip
+    return {**chosen, **protocol, **settings}

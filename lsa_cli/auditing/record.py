@@ -1,0 +1,50 @@
+"""Record: for each sample which attack broke it first, at which look, how far beyond the boundary, how far away."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lsa_cli.report.schema import Samples
+
+
+@dataclass
+class Record:
+    """Arrays (N,) in the audit's order of samples. broken_by: position in `attacks`, -1 for none."""
+
+    broken_by: np.ndarray
+    look: np.ndarray
+    margin: np.ndarray
+    distance: np.ndarray
+    attacks: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of(count: int) -> "Record":
+        unknown = np.full(count, np.nan)
+        return Record(np.full(count, -1), np.zeros(count, dtype=np.int64), unknown, unknown.copy())
+
+    def note(
+        self, attack: str, broken: np.ndarray, rows: np.ndarray, look: np.ndarray, margin: np.ndarray, distance: np.ndarray
+    ) -> None:  # fmt: skip
+        """What an attack did to the samples `rows` (M,): the other arrays have a place for each of them."""
+        self.attacks.append(attack)
+        whole = self.broken_by[rows] < 0
+        first = broken & whole
+        self.broken_by[rows[first]] = len(self.attacks) - 1
+        self.look[rows[first]], self.distance[rows[first]] = look[first], distance[first]
+        self.margin[rows[first]] = margin[first]
+        missed = whole & ~broken
+        self.margin[rows[missed]] = np.fmax(self.margin[rows[missed]], margin[missed])
+
+    def rows(self, index: np.ndarray, label: np.ndarray, clean: np.ndarray) -> Samples:
+        def numbers(values: np.ndarray) -> list[float | None]:
+            return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+        return Samples(
+            index=index.tolist(),
+            label=label.tolist(),
+            clean=clean.tolist(),
+            broken_by=[self.attacks[position] if position >= 0 else None for position in self.broken_by],
+            look=[int(look) if look > 0 else None for look in self.look],
+            margin=numbers(self.margin),
+            distance=numbers(self.distance),
+        )

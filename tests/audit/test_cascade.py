@@ -1,0 +1,181 @@
+"""The cascade in an audit: who meets whom, the per-sample record, the two-phase estimate, time budgets."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli import audit
+from lsa_cli.auditing.statistics import clopper_pearson, two_phase, wilson
+from lsa_cli.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A small network on images that some attacks break and some do not."""
+    torch.manual_seed(0)
+    x = torch.rand(150, 1, 6, 6)
+    y = (x.flatten(1)[:, :18].mean(1) > x.flatten(1)[:, 18:].mean(1)).long()
+    body = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 2))
+    optimizer = torch.optim.Adam(body.parameters(), 0.01)
+    for _ in range(200):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(body(x), y).backward()
+        optimizer.step()
+    return body.eval(), x, y
+
+
+def run(task, **options):
+    body, x, y = task
+    given = {"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", CASCADE], **options}
+    return audit(body, data=(x, y), **given)
+
+
+CASCADE = "autoattack:steps=5,queries=20,targets=1"
+
+
+def test_each_attack_meets_what_all_before_it_left_whole(task):
+    report = run(task)
+    assert [outcome.name for outcome in report.outcomes] == ["fgsm"]
+    assert [stage.attack for stage in report.cascade] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    left = report.outcomes[0].robust.count
+    for stage in report.cascade:
+        assert stage.tried == left
+        left -= stage.broke
+        assert stage.robust.count == left
+    assert report.verdict.robust.count == left
+    assert report.verdict.attacks == ["fgsm", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert sum(row.robust.count for row in report.verdict.classes) == left
+    assert 0 < left < report.verdict.clean.count
+
+
+def test_the_record_names_for_each_sample_what_broke_it(task):
+    _, x, y = task
+    report = run(task)
+    rows = report.samples
+    assert rows.index == list(range(len(x)))
+    assert rows.label == y.tolist()
+    broken = np.array([name is not None for name in rows.broken_by])
+    right = np.array(rows.clean) == np.array(rows.label)
+    assert (right & ~broken).sum() == report.verdict.robust.count
+    assert rows.broken_by.count("fgsm") == report.outcomes[0].success.count
+    for stage in report.cascade:
+        assert rows.broken_by.count(stage.attack) == stage.broke
+    for position in np.flatnonzero(right):
+        assert (rows.margin[position] > 0) == broken[position]  # beyond the boundary where broken, else short of it
+        assert (rows.distance[position] is not None) == broken[position]
+        if broken[position]:
+            assert rows.distance[position] <= 0.02 * 1.0001
+    by_apgd = [look for name, look in zip(rows.broken_by, rows.look, strict=True) if name == "apgd-ce"]
+    assert all(look is not None and 1 <= look <= 6 for look in by_apgd)
+
+
+def test_batches_do_not_change_who_is_broken(task):
+    one, other = run(task, batch_size=150), run(task, batch_size=16)
+    assert one.samples.broken_by == other.samples.broken_by
+    assert one.verdict.robust == other.verdict.robust
+
+
+def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task):
+    whole, part = run(task), run(task, full_on=40)
+    survivors = part.outcomes[0].robust.count
+    estimate = part.verdict.estimate
+    assert part.cascade[0].tried == estimate.checked == 40
+    assert estimate.survivors == survivors
+    assert part.verdict.robust.count == survivors - estimate.broken
+    assert part.verdict.robust.value >= whole.verdict.robust.value
+    assert estimate.low <= whole.verdict.robust.value <= estimate.high
+    everyone = run(task, full_on=10_000)
+    assert everyone.verdict.robust == whole.verdict.robust
+    assert everyone.verdict.estimate.value == pytest.approx(whole.verdict.robust.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"attack": "fgsm", "full_on": 5}, "--full-on"),
+        ({"preset": "full"}, "leave out --attack"),
+        ({"attack": [CASCADE, CASCADE]}, "asked for twice"),
+        ({"attack": [CASCADE], "norm": "l1", "eps": 1.0}, "not for l1"),
+        ({"preset": "slow", "attack": None}, "quick or full"),
+        ({"budget": "soon"}, "not a number"),
+        ({"budget": "0s"}, "90s, 10m or 2h"),
+    ],
+)
+def test_settings_that_make_no_sense(task, options, says):
+    with pytest.raises(UsageError, match=says):
+        run(task, **options)
+
+
+def test_a_spent_budget_leaves_the_rest_out_and_names_it(task):
+    report = run(task, budget="0.000001s", noise="gaussian", eps_grid="0.01")
+    assert report.status == "complete"
+    assert report.not_run == ["fgsm", "apgd-ce", "apgd-t", "fab-t", "square", "gaussian", "fgsm curve", "evidence"]
+    assert report.verdict.robust is None
+    assert report.verdict.clean.count > 0
+    assert run(task, budget="1h").not_run == []
+
+
+def test_evidence_is_a_verdict_and_a_gate(task):
+    _, x, y = task
+    report = run(task, fail_on="doubtful")
+    assert report.evidence.verdict == "trusted"
+    assert [gate.passed for gate in report.gates if gate.metric == "evidence"] == [True]
+
+    class Rounds(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner((x * 50).round() / 50)
+
+    rounded = audit(Rounds(task[0]), data=(x, y), eps=0.1, noise="none", attack="pgd", threads=1, fail_on="doubtful")
+    assert rounded.evidence.verdict == "doubtful"
+    assert all(finding.advice for finding in rounded.evidence.findings)
+    assert [gate.passed for gate in rounded.gates if gate.metric == "evidence"] == [False]
+
+
+def test_a_minimal_attack_gives_the_whole_curve_and_counts_within_the_radius(task):
+    report = run(task, attack="fmn:steps=60", eps_grid=[0.005, 0.02, 0.08], eps=0.02)
+    outcome = report.outcomes[0]
+    assert outcome.kind == "minimal"
+    values = [point.robust.count for point in report.curves[0].points]
+    assert values == sorted(values, reverse=True)
+    assert values[1] == outcome.robust.count == report.verdict.robust.count
+    assert outcome.distance.largest > 0.02  # found beyond the radius too, and not counted there
+    assert outcome.discarded == 0
+
+
+# ---- the two-phase interval ----------------------------------------------------------------------------
+
+
+def test_exact_intervals_are_those_of_the_tables():
+    """Values by the beta quantiles of any statistics package."""
+    assert clopper_pearson(0, 10, 0.05) == (0.0, pytest.approx(0.30850, abs=1e-4))
+    assert clopper_pearson(3, 20, 0.05) == (pytest.approx(0.03207, abs=1e-4), pytest.approx(0.37893, abs=1e-4))
+    assert clopper_pearson(10, 10, 0.05) == (pytest.approx(0.69150, abs=1e-4), 1.0)
+    assert clopper_pearson(0, 0, 0.05) == (0.0, 1.0)
+
+
+def test_all_survivors_checked_is_one_share():
+    assert two_phase(100, 60, 60, 10) == (0.5, *wilson(50, 100))
+
+
+@pytest.mark.parametrize(("robust_cheap", "miss"), [(0.5, 0.02), (0.9, 0.1), (0.3, 0.0), (0.6, 0.4), (0.98, 0.01)])
+@pytest.mark.parametrize("checked", [20, 100])
+def test_the_interval_covers_at_least_nominally(robust_cheap, miss, checked):
+    """The share of these samples and the population's, by simulation: each missed at most 5% of the time."""
+    generator = np.random.default_rng(0)
+    n, rounds = 400, 400
+    missed_sample = missed_population = 0
+    for _ in range(rounds):
+        survives = generator.random(n) < robust_cheap
+        weak = survives & (generator.random(n) < miss)
+        survivors = np.flatnonzero(survives)
+        drawn = generator.choice(survivors, min(checked, len(survivors)), replace=False)
+        _, low, high = two_phase(n, len(survivors), len(drawn), int(weak[drawn].sum()))
+        missed_sample += not low <= (len(survivors) - weak.sum()) / n <= high
+        missed_population += not low <= robust_cheap * (1 - miss) <= high
+    assert missed_sample <= 0.05 * rounds
+    assert missed_population <= 0.05 * rounds + 3 * (0.05 * 0.95 * rounds) ** 0.5 * (checked >= robust_cheap * n)

@@ -1,0 +1,102 @@
+"""The journal: whole files or none, one plan, and a killed audit that ends as if nothing had happened."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lsa_cli.auditing.journal import Journal
+from lsa_cli.errors import UsageError
+from tests.cli.conftest import ROOT
+
+PLAN = {"eps": 0.3, "attacks": ["pgd"], "bounds": (0.0, 1.0)}
+
+
+def test_what_is_put_is_got_and_nothing_else(tmp_path):
+    journal = Journal(tmp_path / "j", PLAN, resume=False)
+    arrays = {"a": np.arange(3), "b": np.array([True, False])}
+    journal.put("attack-0-pgd:steps=5", 2, arrays)
+    again = Journal(tmp_path / "j", PLAN, resume=True)
+    found = again.get("attack-0-pgd:steps=5", 2)
+    assert found.keys() == arrays.keys()
+    assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert again.get("attack-0-pgd:steps=5", 1) is None
+    assert again.get("attack-1-pgd", 2) is None
+    again.remove()
+    assert not (tmp_path / "j").exists()
+
+
+def test_without_resume_it_starts_over(tmp_path):
+    Journal(tmp_path / "j", PLAN, resume=False).put("clean", 0, {"a": np.zeros(1)})
+    assert Journal(tmp_path / "j", PLAN, resume=False).get("clean", 0) is None
+
+
+def test_a_half_written_or_damaged_file_is_measured_again(tmp_path):
+    journal = Journal(tmp_path / "j", PLAN, resume=False)
+    journal.put("clean", 0, {"a": np.zeros(100)})
+    (file,) = (tmp_path / "j").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:60])
+    assert journal.get("clean", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eps": 0.2}, "eps was 0.3 and is 0.2"),
+        ({"attacks": []}, r"attacks was \['pgd'\]"),
+        ({"new": 1}, "new was None"),
+    ],
+)
+def test_another_plan_does_not_resume_and_the_change_is_named(tmp_path, change, says):
+    Journal(tmp_path / "j", PLAN, resume=False)
+    with pytest.raises(UsageError, match=says):
+        Journal(tmp_path / "j", {**PLAN, **change}, resume=True)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UsageError, match="no interrupted run"):
+        Journal(tmp_path / "none", PLAN, resume=True)
+
+
+def content(path):
+    """A report without what no two runs share."""
+    report = json.loads(path.read_text())
+    for timed in (report, *report["outcomes"], *report["cascade"]):
+        timed.pop("seconds", None)
+        timed.pop("created", None)
+    return report
+
+
+@pytest.mark.slow
+def test_a_killed_audit_resumes_to_the_same_report(tmp_path):
+    command = [
+        sys.executable, "-m", "lsa_cli", "audit", str(ROOT / "sample_models" / "mnist_cnn_at.pt"), "-n", "120",
+        "--batch-size", "20", "--attack", "fgsm", "--attack", "pgd:steps=40", "--attack",
+        "autoattack:steps=10,queries=60,targets=2", "--noise", "gaussian", "--eps-grid", "0.1,0.3", "--threads", "1", "-q",
+    ]  # fmt: skip
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "env": None}
+    whole = subprocess.run([*command, "--json", "whole.json"], **run)
+    assert whole.returncode == 0, whole.stderr
+    kills = 0
+    for at_least in (4, 11, 16):
+        process = subprocess.Popen(
+            [*command, "--json", "killed.json", *(["--resume"] if kills else [])],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        journal = tmp_path / "killed.json.journal"
+        while process.poll() is None and len(list(journal.glob("*.npz"))) < at_least:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 3
+    changed = subprocess.run([*command, "--json", "killed.json", "--resume", "--seed", "1"], **run)
+    assert changed.returncode == 2
+    assert "seed was 0 and is 1" in changed.stderr
+    resumed = subprocess.run([*command, "--json", "killed.json", "--resume"], **run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert content(tmp_path / "killed.json") == content(tmp_path / "whole.json")
+    assert not list(tmp_path.glob("*.journal"))
