@@ -1,16 +1,17 @@
 """lsa: adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class.
 
-`audit()` does from Python what `lsa audit` does from a shell. Nothing heavy is imported until it is used,
+`audit()` and `harden()` do from Python what `lsa audit` and `lsa harden` do from a shell. Nothing heavy is imported until it is used,
 so that `lsa --help` stays quick.
 """
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AuditReport", "__version__", "audit"]
+__all__ = ["AuditReport", "__version__", "audit", "harden"]
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.run import audit
+    from lsa_cli.hardening.run import harden
     from lsa_cli.report.schema import AuditReport
 
 
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from lsa_cli.auditing.run import audit
 
         return audit
+    if name == "harden":
+        from lsa_cli.hardening.run import harden
+
+        return harden
     if name == "AuditReport":
         from lsa_cli.report.schema import AuditReport
 

@@ -17,6 +17,96 @@ _MOST_THREADS = 1024  # torch crashes on many times that
 _MOST_PIXELS = 4096
 
 
+class HardenSettings(BaseModel):
+    """What a user can say about a hardening, beside what an audit takes; None leaves the choice to the recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    method: str | None = Field(None, description="at-lr, at, or another of `lsa list methods`, as NAME:key=value")
+    base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades or mart")
+    mvl: str | None = Field(None, description="a saved report whose most vulnerable layers are held")
+    layers: list[str] | None = Field(None, description="names or globs of the layers that are held")
+    top_k: int | None = Field(None, description="how many layers the scan flags")
+    gamma: str | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
+    detach_clean: bool | None = Field(None, description="the clean branch is a fixed target")
+    attack_mode: str | None = Field(None, description="eval (default) or train: mode of the network under attack")
+    steps: int | None = Field(None, description="steps of the training attack")
+    step_size: float | None = Field(None, description="length of a step; default 2.5 eps / steps")
+    epochs: int | None = None
+    lr: float | None = Field(None, description="highest learning rate")
+    optimizer: str | None = Field(None, description="adam, adamw or sgd")
+    weight_decay: float | None = None
+    schedule: str | None = Field(None, description="one-cycle, cosine or constant")
+    batch_size: int | None = None
+    val_fraction: float | None = Field(None, description="share of the training data that is held out")
+    freeze: list[str] | None = Field(None, description="globs over parameters or modules that stay as they are")
+    train_only: str | None = Field(None, description="flagged or all (default)")
+    average: str | None = Field(None, description="none, ema or swa: average of weights that is handed out")
+    amp: bool | None = Field(None, description="bfloat16 where autocast has it")
+    warmup: float | None = Field(None, description="share of the training in which eps and gamma rise")
+    clip: float | None = Field(None, description="largest norm of a gradient; 0: none")
+    label_smoothing: float | None = None
+    awp: float | None = Field(None, description="size of adversarial weight perturbation; 0: none")
+    augment: str | None = Field(None, description="none or crop-flip")
+
+    @field_validator(
+        "step_size", "lr", "weight_decay", "val_fraction", "warmup", "clip", "awp", "label_smoothing", mode="before"
+    )
+    @classmethod
+    def _number(cls, value: Any, info: Any) -> Any:
+        return value if value is None else parse_number(value, f"--{info.field_name.replace('_', '-')}")
+
+    @field_validator("layers", "freeze", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("gamma", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+    @field_validator("attack_mode", "optimizer", "schedule", "train_only", "average", "augment")
+    @classmethod
+    def _one_of(cls, value: str | None, info: Any) -> str | None:
+        choices = {
+            "attack_mode": ("eval", "train"), "optimizer": ("adam", "adamw", "sgd"),
+            "schedule": ("one-cycle", "cosine", "constant"), "train_only": ("flagged", "all"),
+            "average": ("none", "ema", "swa"), "augment": ("none", "crop-flip"),
+        }[info.field_name]  # fmt: skip
+        if value is not None and value not in choices:
+            raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
+        return value
+
+    @field_validator("epochs", "steps", "batch_size", "top_k")
+    @classmethod
+    def _positive(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError(f"should be at least 1, not {value}")
+        return value
+
+    @field_validator("lr", "step_size")
+    @classmethod
+    def _above_zero(cls, value: float | None) -> float | None:
+        if value is not None and value <= 0:
+            raise ValueError(f"should be above 0, not {value:g}")
+        return value
+
+    @field_validator("weight_decay", "clip", "awp")
+    @classmethod
+    def _not_negative(cls, value: float | None) -> float | None:
+        if value is not None and value < 0:
+            raise ValueError(f"should not be negative, as {value:g} is")
+        return value
+
+    @field_validator("val_fraction", "warmup", "label_smoothing")
+    @classmethod
+    def _share(cls, value: float | None) -> float | None:
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"should be a share from 0 to below 1, not {value:g}")
+        return value
+
+
 class AuditSettings(BaseModel):
     """What a user can say about an audit; None leaves the choice to the next in line."""
 
@@ -61,6 +151,7 @@ class AuditSettings(BaseModel):
     plugin: list[str] | None = None
     gate: dict[str, float] | None = Field(None, description="metric: limit")
     fail_on: str | None = Field(None, description="doubtful or invalid: evidence that is a breach")
+    harden: HardenSettings | None = Field(None, description="settings of lsa harden")
 
     @field_validator("eps", "step_size", "eta", mode="before")
     @classmethod
@@ -186,7 +277,8 @@ def settings_from(values: dict[str, Any]) -> AuditSettings:
         return AuditSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {_plain(first)}") from error
+        place = [part for part in first["loc"] if isinstance(part, str) and part != "harden"]
+        raise UsageError(f"--{place[0].replace('_', '-')}: {_plain(first)}") from error
 
 
 def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, str]]:
@@ -195,7 +287,10 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
     origin: dict[str, str] = {}
     for name, settings in layers:
         for field, value in settings.model_dump(exclude_none=True).items():
-            if field not in merged:
+            if field == "harden":  # each part of it is a setting of its own
+                merged[field] = HardenSettings(**{**value, **dict(merged.get(field) or {})})
+                origin[field] = f"{origin[field]}, {name}" if field in origin else name
+            elif field not in merged:
                 merged[field], origin[field] = value, name
             elif field == "gate":  # each limit is a setting of its own
                 merged[field] = {**value, **merged[field]}

@@ -203,7 +203,7 @@ def build(factory: type, options: dict[str, Any], what: str, **given: Any) -> An
             f"{what}: {factory.__name__} is no dataclass; put @dataclass(frozen=True) under its register line"
         )
     hints = typing.get_type_hints(factory)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(factory)}
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(factory) if field.init}
     settable = [name for name in fields if name not in given]
     for key in options:
         if key not in settable:
@@ -211,7 +211,8 @@ def build(factory: type, options: dict[str, Any], what: str, **given: Any) -> An
     missing = [
         field.name
         for field in dataclasses.fields(factory)
-        if field.default is dataclasses.MISSING
+        if field.init
+        and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
         and field.name not in {*options, *given}
     ]

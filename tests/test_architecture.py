@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "lsa_cli"
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"hardening"},
     {"auditing"},
     {"models"},
     {"attacks", "layers", "measures", "data", "config"},
     {"report"},
     {"registry"},
-    {"errors"},
+    {"distributed", "errors"},
 ]
 HEAVY = {"torch", "torchvision"}
 WITHOUT_TORCH = ("report", "config", "registry", "errors")
@@ -71,7 +72,8 @@ FORBIDDEN = {
     "layers": {"attacks", "models", "auditing", "measures", "data", "report", "config", "cli"},
     "measures": {"attacks", "models", "auditing", "layers", "data", "report", "config", "cli"},
     "models": {"auditing", "cli"},
-    "auditing": {"cli"},
+    "auditing": {"hardening", "cli"},
+    "hardening": {"cli"},
 }
 
 

@@ -14,14 +14,19 @@ from lsa_cli.errors import UsageError
 @ATTACKS.register("fgsm")
 @dataclass(frozen=True)
 class FGSM(Attack):
-    """One step of length eps along the gradient, no random start."""
+    """One step of length eps along the gradient.
+
+    random_start: from a random point of the budget, with a step of 1.25 eps (arXiv 2001.03994, Algorithm 3).
+    """
 
     threat: Threat
+    random_start: bool = False
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        gradient, _ = input_gradient(model, x, y, LOSSES.get("ce"))
-        step = self.threat.steepest(gradient, x)
-        return self.threat.project(x + per_sample(self.threat.eps, x) * step, x)
+        start, length = (self.threat.sample(x), 1.25) if self.random_start else (x, 1.0)
+        gradient, _ = input_gradient(model, start, y, LOSSES.get("ce"))
+        step = self.threat.steepest(gradient, start)
+        return self.threat.project(start + per_sample(length * self.threat.eps, x) * step, x)
 
 
 @ATTACKS.register("pgd")

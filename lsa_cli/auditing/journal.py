@@ -85,6 +85,11 @@ def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
         raise UsageError(f"--resume: there is no interrupted run in {folder}; leave --resume out") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"--resume: {folder / _PLAN} cannot be read ({error}); leave --resume out") from error
+    refuse_changes(before, plan)
+
+
+def refuse_changes(before: dict[str, Any], plan: dict[str, Any]) -> None:
+    """Raises UsageError, naming what changed, unless both say the same."""
     changed = [key for key in {**before, **plan} if before.get(key) != plan.get(key)]
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {plan.get(key)!r}" for key in changed[:3])

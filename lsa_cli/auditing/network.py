@@ -137,7 +137,7 @@ def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
     if description is None:
         return AuditSettings()
     return AuditSettings.model_construct(
-        arch=description.architecture,
+        arch=description.architecture or None,
         arch_args=(description.arch_args or None) if own_arch else None,  # of another network they mean nothing
         returns=description.output if description.output != "logits" else None,
         data=description.data,

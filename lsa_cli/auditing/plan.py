@@ -175,7 +175,7 @@ def make_plan(
         bounds=network.bounds,
         limits=settings.gate or {},
         fail_on=settings.fail_on,
-        settings=settings.model_dump(exclude_none=True),
+        settings=settings.model_dump(exclude_none=True, exclude={"harden"}),
         origin=origin,
         notes=tuple(network.notes),
         warnings=(*network.warnings, *selection_warnings, *preset_warnings),

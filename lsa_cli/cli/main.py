@@ -61,7 +61,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Audit the adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class.\n\n"
+    help="Audit the adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class; "
+    "and harden it.\n\n"
     "Exit codes: 0 done and every gate held; 1 a gate was breached or not decided; 2 something you can mend "
     "(options, configuration, a checkpoint or data set that cannot be used); 3 the run broke; 130 interrupted.",
 )
@@ -83,9 +84,10 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, inspect, inspecting, report
+    from lsa_cli.cli import audit, harden, inspect, inspecting, report
 
     app.command("audit")(audit.audit)
+    app.command("harden")(harden.harden)
     app.command("inspect")(inspect.inspect)
     app.command("layers")(inspecting.layers)
     app.command("list")(inspecting.list_names)

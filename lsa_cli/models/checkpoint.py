@@ -38,7 +38,7 @@ class Description(pydantic.BaseModel):
     """What a self-describing checkpoint says of itself, beside its weights: plain values only.
 
     A file is not trusted, so it may name networks and data sets that ship, and files beside it; it may not
-    name Python code.
+    name Python code: architecture is "" where the network is the user's own code, which --arch names.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -63,7 +63,7 @@ class Description(pydantic.BaseModel):
     def _trusts_no_code(self) -> "Description":
         if self.lsa_checkpoint != FORMAT_VERSION:
             raise ValueError(f"is of version {self.lsa_checkpoint}; this lsa reads version {FORMAT_VERSION}")
-        if self.architecture.partition(":")[0] not in _SHIPPED:
+        if self.architecture and self.architecture.partition(":")[0] not in _SHIPPED:
             raise ValueError(f"names Python code as its architecture ({self.architecture}); give it with --arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("has a mean without a std, or the reverse")

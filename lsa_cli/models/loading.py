@@ -82,7 +82,7 @@ def load_network(
     if not trust_code:
         _refuse_hostile(checkpoint)
     notes = list(checkpoint.notes)
-    if arch is None and checkpoint.description is not None:
+    if arch is None and checkpoint.description is not None and checkpoint.description.architecture:
         arch, arch_args = checkpoint.description.architecture, {**checkpoint.description.arch_args, **arch_args}
     if arch is not None:
         return _from_arch(checkpoint, arch, arch_args, notes)

@@ -1,0 +1,94 @@
+"""Adversarial training on any base (`at`), and with the layer-wise regularizer beside its loss (`at-lr`)."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.base import HARDENINGS, Batch, Hardening, Step, Task
+from lsa_cli.hardening.bases import BASES, Base
+from lsa_cli.hardening.regularizer import LayerRegularizer, record
+from lsa_cli.hardening.weights import adversarial_weights
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.registry import build
+
+
+@HARDENINGS.register("at")
+@dataclass
+class AdversarialTraining(Hardening):
+    """Training on adversarial examples that are made anew for every batch.
+
+    base: fgsm, pgd, apgd, fast, free, trades or mart. beta: of trades and mart. replays: of free.
+    """
+
+    regularizes: ClassVar[bool] = False
+
+    task: Task
+    base: str = "pgd"
+    beta: float | None = None
+    replays: int | None = None
+    parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    made: Base = field(init=False)
+    regularizer: LayerRegularizer | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        own = {"beta": self.beta, "replays": self.replays}
+        given = {name: str(value) for name, value in own.items() if value is not None}
+        self.made = build(BASES.get(self.base), given, f"base '{self.base}'", task=self.task)
+        if self.regularizes:
+            task = self.task
+            self.regularizer = LayerRegularizer(task.layers, task.gammas, task.measure, task.detach_clean)
+
+    def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
+        for _ in range(self.made.updates):
+            x_adv = self.made.examples(model, batch)
+            worse: AbstractContextManager[None] = nullcontext()
+            if self.task.awp > 0 and batch.strength == 1:
+                ascent = self.losses(model, batch, x_adv.detach()).mean()
+                worse = adversarial_weights(model, ascent, self.task.awp)
+            with worse:
+                yield self.losses(model, batch, x_adv).mean(), ("weights",)
+            self.made.learn(x_adv, batch)
+
+    def losses(self, model: Classifier, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:  # -> (N,)
+        """J(x_adv, y), plus the regularizer. Clean and adversarial inputs pass one after the other, not in one batch:
+        BatchNorm would mix their statistics."""
+        layers = self.regularizer.layers if self.regularizer is not None else ()
+        clean_logits = None
+        clean: dict[str, torch.Tensor] = {}
+        if self.made.needs_clean or layers:
+            # A fixed target that nothing else needs has no graph to keep.
+            wanted = self.made.needs_clean or not self.task.detach_clean
+            with torch.set_grad_enabled(wanted), record(model, layers) as clean:
+                clean_logits = model(batch.x)
+        with record(model, layers) as perturbed:
+            logits = model(x_adv)
+        losses = self.made.losses(logits, clean_logits, batch.y)
+        self.parts = {"J": losses.detach()}
+        if self.regularizer is not None:
+            penalty, measures = self.regularizer(clean, perturbed)
+            self.parts |= measures
+            losses = losses + batch.strength * penalty
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        return self.made.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.made.restore(state)
+
+
+@HARDENINGS.register("at-lr")
+@dataclass
+class LayerRegularizedTraining(AdversarialTraining):
+    """AT-LR (arXiv 2202.02626, Algorithm 3): J(x_adv, y) + sum over flagged layers of gamma_l * CM_l(x, x_adv)."""
+
+    regularizes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.task.layers:
+            raise UsageError("at-lr holds layers, and none were named; give --layers, --mvl audit.json, or use at")
+        super().__post_init__()

@@ -1,0 +1,89 @@
+"""Hardening: what a method is given, and what it yields to the one training loop."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lsa_cli.attacks import Threat
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.measures import Measure
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.registry import Registry
+
+Step = tuple[torch.Tensor, tuple[str, ...]]  # a mean loss, and the parameter groups that it updates
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known before training starts.
+
+    threat, steps, step_size: of the training attack. layers: names of the flagged layers, most vulnerable first.
+    gammas: weight of each of them. attack_mode: the mode the network is in while it is attacked, eval or train.
+    """
+
+    threat: Threat
+    steps: int
+    step_size: float | None
+    layers: tuple[str, ...]
+    gammas: tuple[float, ...]
+    measure: Measure
+    detach_clean: bool
+    attack_mode: str
+    label_smoothing: float
+    awp: float
+    classes: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x (N, ...), y (N,), index (N,) places in the data set; seed of this epoch; progress of the training in [0, 1];
+    strength in [0, 1]: the share of eps and gamma that the warm-up has reached."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    index: torch.Tensor
+    seed: int
+    progress: float
+    strength: float
+
+
+class Hardening:
+    """A method: losses for the training loop, which alone owns optimizers, devices and ranks.
+
+    A subclass is a dataclass with a field `task: Task`; its other fields are the options of --method name:key=value.
+    Mutable state that training changes belongs into `state`, or a resumed run differs from an uninterrupted one.
+    parts: sums over samples of the parts of the last loss, for the log; (tensor on the device, number of samples).
+    """
+
+    task: Task
+    parts: dict[str, torch.Tensor]
+
+    def prepare(self, model: Classifier) -> Classifier:
+        """Surgery, once, before there are optimizers."""
+        return model
+
+    def groups(self, model: Classifier) -> dict[str, list[nn.Parameter]]:
+        return {"weights": list(model.parameters())}
+
+    def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
+        """Yield losses; between two yields the loop has run backward and updated the named groups."""
+        raise NotImplementedError
+
+    def begin_epoch(self, epoch: int) -> None:
+        pass
+
+    def end_epoch(self, diagnosis: ClassDiagnosis) -> None:
+        """diagnosis: of the held-out training samples, under PGD at full eps."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+HARDENINGS: Registry[type[Hardening]] = Registry("hardening method")

@@ -1,0 +1,234 @@
+"""What adversarial training trains on: the examples of one batch, and the loss on them.
+
+Madry's with FGSM, PGD or APGD (arXiv 1412.6572, 1706.06083, 2003.01690), Fast (2001.03994), Free (1904.12843),
+TRADES (1901.08573), MART (openreview rklOg6EFwS).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.attacks.apgd import APGD
+from lsa_cli.attacks.base import Attack, Model
+from lsa_cli.attacks.gradient import FGSM, PGD
+from lsa_cli.attacks.randomness import normal_like
+from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.base import Batch, Task
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.registry import Registry
+
+
+@contextmanager
+def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
+    """The network in the mode in which it is attacked.
+
+    "eval": what an attacker of the finished network meets, which is the default. "train": batch statistics and
+    dropout as in the update; running statistics do not move meanwhile.
+    """
+    if mode == "eval":
+        yield model
+        return
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield lambda x: model(x)  # no module, so the attack leaves its mode alone
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@dataclass
+class Base:
+    """needs_clean: the loss takes the clean logits."""
+
+    task: Task
+    needs_clean: ClassVar[bool] = False
+
+    @property
+    def updates(self) -> int:
+        """On one batch."""
+        return 1
+
+    def threat(self, batch: Batch) -> Threat:
+        """At the strength that the warm-up has reached."""
+        return replace(self.task.threat, eps=self.task.threat.eps * batch.strength)
+
+    def attack(self, threat: Threat) -> Attack:
+        raise NotImplementedError
+
+    def examples(self, model: Classifier, batch: Batch) -> torch.Tensor:  # -> (N, ...)
+        attack = self.attack(self.threat(batch))
+        with as_attacked(model, self.task.attack_mode) as attacked:
+            return attack(attacked, batch.x, batch.y, index=batch.index, seed=batch.seed)
+
+    def losses(
+        self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor
+    ) -> torch.Tensor:  # (N, K), (N, K), (N,) -> (N,)
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
+
+    def learn(self, x_adv: torch.Tensor, batch: Batch) -> None:
+        """After the update: x_adv.grad holds the input gradient, if x_adv asked for one."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+BASES: Registry[type[Base]] = Registry("base of adversarial training")
+
+
+@BASES.register("fgsm")
+@dataclass
+class FGSMBase(Base):
+    """One step of length eps, no random start."""
+
+    def attack(self, threat: Threat) -> Attack:
+        return FGSM(threat=threat)
+
+
+@BASES.register("pgd")
+@dataclass
+class PGDBase(Base):
+    """Madry's adversarial training."""
+
+    def attack(self, threat: Threat) -> Attack:
+        return PGD(threat=threat, steps=self.task.steps, step_size=self._step_size(threat))
+
+    def _step_size(self, threat: Threat) -> float | None:
+        """Shorter with the warm-up, as eps is."""
+        given = self.task.step_size
+        return None if given is None else max(given * float(threat.eps) / float(self.task.threat.eps), 1e-12)
+
+
+@BASES.register("apgd")
+@dataclass
+class APGDBase(Base):
+    """APGD on the cross-entropy in place of PGD."""
+
+    def attack(self, threat: Threat) -> Attack:
+        return APGD(threat=threat, steps=self.task.steps)
+
+
+@BASES.register("fast")
+@dataclass
+class FastBase(Base):
+    """FGSM with a random start and a step of 1.25 eps (arXiv 2001.03994, Algorithm 3)."""
+
+    def attack(self, threat: Threat) -> Attack:
+        return FGSM(threat=threat, random_start=True)
+
+
+@BASES.register("free")
+@dataclass
+class FreeBase(Base):
+    """Every batch is used `replays` times, and the input gradient of each update moves its perturbation.
+
+    arXiv 1904.12843, Algorithm 1. One pass gives both gradients, so the perturbation also feels the regularizer,
+    where there is one, and the network is in training mode (our choice: separate passes would make it cost what
+    PGD costs).
+    """
+
+    replays: int = 8
+    _delta: torch.Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.replays < 1:
+            raise UsageError(f"free needs at least one replay, not {self.replays}")
+
+    @property
+    def updates(self) -> int:
+        return self.replays
+
+    def examples(self, model: Classifier, batch: Batch) -> torch.Tensor:
+        if self._delta is None or len(self._delta) < len(batch.x):
+            self._delta = torch.zeros_like(batch.x)
+        moved = batch.x + self._delta[: len(batch.x)]
+        return self.threat(batch).project(moved, batch.x).detach().requires_grad_(True)
+
+    def learn(self, x_adv: torch.Tensor, batch: Batch) -> None:
+        assert self._delta is not None
+        assert x_adv.grad is not None
+        threat = self.threat(batch)
+        with torch.no_grad():
+            step = threat.steepest(x_adv.grad, x_adv).nan_to_num(0)
+            moved = threat.project(x_adv + per_sample(threat.eps, x_adv) * step, batch.x)
+            self._delta[: len(batch.x)] = moved - batch.x
+
+    def state(self) -> dict[str, Any]:
+        return {} if self._delta is None else {"delta": self._delta}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._delta = state.get("delta")
+
+
+@dataclass(frozen=True)
+class _Divergence(Attack):
+    """PGD on KL(p(x) || p(x_adv)), which needs no label; the inner problem of TRADES (Algorithm 1 there)."""
+
+    threat: Threat
+    steps: int
+    step_size: float | None
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            target = model(x).log_softmax(1)
+        length = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size
+        x_adv = self.threat.project(x + 0.001 * normal_like(x), x)
+        for _ in range(self.steps):
+            leaf = x_adv.detach().requires_grad_(True)
+            divergence = F.kl_div(model(leaf).log_softmax(1), target, reduction="sum", log_target=True)
+            (gradient,) = torch.autograd.grad(divergence, leaf)
+            step = self.threat.steepest(gradient, leaf).nan_to_num(0)
+            x_adv = self.threat.project(x_adv + per_sample(length, x) * step, x)
+        return x_adv
+
+
+@BASES.register("trades")
+@dataclass
+class TradesBase(PGDBase):
+    """CE(x, y) + beta * KL(p(x) || p(x_adv)) (arXiv 1901.08573, eq. 5); beta is 1/lambda there, 6 in its tables."""
+
+    beta: float = 6.0
+    needs_clean: ClassVar[bool] = True
+
+    def attack(self, threat: Threat) -> Attack:
+        return _Divergence(threat, self.task.steps, self._step_size(threat))
+
+    def losses(self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+        assert clean_logits is not None
+        clean = F.cross_entropy(clean_logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
+        return clean + self.beta * _divergence(clean_logits, logits)
+
+
+@BASES.register("mart")
+@dataclass
+class MartBase(PGDBase):
+    """BCE(x_adv, y) + beta * KL(p(x) || p(x_adv)) * (1 - p_y(x)): what is misclassified counts more.
+
+    Wang et al., ICLR 2020 (openreview rklOg6EFwS), eq. 11; BCE is the cross-entropy plus -log(1 - largest wrong
+    probability). Examples by PGD on the cross-entropy.
+    """
+
+    beta: float = 5.0
+    needs_clean: ClassVar[bool] = True
+
+    def losses(self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
+        assert clean_logits is not None
+        others = logits.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
+        boosted = super().losses(logits, None, y) - torch.log1p(-others.clamp_max(1 - 1e-6))
+        unsure = 1 - clean_logits.softmax(1).gather(1, y[:, None]).squeeze(1)
+        return boosted + self.beta * _divergence(clean_logits, logits) * unsure
+
+
+def _divergence(clean_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)
+    return F.kl_div(logits.log_softmax(1), clean_logits.log_softmax(1), reduction="none", log_target=True).sum(1)

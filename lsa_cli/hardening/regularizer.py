@@ -1,0 +1,60 @@
+"""The layer-wise regularizer of AT-LR (arXiv 2202.02626, Algorithm 3): hold what the flagged layers say."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from lsa_cli.layers import tap
+from lsa_cli.measures import Measure
+from lsa_cli.models.classifier import Classifier
+
+Representations = dict[str, torch.Tensor]
+
+
+@contextmanager
+def record(model: Classifier, names: Sequence[str]) -> Iterator[Representations]:
+    """Within: the outputs of the named layers as the network runs, with their graph.
+
+    Clones, because an activation that works in place would overwrite what was recorded.
+    """
+    seen: Representations = {}
+
+    def keep(name: str, output: torch.Tensor) -> None:
+        seen[name] = output.clone()
+
+    with tap(model.body, names, keep):
+        yield seen
+
+
+@dataclass(frozen=True)
+class LayerRegularizer:
+    """sum over l of gamma_l * CM_l(x, x_adv), the mean over samples taken by the caller.
+
+    The gradient runs through both branches unless detach_clean makes the clean one a fixed target; the paper says
+    neither, both is our choice. x_adv is a constant: the inner attack maximises the loss alone.
+    """
+
+    layers: tuple[str, ...]
+    gammas: tuple[float, ...]
+    measure: Measure
+    detach_clean: bool = False
+
+    def __call__(self, clean: Representations, perturbed: Representations) -> tuple[torch.Tensor, Representations]:
+        """Recorded outputs {layer: (N, ...)} -> (N,) penalty, and each layer's measure (N,), detached."""
+        total: torch.Tensor | float = 0.0
+        measures: Representations = {}
+        for name, gamma in zip(self.layers, self.gammas, strict=True):
+            value = self._compare(clean[name].detach() if self.detach_clean else clean[name], perturbed[name])
+            measures[name] = value.detach()
+            total = total + gamma * value
+        assert isinstance(total, torch.Tensor)
+        return total, measures
+
+    def _compare(self, clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
+        # A sample on which the layer is silent has no measure, and a NaN in one row would spoil every gradient:
+        # such rows count as zero here (our choice).
+        awake = clean.flatten(1).any(1) & perturbed.flatten(1).any(1)
+        value = clean.new_zeros(len(clean))
+        return value.index_put((awake,), self.measure(clean[awake].float(), perturbed[awake].float()))

@@ -1,0 +1,332 @@
+"""run_harden: audit, flag layers, train, write the checkpoint, audit again. And harden(), the same for Python users."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lsa_cli import __version__, distributed
+from lsa_cli.attacks.gradient import PGD
+from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
+from lsa_cli.auditing.observation import observe
+from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.auditing.run import numerics, run_audit
+from lsa_cli.config import HardenSettings, merge, read_config, settings_from
+from lsa_cli.data import check_inputs, fingerprint, prefetch, runs_user_code
+from lsa_cli.errors import RunError
+from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
+from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan
+from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, train
+from lsa_cli.hardening.watchdog import EpochResult
+from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
+from lsa_cli.models.checkpoint import Description, read_checkpoint, write_checkpoint
+from lsa_cli.models.classifier import Normalize
+from lsa_cli.report.schema import AuditReport, write_text
+
+_SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a hardening writes: all beside the checkpoint asked for."""
+
+    out: Path
+
+    def beside(self, ending: str) -> Path:
+        return self.out.with_name(f"{self.out.stem}.{ending}")
+
+    @property
+    def last(self) -> Path:
+        return self.beside("last.pt")
+
+    @property
+    def state(self) -> Path:
+        return self.beside("state.pt")
+
+    @property
+    def log(self) -> Path:
+        return self.beside("log.jsonl")
+
+    @property
+    def before(self) -> Path:
+        return self.beside("before.json")
+
+    @property
+    def after(self) -> Path:
+        return self.beside("after.json")
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """What came of it. layers: that were held, worst first. stopped: the watchdog's words, if it ended the training."""
+
+    out: Path
+    before: AuditReport
+    after: AuditReport
+    layers: tuple[str, ...]
+    history: list[EpochResult]
+    best_epoch: int
+    stopped: str | None
+
+
+def harden(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Hardened:
+    """Harden a checkpoint file and write the result to `out`; the CLI is a layer over this.
+
+    options: the fields of `HardenSettings` (method, base, layers, epochs, ...) and of `AuditSettings`.
+
+    Raises an LsaError that says what is wrong.
+    """
+    # Of the two meanings that layers, top_k, steps, step_size and batch_size have, training's is meant here.
+    own = {name: options.pop(name) for name in list(options) if name in HardenSettings.model_fields}
+    parts = [("option", settings_from({**options, "harden": own}))]
+    if config is not None:
+        parts.append((str(config), read_config(Path(config))))
+    settings, origin = merge(*parts)
+    plan = make_harden_plan(checkpoint, settings, origin)
+    return run_harden(plan, Path(out), resume=resume, progress=progress)
+
+
+def run_harden(
+    plan: HardenPlan,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Say = lambda message: None,
+) -> Hardened:
+    """Everything from the audit before to the audit after. say: a line for each thing that is done.
+
+    Raises RunError for what breaks on the way; the last good state is on disk then, and `resume` goes on from it.
+    """
+    files, show = Files(out), progress or (lambda what, done, total: None)
+    with numerics(plan.audit):
+        before = _audited(plan.audit, files.before, resume, show, say, "before")
+        layers = plan.layers
+        if plan.needs_layers and not layers:
+            layers = flagged_layers(plan)
+            say(f"flagged by the scan of held-out training samples: {', '.join(layers)}")
+        trained = _trained(plan, layers, files, resume, show, say)
+        try:
+            _write(plan, layers, trained, files)
+        except OSError as error:
+            raise RunError(
+                f"{out} cannot be written: {error.strerror or error}; the state is in {files.state}"
+            ) from error
+        if trained.stopped is not None:
+            say(f"stopped: {trained.stopped}; {out} holds epoch {trained.best_epoch}")
+        after = run_audit(_plan_after(plan.audit, trained, files.out), progress=show)
+        if distributed.rank() == 0:
+            write_text(str(files.after), after.to_json())
+            files.state.unlink(missing_ok=True)
+    return Hardened(out, before, after, layers, trained.history, trained.best_epoch, trained.stopped)
+
+
+def _audited(plan: AuditPlan, path: Path, resume: bool, progress: Progress, say: Say, what: str) -> AuditReport:
+    """The report of the network as it was; a resumed run finds it on disk."""
+    from lsa_cli.auditing.provenance import protocol_of, subject_of
+    from lsa_cli.report.schema import read_report
+
+    if resume and path.exists():
+        saved = read_report(str(path))
+        same = saved.subject.sha256 == subject_of(plan).sha256 and saved.protocol.attacks == protocol_of(plan).attacks
+        if same and saved.status == "complete":
+            return saved
+    say(f"audit {what}: {', '.join(named.label for named in plan.attacks)} on {len(plan.index)} samples")
+    report = run_audit(plan, progress=progress)
+    if distributed.rank() == 0:
+        write_text(str(path), report.to_json())
+    return report
+
+
+def flagged_layers(plan: HardenPlan) -> tuple[str, ...]:
+    """The most vulnerable layers under PGD at full eps, on held-out training samples and not on test samples."""
+    network, audit = plan.network, plan.audit
+    names = [layer.name for layer in audit.layers]
+    attack, rows = PGD(threat=plan.threat), plan.validation[:_SCANNED]
+    seen = []
+    for index, read in prefetch(network.data, rows, audit.batch_size):
+        x = check_inputs(read, index, network.bounds, network.data.spec).to(network.device)
+        y, places = (
+            torch.from_numpy(network.labels[index]).to(network.device),
+            torch.from_numpy(index).to(network.device),
+        )
+        x_adv = attack(network.classifier, x, y, index=places, seed=audit.seed)
+        seen.append(
+            observe(
+                network.classifier,
+                names,
+                audit.measure,
+                plan.threat,
+                x,
+                x_adv,
+                places,
+                seed=audit.seed,
+                with_yardstick=False,
+            )
+        )
+    columns = {
+        n: np.concatenate([getattr(one, n) for one in seen]) for n in ("layers", "yardstick", "input_error", "index")
+    }
+    scan = LayerScan.from_rows(names, columns["layers"], columns["yardstick"], columns["input_error"], columns["index"])
+    rule = audit.rule if plan.top_k is None else MvlRule(top_k=plan.top_k)
+    return tuple(names[position] for position in scan.most_vulnerable(rule).positions)
+
+
+def _identity(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
+    """Everything that decides the trained weights."""
+    checkpoint, network = plan.network.checkpoint, plan.network
+    return {
+        **described(plan), "layers": list(layers), "checkpoint sha256": checkpoint.sha256 if checkpoint else None,
+        "architecture": network.arch, "samples": fingerprint(network.data, plan.train), "torch": str(torch.__version__),
+    }  # fmt: skip
+
+
+def _trained(
+    plan: HardenPlan, layers: tuple[str, ...], files: Files, resume: bool, progress: Progress, say: Say
+) -> Trained:
+    network = plan.network
+    method = plan.make_method(layers)
+    torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
+    model = method.prepare(network.classifier)
+    job = Job(
+        model, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
+        plan.trainable(layers), network.device, plan.audit.seed, files.state, _identity(plan, layers), resume,
+    )  # fmt: skip
+    say(
+        f"training: {plan.method}, {plan.recipe.epochs} epochs of {len(plan.train)} samples, "
+        f"{len(plan.validation)} held out, {plan.threat.norm} eps {float(plan.threat.eps):g}"
+    )
+    board = _tensorboard(files)
+
+    def on_epoch(result: EpochResult, left: float) -> None:
+        _log(files.log, result, fresh=result.epoch == 1)
+        for name, value in {
+            "loss": result.loss,
+            **result.parts,
+            "clean": result.clean,
+            "robust": result.robust,
+        }.items():
+            board(name, value, result.epoch)
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in result.parts.items())
+        say(
+            f"epoch {result.epoch}/{plan.recipe.epochs}: loss {result.loss:.3f} ({parts}), held out: clean "
+            f"{result.clean:.1%}, FGSM {result.fgsm:.1%}, PGD {result.robust:.1%}; {result.seconds:.0f} s, "
+            f"about {left:.0f} s left"
+        )
+
+    return train(job, progress, on_epoch)
+
+
+def _log(path: Path, result: EpochResult, fresh: bool) -> None:
+    try:
+        with path.open("w" if fresh else "a", encoding="utf-8") as file:
+            file.write(json.dumps(result.plain()) + "\n")
+    except OSError as error:
+        raise RunError(f"the log {path} cannot be written: {error.strerror or error}") from error
+
+
+def _tensorboard(files: Files) -> Callable[[str, float, int], None]:
+    """Scalars for TensorBoard, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return lambda name, value, epoch: None
+    writer = SummaryWriter(str(files.beside("tensorboard")))
+
+    def write(name: str, value: float, epoch: int) -> None:
+        writer.add_scalar(name, value, epoch)
+        writer.flush()
+
+    return write
+
+
+# ---- the checkpoint ------------------------------------------------------------------------------------
+
+
+def _write(plan: HardenPlan, layers: tuple[str, ...], trained: Trained, files: Files) -> None:
+    """The best epoch by robust accuracy on held-out samples under the name asked for, and the last one beside it."""
+    if distributed.rank() != 0:
+        return
+    body = plan.network.classifier.body
+    for path, weights, epoch in (
+        (files.last, trained.last, len(trained.history)),
+        (files.out, trained.best, trained.best_epoch),
+    ):
+        plan.network.classifier.load_state_dict(weights)
+        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out))
+
+
+def _description(plan: HardenPlan, layers: tuple[str, ...], trained: Trained, epoch: int, out: Path) -> Description:
+    network, normalize = plan.network, plan.network.classifier.normalize
+    known = network.description
+    parent = network.checkpoint
+    entry = {
+        **described(plan), "layers": list(layers), "epoch": epoch, "epochs_done": len(trained.history),
+        "stopped": trained.stopped, "parent": parent.path.name if parent else None,
+        "parent_sha256": parent.sha256 if parent else None, "lsa": __version__, "torch": str(torch.__version__),
+        "held_out": asdict(trained.history[epoch - 1]) if epoch else None,
+    }  # fmt: skip
+    has_mean = isinstance(normalize, Normalize)
+    foreign = arch_runs_user_code(network.arch)
+    return Description(
+        architecture="" if foreign else network.arch,
+        arch_args={} if foreign else network.arch_args,
+        mean=normalize.mean.tolist() if has_mean else None,
+        std=normalize.std.tolist() if has_mean else None,
+        input_shape=list(network.input_shape),
+        input_range=network.bounds,
+        class_names=list(network.class_names),
+        output=network.classifier.output,
+        data=_data_beside(plan, out),
+        data_name=(known.data_name if known else None) or network.data.name or None,
+        norm=plan.threat.norm,
+        eps=float(plan.threat.eps),
+        history=[*(known.history if known else []), entry],
+    )
+
+
+def _data_beside(plan: HardenPlan, out: Path) -> str | None:
+    """The data that the audit used, as seen from the new file's folder; None where it is the user's own code."""
+    spec, network = plan.network.settings.data, plan.network
+    if spec is None or runs_user_code(spec):
+        return None
+    base = (
+        Path(network.checkpoint.path).parent
+        if network.origin.get("data") == "the checkpoint" and network.checkpoint
+        else Path()
+    )
+    source, _, rest = spec.partition(":")
+    location, mark, query = rest.partition("?")
+
+    def moved(path: str) -> str:
+        return os.path.relpath(base / path, out.resolve().parent) if (base / path).exists() else path
+
+    options = [f"root={moved(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
+    if source != "torchvision":
+        location = moved(location)
+    return f"{source}:{location}{mark}{'&'.join(options)}"
+
+
+def _plan_after(before: AuditPlan, trained: Trained, out: Path) -> AuditPlan:
+    """The same audit of the new file's weights, read back from disk."""
+    checkpoint = read_checkpoint(out)
+    classifier = before.classifier
+    own = {name.removeprefix("body."): tensor for name, tensor in trained.best.items()}
+    stored = {name: checkpoint.load(spec) for name, spec in checkpoint.weights.tensors.items()}
+    if any(not torch.equal(stored[name], own[name].cpu()) for name in stored):
+        raise RunError(f"{out} does not hold the weights that were trained; is the disk full?")
+    classifier.body.load_state_dict({name: tensor.to(before.device) for name, tensor in stored.items()})
+    return replace(before, checkpoint=checkpoint)

@@ -1,0 +1,32 @@
+"""The state of a training on disk: written whole or not at all, read only for the same run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsa_cli.auditing.journal import refuse_changes
+from lsa_cli.errors import RunError, UsageError
+from lsa_cli.models.formats import write_atomically
+
+
+def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Tensors and plain values. Raises RunError when the disk does not take it."""
+    try:
+        write_atomically(path, {**state, "identity": json.dumps(identity)})
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        raise RunError(f"the training state {path} cannot be written: {error}") from error
+
+
+def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Raises UsageError where there is none, or it belongs to another run; then it names what changed."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        before = json.loads(state["identity"])
+    except FileNotFoundError as error:
+        raise UsageError(f"--resume: there is no interrupted training at {path}; leave --resume out") from error
+    except Exception as error:
+        raise UsageError(f"--resume: {path} cannot be read ({type(error).__name__}); leave --resume out") from error
+    refuse_changes(before, json.loads(json.dumps(identity)))
+    return state

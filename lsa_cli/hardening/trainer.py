@@ -1,0 +1,378 @@
+"""train(): the one loop of every hardening method. Resumes to the bit, and stops when the watchdog says so."""
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lsa_cli import distributed
+from lsa_cli.attacks.base import Attack, undisturbed
+from lsa_cli.attacks.gradient import FGSM, PGD
+from lsa_cli.attacks.threat import Threat
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.data import LabelledData, batches, check_inputs, prefetch
+from lsa_cli.errors import RunError, UsageError
+from lsa_cli.hardening.augmentation import AUGMENTATIONS
+from lsa_cli.hardening.base import Batch, Hardening
+from lsa_cli.hardening.schedules import learning_rate, warmed_up
+from lsa_cli.hardening.state import read_state, write_state
+from lsa_cli.hardening.watchdog import EpochResult, trouble
+from lsa_cli.hardening.weights import Average
+from lsa_cli.models.classifier import Classifier, predicted_class
+
+_SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
+_VALIDATION_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the weights move. lr: the highest learning rate; warmup: share of the training in which eps and gamma rise;
+    clip: largest norm of a gradient (0: none); average: none, ema or swa; amp: bfloat16 where autocast has it."""
+
+    epochs: int
+    lr: float
+    optimizer: str
+    weight_decay: float
+    schedule: str
+    batch_size: int
+    warmup: float
+    clip: float
+    label_smoothing: float
+    average: str
+    amp: bool
+    augment: str
+    awp: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that training needs. train, validation: places in `data`; identity: what decides the result."""
+
+    model: Classifier
+    method: Hardening
+    data: LabelledData
+    labels: np.ndarray
+    train: np.ndarray
+    validation: np.ndarray
+    threat: Threat
+    recipe: Recipe
+    trainable: frozenset[str]
+    device: torch.device
+    seed: int
+    state_file: Path
+    identity: dict[str, Any]
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """best, last: state_dicts of the network. best_epoch: 0 is the network before training. stopped: the watchdog's
+    words, where it ended the training early."""
+
+    best: dict[str, torch.Tensor]
+    last: dict[str, torch.Tensor]
+    best_epoch: int
+    history: list[EpochResult]
+    stopped: str | None
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
+    "adam": lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
+    "adamw": lambda parameters, recipe: torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
+    "sgd": lambda parameters, recipe: torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+    ),
+}
+
+Say = Callable[[str], None]
+Progress = Callable[[str, float, float], None]
+
+
+def train(job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None]) -> Trained:
+    """Train job.model in place. on_epoch(result, seconds left) after each epoch.
+
+    The state is on disk after every epoch and every two minutes; with job.resume it goes on from there and ends as an
+    uninterrupted run does, to the bit on CPU. Raises RunError when the loss stops being finite before the first epoch
+    is over.
+    """
+    return _Training(job, progress, on_epoch).everything()
+
+
+class _Training:
+    def __init__(self, job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None]) -> None:
+        self.job, self.progress, self.on_epoch = job, progress, on_epoch
+        self.model, self.method, self.recipe = job.model, job.method, job.recipe
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in job.trainable)
+        groups = self.method.groups(self.model)
+        self.groups = {name: [p for p in group if p.requires_grad] for name, group in groups.items()}
+        self.optimizers = {
+            name: OPTIMIZERS[self.recipe.optimizer](group, self.recipe) for name, group in self.groups.items() if group
+        }
+        self.average = None if self.recipe.average == "none" else Average(self.recipe.average, self.model)
+        self.size = min(self.recipe.batch_size, len(job.train))
+        self.per_epoch = len(job.train) // self.size
+        self.total = self.per_epoch * self.recipe.epochs
+        self.step = 0
+        self.history: list[EpochResult] = []
+        self.sums: dict[str, float] = {}
+        self.counted = 0
+        self.spent = 0.0
+        self.best = self.weights()
+        self.best_epoch, self.best_robust = 0, -1.0
+        self.saved = self.started = time.monotonic()
+
+    def everything(self) -> Trained:
+        if self.job.resume:
+            self.restore(read_state(self.job.state_file, self.job.identity, self.job.device))
+        stopped = trouble(self.history, self.chance) if self.history else None
+        while self.step < self.total and stopped is None:
+            self.one_epoch()
+            stopped = trouble(self.history, self.chance)
+        return Trained(self.best, self.weights(), self.best_epoch, self.history, stopped)
+
+    @property
+    def chance(self) -> float:
+        return float(np.bincount(self.job.labels[self.job.validation]).max() / len(self.job.validation))
+
+    # ---- one epoch -------------------------------------------------------------------------------------
+
+    def one_epoch(self) -> None:
+        epoch, done = divmod(self.step, self.per_epoch)
+        if done == 0:
+            self.method.begin_epoch(epoch + 1)
+            self.sums, self.counted, self.spent = {}, 0, 0.0
+        began = time.monotonic()
+        self.training_mode()
+        for batch, count in self.epoch_batches(epoch, done):
+            self.update(batch, count)
+            self.step += 1
+            self.progress(f"epoch {epoch + 1}/{self.recipe.epochs}", self.step, self.total)
+            if time.monotonic() - self.saved > _SAVE_EVERY and self.step % self.per_epoch:
+                self.spent += time.monotonic() - began
+                began = time.monotonic()
+                self.save()
+        self.spent += time.monotonic() - began
+        self.finish_epoch(epoch + 1)
+
+    def epoch_batches(self, epoch: int, done: int) -> Iterator[tuple[Batch, int]]:
+        """This rank's part of every batch that is left in the epoch, and how many samples the whole batch has.
+
+        A remainder smaller than a batch waits for the next epoch's order: BatchNorm cannot train on one sample, and
+        every rank needs a part.
+        """
+        job, size = self.job, self.size
+        order = np.random.default_rng([job.seed, epoch]).permutation(job.train)
+        parts = [distributed.share(whole) for whole in batches(order[: self.per_epoch * size], size)][done:]
+        for number, (rows, read) in enumerate(prefetch(job.data, np.concatenate(parts), len(parts[0]))):
+            at = (epoch * self.per_epoch + done + number + 0.5) / self.total
+            index = torch.from_numpy(rows)
+            seed = job.seed * 1_000_003 + epoch
+            x = AUGMENTATIONS[self.recipe.augment](
+                check_inputs(read, rows, job.threat.bounds, job.data.spec), index, seed
+            )
+            y = torch.from_numpy(job.labels[rows])
+            strength = warmed_up(at, self.recipe.warmup)
+            x, y, index = (tensor.to(job.device) for tensor in (x, y, index))
+            yield Batch(x, y, index, seed, at, strength), size
+
+    def update(self, batch: Batch, count: int) -> None:
+        """All updates that the method asks for on one batch; gradients are summed over ranks before each."""
+        recipe = self.recipe
+        # Dropout and the like draw from the global generator: by step, so that a resumed run draws the same.
+        torch.manual_seed(self.job.seed * 7_919 + self.step)
+        rate = recipe.lr * learning_rate(recipe.schedule, batch.progress)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        steps = self.method.steps(self.model, batch)
+        while True:
+            with torch.autocast(self.job.device.type, torch.bfloat16, enabled=recipe.amp):
+                step = next(steps, None)
+            if step is None:
+                break
+            loss, names = step
+            for parameter in itertools.chain.from_iterable(self.groups.values()):
+                parameter.grad = None
+            (loss * (len(batch.x) / count)).backward()
+            for name in names:
+                self.apply(name)
+            self.note(loss, len(batch.x))
+        if self.average is not None:
+            self.average.update(self.model, batch.progress)
+
+    def apply(self, name: str) -> None:
+        distributed.sum_gradients(self.groups[name])
+        if name in self.optimizers:
+            if self.recipe.clip > 0:
+                nn.utils.clip_grad_norm_(self.groups[name], self.recipe.clip)
+            self.optimizers[name].step()
+
+    def note(self, loss: torch.Tensor, count: int) -> None:
+        """Add to the sums of the epoch's log."""
+        self.counted += count
+        found = {"loss": loss.detach() * count} | {name: part.sum() for name, part in self.method.parts.items()}
+        for name, value in found.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        if not math.isfinite(self.sums["loss"]) and not self.history:
+            raise RunError(
+                f"the loss is not finite at step {self.step + 1}, in the first epoch; use a smaller --lr, a longer "
+                "--warmup, --clip 1, or a smaller --gamma"
+            )
+
+    def training_mode(self) -> None:
+        """Training mode, but for modules of which every parameter is frozen: their statistics are frozen with them."""
+        self.model.train()
+        for module in self.model.modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.eval()
+
+    # ---- the end of an epoch ---------------------------------------------------------------------------
+
+    def finish_epoch(self, epoch: int) -> None:
+        job, recipe = self.job, self.recipe
+        sums, counted = self.summed()
+        judged = self.judged_model()
+        fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
+        clean, under_fgsm = self.diagnose(judged, fgsm)
+        _, under_pgd = self.diagnose(judged, robust)
+        self.method.end_epoch(under_pgd)
+        result = EpochResult(
+            epoch, sums.pop("loss") / counted, {name: value / counted for name, value in sums.items()},
+            clean, float(under_fgsm.robust.mean()), float(under_pgd.robust.mean()),
+            warmed_up(epoch / recipe.epochs, recipe.warmup), self.rate, round(self.spent, 3),
+        )  # fmt: skip
+        self.history.append(result)
+        if result.robust > self.best_robust and result.strength == 1 and math.isfinite(result.loss):
+            self.best, self.best_epoch, self.best_robust = self.weights(), epoch, result.robust
+        self.save()
+        if distributed.rank() == 0:
+            left = (recipe.epochs - epoch) * float(np.mean([one.seconds for one in self.history]))
+            self.on_epoch(result, left)
+
+    @property
+    def rate(self) -> float:
+        return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
+
+    def summed(self) -> tuple[dict[str, float], int]:
+        """The epoch's sums and samples over all ranks."""
+        gathered = distributed.gather_objects((self.sums, self.counted))
+        names = list(dict.fromkeys(name for sums, _ in gathered for name in sums))
+        return {n: sum(sums.get(n, 0.0) for sums, _ in gathered) for n in names}, sum(count for _, count in gathered)
+
+    def judged_model(self) -> Classifier:
+        """The network that would be handed out: with averaged weights, where there is an average."""
+        if self.average is None:
+            return self.model
+        judged = copy.deepcopy(self.model)
+        judged.load_state_dict(self.average.values)
+        return judged
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        source = self.model.state_dict() if self.average is None else self.average.values
+        return {name: tensor.detach().clone() for name, tensor in source.items()}
+
+    def diagnose(self, model: Classifier, attack: Attack) -> tuple[float, ClassDiagnosis]:
+        """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
+        job = self.job
+        found: list[dict[str, np.ndarray]] = []
+        mine = distributed.share(job.validation)
+        for rows, read in prefetch(job.data, mine, 250):
+            x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
+            y = torch.from_numpy(job.labels[rows]).to(job.device)
+            index = torch.from_numpy(rows).to(job.device)
+            x_adv = attack(model, x, y, index=index, seed=job.seed, goal="break")
+            with torch.no_grad(), undisturbed(model):
+                clean, adversarial = predicted_class(model(x)), predicted_class(model(x_adv))
+            found.append({"row": rows, "clean": clean.cpu().numpy(), "adversarial": adversarial.cpu().numpy()})
+        gathered = [part for parts in distributed.gather_objects(found) for part in parts]
+        joined = {name: np.concatenate([part[name] for part in gathered]) for name in ("row", "clean", "adversarial")}
+        order = np.argsort(joined["row"])
+        y_all = job.labels[joined["row"][order]]
+        diagnosis = ClassDiagnosis(
+            y_all, joined["clean"][order], joined["adversarial"][order], np.ones(len(order), dtype=bool)
+        )
+        return float(diagnosis.right.mean()), diagnosis
+
+    # ---- on disk ---------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        self.saved = time.monotonic()
+        sums, counted, method = self.sums, self.counted, self.method.state()
+        if distributed.world() > 1 and self.step % self.per_epoch:
+            return  # ranks hold different parts of an unfinished epoch; whole epochs are enough to go on from
+        if distributed.rank() == 0:
+            write_state(
+                self.job.state_file,
+                self.job.identity,
+                {
+                    "step": self.step, "history": [result.plain() for result in self.history], "sums": sums,
+                    "counted": counted, "spent": self.spent, "model": self.model.state_dict(),
+                    "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+                    "average": self.average.state() if self.average is not None else None,
+                    "best": self.best, "best_epoch": self.best_epoch, "best_robust": self.best_robust,
+                    "method": method,
+                },
+            )  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.sums, self.counted = state["step"], state["sums"], state["counted"]
+        self.spent, self.history = state["spent"], [EpochResult(**result) for result in state["history"]]
+        self.model.load_state_dict(state["model"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.average is not None:
+            self.average.restore(state["average"])
+        self.best, self.best_epoch, self.best_robust = state["best"], state["best_epoch"], state["best_robust"]
+        self.method.restore(state["method"])
+
+
+def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) places: `share` of the samples, at most `most`, stratified by class, held out.
+
+    Raises UsageError when a part would be empty.
+    """
+    from lsa_cli.data import stratified_subset
+
+    count = min(most, round(share * len(labels)))
+    if not 0 < count < len(labels):
+        raise UsageError(
+            f"--val-fraction {share:g} of {len(labels)} samples leaves {len(labels) - count} to train on and {count} "
+            "to choose the best epoch by; both need some"
+        )
+    validation = stratified_subset(labels, count, seed)
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def trainable_names(model: nn.Module, freeze: Sequence[str], only: Sequence[str] | None) -> frozenset[str]:
+    """Names of the parameters that move. freeze: globs over names of parameters or modules; only: modules' names.
+
+    Raises UsageError for a glob that matches nothing, or when nothing is left.
+    """
+    import fnmatch
+
+    names = [name for name, _ in model.named_parameters()]
+    kept = set(names)
+    bare = {name: name.removeprefix("body.") for name in names}
+    for glob in freeze:
+        hit = {n for n in names if fnmatch.fnmatchcase(bare[n], glob) or fnmatch.fnmatchcase(bare[n], f"{glob}.*")}
+        if not hit:
+            shown = ", ".join(list(bare.values())[:8])
+            raise UsageError(
+                f"--freeze '{glob}' matches no parameter; there are {shown}{', ...' if len(bare) > 8 else ''}"
+            )
+        kept -= hit
+    if only is not None:
+        kept &= {n for n in names if any(bare[n] == m or bare[n].startswith(f"{m}.") for m in only)}
+    if not kept:
+        raise UsageError("no parameter is left to train; freeze less, or use --train-only all")
+    return frozenset(kept)

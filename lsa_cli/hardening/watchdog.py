@@ -1,0 +1,56 @@
+"""Watchdog: whether the last epoch says that training has gone wrong, and what to change."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_PATIENCE = 3  # epochs at chance before they count as not learning
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One epoch, as the log has it.
+
+    loss and parts: means over training samples. clean, fgsm, robust: accuracies on the held-out samples; robust is
+    under PGD. strength: of the warm-up at the epoch's end. seconds: of the epoch.
+    """
+
+    epoch: int
+    loss: float
+    parts: dict[str, float]
+    clean: float
+    fgsm: float
+    robust: float
+    strength: float
+    learning_rate: float
+    seconds: float
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
+    """What went wrong by the last epoch, with the mend; None where nothing did.
+
+    chance: accuracy of guessing. Catastrophic overfitting (arXiv 2001.03994, section 5.4): single steps no longer fool
+    the network and many steps fool it always. Robust accuracy under PGD at half its best or less, while accuracy
+    under FGSM is no lower than it was then (the numbers are our choice).
+    """
+    last = history[-1]
+    if not math.isfinite(last.loss):
+        return "the loss is not finite; a smaller --lr, a longer --warmup, or --clip makes that less likely"
+    best = max(history, key=lambda result: result.robust)
+    if best.robust > 2 * chance and last.robust <= best.robust / 2 and last.fgsm >= best.fgsm:
+        return (
+            f"catastrophic overfitting: accuracy under PGD fell from {best.robust:.1%} (epoch {best.epoch}) to "
+            f"{last.robust:.1%} while accuracy under FGSM rose from {best.fgsm:.1%} to {last.fgsm:.1%}; use a base of "
+            "several steps (--base pgd), a smaller --lr or a smaller --eps"
+        )
+    recent = history[-_PATIENCE:]
+    if len(recent) == _PATIENCE and all(result.clean <= 1.2 * chance for result in recent):
+        return (
+            f"not learning: clean accuracy has been at chance ({last.clean:.1%}) for {_PATIENCE} epochs; use a "
+            "smaller --lr, a longer --warmup, or a smaller --gamma"
+        )
+    return None

@@ -1,0 +1,68 @@
+"""What is done to weights beside an optimizer's step: averages of them (EMA, SWA), and adversarial ones (AWP)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_SWA_START = 0.5  # of the training; averaging from the first step on would keep the start's bad weights
+_AWP_TINY = 1e-20
+
+
+class Average:
+    """An average of weights and floating buffers: "ema" (decay 0.999, shorter in the beginning) or "swa".
+
+    SWA (arXiv 1803.05407) weighs every step of the second half of the training alike. EMA: a fixed decay.
+    """
+
+    def __init__(self, kind: str, model: nn.Module, decay: float = 0.999) -> None:
+        self.kind, self.decay, self.count = kind, decay, 0
+        self.values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, progress: float) -> None:
+        """Take in the weights after a step."""
+        if self.kind == "swa" and progress < _SWA_START:
+            new = 1.0
+        else:
+            self.count += 1
+            new = 1 / self.count if self.kind == "swa" else 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                self.values[name].lerp_(tensor, new)
+            else:
+                self.values[name].copy_(tensor)
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "values": self.values}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        for name, tensor in state["values"].items():
+            self.values[name].copy_(tensor)
+
+
+@contextmanager
+def adversarial_weights(model: nn.Module, loss: torch.Tensor, size: float) -> Iterator[None]:
+    """Within: weights moved by `size` of their own norm, tensor by tensor, where the loss rises fastest.
+
+    Adversarial weight perturbation (AWP, arXiv 2004.05884, eq. 8 and 10, one step); tensors of one dimension (biases,
+    norms) stay. Leaving it takes the move back, so a step taken within is added to the weights as they were.
+    """
+    moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+    moves = []
+    for parameter, gradient in zip(moved, gradients, strict=True):
+        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+        moves.append(size * parameter.detach().norm() * gradient / (gradient.norm() + _AWP_TINY))
+    with torch.no_grad():
+        for parameter, move in zip(moved, moves, strict=True):
+            parameter += move
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, move in zip(moved, moves, strict=True):
+                parameter -= move

@@ -1,0 +1,110 @@
+"""Before and after a hardening, side by side: what was bought, what it cost, and where it did not help."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lsa_cli.report.schema import AuditReport, Curve, Rate
+from lsa_cli.report.tables import interval, number, percent
+
+
+def _rates(report: AuditReport) -> dict[str, Rate]:
+    found = {"clean": report.verdict.clean}
+    found |= {f"robust, {outcome.name}": outcome.robust for outcome in report.outcomes if outcome.kind != "noise"}
+    if report.verdict.robust is not None:
+        found["robust, worst case"] = report.verdict.robust
+    known = [row for row in report.verdict.classes if row.robust.value is not None]
+    if known:
+        worst = min(known, key=lambda row: row.robust.value or 0.0)
+        found["robust, worst class"] = worst.robust
+    return found
+
+
+def _scores(report: AuditReport) -> dict[str, Curve]:
+    return {curve.attack: curve for curve in report.curves}
+
+
+def print_hardening(before: AuditReport, after: AuditReport, held: tuple[str, ...], console: Console) -> None:
+    """Rates with their intervals, R&G scores, layers; then a plain sentence for everything that got worse."""
+    old, new = _rates(before), _rates(after)
+    table = Table(title="Before and after", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "before", "", "after", "", "change"):
+        table.add_column(title, justify="right" if title else "left")
+    for name in old:
+        if name in new:
+            a, b = old[name], new[name]
+            change = "" if a.value is None or b.value is None else f"{100 * (b.value - a.value):+.1f}"
+            table.add_row(name, percent(a.value), interval(a), percent(b.value), interval(b), change)
+    for attack, curve in _scores(before).items():
+        other = _scores(after).get(attack)
+        if other is not None:
+            radii = ", ".join(f"{point.eps:g}" for point in curve.points)
+            table.add_row(
+                f"R&G score, {attack}", f"{curve.score:.1f}", "", f"{other.score:.1f}", f"eps {radii}",
+                f"{other.score - curve.score:+.1f}",
+            )  # fmt: skip
+    console.print(table)
+    _print_layers(before, after, held, console)
+    for line in worse(before, after, held):
+        console.print(Text(line, style="yellow"))
+
+
+def _print_layers(before: AuditReport, after: AuditReport, held: tuple[str, ...], console: Console) -> None:
+    layers = Table(
+        title=f"Layers ({before.protocol.measure}, mean)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for title in ("attack", "layer", "before", "after", "change", "most vulnerable", "held"):
+        layers.add_column(title, overflow="fold")
+    for attack, layer, a, b, state in _layers(before, after):
+        layers.add_row(
+            attack, Text(layer), number(a), number(b), f"{b - a:+.3f}", state, "yes" if layer in held else ""
+        )
+    console.print(layers)
+
+
+def _layers(before: AuditReport, after: AuditReport) -> list[tuple[str, str, float, float, str]]:
+    rows = []
+    others = {outcome.name: outcome for outcome in after.outcomes}
+    for outcome in before.outcomes:
+        other = others.get(outcome.name)
+        if outcome.layers is None or other is None or other.layers is None:
+            continue
+        later = {row.name: row for row in other.layers.rows}
+        for row in outcome.layers.rows:
+            new = later.get(row.name)
+            if new is not None and row.mean is not None and new.mean is not None:
+                state = {(True, True): "before, after", (True, False): "before", (False, True): "after"}.get(
+                    (row.in_mvl, new.in_mvl), ""
+                )
+                rows.append((outcome.name, row.name, row.mean, new.mean, state))
+    return rows
+
+
+def worse(before: AuditReport, after: AuditReport, held: tuple[str, ...]) -> list[str]:
+    """Where it did not help, in sentences."""
+    lines = []
+    old, new = _rates(before), _rates(after)
+    for name in old:
+        a, b = old[name].value, new[name].value if name in new else None
+        if a is not None and b is not None and b < a:
+            lines.append(f"worse: {name} fell from {percent(a)} to {percent(b)}")
+        elif a is not None and b == a and name != "clean":
+            lines.append(f"no help: {name} stays at {percent(a)}")
+    for attack, layer, a, b, _ in _layers(before, after):
+        if layer in held and b >= a:
+            lines.append(
+                f"no help: {layer}, which was held, moves no less under {attack} ({a:.3f} before, {b:.3f} after)"
+            )
+    return lines
+
+
+def one_line(before: AuditReport, after: AuditReport) -> str:
+    """The result in one line, for --quiet and logs."""
+    old, new = _rates(before), _rates(after)
+    name = "robust, worst case" if "robust, worst case" in new else "clean"
+    return (
+        f"{after.subject.checkpoint}: {name} {percent(old[name].value)} -> {percent(new[name].value)} "
+        f"{interval(new[name])} (n={new[name].n}, upper bound), clean {percent(old['clean'].value)} -> "
+        f"{percent(new['clean'].value)}"
+    )
