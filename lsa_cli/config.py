@@ -288,7 +288,8 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
     for name, settings in layers:
         for field, value in settings.model_dump(exclude_none=True).items():
             if field == "harden":  # each part of it is a setting of its own
-                merged[field] = HardenSettings(**{**value, **dict(merged.get(field) or {})})
+                said = merged[field].model_dump(exclude_none=True) if field in merged else {}
+                merged[field] = HardenSettings(**{**value, **said})
                 origin[field] = f"{origin[field]}, {name}" if field in origin else name
             elif field not in merged:
                 merged[field], origin[field] = value, name

@@ -8,6 +8,7 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
+from lsa_cli.cli.harden import harden_flagged, refuse_outputs
 from lsa_cli.errors import EXIT_GATE, EXIT_USAGE, LsaError, UsageError
 
 if TYPE_CHECKING:
@@ -171,6 +172,14 @@ def audit(
     ] = None,
     config: o.Config = None,
     plugin: o.Plugin = None,
+    harden: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Then harden the layers just flagged against the attack just used, into this checkpoint; see lsa harden.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -238,6 +247,8 @@ def audit(
         raise UsageError("--dry-run makes no report that --json - could print; leave one of them out")
     if samples is not None:
         check_samples_file(samples)
+    if harden is not None:
+        refuse_outputs(Path(harden), checkpoint)
     files = _outputs(checkpoint, output, json, md, html)
     if resume and "json" not in files:
         raise UsageError("--resume needs the report file beside which the journal is; say --json FILE or --output DIR")
@@ -257,6 +268,8 @@ def audit(
         print_to_stdout(report, quiet)
     if not quiet and "json" in files:
         note(f"report saved: {', '.join([*files.values(), *([csv] if csv else [])])}")
+    if harden is not None:
+        harden_flagged(checkpoint, given, config, report, Path(harden), quiet)
     if any(not gate.passed for gate in report.gates):
         for gate in report.gates:
             if not gate.passed and (quiet or json == "-"):

@@ -11,8 +11,10 @@ from lsa_cli.cli.console import data_console, emit, foreign_code, note, progress
 from lsa_cli.errors import EXIT_BROKEN, UsageError
 
 if TYPE_CHECKING:
+    from lsa_cli.config import AuditSettings
     from lsa_cli.hardening.plan import HardenPlan
     from lsa_cli.hardening.run import Hardened
+    from lsa_cli.report.schema import AuditReport
 
 _METHOD, _ATTACK, _RECIPE = "Method", "Training attack", "Recipe"
 
@@ -196,14 +198,14 @@ def harden(
     run(checkpoint, given, config, target, resume, quiet)
 
 
-def run(checkpoint: str, given: Any, config: str | None, out: Path, resume: bool, quiet: bool) -> None:
+def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, resume: bool, quiet: bool) -> None:
     """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
     from lsa_cli.config import find_config, merge, read_config
     from lsa_cli.hardening.plan import make_harden_plan
     from lsa_cli.hardening.run import run_harden
 
     say = (lambda message: None) if quiet else note
-    _refuse_outputs(out, checkpoint)
+    refuse_outputs(out, checkpoint)
     parts = [("option", given)]
     path, chosen = find_config(config, checkpoint)
     if path is not None:
@@ -231,7 +233,34 @@ def run(checkpoint: str, given: Any, config: str | None, out: Path, resume: bool
         raise typer.Exit(EXIT_BROKEN)
 
 
-def _refuse_outputs(out: Path, checkpoint: str) -> None:
+def harden_flagged(
+    checkpoint: str, given: "AuditSettings", config: str | None, report: "AuditReport", out: Path, quiet: bool
+) -> None:
+    """`lsa audit --harden`: hold the layers that this audit flagged, against the attack that was strongest in it.
+
+    Raises UsageError where no layer was scanned under an attack.
+    """
+    from lsa_cli.config import HardenSettings
+
+    scanned = [o for o in report.outcomes if o.kind != "noise" and o.layers is not None and o.layers.mvl]
+    if not scanned:
+        raise UsageError("--harden holds the layers that an attack moved most, and none was scanned under an attack")
+    strongest = min(scanned, key=lambda o: 1.0 if o.robust.value is None else o.robust.value)
+    assert strongest.layers is not None
+    base = next((name for name in ("apgd", "fgsm") if strongest.spec.startswith(name)), "pgd")
+    said = given.harden or HardenSettings()
+    flagged = HardenSettings(
+        **{
+            **said.model_dump(exclude_none=True), "layers": strongest.layers.mvl, "base": base,
+            "steps": strongest.settings.get("steps") if base != "fgsm" else None,
+            "step_size": strongest.settings.get("step_size") if base == "pgd" else None,
+        }
+    )  # fmt: skip
+    note(f"hardening {', '.join(strongest.layers.mvl)}, flagged under {strongest.name}, with base {base}")
+    run(checkpoint, given.model_copy(update={"harden": flagged, "split": None}), config, out, False, quiet)
+
+
+def refuse_outputs(out: Path, checkpoint: str) -> None:
     """Every file that is going to be written can be, and none is the one that is read."""
     from lsa_cli.report.exporters import check_writable
 

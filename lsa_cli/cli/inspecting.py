@@ -11,7 +11,7 @@ from lsa_cli.cli.console import data_console, emit, foreign_code, note
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 
-_KINDS = ("attacks", "noises", "corruptions", "layers", "measures", "sources", "exporters")
+_KINDS = ("attacks", "noises", "corruptions", "layers", "measures", "sources", "exporters", "methods", "bases")
 
 
 def layers(
@@ -64,7 +64,7 @@ def list_names(
     kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
     plugin: o.Plugin = None,
 ) -> None:
-    """List attacks, noises, corruptions, layer selectors, measures, data sources or exporters, with parameters."""
+    """List attacks, noises, corruptions, layer selectors, measures, data sources, exporters, hardening methods or bases."""
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
     registry = _registry(kind)
@@ -90,6 +90,8 @@ def _registry(kind: str) -> Any:
         "corruptions": ("attacks", "CORRUPTIONS"),
         "layers": ("layers", "SELECTORS"),
         "measures": ("measures", "MEASURES"),
+        "methods": ("hardening.adversarial_training", "HARDENINGS"),
+        "bases": ("hardening.bases", "BASES"),
         "sources": ("data", "DATA_SOURCES"),
         "exporters": ("report.exporters", "EXPORTERS"),
     }[kind]
@@ -109,7 +111,7 @@ def _parameters(thing: Any) -> str:
     for field in dataclasses.fields(thing):
         if field.name == "threat":
             parts.append("norm, eps (default: the audit's)")
-        elif field.name != "bounds":
+        elif field.name not in ("bounds", "task") and field.init:
             default = "" if field.default is dataclasses.MISSING else f"={str(field.default).lower()}"
             parts.append(f"{field.name}{default}")
     return ", ".join(parts)

@@ -116,6 +116,8 @@ def make_harden_plan(
             f"{target} is a program ({network.arch}) and cannot be trained; give --arch to harden its weights"
         )
     audit = _audit_plan(target, settings, origin, network, notes, say)
+    if not float(audit.threat.eps) > 0:
+        raise UsageError("--eps 0 leaves nothing to train against; give a radius, for example 8/255")
     train, validation = split_validation(
         network.labels, 0.1 if own.val_fraction is None else own.val_fraction, _LARGEST_VALIDATION, audit.seed
     )

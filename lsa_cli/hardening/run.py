@@ -21,6 +21,7 @@ from lsa_cli.data import check_inputs, fingerprint, prefetch, runs_user_code
 from lsa_cli.errors import RunError
 from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan
+from lsa_cli.hardening.state import refuse_without_state
 from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, train
 from lsa_cli.hardening.watchdog import EpochResult
 from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
@@ -112,6 +113,8 @@ def run_harden(
     Raises RunError for what breaks on the way; the last good state is on disk then, and `resume` goes on from it.
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
+    if resume:
+        refuse_without_state(files.state)
     with numerics(plan.audit):
         before = _audited(plan.audit, files.before, resume, show, say, "before")
         layers = plan.layers

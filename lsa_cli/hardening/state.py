@@ -19,13 +19,18 @@ def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> 
         raise RunError(f"the training state {path} cannot be written: {error}") from error
 
 
+def refuse_without_state(path: Path) -> None:
+    """Raises UsageError where there is nothing to resume."""
+    if not path.is_file():
+        raise UsageError(f"--resume: there is no interrupted training at {path}; leave --resume out")
+
+
 def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Raises UsageError where there is none, or it belongs to another run; then it names what changed."""
+    refuse_without_state(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         before = json.loads(state["identity"])
-    except FileNotFoundError as error:
-        raise UsageError(f"--resume: there is no interrupted training at {path}; leave --resume out") from error
     except Exception as error:
         raise UsageError(f"--resume: {path} cannot be read ({type(error).__name__}); leave --resume out") from error
     refuse_changes(before, json.loads(json.dumps(identity)))

@@ -1,0 +1,204 @@
+"""`lsa harden` on shipped samples: what it writes, what the result says of itself, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.report.schema import read_report
+from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
+
+SAMPLES = ROOT / "sample_models"
+MOON = SAMPLES / "moon_mlp.pt"
+QUICK = ("--epochs", 3, "--threads", 1, "-n", 100)
+
+
+@pytest.fixture(scope="module")
+def hardened(tmp_path_factory):
+    """One hardening of the moons, for the tests that look at it."""
+    from typer.testing import CliRunner
+
+    from lsa_cli.__main__ import app
+
+    folder = tmp_path_factory.mktemp("hardened")
+    arguments = ["harden", MOON, "-o", folder / "hard.pt", *QUICK, "--gamma", "0.2"]
+    result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="lsa")
+    assert result.exit_code == 0, result.stderr
+    return folder, result
+
+
+def test_what_is_written(hardened):
+    folder, _ = hardened
+    names = {path.name for path in folder.iterdir()} - {"hard.tensorboard"}
+    assert names == {"hard.pt", "hard.last.pt", "hard.before.json", "hard.after.json", "hard.log.jsonl"}
+
+
+def test_the_log_has_a_line_an_epoch(hardened):
+    folder, _ = hardened
+    lines = [json.loads(line) for line in (folder / "hard.log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert set(lines[0]["parts"]) == {"J", "elu3"}
+    # loss = J + strength * gamma * CM; the last epoch is at full strength
+    last = lines[-1]
+    assert last["loss"] == pytest.approx(last["parts"]["J"] + 0.2 * last["parts"]["elu3"], rel=1e-4)
+
+
+def test_the_result_describes_itself(hardened, samples):
+    folder, _ = hardened
+    said = read_checkpoint(folder / "hard.pt").description
+    parent = read_checkpoint(MOON)
+    entry = said.history[-1]
+    assert said.architecture == "lsa:moon-mlp"
+    assert len(said.history) == len(parent.description.history) + 1
+    assert (entry["parent_sha256"], entry["method"], entry["layers"]) == (parent.sha256, "at-lr", ["elu3"])
+    assert entry["held_out"]["robust"] == max(
+        json.loads(line)["robust"] for line in (folder / "hard.log.jsonl").read_text().splitlines()
+        if json.loads(line)["strength"] == 1
+    )  # fmt: skip
+
+
+def test_the_audit_reads_it_like_any_other(hardened, lsa):  # noqa: F811
+    folder, _ = hardened
+    result = lsa("audit", folder / "hard.pt", "-n", 100, "--attack", "fgsm", "--attack", "pgd", "--noise", "none", "--threads", 1,
+                 "--json", "own.json")  # fmt: skip
+    assert result.code == 0, result.err
+    own, after = read_report("own.json"), read_report(str(folder / "hard.after.json"))
+    assert own.verdict.robust == after.verdict.robust
+    assert own.verdict.clean == after.verdict.clean
+    assert own.subject.sha256 == after.subject.sha256
+
+
+def test_the_table_says_what_was_bought_and_what_it_cost(hardened):
+    folder, result = hardened
+    before, after = read_report(str(folder / "hard.before.json")), read_report(str(folder / "hard.after.json"))
+    text = result.stdout
+    assert "Before and after" in text
+    assert f"{100 * before.verdict.clean.value:.1f}%" in text
+    assert f"{100 * after.verdict.robust.value:.1f}%" in text
+    assert "R&G score, fgsm" in text
+    assert after.verdict.robust.value > before.verdict.robust.value
+    if after.verdict.clean.value < before.verdict.clean.value:
+        assert "worse: clean fell" in text
+
+
+def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import trainer
+
+    folder, _ = hardened
+    save = trainer._Training.save
+    calls = []
+
+    def save_and_die(self):
+        save(self)
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._Training, "save", save_and_die)
+    command = ("harden", MOON, "-o", "again.pt", *QUICK, "--gamma", "0.2")
+    assert lsa(*command).code == 130
+    monkeypatch.setattr(trainer._Training, "save", save)
+    assert lsa(*command, "--resume").code == 0
+    one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (folder / "hard.pt", "again.pt"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    changed = lsa(*command, "--resume", "--lr", "0.1")
+    assert changed.code == 2
+
+
+def test_flagged_layers_of_a_saved_report_are_held(lsa):  # noqa: F811
+    assert (
+        lsa("audit", MOON, "-n", 100, "--attack", "fgsm", "--noise", "none", "--threads", 1, "--json", "a.json").code
+        == 0
+    )
+    flagged = read_report("a.json").outcomes[0].layers.mvl
+    result = lsa("harden", MOON, "--mvl", "a.json", "--epochs", 1, "--threads", 1, "-n", 50, "--train-only", "flagged")
+    assert result.code == 0, result.err
+    assert read_checkpoint("moon_mlp.hard.pt").description.history[-1]["layers"] == flagged
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (MOON, "moon_mlp.hard.last.pt"))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert len(moved) == len(flagged)
+
+
+def test_an_audit_can_go_on_to_harden(lsa):  # noqa: F811
+    result = lsa("audit", MOON, "-n", 60, "--attack", "pgd:steps=3", "--noise", "none", "--threads", 1, "--harden", "h.pt",
+                 "--config", write_recipe())  # fmt: skip
+    assert result.code == 0, result.err
+    entry = read_checkpoint("h.pt").description.history[-1]
+    assert (entry["base"], entry["steps"], entry["epochs"]) == ("pgd", 3, 1)
+    assert entry["layers"] == read_report("moon_mlp.audit.json").outcomes[0].layers.mvl
+
+
+def write_recipe():
+    with open("recipe.yaml", "w") as file:
+        file.write("harden:\n  epochs: 1\n  gamma: 0.1\n")
+    return "recipe.yaml"
+
+
+def test_a_network_of_the_users_own_code(lsa, tmp_path):  # noqa: F811
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))\n"
+    )
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    torch.save(torch.nn.Sequential(*layers).state_dict(), "own.pth")
+    with np.load(SAMPLES / "moons.npz") as moons:
+        np.savez(
+            tmp_path / "unit.npz",
+            **{name: (moons[name] + 2) / 5 if name.startswith("x") else moons[name] for name in moons.files},
+        )
+    options = (
+        "--arch",
+        "own.py:build",
+        "--data",
+        "npz:unit.npz",
+        "--eps",
+        "0.1",
+        "--normalize",
+        "none",
+        "--threads",
+        1,
+    )
+    result = lsa("harden", "own.pth", *options, "-o", "hard.pt", "--epochs", 2, "-n", 50)
+    assert result.code == 0, result.err
+    # The file names no Python code; with --arch it is audited on the data and with the radius it names.
+    assert read_checkpoint("hard.pt").description.architecture == ""
+    assert lsa("audit", "hard.pt", "--arch", "own.py:build", "-n", 50, "--attack", "fgsm", "--threads", 1).code == 0
+
+
+def test_without_a_test_split_the_held_out_samples_judge(lsa, tmp_path):  # noqa: F811
+    with np.load(SAMPLES / "moons.npz") as moons:
+        np.savez(tmp_path / "all.npz", x=moons["x_train"], y=moons["y_train"], class_names=moons["class_names"])
+    result = lsa("harden", MOON, "--data", "npz:all.npz", "--eps", "0.3", "--epochs", 1, "--threads", 1, "-o", "h.pt")
+    assert result.code == 0, result.err
+    assert "held-out training samples" in result.err
+    assert read_report("h.after.json").data.n == 160
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--method", "at-rl"), "did you mean 'at-lr'"),
+        (("--method", "at", "--gamma", "1"), "--gamma is for methods with the regularizer"),
+        (("--method", "at", "--layers", "elu1"), "--layers names layers to hold, and at holds none"),
+        (("--layers", "elu9"), "elu9"),
+        (("--gamma", "elu1=1"), "--gamma 'elu1=1' should give one weight"),
+        (("--gamma", "-1"), "negative"),
+        (("--mvl", "none.json"), "none.json"),
+        (("--freeze", "conv*"), "matches no parameter"),
+        (("--val-fraction", "0"), "both need some"),
+        (("--ema", "--swa"), "two averages"),
+        (("--lr", "0"), "--lr: should be above 0"),
+        (("--epochs", "0"), "--epochs: should be at least 1"),
+        (("--augment", "crop-flip"), "is for images"),
+        (("--split", "dev"), "dev"),
+        (("-o", "hard.txt"), "ends in .pt or .pth"),
+        (("-o", "no/such/folder/hard.pt"), "does not exist"),
+        (("-o", MOON), "is the checkpoint that is hardened"),
+        (("--resume",), "no interrupted training"),
+        (("--eps", "0"), "eps"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(refused, options, says):  # noqa: F811
+    refused("harden", MOON, "--threads", 1, "-n", 20, *options, says=says)

@@ -1,0 +1,210 @@
+"""The loop: resume to the bit, what is trained and what is not, averages, schedules, the choice of the best epoch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lsa_cli.errors import RunError, UsageError
+from lsa_cli.hardening import trainer as trainer_module
+from lsa_cli.hardening.augmentation import crop_flip
+from lsa_cli.hardening.bases import BASES
+from lsa_cli.hardening.schedules import learning_rate, warmed_up
+from lsa_cli.hardening.trainer import split_validation, trainable_names
+from lsa_cli.hardening.watchdog import EpochResult, trouble
+from lsa_cli.hardening.weights import Average, adversarial_weights
+from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network, stripes
+
+
+@pytest.mark.parametrize("base", BASES.names())
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
+    options = {"base": base}
+    whole = run(make_job(tmp_path, make_method("at-lr", options), recipe=recipe(average="ema")))
+    # In the middle of the second epoch: six updates an epoch, the state of the eighth is on disk.
+    with pytest.raises(KeyboardInterrupt):
+        run(make_job(tmp_path, make_method("at-lr", options), recipe=recipe(average="ema")), stop_after=9)
+    resumed = run(
+        make_job(
+            tmp_path, make_method("at-lr", options), small_network(seed=1), resume=True, recipe=recipe(average="ema")
+        )
+    )
+    assert same(whole.last, resumed.last)
+    assert same(whole.best, resumed.best)
+    for one, other in zip(whole.history, resumed.history, strict=True):
+        assert {**one.plain(), "seconds": 0} == {**other.plain(), "seconds": 0}
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    run(make_job(tmp_path))
+    with pytest.raises(UsageError, match="what was 'a test' and is 'another'"):
+        run(make_job(tmp_path, resume=True, identity={"what": "another"}))
+
+
+def test_a_damaged_state_is_told(tmp_path):
+    (tmp_path / "state.pt").write_bytes(b"no state")
+    with pytest.raises(UsageError, match="cannot be read"):
+        run(make_job(tmp_path, resume=True))
+
+
+def test_it_learns(tmp_path):
+    trained = run(make_job(tmp_path, recipe=recipe(epochs=6)))
+    assert trained.history[-1].robust > 0.9
+    assert trained.history[0].robust < trained.history[-1].robust or trained.history[0].robust > 0.9
+
+
+def test_two_runs_are_one(tmp_path):
+    assert same(run(make_job(tmp_path)).last, run(make_job(tmp_path)).last)
+
+
+def test_only_what_may_move_moves(tmp_path):
+    model = small_network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = run(make_job(tmp_path, model=model, trainable=trainable_names(model, ["0", "1"], None)))
+    moved = {name for name in before if not torch.equal(before[name], trained.last[name])}
+    # A frozen BatchNorm keeps its statistics, too.
+    assert moved == {"body.5.weight", "body.5.bias", "body.7.weight", "body.7.bias"}
+
+
+def test_names_of_what_is_trained():
+    model = small_network()
+    assert trainable_names(model, [], ["5"]) == {"body.5.weight", "body.5.bias"}
+    assert "body.0.weight" not in trainable_names(model, ["*.weight"], None)
+    with pytest.raises(UsageError, match="'head' matches no parameter"):
+        trainable_names(model, ["head"], None)
+    with pytest.raises(UsageError, match="no parameter is left"):
+        trainable_names(model, ["*"], None)
+
+
+def test_nothing_of_training_stays_behind(tmp_path):
+    model = small_network()
+    run(make_job(tmp_path, model=model))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_rate_follows_its_schedule(optimizer, tmp_path):
+    trained = run(make_job(tmp_path, recipe=recipe(optimizer=optimizer, schedule="cosine", epochs=3)))
+    rates = [result.learning_rate for result in trained.history]
+    # 6 updates an epoch; the last of each epoch is at (6k - 0.5) / 18
+    expected = [0.01 * 0.5 * (1 + math.cos(math.pi * (6 * k - 0.5) / 18)) for k in (1, 2, 3)]
+    assert rates == pytest.approx(expected)
+
+
+def test_schedules():
+    assert learning_rate("cosine", 0.0) == 1
+    assert learning_rate("cosine", 1.0) == pytest.approx(0)
+    assert learning_rate("one-cycle", 0.3) == pytest.approx(1)
+    assert learning_rate("one-cycle", 0.0) == pytest.approx(0.04)
+    assert learning_rate("one-cycle", 1.0) == pytest.approx(0)
+    assert learning_rate("constant", 0.7) == 1
+    assert [warmed_up(p, 0.5) for p in (0.0, 0.25, 0.5, 1.0)] == [0, 0.5, 1, 1]
+    assert warmed_up(0.0, 0.0) == 1
+    with pytest.raises(UsageError, match="did you mean 'cosine'"):
+        learning_rate("cosin", 0.0)
+
+
+def test_swa_is_the_mean_of_the_second_half():
+    model = torch.nn.Linear(1, 1, bias=False)
+    average = Average("swa", model)
+    for value, progress in ((9.0, 0.1), (1.0, 0.5), (2.0, 0.7), (6.0, 0.9)):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update(model, progress)
+    assert average.values["weight"].item() == pytest.approx(3.0)
+
+
+def test_ema_starts_short_and_becomes_long():
+    model = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+    average = Average("ema", model, decay=0.5)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    average.update(model, 0.0)
+    assert average.values["weight"].item() == pytest.approx(1 - 2 / 11)
+    for _ in range(20):
+        average.update(model, 0.0)
+    assert average.values["weight"].item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_adversarial_weights_rise_by_their_share_and_come_back():
+    model, x = torch.nn.Linear(3, 2), torch.rand(4, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    loss = model(x).square().mean()
+    with adversarial_weights(model, loss, 0.1):
+        moved = (model.weight - before["weight"]).norm().item()
+        assert moved == pytest.approx(0.1 * before["weight"].norm().item(), rel=1e-4)
+        assert torch.equal(model.bias, before["bias"])
+        assert model(x).square().mean() > loss
+    assert torch.allclose(model.weight, before["weight"], atol=1e-6)
+
+
+def test_awp_trains_another_network(tmp_path):
+    plain = run(make_job(tmp_path, make_method(awp=0.0)))
+    perturbed = run(make_job(tmp_path, make_method(awp=0.05)))
+    assert not same(plain.last, perturbed.last)
+    assert all(tensor.isfinite().all() for tensor in perturbed.last.values())
+
+
+def test_the_best_epoch_is_the_most_robust_one_at_full_strength(tmp_path):
+    trained = run(make_job(tmp_path, recipe=recipe(epochs=4, warmup=0.5)))
+    eligible = [result for result in trained.history if result.strength == 1]
+    assert [result.epoch for result in eligible] == [2, 3, 4]
+    assert trained.best_epoch == max(eligible, key=lambda result: result.robust).epoch
+
+
+def result(epoch, clean=0.9, fgsm=0.6, robust=0.5, loss=1.0):
+    return EpochResult(epoch, loss, {}, clean, fgsm, robust, 1.0, 0.1, 1.0)
+
+
+def test_the_watchdog_knows_catastrophic_overfitting_from_a_bad_epoch():
+    assert trouble([result(1), result(2, fgsm=0.8, robust=0.1)], 0.1).startswith("catastrophic overfitting")
+    assert trouble([result(1), result(2, fgsm=0.3, robust=0.2)], 0.1) is None
+    assert trouble([result(1), result(2, fgsm=0.8, robust=0.4)], 0.1) is None
+
+
+def test_the_watchdog_knows_a_network_that_does_not_learn():
+    stuck = [result(epoch, clean=0.11, fgsm=0.1, robust=0.1) for epoch in (1, 2, 3)]
+    assert "not learning" in trouble(stuck, 0.1)
+    assert trouble(stuck[:2], 0.1) is None
+
+
+def test_the_watchdog_knows_a_loss_that_is_not_finite():
+    assert "not finite" in trouble([result(1), result(2, loss=math.nan)], 0.1)
+
+
+def test_a_first_epoch_without_a_finite_loss_is_an_error_with_the_mend(tmp_path):
+    model = small_network()
+    with torch.no_grad():
+        model.body[7].bias.fill_(math.nan)
+    with pytest.raises(RunError, match=r"not finite at step 1.*smaller --lr"):
+        run(make_job(tmp_path, model=model))
+
+
+def test_the_held_out_part_is_stratified_and_held_out():
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    train, validation = split_validation(labels, 0.2, 1000, 0)
+    assert np.bincount(labels[validation]).tolist() == [10, 6, 4]
+    assert sorted([*train, *validation]) == list(range(100))
+    assert len(split_validation(labels, 0.5, 10, 0)[1]) == 10
+    with pytest.raises(UsageError, match="both need some"):
+        split_validation(labels, 0.0, 1000, 0)
+
+
+def test_augmentation_belongs_to_the_sample():
+    x, index = stripes(20).read(np.arange(20)), torch.arange(20)
+    whole = crop_flip(x, index, 7)
+    assert torch.equal(whole[5:9], crop_flip(x[5:9], index[5:9], 7))
+    assert not torch.equal(whole, crop_flip(x, index, 8))
+    assert whole.shape == x.shape
+
+
+def test_augmentation_moves_and_mirrors_and_nothing_else():
+    marked = torch.zeros(400, 1, 9, 9)
+    marked[:, :, 4, 4] = 1.0
+    moved = crop_flip(marked, torch.arange(400), 0)
+    assert (moved.flatten(1).sum(1) == 1).all()
+    places = moved.flatten(2).argmax(2).flatten()
+    assert len(places.unique()) == 81
