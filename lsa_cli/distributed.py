@@ -29,6 +29,12 @@ def share(items: T) -> T:
     return items[rank() :: world()]  # type: ignore[index]
 
 
+def barrier() -> None:
+    """Until every rank is here: what one has written, all can read."""
+    if world() > 1:
+        distributed.barrier()
+
+
 def gather_objects(item: Any) -> list[Any]:
     """What every rank holds, in the order of ranks, on every rank."""
     if world() == 1:

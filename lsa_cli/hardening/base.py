@@ -1,6 +1,6 @@
 """Hardening: what a method is given, and what it yields to the one training loop."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,11 @@ class Hardening:
 
     task: Task
     parts: dict[str, torch.Tensor]
+    surgeries: list[dict[str, Any]] = []
 
-    def prepare(self, model: Classifier) -> Classifier:
-        """Surgery, once, before there are optimizers."""
-        return model
+    def prepare(self, model: Classifier) -> None:
+        """Surgery on model.body, once, before there are optimizers; `surgeries` then says what was done to it, for
+        `lsa_cli.models.surgery` to do it again in use."""
 
     def groups(self, model: Classifier) -> dict[str, list[nn.Parameter]]:
         return {"weights": list(model.parameters())}
@@ -78,6 +79,9 @@ class Hardening:
 
     def end_epoch(self, diagnosis: ClassDiagnosis) -> None:
         """diagnosis: of the held-out training samples, under PGD at full eps."""
+
+    def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
+        """After training, on the best weights: what is fitted on held-out samples, once."""
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -14,6 +14,7 @@ from lsa_cli.errors import CheckpointError, DataError, UsageError
 from lsa_cli.hardening.base import HARDENINGS, Hardening, Task
 from lsa_cli.hardening.trainer import Recipe, split_validation, trainable_names
 from lsa_cli.layers import Layer, select_layers
+from lsa_cli.models.architectures import runs_user_code
 from lsa_cli.registry import build, parse_number, parse_spec
 
 DEFAULT_METHOD, DEFAULT_GAMMA = "at-lr", 0.5
@@ -48,7 +49,8 @@ class HardenPlan:
     step_size: float | None
     freeze: tuple[str, ...]
     train_only_flagged: bool
-    settings: dict[str, Any]
+    given: AuditSettings
+    origin: dict[str, str]
     notes: tuple[str, ...]
 
     @property
@@ -115,7 +117,7 @@ def make_harden_plan(
         raise CheckpointError(
             f"{target} is a program ({network.arch}) and cannot be trained; give --arch to harden its weights"
         )
-    audit = _audit_plan(target, settings, origin, network, notes, say)
+    audit = _audit_plan(target, settings, origin, network, say)
     if not float(audit.threat.eps) > 0:
         raise UsageError("--eps 0 leaves nothing to train against; give a radius, for example 8/255")
     train, validation = split_validation(
@@ -135,7 +137,7 @@ def make_harden_plan(
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
         freeze=tuple(own.freeze or ()), train_only_flagged=own.train_only == "flagged",
-        settings={**own.model_dump(exclude_none=True), "method": method, **{f"method {k}": v for k, v in options.items()}},
+        given=settings, origin=origin,
         notes=tuple(notes),
     )  # fmt: skip
     _refuse_unused(own, plan)
@@ -179,7 +181,11 @@ def _training_network(
 
 
 def _audit_plan(
-    target: str | Path, settings: AuditSettings, origin: dict[str, str], network: Network, notes: list[str], say: Say
+    target: str | Path,
+    settings: AuditSettings,
+    origin: dict[str, str],
+    network: Network,
+    say: Say = lambda message: None,
 ) -> AuditPlan:
     """How the network is judged before and after: on test data, by the attacks asked for or FGSM and PGD."""
     changes: dict[str, Any] = {"harden": None, "split": None, "attack": settings.attack or list(JUDGED_BY)}
@@ -198,6 +204,20 @@ def _audit_plan(
     room = plan.bounds[1] - plan.bounds[0] if plan.bounds is not None else np.inf
     grid = tuple(round(eps * third / 3, 10) for third in range(_GRID + 1))
     return replace(plan, eps_grid=tuple(radius for radius in grid if radius <= room))
+
+
+def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
+    """The same audit, of the file that was written: read back and built as any other is."""
+    given = plan.given.model_copy(update={"weights": None, "trust_code": None, "normalize": None, "returns": None})
+    if not runs_user_code(plan.network.arch):
+        given = given.model_copy(update={"arch": None, "arch_args": None})
+    origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
+    after = _audit_plan(out, given, origin, plan.network)
+    before = plan.audit
+    return replace(
+        after, data=before.data, labels=before.labels, index=before.index, threat=before.threat,
+        eps_text=before.eps_text, attacks=before.attacks, eps_grid=before.eps_grid, batch_size=before.batch_size,
+    )  # fmt: skip
 
 
 def _recipe(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:

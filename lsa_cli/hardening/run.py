@@ -20,12 +20,13 @@ from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import check_inputs, fingerprint, prefetch, runs_user_code
 from lsa_cli.errors import RunError
 from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
-from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan
+from lsa_cli.hardening.base import Hardening
+from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state
-from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, train
+from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, train, validation_of, weights_of
 from lsa_cli.hardening.watchdog import EpochResult
 from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
-from lsa_cli.models.checkpoint import Description, read_checkpoint, write_checkpoint
+from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import Normalize
 from lsa_cli.report.schema import AuditReport, write_text
 
@@ -121,16 +122,19 @@ def run_harden(
         if plan.needs_layers and not layers:
             layers = flagged_layers(plan)
             say(f"flagged by the scan of held-out training samples: {', '.join(layers)}")
-        trained = _trained(plan, layers, files, resume, show, say)
+        method = plan.make_method(layers)
+        trained = _trained(plan, method, layers, files, resume, show, say)
         try:
-            _write(plan, layers, trained, files)
+            _write(plan, method, layers, trained, files)
         except OSError as error:
             raise RunError(
                 f"{out} cannot be written: {error.strerror or error}; the state is in {files.state}"
             ) from error
         if trained.stopped is not None:
             say(f"stopped: {trained.stopped}; {out} holds epoch {trained.best_epoch}")
-        after = run_audit(_plan_after(plan.audit, trained, files.out), progress=show)
+        distributed.barrier()
+        say(f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {len(plan.audit.index)} samples")
+        after = run_audit(plan_after(plan, out), progress=show)
         if distributed.rank() == 0:
             write_text(str(files.after), after.to_json())
             files.state.unlink(missing_ok=True)
@@ -198,14 +202,19 @@ def _identity(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _trained(
-    plan: HardenPlan, layers: tuple[str, ...], files: Files, resume: bool, progress: Progress, say: Say
+    plan: HardenPlan,
+    method: Hardening,
+    layers: tuple[str, ...],
+    files: Files,
+    resume: bool,
+    progress: Progress,
+    say: Say,
 ) -> Trained:
     network = plan.network
-    method = plan.make_method(layers)
     torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
-    model = method.prepare(network.classifier)
+    method.prepare(network.classifier)
     job = Job(
-        model, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
+        network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
         plan.trainable(layers), network.device, plan.audit.seed, files.state, _identity(plan, layers), resume,
     )  # fmt: skip
     say(
@@ -230,7 +239,10 @@ def _trained(
             f"about {left:.0f} s left"
         )
 
-    return train(job, progress, on_epoch)
+    trained = train(job, progress, on_epoch)
+    network.classifier.load_state_dict(trained.best)
+    method.finish(network.classifier.eval(), validation_of(job))
+    return replace(trained, best=weights_of(network.classifier))
 
 
 def _log(path: Path, result: EpochResult, fresh: bool) -> None:
@@ -259,7 +271,7 @@ def _tensorboard(files: Files) -> Callable[[str, float, int], None]:
 # ---- the checkpoint ------------------------------------------------------------------------------------
 
 
-def _write(plan: HardenPlan, layers: tuple[str, ...], trained: Trained, files: Files) -> None:
+def _write(plan: HardenPlan, method: Hardening, layers: tuple[str, ...], trained: Trained, files: Files) -> None:
     """The best epoch by robust accuracy on held-out samples under the name asked for, and the last one beside it."""
     if distributed.rank() != 0:
         return
@@ -269,10 +281,12 @@ def _write(plan: HardenPlan, layers: tuple[str, ...], trained: Trained, files: F
         (files.out, trained.best, trained.best_epoch),
     ):
         plan.network.classifier.load_state_dict(weights)
-        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out))
+        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out, method.surgeries))
 
 
-def _description(plan: HardenPlan, layers: tuple[str, ...], trained: Trained, epoch: int, out: Path) -> Description:
+def _description(
+    plan: HardenPlan, layers: tuple[str, ...], trained: Trained, epoch: int, out: Path, surgeries: list[dict[str, Any]]
+) -> Description:
     network, normalize = plan.network, plan.network.classifier.normalize
     known = network.description
     parent = network.checkpoint
@@ -297,6 +311,7 @@ def _description(plan: HardenPlan, layers: tuple[str, ...], trained: Trained, ep
         data_name=(known.data_name if known else None) or network.data.name or None,
         norm=plan.threat.norm,
         eps=float(plan.threat.eps),
+        surgery=[*(known.surgery if known else []), *surgeries],
         history=[*(known.history if known else []), entry],
     )
 
@@ -321,15 +336,3 @@ def _data_beside(plan: HardenPlan, out: Path) -> str | None:
     if source != "torchvision":
         location = moved(location)
     return f"{source}:{location}{mark}{'&'.join(options)}"
-
-
-def _plan_after(before: AuditPlan, trained: Trained, out: Path) -> AuditPlan:
-    """The same audit of the new file's weights, read back from disk."""
-    checkpoint = read_checkpoint(out)
-    classifier = before.classifier
-    own = {name.removeprefix("body."): tensor for name, tensor in trained.best.items()}
-    stored = {name: checkpoint.load(spec) for name, spec in checkpoint.weights.tensors.items()}
-    if any(not torch.equal(stored[name], own[name].cpu()) for name in stored):
-        raise RunError(f"{out} does not hold the weights that were trained; is the disk full?")
-    classifier.body.load_state_dict({name: tensor.to(before.device) for name, tensor in stored.items()})
-    return replace(before, checkpoint=checkpoint)

@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,22 +278,18 @@ class _Training:
         return judged
 
     def weights(self) -> dict[str, torch.Tensor]:
-        source = self.model.state_dict() if self.average is None else self.average.values
-        return {name: tensor.detach().clone() for name, tensor in source.items()}
+        return weights_of(self.judged_model())
 
     def diagnose(self, model: Classifier, attack: Attack) -> tuple[float, ClassDiagnosis]:
         """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
         job = self.job
         found: list[dict[str, np.ndarray]] = []
-        mine = distributed.share(job.validation)
-        for rows, read in prefetch(job.data, mine, 250):
-            x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
-            y = torch.from_numpy(job.labels[rows]).to(job.device)
-            index = torch.from_numpy(rows).to(job.device)
-            x_adv = attack(model, x, y, index=index, seed=job.seed, goal="break")
+        for batch in validation_of(replace(job, validation=distributed.share(job.validation))):
+            x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=job.seed, goal="break")
             with torch.no_grad(), undisturbed(model):
-                clean, adversarial = predicted_class(model(x)), predicted_class(model(x_adv))
-            found.append({"row": rows, "clean": clean.cpu().numpy(), "adversarial": adversarial.cpu().numpy()})
+                clean, adversarial = predicted_class(model(batch.x)), predicted_class(model(x_adv))
+            columns = {"row": batch.index, "clean": clean, "adversarial": adversarial}
+            found.append({name: column.cpu().numpy() for name, column in columns.items()})
         gathered = [part for parts in distributed.gather_objects(found) for part in parts]
         joined = {name: np.concatenate([part[name] for part in gathered]) for name in ("row", "clean", "adversarial")}
         order = np.argsort(joined["row"])
@@ -334,6 +330,19 @@ class _Training:
             self.average.restore(state["average"])
         self.best, self.best_epoch, self.best_robust = state["best"], state["best_epoch"], state["best_robust"]
         self.method.restore(state["method"])
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of its parameters and buffers."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
+    """The held-out samples, all on every rank."""
+    for rows, read in prefetch(job.data, job.validation, size):
+        x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
+        y, index = torch.from_numpy(job.labels[rows]).to(job.device), torch.from_numpy(rows).to(job.device)
+        yield Batch(x, y, index, job.seed, 1.0, 1.0)
 
 
 def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

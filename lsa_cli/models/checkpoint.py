@@ -57,6 +57,7 @@ class Description(pydantic.BaseModel):
     norm: str | None = None
     eps: float | None = None
     clean_accuracy: float | None = None
+    surgery: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
 
     @pydantic.model_validator(mode="after")
@@ -69,8 +70,8 @@ class Description(pydantic.BaseModel):
             raise ValueError("has a mean without a std, or the reverse")
         if self.input_range is not None and self.input_range[0] >= self.input_range[1]:
             raise ValueError(f"has an input range from {self.input_range[0]:g} to {self.input_range[1]:g}")
-        if not is_plain([self.arch_args, self.history]):
-            raise ValueError("holds values in arch_args or history that are not plain finite numbers and text")
+        if not is_plain([self.arch_args, self.surgery, self.history]):
+            raise ValueError("holds values in arch_args, surgery or history that are not plain finite numbers and text")
         return self
 
 

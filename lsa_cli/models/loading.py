@@ -14,6 +14,7 @@ from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.pickles import Call, TensorSpec, is_module
 from lsa_cli.models.recognition import View, is_step_counter, views
+from lsa_cli.models.surgery import operate
 
 _SAFEST_TORCH = (2, 10)
 _MOST_CLASSES, _LARGEST_ARGUMENT = 10**7, 10**4  # whole numbers in a network's arguments
@@ -145,11 +146,14 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
     if checkpoint.weights.module is not None or checkpoint.format in _PROGRAMS:
         notes.append(f"weights taken out of a {_what(checkpoint)}, of which nothing was run")
     where = f"{checkpoint.path} and {arch}"
+    surgeries = checkpoint.description.surgery if checkpoint.description is not None else []
     if not runs_user_code(arch):
         # Without memory first: a file may claim any size for a network, and any arguments.
         empty = recognition.build_empty(arch, arguments, recognition.most_parameters(checkpoint.weights.shapes()))
+        with torch.device("meta"):
+            empty = operate(empty, surgeries)
         _best_fit(_tensors_of(empty), checkpoint, where)
-    body = build_architecture(arch, arguments)
+    body = operate(build_architecture(arch, arguments), surgeries)
     load_strictly(body, checkpoint, where, notes)
     return Loaded(body.float(), arch, arguments, notes)
 
