@@ -44,8 +44,6 @@ _USUAL = {
     "torch.bfloat16", "torch.float32", "torch.float64", "torch.jit._pickle.build_intlist",
     "torch._tensor._rebuild_from_type_v2", "__builtin__.set", "builtins.set",
 }  # fmt: skip
-# As rehydration has it: networks made of these are rebuilt without their pickle. That module imports torch.
-_INSTALLED = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 
 
 def inspect(
@@ -325,7 +323,9 @@ def _is_usual(name: str) -> bool:
 
 
 def _is_installed(name: str) -> bool:
-    return _is_usual(name) or name.startswith(_INSTALLED)
+    from lsa_cli.models.pickles import INSTALLED
+
+    return _is_usual(name) or name.startswith(INSTALLED)
 
 
 def _arch(match: dict[str, Any]) -> str:

@@ -19,11 +19,15 @@ from torchvision.models import resnet18
 
 from lsa_cli.cli import inspect as inspecting
 from lsa_cli.models.architectures import runs_user_code
-from lsa_cli.models.checkpoint import _SHIPPED
+from lsa_cli.models.pickles import Call, Global
+from lsa_cli.models.rehydration import rebuild
+from lsa_cli.registry import SHIPPED
 from tests.cli.conftest import ROOT
 
 LARGE = 10 * 10**9
 USUAL = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch.FloatStorage", "torch.LongStorage"}
+
+NO_PARTS = {"_parameters": {}, "_buffers": {}, "_modules": {}}
 
 
 class Hostile:
@@ -299,10 +303,16 @@ def test_neither_torch_nor_pandas_is_imported(process, samples, tmp_path, networ
 
 
 def test_what_is_known_without_torch_is_what_torch_knows():
-    from lsa_cli.models.rehydration import _KNOWN_PACKAGES
-
-    assert set(inspecting._INSTALLED) == set(_KNOWN_PACKAGES)
-    assert not any(runs_user_code(f"{source}:name") for source in _SHIPPED)
+    names = (
+        "torch.nn.modules.linear.Linear", "torchvision.models.resnet.ResNet", "torchvision.ops.misc.SqueezeExcitation",
+        "torch.optim.sgd.SGD", "torchvision.datasets.mnist.MNIST", "torch.nnx.Linear", "tests.OwnNetwork",
+    )  # fmt: skip
+    is_rebuilt = {
+        name: rebuild(Call(Global(*name.rsplit(".", 1)), (), NO_PARTS), load=None)[0] is not None for name in names
+    }
+    assert list(is_rebuilt.values()) == [True] * 3 + [False] * 4
+    assert is_rebuilt == {name: inspecting._is_installed(name) for name in names}
+    assert not any(runs_user_code(f"{source}:name") for source in SHIPPED)
 
 
 def large_safetensors(path):
