@@ -36,8 +36,6 @@ _ROWS, _SETS, _NAMES = 20, 20, 12
 _WIDEST, _LONGEST_ADVICE = 200, 1000
 _DEEPEST = 12
 
-# What AveragedModel leaves beside the weights, outside of the prefix that they share.
-_COUNTER = "n_averaged"
 # What an ordinary state_dict names: containers and the parts of a tensor.
 _USUAL = {
     "collections.OrderedDict", "collections.defaultdict", "torch.Size", "torch.device", "torch.float16",
@@ -203,7 +201,7 @@ def _holds(kind: str, weights: "Weights | None") -> str:
 
 
 def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
-    from lsa_cli.models.recognition import recognise
+    from lsa_cli.models.recognition import recognise, shared_prefixes
 
     tensors = [Tensor(name, spec.shape, spec.dtype) for name, spec in weights.tensors.items()]
     return WeightSet(
@@ -211,7 +209,7 @@ def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
         chosen=chosen,
         averaged=weights.is_averaged,
         class_name=None if weights.module is None else weights.module.class_name,
-        prefixes=shared_prefixes([tensor.name for tensor in tensors]),
+        prefixes=shared_prefixes(weights.tensors),
         parameters=weights.parameters,
         dtypes=dict(Counter(tensor.dtype for tensor in tensors).most_common()),
         architectures=[
@@ -220,17 +218,6 @@ def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
         ],
         tensors=tensors,
     )
-
-
-def shared_prefixes(names: list[str], at_most: int = 4) -> list[str]:
-    """Leading parts that all names share, the outermost first: ["module.", "_orig_mod."]."""
-    paths = [name.split(".", at_most)[:-1] for name in names if name.rpartition(".")[2] != _COUNTER]
-    prefixes: list[str] = []
-    for parts in zip(*paths, strict=False):  # ends where the shortest name does
-        if len(set(parts)) != 1:
-            break
-        prefixes.append(f"{parts[0]}.")
-    return prefixes
 
 
 def _entries(root: Any, found: list["Weights"], description: "Description | None") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torchvision.models import resnet18
 from lsa_cli.cli import inspect as inspecting
 from lsa_cli.models.architectures import runs_user_code
 from lsa_cli.models.pickles import Call, Global
+from lsa_cli.models.recognition import shared_prefixes
 from lsa_cli.models.rehydration import rebuild
 from lsa_cli.registry import SHIPPED
 from tests.cli.conftest import ROOT
@@ -147,8 +148,8 @@ def test_prefixes_that_names_share(facts, tmp_path):
     assert facts(save(tmp_path / "b.pt", wrapped))["weights"][0]["prefixes"] == ["module.", "_orig_mod."]
     averaged = {**wrapped, "n_averaged": torch.tensor(3)}
     assert facts(save(tmp_path / "c.pt", averaged))["weights"][0]["prefixes"] == ["module.", "_orig_mod."]
-    assert inspecting.shared_prefixes(["a.b.c.d.e.f.weight"]) == ["a.", "b.", "c.", "d."]
-    assert inspecting.shared_prefixes([]) == []
+    assert shared_prefixes(["a.b.c.d.e.f.weight"]) == ["a.", "b.", "c.", "d."]
+    assert shared_prefixes([]) == []
 
 
 def test_sets_of_weights_and_which_one_is_taken(lsa, facts, tmp_path):
