@@ -158,6 +158,7 @@ class _Run:
         self.nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.estimate: Estimate | None = None
         self.record = Record.of(len(self.y))
+        self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
         self.names = [layer.name for layer in plan.layers]
         self.largest = plan.batch_size  # samples that the device takes at once; halved when it runs out of memory
 
@@ -168,6 +169,8 @@ class _Run:
         self.update("running")
         for named in plan.attacks:
             self.within_budget(named.label, partial(self.one_attack, named))
+        self.whole = self.survivors()
+        self.drawn = self.draw()
         for position, named in enumerate(plan.cascade):
             self.within_budget(named.label, partial(self.one_stage, named, position))
         for named in plan.noises:
@@ -276,8 +279,7 @@ class _Run:
         found = self.gather("clean", "clean accuracy", plan.index, _FORWARD + attacked, measure)
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
-        evidence.refuse_useless_logits(logits, raw, source)
-        self.logits_check = [evidence.useless_logits(logits, raw)]
+        self.logits_check = [evidence.refuse_useless_logits(logits, raw, source)]
         self.gradient_warnings = evidence.zero_gradients(int(found["blind"].sum()) if attacked else 0, len(logits))
         return logits.argmax(1)
 
@@ -334,7 +336,7 @@ class _Run:
         assert self.clean is not None
         started = time.monotonic()
         threat: Threat = getattr(named.attack, "threat", plan.threat)
-        rows = np.flatnonzero(self.survivors() & self.chosen())
+        rows = np.flatnonzero(self.survivors() & self.drawn)
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
             x_adv, look, _ = self.perturb(named, x, y, index, "break")
@@ -368,25 +370,22 @@ class _Run:
         assert self.clean is not None
         return (self.clean == self.y) & (self.record.broken_by < 0)
 
-    def chosen(self) -> np.ndarray:  # (N,) bool
-        """The samples that the cascade is run on: all, or of the survivors of the scan a random part of the size asked."""
-        scan = [diagnosis.robust for _, diagnosis in self.scanned]
-        whole = np.logical_and.reduce([self.clean == self.y, *scan])
+    def draw(self) -> np.ndarray:  # (N,) bool
+        """Of the samples that the scan left whole those that meet the cascade: all, or a random part of the size asked."""
+        whole = self.whole
         if self.plan.full_on is None or self.plan.full_on >= whole.sum():
             return whole
         generator = np.random.default_rng([self.plan.seed, 11])
-        chosen = np.zeros(len(whole), dtype=bool)
-        chosen[generator.choice(np.flatnonzero(whole), self.plan.full_on, replace=False)] = True
-        return chosen
+        drawn = np.zeros(len(whole), dtype=bool)
+        drawn[generator.choice(np.flatnonzero(whole), self.plan.full_on, replace=False)] = True
+        return drawn
 
     def two_phase(self) -> Estimate | None:
-        if self.plan.full_on is None:
+        """What the whole cascade would leave of all survivors of the scan, from the part that it met."""
+        checked, broken = int(self.drawn.sum()), int((self.drawn & ~self.survivors()).sum())
+        if self.plan.full_on is None or checked == 0:
             return None
-        chosen, scan = self.chosen(), [diagnosis.robust for _, diagnosis in self.scanned]
-        whole = int(np.logical_and.reduce([self.clean == self.y, *scan]).sum())
-        checked, broken = int(chosen.sum()), int((chosen & ~self.survivors()).sum())
-        if checked == 0:
-            return None
+        whole = int(self.whole.sum())
         value, low, high = two_phase(len(self.y), whole, checked, broken)
         return Estimate(value=value, low=low, high=high, survivors=whole, checked=checked, broken=broken)
 
