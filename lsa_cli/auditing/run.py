@@ -33,7 +33,7 @@ from lsa_cli.errors import RunError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
+from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
@@ -318,16 +318,9 @@ class _Run:
             self.nearest[named.label] = (verified != self.y, seen.distance)
         outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
         report.outcomes.append(outcome)
-        report.warnings += _attack_warnings(outcome.name, mismatches, outcome.discarded, broken_numbers, outcome)
+        report.warnings += _attack_warnings(named, mismatches, counted, found["finite"], verified)
+        report.warnings += _layer_warnings(outcome)
         outcome.discarded += broken_numbers
-        if unanswered := int((verified < 0).sum()):
-            report.warnings.append(
-                Warning(
-                    code="output-not-finite",
-                    message=f"{named.label}: the network answered NaN to {unanswered} perturbed inputs, which is no "
-                    "class and so counts as wrong",
-                )
-            )
 
     def one_stage(self, named: Named, position: int) -> None:
         """An attack of the cascade, on what all before it left whole, re-packed into full batches; no layers."""
@@ -339,12 +332,12 @@ class _Run:
         rows = np.flatnonzero(self.survivors() & self.drawn)
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
-            x_adv, look, _ = self.perturb(named, x, y, index, "break")
+            x_adv, look, finite = self.perturb(named, x, y, index, "break")
             verified, margins = self.verify(x_adv, y)
             within, distance = threat.contains(x_adv, x), threat.distance(x_adv, x)
             return {
                 "verified": verified, "margin": margins, "look": look, "within": within.cpu().numpy(),
-                "distance": distance.double().cpu().numpy(),
+                "distance": distance.double().cpu().numpy(), "finite": finite,
             }  # fmt: skip
 
         adversarial, counted = self.clean.copy(), np.zeros(len(self.y), dtype=bool)
@@ -356,6 +349,7 @@ class _Run:
         self.cascaded.append((named, diagnosis))
         if len(rows):
             self.keep(named, diagnosis, rows, found["look"], found["margin"], found["distance"])
+            report.warnings += _attack_warnings(named, 0, found["within"], found["finite"], found["verified"])
         broke = int(diagnosis.broken.sum())
         report.cascade.append(
             Stage(
@@ -511,8 +505,12 @@ class _Run:
         )
 
 
-def _attack_warnings(name: str, mismatches: int, discarded: int, not_finite: int, outcome: Any) -> list[Warning]:
-    warnings = []
+def _attack_warnings(
+    named: Named, mismatches: int, within: np.ndarray, finite: np.ndarray, verified: np.ndarray
+) -> list[Warning]:
+    """What an attack did that it should not, and where the network gave no class (verified < 0); (N,) each."""
+    name, warnings = named.label, []
+    discarded, not_finite, unanswered = (int(bad.sum()) for bad in (~within, ~finite, verified < 0))
     if mismatches:
         warnings.append(
             Warning(
@@ -529,24 +527,34 @@ def _attack_warnings(name: str, mismatches: int, discarded: int, not_finite: int
                 "its robust accuracy is too high",
             )
         )
-    if discarded and outcome.kind == "budget":
+    if discarded and named.attack.kind == "budget":
         warnings.append(
             Warning(
                 code="out-of-budget",
                 message=f"{name}: {discarded} perturbed inputs left the budget or the input range and gain nothing",
             )
         )
-    blind = [row for row in outcome.layers.rows if row.undefined] if outcome.layers else []
-    if blind:
-        worst = max(blind, key=lambda row: row.undefined)
+    if unanswered:
         warnings.append(
             Warning(
-                code="measure-undefined",
-                message=f"{name}: {len(blind)} layers have samples without a measure (most in {worst.name}: "
-                f"{worst.undefined}); they are left out of its mean",
+                code="output-not-finite",
+                message=f"{name}: the network answered NaN to {unanswered} perturbed inputs, which is no class and so "
+                "counts as wrong",
             )
         )
     return warnings
+
+
+def _layer_warnings(outcome: AttackOutcome) -> list[Warning]:
+    blind = [row for row in outcome.layers.rows if row.undefined] if outcome.layers else []
+    if not blind:
+        return []
+    worst = max(blind, key=lambda row: row.undefined)
+    message = (
+        f"{outcome.name}: {len(blind)} layers have samples without a measure (most in {worst.name}: {worst.undefined}); "
+        "they are left out of its mean"
+    )
+    return [Warning(code="measure-undefined", message=message)]
 
 
 def _claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:
