@@ -357,7 +357,8 @@ class _Run:
                 robust=rate(self.survivors()), seconds=round(time.monotonic() - started, 3),
             )
         )  # fmt: skip
-        self.estimate = self.two_phase()
+        if len(self.cascaded) == len(plan.cascade):  # a part of the cascade says nothing of the whole
+            self.estimate = self.two_phase()
 
     def survivors(self) -> np.ndarray:  # (N,) bool
         """Right clean, and whole so far."""
