@@ -1,6 +1,7 @@
-"""What an audit costs: the first command, the layer scan against bare forward passes, PGD against a bare loop, peers.
+"""What an audit costs: the first command, the layer scan against bare forward passes, PGD against a bare loop, peers,
+corruptions.
 
-    python -m benchmarks.audit [--threads 2] [command scan pgd peers]
+    python -m benchmarks.audit [--threads 2] [command scan pgd peers corruptions]
 
 Ratios are of interleaved runs in one process; memory is each process's own peak.
 """
@@ -190,7 +191,29 @@ def peers(threads):
         )
 
 
-PARTS = {"command": command, "scan": scan, "pgd": pgd, "peers": peers}
+def corruptions(threads):
+    """Each corruption on a batch of 256 images of 32 x 32 and of 16 of 224 x 224: the slowest of severities 1, 3, 5."""
+    import torch
+
+    from lsa_cli.attacks import CORRUPTIONS
+
+    for shape in ((256, 3, 32, 32), (16, 3, 224, 224)):
+        x, y = torch.rand(shape), torch.zeros(shape[0], dtype=torch.long)
+        slowest = {}
+        for name in CORRUPTIONS.names():
+            seconds = []
+            for severity in (1, 3, 5):
+                corruption = CORRUPTIONS.get(name)(severity=severity, bounds=(0.0, 1.0))
+                corruption(None, x, y)
+                started = time.perf_counter()
+                corruption(None, x, y)
+                seconds.append(time.perf_counter() - started)
+            slowest[name] = 1000 * max(seconds)
+        shown = ", ".join(f"{name} {ms:.0f}" for name, ms in sorted(slowest.items(), key=lambda entry: entry[1]))
+        print(f"corruptions of {shape}, ms: {shown}")
+
+
+PARTS = {"command": command, "scan": scan, "pgd": pgd, "peers": peers, "corruptions": corruptions}
 
 
 def main():

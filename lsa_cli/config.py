@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lsa_cli.errors import LsaError, UsageError, is_plain
-from lsa_cli.registry import parse_number, unknown
+from lsa_cli.registry import SHIPPED, parse_number, unknown
 from lsa_cli.report.gate import check_limits
 
 CONFIG_NAME = "lsa.yaml"
@@ -382,7 +382,7 @@ _SAFE_SOURCES = ("npz", "imagefolder", "torchvision", "csv", "hf", "webdataset",
 
 
 def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...], int]) -> None:
-    safe_arch = (settings.arch or "lsa:").partition(":")[0] in ("lsa", "torchvision", "timm")
+    safe_arch = (settings.arch or "lsa:").partition(":")[0] in SHIPPED
     safe_data = (settings.data or "npz:").partition(":")[0] in _SAFE_SOURCES
     safe = {"arch": safe_arch, "data": safe_data, "plugin": not settings.plugin, "trust_code": not settings.trust_code}
     for key, is_safe in safe.items():

@@ -20,6 +20,8 @@ from typing import Any, Generic, TypeVar
 from lsa_cli.errors import UsageError
 
 T = TypeVar("T")
+# Where networks come from whose code is installed; any other source of an architecture names Python of somebody's own.
+SHIPPED = ("lsa", "torchvision", "timm")
 _MOST_LISTED = 80  # all of torchvision's networks; timm's names are a thousand
 
 

@@ -142,17 +142,24 @@ def expected_gradient(
     def draw() -> tuple[torch.Tensor, ...]:
         leaf = x.detach().requires_grad_(True)
         logits = model(leaf)
-        if not logits.requires_grad:
-            raise NumericalError(
-                "the network has no input gradient: its forward pass detaches the input (no_grad, numpy, argmax?), "
-                "so gradient attacks cannot run; make it differentiable, or use --attack none with noises only"
-            )
         value = loss(logits, y)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-        return gradient, logits.detach(), value.detach()
+        return slope(value.sum(), leaf), logits.detach(), value.detach()
 
     gradient, logits, value = _mean(draw, draws)
     return gradient, logits, value
+
+
+def slope(value: torch.Tensor, x: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
+    """The gradient (N, ...) at x of a sum over samples. Raises NumericalError where autograd sees no way to x."""
+    gradient = None
+    if value.requires_grad:  # perhaps of something else in the network alone
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=retain_graph, allow_unused=True)
+    if gradient is None:
+        raise NumericalError(
+            "the network has no input gradient: its forward pass detaches the input (no_grad, numpy, argmax?), "
+            "so gradient attacks cannot run; make it differentiable, or use --attack none with noises only"
+        )
+    return gradient
 
 
 @torch.no_grad()

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, input_gradient
-from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, slope
 from lsa_cli.attacks.search import Nearest
 from lsa_cli.attacks.threat import Bounds, Threat
 from lsa_cli.errors import UsageError
@@ -30,17 +29,14 @@ def nearest_plane(
     """
     x = x.detach().requires_grad_(True)
     logits = model(x)
-    if not logits.requires_grad:
-        input_gradient(model, x, y, margin)  # raises the error that says why
     leads = logits.gather(1, y[:, None]) - logits.gather(1, rivals)  # how far the label is ahead of each rival
     gap, normal = leads.detach()[:, 0], torch.zeros_like(x).flatten(1)
     nearest = torch.full_like(gap, torch.inf)
     last = leads.shape[1] - 1
     for column, lead in enumerate(leads.unbind(1)):
-        (gradient,) = torch.autograd.grad(lead.sum(), x, retain_graph=column < last)
-        gradient = gradient.flatten(1)
-        slope = torch.linalg.vector_norm(gradient, ord=DUAL[norm], dim=1)
-        distance = lead.detach().abs() / slope  # infinite for a zero gradient: that rival is never reached
+        gradient = slope(lead.sum(), x, retain_graph=column < last).flatten(1)
+        steepness = torch.linalg.vector_norm(gradient, ord=DUAL[norm], dim=1)
+        distance = lead.detach().abs() / steepness  # infinite for a zero gradient: that rival is never reached
         nearer = distance < nearest
         nearest = torch.where(nearer, distance, nearest)
         gap = torch.where(nearer, lead.detach(), gap)
@@ -133,7 +129,7 @@ class DeepFool(Attack):
         search.offer(x, logits)
         point, rivals = search.still(x, rivals_of(logits, y, self.classes - 1))
         for _ in range(self.steps):
-            if search.is_over:
+            if search.is_over or rivals.shape[1] == 0:  # of one class there is no boundary
                 break
             gap, normal, _ = nearest_plane(model, point, search.y, rivals, self.threat.norm)
             move = onto_plane(point.flatten(1), normal, gap.abs()[:, None] + _TINY, self.threat.norm, None)

@@ -52,7 +52,7 @@ class FAB(Attack):
 
     def _runs(self, targets: int) -> list[slice]:
         """Which columns of the rivals each run is about."""
-        return [slice(0, targets)]
+        return [slice(0, targets)] if targets else []
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Nearest(x, y, self.threat)

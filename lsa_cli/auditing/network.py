@@ -104,7 +104,8 @@ def open_network(
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
     if isinstance(target, nn.Module):
-        return _with_data(target, None, _in_memory(target, settings), settings, origin, data)
+        device = _device_for(target, settings)
+        return _with_data(target, None, _in_memory(target, settings, device), settings, origin, data, device)
     checkpoint = read_checkpoint(target, settings.weights)
     said = _said_by(checkpoint.description, own_arch=settings.arch is None)
     origin = _origins(origin, settings, said)
@@ -113,15 +114,14 @@ def open_network(
     loaded = load_network(
         checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
     )  # fmt: skip
-    return _with_data(target, checkpoint, loaded, settings, origin, data)
+    return _with_data(target, checkpoint, loaded, settings, origin, data, device)
 
 
-def _in_memory(network: nn.Module, settings: AuditSettings) -> Loaded:
+def _in_memory(network: nn.Module, settings: AuditSettings, device: torch.device) -> Loaded:
     for option in ("weights", "trust_code", "arch"):
         if getattr(settings, option) is not None:
             raise UsageError(f"{option} is for checkpoint files; this network is already in memory")
     # It is not moved under its owner's hands: on another device a copy is audited.
-    device = _device_for(network, settings)
     moved = any(tensor.device != device for tensor in [*network.parameters(), *network.buffers()])
     return Loaded(copy.deepcopy(network) if moved else network, type(network).__name__, {}, [])
 
@@ -157,10 +157,10 @@ def _origins(origin: dict[str, str], settings: AuditSettings, said: AuditSetting
 
 
 def _with_data(
-    target: Any, checkpoint: Checkpoint | None, loaded: Loaded, settings: AuditSettings, origin: dict[str, str], data: Any
+    target: Any, checkpoint: Checkpoint | None, loaded: Loaded, settings: AuditSettings, origin: dict[str, str], data: Any,
+    device: torch.device,
 ) -> Network:  # fmt: skip
     description = checkpoint.description if checkpoint is not None else None
-    device = _device_for(target, settings) if checkpoint is None else pick_device(settings.device or "auto")
     warnings: list[Warning] = []
     classifier = Classifier(
         loaded.body,

@@ -115,11 +115,11 @@ def make_plan(
         load_python_file(plugin, "--plugin")
     measure_name = settings.measure or "relative-error"
     measure = MEASURES.get(measure_name)
+    settings, origin, preset_warnings = _preset(settings, origin)
     _resolve_names(settings)
     network = open_network(target, settings, origin, data, say)
     settings, origin = network.settings, network.origin
     seed = settings.seed if settings.seed is not None else 0
-    settings, preset_warnings = _preset(settings)
     index, selection_warnings = _choose_samples(network, settings, seed)
     threat, eps_text, eps_origin = _threat(network, network.warnings)
     attacks, cascade = _attacks(settings, threat)
@@ -182,17 +182,38 @@ def make_plan(
     )
 
 
-def _preset(settings: AuditSettings) -> tuple[AuditSettings, list[Warning]]:
-    """What --quick and --full stand for."""
+def _preset(
+    settings: AuditSettings, origin: dict[str, str]
+) -> tuple[AuditSettings, dict[str, str], list[Warning]]:  # fmt: skip
+    """What --quick and --full stand for. Of a preset and a list of attacks the one in an option wins over a file's."""
     if settings.preset is None:
-        return settings, []
+        return settings, origin, []
+    warnings: list[Warning] = []
     if settings.attack is not None:
-        raise UsageError(f"--{settings.preset} chooses the attacks; leave out --attack, or --{settings.preset}")
-    if settings.preset == "full":
-        return settings.model_copy(update={"attack": [*DEFAULT_ATTACKS, "autoattack"]}), []
-    quick = {"attack": list(QUICK_ATTACKS), "noise": settings.noise or ["none"], "limit": settings.limit or QUICK_LIMIT}
-    message = f"--quick: few samples and {', '.join(QUICK_ATTACKS)} only; the robust accuracy is a loose upper bound"
-    return settings.model_copy(update=quick), [Warning(code="quick", message=message)]
+        by_preset, by_attack = origin.get("preset"), origin.get("attack")
+        if by_preset == by_attack:
+            where, dashes = ("", "--") if by_preset in (None, "option") else (f"{by_preset}: ", "")
+            preset = f"{dashes or 'preset: '}{settings.preset}"
+            raise UsageError(f"{where}{preset} chooses the attacks; leave out {dashes}attack, or {preset}")
+        if by_attack == "option":
+            message = f"preset {settings.preset} of {by_preset} is not used: --attack chooses the attacks"
+            origin = {name: where for name, where in origin.items() if name != "preset"}
+            return (
+                settings.model_copy(update={"preset": None}),
+                origin,
+                [Warning(code="unused-setting", message=message)],
+            )
+        message = f"the attacks listed in {by_attack} are not used: --{settings.preset} chooses them"
+        warnings.append(Warning(code="unused-setting", message=message))
+    chosen: dict[str, Any] = {"attack": [*DEFAULT_ATTACKS, "autoattack"]}
+    if settings.preset == "quick":
+        chosen = {"attack": list(QUICK_ATTACKS), "noise": settings.noise or ["none"]}
+        message = (
+            f"--quick: few samples and {', '.join(QUICK_ATTACKS)} only; the robust accuracy is a loose upper bound"
+        )
+        warnings.append(Warning(code="quick", message=message))
+    origin = {**origin, "attack": origin.get("preset", "option")}
+    return settings.model_copy(update=chosen), origin, warnings
 
 
 def _resolve_names(settings: AuditSettings) -> None:
@@ -210,15 +231,15 @@ def _choose_samples(network: Network, settings: AuditSettings, seed: int) -> tup
     from lsa_cli.auditing.evidence import empty_classes
 
     available = len(network.data)
-    limit = settings.limit
+    limit, default = settings.limit, QUICK_LIMIT if settings.preset == "quick" else DEFAULT_LIMIT
     if isinstance(limit, int) and limit > available:
         raise UsageError(
             f"--limit {limit} asks for more samples than the {available} in {network.data.spec}; use --limit all"
         )
-    if limit == "all" or (limit is None and available <= DEFAULT_LIMIT):
+    if limit == "all" or (limit is None and available <= default):
         index = np.arange(available)
     else:
-        index = stratified_subset(network.labels, int(limit or DEFAULT_LIMIT), seed)
+        index = stratified_subset(network.labels, int(limit or default), seed)
     counts = np.bincount(network.labels[index], minlength=network.classes)
     missing_anyway = (np.bincount(network.labels, minlength=network.classes) == 0).any()
     return index, empty_classes(counts, list(network.class_names), subset=not missing_anyway)

@@ -37,14 +37,15 @@ class Record:
 
     def rows(self, index: np.ndarray, label: np.ndarray, clean: np.ndarray) -> Samples:
         def numbers(values: np.ndarray) -> list[float | None]:
-            return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+            known = zip(values.tolist(), np.isfinite(values).tolist(), strict=True)
+            return [float(f"{value:.6g}") if is_known else None for value, is_known in known]
 
         return Samples(
             index=index.tolist(),
             label=label.tolist(),
             clean=clean.tolist(),
-            broken_by=[self.attacks[position] if position >= 0 else None for position in self.broken_by],
-            look=[int(look) if look > 0 else None for look in self.look],
+            broken_by=[self.attacks[position] if position >= 0 else None for position in self.broken_by.tolist()],
+            look=[look if look > 0 else None for look in self.look.tolist()],
             margin=numbers(self.margin),
             distance=numbers(self.distance),
         )

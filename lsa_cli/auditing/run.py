@@ -33,7 +33,7 @@ from lsa_cli.errors import RunError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
+from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
@@ -158,6 +158,7 @@ class _Run:
         self.nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.estimate: Estimate | None = None
         self.record = Record.of(len(self.y))
+        self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
         self.names = [layer.name for layer in plan.layers]
         self.largest = plan.batch_size  # samples that the device takes at once; halved when it runs out of memory
 
@@ -168,6 +169,8 @@ class _Run:
         self.update("running")
         for named in plan.attacks:
             self.within_budget(named.label, partial(self.one_attack, named))
+        self.whole = self.survivors()
+        self.drawn = self.draw()
         for position, named in enumerate(plan.cascade):
             self.within_budget(named.label, partial(self.one_stage, named, position))
         for named in plan.noises:
@@ -276,8 +279,7 @@ class _Run:
         found = self.gather("clean", "clean accuracy", plan.index, _FORWARD + attacked, measure)
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
-        evidence.refuse_useless_logits(logits, raw, source)
-        self.logits_check = [evidence.useless_logits(logits, raw)]
+        self.logits_check = [evidence.refuse_useless_logits(logits, raw, source)]
         self.gradient_warnings = evidence.zero_gradients(int(found["blind"].sum()) if attacked else 0, len(logits))
         return logits.argmax(1)
 
@@ -316,16 +318,9 @@ class _Run:
             self.nearest[named.label] = (verified != self.y, seen.distance)
         outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
         report.outcomes.append(outcome)
-        report.warnings += _attack_warnings(outcome.name, mismatches, outcome.discarded, broken_numbers, outcome)
+        report.warnings += _attack_warnings(named, mismatches, counted, found["finite"], verified)
+        report.warnings += _layer_warnings(outcome)
         outcome.discarded += broken_numbers
-        if unanswered := int((verified < 0).sum()):
-            report.warnings.append(
-                Warning(
-                    code="output-not-finite",
-                    message=f"{named.label}: the network answered NaN to {unanswered} perturbed inputs, which is no "
-                    "class and so counts as wrong",
-                )
-            )
 
     def one_stage(self, named: Named, position: int) -> None:
         """An attack of the cascade, on what all before it left whole, re-packed into full batches; no layers."""
@@ -334,15 +329,15 @@ class _Run:
         assert self.clean is not None
         started = time.monotonic()
         threat: Threat = getattr(named.attack, "threat", plan.threat)
-        rows = np.flatnonzero(self.survivors() & self.chosen())
+        rows = np.flatnonzero(self.survivors() & self.drawn)
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
-            x_adv, look, _ = self.perturb(named, x, y, index, "break")
+            x_adv, look, finite = self.perturb(named, x, y, index, "break")
             verified, margins = self.verify(x_adv, y)
             within, distance = threat.contains(x_adv, x), threat.distance(x_adv, x)
             return {
                 "verified": verified, "margin": margins, "look": look, "within": within.cpu().numpy(),
-                "distance": distance.double().cpu().numpy(),
+                "distance": distance.double().cpu().numpy(), "finite": finite,
             }  # fmt: skip
 
         adversarial, counted = self.clean.copy(), np.zeros(len(self.y), dtype=bool)
@@ -354,6 +349,7 @@ class _Run:
         self.cascaded.append((named, diagnosis))
         if len(rows):
             self.keep(named, diagnosis, rows, found["look"], found["margin"], found["distance"])
+            report.warnings += _attack_warnings(named, 0, found["within"], found["finite"], found["verified"])
         broke = int(diagnosis.broken.sum())
         report.cascade.append(
             Stage(
@@ -361,32 +357,30 @@ class _Run:
                 robust=rate(self.survivors()), seconds=round(time.monotonic() - started, 3),
             )
         )  # fmt: skip
-        self.estimate = self.two_phase()
+        if len(self.cascaded) == len(plan.cascade):  # a part of the cascade says nothing of the whole
+            self.estimate = self.two_phase()
 
     def survivors(self) -> np.ndarray:  # (N,) bool
         """Right clean, and whole so far."""
         assert self.clean is not None
         return (self.clean == self.y) & (self.record.broken_by < 0)
 
-    def chosen(self) -> np.ndarray:  # (N,) bool
-        """The samples that the cascade is run on: all, or of the survivors of the scan a random part of the size asked."""
-        scan = [diagnosis.robust for _, diagnosis in self.scanned]
-        whole = np.logical_and.reduce([self.clean == self.y, *scan])
+    def draw(self) -> np.ndarray:  # (N,) bool
+        """Of the samples that the scan left whole those that meet the cascade: all, or a random part of the size asked."""
+        whole = self.whole
         if self.plan.full_on is None or self.plan.full_on >= whole.sum():
             return whole
         generator = np.random.default_rng([self.plan.seed, 11])
-        chosen = np.zeros(len(whole), dtype=bool)
-        chosen[generator.choice(np.flatnonzero(whole), self.plan.full_on, replace=False)] = True
-        return chosen
+        drawn = np.zeros(len(whole), dtype=bool)
+        drawn[generator.choice(np.flatnonzero(whole), self.plan.full_on, replace=False)] = True
+        return drawn
 
     def two_phase(self) -> Estimate | None:
-        if self.plan.full_on is None:
+        """What the whole cascade would leave of all survivors of the scan, from the part that it met."""
+        checked, broken = int(self.drawn.sum()), int((self.drawn & ~self.survivors()).sum())
+        if self.plan.full_on is None or checked == 0:
             return None
-        chosen, scan = self.chosen(), [diagnosis.robust for _, diagnosis in self.scanned]
-        whole = int(np.logical_and.reduce([self.clean == self.y, *scan]).sum())
-        checked, broken = int(chosen.sum()), int((chosen & ~self.survivors()).sum())
-        if checked == 0:
-            return None
+        whole = int(self.whole.sum())
         value, low, high = two_phase(len(self.y), whole, checked, broken)
         return Estimate(value=value, low=low, high=high, survivors=whole, checked=checked, broken=broken)
 
@@ -512,8 +506,12 @@ class _Run:
         )
 
 
-def _attack_warnings(name: str, mismatches: int, discarded: int, not_finite: int, outcome: Any) -> list[Warning]:
-    warnings = []
+def _attack_warnings(
+    named: Named, mismatches: int, within: np.ndarray, finite: np.ndarray, verified: np.ndarray
+) -> list[Warning]:
+    """What an attack did that it should not, and where the network gave no class (verified < 0); (N,) each."""
+    name, warnings = named.label, []
+    discarded, not_finite, unanswered = (int(bad.sum()) for bad in (~within, ~finite, verified < 0))
     if mismatches:
         warnings.append(
             Warning(
@@ -530,24 +528,34 @@ def _attack_warnings(name: str, mismatches: int, discarded: int, not_finite: int
                 "its robust accuracy is too high",
             )
         )
-    if discarded and outcome.kind == "budget":
+    if discarded and named.attack.kind == "budget":
         warnings.append(
             Warning(
                 code="out-of-budget",
                 message=f"{name}: {discarded} perturbed inputs left the budget or the input range and gain nothing",
             )
         )
-    blind = [row for row in outcome.layers.rows if row.undefined] if outcome.layers else []
-    if blind:
-        worst = max(blind, key=lambda row: row.undefined)
+    if unanswered:
         warnings.append(
             Warning(
-                code="measure-undefined",
-                message=f"{name}: {len(blind)} layers have samples without a measure (most in {worst.name}: "
-                f"{worst.undefined}); they are left out of its mean",
+                code="output-not-finite",
+                message=f"{name}: the network answered NaN to {unanswered} perturbed inputs, which is no class and so "
+                "counts as wrong",
             )
         )
     return warnings
+
+
+def _layer_warnings(outcome: AttackOutcome) -> list[Warning]:
+    blind = [row for row in outcome.layers.rows if row.undefined] if outcome.layers else []
+    if not blind:
+        return []
+    worst = max(blind, key=lambda row: row.undefined)
+    message = (
+        f"{outcome.name}: {len(blind)} layers have samples without a measure (most in {worst.name}: {worst.undefined}); "
+        "they are left out of its mean"
+    )
+    return [Warning(code="measure-undefined", message=message)]
 
 
 def _claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:

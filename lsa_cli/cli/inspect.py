@@ -36,16 +36,12 @@ _ROWS, _SETS, _NAMES = 20, 20, 12
 _WIDEST, _LONGEST_ADVICE = 200, 1000
 _DEEPEST = 12
 
-# What AveragedModel leaves beside the weights, outside of the prefix that they share.
-_COUNTER = "n_averaged"
 # What an ordinary state_dict names: containers and the parts of a tensor.
 _USUAL = {
     "collections.OrderedDict", "collections.defaultdict", "torch.Size", "torch.device", "torch.float16",
     "torch.bfloat16", "torch.float32", "torch.float64", "torch.jit._pickle.build_intlist",
     "torch._tensor._rebuild_from_type_v2", "__builtin__.set", "builtins.set",
 }  # fmt: skip
-# As rehydration has it: networks made of these are rebuilt without their pickle. That module imports torch.
-_INSTALLED = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 
 
 def inspect(
@@ -205,7 +201,7 @@ def _holds(kind: str, weights: "Weights | None") -> str:
 
 
 def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
-    from lsa_cli.models.recognition import recognise
+    from lsa_cli.models.recognition import recognise, shared_prefixes
 
     tensors = [Tensor(name, spec.shape, spec.dtype) for name, spec in weights.tensors.items()]
     return WeightSet(
@@ -213,7 +209,7 @@ def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
         chosen=chosen,
         averaged=weights.is_averaged,
         class_name=None if weights.module is None else weights.module.class_name,
-        prefixes=shared_prefixes([tensor.name for tensor in tensors]),
+        prefixes=shared_prefixes(weights.tensors),
         parameters=weights.parameters,
         dtypes=dict(Counter(tensor.dtype for tensor in tensors).most_common()),
         architectures=[
@@ -222,17 +218,6 @@ def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
         ],
         tensors=tensors,
     )
-
-
-def shared_prefixes(names: list[str], at_most: int = 4) -> list[str]:
-    """Leading parts that all names share, the outermost first: ["module.", "_orig_mod."]."""
-    paths = [name.split(".", at_most)[:-1] for name in names if name.rpartition(".")[2] != _COUNTER]
-    prefixes: list[str] = []
-    for parts in zip(*paths, strict=False):  # ends where the shortest name does
-        if len(set(parts)) != 1:
-            break
-        prefixes.append(f"{parts[0]}.")
-    return prefixes
 
 
 def _entries(root: Any, found: list["Weights"], description: "Description | None") -> dict[str, Any]:
@@ -325,7 +310,9 @@ def _is_usual(name: str) -> bool:
 
 
 def _is_installed(name: str) -> bool:
-    return _is_usual(name) or name.startswith(_INSTALLED)
+    from lsa_cli.models.pickles import INSTALLED
+
+    return _is_usual(name) or name.startswith(INSTALLED)
 
 
 def _arch(match: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import UsageError
-from lsa_cli.registry import Registry, load_attribute, unknown
+from lsa_cli.registry import SHIPPED, Registry, load_attribute, unknown
 
 _LONGEST = 300  # of what is quoted in an error
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("architecture")
@@ -154,7 +154,7 @@ for _depth in (20, 32, 44, 56, 110):
 
 def runs_user_code(spec: str) -> bool:
     """Whether building `spec` imports Python that ships neither with lsa nor with torchvision or timm."""
-    return spec.partition(":")[0] not in ("lsa", "torchvision", "timm")
+    return spec.partition(":")[0] not in SHIPPED
 
 
 def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:

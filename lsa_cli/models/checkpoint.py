@@ -13,15 +13,13 @@ import pydantic
 from lsa_cli.errors import CheckpointError, UsageError, is_plain
 from lsa_cli.models import formats
 from lsa_cli.models.pickles import Call, TensorSpec, is_module, tensors_of
-from lsa_cli.registry import unknown
+from lsa_cli.registry import SHIPPED, unknown
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 FORMAT_VERSION = 1
-# Where architectures.runs_user_code is false; not asked there, because that module imports torch.
-_SHIPPED = ("lsa", "torchvision", "timm")
 # Where training scripts put the weights, the one to use first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "module", "state")
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|averaged|(Ema|EMA|SWA)")
@@ -64,7 +62,7 @@ class Description(pydantic.BaseModel):
     def _trusts_no_code(self) -> "Description":
         if self.lsa_checkpoint != FORMAT_VERSION:
             raise ValueError(f"is of version {self.lsa_checkpoint}; this lsa reads version {FORMAT_VERSION}")
-        if self.architecture and self.architecture.partition(":")[0] not in _SHIPPED:
+        if self.architecture and self.architecture.partition(":")[0] not in SHIPPED:
             raise ValueError(f"names Python code as its architecture ({self.architecture}); give it with --arch")
         if (self.mean is None) != (self.std is None):
             raise ValueError("has a mean without a std, or the reverse")

@@ -134,10 +134,10 @@ def refuse_unsafe_torch(version: str) -> None:
 def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], notes: list[str]) -> Loaded:
     if not checkpoint.weights.tensors:
         raise CheckpointError(f"{checkpoint.path} holds no weights that could be put into {arch}")
-    arguments = dict(arch_args)
-    if not runs_user_code(arch):
+    arguments, is_own_code = dict(arch_args), runs_user_code(arch)
+    if not is_own_code:
         _refuse_enormous(arguments)
-    if not runs_user_code(arch) and "num_classes" not in arguments:
+    if not is_own_code and "num_classes" not in arguments:
         classes = recognition.classes_of(arch, arguments, checkpoint.weights.shapes())
         if classes is not None:
             arguments["num_classes"] = classes
@@ -147,7 +147,7 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
         notes.append(f"weights taken out of a {_what(checkpoint)}, of which nothing was run")
     where = f"{checkpoint.path} and {arch}"
     surgeries = checkpoint.description.surgery if checkpoint.description is not None else []
-    if not runs_user_code(arch):
+    if not is_own_code:
         # Without memory first: a file may claim any size for a network, and any arguments.
         empty = recognition.build_empty(arch, arguments, recognition.most_parameters(checkpoint.weights.shapes()))
         with torch.device("meta"):

@@ -15,6 +15,8 @@ from typing import Any
 
 from lsa_cli.errors import CheckpointError
 
+# Packages whose networks may be rebuilt from a file: their code is installed, the file only says how it is wired.
+INSTALLED = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 LARGEST_PICKLE = 64 * 2**20
 MOST_DIMENSIONS = 64
 _DEEPEST = 200

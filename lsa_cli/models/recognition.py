@@ -64,16 +64,23 @@ def views(tensors: Mapping[str, T]) -> Iterator[View[T]]:
         yield from _shortened(View(inner, tuple(f"{part}." for part in sorted(found))))
 
 
+def shared_prefixes(names: Iterable[str]) -> list[str]:
+    """Leading parts that `views` may remove from all names of a network, the outermost first: ["module.", "_orig_mod."]."""
+    *_, shortest = _shortened(View(dict.fromkeys(names)))
+    return list(shortest.removed)
+
+
 def _shortened(view: View[T]) -> Iterator[View[T]]:
     yield view
-    for _ in range(_MOST_PREFIXES + 1):
+    while True:
         kept = {name: item for name, item in view.tensors.items() if not _is_beside(name)}
         if 0 < len(kept) < len(view.tensors):
             dropped = ("".join(view.removed) + name for name in view.tensors if name not in kept)
             view = View(kept, view.removed, (*view.left_out, *dropped))
             yield view
         heads = {name.partition(".")[0] for name in view.tensors}
-        if len(heads) != 1 or any("." not in name for name in view.tensors):
+        is_end = len(heads) != 1 or any("." not in name for name in view.tensors)
+        if is_end or len(view.removed) == _MOST_PREFIXES:
             return
         shared = f"{heads.pop()}."
         shorter = {name.removeprefix(shared): item for name, item in view.tensors.items()}

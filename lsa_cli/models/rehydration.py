@@ -15,10 +15,8 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.pickles import Call, Global, Members, TensorSpec
+from lsa_cli.models.pickles import INSTALLED, Call, Global, Members, TensorSpec
 
-# Packages whose networks may be rebuilt from a file: their code is installed, the file only says how it is wired.
-_KNOWN_PACKAGES = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 # Functions that networks keep as attributes, activations above all. Not those of torchvision and timm: some load files.
 _KNOWN_FUNCTIONS = ("torch.nn.functional.", "torch._C._nn.")
 _KNOWN_BUILTINS = {"torch.flatten": torch.flatten, "torch.relu": torch.relu, "torch.tanh": torch.tanh}
@@ -138,7 +136,7 @@ def _class(symbol: Call) -> type:
     function = symbol.function
     if not isinstance(function, Global):
         raise _Unknown("a call of what another call returns")
-    found = _installed(function, _KNOWN_PACKAGES)
+    found = _installed(function, INSTALLED)
     if not _is_network(found) and not (isinstance(found, type) and issubclass(found, enum.Enum)):
         raise _Unknown(str(function))
     return found
@@ -154,7 +152,7 @@ def _function(symbol: Global) -> Any:
         return _KNOWN_BUILTINS[str(symbol)]
     if str(symbol) in _DTYPES:
         return _DTYPES[str(symbol)]
-    found = _installed(symbol, (*_KNOWN_PACKAGES, *_KNOWN_FUNCTIONS))
+    found = _installed(symbol, (*INSTALLED, *_KNOWN_FUNCTIONS))
     is_function = callable(found) and f"{symbol.module}.".startswith(_KNOWN_FUNCTIONS)
     if not _is_network(found) and (not is_function or symbol.name.startswith("_")):
         raise _Unknown(str(symbol))

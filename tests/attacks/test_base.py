@@ -97,6 +97,9 @@ def test_a_network_without_an_input_gradient_is_refused(batch):
     x, y = batch
     with pytest.raises(NumericalError, match="no input gradient"):
         input_gradient(lambda inputs: inputs.detach().flatten(1)[:, :4], x, y, cross_entropy)
+    scale = torch.ones(4, requires_grad=True)  # a gradient, of something else
+    with pytest.raises(NumericalError, match="no input gradient"):
+        input_gradient(lambda inputs: inputs.detach().flatten(1)[:, :4] * scale, x, y, cross_entropy)
 
 
 def test_the_mode_of_every_module_comes_back_after_an_error(model):

@@ -298,6 +298,15 @@ def test_a_network_without_an_input_gradient_is_named(name):
     x, y = batch()
     with pytest.raises(NumericalError, match="no input gradient"):
         quick(name, "l2")(lambda inputs: nn.functional.one_hot(y[: len(inputs)], 4).float(), x, y)
+    scale = torch.ones(4, requires_grad=True)
+    with pytest.raises(NumericalError, match="no input gradient"):
+        quick(name, "l2")(lambda inputs: nn.functional.one_hot(y[: len(inputs)], 4) * scale, x, y)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_with_one_class_there_is_no_other_to_reach(name, norm):
+    x, _ = batch()
+    assert torch.equal(quick(name, norm)(curved(1), x, torch.zeros(16, dtype=torch.long)), x)
 
 
 @pytest.mark.parametrize("name", ["fab", "fab-t"])

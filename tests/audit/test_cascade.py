@@ -1,12 +1,19 @@
 """The cascade in an audit: who meets whom, the per-sample record, the two-phase estimate, time budgets."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lsa_cli import audit
+from lsa_cli.attacks import ATTACKS, Attack, Threat
+from lsa_cli.attacks.ensemble import AutoAttack
+from lsa_cli.auditing.plan import make_plan
+from lsa_cli.auditing.run import run_audit
 from lsa_cli.auditing.statistics import clopper_pearson, two_phase, wilson
+from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
 
 
@@ -88,6 +95,58 @@ def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task):
     everyone = run(task, full_on=10_000)
     assert everyone.verdict.robust == whole.verdict.robust
     assert everyone.verdict.estimate.value == pytest.approx(whole.verdict.robust.value)
+
+
+def test_a_cascade_that_did_not_end_gives_no_estimate_of_the_whole(task):
+    body, x, y = task
+    settings = settings_from({"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", CASCADE], "full_on": 40})
+    seen = []
+
+    def stop_after_two(report):
+        seen.append((len(report.cascade), report.verdict.estimate))
+        if len(report.cascade) == 2 and report.status == "running":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(make_plan(body, settings, {}, (x, y)), on_update=stop_after_two)
+    assert seen == [(0, None), (0, None), (1, None), (2, None), (2, None)]
+
+
+@dataclass(frozen=True)
+class Careless(Attack):
+    """Returns NaN for three samples of a batch, and leaves its budget with the others."""
+
+    threat: Threat
+
+    def perturb(self, model, x, y):
+        return torch.cat([x[:3] * torch.nan, 1 - x[3:]])
+
+
+@dataclass(frozen=True)
+class CarelessCascade(AutoAttack):
+    @property
+    def members(self):
+        return (Careless(self.threat),)
+
+
+@pytest.fixture
+def careless():
+    bad = {"test-careless": Careless, "test-careless-cascade": CarelessCascade}
+    for name, attack in bad.items():
+        ATTACKS.register(name)(attack)
+    yield
+    for name in bad:
+        del ATTACKS._entries[name]
+
+
+@pytest.mark.usefixtures("careless")
+def test_an_attack_of_the_cascade_that_misbehaves_is_told(task):
+    report = run(task, attack=["fgsm", "test-careless-cascade"], batch_size=150)
+    (stage,) = report.cascade
+    assert stage.broke == 0
+    told = {warning.code: warning.message for warning in report.warnings}
+    assert told["attack-not-finite"].startswith("test-careless: 3 perturbed inputs")
+    assert told["out-of-budget"].startswith(f"test-careless: {stage.tried - 3} perturbed inputs left the budget")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat
 from lsa_cli.auditing.plan import eps_as_text, make_plan
-from lsa_cli.config import settings_from
+from lsa_cli.config import merge, settings_from
 from lsa_cli.errors import DataError, LayerError, UsageError
 from lsa_cli.models.architectures import moon_mlp
 from lsa_cli.models.checkpoint import Description, write_checkpoint
@@ -132,6 +132,49 @@ def test_a_linear_network_has_no_hidden_layer_and_is_told_so(task):
     _, x, y = task
     with pytest.raises(LayerError, match="no hidden activations"):
         make_plan(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), settings_from({"eps": 0.1}), {}, (x, y))
+
+
+QUICK, FULL = ["fgsm", "apgd-ce:steps=10"], ["fgsm", "pgd", "t-pgd", "autoattack"]
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "attacks", "unused"),
+    [
+        ({"preset": "full"}, {"attack": ["pgd"]}, FULL, "the attacks listed in lsa.yaml are not used: --full"),
+        ({"preset": "quick"}, {"attack": ["pgd"]}, QUICK, "the attacks listed in lsa.yaml are not used: --quick"),
+        ({"attack": ["pgd"]}, {"preset": "full"}, ["pgd"], "preset full of lsa.yaml is not used: --attack"),
+        ({"preset": "quick"}, {}, QUICK, None),
+        ({}, {"preset": "full"}, FULL, None),
+    ],
+)
+def test_of_a_preset_and_attacks_the_option_wins_over_the_file(task, option, file, attacks, unused):
+    body, x, y = task
+    common = {"threads": 1, "eps": 0.1}
+    settings, origin = merge(("option", settings_from({**option, **common})), ("lsa.yaml", settings_from(file)))
+    made = make_plan(body, settings, origin, (x, y))
+    assert list(dict.fromkeys(named.spec for named in (*made.attacks, *made.cascade))) == attacks
+    assert made.settings["attack"] == attacks
+    assert made.origin["attack"] == ("option" if option else "lsa.yaml")
+    told = [warning.message for warning in made.warnings if warning.code == "unused-setting"]
+    assert [message.startswith(unused) for message in told] == ([True] if unused else [])
+
+
+def test_a_preset_and_attacks_in_one_place_are_refused_before_the_checkpoint_is_read():
+    both = settings_from({"preset": "full", "attack": ["pgd"]})
+    with pytest.raises(UsageError, match=r"^--full chooses the attacks; leave out --attack, or --full$"):
+        make_plan("there-is-none.pt", *merge(("option", both)))
+    with pytest.raises(UsageError, match=r"^lsa.yaml: preset: full chooses the attacks; leave out attack, or"):
+        make_plan("there-is-none.pt", *merge(("lsa.yaml", both)))
+
+
+def test_quick_takes_what_there_is(task):
+    body, x, y = task
+    assert len(plan(task, preset="quick").index) == 60
+    assert len(plan(task, preset="quick", limit=9).index) == 9
+    many = (x.repeat(5, 1, 1, 1), y.repeat(5))
+    assert len(make_plan(body, settings_from({"preset": "quick", "eps": 0.1}), {}, many).index) == 200
+    with pytest.raises(UsageError, match="--limit 61 asks for more"):
+        plan(task, preset="quick", limit=61)
 
 
 @pytest.fixture

@@ -328,6 +328,26 @@ def test_a_network_without_gradients_is_not_called_robust_in_silence(task):
     assert "120 of 120" in warning.message
 
 
+class Detached(nn.Module):
+    """Forgets its input's gradient, beside a tensor that keeps one of its own."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.scale = body, torch.ones(3, requires_grad=True)
+
+    def forward(self, x):
+        return self.body(x.detach()) * self.scale
+
+
+def test_a_network_that_detaches_its_input_is_refused_by_gradient_attacks_and_judged_under_others(task):
+    with pytest.raises(NumericalError, match="no input gradient"):
+        run(task, Detached(task[0]), attack="fgsm")
+    report = run(task, Detached(task[0]), attack="square:queries=20", noise="none", eps=0.1)
+    assert report.verdict.robust.count < report.verdict.clean.count
+    assert "zero-gradient" in {warning.code for warning in report.warnings}
+    assert report.evidence.verdict == "doubtful"
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_gives_the_verdict_of_the_cpu(task):

@@ -19,11 +19,16 @@ from torchvision.models import resnet18
 
 from lsa_cli.cli import inspect as inspecting
 from lsa_cli.models.architectures import runs_user_code
-from lsa_cli.models.checkpoint import _SHIPPED
+from lsa_cli.models.pickles import Call, Global
+from lsa_cli.models.recognition import shared_prefixes
+from lsa_cli.models.rehydration import rebuild
+from lsa_cli.registry import SHIPPED
 from tests.cli.conftest import ROOT
 
 LARGE = 10 * 10**9
 USUAL = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch.FloatStorage", "torch.LongStorage"}
+
+NO_PARTS = {"_parameters": {}, "_buffers": {}, "_modules": {}}
 
 
 class Hostile:
@@ -143,8 +148,8 @@ def test_prefixes_that_names_share(facts, tmp_path):
     assert facts(save(tmp_path / "b.pt", wrapped))["weights"][0]["prefixes"] == ["module.", "_orig_mod."]
     averaged = {**wrapped, "n_averaged": torch.tensor(3)}
     assert facts(save(tmp_path / "c.pt", averaged))["weights"][0]["prefixes"] == ["module.", "_orig_mod."]
-    assert inspecting.shared_prefixes(["a.b.c.d.e.f.weight"]) == ["a.", "b.", "c.", "d."]
-    assert inspecting.shared_prefixes([]) == []
+    assert shared_prefixes(["a.b.c.d.e.f.weight"]) == ["a.", "b.", "c.", "d."]
+    assert shared_prefixes([]) == []
 
 
 def test_sets_of_weights_and_which_one_is_taken(lsa, facts, tmp_path):
@@ -299,10 +304,16 @@ def test_neither_torch_nor_pandas_is_imported(process, samples, tmp_path, networ
 
 
 def test_what_is_known_without_torch_is_what_torch_knows():
-    from lsa_cli.models.rehydration import _KNOWN_PACKAGES
-
-    assert set(inspecting._INSTALLED) == set(_KNOWN_PACKAGES)
-    assert not any(runs_user_code(f"{source}:name") for source in _SHIPPED)
+    names = (
+        "torch.nn.modules.linear.Linear", "torchvision.models.resnet.ResNet", "torchvision.ops.misc.SqueezeExcitation",
+        "torch.optim.sgd.SGD", "torchvision.datasets.mnist.MNIST", "torch.nnx.Linear", "tests.OwnNetwork",
+    )  # fmt: skip
+    is_rebuilt = {
+        name: rebuild(Call(Global(*name.rsplit(".", 1)), (), NO_PARTS), load=None)[0] is not None for name in names
+    }
+    assert list(is_rebuilt.values()) == [True] * 3 + [False] * 4
+    assert is_rebuilt == {name: inspecting._is_installed(name) for name in names}
+    assert not any(runs_user_code(f"{source}:name") for source in SHIPPED)
 
 
 def large_safetensors(path):

@@ -8,7 +8,16 @@ import torchvision
 
 from lsa_cli.models import recognition
 from lsa_cli.models.architectures import build_architecture
-from lsa_cli.models.recognition import build_empty, classes_of, known_architectures, nearest, outline, recognise, views
+from lsa_cli.models.recognition import (
+    build_empty,
+    classes_of,
+    known_architectures,
+    nearest,
+    outline,
+    recognise,
+    shared_prefixes,
+    views,
+)
 
 
 @pytest.mark.slow
@@ -86,6 +95,16 @@ def test_views_start_with_the_names_as_they_are_and_drop_only_what_training_leav
     assert found[1].left_out == ("train_acc.tp", "n_averaged")
     assert found[2].tensors == {"loss_head.weight": 1, "fc.weight": 2}
     assert found[2].removed == ("model.",)
+    assert shared_prefixes(["model.fc.weight", "model.conv.weight", "train_acc.tp"]) == ["model."]
+
+
+def test_up_to_four_parts_of_a_name_are_removed():
+    assert [view.removed for view in views({"a.b.c.d.e.weight": 1, "a.b.c.d.e.bias": 2})][-1] == (
+        "a.",
+        "b.",
+        "c.",
+        "d.",
+    )
 
 
 def test_the_nearest_are_listed_with_what_differs_and_soon():

@@ -15,10 +15,12 @@ from lsa_cli.report.schema import Finding, Rate, Warning
 _LIST_AT_MOST = 5
 
 
-def refuse_useless_logits(logits: np.ndarray, raw_probabilities: bool, source: str) -> None:
-    """Raises NumericalError where `useless_logits` finds something; source: the network's name."""
-    for finding in useless_logits(logits, raw_probabilities).findings:
+def refuse_useless_logits(logits: np.ndarray, raw_probabilities: bool, source: str) -> Checked:
+    """The check `useless_logits`. Raises NumericalError where it finds something; source: the network's name."""
+    checked = useless_logits(logits, raw_probabilities)
+    for finding in checked.findings:
         raise NumericalError(f"{source}: {finding.message}; {finding.advice}")
+    return checked
 
 
 def useless_logits(logits: np.ndarray, raw_probabilities: bool = False) -> Checked:
