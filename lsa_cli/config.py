@@ -26,6 +26,7 @@ class HardenSettings(BaseModel):
     base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades or mart")
     mvl: str | None = Field(None, description="a saved report whose most vulnerable layers are held")
     layers: list[str] | None = Field(None, description="names or globs of the layers that are held")
+    hold: str | None = Field(None, description="last (default): the last hidden layer; mvl: what a scan flags")
     top_k: int | None = Field(None, description="how many layers the scan flags")
     gamma: str | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
     detach_clean: bool | None = Field(None, description="the clean branch is a fixed target")
@@ -66,11 +67,11 @@ class HardenSettings(BaseModel):
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
-    @field_validator("attack_mode", "optimizer", "schedule", "train_only", "average", "augment")
+    @field_validator("hold", "attack_mode", "optimizer", "schedule", "train_only", "average", "augment")
     @classmethod
     def _one_of(cls, value: str | None, info: Any) -> str | None:
         choices = {
-            "attack_mode": ("eval", "train"), "optimizer": ("adam", "adamw", "sgd"),
+            "hold": ("last", "mvl"), "attack_mode": ("eval", "train"), "optimizer": ("adam", "adamw", "sgd"),
             "schedule": ("one-cycle", "cosine", "constant"), "train_only": ("flagged", "all"),
             "average": ("none", "ema", "swa"), "augment": ("none", "crop-flip"),
         }[info.field_name]  # fmt: skip

@@ -49,6 +49,14 @@ def harden(
         list[str] | None,
         typer.Option(help="Hold these layers: names or globs, see `lsa layers`. Repeatable.", rich_help_panel=_METHOD),
     ] = None,
+    hold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="last|mvl",
+            help="Which layers, where none are named: the last hidden one (default), or those that a scan flags.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="How many layers the scan flags.", rich_help_panel=_METHOD)] = None,
     gamma: Annotated[
         str | None,
@@ -185,7 +193,7 @@ def harden(
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
             "norm": norm, "eps": eps, "measure": measure, "device": device, "threads": threads, "seed": seed, "plugin": plugin,
             "harden": {
-                "method": method, "base": base, "mvl": mvl, "layers": layers, "top_k": top_k, "gamma": gamma,
+                "method": method, "base": base, "mvl": mvl, "layers": layers, "hold": hold, "top_k": top_k, "gamma": gamma,
                 "detach_clean": detach_clean or None, "attack_mode": attack_mode, "steps": steps, "step_size": step_size,
                 "epochs": epochs, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "schedule": schedule,
                 "batch_size": batch_size, "val_fraction": val_fraction, "freeze": freeze, "train_only": train_only,

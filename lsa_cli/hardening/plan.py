@@ -28,8 +28,8 @@ _TEST_SPLITS = ("test", "val", "validation", "valid", "dev")
 class HardenPlan:
     """audit: how network and result are judged. network: the one to train, with its training data.
 
-    train, validation: places in the training data. layers: asked for by name, empty where a scan is to flag them;
-    top_k: how many it flags.
+    train, validation: places in the training data. layers: asked for by name, empty where a rule is to choose
+    them; hold: that rule; top_k: how many layers the scan flags.
     """
 
     audit: AuditPlan
@@ -41,6 +41,7 @@ class HardenPlan:
     method: str
     options: dict[str, str]
     layers: tuple[str, ...]
+    hold: str
     top_k: int | None
     gamma: str
     detach_clean: bool
@@ -133,7 +134,8 @@ def make_harden_plan(
     chosen = _named_layers(own, network)
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
-        method=method, options=options, layers=chosen, top_k=own.top_k,
+        method=method, options=options, layers=chosen,
+        hold=own.hold or ("last" if own.top_k is None else "mvl"), top_k=own.top_k,
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
         freeze=tuple(own.freeze or ()), train_only_flagged=own.train_only == "flagged",
@@ -322,13 +324,17 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
                     f"--{name.replace('_', '-')} is for methods with the regularizer, such as at-lr; {plan.method} has none"
                 )
     if not plan.needs_layers:
-        for name in ("mvl", "layers", "top_k"):
+        for name in ("mvl", "layers", "hold", "top_k"):
             if getattr(own, name) is not None:
                 raise UsageError(
                     f"--{name.replace('_', '-')} names layers to hold, and {plan.method} holds none; use at-lr"
                 )
     if own.layers is not None and own.top_k is not None:
         raise UsageError("--layers names the layers, and --top-k counts those that a scan flags; give one of them")
+    if plan.layers and own.hold is not None:
+        raise UsageError("--hold is the rule for layers that are not named, and --layers or --mvl names them; give one")
+    if own.hold == "last" and own.top_k is not None:
+        raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
 
 
 def described(plan: HardenPlan) -> dict[str, Any]:

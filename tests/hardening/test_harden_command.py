@@ -107,6 +107,12 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     assert changed.code == 2
 
 
+def test_the_scan_can_choose_how_many(lsa):  # noqa: F811
+    result = lsa("harden", MOON, "--top-k", 2, "--epochs", 1, "--threads", 1, "-n", 50, "-o", "h.pt")
+    assert result.code == 0, result.err
+    assert len(read_checkpoint("h.pt").description.history[-1]["layers"]) == 2
+
+
 def test_flagged_layers_of_a_saved_report_are_held(lsa):  # noqa: F811
     assert (
         lsa("audit", MOON, "-n", 100, "--attack", "fgsm", "--noise", "none", "--threads", 1, "--json", "a.json").code
@@ -197,6 +203,10 @@ def test_without_a_test_split_the_held_out_samples_judge(lsa, tmp_path):  # noqa
         (("-o", "no/such/folder/hard.pt"), "does not exist"),
         (("-o", MOON), "is the checkpoint that is hardened"),
         (("--resume",), "no interrupted training"),
+        (("--hold", "first"), "--hold: should be last or mvl"),
+        (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),
+        (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),
+        (("--method", "at", "--hold", "mvl"), "--hold names layers to hold, and at holds none"),
         (("--eps", "0"), "eps"),
     ],
 )
