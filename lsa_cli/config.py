@@ -145,6 +145,7 @@ class AuditSettings(BaseModel):
     sigma: str | None = Field(None, description="samples (default) or layers")
     top_k: int | None = None
     batch_size: int | None = None
+    fast: bool | None = Field(None, description="attack a faster copy (default); false: the network itself")
     budget: float | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
     device: str | None = None
     threads: int | None = None

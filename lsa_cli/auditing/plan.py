@@ -85,6 +85,7 @@ class AuditPlan:
     rule: MvlRule
     batch_size: int
     batch_size_is_fixed: bool
+    fast: bool
     budget: float | None
     device: torch.device
     threads: int
@@ -166,6 +167,7 @@ def make_plan(
         rule=MvlRule(eta, sigma, settings.top_k),
         batch_size=batch,
         batch_size_is_fixed=settings.batch_size is not None,
+        fast=settings.fast is not False,
         budget=settings.budget,
         device=network.device,
         threads=settings.threads or usable_cores(),

@@ -27,11 +27,13 @@ from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
 from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.statistics import two_phase
+from lsa_cli.auditing.twin import choose_twin, probe_size
 from lsa_cli.config import AuditSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
+from lsa_cli.models.precision import Twin, original
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
 
@@ -160,11 +162,14 @@ class _Run:
         self.record = Record.of(len(self.y))
         self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
         self.names = [layer.name for layer in plan.layers]
+        self.twin: Twin = original(plan.classifier, "--no-fast")
         self.largest = plan.batch_size  # samples that the device takes at once; halved when it runs out of memory
 
     def everything(self) -> AuditReport:
         plan = self.plan
         self.clean = self.clean_pass()
+        if plan.fast and (plan.attacks or plan.cascade):
+            self.twin = self.find_twin()
         self.report = self.first_report()
         self.update("running")
         for named in plan.attacks:
@@ -295,12 +300,11 @@ class _Run:
         kind = named.attack.kind
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
-            x_adv, look, finite = self.perturb(named, x, y, index, "worst")
+            x_adv, look, finite, verified, margins = self.perturb(named, x, y, index, "worst")
             seen = observe(
                 plan.classifier, self.names, plan.measure, threat, x, x_adv, index,
                 seed=plan.seed, with_yardstick=kind != "noise", whole_batch=plan.whole_batch,
             )  # fmt: skip
-            verified, margins = self.verify(x_adv, y)
             return {**vars(seen), "verified": verified, "margin": margins, "look": look, "finite": finite}
 
         stage = f"attack-{[*plan.attacks, *plan.noises].index(named)}-{named.label}"
@@ -332,8 +336,7 @@ class _Run:
         rows = np.flatnonzero(self.survivors() & self.drawn)
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
-            x_adv, look, finite = self.perturb(named, x, y, index, "break")
-            verified, margins = self.verify(x_adv, y)
+            x_adv, look, finite, verified, margins = self.perturb(named, x, y, index, "break")
             within, distance = threat.contains(x_adv, x), threat.distance(x_adv, x)
             return {
                 "verified": verified, "margin": margins, "look": look, "within": within.cpu().numpy(),
@@ -401,11 +404,37 @@ class _Run:
             )
         )  # fmt: skip
 
+    def find_twin(self) -> Twin:
+        """The network that attacks run on, chosen on a few samples spread over all."""
+        plan = self.plan
+        rows = np.linspace(0, len(plan.index) - 1, min(probe_size(len(plan.index)), len(plan.index))).astype(int)
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows]), strict=True))
+        return choose_twin(plan, x, y, index)
+
     def perturb(
         self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The attack's result, the looks at which samples broke, where it is finite, and the verdict on it.
+
+        Where the twin was broken and the network itself is not, the attack is run again, on the network itself.
+        """
+        x_adv, look, finite = self.perturb_on(self.twin.model, named, x, y, index, goal)
+        verified, margins = self.verify(x_adv, y)
+        if not self.twin.is_original:
+            again = torch.from_numpy((look > 0) & (margins <= 0)).to(x.device)
+            rows = again.nonzero().flatten()
+            if len(rows):
+                redone = self.perturb_on(self.plan.classifier, named, x[rows], y[rows], index[rows], goal)
+                x_adv[rows], kept = redone[0], rows.cpu().numpy()
+                look[kept], finite[kept] = redone[1:]
+                verified[kept], margins[kept] = self.verify(redone[0], y[rows])
+        return x_adv, look, finite, verified, margins
+
+    def perturb_on(
+        self, model: nn.Module, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """The attack's result, the looks at which samples broke, and where it is finite: elsewhere the input stands."""
-        x_adv, look = named.attack.run(self.plan.classifier, x, y, index=index, seed=self.plan.seed, goal=goal)
+        x_adv, look = named.attack.run(model, x, y, index=index, seed=self.plan.seed, goal=goal)
         if x_adv.shape != x.shape:
             raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
         finite = torch.isfinite(x_adv.flatten(1)).all(1)
@@ -449,8 +478,8 @@ class _Run:
         at_eps = dataclasses.replace(named, attack=dataclasses.replace(named.attack, **changes))
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
-            x_adv, _, _ = self.perturb(at_eps, x, y, index, "break")
-            return {"fooled": (self.verify(x_adv, y)[0] != y.cpu().numpy()) & threat.contains(x_adv, x).cpu().numpy()}
+            x_adv, _, _, verified, _ = self.perturb(at_eps, x, y, index, "break")
+            return {"fooled": (verified != y.cpu().numpy()) & threat.contains(x_adv, x).cpu().numpy()}
 
         robust = self.clean == self.y
         rows = np.flatnonzero(robust)
@@ -499,7 +528,7 @@ class _Run:
             seconds=0.0,
             subject=subject_of(plan),
             data=data_of(plan),
-            protocol=protocol_of(plan),
+            protocol=protocol_of(plan).model_copy(update={"attacked": self.twin.described}),
             verdict=verdict,
             outcomes=[],
             warnings=warnings,

@@ -166,6 +166,14 @@ def audit(
     ] = False,
     device: o.Device = None,
     threads: o.Threads = None,
+    no_fast: Annotated[
+        bool,
+        typer.Option(
+            "--no-fast",
+            help="Attack the network itself; default: a faster copy of it, with the network's own verdicts.",
+            rich_help_panel="Run",
+        ),
+    ] = False,
     seed: Annotated[
         int | None,
         typer.Option(help="Of random starts, noise, subset and bootstrap (default 0).", rich_help_panel="Run"),
@@ -240,6 +248,7 @@ def audit(
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
             "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
+            "fast": False if no_fast else None,
             "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under) if fail_under else None,
         }
     )  # fmt: skip

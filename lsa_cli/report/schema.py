@@ -100,6 +100,7 @@ class Protocol(Row):
     batch_size: int
     device: str
     threads: int
+    attacked: str = Field("the network itself", description="what attacks ran on; verdicts are the network's own")
     settings: dict[str, Any] = Field(description="effective settings, by option name")
     settings_from: dict[str, str] = Field(description="where each setting that is not a default comes from")
     versions: dict[str, str]

@@ -1,0 +1,39 @@
+"""Which network the attacks of an audit run on: a fast twin, where one exists and attacks on it are as strong."""
+
+import numpy as np
+import torch
+
+from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.gradient import PGD
+from lsa_cli.attacks.losses import margin
+from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.models.precision import Twin, make_twin, original
+
+PROBE_STEPS = 10
+WEAKER = 0.002  # of the probe's samples: what the twin's attack may leave whole beyond the original's
+
+
+def probe_size(count: int) -> int:
+    """Samples to try a twin on: a thirtieth, so that the trial costs little beside the audit."""
+    return int(np.clip(count // 30, 8, 64))
+
+
+def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Twin:
+    """What to attack, tried on the samples x (N, ...) with labels y (N,) and places `index` (N,).
+
+    The twin is dropped where PGD on it leaves more samples whole than PGD on the network itself, both judged by the
+    network itself. Nothing is timed: the same audit always makes the same choice.
+    """
+    twin = make_twin(plan.classifier, x)
+    if twin.is_original:
+        return twin
+    attack = PGD(plan.threat, PROBE_STEPS)
+    whole = []
+    for model in (twin.model, plan.classifier):
+        x_adv = attack(model, x, y, index=index, seed=plan.seed, goal="break")
+        with torch.no_grad(), undisturbed(plan.classifier):
+            whole.append(int((margin(plan.classifier(x_adv), y) <= 0).sum()))
+    if whole[0] - whole[1] > WEAKER * len(x):
+        why = f"attacks on {twin.described} are weaker, they left {whole[0]} of {len(x)} samples whole, not {whole[1]}"
+        return original(plan.classifier, why)
+    return twin
