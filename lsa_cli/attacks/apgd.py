@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_gradient, expected_logits
-from lsa_cli.attacks.losses import LOSSES, Loss, targeted_dlr
+from lsa_cli.attacks.losses import DLR_CLASSES, LOSSES, Loss, targeted_dlr
 from lsa_cli.attacks.randomness import normal_like
-from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.search import Search, milestones
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 
@@ -26,6 +26,10 @@ SPARSER = 1.5  # l1: a step moves this many times fewer inputs than the best poi
 FEWER = 0.95  # l1: the best point has become sparser where it moves less than this share of the inputs it moved
 SHORTER = 1.5  # l1: otherwise the step size is divided by this,
 SHORTEST = 0.1  # down to this share of the first
+# After which share of the steps a run is given up below which targeted DLR: twice as far from zero as any run stood
+# there that broke its sample later (benchmarks/RESULTS.md).
+HOPELESS = ((0.41, -0.43), (0.57, -0.24))
+LONG = 50  # steps from which on that is asked
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -59,6 +63,10 @@ class _Run:
     def keep_up(self, search: Search) -> None:
         """Drop the rows that the search drops."""
         vars(self).update(zip(vars(self), search.still(*vars(self).values()), strict=True))
+
+    def drop(self, search: Search, rows: torch.Tensor) -> None:
+        """Drop these rows, (M,) bool."""
+        vars(self).update(zip(vars(self), search.drop(rows, *vars(self).values()), strict=True))
 
     def look(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
         """Take in the gradient and the loss (M,) at x_adv. A NaN is never the best."""
@@ -156,6 +164,7 @@ class APGD(Attack):
     restarts: int = 1
     eot: int = 1
     loss: ClassVar[str] = "ce"
+    hopeless: ClassVar[tuple[tuple[float, float], ...]] = ()  # share of the steps, loss below which a run ends there
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,7 +187,8 @@ class APGD(Attack):
             search.still()
             if search.is_over:
                 break
-            self._run(model, search, loss)
+            with search.aside():
+                self._run(model, search, loss)
         return search.x_adv
 
     def _run(self, model: Model, search: Search, loss: Loss) -> None:
@@ -190,6 +200,7 @@ class APGD(Attack):
             eps = torch.as_tensor(threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(len(x_adv))
             run = (_Sparse if sparse else _Dense)(threat.project(x_adv, search.x), search.x, eps)
             checks = list(range(0, steps, max(1, int(CHECK_EVERY * steps)))) if sparse else checkpoints(steps)
+            given_up = milestones(self.hopeless, steps, LONG)
             since = {this: this - last for last, this in pairwise(checks)}
             for k in range(steps):
                 gradient, logits, value = expected_gradient(model, run.x_adv, search.y, loss, self.eot)
@@ -201,6 +212,10 @@ class APGD(Attack):
                     return
                 if k in since:
                     run.check(search.x, since[k])
+                if k in given_up and search.goal == "break" and factor == 1 and logits.shape[1] >= DLR_CLASSES:
+                    run.drop(search, run.best_value < given_up[k])
+                    if search.is_over:
+                        return
                 run.move(search.x, _widened(search.threat, factor), k)
             x_adv = run.best
         search.offer(run.x_adv, expected_logits(model, run.x_adv, self.eot))
@@ -224,9 +239,12 @@ class TargetedAPGD(APGD):
     """Auto-PGD on the targeted DLR, towards each of the `targets` wrong classes with the largest clean logits.
 
     Its aim is not targeted: any wrong class breaks a sample. With fewer wrong classes each of them is a target.
+    With goal "break" a run is given up where its loss is hopelessly far from zero (our choice). The loss does not
+    depend on the scale of the logits; where it does, with fewer than four classes, every run is finished.
     """
 
     targets: int = 9
+    hopeless: ClassVar[tuple[tuple[float, float], ...]] = HOPELESS
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ from lsa_cli.registry import Registry
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LOSSES: Registry[Loss] = Registry("loss")
+DLR_CLASSES = 4  # from which on the targeted DLR is a ratio
 
 
 @LOSSES.register("ce")
@@ -50,7 +51,7 @@ def targeted_dlr(logits: torch.Tensor, y: torch.Tensor, target: torch.Tensor) ->
     difference (our choice): over first minus third, a target that is last of three would give -1 whatever the input.
     """
     difference = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-    if logits.shape[1] < 4:
+    if logits.shape[1] < DLR_CLASSES:
         return difference
     top = logits.topk(4, dim=1).values
     return difference / _apart(top[:, 0] - top[:, 2:].mean(1))

@@ -69,6 +69,16 @@ def keep(mask: torch.Tensor) -> None:
         draws.index, draws.keys = draws.index[mask], draws.keys[mask]
 
 
+@contextmanager
+def kept_aside() -> Iterator[None]:
+    """Samples that `keep` drops within are drawn for again after; the numbers go on where they were."""
+    draws = _current.get()
+    before = (draws.index, draws.keys) if draws is not None else None
+    yield
+    if draws is not None and before is not None:
+        draws.index, draws.keys = before
+
+
 def drawn_for() -> tuple[int, torch.Tensor]:
     """The seed and the samples (N,) of these draws: for an attack that runs other attacks on the same samples."""
     draws = _current.get()

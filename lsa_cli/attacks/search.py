@@ -1,6 +1,7 @@
 """Search: what an attack has found so far for each sample of its batch, and the samples it still works on."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,14 @@ from lsa_cli.attacks.threat import Threat
 Goal = Literal["worst", "break"]
 _ROUNDING = 1e-5  # of the largest logit; float32 differs by a tenth of it between batch sizes
 _LOOKS_BETWEEN_SYNCS = 8  # on CUDA, where asking whether any sample broke stops the device
+
+
+def milestones(hopeless: tuple[tuple[float, float], ...], total: int, least: int) -> dict[int, float]:
+    """When a run of `total` steps asks whether to give up a sample, and the limit then: (share of the steps, limit) each.
+
+    Never in runs of fewer than `least` steps: a slow start says little about those.
+    """
+    return {} if total < least else {math.ceil(share * total): limit for share, limit in hopeless}
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Search:
 
     Goal "worst", for the layer scan: every sample is worked on to the end. Goal "break", for the verdict: `still`
     drops a sample once an adversarial of it was seen, so the batch shrinks and its steps are saved. Whether a
-    sample breaks is the same with both.
+    sample breaks is the same with both, but for runs that an attack gives up as hopeless; its docstring tells.
 
     Of the whole batch: x_adv (N, ...) the strongest inputs, value (N,) their margins, found_at (N,) int32 the look
     at which the first adversarial was seen, from 1; 0 where none was.
@@ -108,6 +117,15 @@ class Search:
         randomness.keep(keep)
         return tuple(tensor[keep] for tensor in tensors)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Samples dropped within are worked on again after, but for those that `still` is done with."""
+        x, y, threat, rows = self.x, self.y, self.threat, self.rows
+        with randomness.kept_aside():
+            yield
+        self.x, self.y, self.threat, self.rows = x, y, threat, rows
+        self.still()
+
 
 class Nearest(Search):
     """For attacks that look for the smallest change: the nearest adversarial seen for each sample.
@@ -130,7 +148,8 @@ class Nearest(Search):
             return self.drop(self.distance[self.rows] == 0, *tensors)
         return super().still(*tensors)
 
-    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
+    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """As Search; returns the distance of each, (M,), infinite where it is no adversarial."""
         self.looks += 1
         value = margin(logits, self.y).float()
         distance = self.threat.distance(x_adv, self.x).float()
@@ -141,3 +160,4 @@ class Nearest(Search):
         self.distance[took], self.value[took] = distance[nearer], value[nearer]
         self.x_adv[took] = x_adv[nearer]
         self._note(nearer & self.threat.contains(x_adv, self.x))
+        return torch.where(value > 0, distance, torch.inf)

@@ -16,13 +16,17 @@ import torch
 from lsa_cli.attacks.base import ATTACKS, Attack, Model
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import uniform_like
-from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.search import Search, milestones
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 _AHEAD = 64  # queries whose random numbers are drawn at once: a draw costs as much for many as for one
 _TINY = 1e-12
+# After which share of the queries a sample is given up that misses more than this part of what its margin has risen.
+# The queries after that brought at most two thirds as much (benchmarks/RESULTS.md).
+HOPELESS = ((0.2, 0.85), (0.4, 0.45), (0.6, 0.2))
+LONG = 1000  # queries from which on that is asked
 
 
 @ATTACKS.register("square")
@@ -31,7 +35,8 @@ class Square(Attack):
     """Random search that keeps each square which brings the image nearer to the boundary; it needs no gradient.
 
     queries: looks at a sample, the start among them. p_init: share of the picture that the first windows cover.
-    restarts: runs, each with all of the queries, from new stripes.
+    restarts: runs, each with all of the queries, from new stripes. With goal "break" a run is given up where the
+    boundary is hopelessly far by the pace so far (our choice).
     """
 
     threat: Threat
@@ -61,7 +66,8 @@ class Square(Attack):
             for _ in range(self.restarts):
                 search.still()
                 if not search.is_over:
-                    self._climb(model, search)
+                    with search.aside():
+                        self._climb(model, search)
         return search.x_adv
 
     def _climb(self, model: Model, search: Search) -> None:  # algorithm 1
@@ -71,6 +77,8 @@ class Square(Attack):
         x_adv = candidate.clone()
         best = torch.full((len(x_adv),), -torch.inf, device=x_adv.device, dtype=x_adv.dtype)
         drawn = x_adv.new_empty(len(x_adv), 0)
+        given_up = milestones(HOPELESS, self.queries, LONG) if search.goal == "break" else {}
+        clean = margin(model(search.x), search.y) if given_up else best
         for query in range(self.queries):
             if query:
                 ahead = (query - 1) % _AHEAD
@@ -82,7 +90,10 @@ class Square(Attack):
             value = margin(logits, search.y)
             better = value > best
             x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
-            x_adv, best, drawn = search.still(x_adv, best, drawn)
+            x_adv, best, drawn, clean = search.still(x_adv, best, drawn, clean)
+            if query + 1 in given_up:
+                far = -best > given_up[query + 1] * (best - clean)
+                x_adv, best, drawn, clean = search.drop(far, x_adv, best, drawn, clean)
             if search.is_over:
                 return
 
