@@ -20,7 +20,9 @@ from torchvision import datasets
 
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.ensemble import AutoAttack, cascade
+from lsa_cli.attacks.losses import margin
 from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.precision import make_twin
 from tests.foreign_networks import LeNet5, ResNet2b, cifar10_test, small_cnn
 
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -68,11 +70,13 @@ def compare(name, data_root, oracle, n):
         right = (model(x).argmax(1) == y).nonzero().flatten()
     before = reference_pass(model, x, y)
     started = time.process_time()
-    found = cascade(attack.members, model, x[right], y[right], index=right)
+    found = cascade(attack.members, make_twin(model, x[:64]).model, x[right], y[right], index=right)
+    with torch.no_grad():
+        whole = margin(model(found.x_adv), y[right]) <= 0  # the verdict is the network's own, not its fast twin's
     seconds = time.process_time() - started
     after = reference_pass(model, x, y)
     ours = torch.zeros(n, dtype=torch.bool)
-    ours[right[found.broken_by < 0]] = True
+    ours[right[whole]] = True
     assert attack.threat.contains(found.x_adv, x[right]).all()
     by = torch.bincount(found.broken_by[found.broken_by >= 0].long(), minlength=len(attack.members)).tolist()
     print(
@@ -85,6 +89,8 @@ def compare(name, data_root, oracle, n):
     if n == record["n"]:
         theirs = record["seconds"] / statistics.mean(record["reference_pass_seconds"])
         print(f"; official {theirs:.0f}: ratio {passes / theirs:.2f}", end="")
+        each = (passes / max(1, int(ours.sum()))) / (theirs / int(official.sum()))
+        print(f", per robust sample {each:.2f}", end="")
     print(flush=True)
 
 

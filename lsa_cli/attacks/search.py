@@ -159,5 +159,5 @@ class Nearest(Search):
         took = self.rows[nearer]
         self.distance[took], self.value[took] = distance[nearer], value[nearer]
         self.x_adv[took] = x_adv[nearer]
-        self._note(nearer & self.threat.contains(x_adv, self.x))
+        self._note(nearer & self.threat.allows(distance))
         return torch.where(value > 0, distance, torch.inf)

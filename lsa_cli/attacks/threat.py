@@ -54,13 +54,16 @@ class Threat:
 
     def contains(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,) bool
         """Whether each x_adv is within budget and range, up to the rounding of float32."""
-        radius = per_sample(self.eps, x.flatten(1)[:, 0])
-        inside = self.distance(x_adv, x) <= radius * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+        inside = self.allows(self.distance(x_adv, x))
         if self.bounds is not None:
             low, high = self.bounds
             flat = x_adv.flatten(1)
             inside &= (flat >= low - ABSOLUTE_TOLERANCE).all(1) & (flat <= high + ABSOLUTE_TOLERANCE).all(1)
         return inside
+
+    def allows(self, distance: torch.Tensor) -> torch.Tensor:  # (N,) -> (N,) bool
+        """Whether changes of this size are within budget, up to the rounding of float32."""
+        return distance <= per_sample(self.eps, distance) * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
 
     def clamp(self, x_adv: torch.Tensor) -> torch.Tensor:
         return x_adv if self.bounds is None else x_adv.clamp(*self.bounds)
@@ -90,6 +93,9 @@ class Linf(Threat):
 
     norm = "linf"
     _order = float("inf")
+
+    def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (x_adv - x).flatten(1).abs().amax(1)  # no sum that rounding could spoil
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         eps = per_sample(self.eps, x)
