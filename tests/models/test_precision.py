@@ -1,0 +1,122 @@
+"""The fast twin: it computes what the network computes, or it is not made; the network is left as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.precision import FastClassifier, fold_norms, make_twin
+
+
+def norm(channels):
+    """A BatchNorm that has seen something."""
+    layer = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        for tensor in (layer.running_mean, layer.weight, layer.bias):
+            tensor.normal_()
+        layer.running_var.uniform_(0.5, 2)
+    return layer
+
+
+class Residual(nn.Module):
+    """Two foldable pairs, and a norm before a convolution that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(3, 6, 3, padding=1), norm(6)
+        self.before, self.second, self.norm2 = norm(6), nn.Conv2d(6, 6, 3, padding=1, bias=False), norm(6)
+        self.head = nn.Linear(6 * 64, 4)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.first(x)))
+        x = x + self.norm2(self.second(self.before(x)))
+        return self.head(x.flatten(1))
+
+
+class TwoReaders(Residual):
+    """The output of the first convolution goes on beside its norm."""
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.head((y + self.norm1(y)).flatten(1))
+
+
+class Shared(Residual):
+    """One convolution and norm, run twice."""
+
+    def forward(self, x):
+        x = self.norm1(self.first(x))
+        return self.head(self.norm2(self.second(self.norm2(self.second(x)))).flatten(1))
+
+
+class Noisy(Residual):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def made(kind):
+    torch.manual_seed(0)
+    return Classifier(kind(), ((0.4, 0.5, 0.6), (0.2, 0.2, 0.3)))
+
+
+X = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def gradient(model):
+    leaf = X.clone().requires_grad_(True)
+    logits = model(leaf)
+    return logits.detach(), torch.autograd.grad(F.cross_entropy(logits, torch.arange(5) % 4), leaf)[0]
+
+
+@pytest.mark.parametrize(("kind", "folded"), [(Residual, 2), (Shared, 1)])
+def test_the_twin_has_the_same_logits_and_gradients(kind, folded):
+    classifier = made(kind)
+    twin = make_twin(classifier, X)
+    assert not twin.is_original
+    assert f"{folded} BatchNorm folded" in twin.described
+    classifier.eval()
+    for theirs, ours in zip(gradient(twin.model), gradient(classifier), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_is_left_as_it_was():
+    classifier = made(Residual).train()
+    before = copy.deepcopy(classifier)
+    make_twin(classifier, X)
+    assert classifier.training
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    assert not any(module._forward_hooks for module in classifier.modules())
+    assert [type(module) for module in classifier.modules()] == [type(module) for module in before.modules()]
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(classifier.state_dict()[name], tensor)
+        assert classifier.state_dict()[name].stride() == tensor.stride()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(TwoReaders, "not compute the same"), (Noisy, "not compute the same"), (None, "no convolutions")]
+)
+def test_what_cannot_be_had_faster_is_attacked_itself(kind, why):
+    classifier = made(kind) if kind else Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
+    twin = make_twin(classifier, X)
+    assert twin.is_original
+    assert twin.model is classifier
+    assert why in twin.described
+
+
+def test_statistics_of_the_batch_are_not_folded():
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    assert fold_norms(body.eval(), X) == 0
+
+
+def test_in_bfloat16_logits_and_gradients_come_back_as_float32():
+    classifier = made(Residual).eval()
+    (short, short_gradient), (exact, exact_gradient) = (
+        gradient(model) for model in (FastClassifier(classifier, torch.bfloat16), classifier)
+    )
+    assert short.dtype == short_gradient.dtype == torch.float32
+    assert not torch.equal(short, exact)
+    assert (short - exact).norm() < 0.02 * exact.norm()
+    assert (short_gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
