@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.gradient import PGD
@@ -10,6 +11,7 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.models.precision import Twin, make_twin, original
 
 PROBE_STEPS = 10
+_TRIED = 8  # samples on which logits are compared
 WEAKER = 0.002  # of the probe's samples: what the twin's attack may leave whole beyond the original's
 
 
@@ -24,16 +26,21 @@ def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.
     The twin is dropped where PGD on it leaves more samples whole than PGD on the network itself, both judged by the
     network itself. Nothing is timed: the same audit always makes the same choice.
     """
-    twin = make_twin(plan.classifier, x)
+    twin = make_twin(plan.classifier, x[:_TRIED])
     if twin.is_original:
         return twin
-    attack = PGD(plan.threat, PROBE_STEPS)
-    whole = []
-    for model in (twin.model, plan.classifier):
-        x_adv = attack(model, x, y, index=index, seed=plan.seed, goal="break")
-        with torch.no_grad(), undisturbed(plan.classifier):
-            whole.append(int((margin(plan.classifier(x_adv), y) <= 0).sum()))
+    whole = [_left_whole(plan, model, x, y, index) for model in (twin.model, plan.classifier)]
     if whole[0] - whole[1] > WEAKER * len(x):
         why = f"attacks on {twin.described} are weaker, they left {whole[0]} of {len(x)} samples whole, not {whole[1]}"
         return original(plan.classifier, why)
     return twin
+
+
+def _left_whole(plan: AuditPlan, model: nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> int:
+    """Samples that a short PGD on `model` leaves whole, as the network itself sees them."""
+    attack, count = PGD(plan.threat, PROBE_STEPS), 0
+    for batch in zip(*(tensor.split(plan.batch_size) for tensor in (x, y, index)), strict=True):
+        x_adv = attack(model, batch[0], batch[1], index=batch[2], seed=plan.seed, goal="break")
+        with torch.no_grad(), undisturbed(plan.classifier):
+            count += int((margin(plan.classifier(x_adv), batch[1]) <= 0).sum())
+    return count

@@ -368,6 +368,7 @@ def _run(
 ) -> "AuditReport":  # fmt: skip
     """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
     from lsa_cli.auditing.run import run_audit
+    from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.report.exporters import export
     from lsa_cli.report.tables import write_samples
 
@@ -381,6 +382,7 @@ def _run(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
+    keep_freed_memory()
     before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
         with progress_bar(not quiet) as progress, foreign_code():

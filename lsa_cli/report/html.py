@@ -121,6 +121,7 @@ def _facts(report: AuditReport) -> list[tuple[str, str]]:
             f"{', '.join(protocol.layers)}; {protocol.measure} per {protocol.aggregate}; eta {protocol.eta:g}, "
             f"sigma over {protocol.sigma}" + (f", top {protocol.top_k}" if protocol.top_k else ""),
         ),
+        ("Attacked", protocol.attacked),
         (
             "Run",
             f"{protocol.device}, {protocol.threads} threads, batches of {protocol.batch_size}, seed {protocol.seed}",

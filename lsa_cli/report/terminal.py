@@ -68,6 +68,7 @@ def _header(report: AuditReport) -> RenderableType:
         + f", {data.n:,} of {data.available:,} samples ({data.selection})",
         "images": data.transform,
         "threat": f"{protocol.threat.norm} eps {protocol.threat.text} ({protocol.threat.origin})",
+        "attacked": protocol.attacked,
         "run": f"{protocol.device}, {protocol.threads} threads, seed {protocol.seed}, torch {protocol.versions.get('torch', '-')}, "
         f"{report.tool}, {report.seconds:.1f} s",
     }
