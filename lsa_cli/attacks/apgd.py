@@ -15,7 +15,7 @@ import torch
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_gradient, expected_logits
 from lsa_cli.attacks.losses import DLR_CLASSES, LOSSES, Loss, targeted_dlr
 from lsa_cli.attacks.randomness import normal_like
-from lsa_cli.attacks.search import Search, milestones
+from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 
@@ -200,7 +200,7 @@ class APGD(Attack):
             eps = torch.as_tensor(threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(len(x_adv))
             run = (_Sparse if sparse else _Dense)(threat.project(x_adv, search.x), search.x, eps)
             checks = list(range(0, steps, max(1, int(CHECK_EVERY * steps)))) if sparse else checkpoints(steps)
-            given_up = milestones(self.hopeless, steps, LONG)
+            given_up = search.milestones(self.hopeless, steps, LONG)
             since = {this: this - last for last, this in pairwise(checks)}
             for k in range(steps):
                 gradient, logits, value = expected_gradient(model, run.x_adv, search.y, loss, self.eot)
@@ -212,7 +212,7 @@ class APGD(Attack):
                     return
                 if k in since:
                     run.check(search.x, since[k])
-                if k in given_up and search.goal == "break" and factor == 1 and logits.shape[1] >= DLR_CLASSES:
+                if k in given_up and logits.shape[1] >= DLR_CLASSES:
                     run.drop(search, run.best_value < given_up[k])
                     if search.is_over:
                         return
@@ -239,7 +239,7 @@ class TargetedAPGD(APGD):
     """Auto-PGD on the targeted DLR, towards each of the `targets` wrong classes with the largest clean logits.
 
     Its aim is not targeted: any wrong class breaks a sample. With fewer wrong classes each of them is a target.
-    With goal "break" a run is given up where its loss is hopelessly far from zero (our choice). The loss does not
+    With goal "break" a linf run is given up where its loss is hopelessly far from zero (our choice). The loss does not
     depend on the scale of the logits; where it does, with fewer than four classes, every run is finished.
     """
 

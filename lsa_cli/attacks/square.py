@@ -16,7 +16,7 @@ import torch
 from lsa_cli.attacks.base import ATTACKS, Attack, Model
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import uniform_like
-from lsa_cli.attacks.search import Search, milestones
+from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 
@@ -35,7 +35,7 @@ class Square(Attack):
     """Random search that keeps each square which brings the image nearer to the boundary; it needs no gradient.
 
     queries: looks at a sample, the start among them. p_init: share of the picture that the first windows cover.
-    restarts: runs, each with all of the queries, from new stripes. With goal "break" a run is given up where the
+    restarts: runs, each with all of the queries, from new stripes. With goal "break" a linf run is given up where the
     boundary is hopelessly far by the pace so far (our choice).
     """
 
@@ -77,7 +77,7 @@ class Square(Attack):
         x_adv = candidate.clone()
         best = torch.full((len(x_adv),), -torch.inf, device=x_adv.device, dtype=x_adv.dtype)
         drawn = x_adv.new_empty(len(x_adv), 0)
-        given_up = milestones(HOPELESS, self.queries, LONG) if search.goal == "break" else {}
+        given_up = search.milestones(HOPELESS, self.queries, LONG)
         clean = margin(model(search.x), search.y) if given_up else best
         for query in range(self.queries):
             if query:

@@ -7,7 +7,7 @@ from torch import nn
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.apgd import APGDDLR, TargetedAPGD
 from lsa_cli.attacks.fab import FABT
-from lsa_cli.attacks.search import milestones
+from lsa_cli.attacks.search import Search, searching
 from lsa_cli.attacks.square import Square
 
 EPS = 0.1
@@ -48,9 +48,13 @@ ATTACKS = {
 
 
 def test_a_run_asks_after_its_share_of_the_steps_and_a_short_one_never():
-    assert milestones(RULE, 100, 50) == {30: 1.5, 50: 1.2}
-    assert milestones(RULE, 55, 50) == {17: 1.5, 28: 1.2}
-    assert milestones(RULE, 49, 50) == {}
+    def asked(total, goal="break", norm="linf"):
+        with searching(goal):
+            return Search(torch.zeros(1, 2), torch.zeros(1), make_threat(norm, EPS)).milestones(RULE, total, 50)
+
+    assert asked(100) == {30: 1.5, 50: 1.2}
+    assert asked(55) == {17: 1.5, 28: 1.2}
+    assert asked(49) == asked(100, "worst") == asked(100, norm="l2") == asked(100, norm="l1") == {}
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
