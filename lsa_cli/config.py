@@ -2,19 +2,27 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 
 from lsa_cli.errors import LsaError, UsageError, is_plain
 from lsa_cli.registry import SHIPPED, parse_number, unknown
-from lsa_cli.report.gate import check_limits
+from lsa_cli.report.gate import Limit, limits_of
+from lsa_cli.report.metrics import EVIDENCE_WORDS, FAMILIES
 
 CONFIG_NAME = "lsa.yaml"
 _LARGEST_CONFIG = 1_000_000
 _MOST_THREADS = 1024  # torch crashes on many times that
 _MOST_PIXELS = 4096
+
+# What a file may say where the field holds something stricter: for editors, through `lsa schema config`.
+_NUMBER = {"type": ["number", "string"]}
+_NAMES = {"type": ["array", "string"], "items": {"type": "string"}}
+Number = Annotated[float, WithJsonSchema(_NUMBER)]
+Names = Annotated[list[str], WithJsonSchema(_NAMES)]
+_METRIC = rf"^(clean|robust|mvl|seconds|evidence\.({'|'.join(EVIDENCE_WORDS)})|({'|'.join(FAMILIES[:-1])})\..+)$"
 
 
 class HardenSettings(BaseModel):
@@ -120,38 +128,47 @@ class AuditSettings(BaseModel):
     weights: str | None = Field(None, description="which of several sets of weights in the file")
     trust_code: bool | None = Field(None, description="run the code that the checkpoint holds")
     normalize: str | None = Field(None, description="mnist, cifar10, imagenet, none or MEAN/STD")
-    input_range: str | None = Field(None, description="LOW,HIGH that the network takes, such as 0,255 or -1,1")
-    input_size: str | None = Field(None, description="pixels that images are resized and cropped to; or native")
+    input_range: Annotated[str, WithJsonSchema({"type": ["string", "array"]})] | None = Field(
+        None, description="LOW,HIGH that the network takes, such as 0,255 or -1,1"
+    )
+    input_size: Annotated[str, WithJsonSchema({"type": ["string", "integer"]})] | None = Field(
+        None, description="pixels that images are resized and cropped to; or native"
+    )
     returns: str | None = Field(None, description="logits or probabilities: what the network returns")
     data: str | None = Field(None, description="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, pkg.mod:factory")
     split: str | None = None
     match_classes: str | None = Field(None, description="name (default) or number: how labels find their output")
     limit: int | str | None = Field(None, description="how many samples, stratified by class; or all")
-    attack: list[str] | None = Field(None, description="attack specs such as pgd:steps=40; or none")
-    noise: list[str] | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
-    corruption: list[str] | None = Field(None, description="corruption specs such as fog:severity=3")
+    attack: Names | None = Field(None, description="attack specs such as pgd:steps=40; or none")
+    noise: Names | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
+    corruption: Names | None = Field(None, description="corruption specs such as fog:severity=3")
     preset: str | None = Field(None, description="quick or full: which attacks")
     full_on: int | None = Field(None, description="survivors, drawn at random, that meet the cascade")
     norm: str | None = None
-    eps: float | None = None
+    eps: Number | None = None
     steps: int | None = None
-    step_size: float | None = None
+    step_size: Number | None = None
     restarts: int | None = None
-    eps_grid: list[float] | None = Field(None, description="radii of the robustness curve")
-    layers: list[str] | None = Field(None, description="activations, learnable, blocks, names or globs")
+    eps_grid: (
+        Annotated[list[float], WithJsonSchema({"type": ["array", "number", "string"], "items": _NUMBER})] | None
+    ) = Field(None, description="radii of the robustness curve")
+    layers: Names | None = Field(None, description="activations, learnable, blocks, names or globs")
     measure: str | None = None
     aggregate: str | None = Field(None, description="sample (default) or batch")
-    eta: float | None = None
+    eta: Number | None = None
     sigma: str | None = Field(None, description="samples (default) or layers")
     top_k: int | None = None
     batch_size: int | None = None
-    budget: float | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
+    budget: Number | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
     device: str | None = None
     threads: int | None = None
     seed: int | None = None
-    plugin: list[str] | None = None
-    gate: dict[str, float] | None = Field(None, description="metric: limit")
-    fail_on: str | None = Field(None, description="doubtful or invalid: evidence that is a breach")
+    plugin: Names | None = None
+    gate: dict[str, Limit] | None = Field(
+        None,
+        description="metric: limit, or metric: {min or max, severity, by, allow_not_run}",
+        json_schema_extra={"propertyNames": {"pattern": _METRIC}},
+    )
     harden: HardenSettings | None = Field(None, description="settings of lsa harden")
 
     @field_validator("eps", "step_size", "eta", mode="before")
@@ -176,10 +193,7 @@ class AuditSettings(BaseModel):
     @field_validator("gate", mode="before")
     @classmethod
     def _limits(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            value = {str(metric): parse_number(limit, f"gate {metric}") for metric, limit in value.items()}
-            check_limits(value)
-        return value
+        return limits_of(value) if isinstance(value, dict) else value
 
     @field_validator("limit")
     @classmethod
@@ -218,12 +232,12 @@ class AuditSettings(BaseModel):
             raise ValueError(f"should be a time such as 90s, 10m or 2h, not {text}")
         return seconds
 
-    @field_validator("aggregate", "sigma", "match_classes", "preset", "fail_on")
+    @field_validator("aggregate", "sigma", "match_classes", "preset")
     @classmethod
     def _one_of(cls, value: str | None, info: Any) -> str | None:
         choices = {
             "aggregate": ("sample", "batch"), "sigma": ("samples", "layers"), "match_classes": ("name", "number"),
-            "preset": ("quick", "full"), "fail_on": ("doubtful", "invalid"),
+            "preset": ("quick", "full"),
         }[info.field_name]  # fmt: skip
         if value is not None and value not in choices:
             raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
@@ -287,10 +301,12 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, settings in layers:
-        for field, value in settings.model_dump(exclude_none=True).items():
+        for field, value in settings:
+            if value is None:
+                continue
             if field == "harden":  # each part of it is a setting of its own
                 said = merged[field].model_dump(exclude_none=True) if field in merged else {}
-                merged[field] = HardenSettings(**{**value, **said})
+                merged[field] = HardenSettings(**{**value.model_dump(exclude_none=True), **said})
                 origin[field] = f"{origin[field]}, {name}" if field in origin else name
             elif field not in merged:
                 merged[field], origin[field] = value, name
@@ -298,6 +314,17 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
                 merged[field] = {**value, **merged[field]}
                 origin[field] += f", {name}"
     return AuditSettings.model_construct(**merged), origin
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of lsa.yaml, for editors. A limit may be a bare number too; a key may have - for _."""
+    schema = AuditSettings.model_json_schema()
+    gate = schema["properties"]["gate"]
+    limit = gate.pop("anyOf")[0]["additionalProperties"]
+    gate |= {"type": ["object", "null"], "additionalProperties": {"anyOf": [_NUMBER, limit]}}
+    fields = {"version": {"const": 1, "description": "of this format"}, **schema["properties"]}
+    dashed = {name.replace("_", "-"): field for name, field in fields.items()}
+    return {**schema, "title": "lsa.yaml", "type": ["object", "null"], "properties": {**fields, **dashed}}
 
 
 # ---- lsa.yaml ------------------------------------------------------------------------------------------

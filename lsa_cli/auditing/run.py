@@ -179,7 +179,7 @@ class _Run:
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
         self.within_budget("evidence", self.examine)
         self.report.status = "complete"
-        self.report.gates = check(self.report, plan.limits, plan.fail_on)
+        self.report.gates = check(self.report, plan.limits)
         self.update("complete")
         return self.report
 
@@ -207,7 +207,7 @@ class _Run:
             self.report.pairs = compare_attacks([(n.label, d) for n, d in self.scanned], len(self.plan.class_names))
             self.report.samples = self.record.rows(self.plan.index, self.y, self.clean) if met else None
             if status in ("interrupted", "failed"):
-                self.report.gates = check(self.report, self.plan.limits, self.plan.fail_on)
+                self.report.gates = check(self.report, self.plan.limits)
             self.on_update(self.report)
 
     def step(self, what: str, work: float) -> None:
@@ -310,6 +310,7 @@ class _Run:
         mismatches = int((verified != seen.predicted).sum())
         counted = np.ones(len(verified), dtype=bool) if kind == "noise" else seen.within
         diagnosis = ClassDiagnosis(self.y, self.clean, verified, counted)
+        self.record.hold(named.label, diagnosis.robust)
         if kind != "noise":
             self.scanned.append((named, diagnosis))
             everyone = np.arange(len(self.y))

@@ -189,12 +189,8 @@ def audit(
         ),
     ] = False,
     fail_under: o.FailUnder = None,
-    fail_on: Annotated[
-        str | None,
-        typer.Option(
-            metavar="doubtful|invalid", help="Exit 1 when the evidence for the verdict is.", rich_help_panel="Gate"
-        ),
-    ] = None,
+    fail_on: o.FailOn = None,
+    exit_zero: o.ExitZero = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -227,7 +223,7 @@ def audit(
     from lsa_cli.config import settings_from
     from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.exporters import check_writable
-    from lsa_cli.report.gate import parse_limits
+    from lsa_cli.report.gate import is_breach, parse_limits
     from lsa_cli.report.tables import check_samples_file
 
     given = settings_from(
@@ -236,11 +232,11 @@ def audit(
             "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
             "attack": attack, "noise": noise, "corruption": corruption, "preset": _preset(quick, full),
-            "full_on": full_on, "budget": budget, "fail_on": fail_on,
+            "full_on": full_on, "budget": budget,
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
             "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
-            "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under) if fail_under else None,
+            "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under or [], fail_on) or None,
         }
     )  # fmt: skip
     if dry_run and json == "-":
@@ -270,10 +266,10 @@ def audit(
         note(f"report saved: {', '.join([*files.values(), *([csv] if csv else [])])}")
     if harden is not None:
         harden_flagged(checkpoint, given, config, report, Path(harden), quiet)
-    if any(not gate.passed for gate in report.gates):
-        for gate in report.gates:
-            if not gate.passed and (quiet or json == "-"):
-                note(f"gate: {gate.message}")
+    for gate in report.gates:
+        if not gate.passed and (quiet or json == "-"):
+            note(f"gate{', a warning' if gate.severity == 'warning' else ''}: {gate.message}")
+    if is_breach(report.gates) and not exit_zero:
         raise typer.Exit(EXIT_GATE)
 
 
@@ -421,7 +417,7 @@ def _show_plan(plan: "AuditPlan") -> None:
     lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}")
     lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
     lines.append(f"device      {plan.device}, {plan.threads} threads, batches of {plan.batch_size}, seed {plan.seed}")
-    lines += [f"gate        {metric} {limit:g}" for metric, limit in plan.limits.items()]
+    lines += [f"gate        {metric} {limit.direction} {limit.value:g}" for metric, limit in plan.limits.items()]
     lines += [f"note        {message}" for message in plan.notes]
     lines += [f"warning     {warning.message}" for warning in plan.warnings]
     lines.append(

@@ -94,6 +94,7 @@ def _register() -> None:
     app.command("report")(report.report)
     app.command("compare")(report.compare)
     app.command("gate")(report.gate)
+    app.command("schema")(report.schema)
 
 
 _register()

@@ -1,12 +1,14 @@
 """The report on a terminal: the verdict first, then what explains it. Readable in a log file too."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lsa_cli.report.schema import AttackOutcome, AuditReport
+from lsa_cli.report.schema import AttackOutcome, AuditReport, GateResult
 from lsa_cli.report.tables import estimate_text, interval, number, percent, settings_text, strongest, weakest_first
 
 _CLASSES = 20
@@ -28,19 +30,24 @@ def print_report(report: AuditReport, console: Console) -> None:
         console.print()
     for warning in report.warnings:
         console.print(Text.assemble(("Warning ", "bold yellow"), f"({warning.code}): {warning.message}"))
-    for gate in report.gates:
-        state = ("held", "green") if gate.passed else ("BREACHED", "bold red")
-        if not gate.passed and gate.measured is None:
-            state = ("NOT DECIDED", "bold red")
-        console.print(Text.assemble("Gate ", state, f": {gate.message}"))
+    print_gates(report.gates, console)
+
+
+def print_gates(results: Sequence[GateResult], console: Console) -> None:
+    """A line for each limit: whether it holds, and what that was read from."""
+    words = {"held": "held", "breached": "BREACHED", "undecided": "NOT DECIDED"}
+    for gate in results:
+        style = "green" if gate.passed else "bold red" if gate.severity == "error" else "bold yellow"
+        which = "Gate " if gate.severity == "error" else "Gate (warning) "
+        console.print(Text.assemble(which, (words[gate.state], style), f": {gate.message}"))
 
 
 def one_line(report: AuditReport) -> str:
     """The verdict in one line, for --quiet and logs."""
     verdict, threat = report.verdict, report.protocol.threat
     robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
-    breached = [gate.metric for gate in report.gates if not gate.passed]
-    gates = "" if not report.gates else f"; gates {'breached: ' + ', '.join(breached) if breached else 'held'}"
+    failed = [gate.metric for gate in report.gates if not gate.passed and gate.severity == "error"]
+    gates = "" if not report.gates else f"; gates {'not held: ' + ', '.join(failed) if failed else 'held'}"
     state = "" if report.status == "complete" else f" ({report.status})"
     return (
         f"{report.subject.checkpoint}{state}: robust accuracy {robust} ({threat.norm} {threat.text}, n={verdict.clean.n}, "

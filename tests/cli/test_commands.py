@@ -36,7 +36,7 @@ def test_saved_reports_are_read_without_torch(shell, tmp_path):
     saved = ROOT / "tests" / "gold" / "report.json"
     for arguments in (
         ["report", saved], ["report", saved, "--html", tmp_path / "r.html"], ["gate", saved, "--fail-under", "robust=0.9"],
-        ["compare", saved, saved], ["report", "--schema"],
+        ["compare", saved, saved], ["schema", "config"],
     ):  # fmt: skip
         assert not imported(shell, *arguments) & {"torch", "torchvision"}
 
@@ -70,7 +70,7 @@ def test_stdout_is_one_json_document_whatever_the_environment(shell):
 
 def test_json_is_what_the_schema_says(lsa):
     jsonschema = pytest.importorskip("jsonschema")
-    schema = json.loads(lsa("report", "--schema").out)
+    schema = json.loads(lsa("schema", "report").out)
     report = json.loads(lsa("audit", MNIST, *QUICK, "--eps-grid", "0,0.1", "--json", "-").out)
     jsonschema.validate(report, schema)
 
