@@ -21,6 +21,7 @@ _MOST_PIXELS = 4096
 _NUMBER = {"type": ["number", "string"]}
 _NAMES = {"type": ["array", "string"], "items": {"type": "string"}}
 Number = Annotated[float, WithJsonSchema(_NUMBER)]
+NumberText = Annotated[str, WithJsonSchema(_NUMBER)]
 Names = Annotated[list[str], WithJsonSchema(_NAMES)]
 _METRIC = rf"^(clean|robust|mvl|seconds|evidence\.({'|'.join(EVIDENCE_WORDS)})|({'|'.join(FAMILIES[:-1])})\..+)$"
 
@@ -33,29 +34,29 @@ class HardenSettings(BaseModel):
     method: str | None = Field(None, description="at-lr, at, or another of `lsa list methods`, as NAME:key=value")
     base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades or mart")
     mvl: str | None = Field(None, description="a saved report whose most vulnerable layers are held")
-    layers: list[str] | None = Field(None, description="names or globs of the layers that are held")
+    layers: Names | None = Field(None, description="names or globs of the layers that are held")
     hold: str | None = Field(None, description="last (default): the last hidden layer; mvl: what a scan flags")
     top_k: int | None = Field(None, description="how many layers the scan flags")
-    gamma: str | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
+    gamma: NumberText | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
     detach_clean: bool | None = Field(None, description="the clean branch is a fixed target")
     attack_mode: str | None = Field(None, description="eval (default) or train: mode of the network under attack")
     steps: int | None = Field(None, description="steps of the training attack")
-    step_size: float | None = Field(None, description="length of a step; default 2.5 eps / steps")
+    step_size: Number | None = Field(None, description="length of a step; default 2.5 eps / steps")
     epochs: int | None = None
-    lr: float | None = Field(None, description="highest learning rate")
+    lr: Number | None = Field(None, description="highest learning rate")
     optimizer: str | None = Field(None, description="adam, adamw or sgd")
-    weight_decay: float | None = None
+    weight_decay: Number | None = None
     schedule: str | None = Field(None, description="one-cycle, cosine or constant")
     batch_size: int | None = None
-    val_fraction: float | None = Field(None, description="share of the training data that is held out")
-    freeze: list[str] | None = Field(None, description="globs over parameters or modules that stay as they are")
+    val_fraction: Number | None = Field(None, description="share of the training data that is held out")
+    freeze: Names | None = Field(None, description="globs over parameters or modules that stay as they are")
     train_only: str | None = Field(None, description="flagged or all (default)")
     average: str | None = Field(None, description="none, ema or swa: average of weights that is handed out")
     amp: bool | None = Field(None, description="bfloat16 where autocast has it")
-    warmup: float | None = Field(None, description="share of the training in which eps and gamma rise")
-    clip: float | None = Field(None, description="largest norm of a gradient; 0: none")
-    label_smoothing: float | None = None
-    awp: float | None = Field(None, description="size of adversarial weight perturbation; 0: none")
+    warmup: Number | None = Field(None, description="share of the training in which eps and gamma rise")
+    clip: Number | None = Field(None, description="largest norm of a gradient; 0: none")
+    label_smoothing: Number | None = None
+    awp: Number | None = Field(None, description="size of adversarial weight perturbation; 0: none")
     augment: str | None = Field(None, description="none or crop-flip")
 
     @field_validator(

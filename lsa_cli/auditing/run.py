@@ -95,19 +95,25 @@ def run_audit(
     When the run is interrupted or breaks, on_update gets what was measured, marked so, before the exception
     goes on. CUDA out of memory becomes a RunError with the mend.
     """
-    run = _Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None), journal)
-    with numerics(plan):
-        try:
-            return run.everything()
-        except KeyboardInterrupt:
-            run.update("interrupted")
-            raise
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            run.update("failed")
-            raise RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size") from error
-        except Exception:
-            run.update("failed")
-            raise
+    run = Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None), journal)
+    with numerics(plan), told_when_it_ends(run.update, plan):
+        return run.everything()
+
+
+@contextmanager
+def told_when_it_ends(update: Callable[[str], object], plan: AuditPlan) -> Iterator[None]:
+    """Within: update("interrupted") or update("failed") before an exception goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        update("interrupted")
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        update("failed")
+        raise RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size") from error
+    except Exception:
+        update("failed")
+        raise
 
 
 @contextmanager
@@ -137,7 +143,7 @@ class _OutOfTime(Exception):
     """The time budget is spent."""
 
 
-class _Run:
+class Run:
     """The state of one audit while it runs."""
 
     def __init__(
@@ -330,7 +336,7 @@ class _Run:
         assert self.clean is not None
         started = time.monotonic()
         threat: Threat = getattr(named.attack, "threat", plan.threat)
-        rows = np.flatnonzero(self.survivors() & self.drawn)
+        rows = np.flatnonzero(self.targets(named))
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
             x_adv, look, finite = self.perturb(named, x, y, index, "break")
@@ -360,6 +366,10 @@ class _Run:
         )  # fmt: skip
         if len(self.cascaded) == len(plan.cascade):  # a part of the cascade says nothing of the whole
             self.estimate = self.two_phase()
+
+    def targets(self, named: Named) -> np.ndarray:  # (N,) bool
+        """The samples that a stage of the cascade is run on."""
+        return self.survivors() & self.drawn
 
     def survivors(self) -> np.ndarray:  # (N,) bool
         """Right clean, and whole so far."""

@@ -1,6 +1,8 @@
 """`lsa audit`: options -> plan -> run -> files, tables, exit code. A thin layer over `lsa_cli.audit`."""
 
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +12,7 @@ from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
 from lsa_cli.cli.harden import harden_flagged, refuse_outputs
 from lsa_cli.errors import EXIT_GATE, EXIT_USAGE, LsaError, UsageError
+from lsa_cli.registry import parse_number
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.journal import Journal
@@ -190,6 +193,23 @@ def audit(
     ] = False,
     fail_under: o.FailUnder = None,
     fail_on: o.FailOn = None,
+    gate_only: Annotated[
+        bool,
+        typer.Option(
+            "--gate-only",
+            help="Take samples in random order and stop as soon as every limit is decided, with a guarantee; no layers, "
+            "noises or evidence.",
+            rich_help_panel="Gate",
+        ),
+    ] = False,
+    alpha: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P",
+            help="With --gate-only: the chance that any limit is decided wrongly, at most (default 0.01).",
+            rich_help_panel="Gate",
+        ),
+    ] = None,
     exit_zero: o.ExitZero = False,
     output: Annotated[
         str | None,
@@ -220,6 +240,8 @@ def audit(
     With a file that describes itself (such as sample_models/mnist_cnn.pt) nothing else is needed. The report is
     saved as NAME.audit.json in this folder unless --json says where.
     """
+    from lsa_cli.auditing.early import DEFAULT_ALPHA, decide_early
+    from lsa_cli.auditing.run import run_audit
     from lsa_cli.config import settings_from
     from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.exporters import check_writable
@@ -245,19 +267,29 @@ def audit(
         check_samples_file(samples)
     if harden is not None:
         refuse_outputs(Path(harden), checkpoint)
-    files = _outputs(checkpoint, output, json, md, html)
+    if alpha is not None and not gate_only:
+        raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
+    if gate_only and (resume or harden is not None):
+        which = "--resume goes on from a journal" if resume else "--harden needs the layers"
+        raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")
+    files = _outputs(checkpoint, "gate" if gate_only else "audit", output, json, md, html)
     if resume and "json" not in files:
         raise UsageError("--resume needs the report file beside which the journal is; say --json FILE or --output DIR")
     if not dry_run:
         check_writable(files, csv)
         _protect(files, [checkpoint, config])
     with foreign_code():
-        plan = _plan(checkpoint, given, config, verbose)
+        plan = _plan(checkpoint, given, config, verbose, whole=gate_only)
     if dry_run:
         _show_plan(plan)
         return
-    journal = _journal(plan, files, resume)
-    report = _run(plan, files, csv, samples, journal, to_stdout=json == "-", quiet=quiet)
+    journal = None if gate_only else _journal(plan, files, resume)
+    run = (
+        partial(decide_early, alpha=parse_number(alpha or DEFAULT_ALPHA, "--alpha"))
+        if gate_only
+        else partial(run_audit, journal=journal)
+    )
+    report = _run(run, plan, files, csv, samples, journal, to_stdout=json == "-", quiet=quiet)
     if json == "-":
         emit(report.to_json())
     else:
@@ -283,14 +315,16 @@ def _preset(quick: bool, full: bool) -> str | None:
     return "quick" if quick else "full" if full else None
 
 
-def _outputs(checkpoint: str, folder: str | None, json: str | None, md: str | None, html: str | None) -> dict[str, str]:
+def _outputs(
+    checkpoint: str, what: str, folder: str | None, json: str | None, md: str | None, html: str | None
+) -> dict[str, str]:
     """Files to write, by format. The report itself is always saved, unless it goes to stdout."""
     from lsa_cli.report.exporters import check_writable
 
     files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
     if "-" in (md, html):
         raise UsageError("only --json can go to stdout with -")
-    default = f"{Path(checkpoint).stem}.audit.json"
+    default = f"{Path(checkpoint).stem}.{what}.json"
     if folder is not None and json != "-":
         if json is not None:
             raise UsageError("--json and --output both say where the report goes; give one of them")
@@ -330,7 +364,8 @@ def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
         taken[target] = f"is already where --{name} goes"
 
 
-def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool) -> "AuditPlan":
+def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool, whole: bool) -> "AuditPlan":
+    """whole: all samples unless a limit is given."""
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.config import find_config, merge, read_config
 
@@ -341,6 +376,8 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
         if verbose or config is None:
             note(f"settings from {path}")
     settings, origin = merge(*parts)
+    if whole and settings.limit is None:
+        settings = settings.model_copy(update={"limit": "all"})
     plan = make_plan(checkpoint, settings, origin, say=note)
     if verbose:
         for message in plan.notes:
@@ -350,11 +387,10 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
 
 
 def _run(
-    plan: "AuditPlan", files: dict[str, str], csv: str | None, samples: str | None, journal: "Journal | None", *,
+    run: "Callable[..., AuditReport]", plan: "AuditPlan", files: dict[str, str], csv: str | None, samples: str | None, journal: "Journal | None", *,
     to_stdout: bool, quiet: bool,
 ) -> "AuditReport":  # fmt: skip
     """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
-    from lsa_cli.auditing.run import run_audit
     from lsa_cli.report.exporters import export
     from lsa_cli.report.tables import write_samples
 
@@ -371,7 +407,7 @@ def _run(
     before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
         with progress_bar(not quiet) as progress, foreign_code():
-            report = run_audit(plan, progress=progress, on_update=keep, journal=journal)
+            report = run(plan, progress=progress, on_update=keep)
     except BaseException as error:
         if journal is not None and isinstance(error, LsaError) and error.exit_code == EXIT_USAGE:
             journal.remove()  # the next run will be another one
