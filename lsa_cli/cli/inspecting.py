@@ -11,7 +11,18 @@ from lsa_cli.cli.console import data_console, emit, foreign_code, note
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 
-_KINDS = ("attacks", "noises", "corruptions", "layers", "measures", "sources", "exporters", "methods", "bases", "metrics")
+_KINDS = (
+    "attacks",
+    "noises",
+    "corruptions",
+    "layers",
+    "measures",
+    "sources",
+    "exporters",
+    "methods",
+    "bases",
+    "metrics",
+)
 
 
 def layers(
