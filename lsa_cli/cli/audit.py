@@ -92,14 +92,8 @@ def audit(
             rich_help_panel="Attack",
         ),
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel="Attack")] = None,
-    eps: Annotated[
-        str | None,
-        typer.Option(
-            help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.",
-            rich_help_panel="Attack",
-        ),
-    ] = None,
+    norm: o.Norm = None,
+    eps: o.Eps = None,
     steps: Annotated[int | None, typer.Option(help="Steps of iterative attacks.", rich_help_panel="Attack")] = None,
     step_size: Annotated[
         str | None, typer.Option(help="Length of a step. Default: 2.5 eps / steps.", rich_help_panel="Attack")

@@ -84,9 +84,10 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, harden, inspect, inspecting, report
+    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, report
 
     app.command("audit")(audit.audit)
+    app.command("init")(init.init)
     app.command("harden")(harden.harden)
     app.command("inspect")(inspect.inspect)
     app.command("layers")(inspecting.layers)
@@ -95,6 +96,7 @@ def _register() -> None:
     app.command("compare")(report.compare)
     app.command("gate")(report.gate)
     app.command("schema")(report.schema)
+    app.command("doctor")(doctor.doctor)
 
 
 _register()

@@ -107,6 +107,13 @@ Config = Annotated[
         rich_help_panel="Run",
     ),
 ]
+Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel="Attack")]
+Eps = Annotated[
+    str | None,
+    typer.Option(
+        help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.", rich_help_panel="Attack"
+    ),
+]
 FailUnder = Annotated[
     list[str] | None,
     typer.Option(

@@ -34,7 +34,15 @@ def task():
 
 def plan_of(task, gate, **options):
     body, x, y = task
-    given = {"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", "pgd:steps=3"], "limit": "all", "layers": "none", **options}
+    given = {
+        "eps": 0.02,
+        "noise": "none",
+        "threads": 1,
+        "attack": ["fgsm", "pgd:steps=3"],
+        "limit": "all",
+        "layers": "none",
+        **options,
+    }
     return make_plan(body, settings_from({**given, "gate": gate}), {}, data=(x, y))
 
 
