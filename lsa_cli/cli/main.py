@@ -95,6 +95,7 @@ def _register() -> None:
     app.command("report")(report.report)
     app.command("compare")(report.compare)
     app.command("gate")(report.gate)
+    app.command("check")(report.check)
     app.command("schema")(report.schema)
     app.command("doctor")(doctor.doctor)
 

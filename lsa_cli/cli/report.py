@@ -1,4 +1,4 @@
-"""`lsa report`, `lsa gate`, `lsa compare`, `lsa schema`: from saved reports, without torch."""
+"""`lsa report`, `lsa gate`, `lsa check`, `lsa compare`, `lsa schema`: from saved reports, without torch."""
 
 import json as json_module
 from typing import Annotated
@@ -77,6 +77,19 @@ def gate(
         print_gates(results, data_console())
     if is_breach(results) and not exit_zero:
         raise typer.Exit(EXIT_GATE)
+
+
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="LSA.YAML...", help="Configurations.", show_default=False)],
+) -> None:
+    """Read configurations as `lsa audit` would, so that a mistake shows before anything runs. Exit 2 for the first one."""
+    from pathlib import Path
+
+    from lsa_cli.config import read_config
+
+    for file in files:
+        limits = read_config(Path(file)).gate or {}
+        emit(f"{file}: {len(limits)} limit{'' if len(limits) == 1 else 's'}\n")
 
 
 def compare(

@@ -64,7 +64,7 @@ def test_the_first_command_needs_no_flag(lsa, tmp_path):
 
 def test_stdout_is_one_json_document_whatever_the_environment(shell):
     result = shell("audit", MOON, *QUICK, "--json", "-", env={"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"})
-    assert json.loads(result.out)["schema_version"] == "1.1"
+    assert json.loads(result.out)["schema_version"] == "1.2"
     assert "\x1b" not in result.out
 
 
@@ -94,7 +94,7 @@ def test_every_output_is_written_also_when_a_gate_is_breached(lsa, tmp_path):
     assert "<svg" in (tmp_path / "a.html").read_text()
     again = lsa("gate", "a.json", "--fail-under", "robust=0.99", "--fail-under", "clean=0.5")
     assert again.code == 1
-    assert [line.split()[0] for line in again.out.splitlines()] == ["FAIL", "pass"]
+    assert [line.split(":")[0] for line in again.out.splitlines()] == ["Gate BREACHED", "Gate held"]
     assert lsa("gate", "a.json", "--fail-under", "clean=0.5").code == 0
     (tmp_path / "lsa.yaml").write_text("gate:\n  clean: 0.5\n  layer.max-error: 0.001\n")
     assert lsa("gate", "a.json", "--config", "lsa.yaml").code == 1
