@@ -82,9 +82,10 @@ class _Part(Run):
     """The audit of one block of samples. An attack with a limit of its own meets more than the survivors."""
 
     met_by_all: frozenset[str] = frozenset()
+    told: int = 0  # warnings that are not of the attacks
 
     def targets(self, named: Named) -> np.ndarray:  # (N,) bool
-        return self.clean == self.y if named.label in self.met_by_all else super().targets(named)
+        return self.clean == self.y if named.label in self.met_by_all else self.survivors()
 
 
 class _EarlyRun:
@@ -127,6 +128,7 @@ class _EarlyRun:
         part.met_by_all = self.met_by_all
         part.clean = part.clean_pass()
         part.report = part.first_report()
+        part.told = len(part.report.warnings)
         for position, named in enumerate(part.plan.cascade):
             part.one_stage(named, position)
         self.parts.append(part)
@@ -210,11 +212,16 @@ class _EarlyRun:
         whole.clean = gather(part.clean for part in self.parts)
         whole.gradient_warnings = _distinct(warning for part in self.parts for warning in part.gradient_warnings)
         whole.report = whole.first_report()
-        records = [part.record for part in self.parts]
+        records, names = [part.record for part in self.parts], [named.label for named in plan.cascade]
+        # A block that an attack had nothing left to do in does not know it: positions are by the whole list of attacks.
+        places = [np.array([*(names.index(name) for name in r.attacks), -1]) for r in records]
         whole.record = Record(
-            gather(r.broken_by for r in records), gather(r.look for r in records), gather(r.margin for r in records),
-            gather(r.distance for r in records), records[0].attacks,
+            gather(place[r.broken_by] for r, place in zip(records, places, strict=True)), gather(r.look for r in records),
+            gather(r.margin for r in records), gather(r.distance for r in records), names,
         )  # fmt: skip
+        whole.report.warnings += _distinct(
+            w for part in self.parts if part.report for w in part.report.warnings[part.told :]
+        )
         for position, named in enumerate(plan.cascade):
             several = [part.cascaded[position][1] for part in self.parts]
             fields = ("y", "clean", "adversarial", "counted")

@@ -155,3 +155,13 @@ def test_an_interrupted_run_tells_what_it_has(task):
     with pytest.raises(KeyboardInterrupt):
         decide_early(plan_of(task, {"robust": 0.55}), progress=stop, on_update=told.append)
     assert (told[-1].status, told[-1].early.used) == ("interrupted", 64)
+
+
+def test_an_attack_that_nothing_was_left_for(task):
+    """In some blocks and not in others: the record still names what broke each sample."""
+    report = decide_early(plan_of(task, {"robust": 0.5}, eps=0.09))
+    assert report.gates[0].state == "breached"
+    rows = report.samples
+    broken = [y == c and by is not None for y, c, by in zip(rows.label, rows.clean, rows.broken_by, strict=True)]
+    assert [rows.broken_by.count(stage.attack) for stage in report.cascade] == [stage.broke for stage in report.cascade]
+    assert sum(broken) == report.verdict.clean.count - report.verdict.robust.count
