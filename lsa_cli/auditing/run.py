@@ -29,7 +29,7 @@ from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.config import AuditSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
-from lsa_cli.errors import RunError, UsageError
+from lsa_cli.errors import DataError, RunError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.report.gate import check
@@ -225,10 +225,15 @@ class Run:
     def inputs(self, index: np.ndarray) -> Generator[Batch, None, None]:
         """Inputs, labels and indices of some samples, batch by batch, on the device; the next are read meanwhile."""
         plan = self.plan
-        for rows, read in prefetch(plan.data, index, plan.batch_size):
-            x = check_inputs(read, rows, plan.bounds, plan.data.spec)
-            y = torch.from_numpy(plan.labels[rows])
-            yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
+        try:
+            for rows, read in prefetch(plan.data, index, plan.batch_size):
+                x = check_inputs(read, rows, plan.bounds, plan.data.spec)
+                y = torch.from_numpy(plan.labels[rows])
+                yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
+        except DataError as error:
+            if self.report is None:
+                raise
+            raise RunError(f"{error}; it could be read when the audit began") from error
 
     def gather(self, stage: str, label: str, index: np.ndarray, passes: float, measure: Measure) -> Arrays:
         """What `measure` gives for each batch of the samples `index`, joined; journaled batches are not measured again.

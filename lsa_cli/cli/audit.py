@@ -1,10 +1,10 @@
 """`lsa audit`: options -> plan -> run -> files, tables, exit code. A thin layer over `lsa_cli.audit`."""
 
-import signal
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -277,7 +277,7 @@ def audit(
     if dry_run:
         _show_plan(plan)
         return
-    journal = None if gate_only else _journal(plan, files, resume)
+    journal = None if gate_only else _journal(plan, files, resume, named=json is not None or resume)
     run = (
         partial(decide_early, alpha=parse_number(alpha or DEFAULT_ALPHA, "--alpha"))
         if gate_only
@@ -337,15 +337,29 @@ def _outputs(
     return files
 
 
-def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool) -> "Journal | None":
-    """Beside the report, where there is one: what is measured is kept as it is measured."""
-    from lsa_cli.auditing.journal import Journal
+def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
+    """Beside the report, where there is one: what is measured is kept as it is measured.
+
+    Where another audit writes that report now, and the user did not name it, this one takes the next free name.
+    """
+    from lsa_cli.auditing.journal import Journal, JournalInUse
     from lsa_cli.auditing.provenance import identity_of
 
     report = files.get("json")
     if report is None or (Path(report).exists() and not Path(report).is_file()):
         return None  # a pipe or a device has nothing beside it
-    return Journal(Path(f"{report}.journal"), identity_of(plan), resume)
+    for number in count(2):
+        try:
+            journal = Journal(Path(f"{files['json']}.journal"), identity_of(plan), resume)
+        except JournalInUse:
+            if named:
+                raise
+            files["json"] = str(Path(report).with_suffix(f".{number}.json"))
+        else:
+            break
+    if files["json"] != report:
+        note(f"another audit writes {report} now; this one writes {files['json']}")
+    return journal
 
 
 def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
@@ -395,10 +409,6 @@ def _run(
         if "json" in files and report.status == "running":
             export(report, {"json": files["json"]}, None)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
         with progress_bar(not quiet) as progress, foreign_code():
             report = run(plan, progress=progress, on_update=keep)
@@ -418,7 +428,8 @@ def _run(
                 note(f"what was measured is saved: {', '.join(files.values())}{again}")
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if journal is not None:
+            journal.close()
     export(report, files, csv)
     if samples is not None:
         write_samples(report, samples)

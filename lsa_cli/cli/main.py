@@ -1,7 +1,9 @@
 """The `lsa` command: its sub-commands, and the one place where an error becomes a sentence and an exit code."""
 
 import os
+import signal
 import sys
+import threading
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -19,6 +21,8 @@ class ErrorBoundary(TyperGroup):
     """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
 
     def invoke(self, ctx: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # a stopped CI job keeps what was measured
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -49,6 +53,10 @@ class ErrorBoundary(TyperGroup):
                 "please report it with the traceback that LSA_TRACEBACK=1 shows"
             )
             raise typer.Exit(EXIT_BROKEN) from error
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _say(message: str) -> None:
