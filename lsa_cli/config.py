@@ -29,7 +29,7 @@ _METRIC = rf"^(clean|robust|mvl|seconds|evidence\.({'|'.join(EVIDENCE_WORDS)})|(
 class HardenSettings(BaseModel):
     """What a user can say about a hardening, beside what an audit takes; None leaves the choice to the recipe."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     method: str | None = Field(None, description="at-lr, at, or another of `lsa list methods`, as NAME:key=value")
     base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades or mart")
@@ -120,7 +120,7 @@ class HardenSettings(BaseModel):
 class AuditSettings(BaseModel):
     """What a user can say about an audit; None leaves the choice to the next in line."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     arch: str | None = Field(
         None, description="torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory"

@@ -157,9 +157,16 @@ def test_a_read_only_folder(small_disk):
 
 def test_a_stop_before_anything_is_measured(tmp_path):
     """While torch is loaded: no report yet, no traceback, and the same exit code."""
-    process = start(tmp_path, "audit", MOON, *LONG, prelude="import lsa_cli.cli.main; open('ready', 'w')")
+    tells = """
+import sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == 'torch':
+            open('ready', 'w').close()
+sys.meta_path.insert(0, Finder)"""
+    process = start(tmp_path, "audit", MOON, *LONG, prelude=tells)
     wait_for((tmp_path / "ready").exists, process)
-    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     code, _, err = end(process)
     assert (code, err.strip().endswith("interrupted")) == (130, True)

@@ -1,7 +1,5 @@
 """`lsa doctor`: what this machine and installation have, and what would be fast here and what not."""
 
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -73,6 +71,9 @@ def doctor() -> None:
 
 
 def _version(name: str) -> str | None:
+    import importlib.metadata
+    import importlib.util
+
     try:
         return importlib.metadata.version(name) if importlib.util.find_spec(name) is not None else None
     except importlib.metadata.PackageNotFoundError:

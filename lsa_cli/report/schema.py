@@ -27,7 +27,7 @@ def _printable(value: Any) -> Any:
 class Row(BaseModel):
     """Part of a report. Names come from files of others: text in a report holds no control codes."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # commands start sooner
 
     @model_validator(mode="before")
     @classmethod
