@@ -183,21 +183,22 @@ class Run:
             self.within_budget(named.label, partial(self.one_attack, named))
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
-        self.within_budget("evidence", self.examine)
+        self.within_budget("evidence", self.examine, tell=False)
         self.report.status = "complete"
         self.report.gates = check(self.report, plan.limits)
         self.update("complete")
         return self.report
 
-    def within_budget(self, what: str, work: Callable[[], None]) -> None:
-        """Do it and hand out the report, unless the time for the audit is over: then the report names it."""
+    def within_budget(self, what: str, work: Callable[[], None], tell: bool = True) -> None:
+        """Do it and hand out the report (tell), unless the time for the audit is over: then the report names it."""
         assert self.report is not None
         try:
             self.refuse_overtime()
             work()
         except _OutOfTime:
             self.report.not_run.append(what)
-        self.update("running")
+        if tell:
+            self.update("running")
 
     def refuse_overtime(self) -> None:
         if self.plan.budget is not None and time.monotonic() - self.began > self.plan.budget:
