@@ -2,52 +2,61 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 
 from lsa_cli.errors import LsaError, UsageError, is_plain
 from lsa_cli.registry import SHIPPED, parse_number, unknown
-from lsa_cli.report.gate import check_limits
+from lsa_cli.report.gate import Limit, limits_of
+from lsa_cli.report.metrics import EVIDENCE_WORDS, FAMILIES
 
 CONFIG_NAME = "lsa.yaml"
 _LARGEST_CONFIG = 1_000_000
 _MOST_THREADS = 1024  # torch crashes on many times that
 _MOST_PIXELS = 4096
 
+# What a file may say where the field holds something stricter: for editors, through `lsa schema config`.
+_NUMBER = {"type": ["number", "string"]}
+_NAMES = {"type": ["array", "string"], "items": {"type": "string"}}
+Number = Annotated[float, WithJsonSchema(_NUMBER)]
+NumberText = Annotated[str, WithJsonSchema(_NUMBER)]
+Names = Annotated[list[str], WithJsonSchema(_NAMES)]
+_METRIC = rf"^(clean|robust|mvl|seconds|evidence\.({'|'.join(EVIDENCE_WORDS)})|({'|'.join(FAMILIES[:-1])})\..+)$"
+
 
 class HardenSettings(BaseModel):
     """What a user can say about a hardening, beside what an audit takes; None leaves the choice to the recipe."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     method: str | None = Field(None, description="at-lr, at, or another of `lsa list methods`, as NAME:key=value")
     base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades or mart")
     mvl: str | None = Field(None, description="a saved report whose most vulnerable layers are held")
-    layers: list[str] | None = Field(None, description="names or globs of the layers that are held")
+    layers: Names | None = Field(None, description="names or globs of the layers that are held")
     hold: str | None = Field(None, description="last (default): the last hidden layer; mvl: what a scan flags")
     top_k: int | None = Field(None, description="how many layers the scan flags")
-    gamma: str | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
+    gamma: NumberText | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
     detach_clean: bool | None = Field(None, description="the clean branch is a fixed target")
     attack_mode: str | None = Field(None, description="eval (default) or train: mode of the network under attack")
     steps: int | None = Field(None, description="steps of the training attack")
-    step_size: float | None = Field(None, description="length of a step; default 2.5 eps / steps")
+    step_size: Number | None = Field(None, description="length of a step; default 2.5 eps / steps")
     epochs: int | None = None
-    lr: float | None = Field(None, description="highest learning rate")
+    lr: Number | None = Field(None, description="highest learning rate")
     optimizer: str | None = Field(None, description="adam, adamw or sgd")
-    weight_decay: float | None = None
+    weight_decay: Number | None = None
     schedule: str | None = Field(None, description="one-cycle, cosine or constant")
     batch_size: int | None = None
-    val_fraction: float | None = Field(None, description="share of the training data that is held out")
-    freeze: list[str] | None = Field(None, description="globs over parameters or modules that stay as they are")
+    val_fraction: Number | None = Field(None, description="share of the training data that is held out")
+    freeze: Names | None = Field(None, description="globs over parameters or modules that stay as they are")
     train_only: str | None = Field(None, description="flagged or all (default)")
     average: str | None = Field(None, description="none, ema or swa: average of weights that is handed out")
     amp: bool | None = Field(None, description="bfloat16 where autocast has it")
-    warmup: float | None = Field(None, description="share of the training in which eps and gamma rise")
-    clip: float | None = Field(None, description="largest norm of a gradient; 0: none")
-    label_smoothing: float | None = None
-    awp: float | None = Field(None, description="size of adversarial weight perturbation; 0: none")
+    warmup: Number | None = Field(None, description="share of the training in which eps and gamma rise")
+    clip: Number | None = Field(None, description="largest norm of a gradient; 0: none")
+    label_smoothing: Number | None = None
+    awp: Number | None = Field(None, description="size of adversarial weight perturbation; 0: none")
     augment: str | None = Field(None, description="none or crop-flip")
 
     @field_validator(
@@ -111,7 +120,7 @@ class HardenSettings(BaseModel):
 class AuditSettings(BaseModel):
     """What a user can say about an audit; None leaves the choice to the next in line."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     arch: str | None = Field(
         None, description="torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory"
@@ -120,39 +129,48 @@ class AuditSettings(BaseModel):
     weights: str | None = Field(None, description="which of several sets of weights in the file")
     trust_code: bool | None = Field(None, description="run the code that the checkpoint holds")
     normalize: str | None = Field(None, description="mnist, cifar10, imagenet, none or MEAN/STD")
-    input_range: str | None = Field(None, description="LOW,HIGH that the network takes, such as 0,255 or -1,1")
-    input_size: str | None = Field(None, description="pixels that images are resized and cropped to; or native")
+    input_range: Annotated[str, WithJsonSchema({"type": ["string", "array"]})] | None = Field(
+        None, description="LOW,HIGH that the network takes, such as 0,255 or -1,1"
+    )
+    input_size: Annotated[str, WithJsonSchema({"type": ["string", "integer"]})] | None = Field(
+        None, description="pixels that images are resized and cropped to; or native"
+    )
     returns: str | None = Field(None, description="logits or probabilities: what the network returns")
     data: str | None = Field(None, description="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, pkg.mod:factory")
     split: str | None = None
     match_classes: str | None = Field(None, description="name (default) or number: how labels find their output")
     limit: int | str | None = Field(None, description="how many samples, stratified by class; or all")
-    attack: list[str] | None = Field(None, description="attack specs such as pgd:steps=40; or none")
-    noise: list[str] | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
-    corruption: list[str] | None = Field(None, description="corruption specs such as fog:severity=3")
+    attack: Names | None = Field(None, description="attack specs such as pgd:steps=40; or none")
+    noise: Names | None = Field(None, description="noise specs such as gaussian:std=0.2; or none")
+    corruption: Names | None = Field(None, description="corruption specs such as fog:severity=3")
     preset: str | None = Field(None, description="quick or full: which attacks")
     full_on: int | None = Field(None, description="survivors, drawn at random, that meet the cascade")
     norm: str | None = None
-    eps: float | None = None
+    eps: Number | None = None
     steps: int | None = None
-    step_size: float | None = None
+    step_size: Number | None = None
     restarts: int | None = None
-    eps_grid: list[float] | None = Field(None, description="radii of the robustness curve")
-    layers: list[str] | None = Field(None, description="activations, learnable, blocks, names or globs")
+    eps_grid: (
+        Annotated[list[float], WithJsonSchema({"type": ["array", "number", "string"], "items": _NUMBER})] | None
+    ) = Field(None, description="radii of the robustness curve")
+    layers: Names | None = Field(None, description="activations, learnable, blocks, names or globs")
     measure: str | None = None
     aggregate: str | None = Field(None, description="sample (default) or batch")
-    eta: float | None = None
+    eta: Number | None = None
     sigma: str | None = Field(None, description="samples (default) or layers")
     top_k: int | None = None
     batch_size: int | None = None
     fast: bool | None = Field(None, description="attack a faster copy (default); false: the network itself")
-    budget: float | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
+    budget: Number | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
     device: str | None = None
     threads: int | None = None
     seed: int | None = None
-    plugin: list[str] | None = None
-    gate: dict[str, float] | None = Field(None, description="metric: limit")
-    fail_on: str | None = Field(None, description="doubtful or invalid: evidence that is a breach")
+    plugin: Names | None = None
+    gate: dict[str, Limit] | None = Field(
+        None,
+        description="metric: limit, or metric: {min or max, severity, by, allow_not_run}",
+        json_schema_extra={"propertyNames": {"pattern": _METRIC}},
+    )
     harden: HardenSettings | None = Field(None, description="settings of lsa harden")
 
     @field_validator("eps", "step_size", "eta", mode="before")
@@ -177,10 +195,7 @@ class AuditSettings(BaseModel):
     @field_validator("gate", mode="before")
     @classmethod
     def _limits(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            value = {str(metric): parse_number(limit, f"gate {metric}") for metric, limit in value.items()}
-            check_limits(value)
-        return value
+        return limits_of(value) if isinstance(value, dict) else value
 
     @field_validator("limit")
     @classmethod
@@ -219,12 +234,12 @@ class AuditSettings(BaseModel):
             raise ValueError(f"should be a time such as 90s, 10m or 2h, not {text}")
         return seconds
 
-    @field_validator("aggregate", "sigma", "match_classes", "preset", "fail_on")
+    @field_validator("aggregate", "sigma", "match_classes", "preset")
     @classmethod
     def _one_of(cls, value: str | None, info: Any) -> str | None:
         choices = {
             "aggregate": ("sample", "batch"), "sigma": ("samples", "layers"), "match_classes": ("name", "number"),
-            "preset": ("quick", "full"), "fail_on": ("doubtful", "invalid"),
+            "preset": ("quick", "full"),
         }[info.field_name]  # fmt: skip
         if value is not None and value not in choices:
             raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
@@ -288,10 +303,12 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for name, settings in layers:
-        for field, value in settings.model_dump(exclude_none=True).items():
+        for field, value in settings:
+            if value is None:
+                continue
             if field == "harden":  # each part of it is a setting of its own
                 said = merged[field].model_dump(exclude_none=True) if field in merged else {}
-                merged[field] = HardenSettings(**{**value, **said})
+                merged[field] = HardenSettings(**{**value.model_dump(exclude_none=True), **said})
                 origin[field] = f"{origin[field]}, {name}" if field in origin else name
             elif field not in merged:
                 merged[field], origin[field] = value, name
@@ -299,6 +316,17 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
                 merged[field] = {**value, **merged[field]}
                 origin[field] += f", {name}"
     return AuditSettings.model_construct(**merged), origin
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of lsa.yaml, for editors. A limit may be a bare number too; a key may have - for _."""
+    schema = AuditSettings.model_json_schema()
+    gate = schema["properties"]["gate"]
+    limit = gate.pop("anyOf")[0]["additionalProperties"]
+    gate |= {"type": ["object", "null"], "additionalProperties": {"anyOf": [_NUMBER, limit]}}
+    fields = {"version": {"const": 1, "description": "of this format"}, **schema["properties"]}
+    dashed = {name.replace("_", "-"): field for name, field in fields.items()}
+    return {**schema, "title": "lsa.yaml", "type": ["object", "null"], "properties": {**fields, **dashed}}
 
 
 # ---- lsa.yaml ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@ import pytest
 
 from lsa_cli.config import find_config, merge, read_config, settings_from
 from lsa_cli.errors import UsageError
+from lsa_cli.report.gate import Limit
 
 
 def written(folder, text):
@@ -23,7 +24,7 @@ def test_values_as_people_write_them(tmp_path):
     assert settings.attack == ["pgd:steps=5"]
     assert settings.limit == "all"
     assert settings.eps_grid == [0, 1 / 255]
-    assert settings.gate == {"robust": 0.4, "class.min": 0.2}
+    assert settings.gate == {"robust": Limit(min=0.4), "class.min": Limit(min=0.2)}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_values_as_people_write_them(tmp_path):
         ("eps: 0.1\nattak: pgd\n", "line 2: unknown key 'attak': did you mean 'attack'"),
         ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps stands twice"),
         ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: --eps: 'lots' is not a number"),
-        ("gate:\n  clean: 0.5\n  robust: much\nseed: 1\n", "line 3: gate robust: 'much' is not a number"),
+        ("gate:\n  clean: 0.5\n  robust: much\nseed: 1\n", "line 3: the limit robust: 'much' is not a number"),
         ("seed: 1\neps_grid: [0, x]\n", "line 2: eps-grid: 'x' is not a number"),
         ("seed: 0\nsteps: many\n", "line 2: steps"),
         ("steps: 0\n", "at least 1"),

@@ -1,43 +1,113 @@
 import pytest
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.gate import check, parse_limits
+from lsa_cli.report.gate import Limit, check, is_breach, limits_of, parse_limits
+from lsa_cli.report.schema import CheckMade, Evidence, Finding
 from tests.report.example import example, rate
 
 
 def one(limit, **changes):
-    ((metric, value),) = limit.items()
-    (result,) = check(example(**changes), {metric: value})
+    (result,) = check(example(**changes), limits_of(limit))
     return result
 
 
-@pytest.mark.parametrize(
-    ("metric", "measured"),
-    [
-        ("clean", 0.9),
-        ("robust", 0.3),
-        ("robust.fgsm", 0.5),
-        ("robust.pgd", 0.3),
-        ("robust.gaussian", 0.9),
-        ("class.min", 0.2),
-        ("class.cat", 0.2),
-        ("class.dog", 0.4),
-    ],
-)
-def test_shares_must_reach_their_limit(metric, measured):
-    assert one({metric: measured}).passed
-    assert not one({metric: measured + 0.01}).passed
-    assert one({metric: measured}).measured == pytest.approx(measured)
-    assert one({metric: measured}).direction == "at least"
+# In the example every share's interval is 0.05 to either side, every layer's mean 0.01.
+SHARES = [
+    ("clean", 0.9), ("robust", 0.3), ("robust.fgsm", 0.5), ("robust.pgd", 0.3), ("robust.gaussian", 0.9), ("class.min", 0.2),
+    ("class.cat", 0.2), ("class.dog", 0.4),
+]  # fmt: skip
+ERRORS = [("layer.max-error", 0.8, 0.01), ("layer.relu1", 0.5, 0.01), ("class.discrepancy", 0.2, 0.05 * 2**0.5)]
 
 
-@pytest.mark.parametrize(
-    ("metric", "measured"), [("layer.max-error", 0.8), ("layer.relu1", 0.5), ("class.discrepancy", 0.2)]
-)
-def test_errors_must_stay_below_their_limit(metric, measured):
-    assert one({metric: measured}).passed
-    assert not one({metric: measured - 0.01}).passed
+@pytest.mark.parametrize(("metric", "measured"), SHARES)
+def test_shares_must_reach_their_limit_with_the_whole_interval(metric, measured):
+    results = {d: one({metric: measured + d}) for d in (-0.051, -0.049, 0.0, 0.049, 0.051)}
+    states = [result.state for result in results.values()]
+    assert states == ["held", "undecided", "undecided", "undecided", "breached"]
+    assert [result.passed for result in results.values()] == [True, False, False, False, False]
+    assert results[0.0].measured == pytest.approx(measured)
+    assert (results[0.0].direction, results[0.0].decided_by) == ("at least", "bound")
+    assert "these samples do not decide it" in results[0.049].message
+
+
+@pytest.mark.parametrize(("metric", "measured", "half"), ERRORS)
+def test_errors_must_stay_below_their_limit_with_the_whole_interval(metric, measured, half):
+    states = [one({metric: measured + d}).state for d in (half + 1e-3, half - 1e-3, 1e-3 - half, -half - 1e-3)]
+    assert states == ["held", "undecided", "undecided", "breached"]
     assert one({metric: measured}).direction == "at most"
+
+
+@pytest.mark.parametrize(("metric", "measured"), [*SHARES, *(row[:2] for row in ERRORS)])
+def test_the_point_decides_where_asked(metric, measured):
+    way, sign = ("max", -1) if (metric, measured) not in SHARES else ("min", 1)
+    for offset, passed in ((0.0, True), (-0.001 * sign, True), (0.001 * sign, False)):
+        result = one({metric: {way: measured + offset, "by": "point"}})
+        assert (result.passed, result.decided_by) == (passed, "point")
+        assert result.state == ("held" if passed else "breached")
+
+
+def test_a_limit_may_look_the_other_way():
+    assert one({"clean": {"max": 0.96}}).passed
+    assert one({"clean": {"max": 0.84}}).state == "breached"
+    assert one({"layer.relu1": {"min": 0.4}}).direction == "at least"
+
+
+def test_the_worst_class_is_every_class():
+    """Its interval: all classes reach a limit when the lowest lower end does."""
+    report = example()
+    report.verdict.classes[1].robust = rate(11, 50).model_copy(update={"low": 0.01})
+    (result,) = check(report, limits_of({"class.min": 0.1}))
+    assert (result.measured, result.low, result.high) == (0.2, 0.01, 0.25)
+    assert result.state == "undecided"
+
+
+def test_counts_and_times_have_no_interval():
+    for metric, measured in (("mvl", 1), ("mvl.relu2", 2), ("mvl.relu1", 0), ("seconds", 12.3)):
+        result = one({metric: measured})
+        assert (result.passed, result.measured, result.decided_by) == (True, measured, "point")
+        if measured:
+            assert one({metric: measured - 0.5}).state == "breached"
+    assert "under fgsm, pgd" in one({"mvl.relu2": 0}).message
+
+
+def test_evidence():
+    found = [
+        Finding(code=code, level=level, message="m", advice="a")
+        for code, level in (("x", "doubtful"), ("y", "invalid"))
+    ]
+    made = [CheckMade(name="c", n=1, saw={})]
+
+    def measured(level, *findings):
+        evidence = Evidence(verdict="invalid" if findings else "trusted", findings=list(findings), checks=made)
+        return one({f"evidence.{level}": 0}, evidence=evidence)
+
+    assert measured("doubtful").passed
+    assert measured("doubtful", *found).measured == 2
+    assert measured("invalid", *found).measured == 1
+    assert measured("invalid", found[0]).passed
+    assert not measured("doubtful", found[0]).passed
+    none = one({"evidence.doubtful": 0})
+    assert (none.passed, none.measured) == (False, None)
+    assert parse_limits([], "invalid") == {"evidence.invalid": Limit(max=0)}
+
+
+def test_a_warning_breaks_no_build():
+    report = example()
+    warned = check(report, limits_of({"robust": {"min": 0.9, "severity": "warning"}, "clean": 0.1}))
+    assert [result.passed for result in warned] == [False, True]
+    assert not is_breach(warned)
+    assert is_breach(check(report, limits_of({"robust": 0.9})))
+    assert is_breach(check(report, limits_of({"robust": 0.3})))  # undecided
+
+
+def test_what_was_not_run_passes_only_where_that_is_allowed():
+    for limit in ({"robust.square": 0.1}, {"layer.gone": 0.1}):
+        with pytest.raises(UsageError, match="in this audit"):
+            one(limit)
+    allowed = one({"robust.square": {"min": 0.1, "allow_not_run": True}})
+    assert (allowed.passed, allowed.measured) == (True, None)
+    assert "this limit allows" in allowed.message
+    assert not one({"robust": 0.0}, budget=False).passed
 
 
 def test_noise_does_not_count_as_a_layers_error():
@@ -65,6 +135,13 @@ def test_what_cannot_be_decided_is_no_pass():
         ({"rubost": 0.1}, "unknown gate metric"),
         ({"robust": 40.0}, "such as 0.4"),
         ({"layer.relu1": -1.0}, "negative"),
+        ({"evidence.good": 0}, "unknown gate metric"),
+        ({"robust": {"mni": 0.4}}, "did you mean 'min'"),
+        ({"robust": {"min": 0.4, "max": 0.5}}, "either min or max"),
+        ({"robust": {"severity": "error"}}, "either min or max"),
+        ({"robust": {"min": 0.4, "severity": "fatal"}}, "severity"),
+        ({"robust": {"min": "much"}}, "not a number"),
+        ({"robust": "much"}, "not a number"),
     ],
 )
 def test_limits_on_what_the_report_does_not_know(limit, says):
@@ -73,7 +150,7 @@ def test_limits_on_what_the_report_does_not_know(limit, says):
 
 
 def test_limits_as_typed():
-    assert parse_limits(["robust=0.4", "class.a=b=1/5"]) == {"robust": 0.4, "class.a=b": 0.2}
+    assert parse_limits(["robust=0.4", "class.a=b=1/5"]) == {"robust": Limit(min=0.4), "class.a=b": Limit(min=0.2)}
     with pytest.raises(UsageError, match="METRIC=VALUE"):
         parse_limits(["robust"])
     with pytest.raises(UsageError, match="given twice"):

@@ -5,14 +5,23 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from lsa_cli.errors import RunError, UsageError
 
-_PLAN = "plan.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PLAN, _LOCK = "plan.json", "lock"
 Arrays = dict[str, np.ndarray]
+
+
+class JournalInUse(UsageError):
+    """Another audit writes there, now."""
 
 
 class Journal:
@@ -28,10 +37,14 @@ class Journal:
         described = json.loads(json.dumps(plan))
         if resume:
             _refuse_another_plan(folder, described)
+            self._lock = _claim(folder)
             return
         try:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _claim(folder)
+            for file in folder.iterdir():
+                if file.name != _LOCK:
+                    file.unlink()
             self._write(_PLAN, json.dumps(described, indent=1).encode())
         except OSError as error:
             raise UsageError(
@@ -62,15 +75,42 @@ class Journal:
 
     def _write(self, name: str, content: bytes) -> None:
         unfinished = self.folder / f"{name}.{os.getpid()}.part"
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.folder / name)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.folder / name)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Another run may go on from it."""
+        self._lock.close()
 
     def remove(self) -> None:
         """The report is complete and saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+
+def _claim(folder: Path) -> IO[bytes]:
+    """Hold the folder until the file is closed, or this process ends in whatever way."""
+    while True:
+        try:
+            lock = (folder / _LOCK).open("ab")
+            if fcntl is None:  # no such locks: two audits must not be told to write the same report
+                return lock
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_ino == os.stat(folder / _LOCK).st_ino:
+                return lock
+        except BlockingIOError as error:
+            lock.close()
+            raise JournalInUse(
+                f"another audit that runs now writes to {folder}; say --output DIR for this one"
+            ) from error
+        except FileNotFoundError:  # its last owner removed it meanwhile
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _name(stage: str, batch: int) -> str:

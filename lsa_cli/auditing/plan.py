@@ -23,7 +23,7 @@ from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import build, load_python_file, parse_number, parse_spec
-from lsa_cli.report.gate import check_targets
+from lsa_cli.report.gate import Limit, check_targets
 from lsa_cli.report.schema import Warning
 
 DEFAULT_LIMIT = 1000
@@ -93,8 +93,7 @@ class AuditPlan:
     class_names: tuple[str, ...]
     input_shape: tuple[int, ...]
     bounds: Bounds
-    limits: dict[str, float]
-    fail_on: str | None
+    limits: dict[str, Limit]
     settings: dict[str, Any]
     origin: dict[str, str]
     notes: tuple[str, ...]
@@ -176,7 +175,6 @@ def make_plan(
         input_shape=network.input_shape,
         bounds=network.bounds,
         limits=settings.gate or {},
-        fail_on=settings.fail_on,
         settings=settings.model_dump(exclude_none=True, exclude={"harden"}),
         origin=origin,
         notes=tuple(network.notes),

@@ -9,13 +9,14 @@ from lsa_cli.report.schema import Samples
 
 @dataclass
 class Record:
-    """Arrays (N,) in the audit's order of samples. broken_by: position in `attacks`, -1 for none."""
+    """Arrays (N,) in the audit's order of samples. broken_by: position in `attacks`, -1 for none; held: see `Samples`."""
 
     broken_by: np.ndarray
     look: np.ndarray
     margin: np.ndarray
     distance: np.ndarray
     attacks: list[str] = field(default_factory=list)
+    held: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(count: int) -> "Record":
@@ -35,6 +36,10 @@ class Record:
         missed = whole & ~broken
         self.margin[rows[missed]] = np.fmax(self.margin[rows[missed]], margin[missed])
 
+    def hold(self, attack: str, robust: np.ndarray) -> None:
+        """robust (N,) bool, of an attack that met every sample: what two audits of the same samples are compared by."""
+        self.held[attack] = "".join(np.where(robust, "1", "0"))
+
     def rows(self, index: np.ndarray, label: np.ndarray, clean: np.ndarray) -> Samples:
         def numbers(values: np.ndarray) -> list[float | None]:
             known = zip(values.tolist(), np.isfinite(values).tolist(), strict=True)
@@ -48,4 +53,5 @@ class Record:
             look=[look if look > 0 else None for look in self.look.tolist()],
             margin=numbers(self.margin),
             distance=numbers(self.distance),
+            held=self.held,
         )

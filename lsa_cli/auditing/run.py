@@ -30,7 +30,7 @@ from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.auditing.twin import choose_twin, probe_size
 from lsa_cli.config import AuditSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
-from lsa_cli.errors import RunError, UsageError
+from lsa_cli.errors import DataError, RunError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.models.precision import Twin, original
@@ -97,19 +97,25 @@ def run_audit(
     When the run is interrupted or breaks, on_update gets what was measured, marked so, before the exception
     goes on. CUDA out of memory becomes a RunError with the mend.
     """
-    run = _Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None), journal)
-    with numerics(plan):
-        try:
-            return run.everything()
-        except KeyboardInterrupt:
-            run.update("interrupted")
-            raise
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            run.update("failed")
-            raise RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size") from error
-        except Exception:
-            run.update("failed")
-            raise
+    run = Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None), journal)
+    with numerics(plan), told_when_it_ends(run.update, plan):
+        return run.everything()
+
+
+@contextmanager
+def told_when_it_ends(update: Callable[[str], object], plan: AuditPlan) -> Iterator[None]:
+    """Within: update("interrupted") or update("failed") before an exception goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        update("interrupted")
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        update("failed")
+        raise RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size") from error
+    except Exception:
+        update("failed")
+        raise
 
 
 @contextmanager
@@ -139,7 +145,7 @@ class _OutOfTime(Exception):
     """The time budget is spent."""
 
 
-class _Run:
+class Run:
     """The state of one audit while it runs."""
 
     def __init__(
@@ -182,21 +188,22 @@ class _Run:
             self.within_budget(named.label, partial(self.one_attack, named))
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
-        self.within_budget("evidence", self.examine)
+        self.within_budget("evidence", self.examine, tell=False)
         self.report.status = "complete"
-        self.report.gates = check(self.report, plan.limits, plan.fail_on)
+        self.report.gates = check(self.report, plan.limits)
         self.update("complete")
         return self.report
 
-    def within_budget(self, what: str, work: Callable[[], None]) -> None:
-        """Do it and hand out the report, unless the time for the audit is over: then the report names it."""
+    def within_budget(self, what: str, work: Callable[[], None], tell: bool = True) -> None:
+        """Do it and hand out the report (tell), unless the time for the audit is over: then the report names it."""
         assert self.report is not None
         try:
             self.refuse_overtime()
             work()
         except _OutOfTime:
             self.report.not_run.append(what)
-        self.update("running")
+        if tell:
+            self.update("running")
 
     def refuse_overtime(self) -> None:
         if self.plan.budget is not None and time.monotonic() - self.began > self.plan.budget:
@@ -212,7 +219,7 @@ class _Run:
             self.report.pairs = compare_attacks([(n.label, d) for n, d in self.scanned], len(self.plan.class_names))
             self.report.samples = self.record.rows(self.plan.index, self.y, self.clean) if met else None
             if status in ("interrupted", "failed"):
-                self.report.gates = check(self.report, self.plan.limits, self.plan.fail_on)
+                self.report.gates = check(self.report, self.plan.limits)
             self.on_update(self.report)
 
     def step(self, what: str, work: float) -> None:
@@ -224,10 +231,15 @@ class _Run:
     def inputs(self, index: np.ndarray) -> Generator[Batch, None, None]:
         """Inputs, labels and indices of some samples, batch by batch, on the device; the next are read meanwhile."""
         plan = self.plan
-        for rows, read in prefetch(plan.data, index, plan.batch_size):
-            x = check_inputs(read, rows, plan.bounds, plan.data.spec)
-            y = torch.from_numpy(plan.labels[rows])
-            yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
+        try:
+            for rows, read in prefetch(plan.data, index, plan.batch_size):
+                x = check_inputs(read, rows, plan.bounds, plan.data.spec)
+                y = torch.from_numpy(plan.labels[rows])
+                yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
+        except DataError as error:
+            if self.report is None:
+                raise
+            raise RunError(f"{error}; it could be read when the audit began") from error
 
     def gather(self, stage: str, label: str, index: np.ndarray, passes: float, measure: Measure) -> Arrays:
         """What `measure` gives for each batch of the samples `index`, joined; journaled batches are not measured again.
@@ -314,6 +326,7 @@ class _Run:
         mismatches = int((verified != seen.predicted).sum())
         counted = np.ones(len(verified), dtype=bool) if kind == "noise" else seen.within
         diagnosis = ClassDiagnosis(self.y, self.clean, verified, counted)
+        self.record.hold(named.label, diagnosis.robust)
         if kind != "noise":
             self.scanned.append((named, diagnosis))
             everyone = np.arange(len(self.y))
@@ -333,7 +346,7 @@ class _Run:
         assert self.clean is not None
         started = time.monotonic()
         threat: Threat = getattr(named.attack, "threat", plan.threat)
-        rows = np.flatnonzero(self.survivors() & self.drawn)
+        rows = np.flatnonzero(self.targets(named))
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
             x_adv, look, finite, verified, margins = self.perturb(named, x, y, index, "break")
@@ -362,6 +375,10 @@ class _Run:
         )  # fmt: skip
         if len(self.cascaded) == len(plan.cascade):  # a part of the cascade says nothing of the whole
             self.estimate = self.two_phase()
+
+    def targets(self, named: Named) -> np.ndarray:  # (N,) bool
+        """The samples that a stage of the cascade is run on."""
+        return self.survivors() & self.drawn
 
     def survivors(self) -> np.ndarray:  # (N,) bool
         """Right clean, and whole so far."""

@@ -1,8 +1,10 @@
 """`lsa audit`: options -> plan -> run -> files, tables, exit code. A thin layer over `lsa_cli.audit`."""
 
-import signal
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +12,7 @@ from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
 from lsa_cli.cli.harden import harden_flagged, refuse_outputs
 from lsa_cli.errors import EXIT_GATE, EXIT_USAGE, LsaError, UsageError
+from lsa_cli.registry import parse_number
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.journal import Journal
@@ -89,14 +92,8 @@ def audit(
             rich_help_panel="Attack",
         ),
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel="Attack")] = None,
-    eps: Annotated[
-        str | None,
-        typer.Option(
-            help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.",
-            rich_help_panel="Attack",
-        ),
-    ] = None,
+    norm: o.Norm = None,
+    eps: o.Eps = None,
     steps: Annotated[int | None, typer.Option(help="Steps of iterative attacks.", rich_help_panel="Attack")] = None,
     step_size: Annotated[
         str | None, typer.Option(help="Length of a step. Default: 2.5 eps / steps.", rich_help_panel="Attack")
@@ -197,12 +194,25 @@ def audit(
         ),
     ] = False,
     fail_under: o.FailUnder = None,
-    fail_on: Annotated[
+    fail_on: o.FailOn = None,
+    gate_only: Annotated[
+        bool,
+        typer.Option(
+            "--gate-only",
+            help="Take samples in random order and stop as soon as every limit is decided, with a guarantee; no layers, "
+            "noises or evidence.",
+            rich_help_panel="Gate",
+        ),
+    ] = False,
+    alpha: Annotated[
         str | None,
         typer.Option(
-            metavar="doubtful|invalid", help="Exit 1 when the evidence for the verdict is.", rich_help_panel="Gate"
+            metavar="P",
+            help="With --gate-only: the chance that any limit is decided wrongly, at most (default 0.01).",
+            rich_help_panel="Gate",
         ),
     ] = None,
+    exit_zero: o.ExitZero = False,
     output: Annotated[
         str | None,
         typer.Option(
@@ -232,10 +242,12 @@ def audit(
     With a file that describes itself (such as sample_models/mnist_cnn.pt) nothing else is needed. The report is
     saved as NAME.audit.json in this folder unless --json says where.
     """
+    from lsa_cli.auditing.early import DEFAULT_ALPHA, decide_early
+    from lsa_cli.auditing.run import run_audit
     from lsa_cli.config import settings_from
     from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.exporters import check_writable
-    from lsa_cli.report.gate import parse_limits
+    from lsa_cli.report.gate import is_breach, parse_limits
     from lsa_cli.report.tables import check_samples_file
 
     given = settings_from(
@@ -244,12 +256,12 @@ def audit(
             "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
             "attack": attack, "noise": noise, "corruption": corruption, "preset": _preset(quick, full),
-            "full_on": full_on, "budget": budget, "fail_on": fail_on,
+            "full_on": full_on, "budget": budget,
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
             "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
             "fast": False if no_fast else None,
-            "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under) if fail_under else None,
+            "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under or [], fail_on) or None,
         }
     )  # fmt: skip
     if dry_run and json == "-":
@@ -258,19 +270,29 @@ def audit(
         check_samples_file(samples)
     if harden is not None:
         refuse_outputs(Path(harden), checkpoint)
-    files = _outputs(checkpoint, output, json, md, html)
+    if alpha is not None and not gate_only:
+        raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
+    if gate_only and (resume or harden is not None):
+        which = "--resume goes on from a journal" if resume else "--harden needs the layers"
+        raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")
+    files = _outputs(checkpoint, "gate" if gate_only else "audit", output, json, md, html)
     if resume and "json" not in files:
         raise UsageError("--resume needs the report file beside which the journal is; say --json FILE or --output DIR")
     if not dry_run:
         check_writable(files, csv)
         _protect(files, [checkpoint, config])
     with foreign_code():
-        plan = _plan(checkpoint, given, config, verbose)
+        plan = _plan(checkpoint, given, config, verbose, whole=gate_only)
     if dry_run:
         _show_plan(plan)
         return
-    journal = _journal(plan, files, resume)
-    report = _run(plan, files, csv, samples, journal, to_stdout=json == "-", quiet=quiet)
+    journal = None if gate_only else _journal(plan, files, resume, named=json is not None or resume)
+    run = (
+        partial(decide_early, alpha=parse_number(alpha or DEFAULT_ALPHA, "--alpha"))
+        if gate_only
+        else partial(run_audit, journal=journal)
+    )
+    report = _run(run, plan, files, csv, samples, journal, to_stdout=json == "-", quiet=quiet)
     if json == "-":
         emit(report.to_json())
     else:
@@ -279,10 +301,10 @@ def audit(
         note(f"report saved: {', '.join([*files.values(), *([csv] if csv else [])])}")
     if harden is not None:
         harden_flagged(checkpoint, given, config, report, Path(harden), quiet)
-    if any(not gate.passed for gate in report.gates):
-        for gate in report.gates:
-            if not gate.passed and (quiet or json == "-"):
-                note(f"gate: {gate.message}")
+    for gate in report.gates:
+        if not gate.passed and (quiet or json == "-"):
+            note(f"gate{', a warning' if gate.severity == 'warning' else ''}: {gate.message}")
+    if is_breach(report.gates) and not exit_zero:
         raise typer.Exit(EXIT_GATE)
 
 
@@ -296,14 +318,16 @@ def _preset(quick: bool, full: bool) -> str | None:
     return "quick" if quick else "full" if full else None
 
 
-def _outputs(checkpoint: str, folder: str | None, json: str | None, md: str | None, html: str | None) -> dict[str, str]:
+def _outputs(
+    checkpoint: str, what: str, folder: str | None, json: str | None, md: str | None, html: str | None
+) -> dict[str, str]:
     """Files to write, by format. The report itself is always saved, unless it goes to stdout."""
     from lsa_cli.report.exporters import check_writable
 
     files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
     if "-" in (md, html):
         raise UsageError("only --json can go to stdout with -")
-    default = f"{Path(checkpoint).stem}.audit.json"
+    default = f"{Path(checkpoint).stem}.{what}.json"
     if folder is not None and json != "-":
         if json is not None:
             raise UsageError("--json and --output both say where the report goes; give one of them")
@@ -322,15 +346,29 @@ def _outputs(checkpoint: str, folder: str | None, json: str | None, md: str | No
     return files
 
 
-def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool) -> "Journal | None":
-    """Beside the report, where there is one: what is measured is kept as it is measured."""
-    from lsa_cli.auditing.journal import Journal
+def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
+    """Beside the report, where there is one: what is measured is kept as it is measured.
+
+    Where another audit writes that report now, and the user did not name it, this one takes the next free name.
+    """
+    from lsa_cli.auditing.journal import Journal, JournalInUse
     from lsa_cli.auditing.provenance import identity_of
 
     report = files.get("json")
     if report is None or (Path(report).exists() and not Path(report).is_file()):
         return None  # a pipe or a device has nothing beside it
-    return Journal(Path(f"{report}.journal"), identity_of(plan), resume)
+    for number in count(2):
+        try:
+            journal = Journal(Path(f"{files['json']}.journal"), identity_of(plan), resume)
+        except JournalInUse:
+            if named:
+                raise
+            files["json"] = str(Path(report).with_suffix(f".{number}.json"))
+        else:
+            break
+    if files["json"] != report:
+        note(f"another audit writes {report} now; this one writes {files['json']}")
+    return journal
 
 
 def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
@@ -343,7 +381,8 @@ def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
         taken[target] = f"is already where --{name} goes"
 
 
-def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool) -> "AuditPlan":
+def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool, whole: bool) -> "AuditPlan":
+    """whole: all samples unless a limit is given."""
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.config import find_config, merge, read_config
 
@@ -354,6 +393,8 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
         if verbose or config is None:
             note(f"settings from {path}")
     settings, origin = merge(*parts)
+    if whole and settings.limit is None:
+        settings = settings.model_copy(update={"limit": "all"})
     plan = make_plan(checkpoint, settings, origin, say=note)
     if verbose:
         for message in plan.notes:
@@ -363,11 +404,10 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
 
 
 def _run(
-    plan: "AuditPlan", files: dict[str, str], csv: str | None, samples: str | None, journal: "Journal | None", *,
+    run: "Callable[..., AuditReport]", plan: "AuditPlan", files: dict[str, str], csv: str | None, samples: str | None, journal: "Journal | None", *,
     to_stdout: bool, quiet: bool,
 ) -> "AuditReport":  # fmt: skip
     """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
-    from lsa_cli.auditing.run import run_audit
     from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.report.exporters import export
     from lsa_cli.report.tables import write_samples
@@ -379,14 +419,10 @@ def _run(
         if "json" in files and report.status == "running":
             export(report, {"json": files["json"]}, None)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     keep_freed_memory()
-    before = signal.signal(signal.SIGTERM, interrupt)  # a stopped CI job keeps what was measured
     try:
         with progress_bar(not quiet) as progress, foreign_code():
-            report = run_audit(plan, progress=progress, on_update=keep, journal=journal)
+            report = run(plan, progress=progress, on_update=keep)
     except BaseException as error:
         if journal is not None and isinstance(error, LsaError) and error.exit_code == EXIT_USAGE:
             journal.remove()  # the next run will be another one
@@ -403,7 +439,8 @@ def _run(
                 note(f"what was measured is saved: {', '.join(files.values())}{again}")
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if journal is not None:
+            journal.close()
     export(report, files, csv)
     if samples is not None:
         write_samples(report, samples)
@@ -432,7 +469,7 @@ def _show_plan(plan: "AuditPlan") -> None:
     lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}")
     lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
     lines.append(f"device      {plan.device}, {plan.threads} threads, batches of {plan.batch_size}, seed {plan.seed}")
-    lines += [f"gate        {metric} {limit:g}" for metric, limit in plan.limits.items()]
+    lines += [f"gate        {metric} {limit.direction} {limit.value:g}" for metric, limit in plan.limits.items()]
     lines += [f"note        {message}" for message in plan.notes]
     lines += [f"warning     {warning.message}" for warning in plan.warnings]
     lines.append(

@@ -1,8 +1,7 @@
 """`lsa harden`: options -> plan -> train -> checkpoint, with the audits before and after. A thin layer over `lsa_cli.harden`."""
 
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -226,15 +225,8 @@ def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, 
     for message in plan.notes:
         say(message)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        with progress_bar(not quiet) as progress, foreign_code():
-            hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with progress_bar(not quiet) as progress, foreign_code():
+        hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
     _tell(plan, hardened, quiet)
     if hardened.stopped is not None:
         note(f"stopped early: {hardened.stopped}")

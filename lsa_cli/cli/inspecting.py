@@ -11,7 +11,18 @@ from lsa_cli.cli.console import data_console, emit, foreign_code, note
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 
-_KINDS = ("attacks", "noises", "corruptions", "layers", "measures", "sources", "exporters", "methods", "bases")
+_KINDS = (
+    "attacks",
+    "noises",
+    "corruptions",
+    "layers",
+    "measures",
+    "sources",
+    "exporters",
+    "methods",
+    "bases",
+    "metrics",
+)
 
 
 def layers(
@@ -64,9 +75,17 @@ def list_names(
     kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
     plugin: o.Plugin = None,
 ) -> None:
-    """List attacks, noises, corruptions, layer selectors, measures, data sources, exporters, hardening methods or bases."""
+    """List attacks, noises, corruptions, layer selectors, measures, data sources, exporters, hardening methods or bases.
+
+    And the metrics that a limit can name.
+    """
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
+    if kind == "metrics":
+        from lsa_cli.report.metrics import METRICS
+
+        emit("".join(f"{name:18} {meaning}\n" for name, meaning in METRICS.items()))
+        return
     registry = _registry(kind)
     from lsa_cli.registry import load_python_file
 

@@ -1,7 +1,9 @@
 """The `lsa` command: its sub-commands, and the one place where an error becomes a sentence and an exit code."""
 
 import os
+import signal
 import sys
+import threading
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -19,6 +21,8 @@ class ErrorBoundary(TyperGroup):
     """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
 
     def invoke(self, ctx: Any) -> Any:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)  # a stopped CI job keeps what was measured
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -49,6 +53,10 @@ class ErrorBoundary(TyperGroup):
                 "please report it with the traceback that LSA_TRACEBACK=1 shows"
             )
             raise typer.Exit(EXIT_BROKEN) from error
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _say(message: str) -> None:
@@ -84,9 +92,10 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, harden, inspect, inspecting, report
+    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, report
 
     app.command("audit")(audit.audit)
+    app.command("init")(init.init)
     app.command("harden")(harden.harden)
     app.command("inspect")(inspect.inspect)
     app.command("layers")(inspecting.layers)
@@ -94,6 +103,9 @@ def _register() -> None:
     app.command("report")(report.report)
     app.command("compare")(report.compare)
     app.command("gate")(report.gate)
+    app.command("check")(report.check)
+    app.command("schema")(report.schema)
+    app.command("doctor")(doctor.doctor)
 
 
 _register()

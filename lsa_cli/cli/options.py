@@ -107,13 +107,32 @@ Config = Annotated[
         rich_help_panel="Run",
     ),
 ]
+Norm = Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel="Attack")]
+Eps = Annotated[
+    str | None,
+    typer.Option(
+        help="Radius in \\[0, 1] units, such as 8/255. Default: the data set's usual one.", rich_help_panel="Attack"
+    ),
+]
 FailUnder = Annotated[
     list[str] | None,
     typer.Option(
         metavar="METRIC=VALUE",
         help="Exit 1 unless it holds: robust=0.40, robust.pgd=, clean=, class.min=, class.NAME=; and at most: layer.max-error=, "
-        "layer.NAME=, class.discrepancy=. Repeatable.",
+        "layer.NAME=, class.discrepancy=, mvl.LAYER=, seconds=; see `lsa list metrics`. Repeatable.",
         rich_help_panel="Gate",
+    ),
+]
+FailOn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="doubtful|invalid", help="Exit 1 when the evidence for the verdict is.", rich_help_panel="Gate"
+    ),
+]
+ExitZero = Annotated[
+    bool,
+    typer.Option(
+        "--exit-zero", help="Exit 0 even if a limit does not hold; errors stay errors.", rich_help_panel="Gate"
     ),
 ]
 JsonFile = Annotated[

@@ -1,4 +1,4 @@
-"""`lsa report`, `lsa gate`, `lsa compare`: from saved reports, without torch."""
+"""`lsa report`, `lsa gate`, `lsa check`, `lsa compare`, `lsa schema`: from saved reports, without torch."""
 
 import json as json_module
 from typing import Annotated
@@ -8,27 +8,22 @@ import typer
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, note, print_to_stdout
 from lsa_cli.errors import EXIT_GATE, UsageError
+from lsa_cli.registry import unknown
 
 ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)]
 
 
 def report(
-    file: Annotated[str | None, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)] = None,
+    file: ReportFile,
     json: o.JsonFile = None,
     csv: o.CsvFolder = None,
     md: o.MdFile = None,
     html: o.HtmlFile = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of reports and exit.")] = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Print a saved report, or convert it."""
-    from lsa_cli.report.schema import AuditReport, read_report
+    from lsa_cli.report.schema import read_report
 
-    if schema:
-        emit(json_module.dumps(AuditReport.model_json_schema(), indent=1) + "\n")
-        return
-    if file is None:
-        raise UsageError("give the report to print, for example lsa report mnist_cnn.audit.json")
     saved = read_report(file)
     files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
     if "-" in (md, html):
@@ -50,41 +45,100 @@ def gate(
     file: ReportFile,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Limits under `gate:`; default: lsa.yaml in this folder."),
+        typer.Option(metavar="FILE", help="Limits under `gate:`; default: lsa.yaml beside the report, else here."),
     ] = None,
     fail_under: o.FailUnder = None,
+    fail_on: o.FailOn = None,
+    exit_zero: o.ExitZero = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Decide from a saved report: exit 0 if every limit holds, 1 if one is breached or cannot be decided."""
     from lsa_cli.config import find_config, read_config
-    from lsa_cli.report.gate import check, parse_limits
+    from lsa_cli.report.gate import check, is_breach, parse_limits
     from lsa_cli.report.schema import read_report
+    from lsa_cli.report.terminal import print_gates
 
     saved = read_report(file)
-    limits: dict[str, float] = {}
     path, chosen = find_config(config, file)
-    if path is not None:
-        limits = read_config(path, chosen).gate or {}
-    limits = {**limits, **parse_limits(fail_under or [])}
+    limits = (read_config(path, chosen).gate if path is not None else None) or {}
+    limits = {**limits, **parse_limits(fail_under or [], fail_on)}
     if not limits:
         raise UsageError(
             "there is nothing to decide: give limits under `gate:` in lsa.yaml (--config FILE), or --fail-under robust=0.40"
         )
+    if saved.early is not None:
+        raise UsageError(
+            f"{file} is of a --gate-only run, which decided its own limits alone; run it again with others"
+        )
     results = check(saved, limits)
-    if not quiet:
-        for result in results:
-            state = "pass" if result.passed else "FAIL" if result.measured is not None else "UNDECIDED"
-            emit(f"{state:9} {result.message}\n")
-    failed = [result for result in results if not result.passed]
     if quiet:
-        emit(f"{len(results) - len(failed)} of {len(results)} limits hold\n")
-    if failed:
+        emit(f"{sum(result.passed for result in results)} of {len(results)} limits hold\n")
+    else:
+        print_gates(results, data_console())
+    if is_breach(results) and not exit_zero:
         raise typer.Exit(EXIT_GATE)
 
 
-def compare(old: ReportFile, new: ReportFile) -> None:
-    """Two reports side by side; refuses reports of different protocols, and names the difference."""
-    from lsa_cli.report.compare import print_comparison
-    from lsa_cli.report.schema import read_report
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="LSA.YAML...", help="Configurations.", show_default=False)],
+) -> None:
+    """Read configurations as `lsa audit` would, so that a mistake shows before anything runs. Exit 2 for the first one."""
+    from pathlib import Path
 
-    print_comparison(read_report(old), read_report(new), data_console())
+    from lsa_cli.config import read_config
+
+    for file in files:
+        limits = read_config(Path(file)).gate or {}
+        emit(f"{file}: {len(limits)} limit{'' if len(limits) == 1 else 's'}\n")
+
+
+def compare(
+    old: ReportFile,
+    new: ReportFile,
+    fail_on_regression: Annotated[
+        bool,
+        typer.Option("--fail-on-regression", help="Exit 1 if an accuracy fell beyond noise, or the evidence did."),
+    ] = False,
+    json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="As JSON; - is stdout.")] = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """What changed between two reports, beyond noise first; refuses other protocols, and names the difference.
+
+    Accuracies are compared sample by sample (exact McNemar test) where both reports hold the same samples.
+    """
+    from lsa_cli.report.compare import compare as compare_reports
+    from lsa_cli.report.comparison import one_line, print_comparison
+    from lsa_cli.report.schema import read_report, write_text
+
+    found = compare_reports(read_report(old), read_report(new))
+    if json == "-":
+        emit(found.to_json())
+    else:
+        if json is not None:
+            write_text(json, found.to_json())
+        if quiet:
+            emit(one_line(found) + "\n")
+        else:
+            print_comparison(found, data_console())
+    if fail_on_regression and found.regressions:
+        raise typer.Exit(EXIT_GATE)
+
+
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="report|comparison|config", help="Of what.", show_default=False)],
+) -> None:
+    """Print a JSON Schema: of reports, of comparisons, of lsa.yaml."""
+    emit(schema_of(kind))
+
+
+def schema_of(kind: str) -> str:
+    from lsa_cli.config import config_schema
+    from lsa_cli.report.compare import Comparison
+    from lsa_cli.report.schema import AuditReport
+
+    schemas = {
+        "report": AuditReport.model_json_schema, "comparison": Comparison.model_json_schema, "config": config_schema,
+    }  # fmt: skip
+    if kind not in schemas:
+        raise UsageError(unknown("schema", kind, schemas))
+    return json_module.dumps(schemas[kind](), indent=1) + "\n"

@@ -1,17 +1,113 @@
-"""Two reports side by side: what changed, and whether the intervals allow chance as the reason."""
+"""compare(): what changed between two reports of one protocol, and whether chance could be the reason. Pure.
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+Chance is kept at 5% for each table (accuracy, class, layer) as a whole: its rows share that (Bonferroni), so that of
+two reports of one network a table calls nothing changed 19 times of 20 at least.
+
+- Where both reports hold a verdict for each sample, an accuracy is tested sample by sample: exact McNemar test, two-sided, on
+  the samples whose verdict changed. It is far sharper than two intervals.
+- Other accuracies: Newcombe's interval of a difference, from the two Wilson intervals. Layers: a normal test
+  on the two means. Both take the two runs as independent, which for the same samples is cautious.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+from statistics import NormalDist
+from typing import Literal
+
+from pydantic import Field
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.schema import AuditReport, Rate
-from lsa_cli.report.tables import interval, number, percent
+from lsa_cli.report.metrics import Measured, difference
+from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, LayerRow, Rate, Row, Samples
+
+_CHANCE = 0.05
+_NORMAL = NormalDist()
+_WORSE = ("trusted", "doubtful", "invalid")
+
+
+class Change(Row):
+    """One number before and after. beyond_noise: chance is no good reason for the change."""
+
+    table: Literal["accuracy", "class", "layer"]
+    name: str
+    attack: str | None = Field(description="which the number is under; null: none, or the worst case over all")
+    old: float
+    new: float
+    n: int | None = Field(description="samples")
+    won: int | None = Field(default=None, description="samples wrong before and right now; null where not paired")
+    lost: int | None = Field(default=None, description="samples right before and wrong now")
+    p: float | None = Field(default=None, description="of the test, before rows share the 5%; null for an interval")
+    beyond_noise: bool
+
+    @property
+    def label(self) -> str:
+        return self.name if self.attack is None else f"{self.name} under {self.attack}"
+
+
+class VulnerableChange(Row):
+    """Layers that entered or left the most vulnerable ones under one attack."""
+
+    attack: str
+    new: list[str]
+    lost: list[str]
+
+
+class Side(Row):
+    """One of the two reports."""
+
+    checkpoint: str
+    sha256: str | None
+    created: str
+    evidence: Literal["trusted", "doubtful", "invalid"] | None
+
+
+class Comparison(Row):
+    """Two reports of one protocol, side by side; changes: every number that both hold, those beyond noise first."""
+
+    schema_version: str = SCHEMA_VERSION
+    old: Side
+    new: Side
+    changes: list[Change]
+    vulnerable: list[VulnerableChange] = Field(description="attacks under which the most vulnerable layers changed")
+    layers_only_in_old: list[str] = []
+    layers_only_in_new: list[str] = []
+    regressions: list[str] = Field(description="accuracies that fell beyond noise; and evidence, if its verdict fell")
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def compare(old: AuditReport, new: AuditReport) -> Comparison:
+    """Raises UsageError, naming the first difference, when the numbers of the two do not mean the same thing."""
+    refuse_other_protocol(old, new)
+    candidates = [*_accuracies(old, new), *_classes(old, new), *_layers(old, new)]
+    tables = [candidate.table for candidate in candidates]
+    changes = [candidate.decide(_CHANCE / tables.count(candidate.table)) for candidate in candidates]
+    changes.sort(key=lambda change: not change.beyond_noise)  # stable: the order of the report within each
+    before, after = _layer_names(old), _layer_names(new)
+    sides = _side(old), _side(new)
+    fallen = [c.label for c in changes if c.table != "layer" and c.beyond_noise and c.new < c.old]
+    if None not in (sides[0].evidence, sides[1].evidence) and _rank(sides[1]) > _rank(sides[0]):
+        fallen.append(f"evidence: {sides[0].evidence} -> {sides[1].evidence}")
+    return Comparison(
+        old=sides[0],
+        new=sides[1],
+        changes=changes,
+        vulnerable=list(_vulnerable(old, new)),
+        layers_only_in_old=[name for name in before if name not in after],
+        layers_only_in_new=[name for name in after if name not in before],
+        regressions=fallen,
+    )
 
 
 def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
-    """Raises UsageError, naming the first difference, when the two numbers do not mean the same thing."""
+    for which, report in (("first", old), ("second", new)):
+        if report.status != "complete":
+            raise UsageError(f"the reports cannot be compared: the {which} is not complete (status: {report.status})")
+        if report.early is not None:
+            raise UsageError(f"the reports cannot be compared: the {which} is of a --gate-only run; audit it in full")
     pairs = {
         "norm": (old.protocol.threat.norm, new.protocol.threat.norm),
         "eps": (old.protocol.threat.eps, new.protocol.threat.eps),
@@ -30,7 +126,11 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
 
 
 def _settings(report: AuditReport) -> dict[str, object]:
-    return {outcome.name: outcome.settings for outcome in report.outcomes}
+    """Of attacks and noises, and of the cascade with how much of it was met."""
+    scanned = {outcome.name: outcome.settings for outcome in report.outcomes}
+    cascade = {stage.attack: stage.settings for stage in report.cascade}
+    checked = report.verdict.estimate.checked if report.verdict.estimate is not None else None
+    return {**scanned, **cascade} | ({} if checked is None else {"full_on": checked})
 
 
 def _short(value: object) -> str:
@@ -38,58 +138,154 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def print_comparison(old: AuditReport, new: AuditReport, console: Console) -> None:
-    """Rates with their intervals, then layers, then lost and new most vulnerable layers.
+# ---- tests ---------------------------------------------------------------------------------------------
 
-    A change is marked when the two 95% intervals do not overlap, which is a cautious test.
-    """
-    refuse_other_protocol(old, new)
-    table = Table(title="Accuracy", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "old", "", "new", "", "change", ""):
-        table.add_column(title, justify="right" if title else "left")
-    rates: list[tuple[str, Rate | None, Rate | None]] = [
-        ("clean", old.verdict.clean, new.verdict.clean),
-        ("robust, worst case", old.verdict.robust, new.verdict.robust),
-    ]
-    rates += [(o.name, o.robust, n.robust) for o, n in zip(old.outcomes, new.outcomes, strict=True)]
-    rates += [
-        (f"class {o.name}", o.robust, n.robust) for o, n in zip(old.verdict.classes, new.verdict.classes, strict=True)
-    ]
-    for name, before, after in rates:
-        if before is None or after is None or before.value is None or after.value is None:
-            continue
-        change = 100 * (after.value - before.value)
-        table.add_row(
-            Text(name), percent(before.value), Text(interval(before)), percent(after.value), Text(interval(after)),
-            f"{change:+.1f}", "beyond noise" if _apart(before, after) else "",
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A number before and after, and what is known about it: paired counts, or intervals, or a p-value."""
+
+    table: Literal["accuracy", "class", "layer"]
+    name: str
+    attack: str | None
+    old: float
+    new: float
+    n: int | None
+    won_lost: tuple[int, int] | None = None
+    rates: tuple[Rate, Rate] | None = None
+    p: float | None = None
+
+    def decide(self, error: float) -> Change:
+        won, lost, p = None, None, self.p
+        if self.won_lost is not None:
+            won, lost = self.won_lost
+            p = mcnemar(won, lost)
+        if p is not None:
+            beyond = p <= error
+        else:
+            assert self.rates is not None
+            gap = difference(*(_widened(rate, error) for rate in self.rates))
+            beyond = gap.low is not None and gap.high is not None and not gap.low <= 0 <= gap.high
+        return Change(
+            table=self.table, name=self.name, attack=self.attack, old=self.old, new=self.new, n=self.n, won=won,
+            lost=lost, p=p, beyond_noise=beyond,
         )  # fmt: skip
-    console.print(table)
-    layers = Table(title="Layers (mean measure)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("attack", "layer", "old", "new", "change", "MVL"):
-        layers.add_column(title, overflow="fold")
-    for o, n in zip(old.outcomes, new.outcomes, strict=True):
-        if o.layers is None or n.layers is None:
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Exact two-sided McNemar p-value: under no change each changed sample is won or lost with equal chance."""
+    changed, rarer = won + lost, min(won, lost)
+    tail = sum(comb(changed, k) for k in range(rarer + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def _widened(rate: Rate, error: float) -> Measured:
+    """The 95% interval at another error, its halves in proportion to the normal quantile (our choice)."""
+    assert rate.value is not None
+    assert rate.low is not None
+    assert rate.high is not None
+    factor = _NORMAL.inv_cdf(1 - error / 2) / _NORMAL.inv_cdf(0.975)
+    low, high = rate.value - factor * (rate.value - rate.low), rate.value + factor * (rate.high - rate.value)
+    return Measured(rate.value, max(0.0, low), min(1.0, high))
+
+
+# ---- what there is to compare ----------------------------------------------------------------------------
+
+
+def _accuracies(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
+    before, after = old.samples, new.samples
+    clean = robust = None
+    if before is not None and after is not None:
+        clean, robust = _won_lost(_clean(before), _clean(after)), _won_lost(_robust(before), _robust(after))
+    yield from _rate("accuracy", "clean", None, old.verdict.clean, new.verdict.clean, clean)
+    yield from _rate("accuracy", "robust", None, old.verdict.robust, new.verdict.robust, robust)
+    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+        pair = None
+        if before is not None and after is not None and one.name in before.held and other.name in after.held:
+            pair = _won_lost(_flags(before.held[one.name]), _flags(after.held[one.name]))
+        yield from _rate("accuracy", "accuracy", one.name, one.robust, other.robust, pair)
+
+
+def _classes(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
+    before, after = old.samples, new.samples
+    for number, (one, other) in enumerate(zip(old.verdict.classes, new.verdict.classes, strict=True)):
+        pair = None
+        if before is not None and after is not None:
+            mine = [label == number for label in before.label]
+            pair = _won_lost(_robust(before), _robust(after), mine)
+        yield from _rate("class", f"class {one.name}", None, one.robust, other.robust, pair)
+
+
+def _rate(
+    table: Literal["accuracy", "class"], name: str, attack: str | None, old: Rate | None, new: Rate | None,
+    pair: tuple[int, int] | None,
+) -> Iterator[_Candidate]:  # fmt: skip
+    if old is not None and new is not None and old.value is not None and new.value is not None:
+        yield _Candidate(table, name, attack, old.value, new.value, new.n, pair, (old, new))
+
+
+def _flags(text: str) -> list[bool]:
+    return [character == "1" for character in text]
+
+
+def _clean(samples: Samples) -> list[bool]:
+    return [label == clean for label, clean in zip(samples.label, samples.clean, strict=True)]
+
+
+def _robust(samples: Samples) -> list[bool]:
+    return [right and broken is None for right, broken in zip(_clean(samples), samples.broken_by, strict=True)]
+
+
+def _won_lost(old: Sequence[bool], new: Sequence[bool], mine: Sequence[bool] | None = None) -> tuple[int, int]:
+    """Samples that were wrong and are right, and the other way round; the fingerprint says they are the same ones."""
+    pairs = [(a, b) for a, b, chosen in zip(old, new, mine or [True] * len(old), strict=True) if chosen]
+    return pairs.count((False, True)), pairs.count((True, False))
+
+
+def _layers(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
+    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+        if one.layers is None or other.layers is None:
             continue
-        after_rows = {row.name: row for row in n.layers.rows}
-        for row in o.layers.rows:
-            other = after_rows.get(row.name)
-            if other is None or row.mean is None or other.mean is None:
+        rows = {row.name: row for row in other.layers.rows}
+        for row in one.layers.rows:
+            match = rows.get(row.name)
+            if match is None or row.mean is None or match.mean is None:
                 continue
-            state = {(True, False): "lost", (False, True): "new", (True, True): "both"}.get(
-                (row.in_mvl, other.in_mvl), ""
-            )
-            layers.add_row(
-                Text(o.name),
-                Text(row.name),
-                number(row.mean),
-                number(other.mean),
-                f"{other.mean - row.mean:+.3f}",
-                state,
-            )
-    console.print(layers)
+            counts = one.layers.observations - row.undefined, other.layers.observations - match.undefined
+            p = _means_differ(row, match, counts)
+            yield _Candidate("layer", row.name, one.name, row.mean, match.mean, counts[1], p=p)
 
 
-def _apart(before: Rate, after: Rate) -> bool:
-    if before.low is None or before.high is None or after.low is None or after.high is None:
-        return False
-    return before.high < after.low or after.high < before.low
+def _means_differ(a: LayerRow, b: LayerRow, counts: tuple[int, int]) -> float:
+    """Two-sided p-value of the normal test of two means."""
+    assert a.mean is not None
+    assert b.mean is not None
+    error = sqrt(sum((row.sd or 0.0) ** 2 / max(1, count) for row, count in zip((a, b), counts, strict=True)))
+    gap = abs(a.mean - b.mean)
+    if error == 0:
+        return 1.0 if gap == 0 else 0.0
+    return 2 * _NORMAL.cdf(-gap / error)
+
+
+def _vulnerable(old: AuditReport, new: AuditReport) -> Iterator[VulnerableChange]:
+    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+        if one.layers is not None and other.layers is not None and one.kind != "noise":
+            before, after = one.layers.mvl, other.layers.mvl
+            entered, left = [n for n in after if n not in before], [n for n in before if n not in after]
+            if entered or left:
+                yield VulnerableChange(attack=one.name, new=entered, lost=left)
+
+
+def _layer_names(report: AuditReport) -> list[str]:
+    return list(dict.fromkeys(row.name for o in report.outcomes if o.layers for row in o.layers.rows))
+
+
+def _side(report: AuditReport) -> Side:
+    return Side(
+        checkpoint=report.subject.checkpoint, sha256=report.subject.sha256, created=report.created,
+        evidence=report.evidence.verdict if report.evidence is not None else None,
+    )  # fmt: skip
+
+
+def _rank(side: Side) -> int:
+    return _WORSE.index(side.evidence or "trusted")

@@ -13,7 +13,7 @@ EXPORTERS: Registry[Callable[[AuditReport], str]] = Registry("exporter")
 
 @EXPORTERS.register("json")
 def to_json(report: AuditReport) -> str:
-    """The whole report, the format that lsa reads back; `lsa report --schema` prints its JSON Schema."""
+    """The whole report, the format that lsa reads back; `lsa schema report` prints its JSON Schema."""
     return report.to_json()
 
 

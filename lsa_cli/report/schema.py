@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lsa_cli.errors import RunError, UsageError, printable
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 def _printable(value: Any) -> Any:
@@ -27,7 +27,7 @@ def _printable(value: Any) -> Any:
 class Row(BaseModel):
     """Part of a report. Names come from files of others: text in a report holds no control codes."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # commands start sooner
 
     @model_validator(mode="before")
     @classmethod
@@ -255,6 +255,10 @@ class Samples(Row):
         description="best wrong logit minus the true one: there, or the largest that any attack reached"
     )
     distance: list[float | None] = Field(description="size of the perturbation that broke it, in the attack's norm")
+    held: dict[str, str] = Field(
+        default={},
+        description="by attack that met every sample: a 1 for each that is right clean and under it, else a 0",
+    )
 
 
 class Verdict(Row):
@@ -311,6 +315,34 @@ class GateResult(Row):
     high: float | None = None
     passed: bool
     message: str
+    severity: Literal["error", "warning"] = "error"
+    decided_by: Literal["bound", "point", "sequence"] = Field(
+        default="point", description="the 95% interval, the number itself, or an anytime-valid confidence sequence"
+    )
+
+    @property
+    def state(self) -> Literal["held", "breached", "undecided"]:
+        """undecided: not measured, or the interval holds the limit. That is no pass."""
+        if self.passed:
+            return "held"
+        if self.measured is None:
+            return "undecided"
+        low, high = (self.measured, self.measured) if self.decided_by == "point" else (self.low, self.high)
+        assert low is not None
+        assert high is not None
+        reached = high >= self.limit if self.direction == "at least" else low <= self.limit
+        return "undecided" if reached else "breached"
+
+
+class Early(Row):
+    """A --gate-only run: it took samples in random order until every limit was decided."""
+
+    used: int = Field(description="samples taken")
+    population: int = Field(description="samples that a full audit would take, and that the bounds are about")
+    alpha: float = Field(description="chance that any limit is decided wrongly, at most")
+    full_seconds: float = Field(
+        description="what a full audit by the same attacks would take, from the time of this one"
+    )
 
 
 class AuditReport(Row):
@@ -333,6 +365,7 @@ class AuditReport(Row):
     warnings: list[Warning] = []
     evidence: Evidence | None = Field(default=None, description="null where no checks were made")
     gates: list[GateResult] = []
+    early: Early | None = Field(default=None, description="null for an audit of all its samples")
     samples: Samples | None = None
 
     def to_json(self) -> str:

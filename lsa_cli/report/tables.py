@@ -134,6 +134,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
     rows["gates"] = [gate.model_dump() for gate in report.gates]
     if report.samples is not None:
         columns = report.samples.model_dump()
+        columns |= {f"held_{name}": [int(flag) for flag in flags] for name, flags in columns.pop("held").items()}
         rows["samples"] = [
             dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
         ]  # fmt: skip

@@ -1,17 +1,23 @@
 """The report on a terminal: the verdict first, then what explains it. Readable in a log file too."""
 
+from collections.abc import Sequence
+
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lsa_cli.report.schema import AttackOutcome, AuditReport
+from lsa_cli.report.schema import AttackOutcome, AuditReport, GateResult
 from lsa_cli.report.tables import estimate_text, interval, number, percent, settings_text, strongest, weakest_first
 
 _CLASSES = 20
 _LAYERS = 40
 _BAR = 16
+_FOLDED = 14
+_BARS = " "  # the heading of the column with bars
 
 
 def print_report(report: AuditReport, console: Console) -> None:
@@ -28,19 +34,24 @@ def print_report(report: AuditReport, console: Console) -> None:
         console.print()
     for warning in report.warnings:
         console.print(Text.assemble(("Warning ", "bold yellow"), f"({warning.code}): {warning.message}"))
-    for gate in report.gates:
-        state = ("held", "green") if gate.passed else ("BREACHED", "bold red")
-        if not gate.passed and gate.measured is None:
-            state = ("NOT DECIDED", "bold red")
-        console.print(Text.assemble("Gate ", state, f": {gate.message}"))
+    print_gates(report.gates, console)
+
+
+def print_gates(results: Sequence[GateResult], console: Console) -> None:
+    """A line for each limit: whether it holds, and what that was read from."""
+    words = {"held": "held", "breached": "BREACHED", "undecided": "NOT DECIDED"}
+    for gate in results:
+        style = "green" if gate.passed else "bold red" if gate.severity == "error" else "bold yellow"
+        which = "Gate " if gate.severity == "error" else "Gate (warning) "
+        console.print(Text.assemble(which, (words[gate.state], style), f": {gate.message}"))
 
 
 def one_line(report: AuditReport) -> str:
     """The verdict in one line, for --quiet and logs."""
     verdict, threat = report.verdict, report.protocol.threat
     robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
-    breached = [gate.metric for gate in report.gates if not gate.passed]
-    gates = "" if not report.gates else f"; gates {'breached: ' + ', '.join(breached) if breached else 'held'}"
+    failed = [gate.metric for gate in report.gates if not gate.passed and gate.severity == "error"]
+    gates = "" if not report.gates else f"; gates {'not held: ' + ', '.join(failed) if failed else 'held'}"
     state = "" if report.status == "complete" else f" ({report.status})"
     return (
         f"{report.subject.checkpoint}{state}: robust accuracy {robust} ({threat.norm} {threat.text}, n={verdict.clean.n}, "
@@ -122,7 +133,46 @@ def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False)
 
 
-def _titled(title: str, table: Table, notes: list[str] | None = None) -> RenderableType:
+class _Fitting:
+    """A table without the columns, in this order, that the terminal is too narrow for; and a word on which those are."""
+
+    def __init__(self, table: Table, spare: Sequence[str]) -> None:
+        self.table, self.spare = table, spare
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table, left_out = self.table, []
+        for name in self.spare:
+            if _width_needed(table, console, options) <= options.max_width:
+                break
+            table = _without(table, name)
+            left_out.append(name)
+        yield table
+        shown = [name for name in left_out if name != _BARS]
+        if shown:
+            yield Text(f"left out, for want of width: {', '.join(shown)}", style="dim")
+
+
+def _without(table: Table, name: str) -> Table:
+    kept = [column for column in table.columns if column.header != name]
+    smaller = _table()
+    for column in kept:
+        smaller.add_column(
+            column.header, justify=column.justify, overflow=column.overflow, no_wrap=column.no_wrap, style=column.style
+        )
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        smaller.add_row(*cells)
+    return smaller
+
+
+def _width_needed(table: Table, console: Console, options: ConsoleOptions) -> int:
+    """Columns in which nothing is cut; those that fold may be as narrow as _FOLDED."""
+    widest = Measurement.get(console, options.update(max_width=1000), table).maximum
+    folding = [column for column in table.columns if column.overflow == "fold"]
+    widths = [max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in folding]
+    return widest - sum(max(0, width - _FOLDED) for width in widths)
+
+
+def _titled(title: str, table: RenderableType, notes: list[str] | None = None) -> RenderableType:
     """A table under its title and above its notes, which wrap at the terminal's width, not at the table's."""
     parts: list[RenderableType] = [Text(title, style="bold"), table]
     return Group(*parts, *(Text(note, style="dim") for note in notes or []))
@@ -133,11 +183,11 @@ def _attacks(report: AuditReport) -> RenderableType | None:
         return None
     table = _table()
     table.add_column("attack", overflow="fold")
-    table.add_column("accuracy", justify="right")
-    table.add_column("95%", justify="left")
-    table.add_column("success", justify="right")
-    table.add_column("median distance", justify="right")
-    table.add_column("time", justify="right")
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("95%", justify="left", no_wrap=True)
+    table.add_column("success", justify="right", no_wrap=True)
+    table.add_column("median distance", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold", style="dim")
     for outcome in report.outcomes:
         distance = outcome.distance
@@ -150,7 +200,10 @@ def _attacks(report: AuditReport) -> RenderableType | None:
             f"{outcome.seconds:.1f} s",
             Text(settings_text(outcome.settings)),
         )
-    return _titled("Attacks and noises (accuracy: of all samples; success: of those right clean)", table)
+    return _titled(
+        "Attacks and noises (accuracy: of all samples; success: of those right clean)",
+        _Fitting(table, ("time", "settings", "median distance")),
+    )
 
 
 def _cascade(report: AuditReport) -> RenderableType | None:
@@ -158,18 +211,21 @@ def _cascade(report: AuditReport) -> RenderableType | None:
         return None
     table = _table()
     table.add_column("attack", overflow="fold")
-    table.add_column("tried", justify="right")
-    table.add_column("broke", justify="right")
-    table.add_column("left whole", justify="right")
-    table.add_column("95%", justify="left")
-    table.add_column("time", justify="right")
+    table.add_column("tried", justify="right", no_wrap=True)
+    table.add_column("broke", justify="right", no_wrap=True)
+    table.add_column("left whole", justify="right", no_wrap=True)
+    table.add_column("95%", justify="left", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold", style="dim")
     for stage in report.cascade:
         table.add_row(
             Text(stage.attack), f"{stage.tried}", f"{stage.broke}", percent(stage.robust.value),
             Text(interval(stage.robust)), f"{stage.seconds:.1f} s", Text(settings_text(stage.settings)),
         )  # fmt: skip
-    return _titled("Cascade: each on the samples that all before it left whole (left whole: of all samples)", table)
+    return _titled(
+        "Cascade: each on the samples that all before it left whole (left whole: of all samples)",
+        _Fitting(table, ("time", "settings")),
+    )
 
 
 def _layers(report: AuditReport) -> RenderableType | None:
@@ -184,19 +240,22 @@ def _layers(report: AuditReport) -> RenderableType | None:
     return Group(*parts)
 
 
+_SPARE = (_BARS, "sd", "stability", "x noise", "gain", "95%")
+
+
 def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
     layers = outcome.layers
     assert layers is not None
     table = _table()
     table.add_column("layer", overflow="fold")
+    table.add_column(_BARS, no_wrap=True)
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("95%", no_wrap=True)
+    table.add_column("sd", justify="right", no_wrap=True)
+    table.add_column("gain", justify="right", no_wrap=True)
+    table.add_column("x noise", justify="right", no_wrap=True)
+    table.add_column("stability", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    table.add_column("mean", justify="right")
-    table.add_column("95%")
-    table.add_column("sd", justify="right")
-    table.add_column("gain", justify="right")
-    table.add_column("x noise", justify="right")
-    table.add_column("stability", justify="right")
-    table.add_column("")
     largest = max((row.mean for row in layers.rows if row.mean is not None), default=0.0) or 1.0
     rows = layers.rows
     if len(rows) > _LAYERS:  # the most vulnerable ones matter; order of execution is kept
@@ -221,14 +280,18 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
     ]
     if hidden:
         notes.append(f"{hidden} layers with smaller means are in the saved report")
-    return _titled(f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed", table, notes)
+    return _titled(
+        f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed",
+        _Fitting(table, _SPARE),
+        notes,
+    )
 
 
 def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> RenderableType:
     table = _table()
     table.add_column("layer", overflow="fold")
     for outcome in scanned:
-        table.add_column(escape(outcome.name), justify="right", overflow="fold")
+        table.add_column(escape(outcome.name), justify="right", no_wrap=True)
     first = scanned[0].layers
     assert first is not None
     for position, row in enumerate(first.rows[:_LAYERS]):
@@ -237,7 +300,10 @@ def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> Renderab
             cell = outcome.layers.rows[position] if outcome.layers is not None else None
             cells.append("-" if cell is None else f"{number(cell.mean)}{'*' if cell.in_mvl else ' '}")
         table.add_row(Text(row.name), *cells)
-    return _titled("Mean by attack and noise (* most vulnerable)", table)
+    return _titled(
+        "Mean by attack and noise (* most vulnerable)",
+        _Fitting(table, [escape(outcome.name) for outcome in scanned[:0:-1]]),
+    )
 
 
 def _classes(report: AuditReport) -> RenderableType | None:
@@ -246,10 +312,10 @@ def _classes(report: AuditReport) -> RenderableType | None:
         return None
     table = _table()
     table.add_column("class", overflow="fold")
-    table.add_column("n", justify="right")
-    table.add_column("clean", justify="right")
-    table.add_column("robust", justify="right")
-    table.add_column("95%")
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("clean", justify="right", no_wrap=True)
+    table.add_column("robust", justify="right", no_wrap=True)
+    table.add_column("95%", no_wrap=True)
     table.add_column("mostly taken for", overflow="fold")
     shown = rows if len(rows) <= _CLASSES else rows[:_CLASSES]
     for row in shown:
@@ -266,7 +332,8 @@ def _classes(report: AuditReport) -> RenderableType | None:
         )
     if len(rows) > len(shown):
         notes.append(f"{len(rows) - len(shown)} more classes in the saved report")
-    return _titled("Classes, worst first (robust: worst case over the budget attacks)", table, notes)
+    fitting = _Fitting(table, ("mostly taken for",))
+    return _titled("Classes, worst first (robust: worst case over the budget attacks)", fitting, notes)
 
 
 def _list(values: list[float]) -> str:

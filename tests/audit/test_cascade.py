@@ -177,9 +177,9 @@ def test_a_spent_budget_leaves_the_rest_out_and_names_it(task):
 
 def test_evidence_is_a_verdict_and_a_gate(task):
     _, x, y = task
-    report = run(task, fail_on="doubtful")
+    report = run(task, gate={"evidence.doubtful": 0})
     assert report.evidence.verdict == "trusted"
-    assert [gate.passed for gate in report.gates if gate.metric == "evidence"] == [True]
+    assert [gate.passed for gate in report.gates if gate.metric == "evidence.doubtful"] == [True]
 
     class Rounds(nn.Module):
         def __init__(self, inner):
@@ -189,10 +189,12 @@ def test_evidence_is_a_verdict_and_a_gate(task):
         def forward(self, x):
             return self.inner((x * 50).round() / 50)
 
-    rounded = audit(Rounds(task[0]), data=(x, y), eps=0.1, noise="none", attack="pgd", threads=1, fail_on="doubtful")
+    rounded = audit(
+        Rounds(task[0]), data=(x, y), eps=0.1, noise="none", attack="pgd", threads=1, gate={"evidence.doubtful": 0}
+    )
     assert rounded.evidence.verdict == "doubtful"
     assert all(finding.advice for finding in rounded.evidence.findings)
-    assert [gate.passed for gate in rounded.gates if gate.metric == "evidence"] == [False]
+    assert [gate.passed for gate in rounded.gates if gate.metric == "evidence.doubtful"] == [False]
 
 
 def test_a_minimal_attack_gives_the_whole_curve_and_counts_within_the_radius(task):

@@ -1,0 +1,132 @@
+"""`lsa doctor`: what this machine and installation have, and what would be fast here and what not."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lsa_cli import __version__
+from lsa_cli.cli.console import emit
+from lsa_cli.errors import UsageError
+
+# What each optional package is for; none of them is needed for an audit of a common checkpoint.
+OPTIONAL = {
+    "safetensors": "writing .safetensors (reading needs nothing)",
+    "timm": "--arch timm:NAME",
+    "datasets": "--data hf:NAME",
+    "pyarrow": "--samples FILE.parquet",
+    "matplotlib": "lsa plot",
+}
+_ENOUGH_DISK = 1 << 30
+
+
+def doctor() -> None:
+    """Show versions, devices, bfloat16 and threads, measured; say what would be fast here and what not.
+
+    Exit 0 if an audit can run, 2 if something has to be mended first.
+    """
+    try:
+        import torch
+        import torchvision
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UsageError(
+            f"torch and torchvision do not load together ({error}); install both in one command from one index, for "
+            "example: pip install torch torchvision"
+        ) from error
+    from lsa_cli.auditing.network import usable_cores
+
+    lines = [("lsa", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")]
+    lines.append(("torch", f"{torch.__version__}, torchvision {torchvision.__version__}"))
+    lines += [(name, _version(name) or f"not installed: no {what}") for name, what in OPTIONAL.items()]
+    cores, load = usable_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    lines.append(
+        ("cpu", f"{cores} usable of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, load {load:.1f}")
+    )
+    advice: list[str] = []
+    one, all_cores = _speed(torch, "cpu", 1), _speed(torch, "cpu", cores)
+    lines.append(("threads", f"{one:.1f} ms a step with 1, {all_cores:.1f} ms with {cores}"))
+    if all_cores > one:
+        advice.append(f"slow: {cores} threads are no faster than one now (the machine is busy); say --threads 1")
+    elif cores > 1:
+        advice.append(f"fast: {cores} threads, {one / all_cores:.1f} times one")
+    single, half = min(one, all_cores), _speed(torch, "cpu", cores if all_cores < one else 1, torch.bfloat16)
+    lines.append(("bfloat16", f"cpu: {half:.1f} ms a step, float32 {single:.1f} ms"))
+    advice.append(_about_half("cpu", half, single))
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            advice.append(_cuda(torch, number, lines, single))
+    else:
+        lines.append(("cuda", f"none that this torch ({torch.version.cuda or 'a CPU build'}) can use"))
+        advice.append("slow: without CUDA, --full and large networks take long; --quick, -n and --gate-only help")
+    problems = list(_folders(lines))
+    width = max(len(name) for name, _ in lines)
+    emit("".join(f"{name:{width}}  {text}\n" for name, text in lines) + "\n")
+    emit("".join(f"{line}\n" for line in [*advice, *(f"mend: {problem}" for problem in problems)]))
+    if problems:
+        raise UsageError(problems[0])
+
+
+def _version(name: str) -> str | None:
+    import importlib.metadata
+    import importlib.util
+
+    try:
+        return importlib.metadata.version(name) if importlib.util.find_spec(name) is not None else None
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _speed(torch: Any, device: str, threads: int, dtype: Any = None) -> float:
+    """Milliseconds of one step of an attack: forward and input gradient of a small convolutional network, median of 5."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        body = torch.nn.Sequential(
+            torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3, padding=1)
+        ).to(device, dtype)
+        x = torch.rand(16, 16, 24, 24, device=device, dtype=dtype, requires_grad=True)
+        times = []
+        for _ in range(6):
+            started = time.perf_counter()
+            torch.autograd.grad(body(x).float().square().sum(), x)
+            if device != "cpu":
+                torch.cuda.synchronize(device)
+            times.append(1000 * (time.perf_counter() - started))
+        return float(sorted(times[1:])[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def _about_half(device: str, half: float, single: float) -> str:
+    if half < 0.8 * single:
+        return f"fast: bfloat16 on {device}, {single / half:.1f} times float32; it serves lsa harden --amp, audits stay float32"
+    return f"slow: bfloat16 on {device} is no faster than float32; leave --amp out"
+
+
+def _cuda(torch: Any, number: int, lines: list[tuple[str, str]], cpu: float) -> str:
+    device = f"cuda:{number}"
+    found = torch.cuda.get_device_properties(number)
+    what = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, capability {found.major}.{found.minor}"
+    try:
+        single, half = _speed(torch, device, 1), _speed(torch, device, 1, torch.bfloat16)
+    except RuntimeError as error:
+        lines.append((device, f"{what}, which does not run: {str(error).splitlines()[0]}"))
+        return f"slow: {device} does not run here; say --device cpu"
+    lines.append((device, f"{what}, {single:.2f} ms a step, bfloat16 {half:.2f} ms"))
+    return f"fast: {device}, {cpu / single:.0f} times this CPU; {_about_half(device, half, single)}"
+
+
+def _folders(lines: list[tuple[str, str]]) -> Any:
+    """What is wrong with the places that are written to."""
+    for what, folder in (("this folder", Path.cwd()), ("temporary files", Path(tempfile.gettempdir()))):
+        free = shutil.disk_usage(folder).free
+        lines.append((what, f"{folder}, {free / 2**30:.0f} GiB free"))
+        if not os.access(folder, os.W_OK):
+            yield f"{folder} is not writable; go elsewhere, or say --json FILE"
+        elif free < _ENOUGH_DISK:
+            yield f"{folder} has less than 1 GiB free"
+    lines.append(("stdout", f"{sys.stdout.encoding}, {'a terminal' if sys.stdout.isatty() else 'no terminal'}"))

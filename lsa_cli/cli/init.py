@@ -1,0 +1,155 @@
+"""`lsa init`: a commented lsa.yaml from a checkpoint and a short first audit."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lsa_cli.cli import options as o
+from lsa_cli.cli.console import emit, foreign_code, note, progress_bar
+from lsa_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from lsa_cli.config import AuditSettings
+    from lsa_cli.report.schema import AuditReport, Rate
+
+SAMPLES = 200
+SCHEMA_NAME = "lsa.schema.json"
+
+
+def init(
+    checkpoint: o.Checkpoint,
+    arch: o.Arch = None,
+    arch_args: o.ArchArgs = None,
+    weights: o.Weights = None,
+    trust_code: o.TrustCode = False,
+    normalize: o.Normalize = None,
+    input_range: o.InputRange = None,
+    returns: o.Returns = None,
+    data: o.Data = None,
+    split: o.Split = None,
+    input_size: o.InputSize = None,
+    match_classes: o.MatchClasses = None,
+    norm: o.Norm = None,
+    eps: o.Eps = None,
+    device: o.Device = None,
+    threads: o.Threads = None,
+    output: Annotated[
+        str, typer.Option("--output", metavar="FILE", help="Where it is written.", rich_help_panel="Output")
+    ] = "lsa.yaml",
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel="Output")] = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write a commented lsa.yaml: what was given, the threat, and limits that this checkpoint holds today.
+
+    The limits come from a short audit by the default attacks. The JSON Schema for editors is written beside it.
+    """
+    from lsa_cli.auditing.plan import make_plan
+    from lsa_cli.auditing.run import run_audit
+    from lsa_cli.config import config_schema, settings_from
+    from lsa_cli.models.architectures import parse_arguments
+    from lsa_cli.report.schema import write_text
+    from lsa_cli.report.terminal import one_line
+
+    files = [Path(output), Path(output).with_name(SCHEMA_NAME)]
+    for file in files:
+        if file.exists() and not force:
+            raise UsageError(f"{file} exists; say --force to replace it, or --output to write elsewhere")
+    given = settings_from(
+        {
+            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
+            "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "norm": norm,
+            "eps": eps, "device": device, "threads": threads,
+        }
+    )  # fmt: skip
+    short = given.model_copy(update={"noise": ["none"], "limit": SAMPLES})
+    with foreign_code():
+        try:
+            plan = make_plan(checkpoint, short, {}, say=note)
+        except UsageError as error:
+            if f"--limit {SAMPLES}" not in str(error):
+                raise
+            plan = make_plan(checkpoint, short.model_copy(update={"limit": "all"}), {}, say=note)
+        with progress_bar(not quiet) as progress:
+            report = run_audit(plan, progress=progress)
+    write_text(files[0], config_text(report, given))
+    write_text(files[1], json.dumps(config_schema(), indent=1) + "\n")
+    if not quiet:
+        note(one_line(report))
+    emit(f"written: {', '.join(map(str, files))}\n")
+
+
+def config_text(report: "AuditReport", given: "AuditSettings") -> str:
+    """The file's text. given: what the user said, which the file then says."""
+    subject, threat, verdict = report.subject, report.protocol.threat, report.verdict
+    origin = {"option": "as given", "the checkpoint": "from the checkpoint"}.get(threat.origin, threat.origin)
+    # Not what belongs to a machine, nor trust: that is given anew by whoever runs a file's code.
+    left_out = {"norm", "eps", "device", "threads", "trust_code"}
+    said = given.model_dump(exclude_none=True, exclude=left_out)
+    worst = next(
+        (row for row in verdict.classes if verdict.class_summary and row.name == verdict.class_summary.worst_class),
+        None,
+    )
+    lines = [
+        f"# yaml-language-server: $schema={SCHEMA_NAME}",
+        "# Settings of `lsa audit` here. Any of its options may stand in this file by its name; what is typed wins over it.",
+        f"# Made by {report.tool} from a short audit of {subject.checkpoint}:",
+        f"# {report.data.n} samples, the worst of {', '.join(verdict.attacks)}.",
+        "version: 1",
+        "",
+        "# The model and its data.",
+        *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items()),
+        *(
+            []
+            if "arch" in said
+            else [f"# arch: {subject.architecture}  # as found; without this line it is found again"]
+        ),
+        *(
+            []
+            if "data" in said
+            else ["# data: imagefolder:DIR  # without this line, the data that the checkpoint names"]
+        ),
+        "",
+        "# The threat, in images from 0 to 1.",
+        f"norm: {threat.norm}",
+        f"eps: {threat.text}  # {origin}",
+        "",
+        "# How much is audited: 1000 samples and these attacks unless said otherwise; `lsa list attacks` has more.",
+        "# limit: all",
+        "# attack: [fgsm, pgd, t-pgd]",
+        "# preset: full",
+        "",
+        "# What must hold, or `lsa audit` and `lsa gate` exit 1. A limit holds when the whole 95% interval does.",
+        "# Each limit here is a full interval below what was measured, so chance alone does not break it.",
+        "# In full:  robust: {min: 0.4, severity: warning, by: point, allow_not_run: true}; see `lsa list metrics`.",
+        "gate:",
+        _limit("clean", verdict.clean),
+        _limit("robust", verdict.robust),
+        _limit("class.min", worst.robust if worst is not None else None, severity="warning"),
+        _evidence(report),
+        "  # layer.max-error: {max: 1.0, severity: warning, allow_not_run: true}",
+        "  # seconds: {max: 600, severity: warning}",
+    ]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _limit(metric: str, rate: "Rate | None", severity: str | None = None) -> str:
+    """A line of `gate:`. Our choice of the limit: the lower end, less once more its distance from the point."""
+    if rate is None or rate.value is None or rate.low is None or rate.high is None:
+        return f"  # {metric}: 0.4  # not measured"
+    value = math.floor(100 * (2 * rate.low - rate.value)) / 100
+    measured = f"# measured {rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}], n = {rate.n}"
+    if value <= 0:
+        return f"  # {metric}: 0.4  {measured}: too little to hold"
+    text = f"{value:.2f}" if severity is None else f"{{min: {value:.2f}, severity: {severity}}}"
+    return f"  {metric}: {text}  {measured}"
+
+
+def _evidence(report: "AuditReport") -> str:
+    line = "evidence.invalid: {max: 0, allow_not_run: true}"
+    if report.evidence is not None and report.evidence.verdict == "invalid":
+        return f"  # {line}  # it is invalid now: see the findings of `lsa audit`"
+    return f"  {line}  # it was {report.evidence.verdict if report.evidence else 'not checked'}"

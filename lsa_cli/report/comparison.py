@@ -1,0 +1,81 @@
+"""A comparison on a terminal: what changed beyond noise first, then every number before and after."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lsa_cli.report.compare import Change, Comparison
+from lsa_cli.report.tables import number, percent
+
+_TITLES = {"accuracy": "Accuracy", "class": "Classes (robust)", "layer": "Layers (mean measure)"}
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    beyond = [change for change in found.changes if change.beyond_noise]
+    console.print(Text.assemble(("old  ", "dim"), found.old.checkpoint, ("\nnew  ", "dim"), found.new.checkpoint, "\n"))
+    if beyond:
+        console.print(Text("Changed beyond noise", "bold"))
+        for change in beyond:
+            console.print(Text.assemble("  ", _words(change), style=_style(change)))
+    else:
+        console.print(Text("Nothing changed beyond noise", "bold"))
+    for row in found.vulnerable:
+        parts = [f"{what} {', '.join(names)}" for what, names in (("new", row.new), ("lost", row.lost)) if names]
+        console.print(Text(f"  most vulnerable layers under {row.attack}: {'; '.join(parts)}"))
+    for which, names in (("old", found.layers_only_in_old), ("new", found.layers_only_in_new)):
+        if names:
+            console.print(Text(f"  layers of the {which} one alone: {', '.join(names)}"))
+    if found.old.evidence != found.new.evidence:
+        console.print(Text(f"  evidence: {found.old.evidence or 'none'} -> {found.new.evidence or 'none'}"))
+    for key, title in _TITLES.items():
+        changes = [change for change in found.changes if change.table == key]
+        if changes:
+            console.print()
+            console.print(_table(title, changes))
+    console.print()
+    console.print(Text(one_line(found), "bold red" if found.regressions else "bold"))
+
+
+def one_line(found: Comparison) -> str:
+    beyond = sum(change.beyond_noise for change in found.changes)
+    fell = f"worse: {', '.join(found.regressions)}" if found.regressions else "no accuracy fell beyond noise"
+    return f"{beyond} of {len(found.changes)} numbers changed beyond noise; {fell}"
+
+
+def _style(change: Change) -> str:
+    if change.table == "layer":  # a larger error in a layer is no verdict by itself
+        return ""
+    return "green" if change.new > change.old else "red"
+
+
+def _words(change: Change) -> str:
+    if change.table == "layer":
+        return f"{change.label}: {number(change.old)} -> {number(change.new)}"
+    gap = f"{100 * (change.new - change.old):+.1f} points"
+    return f"{change.label}: {percent(change.old)} -> {percent(change.new)} ({gap}{_pairs(change)})"
+
+
+def _pairs(change: Change) -> str:
+    return "" if change.won is None else f"; {change.won} samples won, {change.lost} lost"
+
+
+def _table(title: str, changes: Sequence[Change]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for heading in ("old", "new", "change", "won/lost", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for change in changes:
+        shown = number if change.table == "layer" else percent
+        gap = (
+            f"{change.new - change.old:+.3f}" if change.table == "layer" else f"{100 * (change.new - change.old):+.1f}"
+        )
+        table.add_row(
+            Text(change.label), shown(change.old), shown(change.new), gap,
+            "" if change.won is None else f"{change.won}/{change.lost}", "" if change.p is None else f"{change.p:.2g}",
+            "beyond noise" if change.beyond_noise else "",
+        )  # fmt: skip
+    return table

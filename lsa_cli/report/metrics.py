@@ -1,0 +1,156 @@
+"""The numbers of a report that a limit can name, each with its interval where the report has one."""
+
+from dataclasses import dataclass
+
+from lsa_cli.report.schema import AuditReport, LayerAnalysis, Rate
+
+METRICS = {
+    "clean": "clean accuracy",
+    "robust": "robust accuracy under the worst of the budget attacks",
+    "robust.ATTACK": "accuracy under one attack or noise",
+    "class.min": "robust accuracy of the worst class",
+    "class.NAME": "robust accuracy of one class",
+    "class.discrepancy": "largest minus smallest class robust accuracy (at most)",
+    "layer.max-error": "largest mean comparison measure of any layer under any budget attack (at most)",
+    "layer.NAME": "mean comparison measure of one layer, worst budget attack (at most)",
+    "mvl": "how many layers are most vulnerable under any budget attack (at most)",
+    "mvl.LAYER": "under how many budget attacks one layer is most vulnerable (at most)",
+    "evidence.doubtful": "how many findings make the verdict doubtful or worse (at most)",
+    "evidence.invalid": "how many findings make the verdict invalid (at most)",
+    "seconds": "time the audit took (at most)",
+}
+FAMILIES = ("robust", "class", "layer", "mvl", "evidence")
+CLASS_WORDS, LAYER_WORDS, EVIDENCE_WORDS = ("min", "discrepancy"), ("max-error",), ("doubtful", "invalid")
+
+
+def exists(metric: str) -> bool:
+    """Whether a report could have it, whatever its attacks, classes and layers are called."""
+    family, dot, rest = metric.partition(".")
+    if family == "evidence":
+        return rest in EVIDENCE_WORDS
+    return metric in ("clean", "robust", "mvl", "seconds") or bool(dot and rest and family in FAMILIES)
+
+
+def is_share(metric: str) -> bool:
+    """Whether it lies in [0, 1]."""
+    return metric.partition(".")[0] in ("clean", "robust", "class")
+
+
+def rises_with_quality(metric: str) -> bool:
+    """Whether a bare number is the least that is asked; else the most."""
+    return is_share(metric) and metric != "class.discrepancy"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a report says of a metric. value: None where it says nothing, for the reason `why`; note: what it is made of."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    why: str = ""
+    note: str = ""
+
+
+def measure(report: AuditReport, metric: str) -> Measured:
+    """The metric's value and 95% interval. Counts and times have no interval: a point is all that is known."""
+    family, _, rest = metric.partition(".")
+    if metric == "clean":
+        return _rate(report.verdict.clean, "no sample was classified")
+    if metric == "seconds":
+        return Measured(report.seconds)
+    if family == "robust":
+        if not rest:
+            return _rate(report.verdict.robust, "no budget attack was run")
+        found = next((o for o in report.outcomes if rest in (o.name, o.spec)), None)
+        return _rate(found.robust if found is not None else None, f"{rest} was not run on all samples")
+    if family == "class":
+        return _class(report, rest)
+    if family == "evidence":
+        return _evidence(report, rest)
+    return _mvl(report, rest) if family == "mvl" else _layer(report, rest)
+
+
+def difference(a: Measured, b: Measured) -> Measured:
+    """a - b for two shares of different samples; each must have its interval.
+
+    Interval: Newcombe's (1998, method 10), from the two intervals; the square-and-add rule.
+    """
+    assert a.value is not None
+    assert b.value is not None
+    gap = a.value - b.value
+    if a.low is None or a.high is None or b.low is None or b.high is None:
+        return Measured(gap)
+    low = gap - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
+    high = gap + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
+    return Measured(gap, low, high)
+
+
+def _rate(rate: Rate | None, why: str) -> Measured:
+    if rate is None or rate.value is None:
+        return Measured(None, why=why)
+    return Measured(rate.value, rate.low, rate.high)
+
+
+def _class(report: AuditReport, rest: str) -> Measured:
+    rows = report.verdict.classes
+    if not rows:
+        return Measured(None, why="no budget attack was run")
+    if rest not in CLASS_WORDS:
+        found = next((row for row in rows if row.name == rest), None)
+        return _rate(found.robust if found is not None else None, f"class {rest} has no samples")
+    empty = [row.name for row in rows if row.robust.value is None]
+    if empty:
+        return Measured(None, why=f"class {', '.join(empty[:5])} has no samples")
+    rates = {row.name: _rate(row.robust, "") for row in rows}
+    worst = min(rates, key=lambda name: rates[name].value or 0.0)
+    best = max(rates, key=lambda name: rates[name].value or 0.0)
+    if rest == "discrepancy":
+        gap = difference(rates[best], rates[worst])
+        return Measured(gap.value, gap.low, gap.high, note=f"from {best} to {worst}")
+    # All classes reach a limit if the lowest lower end does, and one fails if the lowest upper end does.
+    lows = [rate.low for rate in rates.values() if rate.low is not None]
+    highs = [rate.high for rate in rates.values() if rate.high is not None]
+    return Measured(rates[worst].value, min(lows, default=None), min(highs, default=None), note=f"class {worst}")
+
+
+def _analyses(report: AuditReport) -> list[tuple[str, LayerAnalysis]]:
+    return [(o.name, o.layers) for o in report.outcomes if o.kind != "noise" and o.layers is not None]
+
+
+_NO_LAYERS = "no layers were scanned under a budget attack"
+
+
+def _layer(report: AuditReport, rest: str) -> Measured:
+    rows = [row for _, layers in _analyses(report) for row in layers.rows]
+    if not rows:
+        return Measured(None, why=_NO_LAYERS)
+    if rest not in LAYER_WORDS:
+        rows = [row for row in rows if row.name == rest]
+        if not rows:
+            return Measured(None, why=f"layer {rest} was not scanned")
+    blind = [row.name for row in rows if row.mean is None]
+    if blind:
+        return Measured(None, why=f"layer {blind[0]} has no defined measure")
+    worst = max(rows, key=lambda row: row.mean or 0.0)
+    return Measured(worst.mean, worst.low, worst.high, note=worst.name if rest in LAYER_WORDS else "")
+
+
+def _mvl(report: AuditReport, rest: str) -> Measured:
+    found = _analyses(report)
+    if not found:
+        return Measured(None, why=_NO_LAYERS)
+    if not rest:
+        names = list(dict.fromkeys(name for _, layers in found for name in layers.mvl))
+        return Measured(len(names), note=", ".join(names))
+    if all(row.name != rest for _, layers in found for row in layers.rows):
+        return Measured(None, why=f"layer {rest} was not scanned")
+    attacks = [attack for attack, layers in found if rest in layers.mvl]
+    return Measured(len(attacks), note=f"under {', '.join(attacks)}" if attacks else "")
+
+
+def _evidence(report: AuditReport, level: str) -> Measured:
+    if report.evidence is None:
+        return Measured(None, why="no checks of the evidence were made")
+    found = [f.code for f in report.evidence.findings if f.level == "invalid" or level == "doubtful"]
+    return Measured(len(found), note=f"{report.evidence.verdict}{', by ' if found else ''}{', '.join(found)}")

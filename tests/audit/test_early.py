@@ -1,0 +1,167 @@
+"""--gate-only: the decisions are those of the full audit, from fewer samples."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.auditing.early import decide_early
+from lsa_cli.auditing.plan import make_plan
+from lsa_cli.auditing.run import run_audit
+from lsa_cli.auditing.sequential import bounds
+from lsa_cli.config import settings_from
+from lsa_cli.errors import UsageError
+
+N = 1200
+
+
+@pytest.fixture(scope="module")
+def task():
+    """Images with four classes, some of which a small attack breaks: class k is bright in quarter k."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(N, 1, 8, 8, generator=generator)
+    y = torch.arange(N) % 4
+    quarters = x.view(N, 4, 16)
+    quarters[torch.arange(N), y] = (quarters[torch.arange(N), y] + 0.12).clamp(0, 1)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
+    weight = torch.zeros(4, 64)
+    for k in range(4):
+        weight[k, 16 * k : 16 * (k + 1)] = 10 / 16
+    body[1].weight.data = weight
+    return body.eval(), x, y
+
+
+def plan_of(task, gate, **options):
+    body, x, y = task
+    given = {
+        "eps": 0.02,
+        "noise": "none",
+        "threads": 1,
+        "attack": ["fgsm", "pgd:steps=3"],
+        "limit": "all",
+        "layers": "none",
+        **options,
+    }
+    return make_plan(body, settings_from({**given, "gate": gate}), {}, data=(x, y))
+
+
+@pytest.fixture(scope="module")
+def full(task):
+    return run_audit(plan_of(task, {}))
+
+
+def test_all_samples_give_the_numbers_of_the_full_audit(task, full):
+    """A limit on the rate itself cannot be decided before the end: then every row must be that of the full audit."""
+    gate = {"robust": full.verdict.robust.value, "robust.fgsm": full.outcomes[0].robust.value + 1 / N}
+    report = decide_early(plan_of(task, gate))
+    assert report.early.used == report.early.population == N
+    assert report.verdict.robust == full.verdict.robust
+    assert report.verdict.clean == full.verdict.clean
+    assert report.verdict.classes == full.verdict.classes
+    assert report.samples.model_dump(exclude={"held", "look", "margin", "distance"}) == full.samples.model_dump(
+        exclude={"held", "look", "margin", "distance"}
+    )
+    held, breached = report.gates
+    assert (held.state, held.low, held.high) == ("held", *[full.verdict.robust.value] * 2)
+    assert (breached.state, breached.measured) == ("breached", full.outcomes[0].robust.value)
+    assert {gate.decided_by for gate in report.gates} == {"sequence"}
+
+
+def test_it_stops_as_soon_as_all_are_decided(task, full):
+    robust = full.verdict.robust.value
+    report = decide_early(plan_of(task, {"robust": robust - 0.15, "clean": {"max": 0.3}}), alpha=0.02)
+    assert [gate.state for gate in report.gates] == ["held", "breached"]
+    used = report.early.used
+    assert 64 <= used < N / 2
+    assert report.verdict.robust.n == used == len(report.samples.index)
+    low, high = bounds(report.verdict.robust.count, used, N, 0.02 / 2)
+    assert (report.gates[0].low, report.gates[0].high) == (low, high)
+    assert low >= robust - 0.15
+    assert [warning.code for warning in report.warnings].count("gate-only") == 1
+    assert report.verdict.robust.count == sum(row.robust.count for row in report.verdict.classes)
+    assert report.cascade[-1].robust == report.verdict.robust
+
+
+def test_the_seed_draws_the_order(task):
+    first, again, other = (decide_early(plan_of(task, {"robust": 0.01}, seed=seed)).samples.index for seed in (0, 0, 1))
+    assert first == again != other
+    assert first == sorted(first)
+
+
+def test_classes_share_the_chance(task, full):
+    rates = {row.name: row.robust.value for row in full.verdict.classes}
+    worst = min(rates, key=rates.get)
+    gate = {"class.min": rates[worst] - 0.25, f"class.{worst}": {"min": rates[worst] + 0.3, "severity": "warning"}}
+    report = decide_early(plan_of(task, gate))
+    assert [gate.state for gate in report.gates] == ["held", "breached"]
+    lows = [bounds(r.robust.count, r.robust.n, N // 4, 0.01 / 2 / 4)[0] for r in report.verdict.classes]
+    assert report.gates[0].low == min(lows)
+
+
+def test_an_attack_with_its_own_limit_meets_all_that_are_right(task):
+    report = decide_early(plan_of(task, {"robust.pgd": 0.02}))
+    stage = report.cascade[1]
+    assert (stage.attack, stage.tried) == ("pgd", report.verdict.clean.count)
+    assert decide_early(plan_of(task, {"robust": 0.02})).cascade[1].tried < stage.tried
+
+
+def test_clean_alone_needs_no_attack(task):
+    report = decide_early(plan_of(task, {"clean": 0.2}))
+    assert (report.cascade, report.verdict.robust, report.gates[0].state) == ([], None, "held")
+
+
+def test_time_that_is_over_decides_nothing(task):
+    plan = plan_of(task, {"robust": 0.55}, budget="0.000001s")
+    report = decide_early(dataclasses.replace(plan))
+    assert report.early.used == 64
+    assert not report.gates[0].passed
+    assert "takes" not in report.gates[0].message
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        ({}, "there is none"),
+        ({"robust": 0.4, "layer.max-error": 1.0}, "layer.max-error needs the full audit"),
+        ({"class.discrepancy": 0.4}, "needs the full audit"),
+    ],
+)
+def test_what_cannot_be_decided_early(task, gate, says):
+    with pytest.raises(UsageError, match=says):
+        decide_early(plan_of(task, gate))
+
+
+def test_refusals(task):
+    with pytest.raises(UsageError, match="--alpha"):
+        decide_early(plan_of(task, {"robust": 0.4}), alpha=1.5)
+    with pytest.raises(UsageError, match="no attack"):
+        decide_early(plan_of(task, {"robust": 0.4}, attack="none"))
+
+
+def test_a_limit_that_may_be_left_out_is(task):
+    gate = {"clean": 0.2, "layer.max-error": {"max": 1.0, "allow_not_run": True}}
+    report = decide_early(plan_of(task, gate))
+    assert [(gate.passed, gate.measured is None) for gate in report.gates] == [(True, False), (True, True)]
+
+
+def test_an_interrupted_run_tells_what_it_has(task):
+    told = []
+
+    def stop(what, done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decide_early(plan_of(task, {"robust": 0.55}), progress=stop, on_update=told.append)
+    assert (told[-1].status, told[-1].early.used) == ("interrupted", 64)
+
+
+def test_an_attack_that_nothing_was_left_for(task):
+    """In some blocks and not in others: the record still names what broke each sample."""
+    report = decide_early(plan_of(task, {"robust": 0.5}, eps=0.09))
+    assert report.gates[0].state == "breached"
+    rows = report.samples
+    broken = [y == c and by is not None for y, c, by in zip(rows.label, rows.clean, rows.broken_by, strict=True)]
+    assert [rows.broken_by.count(stage.attack) for stage in report.cascade] == [stage.broke for stage in report.cascade]
+    assert sum(broken) == report.verdict.clean.count - report.verdict.robust.count

@@ -1,0 +1,152 @@
+from itertools import product
+
+import numpy as np
+import pytest
+
+from lsa_cli.errors import UsageError
+from lsa_cli.report.compare import compare, mcnemar
+from lsa_cli.report.gate import check
+from lsa_cli.report.schema import Evidence, Rate, Samples
+from tests.report.example import example, rate
+
+
+def held_by(flags):
+    return "".join("01"[bool(flag)] for flag in flags)
+
+
+def paired(robust, clean=None, pgd=None, **changes):
+    """The example, with a verdict for each of 100 samples; the first 50 are cats."""
+    report = example(**changes)
+    label = [0] * 50 + [1] * 50
+    clean = [True] * 100 if clean is None else clean
+    report.samples = Samples(
+        index=list(range(100)), label=label, clean=[y if right else 1 - y for y, right in zip(label, clean, strict=True)],
+        broken_by=[None if whole else "pgd" for whole in robust], look=[None] * 100, margin=[None] * 100, distance=[None] * 100,
+        held={"pgd": held_by(robust if pgd is None else pgd)},
+    )  # fmt: skip
+    report.verdict.robust = rate(sum(robust), 100)
+    for row, flags in zip(report.verdict.classes, (robust[:50], robust[50:]), strict=True):
+        row.robust = rate(sum(flags), 50)
+    return report
+
+
+def by_label(found):
+    return {change.label: change for change in found.changes}
+
+
+def test_mcnemar_is_the_exact_two_sided_sign_test():
+    """Against counting every way the changed samples could have gone."""
+    for changed in range(9):
+        ways = [sum(way) for way in product((0, 1), repeat=changed)]
+        for won in range(changed + 1):
+            extreme = sum(abs(way - changed / 2) >= abs(won - changed / 2) for way in ways) / len(ways)
+            assert mcnemar(won, changed - won) == pytest.approx(extreme)
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_the_same_report_twice_changes_nothing():
+    found = compare(paired([True] * 100), paired([True] * 100))
+    assert not any(change.beyond_noise for change in found.changes)
+    assert found.regressions == []
+    assert found.vulnerable == []
+
+
+def test_samples_are_paired_by_place():
+    before = paired([True] * 60 + [False] * 40)
+    after = paired([True] * 40 + [False] * 20 + [True] * 5 + [False] * 35)
+    changes = by_label(compare(before, after))
+    robust, cat, dog = changes["robust"], changes["class cat"], changes["class dog"]
+    assert (robust.won, robust.lost, robust.p) == (5, 20, mcnemar(5, 20))
+    assert (cat.won, cat.lost, dog.won, dog.lost) == (0, 10, 5, 10)
+    assert (changes["accuracy under pgd"].won, changes["accuracy under pgd"].lost) == (5, 20)
+    assert changes["accuracy under fgsm"].won is None  # not recorded sample by sample here: by intervals
+    assert changes["clean"].p == 1.0
+
+
+def test_rows_of_a_table_share_the_chance():
+    """5 tests in the accuracy table: p = 0.0039 is beyond 0.05 / 5, p = 0.016 is not; both are below 0.05."""
+    for lost, beyond in ((9, True), (7, False)):
+        found = compare(paired([True] * 100), paired([False] * lost + [True] * (100 - lost)))
+        robust = by_label(found)["robust"]
+        assert (robust.p < 0.05, robust.beyond_noise) == (True, beyond)
+        assert ("robust" in found.regressions) == beyond
+
+
+def test_what_changed_comes_first_and_only_a_fall_is_a_regression():
+    found = compare(paired([False] * 100), paired([True] * 100))
+    assert [change.beyond_noise for change in found.changes] == sorted(
+        (change.beyond_noise for change in found.changes), reverse=True
+    )
+    assert found.changes[0].beyond_noise
+    assert found.regressions == []
+    assert {"robust", "class cat"} <= set(compare(paired([True] * 100), paired([False] * 100)).regressions)
+
+
+def test_without_samples_the_intervals_decide():
+    """Newcombe 1998, method 10, from the Wilson intervals 56/70 and 48/80: 0.2, 95% [0.0524, 0.3339] (his table II)."""
+    from lsa_cli.auditing.statistics import wilson
+    from lsa_cli.report.metrics import Measured, difference
+
+    gap = difference(Measured(56 / 70, *wilson(56, 70)), Measured(48 / 80, *wilson(48, 80)))
+    assert (gap.value, gap.low, gap.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    after = example()
+    after.verdict.robust = Rate(count=5, n=100, value=0.05, low=0.02, high=0.1)
+    assert compare(example(), after).regressions == ["robust"]
+
+
+def test_paired_tests_keep_their_promise_by_simulation():
+    """Changed samples that fall either way with equal chance: a table of rows calls a change at most 5% of the time."""
+    generator = np.random.default_rng(0)
+    changed = generator.integers(1, 60, 6000)
+    won = generator.binomial(changed, 0.5)
+    p = np.array([mcnemar(int(a), int(n - a)) for a, n in zip(won, changed, strict=True)])
+    for rows in (1, 5, 20):
+        tables = p.reshape(-1, rows)
+        assert (tables <= 0.05 / rows).any(1).mean() <= 0.05 + 3 * (0.05 * 0.95 / len(tables)) ** 0.5
+
+
+def test_layers_and_their_most_vulnerable():
+    after = example()
+    layers = after.outcomes[0].layers
+    layers.rows[0].mean, layers.mvl = 0.7, ["relu1"]
+    found = compare(example(), after)
+    relu1 = by_label(found)["relu1 under fgsm"]  # sd 0.1 of 100 samples: 0.2 are 14 standard errors
+    assert relu1.beyond_noise
+    assert [(row.attack, row.new, row.lost) for row in found.vulnerable] == [("fgsm", ["relu1"], ["relu2"])]
+    assert found.regressions == []
+    layers.rows[0].name = "other"
+    found = compare(example(), after)
+    assert (found.layers_only_in_old, found.layers_only_in_new) == ([], ["other"])  # pgd still has relu1
+
+
+def test_a_lower_verdict_on_the_evidence_is_a_regression():
+    def of(verdict):
+        return example(evidence=Evidence(verdict=verdict, findings=[], checks=[]))
+
+    assert compare(of("trusted"), of("doubtful")).regressions == ["evidence: trusted -> doubtful"]
+    assert compare(of("doubtful"), of("trusted")).regressions == []
+
+
+def test_other_protocols_are_refused_by_name():
+    def changed(part, **values):
+        report = example()
+        return report.model_copy(update={part: getattr(report, part).model_copy(update=values)})
+
+    threat = example().protocol.threat
+    for other, says in (
+        (changed("protocol", threat=threat.model_copy(update={"eps": 0.1})), "eps differ"),
+        (changed("protocol", threat=threat.model_copy(update={"norm": "l2"})), "norm differ"),
+        (changed("protocol", measure="l2"), "measure differ"),
+        (changed("data", fingerprint="ef" * 32), "samples differ"),
+        (changed("subject", class_names=["dog", "cat"]), "classes differ"),
+        (example(budget=False), "attacks differ"),
+        (example(status="interrupted"), "second is not complete"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            compare(example(), other)
+
+
+def test_the_gate_is_no_part_of_a_comparison():
+    gated = example()
+    gated.gates = check(gated, {"robust": 0.9})
+    assert compare(example(), gated).regressions == []
