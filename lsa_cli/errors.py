@@ -66,3 +66,7 @@ class RunError(LsaError):
     """The run broke on the way: out of memory, a file that could no longer be written."""
 
     exit_code = EXIT_BROKEN
+
+
+class RankLost(RunError):
+    """Another rank has ended, and this one cannot go on without it."""

@@ -18,7 +18,8 @@ FLOORS = [
     {"attacks", "layers", "measures", "data", "config"},
     {"report"},
     {"registry"},
-    {"distributed", "errors"},
+    {"distributed"},
+    {"errors"},
 ]
 HEAVY = {"torch", "torchvision"}
 WITHOUT_TORCH = ("report", "config", "registry", "errors")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lsa_cli import distributed
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
@@ -37,6 +38,8 @@ def decide_early(
 
     Raises UsageError for limits that are no shares of samples, where they must be decided, and where there are none.
     """
+    if distributed.world() > 1:
+        raise UsageError("--gate-only decides one block of samples after the other, in one process; leave --nproc out")
     refuse_undecidable(plan, alpha)
     run = _EarlyRun(plan, alpha, progress or (lambda what, done, total: None), on_update or (lambda report: None))
     with numerics(plan), told_when_it_ends(run.update, plan):

@@ -37,7 +37,7 @@ class Journal:
         described = json.loads(json.dumps(plan))
         if resume:
             _refuse_another_plan(folder, described)
-            self._lock = _claim(folder)
+            self._lock: IO[bytes] | None = _claim(folder)
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +50,13 @@ class Journal:
             raise UsageError(
                 f"the journal {folder} cannot be written: {error.strerror or error}; say --output DIR"
             ) from error
+
+    @classmethod
+    def of_first_rank(cls, folder: Path) -> "Journal":
+        """The journal that the first rank holds: another one adds to it, and neither claims nor removes it."""
+        journal = cls.__new__(cls)
+        journal.folder, journal._lock = folder, None
+        return journal
 
     def get(self, stage: str, batch: int) -> Arrays | None:
         """What was measured, or None."""
@@ -86,12 +93,14 @@ class Journal:
 
     def close(self) -> None:
         """Another run may go on from it."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def remove(self) -> None:
         """The report is complete and saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.close()
+        if self._lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.close()
 
 
 def _claim(folder: Path) -> IO[bytes]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.config import AuditSettings, merge
@@ -61,7 +62,10 @@ class Network:
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, cut by the control group's quota. torch counts neither well."""
+    """Cores this process may use: its affinity, cut by the control group's quota. torch counts neither well.
+
+    Ranks on one machine have equal parts of them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -69,13 +73,16 @@ def usable_cores() -> int:
             cores = min(cores, max(1, round(int(quota) / int(period))))
     except (OSError, ValueError):
         pass
-    return cores
+    return max(1, cores // distributed.local_world())
 
 
 def pick_device(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:1. Raises UsageError where CUDA is asked for and absent: no silent CPU."""
+    """auto, cpu, cuda or cuda:1. Raises UsageError where CUDA is asked for and absent: no silent CPU.
+
+    Of several ranks on a machine each has a CUDA device of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()) or (kind == "cpu" and colon):
         raise UsageError(f"--device '{name}': there are auto, cpu, cuda and cuda:0, cuda:1, ...")
@@ -87,7 +94,18 @@ def pick_device(name: str) -> torch.device:
             )
         if int(number or 0) >= torch.cuda.device_count():
             raise UsageError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        if distributed.world() > 1:
+            return _own_device(name)
     return torch.device(name)
+
+
+def _own_device(name: str) -> torch.device:
+    ranks, devices = distributed.local_world(), torch.cuda.device_count()
+    if name != "cuda":
+        raise UsageError(f"--device {name}: each rank has a CUDA device of its own; say --device cuda")
+    if ranks > devices:
+        raise UsageError(f"{ranks} ranks and {devices} CUDA devices: start one rank a device, or say --device cpu")
+    return torch.device("cuda", distributed.local_rank())
 
 
 def open_network(

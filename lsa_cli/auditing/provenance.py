@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli import __version__
+from lsa_cli import __version__, distributed
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.report.schema import Data, Protocol, Subject, ThreatModel
@@ -94,5 +94,6 @@ def identity_of(plan: AuditPlan) -> dict[str, Any]:
         "checkpoint sha256": subject.sha256, "architecture": subject.architecture, "arch_args": subject.arch_args,
         "mean": subject.mean, "std": subject.std, "data": data_of(plan).model_dump(mode="json"),
         "scanned layers": [layer.name for layer in plan.layers], "eps grid": list(plan.eps_grid),
+        "ranks": distributed.world(),
     }  # fmt: skip
     return {**chosen, **protocol, **settings}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lsa_cli import __version__
+from lsa_cli import __version__, distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
@@ -92,7 +93,8 @@ def run_audit(
 ) -> AuditReport:
     """Run the plan. on_update gets a readable report after the clean pass and after every attack.
 
-    journal: where every batch is kept as soon as it is measured, and found again.
+    journal: where every batch is kept as soon as it is measured, and found again. Of several ranks each measures
+    part of the batches, and all end with the same report; the first one's journal counts.
 
     When the run is interrupted or breaks, on_update gets what was measured, marked so, before the exception
     goes on. CUDA out of memory becomes a RunError with the mend.
@@ -112,10 +114,14 @@ def told_when_it_ends(update: Callable[[str], object], plan: AuditPlan) -> Itera
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         update("failed")
-        raise RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size") from error
+        raise _out_of_memory(plan) from error
     except Exception:
         update("failed")
         raise
+
+
+def _out_of_memory(plan: AuditPlan) -> RunError:
+    return RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size")
 
 
 @contextmanager
@@ -206,8 +212,11 @@ class Run:
             self.update("running")
 
     def refuse_overtime(self) -> None:
-        if self.plan.budget is not None and time.monotonic() - self.began > self.plan.budget:
+        if self.plan.budget is not None and distributed.anywhere(self.is_late()):
             raise _OutOfTime
+
+    def is_late(self) -> bool:
+        return self.plan.budget is not None and time.monotonic() - self.began > self.plan.budget
 
     def update(self, status: str) -> None:
         """Hand out the report as far as it goes."""
@@ -228,11 +237,11 @@ class Run:
 
     # ---- measuring -------------------------------------------------------------------------------------
 
-    def inputs(self, index: np.ndarray) -> Generator[Batch, None, None]:
+    def inputs(self, index: np.ndarray, size: int) -> Generator[Batch, None, None]:
         """Inputs, labels and indices of some samples, batch by batch, on the device; the next are read meanwhile."""
         plan = self.plan
         try:
-            for rows, read in prefetch(plan.data, index, plan.batch_size):
+            for rows, read in prefetch(plan.data, index, size):
                 x = check_inputs(read, rows, plan.bounds, plan.data.spec)
                 y = torch.from_numpy(plan.labels[rows])
                 yield x.to(plan.device), y.to(plan.device), torch.from_numpy(rows).to(plan.device)
@@ -241,27 +250,58 @@ class Run:
                 raise
             raise RunError(f"{error}; it could be read when the audit began") from error
 
+    def parts(self, index: np.ndarray) -> list[np.ndarray]:
+        """`index` in batches. For several ranks they are smaller, so that each rank has as many of the same size;
+        results do not depend on it, unless they are of whole batches."""
+        size, ranks = self.plan.batch_size, distributed.world()
+        if ranks > 1 and not self.plan.whole_batch:
+            rounds = math.ceil(len(index) / (size * ranks))
+            size = math.ceil(len(index) / (rounds * ranks))
+        return list(batches(index, size))
+
     def gather(self, stage: str, label: str, index: np.ndarray, passes: float, measure: Measure) -> Arrays:
         """What `measure` gives for each batch of the samples `index`, joined; journaled batches are not measured again.
 
-        passes: forward + gradient passes a sample costs. Raises _OutOfTime between two batches.
+        Each rank measures its share of the batches. passes: forward + gradient passes a sample costs. Raises
+        _OutOfTime, on all ranks, when one runs out of time between two batches.
         """
-        parts = list(batches(index, self.plan.batch_size))
-        known = [self.journal.get(stage, number) if self.journal else None for number in range(len(parts))]
+        parts, journal = self.parts(index), self.journal
+        known = distributed.first(lambda: [journal.get(stage, n) if journal else None for n in range(len(parts))])
         missing = [number for number, arrays in enumerate(known) if arrays is None]
         self.step(label, passes * (len(index) - sum(len(parts[number]) for number in missing)))
         if missing:
-            with closing(self.inputs(np.concatenate([parts[number] for number in missing]))) as inputs:
-                for number, batch in zip(missing, inputs, strict=True):
-                    arrays = self.in_parts(measure, batch)
-                    if self.journal is not None:
-                        self.journal.put(stage, number, arrays)
+            mine = distributed.agreed(partial(self.measure_share, stage, label, passes, parts, missing, measure))
+            everyone = distributed.gather_objects((mine, len(mine) < len(distributed.share(missing))))
+            if any(late for _, late in everyone):
+                raise _OutOfTime
+            for found, _ in everyone:
+                for number, arrays in found.items():
                     known[number] = arrays
-                    self.step(label, passes * len(parts[number]))
-                    if number != missing[-1]:
-                        self.refuse_overtime()
-        found = [arrays for arrays in known if arrays is not None]
-        return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+        whole = [arrays for arrays in known if arrays is not None]
+        return {name: np.concatenate([arrays[name] for arrays in whole]) for name in whole[0]}
+
+    def measure_share(
+        self, stage: str, label: str, passes: float, parts: list[np.ndarray], missing: list[int], measure: Measure
+    ) -> dict[int, Arrays]:
+        """This rank's share of the missing parts by number, as far as the time goes; each at once in the journal."""
+        numbers = distributed.share(missing)
+        found: dict[int, Arrays] = {}
+        if not numbers:
+            return found
+        mine = np.concatenate([parts[number] for number in numbers])
+        others_too = sum(len(parts[number]) for number in missing) / len(mine)  # they come as far meanwhile
+        with closing(self.inputs(mine, len(parts[numbers[0]]))) as inputs:
+            for number, batch in zip(numbers, inputs, strict=True):
+                try:
+                    found[number] = self.in_parts(measure, batch)
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    raise _out_of_memory(self.plan) from error
+                if self.journal is not None:
+                    self.journal.put(stage, number, found[number])
+                self.step(label, passes * len(parts[number]) * others_too)
+                if self.is_late():
+                    break
+        return found
 
     def in_parts(self, measure: Measure, batch: Batch) -> Arrays:
         """The batch at once or, where the device runs out of memory and the size was ours to choose, in halves."""
@@ -425,7 +465,7 @@ class Run:
         """The network that attacks run on, chosen on a few samples spread over all."""
         plan = self.plan
         rows = np.linspace(0, len(plan.index) - 1, min(probe_size(len(plan.index)), len(plan.index))).astype(int)
-        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows]), strict=True))
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
         return choose_twin(plan, x, y, index)
 
     def perturb(
@@ -515,7 +555,7 @@ class Run:
         rows = np.sort(
             np.random.default_rng([plan.seed, 13]).permutation(len(self.y))[: evidence.probe_size(len(self.y))]
         )
-        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows]), strict=True))
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
         probe = evidence.Probe(plan.classifier, x, y, index, plan.threat, plan.seed, plan.batch_size)
         broken = torch.from_numpy(self.record.broken_by[rows] >= 0)
         history = self.report.subject.history
@@ -624,7 +664,7 @@ def estimate_seconds(plan: AuditPlan) -> float:
         input_gradient(plan.classifier, x[:2], y[:2], cross_entropy)  # warm up
         started = time.monotonic()
         input_gradient(plan.classifier, x, y, cross_entropy)[0].sum().item()
-        return (time.monotonic() - started) / len(rows) * total_work(plan)
+        return (time.monotonic() - started) / len(rows) * total_work(plan) / distributed.world()
 
 
 __all__ = ["AuditSettings", "audit", "estimate_seconds", "run_audit", "total_work"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lsa_cli.cli import launch
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
 from lsa_cli.cli.harden import harden_flagged, refuse_outputs
@@ -163,6 +164,7 @@ def audit(
     ] = False,
     device: o.Device = None,
     threads: o.Threads = None,
+    nproc: o.Nproc = None,  # see launch.on_ranks
     no_fast: Annotated[
         bool,
         typer.Option(
@@ -268,25 +270,34 @@ def audit(
         raise UsageError("--dry-run makes no report that --json - could print; leave one of them out")
     if samples is not None:
         check_samples_file(samples)
-    if harden is not None:
-        refuse_outputs(Path(harden), checkpoint)
     if alpha is not None and not gate_only:
         raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
     if gate_only and (resume or harden is not None):
         which = "--resume goes on from a journal" if resume else "--harden needs the layers"
         raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")
-    files = _outputs(checkpoint, "gate" if gate_only else "audit", output, json, md, html)
-    if resume and "json" not in files:
-        raise UsageError("--resume needs the report file beside which the journal is; say --json FILE or --output DIR")
-    if not dry_run:
-        check_writable(files, csv)
-        _protect(files, [checkpoint, config])
+
+    def outputs() -> dict[str, str]:
+        if harden is not None:
+            refuse_outputs(Path(harden), checkpoint)
+        files = _outputs(checkpoint, "gate" if gate_only else "audit", output, json, md, html)
+        if resume and "json" not in files:
+            raise UsageError(
+                "--resume needs the report file beside which the journal is; say --json FILE or --output DIR"
+            )
+        if not dry_run:
+            check_writable(files, csv)
+            _protect(files, [checkpoint, config])
+        return files
+
+    files = launch.first(outputs)
     with foreign_code():
         plan = _plan(checkpoint, given, config, verbose, whole=gate_only)
     if dry_run:
         _show_plan(plan)
         return
     journal = None if gate_only else _journal(plan, files, resume, named=json is not None or resume)
+    if not launch.writes():
+        files, csv, samples = {}, None, None
     run = (
         partial(decide_early, alpha=parse_number(alpha or DEFAULT_ALPHA, "--alpha"))
         if gate_only
@@ -349,8 +360,26 @@ def _outputs(
 def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
     """Beside the report, where there is one: what is measured is kept as it is measured.
 
-    Where another audit writes that report now, and the user did not name it, this one takes the next free name.
+    Where another audit writes that report now, and the user did not name it, this one takes the next free name. The
+    first rank's journal is that of all; one on a machine that does not see it keeps nothing.
     """
+    from lsa_cli import distributed
+    from lsa_cli.auditing.journal import Journal
+
+    journal: list[Journal | None] = []
+
+    def folder() -> Path | None:
+        journal.append(_first_journal(plan, files, resume, named))
+        return journal[0].folder if journal[0] is not None else None
+
+    place = distributed.first(folder)
+    if journal or place is None or not place.is_dir():
+        return journal[0] if journal else None
+    return Journal.of_first_rank(place)
+
+
+def _first_journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
+    from lsa_cli import distributed
     from lsa_cli.auditing.journal import Journal, JournalInUse
     from lsa_cli.auditing.provenance import identity_of
 
@@ -358,8 +387,10 @@ def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool
     if report is None or (Path(report).exists() and not Path(report).is_file()):
         return None  # a pipe or a device has nothing beside it
     for number in count(2):
+        folder = Path(f"{files['json']}.journal")
         try:
-            journal = Journal(Path(f"{files['json']}.journal"), identity_of(plan), resume)
+            # Ranks that torchrun has started again go on by themselves.
+            journal = Journal(folder, identity_of(plan), resume or (distributed.restarts() > 0 and folder.is_dir()))
         except JournalInUse:
             if named:
                 raise
@@ -383,6 +414,7 @@ def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
 
 def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool, whole: bool) -> "AuditPlan":
     """whole: all samples unless a limit is given."""
+    from lsa_cli import distributed
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.config import find_config, merge, read_config
 
@@ -395,7 +427,7 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
     settings, origin = merge(*parts)
     if whole and settings.limit is None:
         settings = settings.model_copy(update={"limit": "all"})
-    plan = make_plan(checkpoint, settings, origin, say=note)
+    plan = distributed.agreed(lambda: make_plan(checkpoint, settings, origin, say=note))
     if verbose:
         for message in plan.notes:
             note(message)
@@ -424,6 +456,7 @@ def _run(
         with progress_bar(not quiet) as progress, foreign_code():
             report = run(plan, progress=progress, on_update=keep)
     except BaseException as error:
+        launch.let_save()
         if journal is not None and isinstance(error, LsaError) and error.exit_code == EXIT_USAGE:
             journal.remove()  # the next run will be another one
             journal = None

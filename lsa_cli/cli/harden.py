@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lsa_cli.cli import launch
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note, progress_bar
 from lsa_cli.errors import EXIT_BROKEN, UsageError
@@ -168,6 +169,7 @@ def harden(
     ] = False,
     device: o.Device = None,
     threads: o.Threads = None,
+    nproc: o.Nproc = None,  # see launch.on_ranks
     seed: Annotated[
         int | None, typer.Option(help="Of order, attacks and the held-out part (default 0).", rich_help_panel="Run")
     ] = None,
@@ -207,12 +209,13 @@ def harden(
 
 def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, resume: bool, quiet: bool) -> None:
     """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
+    from lsa_cli import distributed
     from lsa_cli.config import find_config, merge, read_config
     from lsa_cli.hardening.plan import make_harden_plan
     from lsa_cli.hardening.run import run_harden
 
     say = (lambda message: None) if quiet else note
-    refuse_outputs(out, checkpoint)
+    launch.first(lambda: refuse_outputs(out, checkpoint))
     parts = [("option", given)]
     path, chosen = find_config(config, checkpoint)
     if path is not None:
@@ -221,7 +224,7 @@ def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, 
             note(f"settings from {path}")
     settings, origin = merge(*parts)
     with foreign_code():
-        plan = make_harden_plan(checkpoint, settings, origin, say=note)
+        plan = distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin, say=note))
     for message in plan.notes:
         say(message)
 

@@ -1,66 +1,20 @@
-"""The `lsa` command: its sub-commands, and the one place where an error becomes a sentence and an exit code."""
+"""The `lsa` command and its sub-commands."""
 
-import os
-import signal
-import sys
-import threading
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from lsa_cli import __version__
-from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
-
-# The base of typer's own usage errors, which print themselves; typer exports no name for it.
-_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
+from lsa_cli.cli.boundary import boundary
 
 
 class ErrorBoundary(TyperGroup):
-    """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
+    """Every command ends as `boundary` says."""
 
     def invoke(self, ctx: Any) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # a stopped CI job keeps what was measured
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except (_TyperError, typer.Exit):
-            raise
-        except LsaError as error:
-            _say(f"error: {error}")
-            raise typer.Exit(error.exit_code) from error
-        except (KeyboardInterrupt, typer.Abort) as error:
-            _say("interrupted")
-            raise typer.Exit(EXIT_INTERRUPTED) from error
-        except OSError as error:
-            # stdout is full, or its reader has gone; Python would complain again when it flushes at exit.
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):
-                _say(f"error: {error.filename or 'stdout'}: {error.strerror or error}")
-            raise typer.Exit(EXIT_BROKEN) from error
-        except SystemExit as error:
-            # rich leaves with 1 when the reader of stdout has gone, and so may a plugin: neither is a breached gate.
-            raise typer.Exit(EXIT_BROKEN) from error
-        except Exception as error:
-            if os.environ.get("LSA_TRACEBACK"):
-                raise
-            _say(
-                f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
-                "please report it with the traceback that LSA_TRACEBACK=1 shows"
-            )
-            raise typer.Exit(EXIT_BROKEN) from error
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(f"lsa: {printable(' '.join(message.split()))}\n")
+        with boundary():
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -93,10 +47,11 @@ def main(
 
 def _register() -> None:
     from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, report
+    from lsa_cli.cli.launch import on_ranks
 
-    app.command("audit")(audit.audit)
+    app.command("audit")(on_ranks(audit.audit))
     app.command("init")(init.init)
-    app.command("harden")(harden.harden)
+    app.command("harden")(on_ranks(harden.harden))
     app.command("inspect")(inspect.inspect)
     app.command("layers")(inspecting.layers)
     app.command("list")(inspecting.list_names)

@@ -88,7 +88,16 @@ Split = Annotated[str | None, typer.Option(help="Which part of the data: test, t
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel="Run")]
 Threads = Annotated[
     int | None,
-    typer.Option(help="CPU threads; default: the cores this process may use.", rich_help_panel="Run"),
+    typer.Option(help="CPU threads of each process; default: the cores it may use.", rich_help_panel="Run"),
+]
+Nproc = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Processes on this machine that share the work; auto: one a CUDA device, or a core (at most 8). For several "
+        "machines: torchrun.",
+        rich_help_panel="Run",
+    ),
 ]
 Plugin = Annotated[
     list[str] | None,

@@ -47,7 +47,7 @@ class AdversarialTraining(Hardening):
             x_adv = self.made.examples(model, batch)
             worse: AbstractContextManager[None] = nullcontext()
             if self.task.awp > 0 and batch.strength == 1:
-                ascent = self.losses(model, batch, x_adv.detach()).mean()
+                ascent = self.losses(model, batch, x_adv.detach()).sum()
                 worse = adversarial_weights(model, ascent, self.task.awp)
             with worse:
                 yield self.losses(model, batch, x_adv).mean(), ("weights",)

@@ -13,17 +13,17 @@ import torch
 from lsa_cli import __version__, distributed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
-from lsa_cli.auditing.observation import observe
+from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import numerics, run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
-from lsa_cli.data import check_inputs, fingerprint, prefetch, runs_user_code
+from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
 from lsa_cli.errors import RunError
 from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state
-from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, train, validation_of, weights_of
+from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, normalizes_by_rank, train, validation_of, weights_of
 from lsa_cli.hardening.watchdog import EpochResult
 from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
 from lsa_cli.models.checkpoint import Description, write_checkpoint
@@ -111,11 +111,11 @@ def run_harden(
 ) -> Hardened:
     """Everything from the audit before to the audit after. say: a line for each thing that is done.
 
-    Raises RunError for what breaks on the way; the last good state is on disk then, and `resume` goes on from it.
+    Raises RunError for what breaks on the way; the last good state is on disk then, and `resume` goes on from it, as
+    ranks do that torchrun has started again. Of several ranks the first one writes; all read what it has written.
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
-    if resume:
-        refuse_without_state(files.state)
+    resume = distributed.first(lambda: _resumes(files, resume))
     with numerics(plan.audit):
         before = _audited(plan.audit, files.before, resume, show, say, "before")
         layers = plan.layers
@@ -133,28 +133,42 @@ def run_harden(
             say(f"stopped: {trained.stopped}; {out} holds epoch {trained.best_epoch}")
         distributed.barrier()
         say(f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {len(plan.audit.index)} samples")
-        after = run_audit(plan_after(plan, out), progress=show)
+        after = run_audit(distributed.agreed(lambda: plan_after(plan, out)), progress=show)
         if distributed.rank() == 0:
             write_text(str(files.after), after.to_json())
             files.state.unlink(missing_ok=True)
     return Hardened(out, before, after, layers, trained.history, trained.best_epoch, trained.stopped)
 
 
+def _resumes(files: Files, asked: bool) -> bool:
+    if asked:
+        refuse_without_state(files.state)
+        return True
+    if distributed.restarts() > 0 and files.state.exists():
+        return True
+    files.state.unlink(missing_ok=True)  # of another run, which is not to be taken for this one
+    return False
+
+
 def _audited(plan: AuditPlan, path: Path, resume: bool, progress: Progress, say: Say, what: str) -> AuditReport:
     """The report of the network as it was; a resumed run finds it on disk."""
-    from lsa_cli.auditing.provenance import protocol_of, subject_of
-    from lsa_cli.report.schema import read_report
-
-    if resume and path.exists():
-        saved = read_report(str(path))
-        same = saved.subject.sha256 == subject_of(plan).sha256 and saved.protocol.attacks == protocol_of(plan).attacks
-        if same and saved.status == "complete":
-            return saved
+    saved = distributed.first(lambda: _saved(plan, path) if resume and path.exists() else None)
+    if saved is not None:
+        return saved
     say(f"audit {what}: {', '.join(named.label for named in plan.attacks)} on {len(plan.index)} samples")
     report = run_audit(plan, progress=progress)
     if distributed.rank() == 0:
         write_text(str(path), report.to_json())
     return report
+
+
+def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
+    from lsa_cli.auditing.provenance import protocol_of, subject_of
+    from lsa_cli.report.schema import read_report
+
+    saved = read_report(str(path))
+    same = saved.subject.sha256 == subject_of(plan).sha256 and saved.protocol.attacks == protocol_of(plan).attacks
+    return saved if same and saved.status == "complete" else None
 
 
 def layers_to_hold(plan: HardenPlan, say: Say) -> tuple[str, ...]:
@@ -177,27 +191,20 @@ def flagged_layers(plan: HardenPlan) -> tuple[str, ...]:
     network, audit = plan.network, plan.audit
     names = [layer.name for layer in audit.layers]
     attack, rows = PGD(threat=plan.threat), plan.validation[:_SCANNED]
-    seen = []
-    for index, read in prefetch(network.data, rows, audit.batch_size):
-        x = check_inputs(read, index, network.bounds, network.data.spec).to(network.device)
+
+    def look(index: np.ndarray) -> Observation:
+        x = check_inputs(network.data.read(index), index, network.bounds, network.data.spec).to(network.device)
         y, places = (
             torch.from_numpy(network.labels[index]).to(network.device),
             torch.from_numpy(index).to(network.device),
         )
         x_adv = attack(network.classifier, x, y, index=places, seed=audit.seed)
-        seen.append(
-            observe(
-                network.classifier,
-                names,
-                audit.measure,
-                plan.threat,
-                x,
-                x_adv,
-                places,
-                seed=audit.seed,
-                with_yardstick=False,
-            )
-        )
+        return observe(
+            network.classifier, names, audit.measure, plan.threat, x, x_adv, places, seed=audit.seed,
+            with_yardstick=False,
+        )  # fmt: skip
+
+    seen = distributed.dealt(list(batches(rows, audit.batch_size)), look)
     columns = {
         n: np.concatenate([getattr(one, n) for one in seen]) for n in ("layers", "yardstick", "input_error", "index")
     }
@@ -212,6 +219,7 @@ def _identity(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
     return {
         **described(plan), "layers": list(layers), "checkpoint sha256": checkpoint.sha256 if checkpoint else None,
         "architecture": network.arch, "samples": fingerprint(network.data, plan.train), "torch": str(torch.__version__),
+        "ranks": distributed.world(),
     }  # fmt: skip
 
 
@@ -227,6 +235,13 @@ def _trained(
     network = plan.network
     torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
     method.prepare(network.classifier)
+    if distributed.world() > 1 and network.device.type == "cuda":
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(network.classifier)
+    if normalizes_by_rank(network.classifier):
+        say(
+            "BatchNorm normalises by each rank's part of a batch, since SyncBatchNorm needs CUDA; running statistics are "
+            "averaged over ranks after every epoch, and the result differs from that of one process"
+        )
     job = Job(
         network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
         plan.trainable(layers), network.device, plan.audit.seed, files.state, _identity(plan, layers), resume,
@@ -269,6 +284,8 @@ def _log(path: Path, result: EpochResult, fresh: bool) -> None:
 
 def _tensorboard(files: Files) -> Callable[[str, float, int], None]:
     """Scalars for TensorBoard, where it is installed."""
+    if distributed.rank() != 0:
+        return lambda name, value, epoch: None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -308,6 +325,7 @@ def _description(
         **described(plan), "layers": list(layers), "epoch": epoch, "epochs_done": len(trained.history),
         "stopped": trained.stopped, "parent": parent.path.name if parent else None,
         "parent_sha256": parent.sha256 if parent else None, "lsa": __version__, "torch": str(torch.__version__),
+        "ranks": distributed.world(), "batch_norm_by_rank": normalizes_by_rank(network.classifier),
         "held_out": asdict(trained.history[epoch - 1]) if epoch else None,
     }  # fmt: skip
     has_mean = isinstance(normalize, Normalize)

@@ -1,11 +1,13 @@
 """The state of a training on disk: written whole or not at all, read only for the same run."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lsa_cli import distributed
 from lsa_cli.auditing.journal import refuse_changes
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.models.formats import write_atomically
@@ -26,10 +28,12 @@ def refuse_without_state(path: Path) -> None:
 
 
 def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Raises UsageError where there is none, or it belongs to another run; then it names what changed."""
-    refuse_without_state(path)
+    """The first rank's, on every rank. Raises UsageError where there is none, or it belongs to another run; then it names
+    what changed."""
+    distributed.first(lambda: refuse_without_state(path))
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        content = distributed.first(path.read_bytes)
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         before = json.loads(state["identity"])
     except Exception as error:
         raise UsageError(f"--resume: {path} cannot be read ({type(error).__name__}); leave --resume out") from error

@@ -119,6 +119,11 @@ class _Training:
         }
         self.average = None if self.recipe.average == "none" else Average(self.recipe.average, self.model)
         self.size = min(self.recipe.batch_size, len(job.train))
+        least = distributed.world() * (2 if normalizes_by_rank(self.model) else 1)
+        if distributed.world() > 1 and self.size < least:
+            raise UsageError(
+                f"--batch-size {self.size} has no part for each of {distributed.world()} ranks; give at least {least}"
+            )
         self.per_epoch = len(job.train) // self.size
         self.total = self.per_epoch * self.recipe.epochs
         self.step = 0
@@ -187,8 +192,9 @@ class _Training:
     def update(self, batch: Batch, count: int) -> None:
         """All updates that the method asks for on one batch; gradients are summed over ranks before each."""
         recipe = self.recipe
-        # Dropout and the like draw from the global generator: by step, so that a resumed run draws the same.
-        torch.manual_seed(self.job.seed * 7_919 + self.step)
+        # Dropout and the like draw from the global generator: by step, so that a resumed run draws the same, and by
+        # rank, so that no two samples of a batch share what is drawn.
+        torch.manual_seed(self.job.seed * 7_919 + self.step + distributed.rank() * 1_000_000_007)
         rate = recipe.lr * learning_rate(recipe.schedule, batch.progress)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
@@ -222,7 +228,7 @@ class _Training:
         found = {"loss": loss.detach() * count} | {name: part.sum() for name, part in self.method.parts.items()}
         for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
-        if not math.isfinite(self.sums["loss"]) and not self.history:
+        if not self.history and distributed.anywhere(not math.isfinite(self.sums["loss"])):
             raise RunError(
                 f"the loss is not finite at step {self.step + 1}, in the first epoch; use a smaller --lr, a longer "
                 "--warmup, --clip 1, or a smaller --gamma"
@@ -241,6 +247,7 @@ class _Training:
     def finish_epoch(self, epoch: int) -> None:
         job, recipe = self.job, self.recipe
         sums, counted = self.summed()
+        self.average_statistics()
         judged = self.judged_model()
         fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
         clean, under_fgsm = self.diagnose(judged, fgsm)
@@ -268,6 +275,16 @@ class _Training:
         gathered = distributed.gather_objects((self.sums, self.counted))
         names = list(dict.fromkeys(name for sums, _ in gathered for name in sums))
         return {n: sum(sums.get(n, 0.0) for sums, _ in gathered) for n in names}, sum(count for _, count in gathered)
+
+    def average_statistics(self) -> None:
+        """Running statistics of layers that normalise by batch become the mean over ranks; so does their average."""
+        names = [
+            f"{prefix}.{name}"
+            for prefix, module in self.model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)
+            for name, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()
+        ]  # fmt: skip
+        for state in (self.model.state_dict(), self.average.values if self.average is not None else {}):
+            distributed.average([state[name] for name in names if name in state])
 
     def judged_model(self) -> Classifier:
         """The network that would be handed out: with averaged weights, where there is an average."""
@@ -303,20 +320,20 @@ class _Training:
 
     def save(self) -> None:
         self.saved = time.monotonic()
-        sums, counted, method = self.sums, self.counted, self.method.state()
         if distributed.world() > 1 and self.step % self.per_epoch:
             return  # ranks hold different parts of an unfinished epoch; whole epochs are enough to go on from
+        methods = distributed.gather_objects(self.method.state())
         if distributed.rank() == 0:
             write_state(
                 self.job.state_file,
                 self.job.identity,
                 {
-                    "step": self.step, "history": [result.plain() for result in self.history], "sums": sums,
-                    "counted": counted, "spent": self.spent, "model": self.model.state_dict(),
+                    "step": self.step, "history": [result.plain() for result in self.history], "sums": self.sums,
+                    "counted": self.counted, "spent": self.spent, "model": self.model.state_dict(),
                     "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
                     "average": self.average.state() if self.average is not None else None,
                     "best": self.best, "best_epoch": self.best_epoch, "best_robust": self.best_robust,
-                    "method": method,
+                    "methods": methods,
                 },
             )  # fmt: skip
 
@@ -329,7 +346,16 @@ class _Training:
         if self.average is not None:
             self.average.restore(state["average"])
         self.best, self.best_epoch, self.best_robust = state["best"], state["best_epoch"], state["best_robust"]
-        self.method.restore(state["method"])
+        self.method.restore(state["methods"][distributed.rank()])
+
+
+def normalizes_by_rank(model: nn.Module) -> bool:
+    """Whether layers take the mean over the part of a batch that a rank has, and not over the batch."""
+    synchronized = nn.SyncBatchNorm
+    return distributed.world() > 1 and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, synchronized)
+        for module in model.modules()
+    )
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:

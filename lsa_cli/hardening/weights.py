@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lsa_cli import distributed
+
 _SWA_START = 0.5  # of the training; averaging from the first step on would keep the start's bad weights
 _AWP_TINY = 1e-20
 
@@ -49,13 +51,12 @@ def adversarial_weights(model: nn.Module, loss: torch.Tensor, size: float) -> It
     """Within: weights moved by `size` of their own norm, tensor by tensor, where the loss rises fastest.
 
     Adversarial weight perturbation (AWP, arXiv 2004.05884, eq. 8 and 10, one step); tensors of one dimension (biases,
-    norms) stay. Leaving it takes the move back, so a step taken within is added to the weights as they were.
+    norms) stay. loss: a sum over samples, so that ranks move alike. Leaving it takes the move back, so a step taken within is added to the weights as they were.
     """
     moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+    gradients = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
     moves = []
-    for parameter, gradient in zip(moved, gradients, strict=True):
-        gradient = torch.zeros_like(parameter) if gradient is None else gradient
+    for parameter, gradient in zip(moved, distributed.summed(gradients), strict=True):
         moves.append(size * parameter.detach().norm() * gradient / (gradient.norm() + _AWP_TINY))
     with torch.no_grad():
         for parameter, move in zip(moved, moves, strict=True):

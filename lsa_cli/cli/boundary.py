@@ -1,0 +1,63 @@
+"""The one place where an error becomes a sentence and an exit code."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import typer
+
+from lsa_cli.cli import launch
+from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
+
+# The base of typer's own usage errors, which print themselves; typer exports no name for it.
+_TyperError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+@contextmanager
+def boundary() -> Iterator[None]:
+    """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # a stopped CI job keeps what was measured
+    try:
+        yield
+        sys.stdout.flush()
+    except (_TyperError, typer.Exit):
+        raise
+    except LsaError as error:
+        _say(f"error: {error}", error)
+        raise typer.Exit(error.exit_code) from error
+    except (KeyboardInterrupt, typer.Abort) as error:
+        _say("interrupted", error)
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    except OSError as error:
+        # stdout is full, or its reader has gone; Python would complain again when it flushes at exit.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            _say(f"error: {error.filename or 'stdout'}: {error.strerror or error}", error)
+        raise typer.Exit(EXIT_BROKEN) from error
+    except SystemExit as error:
+        # rich leaves with 1 when the reader of stdout has gone, and so may a plugin: neither is a breached gate.
+        raise typer.Exit(EXIT_BROKEN) from error
+    except Exception as error:
+        if os.environ.get("LSA_TRACEBACK"):
+            raise
+        _say(
+            f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
+            "please report it with the traceback that LSA_TRACEBACK=1 shows",
+            error,
+        )
+        raise typer.Exit(EXIT_BROKEN) from error
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(message: str, error: BaseException) -> None:
+    if launch.may_say(error):
+        launch.voice().write(f"lsa: {printable(' '.join(message.split()))}\n")
