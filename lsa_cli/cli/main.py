@@ -21,8 +21,8 @@ class ErrorBoundary(TyperGroup):
     """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
 
     def invoke(self, ctx: Any) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)  # a stopped CI job keeps what was measured
+        is_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None  # a stopped CI job keeps its results
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -53,6 +53,9 @@ class ErrorBoundary(TyperGroup):
                 "please report it with the traceback that LSA_TRACEBACK=1 shows"
             )
             raise typer.Exit(EXIT_BROKEN) from error
+        finally:
+            if is_main:
+                signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: Any) -> None:
