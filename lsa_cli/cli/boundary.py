@@ -20,8 +20,8 @@ _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 @contextmanager
 def boundary() -> Iterator[None]:
     """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # a stopped CI job keeps what was measured
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None  # a stopped CI job keeps its results
     try:
         yield
         sys.stdout.flush()
@@ -52,6 +52,9 @@ def boundary() -> Iterator[None]:
             error,
         )
         raise typer.Exit(EXIT_BROKEN) from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: Any) -> None:

@@ -20,6 +20,7 @@ def test_what_is_put_is_got_and_nothing_else(tmp_path):
     journal = Journal(tmp_path / "j", PLAN, resume=False)
     arrays = {"a": np.arange(3), "b": np.array([True, False])}
     journal.put("attack-0-pgd:steps=5", 2, arrays)
+    journal.close()
     again = Journal(tmp_path / "j", PLAN, resume=True)
     found = again.get("attack-0-pgd:steps=5", 2)
     assert found.keys() == arrays.keys()

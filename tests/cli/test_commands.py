@@ -247,7 +247,7 @@ def test_compare_refuses_other_protocols_and_names_the_difference(lsa, tmp_path)
     lsa("audit", MNIST, *QUICK, "--eps", "0.1", "--json", "c.json")
     result = lsa("compare", "a.json", "b.json")
     assert result.code == 0
-    assert re.search(r"robust, worst case .* beyond noise", result.out)
+    assert re.search(r"robust: .* samples won", result.out)
     assert lsa("compare", "a.json", "c.json").code == 2
     assert "eps differ (0.3 against 0.1)" in lsa("compare", "a.json", "c.json").err
 
@@ -282,7 +282,7 @@ def test_presets_files_of_samples_and_an_output_folder(lsa, samples):
     report = json.loads(Path("out/mnist_cnn_at.audit.json").read_text())
     assert report["protocol"]["attacks"] == ["fgsm", "apgd-ce:steps=10"]
     assert "quick" in {warning["code"] for warning in report["warnings"]}
-    assert [gate["metric"] for gate in report["gates"]] == ["evidence"]
+    assert [gate["metric"] for gate in report["gates"]] == ["evidence.doubtful"]
     lines = Path("s.csv").read_text().splitlines()
     assert lines[0] == "index,label,clean,broken_by,look,margin,distance"
     assert len(lines) == 31
