@@ -92,7 +92,7 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, report
+    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, plot, report
 
     app.command("audit")(audit.audit)
     app.command("init")(init.init)
@@ -106,6 +106,7 @@ def _register() -> None:
     app.command("check")(report.check)
     app.command("schema")(report.schema)
     app.command("doctor")(doctor.doctor)
+    app.command("plot")(plot.plot)
 
 
 _register()
