@@ -25,6 +25,7 @@ from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import build, load_python_file, parse_number, parse_spec
 from lsa_cli.report.gate import Limit, check_targets
 from lsa_cli.report.schema import Warning
+from lsa_cli.report.tables import eps_as_text
 
 DEFAULT_LIMIT = 1000
 DEFAULT_ATTACKS = ("fgsm", "pgd", "t-pgd")
@@ -272,14 +273,6 @@ def _threat(network: Network, warnings: list[Warning]) -> tuple[Threat, str, str
         )
     )
     return make_threat("linf", 8 / 255, network.bounds), "8/255", "assumed"
-
-
-def eps_as_text(eps: float) -> str:
-    """0.0313725 -> "8/255"; other numbers as they are."""
-    levels = eps * 255
-    if 0 < levels < 128 and abs(levels - round(levels)) < 1e-6 and abs(eps * 100 - round(eps * 100)) > 1e-6:
-        return f"{round(levels)}/255"
-    return f"{eps:g}"
 
 
 def _specs(given: list[str] | None, default: Sequence[str], option: str) -> list[str]:

@@ -19,7 +19,7 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
-from lsa_cli.auditing import evidence
+from lsa_cli.auditing import evidence, examples
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
 from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.observation import Observation, observe
@@ -37,6 +37,7 @@ from lsa_cli.models.classifier import predicted_class
 from lsa_cli.models.precision import Twin, original
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
+from lsa_cli.report.tables import strongest
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
@@ -170,6 +171,7 @@ class Run:
         self.cascaded: list[tuple[Named, ClassDiagnosis]] = []
         self.measured: list[evidence.Measured] = []
         self.nearest: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.margins: dict[str, np.ndarray] = {}
         self.estimate: Estimate | None = None
         self.record = Record.of(len(self.y))
         self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
@@ -195,6 +197,8 @@ class Run:
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
         self.within_budget("evidence", self.examine, tell=False)
+        if self.scanned:
+            self.within_budget("examples", self.show, tell=False)
         self.report.status = "complete"
         self.report.gates = check(self.report, plan.limits)
         self.update("complete")
@@ -369,6 +373,7 @@ class Run:
         self.record.hold(named.label, diagnosis.robust)
         if kind != "noise":
             self.scanned.append((named, diagnosis))
+            self.margins[named.label] = found["margin"]
             everyone = np.arange(len(self.y))
             self.keep(named, diagnosis, everyone, found["look"], found["margin"], seen.distance)
         if kind == "minimal":
@@ -567,6 +572,32 @@ class Run:
         ]
         self.report.evidence = evidence.evidence_of(checked)
         self.step("evidence", evidence.probe_passes(len(rows)))
+
+    def show(self) -> None:
+        """Pictures of a few samples that the strongest attack broke. It meets them again: as randomness belongs to the
+        sample, it finds the same."""
+        plan, report = self.plan, self.report
+        assert report is not None
+        top = strongest(report)
+        if top is None or plan.bounds != (0.0, 1.0):
+            return
+        named, diagnosis = next((n, d) for n, d in self.scanned if n.label == top.name)
+        rows = np.sort(examples.surest_mistakes(diagnosis.broken, self.margins[top.name], self.y))
+        threat: Threat = getattr(named.attack, "threat", plan.threat)
+        for x, y, index in self.inputs(plan.index[rows]) if len(rows) else ():
+            if not examples.are_pictures(x):
+                return
+            x_adv, _, _, predicted, margins = self.perturb(named, x, y, index, "worst")
+            distance = threat.distance(x_adv, x).tolist()
+            for i, found in enumerate(predicted):
+                if found >= 0 and found != int(y[i]):
+                    report.examples.append(
+                        examples.example(
+                            x[i].cpu().numpy(), x_adv[i].cpu().numpy(), index=int(index[i]), attack=named.label,
+                            label=plan.class_names[int(y[i])], predicted=plan.class_names[found],
+                            margin=float(margins[i]), distance=distance[i],
+                        )
+                    )  # fmt: skip
 
     def first_report(self) -> AuditReport:
         plan = self.plan

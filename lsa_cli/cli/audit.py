@@ -12,6 +12,7 @@ from lsa_cli.cli import launch
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
 from lsa_cli.cli.harden import harden_flagged, refuse_outputs
+from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, EXIT_USAGE, LsaError, UsageError
 from lsa_cli.registry import parse_number
 
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
     from lsa_cli.auditing.journal import Journal
     from lsa_cli.auditing.plan import AuditPlan
     from lsa_cli.config import AuditSettings
+    from lsa_cli.report.exporters import Outputs
     from lsa_cli.report.schema import AuditReport
 
 
+@output_options
 def audit(
     checkpoint: o.Checkpoint,
     arch: o.Arch = None,
@@ -221,18 +224,10 @@ def audit(
             "--output", metavar="DIR", help="Folder for the report and its journal.", rich_help_panel="Output"
         ),
     ] = None,
-    samples: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE.csv|.parquet",
-            help="One row a sample: what broke it, at which look, margin, distance.",
-            rich_help_panel="Output",
-        ),
-    ] = None,
-    json: o.JsonFile = None,
+    samples: o.SamplesFile = None,
+    files: dict[str, str] | None = None,  # an option for each format
     csv: o.CsvFolder = None,
-    md: o.MdFile = None,
-    html: o.HtmlFile = None,
+    github: Github = None,
     quiet: o.Quiet = False,
     verbose: Annotated[
         bool,
@@ -248,9 +243,7 @@ def audit(
     from lsa_cli.auditing.run import run_audit
     from lsa_cli.config import settings_from
     from lsa_cli.models.architectures import parse_arguments
-    from lsa_cli.report.exporters import check_writable
     from lsa_cli.report.gate import is_breach, parse_limits
-    from lsa_cli.report.tables import check_samples_file
 
     given = settings_from(
         {
@@ -266,54 +259,53 @@ def audit(
             "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under or [], fail_on) or None,
         }
     )  # fmt: skip
-    if dry_run and json == "-":
+    wanted, to_stdout = split_stdout(files or {})
+    if dry_run and to_stdout:
         raise UsageError("--dry-run makes no report that --json - could print; leave one of them out")
-    if samples is not None:
-        check_samples_file(samples)
     if alpha is not None and not gate_only:
         raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
     if gate_only and (resume or harden is not None):
         which = "--resume goes on from a journal" if resume else "--harden needs the layers"
         raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")
 
-    def outputs() -> dict[str, str]:
+    def outputs_of() -> "Outputs":
         if harden is not None:
             refuse_outputs(Path(harden), checkpoint)
-        files = _outputs(checkpoint, "gate" if gate_only else "audit", output, json, md, html)
-        if resume and "json" not in files:
+        found = _outputs(checkpoint, "gate" if gate_only else "audit", output, wanted, to_stdout, csv, samples)
+        if resume and "json" not in found.files:
             raise UsageError(
                 "--resume needs the report file beside which the journal is; say --json FILE or --output DIR"
             )
         if not dry_run:
-            check_writable(files, csv)
-            _protect(files, [checkpoint, config])
-        return files
+            found.check([checkpoint, config])
+        return found
 
-    files = launch.first(outputs)
+    outputs = launch.first(outputs_of)
     with foreign_code():
         plan = _plan(checkpoint, given, config, verbose, whole=gate_only)
     if dry_run:
         _show_plan(plan)
         return
-    journal = None if gate_only else _journal(plan, files, resume, named=json is not None or resume)
+    named = "json" in wanted or resume
+    journal = None if gate_only else _journal(plan, outputs.files, resume, named)
     if not launch.writes():
-        files, csv, samples = {}, None, None
+        outputs, github = type(outputs)({}, None, None), False
     run = (
         partial(decide_early, alpha=parse_number(alpha or DEFAULT_ALPHA, "--alpha"))
         if gate_only
         else partial(run_audit, journal=journal)
     )
-    report = _run(run, plan, files, csv, samples, journal, to_stdout=json == "-", quiet=quiet)
-    if json == "-":
+    report = _run(run, plan, outputs, journal, github, to_stdout=to_stdout, quiet=quiet)
+    if to_stdout:
         emit(report.to_json())
     else:
         print_to_stdout(report, quiet)
-    if not quiet and "json" in files:
-        note(f"report saved: {', '.join([*files.values(), *([csv] if csv else [])])}")
+    if not quiet and "json" in outputs.files:
+        note(f"report saved: {', '.join(outputs.paths())}")
     if harden is not None:
         harden_flagged(checkpoint, given, config, report, Path(harden), quiet)
     for gate in report.gates:
-        if not gate.passed and (quiet or json == "-"):
+        if not gate.passed and (quiet or to_stdout):
             note(f"gate{', a warning' if gate.severity == 'warning' else ''}: {gate.message}")
     if is_breach(report.gates) and not exit_zero:
         raise typer.Exit(EXIT_GATE)
@@ -330,31 +322,34 @@ def _preset(quick: bool, full: bool) -> str | None:
 
 
 def _outputs(
-    checkpoint: str, what: str, folder: str | None, json: str | None, md: str | None, html: str | None
-) -> dict[str, str]:
-    """Files to write, by format. The report itself is always saved, unless it goes to stdout."""
-    from lsa_cli.report.exporters import check_writable
+    checkpoint: str,
+    what: str,
+    folder: str | None,
+    files: dict[str, str],
+    to_stdout: bool,
+    csv: str | None,
+    samples: str | None,
+) -> "Outputs":
+    """What to write. The report itself is always saved, unless it goes to stdout."""
+    from lsa_cli.report.exporters import Outputs, check_writable
 
-    files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
-    if "-" in (md, html):
-        raise UsageError("only --json can go to stdout with -")
     default = f"{Path(checkpoint).stem}.{what}.json"
-    if folder is not None and json != "-":
-        if json is not None:
+    if folder is not None and not to_stdout:
+        if "json" in files:
             raise UsageError("--json and --output both say where the report goes; give one of them")
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--output {folder} cannot be made: {error.strerror or error}") from error
-        return {"json": str(Path(folder) / default), **files}
-    if json is None:
+        files = {"json": str(Path(folder) / default), **files}
+    elif "json" not in files and not to_stdout:
         try:
-            check_writable({"json": default}, None)
+            check_writable("json", default)
         except UsageError as error:
             note(f"the report is not saved here ({error}); say --json FILE to save it elsewhere")
         else:
             files = {"json": default, **files}
-    return files
+    return Outputs(files, csv, samples)
 
 
 def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
@@ -402,16 +397,6 @@ def _first_journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named
     return journal
 
 
-def _protect(files: dict[str, str], inputs: list[str | None]) -> None:
-    """No output may replace another one, or what the audit reads."""
-    taken = {Path(path).resolve(): "is read by this audit" for path in inputs if path is not None}
-    for name, path in files.items():
-        target = Path(path).resolve()
-        if target in taken and (not target.exists() or target.is_file()):
-            raise UsageError(f"--{name} {path} {taken[target]}; give another file name")
-        taken[target] = f"is already where --{name} goes"
-
-
 def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: bool, whole: bool) -> "AuditPlan":
     """whole: all samples unless a limit is given."""
     from lsa_cli import distributed
@@ -436,20 +421,20 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
 
 
 def _run(
-    run: "Callable[..., AuditReport]", plan: "AuditPlan", files: dict[str, str], csv: str | None, samples: str | None, journal: "Journal | None", *,
-    to_stdout: bool, quiet: bool,
+    run: "Callable[..., AuditReport]", plan: "AuditPlan", outputs: "Outputs", journal: "Journal | None",
+    github: bool | None, *, to_stdout: bool, quiet: bool,
 ) -> "AuditReport":  # fmt: skip
     """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
     from lsa_cli.cli.memory import keep_freed_memory
-    from lsa_cli.report.exporters import export
-    from lsa_cli.report.tables import write_samples
+    from lsa_cli.report.exporters import Outputs
 
+    files = outputs.files
     latest: list[AuditReport] = []
 
     def keep(report: "AuditReport") -> None:
         latest[:] = [report]
         if "json" in files and report.status == "running":
-            export(report, {"json": files["json"]}, None)
+            Outputs({"json": files["json"]}).write(report)
 
     keep_freed_memory()
     try:
@@ -462,21 +447,21 @@ def _run(
             journal = None
         if latest:
             try:
-                export(latest[0], files, csv)
+                outputs.write(latest[0])
+                tell_github(latest[0], files, github)
             except LsaError as second:
                 note(str(second))
             if to_stdout and isinstance(error, KeyboardInterrupt):
                 emit(latest[0].to_json())
             elif files:
                 again = "; the same command with --resume goes on from there" if journal is not None else ""
-                note(f"what was measured is saved: {', '.join(files.values())}{again}")
+                note(f"what was measured is saved: {', '.join(outputs.paths())}{again}")
         raise
     finally:
         if journal is not None:
             journal.close()
-    export(report, files, csv)
-    if samples is not None:
-        write_samples(report, samples)
+    outputs.write(report)
+    tell_github(report, files, github)
     if journal is not None:
         journal.remove()
     return report

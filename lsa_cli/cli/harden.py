@@ -271,7 +271,7 @@ def refuse_outputs(out: Path, checkpoint: str) -> None:
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
     if out.resolve() == Path(checkpoint).resolve():
         raise UsageError(f"--out {out} is the checkpoint that is hardened; give another file name")
-    check_writable({"out": str(out)}, None)
+    check_writable("out", str(out))
 
 
 def _tell(plan: "HardenPlan", hardened: "Hardened", quiet: bool) -> None:

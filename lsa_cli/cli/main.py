@@ -46,7 +46,7 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, report
+    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, plot, report
     from lsa_cli.cli.launch import on_ranks
 
     app.command("audit")(on_ranks(audit.audit))
@@ -61,6 +61,7 @@ def _register() -> None:
     app.command("check")(report.check)
     app.command("schema")(report.schema)
     app.command("doctor")(doctor.doctor)
+    app.command("plot")(plot.plot)
 
 
 _register()

@@ -144,19 +144,17 @@ ExitZero = Annotated[
         "--exit-zero", help="Exit 0 even if a limit does not hold; errors stay errors.", rich_help_panel="Gate"
     ),
 ]
-JsonFile = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE|-", help="The report; - is stdout.", rich_help_panel="Output"),
-]
 CsvFolder = Annotated[
     str | None,
     typer.Option("--csv", metavar="DIR", help="Tidy tables, one file each.", rich_help_panel="Output"),
 ]
-MdFile = Annotated[
+SamplesFile = Annotated[
     str | None,
-    typer.Option("--md", metavar="FILE", help="Markdown for a pull request.", rich_help_panel="Output"),
-]
-HtmlFile = Annotated[
-    str | None, typer.Option("--html", metavar="FILE", help="One page with plots.", rich_help_panel="Output")
+    typer.Option(
+        "--samples",
+        metavar="FILE.csv|.parquet",
+        help="One row a sample: what broke it, at which look, margin, distance.",
+        rich_help_panel="Output",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line.", rich_help_panel="Output")]

@@ -7,37 +7,37 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, note, print_to_stdout
+from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, UsageError
 from lsa_cli.registry import unknown
 
 ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)]
 
 
+@output_options
 def report(
     file: ReportFile,
-    json: o.JsonFile = None,
+    files: dict[str, str] | None = None,  # an option for each format
     csv: o.CsvFolder = None,
-    md: o.MdFile = None,
-    html: o.HtmlFile = None,
+    samples: o.SamplesFile = None,
+    github: Github = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Print a saved report, or convert it."""
+    from lsa_cli.report.exporters import Outputs
     from lsa_cli.report.schema import read_report
 
     saved = read_report(file)
-    files = {name: path for name, path in (("json", json), ("md", md), ("html", html)) if path not in (None, "-")}
-    if "-" in (md, html):
-        raise UsageError("only --json can go to stdout with -")
-    if json == "-":
+    wanted, to_stdout = split_stdout(files or {})
+    outputs = Outputs(wanted, csv, samples)
+    outputs.check([file])
+    if to_stdout:
         emit(saved.to_json())
-    if files or csv is not None:
-        from lsa_cli.report.exporters import check_writable, export
-
-        check_writable(files, csv)
-        export(saved, files, csv)
-        if not quiet:
-            note(f"written: {', '.join([*map(str, files.values()), *([csv] if csv else [])])}")
-    elif json != "-":
+    outputs.write(saved)
+    tell_github(saved, {**wanted, "json": wanted.get("json", file)}, bool(github))
+    if outputs.paths() and not quiet:
+        note(f"written: {', '.join(outputs.paths())}")
+    if not outputs.paths() and not to_stdout and not github:
         print_to_stdout(saved, quiet)
 
 

@@ -1,7 +1,7 @@
 """Plots of a report as SVG text: plain functions of numbers, no plotting library, colours from the page's style.
 
-Colours are the classes s0 .. s7 of the Okabe-Ito palette, which colour-blind readers can tell apart, and lines
-differ in dashes too. Every text from outside is escaped.
+Colours are the classes s0 .. s7 of a palette that colour-blind readers can tell apart, and lines differ in dashes and
+marks too. Every text from outside is escaped; what a plot shows is also said in its label.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,39 @@ from markupsafe import Markup
 Point = tuple[float | None, float | None, float | None]  # value, low, high
 
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4", "4 2 1 2", "3 6")
-_LEFT, _TOP, _BOTTOM = 52, 12, 34
+# A mark of half-width 1 around the origin: circle, square, triangle, diamond.
+_MARKS = (
+    "M-1,0a1,1 0 1,0 2,0a1,1 0 1,0 -2,0",
+    "M-.9-.9h1.8v1.8h-1.8z",
+    "M0-1.15L1.1.8H-1.1z",
+    "M0-1.25L1.25 0 0 1.25-1.25 0z",
+)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 12, 34
+_CHARACTER = 6.6  # width of one at 12 px, about
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a line chart: its name, and a point for each place on the x axis."""
+    """One line of a line chart: its name, a point for each place on the x axis, and the places to stress."""
 
     name: str
     points: Sequence[Point]
+    stressed: frozenset[int] = frozenset()
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[Markup]) -> Markup:
-    body = Markup("").join(parts)
+@dataclass(frozen=True)
+class Share:
+    """One row of an interval chart: a share with its interval, and the least that was asked of it."""
+
+    name: str
+    point: Point
+    colour: int
+    limit: float | None = None
+
+
+def _svg(width: float, height: float, title: str, told: str, parts: Sequence[Markup]) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>').format(
-        width, height, width, title, title, body
+        round(width), round(height), round(width), f"{title}. {told}", title, Markup("").join(parts)
     )
 
 
@@ -39,6 +57,13 @@ def _text(x: float, y: float, text: object, anchor: str = "middle", extra: str =
 def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(
         f"{x1:.1f}", f"{y1:.1f}", f"{x2:.1f}", f"{y2:.1f}", css
+    )
+
+
+def _mark(number: int, x: float, y: float, size: float, css: str, hint: str = "") -> Markup:
+    title = Markup("<title>{}</title>").format(hint) if hint else Markup()
+    return Markup('<path d="{}" transform="translate({} {}) scale({})" class="{} s{}">{}</path>').format(
+        _MARKS[number % len(_MARKS)], f"{x:.1f}", f"{y:.1f}", size, css, number % 8, title
     )
 
 
@@ -62,70 +87,138 @@ def _ticks(top: float) -> list[float]:
     return [round(step * i, 10) for i in range(count + 1)]
 
 
-def line_chart(title: str, labels: Sequence[str], lines: Sequence[Line], y_title: str, percent: bool = False) -> Markup:
-    """Lines over named places, with whiskers for the intervals and a legend."""
-    width, turned = max(560, min(1080, 90 + 46 * len(labels))), len(labels) > 8 or any(len(n) > 9 for n in labels)
-    foot = 110 if turned else _BOTTOM
-    plot_h, plot_w = 230, width - _LEFT - 16
+def _runs(points: Sequence[Point]) -> list[list[int]]:
+    """The places that have a value, in runs without a gap: no line is drawn through nothing."""
+    runs: list[list[int]] = [[]]
+    for i, (value, _, _) in enumerate(points):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append(i)
+    return [run for run in runs if run]
+
+
+def line_chart(
+    title: str, labels: Sequence[str], lines: Sequence[Line], y_title: str, x_title: str = "", *,
+    places: Sequence[float] | None = None, percent: bool = False,
+) -> Markup:  # fmt: skip
+    """Lines with their intervals as bands, and a legend. places: where on the x axis; default: at equal distances."""
+    turned = len(labels) > 10 or any(len(name) > 9 for name in labels)
+    width = 720 if places is not None else max(560, min(1080, 90 + 46 * len(labels)))
+    plot_h, plot_w = 240, width - _LEFT - _RIGHT
     highest = max((v for line in lines for p in line.points for v in (p[0], p[2]) if v is not None), default=1.0)
     ticks = _ticks(1.0 if percent else highest)
-    top = ticks[-1]
-    every = max(1, len(labels) // 48 + 1)
+    largest = max(places) if places else 1.0
 
     def x(i: int) -> float:
-        return _LEFT + plot_w * ((i + 0.5) / max(1, len(labels)))
+        share = (places[i] / largest if largest else 0.0) if places is not None else (i + 0.5) / max(1, len(labels))
+        return _LEFT + plot_w * (0.01 + 0.98 * share)
 
     def y(v: float) -> float:
-        return _TOP + plot_h * (1 - v / top)
+        return _TOP + plot_h * (1 - v / ticks[-1])
+
+    def shown(v: float) -> str:
+        return f"{100 * v:.1f}%" if percent else f"{v:.3f}"
 
     parts = []
     for tick in ticks:
-        parts.append(_rule(_LEFT, y(tick), width - 16, y(tick), "grid"))
+        parts.append(_rule(_LEFT, y(tick), width - _RIGHT, y(tick), "grid"))
         parts.append(_text(_LEFT - 6, y(tick) + 4, f"{100 * tick:.0f}%" if percent else f"{tick:g}", "end"))
+    foot, last = _TOP + plot_h + (14 if turned else 18), -1e9
     for i, label in enumerate(labels):
-        if i % every == 0:
-            at = f'transform="rotate(-50 {x(i):.1f} {_TOP + plot_h + 14:.1f})"' if turned else ""
-            parts.append(_text(x(i), _TOP + plot_h + 14, short(label), "end" if turned else "middle", at))
+        if x(i) - last >= (15 if turned else len(short(label)) * _CHARACTER * 0.9):  # else they would overlap
+            at = f'transform="rotate(-50 {x(i):.1f} {foot})"' if turned else ""
+            parts.append(_text(x(i), foot, short(label), "end" if turned else "middle", at))
+            last = x(i)
+    below = foot + (max((len(short(name)) for name in labels), default=0) * _CHARACTER * 0.75 + 6 if turned else 6)
+    if x_title:
+        parts.append(_text(_LEFT + plot_w / 2, below + 12, x_title))
+        below += 18
     for number, line in enumerate(lines):
-        css = f"s{number % 8}"
-        path, pen = [], "M"
-        for i, (value, low, high) in enumerate(line.points):
-            if value is None:
-                pen = "M"  # a gap, not a line through nothing
-                continue
-            path.append(f"{pen}{x(i):.1f},{y(value):.1f}")
-            pen = "L"
-            if low is not None and high is not None:
-                parts.append(_rule(x(i), y(low), x(i), y(high), f"whisker {css}"))
-            hint = Markup("<title>{}, {}: {}</title>").format(line.name, labels[i], f"{value:.3f}")
+        for run in _runs(line.points):
+            around = [(x(i), *(y(v) for v in line.points[i][1:] if v is not None)) for i in run]
+            band = [place for place in around if len(place) == 3]
+            if band:
+                edge = [f"{at:.1f},{low:.1f}" for at, low, _ in band]
+                edge += [f"{at:.1f},{high:.1f}" for at, _, high in reversed(band)]
+                parts.append(Markup('<path d="M{}Z" class="band s{}"/>').format("L".join(edge), number % 8))
+            path = "L".join(f"{x(i):.1f},{y(line.points[i][0] or 0.0):.1f}" for i in run)
             parts.append(
-                Markup('<circle cx="{}" cy="{}" r="2.6" class="dot {}">{}</circle>').format(
-                    f"{x(i):.1f}", f"{y(value):.1f}", css, hint
+                Markup('<path d="M{}" class="line s{}" stroke-dasharray="{}"/>').format(
+                    path, number % 8, _DASHES[number % len(_DASHES)]
                 )
             )
-        parts.append(
-            Markup('<path d="{}" class="line {}" stroke-dasharray="{}"/>').format(
-                " ".join(path), css, _DASHES[number % len(_DASHES)]
-            )
-        )
-    per_row = max(1, (width - _LEFT) // 150)
-    base = _TOP + plot_h + foot
+        for i, (value, _, _) in enumerate(line.points):
+            if value is not None:
+                if i in line.stressed:
+                    parts.append(_mark(0, x(i), y(value), 7, "ring"))
+                parts.append(_mark(number, x(i), y(value), 3, "dot", f"{line.name}, {labels[i]}: {shown(value)}"))
+    at_x, at_y = float(_LEFT), below + 22
     for number, line in enumerate(lines):
-        at_x, at_y = _LEFT + 150 * (number % per_row), base + 18 * (number // per_row)
+        room = 50 + len(short(line.name)) * _CHARACTER
+        if at_x + room > width and at_x > _LEFT:
+            at_x, at_y = float(_LEFT), at_y + 19
         parts.append(
-            Markup('<path d="M{0},{1}h24" class="line s{2}" stroke-dasharray="{3}"/>').format(
-                at_x, at_y, number % 8, _DASHES[number % len(_DASHES)]
+            Markup('<path d="M{},{}h28" class="line s{}" stroke-dasharray="{}"/>').format(
+                f"{at_x:.1f}", f"{at_y:.1f}", number % 8, _DASHES[number % len(_DASHES)]
             )
         )
-        parts.append(_text(at_x + 30, at_y + 4, short(line.name), "start"))
-    parts.append(_text(12, _TOP + plot_h / 2, y_title, "middle", f'transform="rotate(-90 12 {_TOP + plot_h / 2:.0f})"'))
-    rows = (len(lines) + per_row - 1) // per_row
-    return _svg(width, base + 18 * rows, title, parts)
+        parts.append(_mark(number, at_x + 14, at_y, 3, "dot"))
+        parts.append(_text(at_x + 34, at_y + 4, short(line.name), "start"))
+        at_x += room
+    middle = _TOP + plot_h / 2
+    parts.append(_text(12, middle, y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"'))
+    told = [
+        f"{line.name} from {shown(v[0])} to {shown(v[-1])}"
+        for line in lines
+        if (v := [p[0] for p in line.points if p[0] is not None])
+    ]
+    return _svg(width, at_y + 12, title, "; ".join(told), parts)
+
+
+def interval_chart(title: str, rows: Sequence[Share]) -> Markup:
+    """Shares as bars from 0 to 100%, each with its 95% interval, and a mark at what was asked of it."""
+    width, left, height = 720, 190, 30
+    plot_w = width - left - 70
+    bottom = _TOP + height * len(rows)
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1.0):
+        x = left + plot_w * tick
+        parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
+    for i, row in enumerate(rows):
+        y, (value, low, high) = _TOP + height * i + 6, row.point
+        parts.append(_text(left - 8, y + 13, short(row.name, 26), "end"))
+        if value is None:
+            parts.append(_text(left + 4, y + 13, "no samples", "start", 'class="faint"'))
+            continue
+        parts.append(
+            Markup('<rect x="{}" y="{}" width="{}" height="18" rx="2" class="bar s{}"/>').format(
+                left, y, f"{plot_w * value:.1f}", row.colour
+            )
+        )
+        if low is not None and high is not None:
+            a, b = left + plot_w * low, left + plot_w * high
+            parts += [
+                _rule(a, y + 9, b, y + 9, "error"),
+                _rule(a, y + 5, a, y + 13, "error"),
+                _rule(b, y + 5, b, y + 13, "error"),
+            ]
+        if row.limit is not None:
+            x = left + plot_w * row.limit
+            hint = Markup("<title>limit: {}</title>").format(f"{100 * row.limit:.4g}%")
+            parts.append(
+                Markup('<path d="M{},{}v24M{},{}l-5-6h10z" class="limit">{}</path>').format(
+                    f"{x:.1f}", y - 3, f"{x:.1f}", y - 1, hint
+                )
+            )
+        parts.append(_text(width - 62, y + 13, f"{100 * value:.1f}%", "start", 'class="strong"'))
+    told = "; ".join(f"{row.name} {100 * row.point[0]:.1f}%" for row in rows if row.point[0] is not None)
+    return _svg(width, bottom + 24, title, told, parts)
 
 
 def bar_chart(title: str, rows: Sequence[tuple[str, Point, Point]]) -> Markup:
     """Horizontal pairs of bars in [0, 1], each with its interval: (name, clean, robust) from top to bottom."""
-    width, left, height = 760, 150, 30
+    width, left, height = 720, 150, 30
     plot_w = width - left - 70
     parts = []
     bottom = _TOP + height * len(rows)
@@ -156,7 +249,8 @@ def bar_chart(title: str, rows: Sequence[tuple[str, Point, Point]]) -> Markup:
         Markup('<rect x="{}" y="{}" width="12" height="10" class="bar s0"/>').format(left + 80, bottom + 26),
         _text(left + 98, bottom + 35, "robust (worst case); line: 95% interval", "start"),
     ]
-    return _svg(width, bottom + 44, title, parts)
+    told = [f"{name} {100 * robust[0]:.1f}%" for name, _, robust in rows[:5] if robust[0] is not None]
+    return _svg(width, bottom + 44, title, f"Weakest: {', '.join(told)}", parts)
 
 
 def heat_map(
@@ -164,14 +258,21 @@ def heat_map(
 ) -> Markup:
     """Cells shaded by value / largest, with the numbers in them while there is room; no value: a dash."""
     wide = len(columns) <= 14
-    cell_w, cell_h, left = (58 if wide else max(14, 840 // max(1, len(columns)))), 24, 160
-    head = 70
-    largest = max((v for row in values for v in row if v is not None), default=0.0) or 1.0
-    width, height = left + cell_w * len(columns) + 10, head + cell_h * len(rows) + 6
+    left = 20 + max((len(short(name, 22)) for name in rows), default=0) * _CHARACTER
+    head = 18 + max((len(short(name, 12)) for name in columns), default=0) * _CHARACTER * 0.72
+    cell_w, cell_h = (max(46, min(58, 800 // max(1, len(columns)))) if wide else max(14, 840 // len(columns))), 24
+    known = [
+        (v, row, column)
+        for row, line in zip(rows, values, strict=True)
+        for column, v in zip(columns, line, strict=True)
+        if v is not None
+    ]
+    largest = max((v for v, _, _ in known), default=0.0) or 1.0
+    width, height = left + cell_w * len(columns) + 0.7 * head, head + cell_h * len(rows) + 6
     parts = []
     for j, name in enumerate(columns):
         x = left + cell_w * (j + 0.5)
-        parts.append(_text(x, head - 6, short(name, 12), "start", f'transform="rotate(-45 {x:.1f} {head - 6})"'))
+        parts.append(_text(x, head - 6, short(name, 12), "start", f'transform="rotate(-45 {x:.1f} {head - 6:.1f})"'))
     for i, name in enumerate(rows):
         y = head + cell_h * i
         parts.append(_text(left - 8, y + 16, short(name, 22), "end"))
@@ -181,13 +282,16 @@ def heat_map(
             hint = Markup("<title>{} / {}: {}</title>").format(name, columns[j], text)
             parts.append(
                 Markup('<rect x="{}" y="{}" width="{}" height="{}" class="cell" fill-opacity="{}">{}</rect>').format(
-                    left + cell_w * j, y, cell_w - 1, cell_h - 1, f"{0.04 + 0.9 * share:.3f}", hint
+                    f"{left + cell_w * j:.1f}", f"{y:.1f}", cell_w - 1, cell_h - 1, f"{0.04 + 0.9 * share:.3f}", hint
                 )
             )
             if wide:
-                css = 'class="on"' if share > 0.55 else ""
+                # The shade decides between dark and light ink, and not at the same share in both colour schemes.
+                css = 'class="on"' if share > 0.85 else 'class="mid"' if share > 0.7 else ""
                 parts.append(_text(left + cell_w * (j + 0.5), y + 16, text, "middle", css))
-    return _svg(width, height, title, parts)
+    top = max(known, default=None)
+    told = "" if top is None else f"Largest: {top[0]:.{digits}f}, {top[1]} / {top[2]}"
+    return _svg(width, height, title, told, parts)
 
 
-__all__ = ["Line", "Point", "bar_chart", "heat_map", "line_chart", "short"]
+__all__ = ["Line", "Point", "Share", "bar_chart", "heat_map", "interval_chart", "line_chart", "short"]

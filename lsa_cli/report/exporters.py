@@ -1,12 +1,14 @@
 """The formats a saved report can be turned into. One function a format: report -> text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import AuditReport, write_text
-from lsa_cli.report.tables import write_csv
+from lsa_cli.report.tables import check_samples_file, write_csv, write_samples
 
 EXPORTERS: Registry[Callable[[AuditReport], str]] = Registry("exporter")
 
@@ -33,39 +35,118 @@ def to_html(report: AuditReport) -> str:
     return render(report)
 
 
-def export(report: AuditReport, files: dict[str, str], csv: str | None) -> None:
-    """Write each `files` entry (format: path) and the CSV folder; all are tried before the first failure is raised."""
-    failures: list[RunError] = []
-    for name, path in files.items():
-        try:
-            write_text(path, EXPORTERS.get(name)(report))
-        except RunError as error:
-            failures.append(error)
-    if csv is not None:
-        try:
-            write_csv(report, csv)
-        except RunError as error:
-            failures.append(error)
-    if failures:
-        raise failures[0]
+@EXPORTERS.register("junit")
+def to_junit(report: AuditReport) -> str:
+    """JUnit XML: a test case a limit, and one a class."""
+    from lsa_cli.report.junit import render
+
+    return render(report)
 
 
-def check_writable(files: dict[str, str], csv: str | None) -> None:
-    """Raises UsageError now for an output that could not be written after hours of work."""
-    for name, path in files.items():
-        target = Path(path)
-        if target.is_dir():
-            raise UsageError(f"--{name} {path} is a directory; give a file name")
-        if not target.parent.is_dir():
-            raise UsageError(f"--{name} {path}: the folder {target.parent} does not exist; make it first")
-        if not target.exists() or target.is_file():  # a device or pipe has no folder of its own to try
-            _try_writing(target.parent, f"--{name} {path}")
-    if csv is not None:
-        target = Path(csv)
-        if target.exists() and not target.is_dir():
-            raise UsageError(f"--csv {csv} is a file; give a folder, which gets one file a table")
-        existing = next((parent for parent in (target, *target.parents) if parent.exists()), Path())
-        _try_writing(existing, f"--csv {csv}")
+@EXPORTERS.register("sarif")
+def to_sarif(report: AuditReport) -> str:
+    """SARIF 2.1.0 for code-scanning pages."""
+    from lsa_cli.report.sarif import render
+
+    return render(report)
+
+
+@EXPORTERS.register("gitlab")
+def to_gitlab(report: AuditReport) -> str:
+    """GitLab code quality: what a merge request shows."""
+    from lsa_cli.report.gitlab import render
+
+    return render(report)
+
+
+@EXPORTERS.register("metrics")
+def to_metrics(report: AuditReport) -> str:
+    """OpenMetrics text for Prometheus."""
+    from lsa_cli.report.openmetrics import render
+
+    return render(report)
+
+
+@EXPORTERS.register("card")
+def to_card(report: AuditReport) -> str:
+    """A section of a Hugging Face model card, with its metadata."""
+    from lsa_cli.report.card import render
+
+    return render(report)
+
+
+@EXPORTERS.register("badge")
+def to_badge(report: AuditReport) -> str:
+    """An SVG badge with the robust accuracy."""
+    from lsa_cli.report.badge import render
+
+    return render(report)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a report is asked to go. files: path by format; csv: a folder; samples: a table of single samples."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    csv: str | None = None
+    samples: str | None = None
+
+    def paths(self) -> list[str]:
+        return [*self.files.values(), *(path for path in (self.csv, self.samples) if path is not None)]
+
+    def write(self, report: AuditReport) -> None:
+        """Write everything; all are tried before the first failure is raised as RunError."""
+        failures: list[RunError] = []
+        writers: list[Callable[[], object]] = [
+            partial(_write_file, report, name, path) for name, path in self.files.items()
+        ]
+        if self.csv is not None:
+            writers.append(partial(write_csv, report, self.csv))
+        if self.samples is not None:
+            writers.append(partial(write_samples, report, self.samples))
+        for writer in writers:
+            try:
+                writer()
+            except RunError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def check(self, inputs: Iterable[str | None] = ()) -> None:
+        """Raises UsageError now for an output that could not be written after hours of work, or would replace another
+        one or one of `inputs`."""
+        taken = {Path(path).resolve(): "is what is read here" for path in inputs if path is not None}
+        files = dict(self.files)
+        if self.samples is not None:
+            check_samples_file(self.samples)
+            files["samples"] = self.samples
+        for name, path in files.items():
+            check_writable(name, path)
+            target = Path(path).resolve()
+            if target in taken and (not target.exists() or target.is_file()):
+                raise UsageError(f"--{name} {path} {taken[target]}; give another file name")
+            taken[target] = f"is already where --{name} goes"
+        if self.csv is not None:
+            target = Path(self.csv)
+            if target.exists() and not target.is_dir():
+                raise UsageError(f"--csv {self.csv} is a file; give a folder, which gets one file a table")
+            existing = next((parent for parent in (target, *target.parents) if parent.exists()), Path())
+            _try_writing(existing, f"--csv {self.csv}")
+
+
+def _write_file(report: AuditReport, name: str, path: str) -> None:
+    write_text(path, EXPORTERS.get(name)(report))
+
+
+def check_writable(name: str, path: str) -> None:
+    """Raises UsageError when the file that --`name` asks for could not be written."""
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(f"--{name} {path} is a directory; give a file name")
+    if not target.parent.is_dir():
+        raise UsageError(f"--{name} {path}: the folder {target.parent} does not exist; make it first")
+    if not target.exists() or target.is_file():  # a device or pipe has no folder of its own to try
+        _try_writing(target.parent, f"--{name} {path}")
 
 
 def _try_writing(folder: Path, what: str) -> None:

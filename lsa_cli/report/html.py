@@ -1,65 +1,167 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
+from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lsa_cli.report.charts import Line, bar_chart, heat_map, line_chart
+from lsa_cli.report.charts import Line, Share, bar_chart, heat_map, interval_chart, line_chart
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Rate
-from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import (
+    eps_as_text,
+    interval,
+    number,
+    percent,
+    settings_text,
+    strongest,
+    weakest_first,
+)
 
 _CLASSES = 30  # more than a reader can compare; the saved report has all
 _LAYERS_IN_MAP = 60
+_ATTACKS = 8
 
 
 def render(report: AuditReport) -> str:
-    """The page as text. Every string of the report is treated as hostile."""
+    """The page as text. Every string of the report is treated as hostile, and the page's own policy lets nothing run but
+    its own script."""
     environment = Environment(
         loader=PackageLoader("lsa_cli.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(percent=percent, interval=interval, number=number, settings=settings_text)
+    environment.filters.update(
+        percent=percent, interval=interval, number=number, settings=settings_text, short=_short
+    )  # fmt: skip
     top = strongest(report)
     scanned = [outcome for outcome in report.outcomes if outcome.layers is not None]
+    script = _template("report.js")
+    mood, headline = _headline(report)
     return environment.get_template("report.html").render(
         report=report,
         name=report.subject.checkpoint.replace("\\", "/").rpartition("/")[2],
+        style=Markup(_template("report.css")),
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        sections=_sections(report, scanned),
+        mood=mood,
+        headline=headline,
         top=top,
         facts=_facts(report),
         scanned=sorted(scanned, key=lambda outcome: outcome is not top),
         classes=weakest_first(report.verdict.classes),
         shown_classes=_CLASSES,
+        share_plot=_shares(report),
         curve_plot=_curves(report),
-        layer_plot=_layer_curves(scanned),
+        layer_plots=_layer_curves(scanned),
         class_plot=_class_bars(report),
         layer_class_plot=_layer_by_class(report, top),
         confusion_plot=_confusion(report, top),
     )
 
 
+def _template(name: str) -> str:
+    return resources.files("lsa_cli.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _headline(report: AuditReport) -> tuple[str, str]:
+    """What the limits and the evidence make of the number: good, warn, bad or plain, and the sentence."""
+    if report.status != "complete":
+        return "warn", "Not complete: no verdict"
+    if report.evidence is not None and report.evidence.verdict == "invalid":
+        return "bad", "The evidence is invalid: do not quote this number"
+    broken = [gate for gate in report.gates if not gate.passed and gate.severity == "error"]
+    if broken:
+        return "bad", f"{len(broken)} of {len(report.gates)} limits {'does' if len(broken) == 1 else 'do'} not hold"
+    if report.evidence is not None and report.evidence.verdict == "doubtful":
+        return "warn", "There are reasons to doubt this number"
+    if any(not gate.passed for gate in report.gates):
+        return "warn", "The limits hold, with warnings"
+    if report.gates:
+        return "good", f"All {len(report.gates)} limits hold" if len(report.gates) > 1 else "The limit holds"
+    return "plain", "No limit was asked for"
+
+
+def _sections(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tuple[str, str]]:
+    """The page's parts that this report has: (id, title)."""
+    parts = [
+        ("verdict", "Verdict", True),
+        ("attacks", "Attacks", report.outcomes),
+        ("layers", "Layers", scanned),
+        ("classes", "Classes", report.verdict.classes),
+        ("examples", "Examples", report.examples),
+        ("facts", "What was audited", True),
+        ("reading", "How to read this", True),
+    ]
+    return [(name, title) for name, title, there in parts if there]
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
 def _point(rate: Rate) -> tuple[float | None, float | None, float | None]:
     return rate.value, rate.low, rate.high
+
+
+def _shares(report: AuditReport) -> Markup:
+    """Clean, each attack, all of them together, and the worst class, on one scale with the limits on them."""
+    limits = {gate.metric: gate.limit for gate in report.gates if gate.direction == "at least"}
+    rows = [Share("clean", _point(report.verdict.clean), 1, limits.get("clean"))]
+    rows += [
+        Share(
+            outcome.name,
+            _point(outcome.robust),
+            6,
+            limits.get(f"robust.{outcome.name}", limits.get(f"robust.{outcome.spec}")),
+        )
+        for outcome in report.outcomes
+        if outcome.kind != "noise"
+    ][:_ATTACKS]
+    if report.verdict.robust is not None:
+        rows.append(Share("robust, worst case", _point(report.verdict.robust), 0, limits.get("robust")))
+        for row in weakest_first(report.verdict.classes)[:1]:
+            limit = limits.get(f"class.{row.name}", limits.get("class.min"))
+            rows.append(Share(f"worst class: {row.name}", _point(row.robust), 0, limit))
+    return interval_chart("Accuracy with 95% intervals; triangles are limits", rows)
 
 
 def _curves(report: AuditReport) -> Markup | None:
     if not report.curves:
         return None
-    radii = [f"{point.eps:g}" for point in report.curves[0].points]
-    lines = [Line(curve.attack, [_point(point.robust) for point in curve.points]) for curve in report.curves]
-    return line_chart("Robust accuracy by radius", radii, lines, "robust accuracy", percent=True)
+    radii = sorted({point.eps for curve in report.curves for point in curve.points})
+    lines = []
+    for curve in report.curves:
+        found = {point.eps: _point(point.robust) for point in curve.points}
+        lines.append(Line(curve.attack, [found.get(eps, (None, None, None)) for eps in radii]))
+    return line_chart(
+        "Robust accuracy by radius", [eps_as_text(eps) for eps in radii], lines, "robust accuracy",
+        f"eps ({report.protocol.threat.norm})", places=radii, percent=True,
+    )  # fmt: skip
 
 
-def _layer_curves(scanned: Sequence[AttackOutcome]) -> Markup | None:
-    if not scanned or scanned[0].layers is None:
-        return None
-    names = [row.name for row in scanned[0].layers.rows]
-    lines = [
-        Line(outcome.name, [(row.mean, row.low, row.high) for row in outcome.layers.rows])
-        for outcome in scanned
-        if outcome.layers is not None
-    ]
-    return line_chart("Mean comparison measure by layer", names, lines, "mean measure")
+def _layer_curves(scanned: Sequence[AttackOutcome]) -> list[tuple[str, Markup]]:
+    """Attacks and noises apart: noises move all layers much further, and would flatten the attacks' curves."""
+    plots = []
+    for what, noise in (("Under attacks", False), ("Under noises", True)):
+        chosen = [outcome for outcome in scanned if (outcome.kind == "noise") == noise]
+        lines = [
+            Line(
+                outcome.name,
+                [(row.mean, row.low, row.high) for row in outcome.layers.rows],
+                frozenset(i for i, row in enumerate(outcome.layers.rows) if row.in_mvl),
+            )
+            for outcome in chosen
+            if outcome.layers is not None
+        ]
+        if lines and chosen[0].layers is not None:
+            names = [row.name for row in chosen[0].layers.rows]
+            plots.append(
+                (what, line_chart(f"Mean comparison measure by layer, {what.lower()}", names, lines, "mean measure"))
+            )
+    return plots
 
 
 def _class_bars(report: AuditReport) -> Markup | None:

@@ -9,7 +9,7 @@ _ROWS = 20
 def render(report: AuditReport) -> str:
     """GitHub-flavoured Markdown; long tables show their first 20 rows and say how many follow."""
     subject, verdict, protocol = report.subject, report.verdict, report.protocol
-    lines = [f"## lsa audit: {_text(subject.checkpoint.rpartition('/')[2])}", ""]
+    lines = [f"## lsa audit: {cell(subject.checkpoint.rpartition('/')[2])}", ""]
     if report.status != "complete":
         lines += [
             f"> **This audit is not complete (status: {report.status}).** It shows what was measured.",
@@ -23,31 +23,33 @@ def render(report: AuditReport) -> str:
             f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
             f"({protocol.threat.norm} {protocol.threat.text}, n = {verdict.robust.n}, upper bound); {clean}."
         )
-    lines += ["", _text(verdict.statement), ""]
+    lines += ["", cell(verdict.statement), ""]
     if report.gates:
         lines += ["| gate | limit | measured | |", "|---|---|---|---|"]
-        for gate in report.gates:
-            state = "held" if gate.passed else "**BREACHED**" if gate.measured is not None else "**NOT DECIDED**"
+        for gate in sorted(report.gates, key=lambda gate: gate.passed)[:_ROWS]:
+            state = "held" if gate.passed else f"**{gate.state.upper()}**"
+            if not gate.passed and gate.severity == "warning":
+                state += " (warning)"
             lines.append(
-                f"| {_text(gate.metric)} | {gate.direction} {gate.limit:g} | {number(gate.measured, 4)} | {state} |"
+                f"| {cell(gate.metric)} | {gate.direction} {gate.limit:g} | {number(gate.measured, 4)} | {state} |"
             )
-        lines.append("")
+        lines += _more(len(report.gates))
     for warning in report.warnings:
-        lines.append(f"> **Warning** ({warning.code}): {_text(warning.message)}")
+        lines.append(f"> **Warning** ({warning.code}): {cell(warning.message)}")
         lines.append("")
     if report.evidence is not None:
         lines += [f"**Evidence: {report.evidence.verdict}** ({len(report.evidence.checks)} checks)", ""]
-        lines += [f"> **{f.code}**: {_text(f.message)}; {_text(f.advice)}\n" for f in report.evidence.findings]
+        lines += [f"> **{f.code}**: {cell(f.message)}; {cell(f.advice)}\n" for f in report.evidence.findings]
     if report.not_run:
-        lines += [f"> **Not run**, as the time was spent: {_names(report.not_run)}", ""]
+        lines += [f"> **Not run**, as the time was spent: {names(report.not_run)}", ""]
     lines += _attacks(report)
     lines += _cascade(report)
     top = strongest(report)
     if top is not None and top.layers is not None:
         lines += [
-            f"### Layers under {_text(top.name)}",
+            f"### Layers under {cell(top.name)}",
             "",
-            f"Most vulnerable: {_names(top.layers.mvl)} ({top.layers.mvl_rule})",
+            f"Most vulnerable: {names(top.layers.mvl)} ({top.layers.mvl_rule})",
             "",
         ]
         lines += [
@@ -55,7 +57,7 @@ def render(report: AuditReport) -> str:
             "|---|--:|---|--:|--:|--:|---|",
         ]
         lines += [
-            f"| {_text(row.name)} | {number(row.mean)} | {_span(row.low, row.high)} | {number(row.gain, 2)} | "
+            f"| {cell(row.name)} | {number(row.mean)} | {_span(row.low, row.high)} | {number(row.gain, 2)} | "
             f"{number(row.amplification, 2)} | {percent(row.stability)} | {'MVL' if row.in_mvl else ''} |"
             for row in top.layers.rows[:_ROWS]
         ]
@@ -68,15 +70,15 @@ def render(report: AuditReport) -> str:
             "|---|--:|--:|--:|---|---|",
         ]
         lines += [
-            f"| {_text(row.name)} | {row.robust.n} | {percent(row.clean.value)} | {percent(row.robust.value)} | "
-            f"{interval(row.robust)} | {_text(row.target or '')} |"
+            f"| {cell(row.name)} | {row.robust.n} | {percent(row.clean.value)} | {percent(row.robust.value)} | "
+            f"{interval(row.robust)} | {cell(row.target or '')} |"
             for row in weakest_first(verdict.classes)[:_ROWS]
         ]
         lines += _more(len(verdict.classes))
     footer = (
-        f"<sub>{report.tool}, {report.created}; {_text(subject.architecture)}, sha256 {(subject.sha256 or '-')[:12]}; "
-        f"data {_text(report.data.source)}, {report.data.n} of {report.data.available} ({report.data.selection}); "
-        f"seed {protocol.seed}, {_text(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>"
+        f"<sub>{report.tool}, {report.created}; {cell(subject.architecture)}, sha256 {(subject.sha256 or '-')[:12]}; "
+        f"data {cell(report.data.source)}, {report.data.n} of {report.data.available} ({report.data.selection}); "
+        f"seed {protocol.seed}, {cell(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>"
     )
     return "\n".join([*lines, footer, ""])
 
@@ -92,9 +94,9 @@ def _attacks(report: AuditReport) -> list[str]:
     ]
     for outcome in report.outcomes:
         success = f"{percent(outcome.success.value)} of {outcome.success.n}"
-        mvl = _names(outcome.layers.mvl[:3]) if outcome.layers is not None else ""
+        mvl = names(outcome.layers.mvl[:3]) if outcome.layers is not None else ""
         lines.append(
-            f"| {_text(outcome.name)} | {_text(settings_text(outcome.settings))} | {percent(outcome.robust.value)} | "
+            f"| {cell(outcome.name)} | {cell(settings_text(outcome.settings))} | {percent(outcome.robust.value)} | "
             f"{interval(outcome.robust)} | {success} | {mvl} |"
         )
     return [*lines, ""]
@@ -108,7 +110,7 @@ def _cascade(report: AuditReport) -> list[str]:
         "| attack | settings | tried | broke | left whole | 95% interval |", "|---|---|--:|--:|--:|---|",
     ]  # fmt: skip
     lines += [
-        f"| {_text(stage.attack)} | {_text(settings_text(stage.settings))} | {stage.tried} | {stage.broke} | "
+        f"| {cell(stage.attack)} | {cell(settings_text(stage.settings))} | {stage.tried} | {stage.broke} | "
         f"{percent(stage.robust.value)} | {interval(stage.robust)} |"
         for stage in report.cascade
     ]
@@ -119,15 +121,16 @@ def _more(count: int) -> list[str]:
     return ["", f"... and {count - _ROWS} more rows in the saved report", ""] if count > _ROWS else [""]
 
 
-def _names(names: list[str]) -> str:
-    return ", ".join(_text(name) for name in names) or "-"
+def names(several: list[str]) -> str:
+    """Names from outside in a row, as `cell` makes them safe."""
+    return ", ".join(cell(name) for name in several) or "-"
 
 
 def _span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
-def _text(text: str) -> str:
+def cell(text: str) -> str:
     """Text from outside, so that it can neither break a table nor become markup."""
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
     return "".join("\\" + c if c in "\\`*_[]|#@" else c for c in escaped)

@@ -7,13 +7,16 @@ exist is null, never 0. SCHEMA_VERSION: a new minor adds fields, a new major bre
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lsa_cli.errors import RunError, UsageError, printable
 
 SCHEMA_VERSION = "1.2"
+
+# A picture inside the report itself: no file, no address, nothing that a page could fetch or run.
+Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$", max_length=40_000)]
 
 
 def _printable(value: Any) -> Any:
@@ -345,6 +348,21 @@ class Early(Row):
     )
 
 
+class Example(Row):
+    """A sample that an attack broke, as pictures of at most 64 pixels a side."""
+
+    index: int = Field(description="place in the data set")
+    label: str
+    predicted: str = Field(description="class that the network takes the perturbed input for")
+    attack: str
+    margin: float | None = Field(description="best wrong logit minus the true one")
+    distance: float | None = Field(description="size of the perturbation in the attack's norm")
+    clean: Picture
+    adversarial: Picture
+    difference: Picture = Field(description="grey where nothing changed")
+    gain: float = Field(description="what the difference is multiplied by to be seen")
+
+
 class AuditReport(Row):
     """One audit of one checkpoint."""
 
@@ -367,6 +385,7 @@ class AuditReport(Row):
     gates: list[GateResult] = []
     early: Early | None = Field(default=None, description="null for an audit of all its samples")
     samples: Samples | None = None
+    examples: list[Example] = Field(default=[], max_length=6, description="broken samples, the surest mistakes first")
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -398,6 +417,11 @@ def read_report(path: str | Path) -> AuditReport:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
     """Write through a temporary name in the same folder: readers see the old file or the whole new one.
 
     A device or pipe (/dev/stderr) is written to, never replaced; a link keeps pointing at what is written.
@@ -407,10 +431,10 @@ def write_text(path: str | Path, text: str) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8", newline="\n")
+            target.write_bytes(content)
             return
         try:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_bytes(content)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Rate, write_text
+from lsa_cli.report.schema import (
+    AttackOutcome,
+    AuditReport,
+    ClassRow,
+    Estimate,
+    Rate,
+    write_bytes,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -37,6 +45,14 @@ def interval(rate: Rate) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def eps_as_text(eps: float) -> str:
+    """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers as they are."""
+    quarters = eps * 255 * 4
+    if 0 < quarters < 512 and abs(quarters - round(quarters)) < 1e-6 and abs(eps * 100 - round(eps * 100)) > 1e-6:
+        return f"{round(quarters) / 4:g}/255"
+    return f"{eps:g}"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -190,7 +206,4 @@ def write_samples(report: AuditReport, path: str) -> None:
     if Path(path).suffix == ".csv":
         write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         return
-    try:
-        frame.convert_dtypes().to_parquet(path, index=False)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror or error}") from error
+    write_bytes(path, frame.convert_dtypes().to_parquet(None, index=False))

@@ -9,11 +9,12 @@ from torch import nn
 
 from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat
-from lsa_cli.auditing.plan import eps_as_text, make_plan
+from lsa_cli.auditing.plan import make_plan
 from lsa_cli.config import merge, settings_from
 from lsa_cli.errors import DataError, LayerError, UsageError
 from lsa_cli.models.architectures import moon_mlp
 from lsa_cli.models.checkpoint import Description, write_checkpoint
+from lsa_cli.report.tables import eps_as_text
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def plan(task, **options):
 
 
 @pytest.mark.parametrize(
-    ("eps", "text"), [(8 / 255, "8/255"), (0.3, "0.3"), (0.5, "0.5"), (1 / 255, "1/255"), (0, "0")]
+    ("eps", "text"),
+    [(8 / 255, "8/255"), (0.3, "0.3"), (0.5, "0.5"), (1 / 255, "1/255"), (0.5 / 255, "0.5/255"), (0, "0")],
 )
 def test_radii_are_written_as_people_write_them(eps, text):
     assert eps_as_text(eps) == text

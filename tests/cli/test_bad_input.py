@@ -327,7 +327,7 @@ def test_a_pickle_s_code_never_runs(refused, tmp_path):
 def test_an_interrupted_audit_leaves_what_it_measured(tmp_path, how):
     process = subprocess.Popen(
         [sys.executable, "-m", "lsa_cli", "audit", str(MNIST), "-n", "200", "--attack", "fgsm", "--attack", "pgd:steps=50000",
-         "--threads", "1", "--json", "r.json", "--html", "r.html"],
+         "--threads", "1", "--json", "r.json", "--html", "r.html", "--junit", "r.xml", "--samples", "r.parquet"],
         cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     report = tmp_path / "r.json"
@@ -342,7 +342,8 @@ def test_an_interrupted_audit_leaves_what_it_measured(tmp_path, how):
     assert content["status"] == "interrupted"
     assert [outcome["name"] for outcome in content["outcomes"]] == ["fgsm"]
     assert "not complete" in (tmp_path / "r.html").read_text()
-    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.html", "r.json.journal"}
+    assert '<error message="the audit is not complete' in (tmp_path / "r.xml").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.html", "r.xml", "r.parquet", "r.json.journal"}
 
 
 def test_a_crash_is_no_breached_gate(shell, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from lsa_cli.cli.outputs import FORMATS
 from tests.cli.conftest import ROOT
 
 SAMPLES = ROOT / "sample_models"
@@ -36,7 +37,7 @@ def test_saved_reports_are_read_without_torch(shell, tmp_path):
     saved = ROOT / "tests" / "gold" / "report.json"
     for arguments in (
         ["report", saved], ["report", saved, "--html", tmp_path / "r.html"], ["gate", saved, "--fail-under", "robust=0.9"],
-        ["compare", saved, saved], ["schema", "config"],
+        ["compare", saved, saved], ["schema", "config"], ["plot", "--help"],
     ):  # fmt: skip
         assert not imported(shell, *arguments) & {"torch", "torchvision"}
 
@@ -147,7 +148,7 @@ def test_layers_and_lists(lsa):
         "layers": ["activations", "learnable", "blocks"],
         "measures": ["relative-error", "cosine-distance", "l2"],
         "sources": ["npz", "imagefolder", "torchvision"],
-        "exporters": ["json", "md", "html"],
+        "exporters": list(FORMATS),
     }
     for kind, words in wanted.items():
         result = lsa("list", kind)
@@ -302,3 +303,51 @@ def test_ways_to_ask_for_two_things_at_once_are_refused(refused, samples):
     refused("audit", model, "--resume", says="no interrupted run")
     refused("audit", model, "--resume", "--json", "-", says="--resume needs the report file")
     refused("audit", model, "--full-on", 5, says="--full-on")
+
+
+def test_every_format_is_written_on_a_breach_and_again_from_the_saved_report(lsa, tmp_path, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output.txt"))
+    given = [word for name in FORMATS for word in (f"--{name}", f"a.{name}")]
+    result = lsa("audit", MNIST, *QUICK, "--fail-under", "robust=0.99", *given, "--samples", "a.parquet")
+    assert result.code == 1
+    assert "::error file=" in result.err
+    assert "::" not in result.out
+    assert "## lsa audit" in (tmp_path / "summary.md").read_text()
+    assert "passed=false\n" in (tmp_path / "output.txt").read_text()
+    samples = pd.read_parquet(tmp_path / "a.parquet")
+    saved = json.loads((tmp_path / "a.json").read_text())
+    assert {name: samples[name].tolist() for name in ("index", "label", "clean")} == {
+        name: saved["samples"][name] for name in ("index", "label", "clean")
+    }
+    assert len(saved["examples"]) == 6
+    again = [word for name in FORMATS for word in (f"--{name}", f"b.{name}")]
+    assert lsa("report", "a.json", *again, "--samples", "b.parquet").code == 0
+    for name in [*FORMATS, "parquet"]:
+        assert (tmp_path / f"b.{name}").read_bytes() == (tmp_path / f"a.{name}").read_bytes(), name
+    assert (tmp_path / "summary.md").read_text().count("## lsa audit") == 1  # a conversion tells GitHub when asked
+    assert "::error" in lsa("report", "a.json", "--github").err
+    assert "::error" not in lsa("audit", MNIST, *QUICK, "--fail-under", "robust=0.99", "--no-github").err
+
+
+def test_an_output_replaces_neither_another_nor_what_is_read(refused, lsa):
+    assert lsa("audit", MOON, *QUICK, "--json", "a.json").code == 0
+    refused("report", "a.json", "--junit", "a.json", says="is what is read here")
+    refused("report", "a.json", "--junit", "x", "--sarif", "x", says="already where --junit goes")
+    refused("report", "a.json", "--samples", "no/such.csv", says="does not exist")
+    refused("report", "a.json", "--badge", "-", says="only --json can go to stdout")
+
+
+def test_plots_of_saved_reports(lsa, refused, tmp_path, monkeypatch):
+    saved = ROOT / "tests" / "gold" / "report.json"
+    result = lsa("plot", saved, "--format", "pdf")
+    assert result.code == 0
+    assert result.err.startswith("lsa: 6 figures written to plots: ")
+    assert len(list((tmp_path / "plots").glob("*.pdf"))) == 6
+    refused("plot", saved, "--format", "gif", says="there are svg, png, pdf")
+    refused("plot", "no.json", says="no.json cannot be read")
+    (tmp_path / "taken").write_text("")
+    refused("plot", saved, "-o", "taken", says="cannot be made")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused("plot", saved, "-o", "new", says='pip install "lsa-cli[plot]"')

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lsa_cli.report import markdown
+from lsa_cli.report.exporters import EXPORTERS
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import AuditReport, read_report
+from lsa_cli.report.github import annotations, outputs
+from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding, read_report
 from lsa_cli.report.tables import frames, percent
 from lsa_cli.report.terminal import one_line, print_report
 from tests.report.example import example
@@ -18,7 +19,16 @@ GOLD = Path(__file__).parent.parent / "gold"
 
 def gated():
     report = example()
-    report.gates = check(report, {"robust": 0.5, "clean": 0.8, "layer.max-error": 0.9})
+    limits = {"robust": 0.5, "clean": 0.8, "layer.max-error": 0.9, "class.min": 0.3, "class.dog": 0.3}
+    report.gates = check(report, {**limits, "layer.relu2": 0.7})
+    report.gates[-1].severity = "warning"
+    report.evidence = Evidence(
+        verdict="doubtful",
+        findings=[
+            Finding(code="zero-gradient", level="doubtful", message="3 of 100 samples are flat", advice="try square")
+        ],
+        checks=[CheckMade(name="gradient", n=100, saw={"flat": 3}, findings=["zero-gradient"])],
+    )
     return report
 
 
@@ -34,11 +44,20 @@ def tables():
 
 RENDERED = {
     "report.txt": terminal,
-    "report.md": lambda: markdown.render(gated()),
+    "annotations.txt": lambda: annotations(gated()),
+    "outputs.txt": lambda: outputs(gated(), {"json": "report.json"}),
     "tables.csv": tables,
-    "report.json": lambda: gated().to_json(),
     "line.txt": lambda: one_line(gated()) + "\n",
 }
+FILES = {
+    "json": "report.json", "md": "report.md", "junit": "junit.xml", "sarif": "report.sarif", "gitlab": "gitlab.json",
+    "metrics": "metrics.txt", "card": "card.md", "badge": "badge.svg",
+}  # fmt: skip
+RENDERED |= {file: lambda name=name: EXPORTERS.get(name)(gated()) for name, file in FILES.items()}
+
+
+def test_every_format_has_a_gold_file():
+    assert set(EXPORTERS.names()) == {*FILES, "html"}  # the page is looked at in tests/test_browser.py
 
 
 @pytest.mark.parametrize("name", RENDERED)
@@ -70,7 +89,7 @@ def test_percentages_never_round_to_all_or_nothing(value, text):
 
 def test_hostile_names_break_no_table():
     report = example(names=("a|b\n<script>", "*x*[link](http://y)"))
-    text = markdown.render(report)
+    text = EXPORTERS.get("md")(report)
     assert "<script>" not in text
     assert r"a\|b" in text
     assert r"\[link\]" in text

@@ -1,0 +1,43 @@
+"""`lsa plot`: saved reports -> figures for papers and slides, without torch."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsa_cli.cli.console import note
+from lsa_cli.errors import RunError, UsageError
+
+
+def plot(
+    files: Annotated[list[str], typer.Argument(metavar="FILE.json...", help="Saved reports.", show_default=False)],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder for the figures.")] = "plots",
+    form: Annotated[str, typer.Option("--format", metavar="svg|png|pdf", help="Of the figures.")] = "svg",
+) -> None:
+    """Figures of one or several saved reports: layer and robustness curves, classes, maps, before and after.
+
+    Several reports, such as a network's before and after hardening, are also drawn into one figure. Needs matplotlib:
+    pip install "lsa-cli\\[plot]".
+    """
+    import importlib.util
+
+    from lsa_cli.report.plots import FORMATS, draw
+    from lsa_cli.report.schema import read_report, write_bytes
+
+    if form not in FORMATS:
+        raise UsageError(f"--format {form}: there are {', '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError('lsa plot needs matplotlib, which is not installed: pip install "lsa-cli[plot]"')
+    reports = [read_report(file) for file in files]
+    folder = Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {output} cannot be made: {error.strerror or error}") from error
+    written = []
+    for name, content in draw(reports, form):
+        write_bytes(folder / name, content)
+        written.append(name)
+    if not written:
+        raise RunError("the reports hold nothing to draw: no attack or noise has finished in them")
+    note(f"{len(written)} figures written to {output}: {', '.join(written)}")

@@ -1,0 +1,80 @@
+"""The report as a section of a Hugging Face model card, with the metadata that puts its numbers on the model's page."""
+
+from typing import Any
+
+import yaml
+
+from lsa_cli.report.markdown import cell, names
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.tables import interval, percent, strongest, weakest_first
+
+_CLASSES = 20
+
+
+def render(report: AuditReport) -> str:
+    """YAML between two rules, then Markdown: to be pasted into, or be, a README.md."""
+    verdict, protocol, data = report.verdict, report.protocol, report.data
+    threat = f"{protocol.threat.norm}, eps {protocol.threat.text}"
+    lines = ["## Adversarial robustness", ""]
+    if report.status != "complete":
+        lines += [f"> This audit is not complete (status: {report.status}); it shows what was measured.", ""]
+    lines += [
+        f"| on {cell(_public(data.source))} ({data.n} samples) | | 95% interval |",
+        "|---|--:|---|",
+        f"| clean accuracy | {percent(verdict.clean.value)} | {interval(verdict.clean)} |",
+    ]
+    if verdict.robust is not None:
+        lines.append(
+            f"| robust accuracy, worst of {names(verdict.attacks)} ({threat}) | {percent(verdict.robust.value)} | "
+            f"{interval(verdict.robust)} |"
+        )
+    if report.evidence is not None:
+        lines.append(f"| evidence for it ({len(report.evidence.checks)} checks) | {report.evidence.verdict} | |")
+    rows = weakest_first(verdict.classes)
+    if rows:
+        worst = rows[0]
+        lines.append(f"| worst class, {cell(worst.name)} | {percent(worst.robust.value)} | {interval(worst.robust)} |")
+    lines.append("")
+    if verdict.robust is not None:
+        lines += [
+            "Robust accuracy is an upper bound, for this threat model only: a stronger attack can find it lower.", "",
+        ]  # fmt: skip
+    if report.evidence is not None and report.evidence.findings:
+        lines += [f"- {cell(f.code)}: {cell(f.message)}; {cell(f.advice)}" for f in report.evidence.findings] + [""]
+    top = strongest(report)
+    if top is not None and top.layers is not None:
+        lines += [f"Most vulnerable layers under {cell(top.name)}: {names(top.layers.mvl)}.", ""]
+    if rows:
+        several = ", ".join(f"{cell(row.name)} {percent(row.robust.value)}" for row in rows[:_CLASSES])
+        more = f" and {len(rows) - _CLASSES} more" if len(rows) > _CLASSES else ""
+        lines += [f"Robust accuracy by class, worst first: {several}{more}.", ""]
+    lines += [f"Measured by {report.tool} on {report.created[:10]}, seed {protocol.seed}.", ""]
+    head = yaml.safe_dump(_metadata(report), sort_keys=False, allow_unicode=True, width=100)
+    return f"---\n{head}---\n\n" + "\n".join(lines)
+
+
+def _metadata(report: AuditReport) -> dict[str, Any]:
+    subject, verdict, threat = report.subject, report.verdict, report.protocol.threat
+    metrics: list[dict[str, Any]] = []
+    if verdict.clean.value is not None:
+        metrics.append({"type": "accuracy", "name": "clean accuracy", "value": verdict.clean.value})
+    if verdict.robust is not None and verdict.robust.value is not None:
+        # One metric a type, so that they do not stand in each other's place on the page.
+        name = f"robust accuracy ({threat.norm}, eps {threat.text})"
+        metrics.append({"type": "robust_accuracy", "name": name, "value": verdict.robust.value})
+    dataset = {"type": _public(report.data.source), "name": _public(report.data.source)}
+    if report.data.split:
+        dataset["split"] = report.data.split
+    file = subject.checkpoint.replace("\\", "/").rpartition("/")[2]
+    results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}]
+    return {
+        "pipeline_tag": "image-classification",
+        "tags": ["adversarial-robustness"],
+        "model-index": [{"name": file.rpartition(".")[0] or file or "model", "results": results if metrics else []}],
+    }
+
+
+def _public(source: str) -> str:
+    """A data source without the folders of the machine that it lies on: npz:/home/me/x.npz -> npz:x.npz."""
+    kind, colon, place = source.partition(":")
+    return f"{kind}{colon}{place.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}" if colon else source

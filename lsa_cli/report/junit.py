@@ -1,0 +1,106 @@
+"""The report as JUnit XML: a test case a limit, one a class, and one for the audit itself."""
+
+from xml.etree import ElementTree
+
+from lsa_cli.report.schema import AuditReport, ClassRow, GateResult
+from lsa_cli.report.tables import interval, percent
+from lsa_cli.report.terminal import one_line
+
+
+def render(report: AuditReport) -> str:
+    """XML that CI servers read. A limit of severity "warning" never fails its case: it says so in system-out."""
+    suites = ElementTree.Element("testsuites", name="lsa audit")
+    audit = _suite(suites, report, "audit", report.seconds)
+    case = _case(audit, "audit", f"{_file(report)} is audited to the end", report.seconds)
+    if report.status != "complete":
+        _say(case, "error", f"the audit is not complete (status: {report.status})", report.status)
+    ElementTree.SubElement(case, "system-out").text = _xml(
+        "\n".join([one_line(report), *(f"warning ({w.code}): {w.message}" for w in report.warnings)])
+    )
+    gates = _suite(suites, report, "gates")
+    for gate in report.gates:
+        _gate(gates, gate)
+    classes = _suite(suites, report, "classes")
+    for row in report.verdict.classes:
+        _class(classes, row, _limits_on(report, row))
+    for suite in [suites, *suites]:
+        cases = list(suite.iter("testcase"))
+        suite.set("tests", str(len(cases)))
+        for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(attribute, str(sum(found.find(tag) is not None for found in cases)))
+    suites.set("time", f"{report.seconds:.3f}")
+    ElementTree.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
+def _suite(parent: ElementTree.Element, report: AuditReport, name: str, seconds: float = 0.0) -> ElementTree.Element:
+    return ElementTree.SubElement(
+        parent, "testsuite", name=f"lsa.{name}", timestamp=_xml(report.created.partition("+")[0]),
+        time=f"{seconds:.3f}",
+    )  # fmt: skip
+
+
+def _case(suite: ElementTree.Element, group: str, name: str, seconds: float = 0.0) -> ElementTree.Element:
+    return ElementTree.SubElement(
+        suite, "testcase", classname=f"lsa.{group}", name=_xml(name), time=f"{seconds:.3f}"
+    )  # fmt: skip
+
+
+def _say(case: ElementTree.Element, tag: str, message: str, kind: str) -> None:
+    element = ElementTree.SubElement(case, tag, message=_xml(message))
+    if tag != "skipped":
+        element.set("type", kind)
+        element.text = _xml(message)
+
+
+def _gate(suite: ElementTree.Element, gate: GateResult) -> None:
+    case = _case(suite, "gate", f"{gate.metric} {gate.direction} {gate.limit:g}")
+    if gate.state == "held":
+        ElementTree.SubElement(case, "system-out").text = _xml(gate.message)
+    elif gate.severity == "error":
+        _say(case, "failure", gate.message, gate.state)
+    elif gate.state == "undecided":
+        _say(case, "skipped", gate.message, gate.state)
+    else:
+        ElementTree.SubElement(case, "system-out").text = _xml(f"warning: {gate.message}")
+
+
+def _limits_on(report: AuditReport, row: ClassRow) -> list[GateResult]:
+    """The limits that this class is held to: its own, and the one on the worst class."""
+    return [gate for gate in report.gates if gate.metric in ("class.min", f"class.{row.name}")]
+
+
+def _class(suite: ElementTree.Element, row: ClassRow, limits: list[GateResult]) -> None:
+    """Breaks with its own limit; with the one on the worst class if it is the worst, or below the limit as well."""
+    case = _case(suite, "class", row.name)
+    numbers = (
+        f"robust accuracy {percent(row.robust.value)} {interval(row.robust)} (n = {row.robust.n}), "
+        f"clean accuracy {percent(row.clean.value)}" + (f", mostly taken for {row.target}" if row.target else "")
+    )
+    if not limits:
+        _say(case, "skipped", "no limit on this class", "no limit")
+    broken = [
+        gate
+        for gate in limits
+        if not gate.passed
+        and gate.severity == "error"
+        and (
+            gate.metric != "class.min"
+            or gate.measured is None
+            or (row.robust.value is not None and row.robust.value < max(gate.limit, gate.measured + 1e-12))
+        )
+    ]
+    if broken:
+        _say(case, "failure", f"{row.name}: {numbers}; {broken[0].message}", "breached")
+    ElementTree.SubElement(case, "system-out").text = _xml(numbers)
+
+
+def _file(report: AuditReport) -> str:
+    return report.subject.checkpoint.replace("\\", "/").rpartition("/")[2]
+
+
+def _xml(text: str) -> str:
+    """Without the characters that XML 1.0 cannot hold even as references."""
+    return "".join(
+        c if c in "\t\n\r" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c > "\uffff" else "?" for c in text
+    )

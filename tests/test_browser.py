@@ -1,0 +1,153 @@
+"""The report's page in a real browser: it renders, complains of nothing, fetches nothing, sorts, prints, folds."""
+
+import io
+import re
+from itertools import pairwise
+
+import pytest
+from PIL import Image
+
+from lsa_cli.report.charts import Line, line_chart
+from lsa_cli.report.html import render
+from tests.browser import browser  # noqa: F401
+from tests.report.example import example
+from tests.report.test_formats import hostile
+from tests.report.test_gold import gated
+
+
+@pytest.fixture
+def shown(browser, tmp_path):  # noqa: F811
+    def show(report, **how):
+        file = tmp_path / "report.html"
+        file.write_text(render(report), encoding="utf-8")
+        browser.trouble.clear()
+        browser.fetched.clear()
+        browser.show_as(**how)
+        return browser.open(file)
+
+    return show
+
+
+def column(page, table, number):
+    return page.ask(
+        f"[...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[{number}].textContent.trim())"
+    )
+
+
+ATTACKS = "section[aria-labelledby=attacks] > .wide table"
+
+
+@pytest.mark.parametrize("report", [gated, hostile, lambda: example(budget=False, status="interrupted")])
+def test_it_renders_in_peace_and_fetches_nothing(shown, report):
+    page = shown(report())
+    assert page.trouble == []
+    assert [address for address in page.fetched if not address.startswith("data:")] == [page.ask("location.href")]
+    assert page.ask("document.querySelectorAll('script').length") == 1
+    assert page.ask("document.querySelector('#verdict').getBoundingClientRect().height > 0")
+    # What is drawn stays inside its drawing.
+    outside = page.ask(
+        "[...document.querySelectorAll('svg')].flatMap(s => [...s.querySelectorAll('text, rect, path, circle')].filter(e => {"
+        "const a = s.getBoundingClientRect(), b = e.getBoundingClientRect();"
+        "return b.left < a.left - 2 || b.right > a.right + 2 || b.top < a.top - 2 || b.bottom > a.bottom + 2})"
+        ".map(e => e.outerHTML))"
+    )
+    assert outside == []
+
+
+def test_tables_sort_by_a_click_and_by_the_keyboard(shown):
+    page = shown(gated())
+    assert column(page, ATTACKS, 1) == ["50.0%", "30.0%", "90.0%"]
+    page.ask(f"document.querySelector('{ATTACKS} th:nth-child(2) button').click()")
+    assert column(page, ATTACKS, 1) == ["30.0%", "50.0%", "90.0%"]
+    assert page.ask(f"document.querySelector('{ATTACKS} th:nth-child(2)').ariaSort") == "ascending"
+    page.ask(f"document.querySelector('{ATTACKS} th:nth-child(3) button').focus()")
+    page.press("Enter", 13)
+    page.press("Enter", 13)
+    assert column(page, ATTACKS, 2) == ["[85.0, 95.0]", "[45.0, 55.0]", "[25.0, 35.0]"]
+    assert page.ask(f"document.querySelectorAll('{ATTACKS} th[aria-sort]').length") == 1
+
+
+def test_the_keyboard_reaches_the_verdict_the_tables_and_the_folds(shown):
+    page = shown(gated())
+    met = []
+    for _ in range(80):
+        page.press("Tab", 9)
+        met.append(
+            page.ask(
+                "document.activeElement.tagName + ' ' + (document.activeElement.textContent || '').trim().slice(0, 30)"
+            )
+        )
+    assert met[0] == "A To the verdict"
+    assert any(entry.startswith("SUMMARY") for entry in met)
+    assert any(entry.startswith("BUTTON Accuracy") for entry in met)
+    assert page.ask(
+        "[...document.querySelectorAll('svg[role=img], img, .wide')].every(e => e.ariaLabel || e.alt)"
+    )  # what cannot be seen can be heard
+    assert page.ask("[...document.querySelectorAll('th')].every(e => e.scope)")
+    levels = page.ask("[...document.querySelectorAll('h1, h2, h3')].map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def luminance(colour):
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground_in_both_schemes(shown, scheme):
+    page = shown(gated(), scheme=scheme)
+    page_colour = page.ask("getComputedStyle(document.body).backgroundColor")
+    assert (luminance(page_colour) > 0.9) == (scheme == "light")
+    pairs = page.ask(
+        "[...document.querySelectorAll('p, span, td, th, b, summary, a, h1, h2, h3, strong')].filter(e => e.textContent.trim()).map(e => {"
+        "let ground = e; while (ground && /, 0\\)$|transparent/.test(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;"
+        "return [getComputedStyle(e).color, ground ? getComputedStyle(ground).backgroundColor : '', e.textContent.slice(0, 40)]})"
+    )
+    for ink, ground, text in pairs:
+        if ground.startswith("rgb("):  # others are a tint of the page's own colour
+            bright, dark = sorted((luminance(ink), luminance(ground)), reverse=True)
+            assert (bright + 0.05) / (dark + 0.05) >= 4.5, (text, ink, ground)
+    picture = Image.open(io.BytesIO(page.picture()))
+    assert len(picture.getcolors(1 << 24)) > 200
+
+
+def test_a_narrow_window_scrolls_tables_and_not_the_page(shown):
+    page = shown(example(names=("a-class-with-a-very-long-name-indeed", "dog")), width=380)
+    assert page.ask("document.documentElement.scrollWidth") <= 380
+
+
+def test_it_prints_unfolded_and_light(shown):
+    page = shown(gated(), scheme="dark", media="print")
+    assert luminance(page.ask("getComputedStyle(document.body).backgroundColor")) > 0.9
+    page.ask("dispatchEvent(new Event('beforeprint'))")
+    assert page.ask("[...document.querySelectorAll('details')].every(d => d.open)")
+    page.ask("dispatchEvent(new Event('afterprint'))")
+    assert page.ask("[...document.querySelectorAll('details')].every(d => !d.open)")
+    assert page.pdf().startswith(b"%PDF")
+
+
+def test_scripts_of_others_do_not_run_even_if_they_got_in(shown, browser, tmp_path):  # noqa: F811
+    shown(gated())
+    file = tmp_path / "hurt.html"
+    file.write_text(
+        render(gated()).replace(
+            "</main>", "<script>window.hurt = 1</script><img src=x onerror='window.hurt = 2'></main>"
+        )
+    )
+    browser.open(file)
+    assert browser.ask("window.hurt") is None
+
+
+def test_a_thousand_classes_stay_quick_and_small(shown):
+    page = shown(example(names=tuple(f"n{i:08d}" for i in range(1000))))
+    assert page.trouble == []
+    assert len(render(example(names=tuple(f"n{i:08d}" for i in range(1000))))) < 3_000_000
+
+
+def test_a_line_is_not_drawn_through_a_gap():
+    points = [(0.1, 0.0, 0.2), (None, None, None), (0.3, 0.2, 0.4), (0.4, None, None)]
+    drawing = line_chart("t", ["a", "b", "c", "d"], [Line("x", points)], "y")
+    assert [path.count("L") for path in re.findall(r'<path d="M([^"]*)" class="line s0"', drawing)][:2] == [0, 1]
+    assert drawing.count('class="band') == 2
