@@ -19,7 +19,7 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
-from lsa_cli.auditing import evidence
+from lsa_cli.auditing import evidence, metrics
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
 from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.observation import Observation, observe
@@ -194,6 +194,8 @@ class Run:
             self.within_budget(named.label, partial(self.one_attack, named))
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
+        if plan.metrics:
+            self.within_budget("metrics", self.measure_metrics)
         self.within_budget("evidence", self.examine, tell=False)
         self.report.status = "complete"
         self.report.gates = check(self.report, plan.limits)
@@ -545,6 +547,22 @@ class Run:
             stage, label = f"curve-{eps!r}-{named.label}", f"{named.label} curve"
             robust[rows] = ~self.gather(stage, label, plan.index[rows], passes, measure)["fooled"]
         return robust
+
+    def measure_metrics(self) -> None:
+        """The metrics asked for, on a few samples under the attack of the scan that left the fewest robust."""
+        plan = self.plan
+        assert self.report is not None
+        if not self.scanned:
+            self.report.not_run.append("metrics")
+            return
+        named = min(self.scanned, key=lambda pair: pair[1].robust.sum())[0]
+        rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(self.y))[: metrics.SAMPLES])
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows]), strict=True))
+        in_batches = zip(*(tensor.split(plan.batch_size) for tensor in (x, y, index)), strict=True)
+        x_adv = torch.cat([self.perturb(named, x, y, index, "worst")[0] for x, y, index in in_batches])
+        for name in plan.metrics:
+            found = metrics.METRICS.get(name)(plan, x, x_adv, y)
+            self.report.metrics += [row.model_copy(update={"attack": named.label}) for row in found]
 
     def examine(self) -> None:
         """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""

@@ -19,7 +19,6 @@ from lsa_cli.auditing.run import numerics, run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
 from lsa_cli.errors import RunError
-from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state

@@ -1,7 +1,7 @@
 """The report as Markdown that fits a pull-request comment: the verdict, then what explains it, tables cut short."""
 
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import interval, metric_text, number, percent, settings_text, strongest, weakest_first
 
 _ROWS = 20
 
@@ -60,6 +60,10 @@ def render(report: AuditReport) -> str:
             for row in top.layers.rows[:_ROWS]
         ]
         lines += _more(len(top.layers.rows))
+    lines += [
+        f"**{_text(metric.name)}**: {_text(metric_text(metric))}; {_text(metric.meaning)}\n"
+        for metric in report.metrics
+    ]
     if verdict.classes:
         lines += [
             "### Classes, worst first",

@@ -243,6 +243,18 @@ class Estimate(Row):
     broken: int = Field(description="of those, broken by it")
 
 
+class Metric(Row):
+    """A number that was asked for with --metrics, measured on some samples and their adversarials."""
+
+    name: str
+    n: int = Field(description="samples it was measured on")
+    value: float | None
+    unit: str
+    quantiles: dict[str, float | None] = Field(default={}, description="by share (0.5: median), or mean")
+    attack: str = Field(default="", description="the attack that made the adversarials")
+    meaning: str
+
+
 class Samples(Row):
     """One row a sample, as columns: what broke it first, when, and how far beyond the boundary."""
 
@@ -362,6 +374,7 @@ class AuditReport(Row):
     not_run: list[str] = Field(default=[], description="what the time budget left out")
     pairs: list[AttackPair] = []
     curves: list[Curve] = []
+    metrics: list[Metric] = []
     warnings: list[Warning] = []
     evidence: Evidence | None = Field(default=None, description="null where no checks were made")
     gates: list[GateResult] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Rate, write_text
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Metric, Rate, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -59,6 +59,13 @@ def estimate_text(estimate: Estimate) -> str:
     )
 
 
+def metric_text(metric: Metric) -> str:
+    """A metric in one line: "intensity 3.21 ratio (mean: 2.80, 0.5: 2.51; n = 128, pgd)"."""
+    quantiles = ", ".join(f"{share}: {number(value)}" for share, value in metric.quantiles.items())
+    about = "; ".join(part for part in (quantiles, f"n = {metric.n}, {metric.attack}") if part)
+    return f"{metric.name} {number(metric.value)} {metric.unit} ({about})"
+
+
 def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
     """Classes by robust accuracy, worst first; classes without samples last."""
     return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
@@ -78,6 +85,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
             "confusion",
             "pairs",
             "curves",
+            "metrics",
             "cascade",
             "evidence",
             "gates",
@@ -131,6 +139,11 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
             for check in report.evidence.checks
             for what, value in check.saw.items()
         ]
+    rows["metrics"] = [
+        {**metric.model_dump(exclude={"quantiles", "meaning"}), "quantile": share, "at_quantile": value}
+        for metric in report.metrics
+        for share, value in (metric.quantiles or {"": None}).items()
+    ]
     rows["gates"] = [gate.model_dump() for gate in report.gates]
     if report.samples is not None:
         columns = report.samples.model_dump()

@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report.schema import AttackOutcome, AuditReport, GateResult
-from lsa_cli.report.tables import estimate_text, interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import (
+    estimate_text,
+    interval,
+    metric_text,
+    number,
+    percent,
+    settings_text,
+    strongest,
+    weakest_first,
+)
 
 _CLASSES = 20
 _LAYERS = 40
@@ -31,6 +40,10 @@ def print_report(report: AuditReport, console: Console) -> None:
         points = "  ".join(f"{point.eps:g}: {percent(point.robust.value)}" for point in curve.points)
         console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}"))
     if report.curves:
+        console.print()
+    for metric in report.metrics:
+        console.print(Text(f"{metric_text(metric)}; {metric.meaning}"))
+    if report.metrics:
         console.print()
     for warning in report.warnings:
         console.print(Text.assemble(("Warning ", "bold yellow"), f"({warning.code}): {warning.message}"))
