@@ -72,7 +72,7 @@ def observe(
     seen: dict[str, torch.Tensor] = {}
 
     def reduce(name: str, output: torch.Tensor) -> None:
-        clean, *others = output.split(count)
+        clean, *others = output.detach().split(count)
         seen[name] = torch.stack([compare(clean, other) for other in others])
 
     with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce):
