@@ -150,6 +150,7 @@ class AuditSettings(BaseModel):
     steps: int | None = None
     step_size: Number | None = None
     restarts: int | None = None
+    noise_off: bool | None = Field(None, description="switch the learnt noise of a network off")
     metrics: Names | None = Field(None, description="further metrics, such as intensity")
     eps_grid: (
         Annotated[list[float], WithJsonSchema({"type": ["array", "number", "string"], "items": _NUMBER})] | None

@@ -45,6 +45,15 @@ class Rate(Row):
     high: float | None
 
 
+class Draws(Row):
+    """Accuracy of a network that answers by chance, over several evaluations of the same inputs."""
+
+    n: int = Field(description="evaluations")
+    mean: float
+    sd: float = Field(description="standard deviation over evaluations")
+    worst: Rate = Field(description="samples that are right in every evaluation")
+
+
 class Subject(Row):
     """The model that was audited."""
 
@@ -119,6 +128,10 @@ class LayerRow(Row):
     gain: float | None = Field(description="mean over the previous layer's mean (first: over the input's)")
     amplification: float | None = Field(description="mean over the mean under random noise of the same size")
     stability: float = Field(description="share of bootstrap resamples in which the layer is in the MVL")
+    noise_floor: float | None = Field(
+        default=None,
+        description="of a random network: mean between two clean passes, taken off before layers are ranked",
+    )
     in_mvl: bool
     undefined: int = Field(description="rows without a measure (clean output zero, or not finite)")
 
@@ -191,6 +204,7 @@ class AttackOutcome(Row):
     confusion: list[list[int]] = Field(
         description="samples right clean: true class (rows), class predicted under the attack (columns)"
     )
+    draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
     mismatches: int = Field(description="predictions that changed when re-verified in another batch size")
     discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
 
@@ -282,6 +296,8 @@ class Verdict(Row):
     classes: list[ClassRow] = Field(description="worst case over the budget attacks, by class")
     class_summary: ClassSummary | None
     statement: str
+    draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
+    clean_draws: Draws | None = Field(default=None, description="of a random network: clean is its mean")
     estimate: Estimate | None = Field(default=None, description="where the cascade met only a part of the survivors")
 
 

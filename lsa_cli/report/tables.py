@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Metric, Rate, write_text
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Draws, Estimate, Metric, Rate, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -66,6 +66,14 @@ def metric_text(metric: Metric) -> str:
     return f"{metric.name} {number(metric.value)} {metric.unit} ({about})"
 
 
+def draws_text(draws: Draws) -> str:
+    """Of a random network: that a number is a mean, and how the evaluations differ."""
+    return (
+        f"mean of {draws.n} evaluations of a random network, sd {100 * draws.sd:.1f} points; right in every one: "
+        f"{percent(draws.worst.value)}"
+    )
+
+
 def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
     """Classes by robust accuracy, worst first; classes without samples last."""
     return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
@@ -101,6 +109,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
                 "settings": settings_text(outcome.settings),
                 **_spread("robust", outcome.robust),
                 **_spread("success", outcome.success),
+                **({} if outcome.draws is None else {"draws_sd": outcome.draws.sd, "worst": outcome.draws.worst.value}),
                 **{f"distance_{k}": v for k, v in outcome.distance.model_dump().items()},
                 "seconds": outcome.seconds,
             }
