@@ -185,7 +185,7 @@ class SelfGradientBody(nn.Module):
         with torch.enable_grad(), tap(self.network, self.places, show):
             scores = find_logits(self.network(x))
             logits = F.pad(scores, (1, 0)) if scores.shape[-1] == 1 else scores  # one output z is the logits (0, z)
-            loss = F.cross_entropy(logits.float(), logits.detach().argmax(1), reduction="sum")
+            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
         if len(hidden) < len(self.places):
             missed = next(name for name in self.places if name not in hidden)
             raise CheckpointError(f"the network feeds gradients into {missed}, and did not run that layer")
