@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from lsa_cli.report.charts import Line, bar_chart, heat_map, line_chart
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Rate
-from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import draws_text, interval, number, percent, settings_text, strongest, weakest_first
 
 _CLASSES = 30  # more than a reader can compare; the saved report has all
 _LAYERS_IN_MAP = 60
@@ -30,6 +30,7 @@ def render(report: AuditReport) -> str:
         scanned=sorted(scanned, key=lambda outcome: outcome is not top),
         classes=weakest_first(report.verdict.classes),
         shown_classes=_CLASSES,
+        draws=draws_text,
         curve_plot=_curves(report),
         layer_plot=_layer_curves(scanned),
         class_plot=_class_bars(report),
