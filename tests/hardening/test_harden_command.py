@@ -85,8 +85,8 @@ def test_the_table_says_what_was_bought_and_what_it_cost(hardened):
 
 @pytest.mark.parametrize("method", ["learn2perturb:base=fgsm", "self-gradient"])
 def test_methods_with_surgery_leave_a_file_that_is_audited_like_any_other(method, lsa):  # noqa: F811
-    audited = ("--attack", "fgsm", "--noise", "none", "--threads", 1, "-n", 60)
-    result = lsa("harden", MOON, "-o", "hard.pt", "--method", method, "--epochs", 1, *audited)
+    audited = ("--attack", "fgsm", "--attack", "pgd", "--noise", "none", "--threads", 1, "-n", 60)
+    result = lsa("harden", MOON, "-o", "hard.pt", "--method", method, "--epochs", 1, "--threads", 1, "-n", 60)
     assert result.code == 0, result.err
     said = read_checkpoint("hard.pt").description
     assert [surgery["kind"] for surgery in said.surgery] == ["noise" if "learn" in method else "self-gradient"]
