@@ -82,7 +82,7 @@ class Learn2Perturb(Hardening):
 
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
         noise = _noise(model)
-        noise.on = batch.progress >= _NOISE_FROM
+        noise.on, noise.keyed = batch.progress >= _NOISE_FROM, False
         for _ in range(self.made.updates):
             if noise.on:
                 penalty = self.penalty(noise, batch.progress)
@@ -115,7 +115,8 @@ class Learn2Perturb(Hardening):
         return (clean + self.made.losses(model(x_adv), clean_logits, batch.y)) / 2, x_adv
 
     def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
-        _noise(model).on = True
+        noise = _noise(model)
+        noise.on = noise.keyed = True
 
     def state(self) -> dict[str, Any]:
         return self.made.state()

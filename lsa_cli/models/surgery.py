@@ -87,9 +87,10 @@ class NoiseBody(nn.Module):
     """A network with learnt Gaussian noise at the inputs of some layers; see the hardening method learn2perturb.
 
     scales: one a place, of the shape that a sample has there, (C, H, W) or (D,). The input a becomes a + scale * n with
-    n from N(0, I), in training and in use; on: noise can be switched off. shared: one n for all samples of a batch, as
+    n from N(0, I), in training and in use; on: noise can be switched off. keyed: inside an attack or an audit each sample
+    draws from its own stream of random numbers, which costs more than torch's generator; training does without. shared: one n for all samples of a batch, as
     the official code has it, and not one for each (our choice: then what a sample is answered does not hang on its
-    neighbours, and inside an attack or an audit each draws from its own stream of random numbers).
+    neighbours).
     """
 
     def __init__(self, network: nn.Module, sites: Sites, shared: bool, initial: float = 0.25) -> None:
@@ -97,7 +98,7 @@ class NoiseBody(nn.Module):
         self.network = network
         self.places = {name: number for number, name in enumerate(sites)}
         self.scales = nn.ParameterList(torch.full(shape, initial) for shape in sites.values())
-        self.shared, self.on = shared, True
+        self.shared, self.on, self.keyed = shared, True, True
 
     def forward(self, x: torch.Tensor) -> Any:
         if not self.on:
@@ -124,7 +125,7 @@ class NoiseBody(nn.Module):
     def _normal(self, given: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) or (1, ...), float32
         if self.shared:
             return torch.randn(1, *given.shape[1:], device=given.device)
-        if belongs_to(given):
+        if self.keyed and belongs_to(given):
             return normal_like(given.detach().float())
         return torch.randn(given.shape, device=given.device)
 
