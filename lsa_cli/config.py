@@ -150,6 +150,8 @@ class AuditSettings(BaseModel):
     steps: int | None = None
     step_size: Number | None = None
     restarts: int | None = None
+    noise_off: bool | None = Field(None, description="switch the learnt noise of a network off")
+    metrics: Names | None = Field(None, description="further metrics, such as intensity")
     eps_grid: (
         Annotated[list[float], WithJsonSchema({"type": ["array", "number", "string"], "items": _NUMBER})] | None
     ) = Field(None, description="radii of the robustness curve")
@@ -182,6 +184,11 @@ class AuditSettings(BaseModel):
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("eps_grid", mode="before")
     @classmethod

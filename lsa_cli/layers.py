@@ -91,22 +91,32 @@ def first_tensor(output: Any) -> torch.Tensor | None:
 
 
 class _FunctionalCalls(TorchFunctionMode):
-    """Sees the activation functions that a module's code calls itself."""
+    """Sees the activation functions that a module's code calls itself: their outputs, or what they are given."""
 
-    def __init__(self, seen: Callable[[str, Any], Any]) -> None:
+    def __init__(self, seen: Callable[[str, Any], Any], inputs: bool) -> None:
         super().__init__()
-        self._seen = seen
+        self._seen, self._inputs = seen, inputs
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
         name = _ACTIVATION_CALLS.get(func)
-        return output if name is None else self._seen(name, output)
+        if name is not None and self._inputs and args:
+            args = (self._replaced(func, name, args[0]), *args[1:])
+        output = func(*args, **(kwargs or {}))
+        return output if name is None or self._inputs else self._seen(name, output)
+
+    def _replaced(self, func: Any, name: str, tensor: Any) -> Any:
+        found = self._seen(name, tensor)
+        if found is not tensor and getattr(func, "__name__", "").endswith("_"):
+            return tensor.copy_(found)  # in place: whoever called may go on with its own tensor
+        return found
 
 
 @contextmanager
-def tap(network: nn.Module, names: Collection[str] | None, visit: Visit) -> Iterator[None]:
+def tap(network: nn.Module, names: Collection[str] | None, visit: Visit, *, inputs: bool = False) -> Iterator[None]:
     """Within: each time a layer of `names` (None: every layer) runs, visit(name, output); a tensor returned
     replaces the output. Nothing is stored: an in-place operation that follows cannot spoil what was seen.
+
+    inputs: visit(name, input) before the layer runs, and a tensor returned replaces its first argument.
 
     All hooks are gone at the end, also after an error.
     """
@@ -126,7 +136,9 @@ def tap(network: nn.Module, names: Collection[str] | None, visit: Visit) -> Iter
         if replacement is None:
             return output
         if tensor is not output:
-            raise LayerError(f"the output of {numbered} is no plain tensor and cannot be replaced")
+            raise LayerError(
+                f"the {'input' if inputs else 'output'} of {numbered} is no plain tensor and cannot be replaced"
+            )
         return replacement
 
     def functional_call(function: str, output: Any) -> Any:
@@ -158,9 +170,13 @@ def tap(network: nn.Module, names: Collection[str] | None, visit: Visit) -> Iter
                 def after(_module: nn.Module, _args: Any, output: Any, path: str = path) -> Any:
                     return meet(path, output)
 
-                stack.callback(module.register_forward_hook(after).remove)
+                def before(_module: nn.Module, args: Any, path: str = path) -> Any:
+                    return (meet(path, args[0]), *args[1:]) if args else args
+
+                hook = module.register_forward_pre_hook(before) if inputs else module.register_forward_hook(after)
+                stack.callback(hook.remove)
         if functional:
-            stack.enter_context(_FunctionalCalls(functional_call))
+            stack.enter_context(_FunctionalCalls(functional_call, inputs))
         yield
 
 

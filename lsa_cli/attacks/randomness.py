@@ -100,6 +100,12 @@ def uniform_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) in (0
     return ((bits.float() + 0.5) / (1 << 24)).clamp_max(1 - 2**-24).reshape(x.shape).to(x.dtype)
 
 
+def belongs_to(x: torch.Tensor) -> bool:
+    """Whether there are draws here with one row for each sample of x (N, ...)."""
+    draws = _current.get()
+    return draws is not None and len(draws.keys) == len(x)
+
+
 def normal_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
     """Independent standard normal numbers, shaped and placed like `x`."""
     return torch.special.ndtri(uniform_like(x))

@@ -60,6 +60,10 @@ class LayerScan:
     def select(self, rows: np.ndarray) -> "LayerScan":
         return LayerScan(self.names, self.values[rows], self.yardstick[rows], self.input_error[rows])
 
+    def less(self, floor: np.ndarray) -> "LayerScan":
+        """With the measure of each layer lowered by floor (L,)."""
+        return LayerScan(self.names, self.values - floor, self.yardstick, self.input_error)
+
     def means(self) -> np.ndarray:  # (L,)
         return _mean(self.values)
 

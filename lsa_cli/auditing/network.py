@@ -30,6 +30,7 @@ from lsa_cli.layers import Layer, find_layers
 from lsa_cli.models.checkpoint import Checkpoint, Description, read_checkpoint
 from lsa_cli.models.classifier import Classifier, find_logits, parse_input_range, parse_normalize, rescaled
 from lsa_cli.models.loading import Loaded, Say, load_network
+from lsa_cli.models.surgery import NoiseBody
 from lsa_cli.registry import load_python_file
 from lsa_cli.report.schema import Warning
 
@@ -132,11 +133,22 @@ def open_network(
     loaded = load_network(
         checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
     )  # fmt: skip
+    if settings.noise_off:
+        _switch_noise_off(loaded)
     return _with_data(target, checkpoint, loaded, settings, origin, data, device)
 
 
+def _switch_noise_off(loaded: Loaded) -> None:
+    noisy = [module for module in loaded.body.modules() if isinstance(module, NoiseBody)]
+    if not noisy:
+        raise UsageError("--noise-off switches off the noise of learn2perturb, and this network has none")
+    for module in noisy:
+        module.on = False
+    loaded.notes.append("the learnt noise in the network was switched off (--noise-off); in use it is on")
+
+
 def _in_memory(network: nn.Module, settings: AuditSettings, device: torch.device) -> Loaded:
-    for option in ("weights", "trust_code", "arch"):
+    for option in ("weights", "trust_code", "arch", "noise_off"):
         if getattr(settings, option) is not None:
             raise UsageError(f"{option} is for checkpoint files; this network is already in memory")
     # It is not moved under its owner's hands: on another device a copy is audited.

@@ -1,6 +1,7 @@
 """Observation: what one look at clean and perturbed inputs tells, per sample. No representation is kept."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.attacks.threat import Threat
+from lsa_cli.auditing.draws import draw
 from lsa_cli.layers import tap
 from lsa_cli.measures import Measure
 from lsa_cli.models.classifier import Classifier, predicted_class
@@ -22,6 +24,7 @@ class Observation:
     distance (N,), within (N,): size of the perturbation in the threat's norm; whether it obeys the budget.
     layers (R, L): comparison measure, R = N rows (R = 1 for a batch taken as one); NaN where undefined.
     yardstick (R, L): the same for random noise of the same size, NaN if there is none.
+    noise_floor (R, L): the same for a second clean pass of a random network, NaN if that is not asked for.
     input_error (R,): the measure on the inputs themselves.
     """
 
@@ -31,6 +34,7 @@ class Observation:
     within: np.ndarray
     layers: np.ndarray
     yardstick: np.ndarray
+    noise_floor: np.ndarray
     input_error: np.ndarray
 
     @staticmethod
@@ -50,9 +54,10 @@ def observe(
     *,
     seed: int = 0,
     with_yardstick: bool = True,
+    with_floor: bool = False,
     whole_batch: bool = False,
 ) -> Observation:
-    """One pass without gradients over [x, x_adv, x + noise as large as x_adv - x], each (N, ...).
+    """One pass without gradients over [x, x_adv, x + noise as large as x_adv - x, x once more], each (N, ...).
 
     Each layer is reduced to one number a sample while it runs, so the memory is that of one layer. Valid in
     evaluation mode, which is set and restored. whole_batch: one ratio for the batch tensor, as the authors'
@@ -60,10 +65,14 @@ def observe(
     """
     count = len(x)
     distance = threat.distance(x_adv, x)
-    inputs = [x, x_adv]
+    inputs, kinds = [x, x_adv], [0]
     if with_yardstick:
         with per_sample(seed, index.to(x.device), "yardstick"):
             inputs.append(threat.random_direction(x, distance))
+            kinds.append(1)
+    if with_floor:
+        inputs.append(x)
+        kinds.append(2)
 
     def compare(clean: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (R,)
         clean, moved = clean.float(), moved.float()
@@ -72,15 +81,18 @@ def observe(
     seen: dict[str, torch.Tensor] = {}
 
     def reduce(name: str, output: torch.Tensor) -> None:
-        clean, *others = output.split(count)
+        clean, *others = output.detach().split(count)
         seen[name] = torch.stack([compare(clean, other) for other in others])
 
-    with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce):
+    # Of a random network every row draws for itself: noise that clean and perturbed input share would not show.
+    rows_of_all = torch.cat([index + (number << 40) for number in range(len(inputs))]).to(x.device)
+    chance = draw(seed, rows_of_all, 0) if with_floor else nullcontext()
+    with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce), chance:
         logits = classifier(torch.cat(inputs))
     rows = 1 if whole_batch else count
-    values = torch.full((2, rows, len(layers)), torch.nan, device=x.device)
+    values = torch.full((3, rows, len(layers)), torch.nan, device=x.device)
     for position, name in enumerate(layers):
-        values[: len(inputs) - 1, :, position] = seen[name]
+        values[kinds, :, position] = seen[name]
     # An infinite measure comes from an infinite activation: it has no mean, so it counts as undefined.
     values = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
     return Observation(
@@ -90,5 +102,6 @@ def observe(
         within=threat.contains(x_adv, x).cpu().numpy(),
         layers=values[0],
         yardstick=values[1],
+        noise_floor=values[2],
         input_error=compare(x, x_adv).double().cpu().numpy(),
     )

@@ -88,8 +88,14 @@ def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
     names = [layer.name for layer in plan.layers]
     order = np.arange(len(seen.layers)) if plan.whole_batch else seen.index
     scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, order)
-    found = scan.most_vulnerable(plan.rule)
+    floor = LayerScan.from_rows(names, seen.noise_floor, seen.noise_floor, seen.input_error, order).means()
+    # What a random network moves by itself is no vulnerability: layers are ranked by what is above it.
+    ranking_floor = np.nan_to_num(floor)
+    ranked = scan.less(ranking_floor)
+    found = ranked.most_vulnerable(plan.rule)
     low, high, stability = scan.bootstrap(plan.rule, plan.seed)
+    if ranking_floor.any():
+        stability = ranked.bootstrap(plan.rule, plan.seed)[2]
     means, deviations, undefined = scan.means(), scan.deviations(), scan.undefined()
     amplification, gains = scan.amplification(), scan.gains()
     rows = [
@@ -104,6 +110,7 @@ def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
             gain=finite(gains[i]),
             amplification=finite(amplification[i]),
             stability=float(stability[i]),
+            noise_floor=finite(floor[i]),
             in_mvl=i in found.positions,
             undefined=int(undefined[i]),
         )
@@ -116,13 +123,17 @@ def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
         table = np.stack([part.means() for part in parts], axis=1)  # (L, K)
         by_class = [[finite(value) for value in row] for row in table]
         mvl_by_class = [
-            [names[p] for p in part.most_vulnerable(plan.rule).positions] if len(part.values) else [] for part in parts
+            [names[p] for p in part.less(ranking_floor).most_vulnerable(plan.rule).positions]
+            if len(part.values)
+            else []
+            for part in parts
         ]
     input_error = scan.input_error[~np.isnan(scan.input_error)]
     return LayerAnalysis(
         rows=rows,
         mvl=[names[position] for position in found.positions],
-        mvl_rule=rule_in_words(plan.rule, found.passed),
+        mvl_rule=rule_in_words(plan.rule, found.passed)
+        + ("; of means above the noise floor" if ranking_floor.any() else ""),
         mu=finite(found.mu),
         sigma=finite(found.sigma),
         observations=len(scan.values),

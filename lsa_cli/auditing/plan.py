@@ -14,6 +14,7 @@ from lsa_cli.attacks import ATTACKS, CORRUPTIONS, NOISES, Attack, Threat, make_t
 from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.layer_scan import MvlRule
+from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers, usable_cores
 from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, stratified_subset
@@ -77,6 +78,7 @@ class AuditPlan:
     full_on: int | None
     noises: tuple[Named, ...]
     eps_grid: tuple[float, ...]
+    metrics: tuple[str, ...]
     layers: tuple[Layer, ...]
     selectors: tuple[str, ...]
     last_layer: Layer | None
@@ -140,6 +142,8 @@ def make_plan(
     grid = tuple(sorted(set(settings.eps_grid or ())))
     if grid and not attacks:
         raise UsageError("--eps-grid needs an attack to draw the curve with")
+    if settings.metrics and not attacks:
+        raise UsageError("--metrics compares clean with adversarial inputs, and no attack makes any; name one")
     for eps in grid:
         make_threat(threat.norm, eps, network.bounds)
     return AuditPlan(
@@ -158,6 +162,7 @@ def make_plan(
         full_on=settings.full_on,
         noises=noises,
         eps_grid=grid,
+        metrics=tuple(dict.fromkeys(settings.metrics or ())),
         layers=tuple(chosen),
         selectors=selectors,
         last_layer=weighted[-1] if weighted else None,
@@ -224,6 +229,8 @@ def _resolve_names(settings: AuditSettings) -> None:
         for spec in specs or []:
             if spec != "none":
                 registry.get(parse_spec(spec, registry.noun)[0])
+    for name in settings.metrics or []:
+        METRICS.get(name)
     if settings.norm is not None:
         make_threat(settings.norm, 0)
 

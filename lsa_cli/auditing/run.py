@@ -19,8 +19,9 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
-from lsa_cli.auditing import evidence, examples
+from lsa_cli.auditing import evidence, examples, metrics
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
+from lsa_cli.auditing.draws import DRAWS, draw, mean_rate, random_network, spread, verdict_over_draws
 from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
@@ -46,6 +47,7 @@ Progress = Callable[[str, float, float], None]  # what is running, work done, wo
 # Work in units of one forward + input-gradient pass over one sample; a forward pass is about a third of it.
 _FORWARD = 0.35
 _LOOK = 4 * _FORWARD  # clean, adversarial and yardstick in one pass, and the verification
+_ASKED_TWICE = 32  # samples by which a random network is told before anything else
 _USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, for progress and estimates
 
 
@@ -164,6 +166,10 @@ class Run:
         self.done, self.total = 0.0, total_work(plan)
         self.y = plan.labels[plan.index]
         self.clean: np.ndarray | None = None
+        self.is_random = False
+        self.wrong = self.fooled = np.zeros(
+            (0, DRAWS), dtype=bool
+        )  # in each draw of a random network; clean, by any attack
         self.gradient_warnings: list[Warning] = []
         self.logits_check: list[evidence.Checked] = []
         self.report: AuditReport | None = None
@@ -181,8 +187,10 @@ class Run:
 
     def everything(self) -> AuditReport:
         plan = self.plan
+        self.is_random = self.answers_by_chance()
         self.clean = self.clean_pass()
-        if plan.fast and (plan.attacks or plan.cascade):
+        # A twin is told by its answers, which of a random network say nothing: such a network is attacked as it is.
+        if plan.fast and (plan.attacks or plan.cascade) and not self.is_random:
             self.twin = self.find_twin()
         self.report = self.first_report()
         self.update("running")
@@ -196,6 +204,8 @@ class Run:
             self.within_budget(named.label, partial(self.one_attack, named))
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
+        if plan.metrics:
+            self.within_budget("metrics", self.measure_metrics)
         self.within_budget("evidence", self.examine, tell=False)
         if self.scanned:
             self.within_budget("examples", self.show, tell=False)
@@ -228,7 +238,8 @@ class Run:
             met = [*self.scanned, *self.cascaded]
             self.report.status = status  # type: ignore[assignment]
             self.report.seconds = round(time.monotonic() - self.began, 3)
-            self.report.verdict = verdict_of(self.plan, self.clean, met, self.estimate)
+            verdict = verdict_of(self.plan, self.clean, met, self.estimate)
+            self.report.verdict = verdict_over_draws(verdict, self.wrong, self.fooled) if self.is_random else verdict
             self.report.pairs = compare_attacks([(n.label, d) for n, d in self.scanned], len(self.plan.class_names))
             self.report.samples = self.record.rows(self.plan.index, self.y, self.clean) if met else None
             if status in ("interrupted", "failed"):
@@ -322,9 +333,24 @@ class Run:
         done = [self.in_parts(measure, (x, y, index)) for x, y, index in parts]
         return {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
 
-    def predict(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, K)
-        with torch.no_grad(), undisturbed(self.plan.classifier):
+    def predict(self, x: torch.Tensor, index: torch.Tensor, number: int = 0) -> torch.Tensor:  # (N, ...) -> (N, K)
+        """number: of the draw, where the network is random."""
+        with torch.no_grad(), undisturbed(self.plan.classifier), draw(self.plan.seed, index, number):
             return self.plan.classifier(x)
+
+    def wrong_by_draw(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
+        """Of a random network (N, R) bool, for each draw whether it is wrong; of another nothing."""
+        if not self.is_random:
+            return {}
+        wrong = [predicted_class(self.predict(x, index, number)) != y for number in range(DRAWS)]
+        return {"wrong": torch.stack(wrong, 1).cpu().numpy()}
+
+    def answers_by_chance(self) -> bool:
+        rows = self.plan.index[: min(_ASKED_TWICE, self.plan.batch_size)]
+        x, y, index = next(iter(self.inputs(rows, self.plan.batch_size)))
+        probe = evidence.Probe(self.plan.classifier, x, y, index, self.plan.threat, self.plan.seed, len(rows))
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            return bool(evidence.random_forward(probe).findings)
 
     def clean_pass(self) -> np.ndarray:
         plan = self.plan
@@ -332,12 +358,14 @@ class Run:
         attacked = bool(plan.attacks or plan.cascade)
 
         def measure(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
-            arrays = {"logits": self.predict(x).cpu().numpy()}
+            arrays = {"logits": self.predict(x, index).cpu().numpy(), **self.wrong_by_draw(x, y, index)}
             if attacked:
                 arrays["blind"] = evidence.without_gradient(plan.classifier, x, y).numpy()
             return arrays
 
         found = self.gather("clean", "clean accuracy", plan.index, _FORWARD + attacked, measure)
+        if self.is_random:
+            self.wrong, self.fooled = found["wrong"], np.zeros_like(found["wrong"])
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
         self.logits_check = [evidence.refuse_useless_logits(logits, raw, source)]
@@ -359,9 +387,12 @@ class Run:
             x_adv, look, finite, verified, margins = self.perturb(named, x, y, index, "worst")
             seen = observe(
                 plan.classifier, self.names, plan.measure, threat, x, x_adv, index,
-                seed=plan.seed, with_yardstick=kind != "noise", whole_batch=plan.whole_batch,
+                seed=plan.seed, with_yardstick=kind != "noise", with_floor=self.is_random, whole_batch=plan.whole_batch,
             )  # fmt: skip
-            return {**vars(seen), "verified": verified, "margin": margins, "look": look, "finite": finite}
+            return {
+                **vars(seen), "verified": verified, "margin": margins, "look": look, "finite": finite,
+                **self.wrong_by_draw(x_adv, y, index),
+            }  # fmt: skip
 
         stage = f"attack-{[*plan.attacks, *plan.noises].index(named)}-{named.label}"
         found = self.gather(stage, named.label, plan.index, named.attack.passes + _LOOK, measure)
@@ -379,8 +410,15 @@ class Run:
         if kind == "minimal":
             self.nearest[named.label] = (verified != self.y, seen.distance)
         outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
+        if self.is_random:
+            fooled = found["wrong"] & counted[:, None]
+            outcome.draws, outcome.robust = spread(self.wrong | fooled), mean_rate(self.wrong | fooled)
+            if kind != "noise":
+                self.fooled |= fooled
         report.outcomes.append(outcome)
-        report.warnings += _attack_warnings(named, mismatches, counted, found["finite"], verified)
+        report.warnings += _attack_warnings(
+            named, 0 if self.is_random else mismatches, counted, found["finite"], verified
+        )
         report.warnings += _layer_warnings(outcome)
         outcome.discarded += broken_numbers
 
@@ -398,7 +436,7 @@ class Run:
             within, distance = threat.contains(x_adv, x), threat.distance(x_adv, x)
             return {
                 "verified": verified, "margin": margins, "look": look, "within": within.cpu().numpy(),
-                "distance": distance.double().cpu().numpy(), "finite": finite,
+                "distance": distance.double().cpu().numpy(), "finite": finite, **self.wrong_by_draw(x_adv, y, index),
             }  # fmt: skip
 
         adversarial, counted = self.clean.copy(), np.zeros(len(self.y), dtype=bool)
@@ -406,6 +444,8 @@ class Run:
             stage = f"cascade-{position}-{named.label}"
             found = self.gather(stage, named.label, plan.index[rows], named.attack.passes, measure)
             adversarial[rows], counted[rows] = found["verified"], found["within"]
+            if self.is_random:
+                self.fooled[rows] |= found["wrong"] & found["within"][:, None]
         diagnosis = ClassDiagnosis(self.y, self.clean, adversarial, counted)
         self.cascaded.append((named, diagnosis))
         if len(rows):
@@ -457,12 +497,13 @@ class Run:
         self.record.note(named.label, diagnosis.broken[rows], rows, look, reached, distance)
         ran, found_at = np.zeros(len(self.y), dtype=bool), np.zeros(len(self.y), dtype=np.int64)
         ran[rows], found_at[rows] = True, look
+        # Of a random network a sample that broke in one pass and holds in the next is chance, no loss of the attack.
         threat = getattr(named.attack, "threat", self.plan.threat)
         self.measured.append(
             evidence.Measured(
                 label=named.label, role=evidence.role_of(named.name), budget=f"{threat.norm} {threat.eps:g}",
                 y=self.y, clean=diagnosis.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
-                found_at=found_at if found_at.any() else None, ran=ran,
+                found_at=found_at if found_at.any() and not self.is_random else None, ran=ran,
             )
         )  # fmt: skip
 
@@ -481,7 +522,7 @@ class Run:
         Where the twin was broken and the network itself is not, the attack is run again, on the network itself.
         """
         x_adv, look, finite = self.perturb_on(self.twin.model, named, x, y, index, goal)
-        verified, margins = self.verify(x_adv, y)
+        verified, margins = self.verify(x_adv, y, index)
         if not self.twin.is_original:
             again = torch.from_numpy((look > 0) & (margins <= 0)).to(x.device)
             rows = again.nonzero().flatten()
@@ -489,7 +530,7 @@ class Run:
                 redone = self.perturb_on(self.plan.classifier, named, x[rows], y[rows], index[rows], goal)
                 x_adv[rows], kept = redone[0], rows.cpu().numpy()
                 look[kept], finite[kept] = redone[1:]
-                verified[kept], margins[kept] = self.verify(redone[0], y[rows])
+                verified[kept], margins[kept] = self.verify(redone[0], y[rows], index[rows])
         return x_adv, look, finite, verified, margins
 
     def perturb_on(
@@ -503,10 +544,10 @@ class Run:
         x_adv = torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x_adv, x)
         return x_adv, look.cpu().numpy(), finite.cpu().numpy()
 
-    def verify(self, x_adv: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def verify(self, x_adv: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Classes and margins in float32, in batches of another size than the attack used: the verdict."""
         size = max(1, len(x_adv) // 2 + 1)
-        logits = torch.cat([self.predict(part) for part in x_adv.split(size)])
+        logits = torch.cat([self.predict(*part) for part in zip(x_adv.split(size), index.split(size), strict=True)])
         return predicted_class(logits).cpu().numpy(), margin(logits, y).double().cpu().numpy()
 
     # ---- curves and evidence ---------------------------------------------------------------------------
@@ -551,6 +592,23 @@ class Run:
             robust[rows] = ~self.gather(stage, label, plan.index[rows], passes, measure)["fooled"]
         return robust
 
+    def measure_metrics(self) -> None:
+        """The metrics asked for, on a few samples under the attack of the scan that left the fewest robust."""
+        plan = self.plan
+        assert self.report is not None
+        if not self.scanned:
+            self.report.not_run.append("metrics")
+            return
+        named = min(self.scanned, key=lambda pair: pair[1].robust.sum())[0]
+        rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(self.y))[: metrics.SAMPLES])
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
+        in_batches = zip(*(tensor.split(plan.batch_size) for tensor in (x, y, index)), strict=True)
+        x_adv = torch.cat([self.perturb(named, x, y, index, "worst")[0] for x, y, index in in_batches])
+        for name in plan.metrics:
+            with draw(plan.seed, index, 0):
+                found = metrics.METRICS.get(name)(plan, x, x_adv, y)
+            self.report.metrics += [row.model_copy(update={"attack": named.label}) for row in found]
+
     def examine(self) -> None:
         """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""
         plan = self.plan
@@ -584,7 +642,7 @@ class Run:
         named, diagnosis = next((n, d) for n, d in self.scanned if n.label == top.name)
         rows = np.sort(examples.surest_mistakes(diagnosis.broken, self.margins[top.name], self.y))
         threat: Threat = getattr(named.attack, "threat", plan.threat)
-        for x, y, index in self.inputs(plan.index[rows]) if len(rows) else ():
+        for x, y, index in self.inputs(plan.index[rows], plan.batch_size) if len(rows) else ():
             if not examples.are_pictures(x):
                 return
             x_adv, _, _, predicted, margins = self.perturb(named, x, y, index, "worst")
@@ -602,12 +660,13 @@ class Run:
     def first_report(self) -> AuditReport:
         plan = self.plan
         assert self.clean is not None
-        verdict = verdict_of(plan, self.clean, [])
+        verdict, met = verdict_of(plan, self.clean, []), [*plan.attacks, *plan.cascade]
         claimed = _claimed_accuracy(plan.checkpoint)
         warnings = [
             *plan.warnings,
             *evidence.clean_accuracy(verdict.clean, len(plan.class_names), claimed),
             *self.gradient_warnings,
+            *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if self.is_random else []),
         ]
         return AuditReport(
             tool=f"lsa {__version__}",

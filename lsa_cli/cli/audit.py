@@ -111,6 +111,22 @@ def audit(
             metavar="E,E,...", help="Radii of a robustness curve and its R&G score.", rich_help_panel="Attack"
         ),
     ] = None,
+    noise_off: Annotated[
+        bool,
+        typer.Option(
+            "--noise-off",
+            help="Audit without the noise that learn2perturb put into the network.",
+            rich_help_panel="Model",
+        ),
+    ] = False,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Further metrics on a few samples, see `lsa list audit-metrics`: intensity. Repeatable.",
+            rich_help_panel="Attack",
+        ),
+    ] = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(
@@ -253,7 +269,7 @@ def audit(
             "attack": attack, "noise": noise, "corruption": corruption, "preset": _preset(quick, full),
             "full_on": full_on, "budget": budget,
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
-            "eps_grid": eps_grid, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
+            "eps_grid": eps_grid, "metrics": _split(metrics), "noise_off": noise_off or None, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
             "fast": False if no_fast else None,
             "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under or [], fail_on) or None,
@@ -311,8 +327,8 @@ def audit(
         raise typer.Exit(EXIT_GATE)
 
 
-def _split(layers: list[str] | None) -> list[str] | None:
-    return None if layers is None else [name.strip() for entry in layers for name in entry.split(",") if name.strip()]
+def _split(entries: list[str] | None) -> list[str] | None:
+    return None if entries is None else [name.strip() for entry in entries for name in entry.split(",") if name.strip()]
 
 
 def _preset(quick: bool, full: bool) -> str | None:

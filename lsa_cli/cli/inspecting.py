@@ -17,6 +17,7 @@ _KINDS = (
     "corruptions",
     "layers",
     "measures",
+    "audit-metrics",
     "sources",
     "exporters",
     "methods",
@@ -75,7 +76,7 @@ def list_names(
     kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
     plugin: o.Plugin = None,
 ) -> None:
-    """List attacks, noises, corruptions, layer selectors, measures, data sources, exporters, hardening methods or bases.
+    """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, exporters, hardening methods or bases.
 
     And the metrics that a limit can name.
     """
@@ -109,9 +110,10 @@ def _registry(kind: str) -> Any:
         "corruptions": ("attacks", "CORRUPTIONS"),
         "layers": ("layers", "SELECTORS"),
         "measures": ("measures", "MEASURES"),
-        "methods": ("hardening.adversarial_training", "HARDENINGS"),
+        "methods": ("hardening", "HARDENINGS"),
         "bases": ("hardening.bases", "BASES"),
         "sources": ("data", "DATA_SOURCES"),
+        "audit-metrics": ("auditing.metrics", "METRICS"),
         "exporters": ("report.exporters", "EXPORTERS"),
     }[kind]
     return getattr(import_module(f"lsa_cli.{module}"), name)

@@ -21,7 +21,7 @@ class Task:
     """What is known before training starts.
 
     threat, steps, step_size: of the training attack. layers: names of the flagged layers, most vulnerable first.
-    gammas: weight of each of them. attack_mode: the mode the network is in while it is attacked, eval or train.
+    gammas: weight of each of them. attack_mode: the mode the network is in while it is attacked, eval or train. input_shape: of one sample.
     """
 
     threat: Threat
@@ -36,6 +36,7 @@ class Task:
     awp: float
     classes: int
     samples: int
+    input_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

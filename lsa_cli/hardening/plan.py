@@ -60,7 +60,7 @@ class HardenPlan:
 
     @property
     def needs_layers(self) -> bool:
-        return self.regularizes or self.train_only_flagged
+        return self.regularizes or self.train_only_flagged or self.options.get("sites") == "mvl"
 
     def task(self, layers: tuple[str, ...]) -> Task:
         return Task(
@@ -68,7 +68,7 @@ class HardenPlan:
             gammas=gammas(self.gamma, layers) if self.regularizes else (), measure=self.audit.measure,
             detach_clean=self.detach_clean, attack_mode=self.attack_mode,
             label_smoothing=self.recipe.label_smoothing, awp=self.recipe.awp, classes=self.network.classes,
-            samples=len(self.train),
+            samples=len(self.train), input_shape=self.network.input_shape,
         )  # fmt: skip
 
     def make_method(self, layers: tuple[str, ...]) -> Hardening:
@@ -135,7 +135,7 @@ def make_harden_plan(
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
         method=method, options=options, layers=chosen,
-        hold=own.hold or ("last" if own.top_k is None else "mvl"), top_k=own.top_k,
+        hold=own.hold or ("last" if own.top_k is None and options.get("sites") != "mvl" else "mvl"), top_k=own.top_k,
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
         freeze=tuple(own.freeze or ()), train_only_flagged=own.train_only == "flagged",

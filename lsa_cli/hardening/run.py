@@ -19,7 +19,6 @@ from lsa_cli.auditing.run import numerics, run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
 from lsa_cli.errors import RunError
-from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state
@@ -234,6 +233,9 @@ def _trained(
 ) -> Trained:
     network = plan.network
     torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
+    # Surgery renames parameters: what is frozen is held by itself, and what surgery adds moves.
+    moving = plan.trainable(layers)
+    frozen = {id(parameter) for name, parameter in network.classifier.named_parameters() if name not in moving}
     method.prepare(network.classifier)
     if distributed.world() > 1 and network.device.type == "cuda":
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(network.classifier)
@@ -242,9 +244,10 @@ def _trained(
             "BatchNorm normalises by each rank's part of a batch, since SyncBatchNorm needs CUDA; running statistics are "
             "averaged over ranks after every epoch, and the result differs from that of one process"
         )
+    trainable = frozenset(name for name, p in network.classifier.named_parameters() if id(p) not in frozen)
     job = Job(
         network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
-        plan.trainable(layers), network.device, plan.audit.seed, files.state, _identity(plan, layers), resume,
+        trainable, network.device, plan.audit.seed, files.state, _identity(plan, layers), resume,
     )  # fmt: skip
     say(
         f"training: {plan.method}, {plan.recipe.epochs} epochs of {len(plan.train)} samples, "

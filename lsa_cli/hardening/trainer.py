@@ -129,7 +129,7 @@ class _Training:
         self.step = 0
         self.history: list[EpochResult] = []
         self.sums: dict[str, float] = {}
-        self.counted = 0
+        self.counted: dict[str, int] = {}
         self.spent = 0.0
         self.best = self.weights()
         self.best_epoch, self.best_robust = 0, -1.0
@@ -154,7 +154,7 @@ class _Training:
         epoch, done = divmod(self.step, self.per_epoch)
         if done == 0:
             self.method.begin_epoch(epoch + 1)
-            self.sums, self.counted, self.spent = {}, 0, 0.0
+            self.sums, self.counted, self.spent = {}, {}, 0.0
         began = time.monotonic()
         self.training_mode()
         for batch, count in self.epoch_batches(epoch, done):
@@ -224,10 +224,10 @@ class _Training:
 
     def note(self, loss: torch.Tensor, count: int) -> None:
         """Add to the sums of the epoch's log."""
-        self.counted += count
         found = {"loss": loss.detach() * count} | {name: part.sum() for name, part in self.method.parts.items()}
         for name, value in found.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counted[name] = self.counted.get(name, 0) + count
         if not self.history and distributed.anywhere(not math.isfinite(self.sums["loss"])):
             raise RunError(
                 f"the loss is not finite at step {self.step + 1}, in the first epoch; use a smaller --lr, a longer "
@@ -246,7 +246,7 @@ class _Training:
 
     def finish_epoch(self, epoch: int) -> None:
         job, recipe = self.job, self.recipe
-        sums, counted = self.summed()
+        means = self.means()
         self.average_statistics()
         judged = self.judged_model()
         fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
@@ -254,7 +254,7 @@ class _Training:
         _, under_pgd = self.diagnose(judged, robust)
         self.method.end_epoch(under_pgd)
         result = EpochResult(
-            epoch, sums.pop("loss") / counted, {name: value / counted for name, value in sums.items()},
+            epoch, means.pop("loss"), means,
             clean, float(under_fgsm.robust.mean()), float(under_pgd.robust.mean()),
             warmed_up(epoch / recipe.epochs, recipe.warmup), self.rate, round(self.spent, 3),
         )  # fmt: skip
@@ -270,11 +270,14 @@ class _Training:
     def rate(self) -> float:
         return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
 
-    def summed(self) -> tuple[dict[str, float], int]:
-        """The epoch's sums and samples over all ranks."""
+    def means(self) -> dict[str, float]:
+        """Of the epoch's losses and their parts over all ranks, each over the updates in which it was."""
         gathered = distributed.gather_objects((self.sums, self.counted))
         names = list(dict.fromkeys(name for sums, _ in gathered for name in sums))
-        return {n: sum(sums.get(n, 0.0) for sums, _ in gathered) for n in names}, sum(count for _, count in gathered)
+        return {
+            n: sum(sums.get(n, 0.0) for sums, _ in gathered) / sum(counted.get(n, 0) for _, counted in gathered)
+            for n in names
+        }
 
     def average_statistics(self) -> None:
         """Running statistics of layers that normalise by batch become the mean over ranks; so does their average."""

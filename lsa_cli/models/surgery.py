@@ -4,13 +4,17 @@ A surgery is plain values, {"kind": NAME, ...}, in the order in which they were 
 network after all of them. Nothing here is needed for training alone.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from lsa_cli.attacks.randomness import belongs_to, normal_like
 from lsa_cli.errors import CheckpointError, LsaError
+from lsa_cli.layers import tap
 from lsa_cli.registry import Registry
 
 Surgery = Callable[..., nn.Module]  # (body, **options) -> body
@@ -50,3 +54,154 @@ class OffsetBody(nn.Module):
 def logit_offset(body: nn.Module, classes: int) -> nn.Module:
     """A per-class offset behind the network."""
     return OffsetBody(body, int(classes))
+
+
+# ---- what acts at places inside a network --------------------------------------------------------------
+
+Sites = dict[str, tuple[int, ...]]  # names of layers as `lsa layers` has them -> the shape of one sample there
+_MOST_NUMBERS = 10**8  # that surgery may add: VGG-19 at 224 x 224 with noise at every activation has 13 million
+
+
+def _checked(network: nn.Module, sites: Mapping[str, Sequence[int]]) -> Sites:
+    """Raises CheckpointError for places that the network does not have or that nothing could fill."""
+    found = {str(name): tuple(int(size) for size in shape) for name, shape in sites.items()}
+    modules = dict(network.named_modules())
+    if not found:
+        raise CheckpointError("it names no layers")
+    for name, shape in found.items():
+        if name.partition("#")[0].partition(":")[0] not in modules:
+            raise CheckpointError(f"the network has no layer {name}")
+        if not shape or min(shape) < 1:
+            raise CheckpointError(f"layer {name} cannot have the shape {shape}")
+    return found
+
+
+def _refuse_enormous(numbers: int) -> None:
+    if numbers > _MOST_NUMBERS:
+        raise CheckpointError(
+            f"it would add {numbers:,} numbers to the network, more than the {_MOST_NUMBERS:,} allowed"
+        )
+
+
+class NoiseBody(nn.Module):
+    """A network with learnt Gaussian noise at the inputs of some layers; see the hardening method learn2perturb.
+
+    scales: one a place, of the shape that a sample has there, (C, H, W) or (D,). The input a becomes a + scale * n with
+    n from N(0, I), in training and in use; on: noise can be switched off. keyed: inside an attack or an audit each sample
+    draws from its own stream of random numbers, which costs more than torch's generator; training does without. shared: one n for all samples of a batch, as
+    the official code has it, and not one for each (our choice: then what a sample is answered does not hang on its
+    neighbours).
+    """
+
+    def __init__(self, network: nn.Module, sites: Sites, shared: bool, initial: float = 0.25) -> None:
+        super().__init__()
+        self.network = network
+        self.places = {name: number for number, name in enumerate(sites)}
+        self.scales = nn.ParameterList(torch.full(shape, initial) for shape in sites.values())
+        self.shared, self.on, self.keyed = shared, True, True
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if not self.on:
+            return self.network(x)
+        met: set[str] = set()
+
+        def perturb(name: str, given: torch.Tensor) -> torch.Tensor:
+            scale = self.scales[self.places[name]]
+            if given.shape[1:] != scale.shape:
+                raise CheckpointError(
+                    f"the noise at {name} has shape {tuple(scale.shape)} and the network has {tuple(given.shape[1:])} "
+                    "there; give images of the size that it was trained with (--input-size)"
+                )
+            met.add(name)
+            return (given + scale * self._normal(given)).to(given.dtype)
+
+        with tap(self.network, self.places, perturb, inputs=True):
+            output = self.network(x)
+        if len(met) < len(self.places):
+            missed = next(name for name in self.places if name not in met)
+            raise CheckpointError(f"the network has noise at {missed}, and did not run that layer")
+        return output
+
+    def _normal(self, given: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) or (1, ...), float32
+        if self.shared:
+            return torch.randn(1, *given.shape[1:], device=given.device)
+        if self.keyed and belongs_to(given):
+            return normal_like(given.detach().float())
+        return torch.randn(given.shape, device=given.device)
+
+
+@SURGERIES.register("noise")
+def noise(body: nn.Module, sites: Mapping[str, Sequence[int]], shared: bool = False) -> nn.Module:
+    """Learnt noise at the inputs of the layers `sites`."""
+    checked = _checked(body, sites)
+    _refuse_enormous(sum(math.prod(shape) for shape in checked.values()))
+    return NoiseBody(body, checked, bool(shared))
+
+
+class SelfGradientBody(nn.Module):
+    """A network that runs twice: the second pass feeds the gradient of the first back into hidden layers.
+
+    Our reading of arXiv 2011.09364, whose abstract says no more than that the architecture taps its own gradient flow:
+    pass 1 gives h_l and s = CE(f(x), argmax f(x)), the loss of the network's own prediction; u_l = ds/dh_l, of length 1
+    for each sample; pass 2 has h_l + A_l u_l in the place of h_l. A_l: a 1 x 1 convolution for (C, H, W), otherwise a
+    linear map of the last dimension, zero at first, so that the wrapped network starts equal to the one within.
+
+    Where gradients are enabled u_l keeps its graph, so attacks and training differentiate through both passes (second
+    order); in use under no_grad only the gradient within is taken. In training mode both passes move BatchNorm's
+    statistics and draw their own dropout.
+    """
+
+    def __init__(self, network: nn.Module, sites: Sites) -> None:
+        super().__init__()
+        self.network = network
+        self.places = {name: number for number, name in enumerate(sites)}
+        self.maps = nn.ModuleList(
+            nn.Conv2d(shape[0], shape[0], 1, bias=False) if len(shape) == 3 else nn.Linear(shape[-1], shape[-1], bias=False)
+            for shape in sites.values()
+        )  # fmt: skip
+        for part in self.maps:
+            nn.init.zeros_(part.weight)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        fed = self._gradients(x)
+
+        def feed(name: str, output: torch.Tensor) -> torch.Tensor:
+            return output + self.maps[self.places[name]](fed[name].to(output.dtype))
+
+        with tap(self.network, self.places, feed):
+            return self.network(x)
+
+    def _gradients(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """u_l of pass 1, (N, ...) each; with their graph where gradients are enabled outside."""
+        from lsa_cli.models.classifier import find_logits
+
+        keeps_graph = torch.is_grad_enabled()
+        hidden: dict[str, torch.Tensor] = {}
+
+        def show(name: str, output: torch.Tensor) -> torch.Tensor:
+            # Frozen weights and a constant input leave no graph: then it starts here.
+            hidden[name] = output if output.requires_grad else output.detach().requires_grad_(True)
+            return hidden[name].clone()  # what follows may work in place
+
+        with torch.enable_grad(), tap(self.network, self.places, show):
+            scores = find_logits(self.network(x))
+            logits = F.pad(scores, (1, 0)) if scores.shape[-1] == 1 else scores  # one output z is the logits (0, z)
+            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+        if len(hidden) < len(self.places):
+            missed = next(name for name in self.places if name not in hidden)
+            raise CheckpointError(f"the network feeds gradients into {missed}, and did not run that layer")
+        found = torch.autograd.grad(loss, list(hidden.values()), create_graph=keeps_graph, materialize_grads=True)
+        return {name: _of_length_one(gradient) for name, gradient in zip(hidden, found, strict=True)}
+
+
+def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
+    size = gradient.flatten(1).norm(dim=1).reshape(-1, *[1] * (gradient.ndim - 1))
+    return gradient / (size + 1e-12)
+
+
+@SURGERIES.register("self-gradient")
+def self_gradient(body: nn.Module, sites: Mapping[str, Sequence[int]]) -> nn.Module:
+    """The network's own gradient, fed back into the layers `sites`."""
+    checked = _checked(body, sites)
+    _refuse_enormous(sum((shape[0] if len(shape) == 3 else shape[-1]) ** 2 for shape in checked.values()))
+    return SelfGradientBody(body, checked)

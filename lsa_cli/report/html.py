@@ -11,6 +11,7 @@ from markupsafe import Markup
 from lsa_cli.report.charts import Line, Share, bar_chart, heat_map, interval_chart, line_chart
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Rate
 from lsa_cli.report.tables import (
+    draws_text,
     eps_as_text,
     interval,
     number,
@@ -54,6 +55,7 @@ def render(report: AuditReport) -> str:
         classes=weakest_first(report.verdict.classes),
         shown_classes=_CLASSES,
         share_plot=_shares(report),
+        draws=draws_text,
         curve_plot=_curves(report),
         layer_plots=_layer_curves(scanned),
         class_plot=_class_bars(report),

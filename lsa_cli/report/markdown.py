@@ -1,7 +1,16 @@
 """The report as Markdown that fits a pull-request comment: the verdict, then what explains it, tables cut short."""
 
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import (
+    draws_text,
+    interval,
+    metric_text,
+    number,
+    percent,
+    settings_text,
+    strongest,
+    weakest_first,
+)
 
 _ROWS = 20
 
@@ -23,6 +32,8 @@ def render(report: AuditReport) -> str:
             f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
             f"({protocol.threat.norm} {protocol.threat.text}, n = {verdict.robust.n}, upper bound); {clean}."
         )
+    if verdict.draws is not None:
+        lines.append(f"\n{draws_text(verdict.draws)}.")
     lines += ["", cell(verdict.statement), ""]
     if report.gates:
         lines += ["| gate | limit | measured | |", "|---|---|---|---|"]
@@ -62,6 +73,9 @@ def render(report: AuditReport) -> str:
             for row in top.layers.rows[:_ROWS]
         ]
         lines += _more(len(top.layers.rows))
+    lines += [
+        f"**{cell(metric.name)}**: {cell(metric_text(metric))}; {cell(metric.meaning)}\n" for metric in report.metrics
+    ]
     if verdict.classes:
         lines += [
             "### Classes, worst first",

@@ -48,6 +48,15 @@ class Rate(Row):
     high: float | None
 
 
+class Draws(Row):
+    """Accuracy of a network that answers by chance, over several evaluations of the same inputs."""
+
+    n: int = Field(description="evaluations")
+    mean: float
+    sd: float = Field(description="standard deviation over evaluations")
+    worst: Rate = Field(description="samples that are right in every evaluation")
+
+
 class Subject(Row):
     """The model that was audited."""
 
@@ -122,6 +131,10 @@ class LayerRow(Row):
     gain: float | None = Field(description="mean over the previous layer's mean (first: over the input's)")
     amplification: float | None = Field(description="mean over the mean under random noise of the same size")
     stability: float = Field(description="share of bootstrap resamples in which the layer is in the MVL")
+    noise_floor: float | None = Field(
+        default=None,
+        description="of a random network: mean between two clean passes, taken off before layers are ranked",
+    )
     in_mvl: bool
     undefined: int = Field(description="rows without a measure (clean output zero, or not finite)")
 
@@ -194,6 +207,7 @@ class AttackOutcome(Row):
     confusion: list[list[int]] = Field(
         description="samples right clean: true class (rows), class predicted under the attack (columns)"
     )
+    draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
     mismatches: int = Field(description="predictions that changed when re-verified in another batch size")
     discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
 
@@ -246,6 +260,18 @@ class Estimate(Row):
     broken: int = Field(description="of those, broken by it")
 
 
+class Metric(Row):
+    """A number that was asked for with --metrics, measured on some samples and their adversarials."""
+
+    name: str
+    n: int = Field(description="samples it was measured on")
+    value: float | None
+    unit: str
+    quantiles: dict[str, float | None] = Field(default={}, description="by share (0.5: median), or mean")
+    attack: str = Field(default="", description="the attack that made the adversarials")
+    meaning: str
+
+
 class Samples(Row):
     """One row a sample, as columns: what broke it first, when, and how far beyond the boundary."""
 
@@ -273,6 +299,8 @@ class Verdict(Row):
     classes: list[ClassRow] = Field(description="worst case over the budget attacks, by class")
     class_summary: ClassSummary | None
     statement: str
+    draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
+    clean_draws: Draws | None = Field(default=None, description="of a random network: clean is its mean")
     estimate: Estimate | None = Field(default=None, description="where the cascade met only a part of the survivors")
 
 
@@ -380,6 +408,7 @@ class AuditReport(Row):
     not_run: list[str] = Field(default=[], description="what the time budget left out")
     pairs: list[AttackPair] = []
     curves: list[Curve] = []
+    metrics: list[Metric] = []
     warnings: list[Warning] = []
     evidence: Evidence | None = Field(default=None, description="null where no checks were made")
     gates: list[GateResult] = []

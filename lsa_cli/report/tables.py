@@ -10,7 +10,9 @@ from lsa_cli.report.schema import (
     AttackOutcome,
     AuditReport,
     ClassRow,
+    Draws,
     Estimate,
+    Metric,
     Rate,
     write_bytes,
     write_text,
@@ -75,6 +77,21 @@ def estimate_text(estimate: Estimate) -> str:
     )
 
 
+def metric_text(metric: Metric) -> str:
+    """A metric in one line: "intensity 3.21 ratio (mean: 2.80, 0.5: 2.51; n = 128, pgd)"."""
+    quantiles = ", ".join(f"{share}: {number(value)}" for share, value in metric.quantiles.items())
+    about = "; ".join(part for part in (quantiles, f"n = {metric.n}, {metric.attack}") if part)
+    return f"{metric.name} {number(metric.value)} {metric.unit} ({about})"
+
+
+def draws_text(draws: Draws) -> str:
+    """Of a random network: that a number is a mean, and how the evaluations differ."""
+    return (
+        f"mean of {draws.n} evaluations of a random network, sd {100 * draws.sd:.1f} points; right in every one: "
+        f"{percent(draws.worst.value)}"
+    )
+
+
 def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
     """Classes by robust accuracy, worst first; classes without samples last."""
     return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
@@ -94,6 +111,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
             "confusion",
             "pairs",
             "curves",
+            "metrics",
             "cascade",
             "evidence",
             "gates",
@@ -109,6 +127,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
                 "settings": settings_text(outcome.settings),
                 **_spread("robust", outcome.robust),
                 **_spread("success", outcome.success),
+                **({} if outcome.draws is None else {"draws_sd": outcome.draws.sd, "worst": outcome.draws.worst.value}),
                 **{f"distance_{k}": v for k, v in outcome.distance.model_dump().items()},
                 "seconds": outcome.seconds,
             }
@@ -147,6 +166,11 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
             for check in report.evidence.checks
             for what, value in check.saw.items()
         ]
+    rows["metrics"] = [
+        {**metric.model_dump(exclude={"quantiles", "meaning"}), "quantile": share, "at_quantile": value}
+        for metric in report.metrics
+        for share, value in (metric.quantiles or {"": None}).items()
+    ]
     rows["gates"] = [gate.model_dump() for gate in report.gates]
     if report.samples is not None:
         columns = report.samples.model_dump()

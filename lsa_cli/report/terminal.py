@@ -11,7 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report.schema import AttackOutcome, AuditReport, GateResult
-from lsa_cli.report.tables import estimate_text, interval, number, percent, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import (
+    draws_text,
+    estimate_text,
+    interval,
+    metric_text,
+    number,
+    percent,
+    settings_text,
+    strongest,
+    weakest_first,
+)
 
 _CLASSES = 20
 _LAYERS = 40
@@ -31,6 +41,10 @@ def print_report(report: AuditReport, console: Console) -> None:
         points = "  ".join(f"{point.eps:g}: {percent(point.robust.value)}" for point in curve.points)
         console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}"))
     if report.curves:
+        console.print()
+    for metric in report.metrics:
+        console.print(Text(f"{metric_text(metric)}; {metric.meaning}"))
+    if report.metrics:
         console.print()
     for warning in report.warnings:
         console.print(Text.assemble(("Warning ", "bold yellow"), f"({warning.code}): {warning.message}"))
@@ -104,9 +118,13 @@ def _verdict(report: AuditReport) -> RenderableType:
         grid.add_row(Text("robust accuracy", style="bold"), text)
     else:
         grid.add_row("robust accuracy", Text(verdict.statement))
+    if verdict.draws is not None:
+        grid.add_row("", Text(draws_text(verdict.draws)))
     if verdict.estimate is not None:
         grid.add_row("full cascade", Text(estimate_text(verdict.estimate)))
     grid.add_row("clean accuracy", Text(f"{percent(verdict.clean.value)} {interval(verdict.clean)}"))
+    if verdict.clean_draws is not None:
+        grid.add_row("", Text(draws_text(verdict.clean_draws)))
     if verdict.class_summary is not None and verdict.class_summary.worst_class is not None:
         worst = next(row for row in verdict.classes if row.name == verdict.class_summary.worst_class)
         grid.add_row(
@@ -278,6 +296,11 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
     notes = [
         f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {layers.observations} samples; {layers.mvl_rule}"
     ]
+    floors = [f"{row.name} {number(row.noise_floor)}" for row in rows if row.noise_floor is not None]
+    if floors:
+        notes.append(
+            f"noise floor (clean against clean again), taken off before layers are ranked: {', '.join(floors)}"
+        )
     if hidden:
         notes.append(f"{hidden} layers with smaller means are in the saved report")
     return _titled(

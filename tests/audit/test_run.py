@@ -284,7 +284,7 @@ def test_a_network_that_rolls_dice_is_told(task):
 
     report = audit(Dice(), data=(x, y), eps=0.05, attack="fgsm", noise="none", layers="body.*", threads=1)
     assert report.outcomes[0].mismatches > 0
-    assert "verdict-mismatch" in [warning.code for warning in report.warnings]
+    assert "random-network" in [warning.code for warning in report.warnings]
 
 
 def test_a_layer_that_sleeps_on_clean_inputs_has_no_measure_and_is_told():

@@ -83,6 +83,24 @@ def test_the_table_says_what_was_bought_and_what_it_cost(hardened):
         assert "worse: clean fell" in text
 
 
+@pytest.mark.parametrize("method", ["learn2perturb:base=fgsm", "self-gradient"])
+def test_methods_with_surgery_leave_a_file_that_is_audited_like_any_other(method, lsa):  # noqa: F811
+    audited = ("--attack", "fgsm", "--attack", "pgd", "--noise", "none", "--threads", 1, "-n", 60)
+    result = lsa("harden", MOON, "-o", "hard.pt", "--method", method, "--epochs", 1, "--threads", 1, "-n", 60)
+    assert result.code == 0, result.err
+    said = read_checkpoint("hard.pt").description
+    assert [surgery["kind"] for surgery in said.surgery] == ["noise" if "learn" in method else "self-gradient"]
+    assert lsa("audit", "hard.pt", *audited, "--json", "own.json").code == 0
+    own, after = read_report("own.json"), read_report("hard.after.json")
+    assert own.verdict == after.verdict
+    assert (own.verdict.draws is not None) == ("learn" in method)
+    if own.verdict.draws is not None:
+        assert lsa("audit", "hard.pt", *audited, "--noise-off", "--json", "off.json").code == 0
+        off = read_report("off.json")
+        assert off.verdict.draws is None
+        assert "switched off" in "; ".join(off.subject.notes)
+
+
 def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F811
     from lsa_cli.hardening import trainer
 

@@ -1,8 +1,11 @@
 """Surgery that a checkpoint names: done before its weights are put in, and refused in one sentence where it cannot be."""
 
+import copy
+
 import pytest
 import torch
 
+from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.network import open_network
 from lsa_cli.config import settings_from
 from lsa_cli.errors import CheckpointError
@@ -45,5 +48,174 @@ def test_an_offset_is_added_behind_the_network(tmp_path, samples):
 )
 def test_surgery_that_cannot_be_done_is_refused(tmp_path, samples, surgery, says):
     path, _ = written(tmp_path, samples, surgery, build_architecture("lsa:moon-mlp", {}))
+    with pytest.raises(CheckpointError, match=says):
+        open_network(path, settings_from({}), {})
+
+
+# ---- noise and gradients inside ------------------------------------------------------------------------
+
+
+class Functional(torch.nn.Module):
+    """Calls its activations itself: once as a function, once in place and without taking what is returned."""
+
+    def forward(self, x):
+        x = torch.nn.functional.relu(2 * x)
+        x = x - 0.5
+        x.relu_()
+        return x
+
+
+def smooth(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.ELU(), torch.nn.Linear(6, 5), torch.nn.Softplus(), torch.nn.Linear(5, 3)
+    )
+
+
+def with_scale(body, surgery, value):
+    noisy = operate(body, [surgery])
+    with torch.no_grad():
+        for scale in noisy.scales:
+            scale.fill_(value)
+    return noisy
+
+
+def test_noise_is_added_before_the_layer():
+    body = torch.nn.Sequential(torch.nn.ReLU())
+    noisy = with_scale(body, {"kind": "noise", "sites": {"0": [3]}}, 0.5)
+    x = torch.full((2, 3), 0.2)
+    torch.manual_seed(1)
+    found = noisy(x)
+    torch.manual_seed(1)
+    assert torch.equal(found, torch.relu(x + 0.5 * torch.randn(2, 3)))
+    noisy.on = False
+    assert torch.equal(noisy(x), x)
+
+
+def test_noise_before_functions():
+    noisy = with_scale(Functional(), {"kind": "noise", "sites": {":relu": [2], ":relu#2": [2]}}, 0.3)
+    x = torch.rand(5, 2)
+    torch.manual_seed(1)
+    found = noisy(x)
+    torch.manual_seed(1)
+    first, second = torch.randn(5, 2), torch.randn(5, 2)
+    assert torch.equal(found, torch.relu(torch.relu(2 * x + 0.3 * first) - 0.5 + 0.3 * second))
+
+
+def test_shared_noise_is_one_for_the_batch_and_own_noise_belongs_to_the_sample():
+    x = torch.zeros(4, 3)
+    shared = with_scale(
+        torch.nn.Sequential(torch.nn.Tanh()), {"kind": "noise", "sites": {"0": [3]}, "shared": True}, 1.0
+    )
+    assert torch.equal(*shared(x)[:2])
+    own = with_scale(torch.nn.Sequential(torch.nn.Tanh()), {"kind": "noise", "sites": {"0": [3]}}, 1.0)
+    assert not torch.equal(*own(x)[:2])
+    with per_sample(0, torch.tensor([7, 2, 9, 4]), "test"):
+        together = own(x)
+    with per_sample(0, torch.tensor([9]), "test"):
+        alone = own(x[:1])
+    assert torch.equal(together[2], alone[0])
+
+
+def test_the_noise_scale_gets_its_gradient():
+    noisy = with_scale(
+        torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()), {"kind": "noise", "sites": {"1": [2]}}, 0.1
+    )
+    x = torch.full((3, 2), 9.0)  # far from the kink: d/d scale of the sum is the sum of the noise
+    torch.manual_seed(4)
+    noisy(x).sum().backward()
+    torch.manual_seed(4)
+    assert torch.allclose(noisy.scales[0].grad, torch.randn(3, 2).sum(0))
+
+
+def test_noise_on_images_of_another_size_is_told():
+    noisy = operate(torch.nn.Sequential(torch.nn.ReLU()), [{"kind": "noise", "sites": {"0": [1, 4, 4]}}])
+    with pytest.raises(CheckpointError, match="trained with"):
+        noisy(torch.rand(2, 1, 5, 5))
+    with pytest.raises(CheckpointError, match="did not run that layer"):
+        operate(torch.nn.Sequential(torch.nn.ReLU()), [{"kind": "noise", "sites": {"0#2": [3]}}])(torch.rand(1, 3))
+
+
+def test_a_self_gradient_network_starts_equal():
+    body, x = smooth(), torch.randn(7, 4)
+    wrapped = operate(copy.deepcopy(body), [{"kind": "self-gradient", "sites": {"1": [6], "3": [5]}}])
+    assert torch.equal(wrapped(x), body(x))
+    with torch.no_grad():
+        assert torch.equal(wrapped(x), body(x))
+    assert all(parameter.grad is None for parameter in wrapped.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in wrapped.modules())
+
+
+def bent(sites):
+    """A wrapped network in double precision whose maps are not zero."""
+    wrapped = operate(smooth(), [{"kind": "self-gradient", "sites": sites}]).double()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for part in wrapped.maps:
+            part.weight.normal_()
+    return wrapped
+
+
+def test_the_second_pass_is_the_formula():
+    wrapped, x = bent({"3": [5]}), torch.randn(6, 4, dtype=torch.float64)
+    first, last = wrapped.network[:4], wrapped.network[4]
+    hidden = first(x)
+    scores = last(hidden)
+    p = scores.softmax(1) - torch.nn.functional.one_hot(scores.argmax(1), 3)
+    u = torch.nn.functional.normalize(p @ last.weight, dim=1)  # d CE(scores, argmax) / d hidden
+    torch.testing.assert_close(wrapped(x), last(hidden + u @ wrapped.maps[0].weight.T))
+
+
+def test_gradients_go_through_the_inner_gradient():
+    wrapped, x = bent({"1": [6], "3": [5]}), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(wrapped, (x,))
+    frozen = [parameter.requires_grad_(False) for parameter in wrapped.parameters()]
+    assert frozen
+    torch.autograd.gradcheck(wrapped, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped(x), wrapped.requires_grad_(True)(x).detach())
+
+
+def test_a_saturated_self_gradient_network_stays_finite():
+    wrapped = bent({"1": [6]})
+    x = (1e4 * torch.randn(4, 4, dtype=torch.float64)).requires_grad_(True)  # the loss of the prediction is 0
+    (gradient,) = torch.autograd.grad(wrapped(x).sum(), x)
+    assert torch.isfinite(gradient).all()
+
+
+INSIDE = [
+    {"kind": "noise", "sites": {"elu1": [100], "elu3": [100]}},
+    {"kind": "self-gradient", "sites": {"elu2": [100]}},
+]
+
+
+@pytest.mark.parametrize("surgery", INSIDE, ids=["noise", "self-gradient"])
+def test_surgery_inside_comes_back_from_its_file(tmp_path, samples, surgery):
+    path, body = written(tmp_path, samples, [surgery])
+    found = open_network(path, settings_from({}), {}).classifier.body
+    assert type(found) is type(body)
+    assert all(torch.equal(a, b) for a, b in zip(body.state_dict().values(), found.state_dict().values(), strict=True))
+    with torch.device("meta"):
+        empty = operate(build_architecture("lsa:moon-mlp", {}), [surgery])
+    assert all(tensor.is_meta for tensor in empty.parameters())
+
+
+@pytest.mark.parametrize("kind", ["noise", "self-gradient"])
+@pytest.mark.parametrize(
+    ("sites", "says"),
+    [
+        ({}, "names no layers"),
+        ({"elu9": [100]}, "no layer elu9"),
+        ({"elu1": [0]}, "cannot have the shape"),
+        ({"elu1": [10**6, 10**6]}, "more than the 100,000,000 allowed"),
+        ({"elu1": ["wide"]}, "does not fit the network"),
+        (["elu1"], "does not fit the network"),
+        ({"elu1": [50]}, "do not fit"),
+    ],
+)
+def test_surgery_inside_that_cannot_be_done_is_refused(tmp_path, samples, kind, sites, says):
+    real = [{"kind": kind, "sites": {"elu1": [100]}}]
+    body = operate(build_architecture("lsa:moon-mlp", {}), real)
+    path, _ = written(tmp_path, samples, [{"kind": kind, "sites": sites}], body)
     with pytest.raises(CheckpointError, match=says):
         open_network(path, settings_from({}), {})

@@ -12,6 +12,7 @@ from lsa_cli.report.schema import (
     Distance,
     LayerAnalysis,
     LayerRow,
+    Metric,
     Protocol,
     Rate,
     Subject,
@@ -105,6 +106,7 @@ def example(status="complete", budget=True, empty_class=False, blind_layer=False
         outcomes=outcomes,
         pairs=[AttackPair(weaker="fgsm", stronger="pgd", spearman=None, gain=20, gain_on_weak_classes=0.6)] if budget else [],
         curves=[Curve(attack="pgd", points=[CurvePoint(eps=0, robust=rate(90, 100)), CurvePoint(eps=0.3, robust=rate(30, 100))], score=120.0)],
+        metrics=[Metric(name="intensity", n=100, value=3.0, unit="ratio", quantiles={"mean": 2.5, "0.5": None}, attack="pgd", meaning="how far gradients grow")] if budget else [],
         warnings=[Warning(code="verdict-mismatch", message="pgd: 2 predictions changed")],
     )  # fmt: skip
     return report.model_copy(update=changes)

@@ -18,6 +18,7 @@ from lsa_cli.auditing.evidence.before import (
 from lsa_cli.auditing.evidence.compare import Measured, compare, role_of
 from lsa_cli.auditing.evidence.examine import examine, probe_passes, probe_size
 from lsa_cli.auditing.evidence.judge import Checked, evidence_of, exceeds, verdict
+from lsa_cli.auditing.evidence.network import random_forward
 from lsa_cli.auditing.evidence.probe import Probe
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "exceeds",
     "probe_passes",
     "probe_size",
+    "random_forward",
     "refuse_useless_logits",
     "role_of",
     "trained_on_the_same",

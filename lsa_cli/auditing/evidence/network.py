@@ -73,9 +73,10 @@ def random_forward(probe: Probe) -> Checked:
     finding = doubt(
         "random-forward",
         f"two passes over the same {len(probe)} inputs differ for {differ} of them, {_largest(apart)}, and {changed} "
-        "predicted classes change: attacks chase noise, and the number holds for one throw of the dice",
-        "take the chance out (dropout, noise, sampling) and audit the network without it, or attack its mean over "
-        "many passes (attacks with eot)",
+        "predicted classes change: attacks that climb single passes chase noise, and the number is a mean over throws of "
+        "the dice",
+        "attack the mean over many passes (--attack pgd:eot=10, --attack autoattack:version=rand), and audit the network "
+        "with the chance taken out too (dropout, sampling; --noise-off for learnt noise)",
     )
     saw = {"differ": differ, "classes that change": changed, "largest difference": float(apart.max())}
     return Checked("random forward", len(probe), saw, (finding,) if differ else ())

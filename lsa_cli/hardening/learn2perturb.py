@@ -1,0 +1,148 @@
+"""Learn2Perturb (arXiv 2003.01090): noise inside the network whose scales are learnt together with its weights."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.base import HARDENINGS, Batch, Hardening, Step, Task
+from lsa_cli.hardening.bases import BASES, Base
+from lsa_cli.hardening.sites import chosen, hidden_layers, sites_of
+from lsa_cli.layers import Layer
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.surgery import NoiseBody
+from lsa_cli.registry import build
+
+# The official code trains 350 epochs, has noise from epoch 10 on and adversarial examples from epoch 20 on.
+_EPOCHS, _NOISE_FROM, _ATTACK_FROM = 350, 0.03, 0.06
+_FLOOR = 0.01  # of a scale; the slope of its root is infinite at 0
+
+
+@HARDENINGS.register("learn2perturb")
+@dataclass
+class Learn2Perturb(Hardening):
+    """Noise with learnt scales (sigma) in hidden layers, in training and in use; trained on clean and adversarial examples.
+
+    base: fgsm, pgd, apgd, fast, free, trades or mart. sites: natural, mvl (the most vulnerable layers), or a selector,
+    layer name or glob: noise is added to the input of these layers. gamma: of the noise regulariser. shared: one noise
+    for a whole batch, as in the official code. beta: of trades and mart. replays: of free.
+
+    Each batch is two updates: first the scales alone, on -(gamma / tau) * sum of sqrt(sigma) with tau = 1 + 1/2 + ... +
+    1/e (e: epochs with noise so far), which pushes them up, and less as time passes; then weights and scales, on
+    1/2 CE(clean) + 1/2 the base's loss on examples that are made against the network's own prediction, so that the
+    label does not leak. Scales start at 0.25 and stay above 0.01.
+
+    As official: seats on ResNets (after the stem's BatchNorm, and on each block's sum, before the ReLU), the two steps,
+    the floor. Our choices: seats elsewhere (input of the last activation of each block, and of every activation outside
+    blocks); delays and e are those of the official 350 epochs, scaled to the length of the training (noise after 3
+    percent, examples after 6); tau is 1 in the first epoch with noise, where the official code divides by zero; the loop's
+    optimizer and weight decay for the scales too; what base other than pgd means for the adversarial half; per-sample noise.
+    """
+
+    task: Task
+    base: str = "pgd"
+    sites: str = "natural"
+    gamma: float = 1e-4
+    shared: bool = False
+    beta: float | None = None
+    replays: int | None = None
+    parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    made: Base = field(init=False)
+    surgeries: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise UsageError(f"learn2perturb: gamma should be 0 or more, not {self.gamma:g}")
+        if self.task.awp > 0:
+            raise UsageError(
+                "--awp moves the weights of at and at-lr, and learn2perturb has no such step; leave it out"
+            )
+        own = {"beta": self.beta, "replays": self.replays}
+        given = {name: str(value) for name, value in own.items() if value is not None}
+        self.made = build(BASES.get(self.base), given, f"base '{self.base}'", task=self.task)
+
+    def prepare(self, model: Classifier) -> None:
+        layers = hidden_layers(model, self.task)
+        names = natural_seats(layers) if self.sites == "natural" else chosen(layers, self.task, self.sites)
+        sites = sites_of(model, self.task, names, inputs=True)
+        device = next(model.parameters()).device
+        model.body = NoiseBody(model.body, sites, self.shared).to(device)
+        self.surgeries = [
+            {"kind": "noise", "sites": {name: list(shape) for name, shape in sites.items()}, "shared": self.shared}
+        ]
+
+    def groups(self, model: Classifier) -> dict[str, list[nn.Parameter]]:
+        scales = list(_noise(model).scales)
+        own = {id(scale) for scale in scales}
+        return {"weights": [p for p in model.parameters() if id(p) not in own], "noise": scales}
+
+    def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
+        noise = _noise(model)
+        noise.on, noise.keyed = batch.progress >= _NOISE_FROM, False
+        for _ in range(self.made.updates):
+            if noise.on:
+                penalty = self.penalty(noise, batch.progress)
+                self.parts = {"noise": penalty.detach().expand(len(batch.x))}
+                yield penalty, ("noise",)
+            losses, x_adv = self.losses(model, batch)
+            self.parts = {"J": losses.detach()}
+            yield losses.mean(), ("weights", "noise") if noise.on else ("weights",)
+            if x_adv is not None:
+                self.made.learn(x_adv, batch)
+            with torch.no_grad():
+                for scale in noise.scales:
+                    scale.clamp_(min=_FLOOR)
+
+    def penalty(self, noise: NoiseBody, progress: float) -> torch.Tensor:
+        """-(gamma / tau) * sum over all places and elements of sqrt(sigma); eq. 7 by the official code."""
+        tau = harmonic(int(_EPOCHS * (progress - _NOISE_FROM)))
+        total = sum((scale.float().sqrt().sum() for scale in noise.scales), torch.zeros(()).to(noise.scales[0]))
+        return -self.gamma / tau * total
+
+    def losses(self, model: Classifier, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N,), and the examples, once there are any."""
+        smoothing = self.task.label_smoothing
+        if batch.progress < _ATTACK_FROM:
+            return F.cross_entropy(model(batch.x), batch.y, reduction="none", label_smoothing=smoothing), None
+        clean_logits = model(batch.x)
+        own = replace(batch, y=clean_logits.detach().argmax(1))
+        x_adv = self.made.examples(model, own)
+        clean = F.cross_entropy(clean_logits, batch.y, reduction="none", label_smoothing=smoothing)
+        return (clean + self.made.losses(model(x_adv), clean_logits, batch.y)) / 2, x_adv
+
+    def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
+        noise = _noise(model)
+        noise.on = noise.keyed = True
+
+    def state(self) -> dict[str, Any]:
+        return self.made.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.made.restore(state)
+
+
+def _noise(model: Classifier) -> NoiseBody:
+    assert isinstance(model.body, NoiseBody)
+    return model.body
+
+
+def harmonic(epochs: int) -> float:
+    """1 + 1/2 + ... + 1/epochs, and 1 before the first."""
+    return sum(1 / i for i in range(1, max(1, epochs) + 1))
+
+
+def natural_seats(layers: list[Layer]) -> list[str]:
+    """Activations before which noise is added: the last of each block, and all outside blocks."""
+    blocks = [layer.name for layer in layers if layer.is_block]
+    last: dict[str, str] = {}
+    for layer in layers:
+        if layer.is_activation:
+            block = next((block for block in blocks if layer.name.startswith((f"{block}.", f"{block}:"))), None)
+            last[block or layer.name] = layer.name
+    if not last:
+        raise UsageError("learn2perturb: the network shows no activations to put noise before; name layers with sites=")
+    return list(last.values())

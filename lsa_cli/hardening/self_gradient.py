@@ -1,0 +1,34 @@
+"""Self-gradient networks (arXiv 2011.09364): a network that feeds its own gradient back into its hidden layers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lsa_cli.hardening.adversarial_training import AdversarialTraining
+from lsa_cli.hardening.base import HARDENINGS
+from lsa_cli.hardening.sites import chosen, hidden_layers, sites_of
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.surgery import SelfGradientBody
+
+
+@HARDENINGS.register("self-gradient")
+@dataclass
+class SelfGradient(AdversarialTraining):
+    """Adversarial training of a network that is wrapped so that it taps its own gradient flow, in training and in use.
+
+    base: fgsm, pgd, apgd, fast, free, trades or mart. sites: activations (all of them), mvl (the most vulnerable
+    layers), or another selector, layer name or glob. beta: of trades and mart. replays: of free.
+
+    The abstract fixes the idea and no mechanism, and there is no code; `SelfGradientBody` is our reading of it. The
+    network starts equal to the one that it wraps. Attacks differentiate through the inner gradient (second order): a
+    first-order attack would find too little and call that robustness.
+    """
+
+    sites: str = "activations"
+    surgeries: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def prepare(self, model: Classifier) -> None:
+        names = chosen(hidden_layers(model, self.task), self.task, self.sites)
+        sites = sites_of(model, self.task, names, inputs=False)
+        device = next(model.parameters()).device
+        model.body = SelfGradientBody(model.body, sites).to(device)
+        self.surgeries = [{"kind": "self-gradient", "sites": {name: list(shape) for name, shape in sites.items()}}]
