@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsa_cli.auditing.statistics import spearman, wilson
+from lsa_cli.auditing.statistics import wilson
+from lsa_cli.report.correlation import spearman
 from lsa_cli.report.schema import AttackPair, ClassRow, ClassSummary, Rate
 
 
@@ -44,6 +45,11 @@ class ClassDiagnosis:
     @property
     def broken(self) -> np.ndarray:  # (N,) bool
         return self.right & ~self.robust
+
+    def by_class(self, classes: int) -> np.ndarray:  # (K,), NaN for classes without samples
+        """Robust accuracy of each class."""
+        n = np.bincount(self.y, minlength=classes).astype(float)
+        return np.divide(_class_counts(self, classes), n, out=np.full(classes, np.nan), where=n > 0)
 
     def confusion(self, classes: int) -> np.ndarray:  # (K, K)
         """Of the samples right clean: true class by predicted class under the attack, where one was predicted."""
@@ -110,8 +116,7 @@ def compare_attacks(outcomes: Sequence[tuple[str, ClassDiagnosis]], classes: int
             if stronger[1].robust.sum() > weaker[1].robust.sum():
                 weaker, stronger = stronger, weaker
             a, b = _class_counts(weaker[1], classes), _class_counts(stronger[1], classes)
-            n = np.bincount(weaker[1].y, minlength=classes).astype(float)
-            share_a, share_b = (np.divide(v, n, out=np.full(classes, np.nan), where=n > 0) for v in (a, b))
+            share_a, share_b = weaker[1].by_class(classes), stronger[1].by_class(classes)
             gain = a - b
             weak = share_a < np.nanmedian(share_a)
             pairs.append(

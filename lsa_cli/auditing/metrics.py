@@ -63,3 +63,117 @@ def gradient_norms(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> 
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             norms[row] = sum(float(part.double().square().sum()) for part in found if part is not None) ** 0.5
     return norms
+
+
+# ---- arXiv 1909.09034: its two measurements; definitions as in its authors' code ------------------------
+
+_NOISE = 0.08  # sd of the Gaussian noise, in shares of the input range: the middle of that code's 0.04 to 0.12
+_DIRECTIONS = 100  # our choice, for time: 1000 there
+_IMAGES = 50  # likewise: 100 there
+_PASS = 100  # inputs of one pass
+_MAGNITUDES = range(2, 128, 2)  # of 255 parts of the input range
+_TINY = 1e-12
+
+
+@METRICS.register("eni")
+def noise_insensitivity(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
+    """Empirical noise insensitivity: how far the loss moves for each unit that the input moves (arXiv 1909.09034)."""
+    low, high = _box(plan)
+    generator = torch.Generator().manual_seed(plan.seed)
+    noise = _NOISE * (high - low) * torch.randn(x.shape, generator=generator).to(x)
+    noisy = x + noise if plan.bounds is None else (x + noise).clamp(low, high)
+    rows = []
+    for attack, moved in (("", x_adv), (f"gaussian noise, sd {_NOISE:g} of the range", noisy)):
+        value, each = insensitivity(plan.classifier, x, moved, y)
+        shares = {f"{share:g}": _number(np.quantile(each, share)) for share in QUANTILES} if len(each) else {}
+        rows.append(
+            Metric(
+                name="eni", n=len(x), value=_number(value), unit="loss per unit", attack=attack,
+                quantiles={"mean": _number(each.mean()) if len(each) else None, **shares},
+                meaning="empirical noise insensitivity: change of the mean cross-entropy over the mean largest change of a "
+                "coordinate; the smaller, the less the network minds. Mean and quantiles are of the same ratio for each "
+                "sample that was moved",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def insensitivity(
+    classifier: Classifier, x: torch.Tensor, moved: torch.Tensor, y: torch.Tensor
+) -> tuple[float, np.ndarray]:
+    """|CE(x) - CE(x')| / mean ||x - x'||_inf, with means first; and the ratio (M,) of each sample that moved."""
+    with undisturbed(classifier), torch.no_grad():
+        change = (_losses(classifier, moved, y) - _losses(classifier, x, y)).double().cpu().numpy()
+    size = (moved - x).flatten(1).abs().amax(1).double().cpu().numpy()
+    return abs(change.mean()) / max(size.mean(), _TINY), np.abs(change[size > 0]) / size[size > 0]
+
+
+def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # -> (N,)
+    parts = zip(x.split(_PASS), y.split(_PASS), strict=True)
+    return torch.cat([F.cross_entropy(classifier(a), b, reduction="none") for a, b in parts])
+
+
+@METRICS.register("boundary")
+def boundary_distance(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
+    """Worst-case boundary distance along random orthonormal directions, blind to the network (arXiv 1909.09034)."""
+    with undisturbed(plan.classifier), torch.no_grad():
+        right = torch.cat([plan.classifier(part).argmax(1) for part in x.split(_PASS)]) == y
+        x, y = x[right][:_IMAGES], y[right][:_IMAGES]
+        directions = orthonormal(x[0].numel(), _DIRECTIONS, plan.seed).to(x) if len(x) else x
+        found = worst_case_distances(plan.classifier, x, y, directions, plan.bounds, plan.batch_size)
+    low, high = _box(plan)
+    largest = _MAGNITUDES[-1] / 255 * (high - low)
+    return [
+        Metric(
+            name="boundary", n=len(x), value=_number(found.mean()) if len(x) else None, unit="input units, root mean square",
+            quantiles={f"{share:g}": _number(np.quantile(found, share)) for share in (0.1, 0.5, 0.9)} if len(x) else {},
+            attack="no attack",
+            meaning=f"how far an image right clean moves along {len(directions)} random orthonormal directions before the first of "
+            f"them changes its class, in steps of {2 / 255 * (high - low):.4f}; {int((found > largest).sum())} of {len(x)} images "
+            "held to the end of the steps and count as one step further. Larger is better; fewer directions find less",
+        )
+    ]  # fmt: skip
+
+
+def orthonormal(size: int, count: int, seed: int) -> torch.Tensor:  # -> (M, size), M = min(count, size)
+    """Random orthogonal directions of root mean square 1: the Q of a Gaussian matrix, scaled by sqrt(size)."""
+    gaussian = torch.randn(size, min(count, size), generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(gaussian).Q.T * size**0.5
+
+
+def worst_case_distances(
+    classifier: Classifier,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    directions: torch.Tensor,
+    bounds: tuple[float, float] | None,
+    batch_size: int,
+) -> np.ndarray:  # (N, ...), (N,), (M, size) -> (N,)
+    """The first magnitude at which a direction changes the class, the smallest over directions.
+
+    Magnitudes rise for all directions at once, and an image is done with the first one that changes it: the same
+    minimum as over whole lines, for a fraction of the passes. None up to the end: one step beyond it (there: 255).
+    """  # fmt: skip
+    low, high = bounds if bounds is not None else (0.0, 1.0)
+    unit = (high - low) / 255
+    found = np.full(len(x), (_MAGNITUDES[-1] + 2) * unit)
+    left = np.arange(len(x))
+    for magnitude in _MAGNITUDES:
+        done = []
+        for row in left:
+            moved = x[row] + magnitude * unit * directions.reshape(-1, *x.shape[1:])
+            moved = moved if bounds is None else moved.clamp(low, high)
+            if any((classifier(part).argmax(1) != y[row]).any() for part in moved.split(batch_size)):
+                found[row] = magnitude * unit
+                done.append(row)
+        left = np.setdiff1d(left, done)
+    return found
+
+
+def _box(plan: "AuditPlan") -> tuple[float, float]:
+    """The input range; for inputs without one, a range of 1."""
+    return plan.bounds if plan.bounds is not None else (0.0, 1.0)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -607,7 +607,7 @@ class Run:
         for name in plan.metrics:
             with draw(plan.seed, index, 0):
                 found = metrics.METRICS.get(name)(plan, x, x_adv, y)
-            self.report.metrics += [row.model_copy(update={"attack": named.label}) for row in found]
+            self.report.metrics += [row.model_copy(update={"attack": row.attack or named.label}) for row in found]
 
     def examine(self) -> None:
         """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""

@@ -1,4 +1,4 @@
-"""The few statistics a report needs: intervals of shares, the two-phase estimate, rank correlation."""
+"""The few statistics a report needs: intervals of shares, the two-phase estimate."""
 
 import math
 from collections.abc import Callable
@@ -63,21 +63,3 @@ def two_phase(n: int, survivors: int, checked: int, broken: int) -> tuple[float,
         return estimate, low, high
     (a_low, a_high), (m_low, m_high) = clopper_pearson(survivors, n, 0.025), clopper_pearson(broken, checked, 0.025)
     return estimate, a_low * (1 - m_high), a_high * (1 - m_low)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    upto = np.cumsum(counts)
-    return (upto - (counts - 1) / 2)[inverse]
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Rank correlation over the places where both are numbers; None with fewer than 3, or without variation."""
-    both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < 3:
-        return None
-    first, second = ranks(a[both]), ranks(b[both])
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])

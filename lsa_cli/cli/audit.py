@@ -123,7 +123,7 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="NAME,...",
-            help="Further metrics on a few samples, see `lsa list audit-metrics`: intensity. Repeatable.",
+            help="Further metrics on a few samples, see `lsa list audit-metrics`: intensity, eni, boundary. Repeatable.",
             rich_help_panel="Attack",
         ),
     ] = None,

@@ -281,5 +281,5 @@ def _tell(plan: "HardenPlan", hardened: "Hardened", quiet: bool) -> None:
         emit(one_line(hardened.before, hardened.after) + "\n")
         return
     print_hardening(hardened.before, hardened.after, hardened.layers, data_console())
-    held = f"epoch {hardened.best_epoch} of {plan.recipe.epochs}, the best by robust accuracy on held-out samples"
+    held = f"epoch {hardened.best_epoch} of {plan.recipe.epochs}, the best by {plan.chosen_by} on held-out samples"
     note(f"saved: {hardened.out} ({held}), and beside it the last epoch, both audits and the log")

@@ -21,7 +21,7 @@ FORMATS = {
     "junit": ("FILE.xml", "JUnit XML: a test case a limit, and one a class."),
     "sarif": ("FILE", "SARIF 2.1.0 for code scanning."),
     "gitlab": ("FILE.json", "GitLab code quality."),
-    "metrics": ("FILE", "OpenMetrics text for Prometheus."),
+    "openmetrics": ("FILE", "OpenMetrics text for Prometheus."),
     "card": ("FILE.md", "A Hugging Face model card section."),
     "badge": ("FILE.svg", "A badge with the robust accuracy."),
 }

@@ -93,8 +93,13 @@ def check(
 
 
 def compare(
-    old: ReportFile,
-    new: ReportFile,
+    files: Annotated[list[str], typer.Argument(metavar="FILE.json FILE.json ...", help="Saved reports: old, new.")],
+    consistency: Annotated[
+        bool,
+        typer.Option(
+            "--consistency", help="Whether the same classes are weak everywhere; with three reports or more, always."
+        ),
+    ] = False,
     fail_on_regression: Annotated[
         bool,
         typer.Option("--fail-on-regression", help="Exit 1 if an accuracy fell beyond noise, or the evidence did."),
@@ -104,13 +109,25 @@ def compare(
 ) -> None:
     """What changed between two reports, beyond noise first; refuses other protocols, and names the difference.
 
-    Accuracies are compared sample by sample (exact McNemar test) where both reports hold the same samples.
+    Accuracies are compared sample by sample (exact McNemar test) where both reports hold the same samples. More than two
+    reports, of several models: whether the same classes are weak under every attack and in every model.
     """
     from lsa_cli.report.compare import compare as compare_reports
     from lsa_cli.report.comparison import one_line, print_comparison
+    from lsa_cli.report.consistency import consistency as consistency_of
+    from lsa_cli.report.consistency import print_consistency
     from lsa_cli.report.schema import read_report, write_text
 
-    found = compare_reports(read_report(old), read_report(new))
+    if len(files) < 2 and not consistency:
+        raise UsageError("give two reports to compare, or one with --consistency to compare its attacks")
+    reports = [read_report(file) for file in files]
+    if consistency or len(reports) > 2:
+        if fail_on_regression or json is not None:
+            which = "--fail-on-regression" if fail_on_regression else "--json"
+            raise UsageError(f"{which} is for two reports of one protocol, old and new; leave it out here")
+        print_consistency(consistency_of(reports), data_console())
+        return
+    found = compare_reports(*reports)
     if json == "-":
         emit(found.to_json())
     else:

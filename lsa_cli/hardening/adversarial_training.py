@@ -21,16 +21,15 @@ from lsa_cli.registry import build
 class AdversarialTraining(Hardening):
     """Training on adversarial examples that are made anew for every batch.
 
-    base: fgsm, pgd, apgd, fast, free, trades or mart. beta: of trades and mart. replays: of free.
+    base: fgsm, pgd, apgd, fast, free, apart, trades or mart. beta: of trades and mart. replays: of free.
     """
-
-    regularizes: ClassVar[bool] = False
 
     task: Task
     base: str = "pgd"
     beta: float | None = None
     replays: int | None = None
     parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    seen: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)  # (N, K) of the last loss
     made: Base = field(init=False)
     regularizer: LayerRegularizer | None = field(default=None, init=False)
 
@@ -64,8 +63,9 @@ class AdversarialTraining(Hardening):
             wanted = self.made.needs_clean or not self.task.detach_clean
             with torch.set_grad_enabled(wanted), record(model, layers) as clean:
                 clean_logits = model(batch.x)
-        with record(model, layers) as perturbed:
+        with self.made.inside(model), record(model, layers) as perturbed:
             logits = model(x_adv)
+        self.seen = logits.detach()
         losses = self.made.losses(logits, clean_logits, batch.y)
         self.parts = {"J": losses.detach()}
         if self.regularizer is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -60,9 +60,17 @@ class Hardening:
     parts: sums over samples of the parts of the last loss, for the log; (tensor on the device, number of samples).
     """
 
+    regularizes: ClassVar[bool] = False  # it holds layers with the layer regularizer
+    chosen_by: ClassVar[str] = "robust accuracy"  # what `score` is, in words
+
     task: Task
     parts: dict[str, torch.Tensor]
     surgeries: list[dict[str, Any]] = []
+
+    @property
+    def averages(self) -> bool:
+        """Whether it hands out an average of weights of its own, see `averaged`."""
+        return False
 
     def prepare(self, model: Classifier) -> None:
         """Surgery on model.body, once, before there are optimizers; `surgeries` then says what was done to it, for
@@ -78,8 +86,16 @@ class Hardening:
     def begin_epoch(self, epoch: int) -> None:
         pass
 
-    def end_epoch(self, diagnosis: ClassDiagnosis) -> None:
-        """diagnosis: of the held-out training samples, under PGD at full eps."""
+    def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
+        """diagnosis: of the weights that train, on the held-out training samples, under PGD at full eps."""
+
+    def averaged(self) -> dict[str, torch.Tensor] | None:
+        """The weights to judge and hand out, if not those that train."""
+        return None
+
+    def score(self, diagnosis: ClassDiagnosis) -> float:
+        """How good the network is that would be handed out; the epoch with the largest score is kept."""
+        return float(diagnosis.robust.mean())
 
     def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
         """After training, on the best weights: what is fitted on held-out samples, once."""

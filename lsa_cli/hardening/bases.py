@@ -5,7 +5,7 @@ TRADES (1901.08573), MART (openreview rklOg6EFwS).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -47,10 +47,16 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 
 @dataclass
 class Base:
-    """needs_clean: the loss takes the clean logits."""
+    """needs_clean: the loss takes the clean logits.
+
+    eps_of_class, weight_of_class: (K,) factors of eps and of the cross-entropy, for methods that treat classes
+    differently; None: all alike.
+    """
 
     task: Task
     needs_clean: ClassVar[bool] = False
+    eps_of_class: torch.Tensor | None = field(default=None, init=False)
+    weight_of_class: torch.Tensor | None = field(default=None, init=False)
 
     @property
     def updates(self) -> int:
@@ -59,7 +65,8 @@ class Base:
 
     def threat(self, batch: Batch) -> Threat:
         """At the strength that the warm-up has reached."""
-        return replace(self.task.threat, eps=self.task.threat.eps * batch.strength)
+        eps = self.task.threat.eps * batch.strength
+        return replace(self.task.threat, eps=eps * _of_samples(self.eps_of_class, batch.y))
 
     def attack(self, threat: Threat) -> Attack:
         raise NotImplementedError
@@ -72,7 +79,15 @@ class Base:
     def losses(
         self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor
     ) -> torch.Tensor:  # (N, K), (N, K), (N,) -> (N,)
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
+        return self.cross_entropy(logits, y)
+
+    def cross_entropy(self, logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # (N, K), (N,) -> (N,)
+        losses = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
+        return losses * _of_samples(self.weight_of_class, y)
+
+    def inside(self, model: Classifier) -> AbstractContextManager[None]:
+        """Around the pass of the examples through the network: what is perturbed inside it."""
+        return nullcontext()
 
     def learn(self, x_adv: torch.Tensor, batch: Batch) -> None:
         """After the update: x_adv.grad holds the input gradient, if x_adv asked for one."""
@@ -105,9 +120,9 @@ class PGDBase(Base):
         return PGD(threat=threat, steps=self.task.steps, step_size=self._step_size(threat))
 
     def _step_size(self, threat: Threat) -> float | None:
-        """Shorter with the warm-up, as eps is."""
-        given = self.task.step_size
-        return None if given is None else max(given * float(threat.eps) / float(self.task.threat.eps), 1e-12)
+        """Shorter with the warm-up, as eps is. One that was given is the same for all classes, by the largest eps."""
+        given, largest = self.task.step_size, float(torch.as_tensor(threat.eps).max())
+        return None if given is None else max(given * largest / float(self.task.threat.eps), 1e-12)
 
 
 @BASES.register("apgd")
@@ -196,18 +211,25 @@ class _Divergence(Attack):
 @BASES.register("trades")
 @dataclass
 class TradesBase(PGDBase):
-    """CE(x, y) + beta * KL(p(x) || p(x_adv)) (arXiv 1901.08573, eq. 5); beta is 1/lambda there, 6 in its tables."""
+    """CE(x, y) + beta * KL(p(x) || p(x_adv)) (arXiv 1901.08573, eq. 5); beta is 1/lambda there, 6 in its tables.
+
+    With a beta for each class the sum is divided by 1 + beta, so that no class weighs more by that alone (CFA).
+    """
 
     beta: float = 6.0
     needs_clean: ClassVar[bool] = True
+    beta_of_class: torch.Tensor | None = field(default=None, init=False)  # (K,) instead of beta
 
     def attack(self, threat: Threat) -> Attack:
         return _Divergence(threat, self.task.steps, self._step_size(threat))
 
     def losses(self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         assert clean_logits is not None
-        clean = F.cross_entropy(clean_logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
-        return clean + self.beta * _divergence(clean_logits, logits)
+        clean, divergence = self.cross_entropy(clean_logits, y), _divergence(clean_logits, logits)
+        if self.beta_of_class is None:
+            return clean + self.beta * divergence
+        beta = _of_samples(self.beta_of_class, y)
+        return (clean + beta * divergence) / (1 + beta)
 
 
 @BASES.register("mart")
@@ -228,6 +250,10 @@ class MartBase(PGDBase):
         boosted = super().losses(logits, None, y) - torch.log1p(-others.clamp_max(1 - 1e-6))
         unsure = 1 - clean_logits.softmax(1).gather(1, y[:, None]).squeeze(1)
         return boosted + self.beta * _divergence(clean_logits, logits) * unsure
+
+
+def _of_samples(factors: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor | float:  # (K,), (N,) -> (N,)
+    return 1.0 if factors is None else factors.to(y.device)[y]
 
 
 def _divergence(clean_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)

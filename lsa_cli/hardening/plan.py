@@ -56,7 +56,12 @@ class HardenPlan:
 
     @property
     def regularizes(self) -> bool:
-        return bool(getattr(HARDENINGS.get(self.method), "regularizes", False))
+        return HARDENINGS.get(self.method).regularizes
+
+    @property
+    def chosen_by(self) -> str:
+        """What the best epoch is the best in."""
+        return HARDENINGS.get(self.method).chosen_by
 
     @property
     def needs_layers(self) -> bool:
@@ -144,7 +149,9 @@ def make_harden_plan(
     )  # fmt: skip
     _refuse_unused(own, plan)
     hidden = tuple(layer.name for layer in network.layers if not layer.is_output)
-    plan.make_method(chosen or hidden[:1])  # wrong options and weights are told now, not after a scan
+    made = plan.make_method(chosen or hidden[:1])  # wrong options and weights are told now, not after a scan
+    if made.averages and recipe.average != "none":
+        raise UsageError(f"{method} averages weights itself, so --{recipe.average} cannot; leave one of the two out")
     if not plan.train_only_flagged or chosen:
         plan.trainable(chosen)
     return plan

@@ -132,7 +132,7 @@ class _Training:
         self.counted: dict[str, int] = {}
         self.spent = 0.0
         self.best = self.weights()
-        self.best_epoch, self.best_robust = 0, -1.0
+        self.best_epoch, self.best_score = 0, -1.0
         self.saved = self.started = time.monotonic()
 
     def everything(self) -> Trained:
@@ -248,19 +248,22 @@ class _Training:
         job, recipe = self.job, self.recipe
         means = self.means()
         self.average_statistics()
-        judged = self.judged_model()
         fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
-        clean, under_fgsm = self.diagnose(judged, fgsm)
-        _, under_pgd = self.diagnose(judged, robust)
-        self.method.end_epoch(under_pgd)
+        clean, under_pgd = self.diagnose(self.model, robust)
+        self.method.end_epoch(self.model, under_pgd)
+        judged = self.judged_model()
+        if judged is not self.model:
+            clean, under_pgd = self.diagnose(judged, robust)
+        _, under_fgsm = self.diagnose(judged, fgsm)
         result = EpochResult(
             epoch, means.pop("loss"), means,
             clean, float(under_fgsm.robust.mean()), float(under_pgd.robust.mean()),
             warmed_up(epoch / recipe.epochs, recipe.warmup), self.rate, round(self.spent, 3),
         )  # fmt: skip
         self.history.append(result)
-        if result.robust > self.best_robust and result.strength == 1 and math.isfinite(result.loss):
-            self.best, self.best_epoch, self.best_robust = self.weights(), epoch, result.robust
+        score = self.method.score(under_pgd)
+        if score > self.best_score and result.strength == 1 and math.isfinite(result.loss):
+            self.best, self.best_epoch, self.best_score = self.weights(), epoch, score
         self.save()
         if distributed.rank() == 0:
             left = (recipe.epochs - epoch) * float(np.mean([one.seconds for one in self.history]))
@@ -291,10 +294,11 @@ class _Training:
 
     def judged_model(self) -> Classifier:
         """The network that would be handed out: with averaged weights, where there is an average."""
-        if self.average is None:
+        values = self.method.averaged() if self.average is None else self.average.values
+        if values is None:
             return self.model
         judged = copy.deepcopy(self.model)
-        judged.load_state_dict(self.average.values)
+        judged.load_state_dict(values)
         return judged
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -335,7 +339,7 @@ class _Training:
                     "counted": self.counted, "spent": self.spent, "model": self.model.state_dict(),
                     "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
                     "average": self.average.state() if self.average is not None else None,
-                    "best": self.best, "best_epoch": self.best_epoch, "best_robust": self.best_robust,
+                    "best": self.best, "best_epoch": self.best_epoch, "best_score": self.best_score,
                     "methods": methods,
                 },
             )  # fmt: skip
@@ -348,7 +352,7 @@ class _Training:
             optimizer.load_state_dict(state["optimizers"][name])
         if self.average is not None:
             self.average.restore(state["average"])
-        self.best, self.best_epoch, self.best_robust = state["best"], state["best_epoch"], state["best_robust"]
+        self.best, self.best_epoch, self.best_score = state["best"], state["best_epoch"], state["best_score"]
         self.method.restore(state["methods"][distributed.rank()])
 
 

@@ -13,6 +13,16 @@ _SWA_START = 0.5  # of the training; averaging from the first step on would keep
 _AWP_TINY = 1e-20
 
 
+@torch.no_grad()
+def blend(values: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
+    """Move saved weights and floating buffers by `share` of the way to those of the model; counters are taken over."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            values[name].lerp_(tensor, share)
+        else:
+            values[name].copy_(tensor)
+
+
 class Average:
     """An average of weights and floating buffers: "ema" (decay 0.999, shorter in the beginning) or "swa".
 
@@ -23,7 +33,6 @@ class Average:
         self.kind, self.decay, self.count = kind, decay, 0
         self.values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, model: nn.Module, progress: float) -> None:
         """Take in the weights after a step."""
         if self.kind == "swa" and progress < _SWA_START:
@@ -31,11 +40,7 @@ class Average:
         else:
             self.count += 1
             new = 1 / self.count if self.kind == "swa" else 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                self.values[name].lerp_(tensor, new)
-            else:
-                self.values[name].copy_(tensor)
+        blend(self.values, model, new)
 
     def state(self) -> dict[str, Any]:
         return {"count": self.count, "values": self.values}

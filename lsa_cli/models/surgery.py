@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lsa_cli.attacks.randomness import belongs_to, normal_like
 from lsa_cli.errors import CheckpointError, LsaError
 from lsa_cli.layers import tap
+from lsa_cli.models.classifier import find_logits
 from lsa_cli.registry import Registry
 
 Surgery = Callable[..., nn.Module]  # (body, **options) -> body
@@ -36,24 +37,26 @@ def operate(body: nn.Module, surgeries: Sequence[dict[str, Any]]) -> nn.Module:
     return body
 
 
-class OffsetBody(nn.Module):
-    """A network with a number added to the score of each class, (K,); see the hardening method class-fair."""
-
-    def __init__(self, network: nn.Module, classes: int) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("offset", torch.zeros(classes))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        from lsa_cli.models.classifier import find_logits
-
-        return find_logits(self.network(x)) + self.offset
-
-
 @SURGERIES.register("logit-offset")
-def logit_offset(body: nn.Module, classes: int) -> nn.Module:
-    """A per-class offset behind the network."""
-    return OffsetBody(body, int(classes))
+def logit_offset(body: nn.Module, outputs: int) -> nn.Module:
+    """A number added to each of the network's `outputs` raw scores, in its buffer `logit_offset` (outputs,).
+
+    A network of K scores has K; one with a single score z, which stands for the logits (0, z), has one. It is a hook
+    and no module around the network, so that layers keep their names. See the hardening method class-fair.
+    """
+    if hasattr(body, "logit_offset"):
+        raise CheckpointError("the network has a logit offset already")
+    body.register_buffer("logit_offset", torch.zeros(int(outputs)))
+    body.register_forward_hook(_add_offset)
+    return body
+
+
+def _add_offset(body: nn.Module, args: Any, output: Any) -> torch.Tensor:
+    scores, offset = find_logits(output), body.logit_offset
+    width = scores.shape[1] if scores.ndim > 1 else 1
+    if width != len(offset):
+        raise CheckpointError(f"the checkpoint has a logit offset for {len(offset)} scores; the network gives {width}")
+    return scores + offset.reshape(-1, *[1] * (scores.ndim - 2))
 
 
 # ---- what acts at places inside a network --------------------------------------------------------------
@@ -173,8 +176,6 @@ class SelfGradientBody(nn.Module):
 
     def _gradients(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """u_l of pass 1, (N, ...) each; with their graph where gradients are enabled outside."""
-        from lsa_cli.models.classifier import find_logits
-
         keeps_graph = torch.is_grad_enabled()
         hidden: dict[str, torch.Tensor] = {}
 

@@ -59,7 +59,7 @@ def to_gitlab(report: AuditReport) -> str:
     return render(report)
 
 
-@EXPORTERS.register("metrics")
+@EXPORTERS.register("openmetrics")
 def to_metrics(report: AuditReport) -> str:
     """OpenMetrics text for Prometheus."""
     from lsa_cli.report.openmetrics import render

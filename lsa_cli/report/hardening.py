@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lsa_cli.report.schema import AuditReport, Curve, Rate
+from lsa_cli.report.schema import AuditReport, ClassSummary, Curve, Rate
 from lsa_cli.report.tables import interval, number, percent
 
 
@@ -36,6 +36,7 @@ def print_hardening(before: AuditReport, after: AuditReport, held: tuple[str, ..
             a, b = old[name], new[name]
             change = "" if a.value is None or b.value is None else f"{100 * (b.value - a.value):+.1f}"
             table.add_row(name, percent(a.value), interval(a), percent(b.value), interval(b), change)
+    _add_fairness(before, after, table)
     for attack, curve in _scores(before).items():
         other = _scores(after).get(attack)
         if other is not None:
@@ -48,6 +49,25 @@ def print_hardening(before: AuditReport, after: AuditReport, held: tuple[str, ..
     _print_layers(before, after, held, console)
     for line in worse(before, after, held):
         console.print(Text(line, style="yellow"))
+
+
+def rho(before: ClassSummary, after: ClassSummary) -> float | None:
+    """(W - W0) / W0 + (A - A0) / A0: relative gain of the worst class plus that of the mean over classes (WAT, arXiv
+    2302.04025). None where either began at nothing."""
+    if not before.worst or not before.mean or after.worst is None or after.mean is None:
+        return None
+    return (after.worst - before.worst) / before.worst + (after.mean - before.mean) / before.mean
+
+
+def _add_fairness(before: AuditReport, after: AuditReport, table: Table) -> None:
+    """How unlike the classes are in the worst case over the attacks, and what the worst class and the mean gained."""
+    old, new = before.verdict.class_summary, after.verdict.class_summary
+    if old is None or new is None:
+        return
+    change = "" if old.nsd is None or new.nsd is None else f"{new.nsd - old.nsd:+.3f}"
+    table.add_row("NSD of classes", number(old.nsd), "sd / mean", number(new.nsd), "", change)
+    gained = rho(old, new)
+    table.add_row("rho", "", "", "", "worst + mean, relative", "-" if gained is None else f"{gained:+.3f}")
 
 
 def _print_layers(before: AuditReport, after: AuditReport, held: tuple[str, ...], console: Console) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lsa_cli import audit
-from lsa_cli.auditing.metrics import METRICS, gradient_norms
+from lsa_cli.auditing.metrics import METRICS, gradient_norms, insensitivity, orthonormal, worst_case_distances
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
 
@@ -57,3 +57,66 @@ def test_metrics_that_cannot_be_measured_are_refused():
     with pytest.raises(UsageError, match="no attack makes any"):
         audit(linear(), data=(x, y), attack=["none"], layers=["none"], metrics=["intensity"])
     assert "intensity" in METRICS
+
+
+# ---- noise insensitivity and boundary distance ---------------------------------------------------------
+
+
+def test_noise_insensitivity_is_a_ratio_of_means():
+    body = linear()
+    x, y = (torch.from_numpy(part) for part in points())
+    moved = x + torch.linspace(0, 0.2, len(x))[:, None, None, None]  # the first sample stays
+    losses = [
+        torch.nn.functional.cross_entropy(body(part), y, reduction="none").detach().double() for part in (x, moved)
+    ]
+    size = np.linspace(0, 0.2, len(x))
+    value, each = insensitivity(Classifier(body), x, moved, y)
+    assert value == pytest.approx(abs(float(losses[1].mean() - losses[0].mean())) / size.mean(), rel=1e-4)
+    expected = (losses[1] - losses[0]).abs().numpy()[1:] / size[1:]
+    np.testing.assert_allclose(each, expected, rtol=1e-3)
+
+
+def test_insensitivity_to_the_attack_and_to_noise_are_two_rows():
+    body = linear()
+    x, y = points()
+    report = audit(body, data=(x, y), eps=0.1, attack=["fgsm"], noise=["none"], layers=["none"], metrics=["eni"])
+    attacked, noisy = report.metrics
+    assert (attacked.name, attacked.attack) == ("eni", "fgsm")
+    assert (noisy.name, noisy.attack) == ("eni", "gaussian noise, sd 0.08 of the range")
+    assert attacked.value > noisy.value  # the attack is made to move the loss
+    # FGSM moves some coordinate of every sample by all of eps, so the means of ratios and the ratio of means agree.
+    assert attacked.value == pytest.approx(attacked.quantiles["mean"], rel=1e-5)
+
+
+def test_directions_are_orthogonal_and_move_each_coordinate_by_one_on_average():
+    directions = orthonormal(64, 20, 3)
+    assert torch.allclose(directions @ directions.T / 64, torch.eye(20), atol=1e-5)
+    assert torch.equal(directions, orthonormal(64, 20, 3))
+    assert orthonormal(2, 100, 0).shape == (2, 2)
+
+
+def test_the_distance_of_a_linear_network_is_that_of_the_nearest_plane_along_the_directions():
+    """One score w x + b: along d the boundary lies at -(w x + b) / (w d), where that is positive."""
+    torch.manual_seed(2)
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 1))
+    x, directions = torch.rand(30, 1, 4, 4), orthonormal(16, 8, 1)
+    classifier = Classifier(body)
+    y = classifier(x).argmax(1)
+    with torch.no_grad():
+        found = worst_case_distances(classifier, x, y, directions, None, 5)
+        along = -body(x) / (directions @ body[1].weight.T).T  # (30, 8)
+    nearest = torch.where(along > 0, along, torch.inf).amin(1).double().numpy()
+    steps = np.ceil(nearest * 255 / 2) * 2 / 255  # the first even magnitude beyond
+    np.testing.assert_allclose(found, np.minimum(steps, 128 / 255), atol=1e-6)
+
+
+def test_boundary_distances_in_a_report_are_of_images_right_clean():
+    body = linear()
+    x, y = points()
+    right = int((body(torch.from_numpy(x)).argmax(1).numpy() == y).sum())
+    options = {"eps": 0.1, "attack": ["fgsm"], "noise": ["none"], "layers": ["none"], "metrics": ["boundary"]}
+    (row,) = audit(body, data=(x, y), **options).metrics
+    assert row.n == right
+    assert 2 / 255 <= row.quantiles["0.1"] <= row.quantiles["0.5"] <= row.quantiles["0.9"] <= 128 / 255
+    (none,) = audit(body, data=(x, (body(torch.from_numpy(x)).argmin(1)).numpy()), **options).metrics
+    assert (none.n, none.value) == (0, None)

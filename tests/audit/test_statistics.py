@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lsa_cli.auditing.statistics import spearman, wilson
+from lsa_cli.auditing.statistics import wilson
+from lsa_cli.report.correlation import spearman
 
 
 @pytest.mark.parametrize(

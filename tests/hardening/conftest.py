@@ -6,7 +6,6 @@ import torch
 
 from lsa_cli.attacks import make_threat
 from lsa_cli.data import LabelledData
-from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
 from lsa_cli.hardening.base import HARDENINGS, Batch, Task
 from lsa_cli.hardening.trainer import Job, Recipe, train, trainable_names
 from lsa_cli.measures import MEASURES

@@ -201,6 +201,86 @@ def test_without_a_test_split_the_held_out_samples_judge(lsa, tmp_path):  # noqa
 
 
 @pytest.mark.parametrize(
+    "method",
+    [
+        "anp",
+        "anp:base=pgd,sites=all,schedule=official",
+        "at:base=apart",
+        "class-fair:rule=dafa,offset=true",
+        "class-fair-lr",
+    ],
+)
+def test_every_method_writes_what_an_audit_reads(method, lsa):  # noqa: F811
+    command = ("harden", MOON, "-o", "h.pt", "--method", method, "--epochs", 2, "--threads", 1, "-n", 60)
+    result = lsa(*command)
+    assert result.code == 0, result.err
+    assert "rho" in result.out
+    assert "NSD of classes" in result.out
+    audited = lsa(
+        "audit",
+        "h.pt",
+        "-n",
+        60,
+        "--attack",
+        "fgsm",
+        "--attack",
+        "pgd",
+        "--noise",
+        "none",
+        "--threads",
+        1,
+        "--json",
+        "own.json",
+    )
+    assert audited.code == 0, audited.err
+    own, after = read_report("own.json"), read_report("h.after.json")
+    assert own.verdict.robust == after.verdict.robust
+    assert [row.name for row in own.outcomes[0].layers.rows] == ["elu1", "elu2", "elu3"]
+    said = read_checkpoint("h.pt").description
+    assert [step["kind"] for step in said.surgery] == (["logit-offset"] if "offset" in method else [])
+    assert said.history[-1]["method"] == method.partition(":")[0]
+
+
+def test_a_fitted_offset_is_kept_when_the_result_is_hardened_again(lsa):  # noqa: F811
+    fair = ("--method", "class-fair:rule=none,offset=true", "--epochs", 1, "--threads", 1, "-n", 40)
+    assert lsa("harden", MOON, "-o", "one.pt", *fair).code == 0
+    again = lsa("harden", "one.pt", "-o", "two.pt", *fair)
+    assert again.code == 0, again.err
+    surgery = [{"kind": "logit-offset", "outputs": 1}]
+    assert read_checkpoint("one.pt").description.surgery == read_checkpoint("two.pt").description.surgery == surgery
+
+
+def test_the_most_vulnerable_layers_of_anp_come_from_a_scan(lsa):  # noqa: F811
+    result = lsa("harden", MOON, "-o", "h.pt", "--method", "anp:sites=mvl", "--epochs", 1, "--threads", 1, "-n", 40)
+    assert result.code == 0, result.err
+    assert "most vulnerable, by a scan" in result.err
+    assert read_checkpoint("h.pt").description.history[-1]["layers"] == ["elu3"]
+
+
+def test_two_averages_of_weights_are_refused(refused):  # noqa: F811
+    refused(
+        "harden",
+        MOON,
+        "--method",
+        "class-fair",
+        "--ema",
+        "--threads",
+        1,
+        says="class-fair averages weights itself, so --ema",
+    )
+
+
+def test_rho_is_the_sum_of_two_relative_gains():
+    from lsa_cli.report.hardening import rho
+    from tests.report.example import example
+
+    old = example().verdict.class_summary.model_copy(update={"worst": 0.2, "mean": 0.5})
+    new = old.model_copy(update={"worst": 0.3, "mean": 0.45})
+    assert rho(old, new) == pytest.approx(0.5 - 0.1)
+    assert rho(old.model_copy(update={"worst": 0.0}), new) is None  # nothing to be relative to
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--method", "at-rl"), "did you mean 'at-lr'"),

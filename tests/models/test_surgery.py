@@ -25,15 +25,45 @@ def written(folder, samples, surgery, body=None):
     return folder / "cut.pt", body
 
 
-def test_an_offset_is_added_behind_the_network(tmp_path, samples):
-    body = operate(build_architecture("lsa:moon-mlp", {}), [{"kind": "logit-offset", "classes": 2}])
-    with torch.no_grad():
-        body.offset.copy_(torch.tensor([0.0, 5.0]))
-    path, _ = written(tmp_path, samples, [{"kind": "logit-offset", "classes": 2}], body)
-    network = open_network(path, settings_from({}), {})
+def test_an_offset_is_added_to_the_one_score_of_a_binary_head(tmp_path, samples):
+    """The score z is the logits (0, z): an offset of b makes them (0, z + b), still two classes."""
+    surgery = [{"kind": "logit-offset", "outputs": 1}]
+    body = operate(build_architecture("lsa:moon-mlp", {}), surgery)
     x = torch.rand(4, 2)
-    plain = torch.nn.functional.pad(body.network(x), (1, 0))  # one output is the logits (0, z)
-    assert network.classifier(x).shape == plain.shape
+    plain = body(x).detach()
+    with torch.no_grad():
+        body.logit_offset.fill_(5.0)
+    path, _ = written(tmp_path, samples, surgery, body)
+    network = open_network(path, settings_from({}), {})
+    logits = network.classifier(x)
+    assert logits.shape == (4, 2)
+    assert torch.equal(logits[:, 0], torch.zeros(4))
+    assert torch.allclose(logits[:, 1], plain[:, 0] + 5.0)
+
+
+def test_an_offset_moves_each_class_by_its_own_number_and_no_layer():
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    x, names = torch.rand(5, 2), [name for name, _ in body.named_modules()]
+    plain = body(x).detach()
+    cut = operate(body, [{"kind": "logit-offset", "outputs": 3}])
+    assert torch.equal(cut(x), plain)  # zero until it is fitted
+    with torch.no_grad():
+        cut.logit_offset.copy_(torch.tensor([0.0, -1.0, 2.0]))
+    assert torch.allclose(cut(x) - plain, torch.tensor([0.0, -1.0, 2.0]).expand(5, 3), atol=1e-6)
+    assert [name for name, _ in cut.named_modules()] == names
+    assert "logit_offset" in cut.state_dict()
+
+
+def test_a_wrapped_output_and_a_flat_one_are_moved_too():
+    class Flat(torch.nn.Module):
+        def forward(self, x):
+            return {"logits": x.sum(1)}  # (N,): one score
+
+    body = operate(Flat(), [{"kind": "logit-offset", "outputs": 1}])
+    with torch.no_grad():
+        body.logit_offset.fill_(2.0)
+    assert torch.equal(body(torch.ones(3, 2)), torch.full((3,), 4.0))
 
 
 @pytest.mark.parametrize(
@@ -41,9 +71,10 @@ def test_an_offset_is_added_behind_the_network(tmp_path, samples):
     [
         ([{"kind": "lobotomy"}], "unknown surgery 'lobotomy'"),
         ([{"kind": "logit-offset"}], "does not fit the network"),
-        ([{"kind": "logit-offset", "classes": -1}], "does not fit the network"),
-        ([{"classes": 2}], "unknown surgery"),
-        ([{"kind": "logit-offset", "classes": 10**12}], "offset"),
+        ([{"kind": "logit-offset", "outputs": -1}], "does not fit the network"),
+        ([{"kind": "logit-offset", "outputs": 1}] * 2, "has a logit offset already"),
+        ([{"outputs": 2}], "unknown surgery"),
+        ([{"kind": "logit-offset", "outputs": 10**12}], "offset"),
     ],
 )
 def test_surgery_that_cannot_be_done_is_refused(tmp_path, samples, surgery, says):
@@ -218,4 +249,11 @@ def test_surgery_inside_that_cannot_be_done_is_refused(tmp_path, samples, kind, 
     body = operate(build_architecture("lsa:moon-mlp", {}), real)
     path, _ = written(tmp_path, samples, [{"kind": kind, "sites": sites}], body)
     with pytest.raises(CheckpointError, match=says):
+        open_network(path, settings_from({}), {})
+
+
+def test_an_offset_of_another_width_is_refused_and_never_makes_classes_up(tmp_path, samples):
+    surgery = [{"kind": "logit-offset", "outputs": 2}]
+    path, _ = written(tmp_path, samples, surgery, operate(build_architecture("lsa:moon-mlp", {}), surgery))
+    with pytest.raises(CheckpointError, match="offset for 2 scores; the network gives 1"):
         open_network(path, settings_from({}), {})

@@ -1,0 +1,100 @@
+"""Which layers have to be trained under noise: ANP with noise at one group of sites at a time (arXiv 1909.09034).
+
+    python -m benchmarks.layer_contribution                   # MNIST sample, 4,000 images, 3 epochs, one seed
+    python -m benchmarks.layer_contribution --images 50000 --epochs 6 --seeds 3
+
+The claim of the abstract is that shallow layers matter more. Every row fine-tunes the same checkpoint with the same batches;
+`none` trains without noise, with as many updates as the others. Figures are of 1,000 test images; noise is Gaussian, sd 0.3.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lsa_cli.attacks import NOISES, make_threat
+from lsa_cli.attacks.gradient import FGSM, PGD
+from lsa_cli.auditing.network import open_network
+from lsa_cli.config import settings_from
+from lsa_cli.hardening.base import HARDENINGS, Task
+from lsa_cli.hardening.trainer import Job, Recipe, split_validation, train, trainable_names
+from lsa_cli.measures import MEASURES
+from lsa_cli.registry import build
+
+SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"
+EPS = 0.1  # at 0.3 no group of sites leaves anything that could be compared
+GROUPS = {
+    "none": None, "input": "input", "conv1": "conv1", "conv2": "conv2", "shallow: input+conv1+conv2": "input+conv1+conv2",
+    "deep: conv3+fc1": "conv3+fc1", "all": "all",
+}  # fmt: skip
+
+
+def trained(sites, images, epochs, seed):
+    """The sample, fine-tuned by ANP at these sites; None: as often on the same batches, without noise."""
+    network = open_network(SAMPLE, settings_from({"split": "train"}), {})
+    places, validation = split_validation(network.labels, 0.1, 100, seed)
+    places = np.random.default_rng(seed).permutation(places)[:images]
+    threat = make_threat("linf", EPS)
+    task = Task(
+        threat=threat, steps=7, step_size=None, layers=(), gammas=(), measure=MEASURES.get("relative-error"), detach_clean=False,
+        attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=10, samples=len(places), input_shape=network.input_shape,
+    )  # fmt: skip
+    recipe = Recipe(
+        epochs=epochs, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.0,
+        clip=0.0, label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
+    )  # fmt: skip
+    method = build(HARDENINGS.get("anp"), {"sites": sites or "input"}, "anp", task=task)
+    model = network.classifier
+    method.prepare(model)
+    if sites is None:
+        method.names = ()
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            model, method, network.data, network.labels, places, validation, threat, recipe, trainable_names(model, [], None),
+            torch.device("cpu"), seed, Path(folder) / "state.pt", {}, False,
+        )  # fmt: skip
+        result = train(job, lambda what, done, total: None, lambda epoch, left: None)
+    model.load_state_dict(result.last)
+    return model.eval()
+
+
+def judged(model, x, y):
+    """Accuracies: clean, FGSM, PGD-10, Gaussian noise."""
+    threat = make_threat("linf", EPS)
+    attacks = (
+        FGSM(threat=threat), PGD(threat=threat, steps=10),
+        build(NOISES.get("gaussian"), {"std": "0.3"}, "gaussian", bounds=(0.0, 1.0)),
+    )  # fmt: skip
+    with torch.no_grad():
+        right = [float((model(x).argmax(1) == y).float().mean())]
+    for attack in attacks:
+        x_adv = attack(model, x, y)
+        with torch.no_grad():
+            right.append(float((model(x_adv).argmax(1) == y).float().mean()))
+    return right
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
+    given = parser.parse_args()
+    test = open_network(SAMPLE, settings_from({"split": "test"}), {})
+    rows = np.random.default_rng(0).permutation(len(test.labels))[:1000]
+    x, y = test.data.read(rows), torch.from_numpy(test.labels[rows])
+    print(
+        f"MNIST sample, linf {EPS:g}, {given.images} images, {given.epochs} epochs, {given.seeds} seeds; means, sd behind"
+    )
+    print("| noise at | clean | FGSM | PGD-10 | gaussian |\n|---|---|---|---|---|")
+    for name, sites in GROUPS.items():
+        runs = [judged(trained(sites, given.images, given.epochs, seed), x, y) for seed in range(given.seeds)]
+        cells = [f"{100 * statistics.mean(c):.1f} ({100 * statistics.pstdev(c):.1f})" for c in zip(*runs, strict=True)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""Class-fair training: raise the worst class. CFA (arXiv 2303.14460), DAFA (ICLR 2024), WAT (arXiv 2302.04025); an offset.
+
+Formulas as in the papers and their authors' code. What they do after 50 to 70 epochs of a training from nothing
+begins here after the warm-up, as a trained checkpoint is fine-tuned (our choice).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from lsa_cli import distributed
+from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.gradient import PGD
+from lsa_cli.attacks.losses import margin
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.adversarial_training import AdversarialTraining
+from lsa_cli.hardening.base import HARDENINGS, Batch, Step
+from lsa_cli.hardening.bases import TradesBase
+from lsa_cli.hardening.weights import blend
+from lsa_cli.models.classifier import Classifier, find_logits, predicted_class
+from lsa_cli.models.surgery import operate
+from lsa_cli.registry import unknown
+
+RULES = ("cfa", "dafa", "wat", "none")
+_EPS_SHIFT = {"trades": 0.3}  # lambda_1 of CFA, by base
+_USUAL_EPS_SHIFT = _BETA_SHIFT = 0.5  # lambda_1 of adversarial training, lambda_2
+_DECAY = 0.85  # of CFA's weight average
+_DISTANCE = 1.0  # lambda of DAFA
+_RATE = 0.1  # eta of WAT
+_DELTA = 0.2  # the accuracy that the worst class needs for weights to be averaged
+_FITS, _FIT_STEPS = 12, 10  # how often the offset is tried, and the steps of each attack
+_OF_CLASS = ("eps_of_class", "weight_of_class", "beta_of_class")  # of a base, as far as it has them
+
+
+def cfa_factors(robust: torch.Tensor, shift: float) -> torch.Tensor:  # (K,) -> (K,)
+    """What eps, or beta, of each class is multiplied by: shift + its robust accuracy in training (CFA)."""
+    return shift + robust
+
+
+def dafa_weights(mass: torch.Tensor) -> torch.Tensor:  # (K, K) -> (K,)
+    """W_i = 1 + sum over j of lambda p_i(j) p_j(j) where p_i(i) < p_j(j), and of -lambda p_j(i) p_i(i) where greater.
+
+    mass[i, j] = p_i(j): mean probability that the network gives to j for attacked samples of class i. A class pays what
+    its weaker neighbours gain, so the weights sum to K. They are not negative here.
+    """
+    own = mass.diagonal()
+    gain = _DISTANCE * mass * own[None, :] * (own[:, None] < own[None, :])  # of i from j
+    return (1 + gain.sum(1) - gain.sum(0)).clamp_min(0)
+
+
+def wat_weights(cost: torch.Tensor) -> torch.Tensor:  # (K,) -> (K,)
+    """Weights of samples by class: K p_c + p_0, where p is proportional to exp(eta * cost) over the classes and, as p_0,
+    the mean of all; cost is summed over epochs. They are 1 on average over the classes."""
+    p = (_RATE * torch.cat([cost.mean()[None], cost])).softmax(0)
+    return len(cost) * p[1:] + p[0]
+
+
+@HARDENINGS.register("class-fair")
+@dataclass
+class ClassFair(AdversarialTraining):
+    """Adversarial training on any base in which classes count differently; the best epoch has the largest mean plus
+    worst-class robust accuracy on held-out samples.
+
+    rule: cfa (eps, and beta of trades, by the class's robust accuracy), dafa (weights and eps by how near classes are),
+    wat (exponential weights by loss), none. fawa: average weights over the epochs whose worst class reaches delta (0.2)
+    on held-out samples; by default with cfa, whose third part it is. offset: fit a logit offset for each class after
+    training, under attack, on held-out samples; it stays in the checkpoint.
+    """
+
+    chosen_by: ClassVar[str] = "mean + worst-class robust accuracy"
+
+    rule: str = "cfa"
+    fawa: bool | None = None
+    delta: float | None = None
+    offset: bool = False
+    # Sums over the epoch, at full strength: probabilities by class (K, K), robust samples, losses, samples (K,).
+    sums: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    cost: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
+    loss_of_class: torch.Tensor | None = field(default=None, init=False)
+    average: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    averaged_epochs: int = field(default=0, init=False)
+    strength: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule not in RULES:
+            raise UsageError(unknown("rule of class-fair", self.rule, RULES))
+        if self.delta is not None and not self.averages:
+            raise UsageError("class-fair: delta is for the average of weights; add fawa=true, or leave it out")
+        if self.delta is not None and not 0 <= self.delta < 1:
+            raise UsageError(f"class-fair: delta={self.delta:g} should be an accuracy of 0 or more and below 1")
+        if self.rule == "cfa" and isinstance(self.made, TradesBase):
+            self.made.beta_of_class = torch.full((self.task.classes,), self.made.beta)
+        self.surgeries: list[dict[str, Any]] = []
+        self.cost = torch.zeros(self.task.classes)
+
+    @property
+    def averages(self) -> bool:
+        return self.rule == "cfa" if self.fawa is None else self.fawa
+
+    def prepare(self, model: Classifier) -> None:
+        if self.offset and not hasattr(model.body, "logit_offset"):
+            if model.output != "logits":
+                raise UsageError("class-fair: an offset is added to logits, and this network returns probabilities")
+            device = next(model.parameters()).device
+            with undisturbed(model), torch.no_grad():
+                scores = find_logits(model.body(model.prepare(torch.zeros(2, *self.task.input_shape, device=device))))
+            self.surgeries = [{"kind": "logit-offset", "outputs": scores.shape[1] if scores.ndim > 1 else 1}]
+            model.body = operate(model.body, self.surgeries).to(device)
+
+    # ---- training --------------------------------------------------------------------------------------
+
+    def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
+        self.strength = batch.strength
+        for step in super().steps(model, batch):
+            if batch.strength == 1:
+                self._count(batch.y)
+            yield step
+
+    def losses(self, model: Classifier, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        losses = super().losses(model, batch, x_adv)
+        return losses if self.loss_of_class is None else losses * self.loss_of_class.to(losses.device)[batch.y]
+
+    def _count(self, y: torch.Tensor) -> None:
+        """Add a batch to the sums of the epoch; the last loss left its logits and its values."""
+        found = {
+            "mass": self.seen.float().softmax(1), "robust": (self.seen.argmax(1) == y).float(),
+            "loss": self.parts["J"].float(), "count": torch.ones(len(y), device=y.device),
+        }  # fmt: skip
+        for name, value in found.items():
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(self.task.classes, *value.shape[1:], device=y.device)
+            self.sums[name].index_add_(0, y, value)
+
+    def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
+        gathered = [part for part in distributed.gather_objects(self.sums) if part]
+        if gathered:
+            self._follow({name: torch.stack([part[name].cpu() for part in gathered]).sum(0) for name in gathered[0]})
+        self.sums = {}
+        worst = np.nanmin(diagnosis.by_class(self.task.classes))
+        if self.averages and self.strength == 1 and worst >= (_DELTA if self.delta is None else self.delta):
+            self._take_in(model)
+
+    def _follow(self, sums: dict[str, torch.Tensor]) -> None:
+        """Set what each class counts from now on; a class without samples counts as an average one."""
+        count = sums["count"].clamp_min(1)
+        robust, mass, loss = sums["robust"] / count, sums["mass"] / count[:, None], sums["loss"] / count
+        known = sums["count"] > 0
+        robust, loss = (torch.where(known, value, value[known].mean()) for value in (robust, loss))
+        if self.rule == "cfa":
+            self.made.eps_of_class = cfa_factors(robust, _EPS_SHIFT.get(self.base, _USUAL_EPS_SHIFT))
+            if isinstance(self.made, TradesBase):
+                self.made.beta_of_class = self.made.beta * cfa_factors(robust, _BETA_SHIFT)
+        elif self.rule == "dafa" and self.made.eps_of_class is None:  # once
+            self.made.eps_of_class = self.made.weight_of_class = dafa_weights(mass)
+        elif self.rule == "wat":
+            self.cost = self.cost + loss
+            self.loss_of_class = wat_weights(self.cost)
+
+    # ---- fairness-aware weight average (CFA) ------------------------------------------------------------
+
+    def _take_in(self, model: Classifier) -> None:
+        """A plain mean until it spans as many epochs as the decay does, then a moving one (our choice: the papers' 0.85
+        from the start would hand out the first epochs of a short training)."""
+        if not self.average:
+            self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.averaged_epochs += 1
+        blend(self.average, model, max(1 - _DECAY, 1 / self.averaged_epochs))
+
+    def averaged(self) -> dict[str, torch.Tensor] | None:
+        return self.average or None
+
+    def score(self, diagnosis: ClassDiagnosis) -> float:
+        """CFA's rule for checkpoints: mean over classes plus worst class."""
+        shares = diagnosis.by_class(self.task.classes)
+        return float(np.nanmean(shares) + np.nanmin(shares))
+
+    # ---- inference phase -------------------------------------------------------------------------------
+
+    def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
+        """Fit the offset: raise the worst class of held-out samples step by step while the score rises.
+
+        Every trial is attacked anew with the offset in place, or it would only beat an attack that does not know it.
+        arXiv 2105.14240 names a change of the weakest class at inference; its formula could not be read, this is ours.
+        """
+        if not self.offset:
+            return
+        held_out, offset = list(validation), model.body.logit_offset
+        best, margins = self._attacked(model, held_out)
+        share = 1.0
+        for _ in range(_FITS):
+            worst = int(np.nanargmin(best.by_class(self.task.classes)))
+            lost = margins[(best.y == worst) & (margins > 0)]
+            if len(lost) == 0:
+                break
+            before = offset.clone()
+            raised(offset, worst, share * float(np.median(lost)))  # would win half of them, if the attack stood still
+            tried, tried_margins = self._attacked(model, held_out)
+            if self.score(tried) > self.score(best):
+                best, margins = tried, tried_margins
+            else:
+                offset.copy_(before)
+                share /= 2
+
+    def _attacked(self, model: Classifier, held_out: list[Batch]) -> tuple[ClassDiagnosis, np.ndarray]:
+        """Verdicts, and (N,) margins: best wrong logit minus the true one, under PGD at full eps."""
+        attack = PGD(threat=self.task.threat, steps=_FIT_STEPS)
+        parts = []
+        for batch in held_out:
+            x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=batch.seed)
+            with undisturbed(model), torch.no_grad():
+                clean, logits = predicted_class(model(batch.x)), model(x_adv)
+            parts.append((batch.y, clean, predicted_class(logits), margin(logits, batch.y)))
+        y, clean, adversarial, margins = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+        return ClassDiagnosis(y, clean, adversarial, np.ones(len(y), dtype=bool)), margins
+
+    # ---- resume ----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        made = self.made
+        return {
+            "base": super().state(), "sums": self.sums, "cost": self.cost, "average": self.average,
+            "averaged_epochs": self.averaged_epochs, "loss_of_class": self.loss_of_class,
+            "of_class": {name: getattr(made, name) for name in _OF_CLASS if hasattr(made, name)},
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state["base"])
+        for name in ("sums", "cost", "average", "averaged_epochs", "loss_of_class"):
+            setattr(self, name, state[name])
+        self.cost = self.cost.cpu()  # a state is read to the device of the training
+        for name, value in state["of_class"].items():
+            setattr(self.made, name, value)
+
+
+def raised(offset: torch.Tensor, label: int, step: float) -> None:
+    """Make one class more likely; of a binary head's single score, class 1 is up and class 0 down."""
+    if len(offset) > 1:
+        offset[label] += step
+    else:
+        offset += step if label == 1 else -step
+
+
+@HARDENINGS.register("class-fair-lr")
+@dataclass
+class LayerRegularizedClassFair(ClassFair):
+    """Class-fair training with the layer-wise regularizer of at-lr beside its loss."""
+
+    regularizes: ClassVar[bool] = True

@@ -1,0 +1,188 @@
+"""ANP: adversarial noise in hidden layers, made by the training's own backward passes (arXiv 1909.09034).
+
+The paper's body could not be read; registers and the official schedule are those of its authors' published code.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.threat import per_sample
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.base import HARDENINGS, Batch, Hardening, Step, Task
+from lsa_cli.hardening.bases import BASES, Base
+from lsa_cli.layers import Layer, find_layers, select_layers, tap
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.registry import build, unknown
+
+INPUT = "input"  # the name of site 0
+_SHALLOW = 4  # layers beside the input; the abstract says shallow layers matter most, the number is our choice
+_TINY = 1e-12
+_ATTENTION = nn.MultiheadAttention
+
+Registers = dict[str, torch.Tensor]
+
+
+class Phase(NamedTuple):
+    """Of the training. noise: the paper's epsilon, decay: its alpha, updates: its k."""
+
+    noise: float
+    decay: float
+    updates: int
+
+
+_CLEAN = Phase(0.0, 0.0, 1)
+# (share of the training at which the phase ends, phase). official: of 120 epochs, 40 clean, 20, 20, 20, and 20 clean.
+SCHEDULES: dict[str, tuple[tuple[float, Phase], ...]] = {
+    "ours": ((1 / 3, _CLEAN), (1.0, Phase(1.0, 1.0, 3))),
+    "official": (
+        (1 / 3, _CLEAN), (1 / 2, Phase(0.3, 0.7, 3)), (2 / 3, Phase(1.0, 1.0, 3)), (5 / 6, Phase(0.3, 0.7, 3)),
+        (1.0, _CLEAN),
+    ),
+}  # fmt: skip
+
+
+def phase(schedule: str, progress: float) -> Phase:
+    """The phase at a progress in [0, 1): phases are shares of the training, however many epochs it has."""
+    return next((phase for end, phase in SCHEDULES[schedule] if progress < end), SCHEDULES[schedule][-1][1])
+
+
+@HARDENINGS.register("anp")
+@dataclass
+class NoisePropagation(Hardening):
+    """Adversarial noise propagation: each batch is used several times, and each backward pass pushes the noise of the
+    next one, at the input and behind layers with weights, before normalisation.
+
+    A site's output z becomes z + (noise / k) r in training; in use the network is the plain one. The noise has no ball
+    and is not projected; images leave [0, 1] by it, as in the official code.
+
+    sites: shallow (the input and the first 4 layers), all, mvl (the layers with weights that feed the flagged ones),
+    or names and globs joined by +, such as input+conv*. schedule: ours (a clean third, then noise 1, decay 1, k 3) or
+    official; both are scaled to the epochs asked for. base: adversarial training's, the noise is then propagated from
+    its examples, which are made once a batch; none: from the images. A clean pass of the base has no noise (our choice).
+    """
+
+    task: Task
+    sites: str = "shallow"
+    schedule: str = "ours"
+    base: str | None = None
+    parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    made: Base | None = field(default=None, init=False)
+    names: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UsageError(unknown("schedule of anp", self.schedule, SCHEDULES))
+        if self.base is not None:
+            self.made = build(BASES.get(self.base), {}, f"base '{self.base}'", task=self.task)
+            if self.base in ("free", "apart"):
+                raise UsageError(f"anp reads the gradients that base {self.base} needs for itself; use base=pgd")
+        if self.sites != "mvl" and "mvl" in self.sites.split("+"):
+            raise UsageError("anp: sites=mvl stands alone; name the layers to join others to them")
+        if self.task.awp > 0:
+            raise UsageError("anp moves activations, and --awp weights: leave --awp out, or use --method at")
+
+    def prepare(self, model: Classifier) -> None:
+        found = layers_of(model, torch.zeros(2, *self.task.input_shape, device=next(model.parameters()).device))
+        self.names = chosen_sites(found, self.sites, self.task.layers)
+
+    def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
+        noise, decay, updates = phase(self.schedule, batch.progress)
+        x = batch.x if self.made is None else self.made.examples(model, batch)
+        registers: Registers = {}
+        for left in reversed(range(updates)):
+            clean_logits = model(batch.x) if self.made is not None and self.made.needs_clean else None
+            logits, leaves = with_noise(model, x, self.names, registers, noise / updates)
+            losses = self._losses(logits, clean_logits, batch.y)
+            self.parts = {"J": losses.detach()}
+            yield losses.mean(), ("weights",)
+            for name, leaf in leaves.items() if left else ():  # no pass follows the last one
+                assert leaf.grad is not None
+                registers[name] = pushed(registers.get(name), leaf.grad, decay)
+
+    def _losses(
+        self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor
+    ) -> torch.Tensor:  # (N, K), (N, K), (N,) -> (N,)
+        if self.made is not None:
+            return self.made.losses(logits, clean_logits, y)
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
+
+
+def pushed(register: torch.Tensor | None, gradient: torch.Tensor, decay: float) -> torch.Tensor:  # (N, ...)
+    """decay * r + g / ||g||_2 per sample, from r = 0: after t pushes ||r||_2 <= 1 + decay + ... + decay^(t-1).
+
+    The official code divides by a norm of 0 where a sample has no gradient; such a sample gets no push here.
+    """
+    gradient = gradient.float()
+    size = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(_TINY)
+    push = gradient / per_sample(size, gradient)
+    return push if register is None else decay * register + push
+
+
+def with_noise(
+    model: Classifier, x: torch.Tensor, names: Sequence[str], registers: Registers, factor: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(N, K) logits of a pass with factor * register added at each site, and the noises as `injected` has them."""
+
+    def noise(name: str, output: torch.Tensor) -> torch.Tensor:
+        return factor * registers[name] if name in registers else torch.zeros_like(output)
+
+    with injected(model, names, noise) as leaves:
+        if INPUT in names:
+            leaves[INPUT] = noise(INPUT, x).requires_grad_(True)
+            x = x + leaves[INPUT]
+        return model(x), leaves
+
+
+@contextmanager
+def injected(
+    model: Classifier, names: Sequence[str], noise: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Within: noise(name, output) is added to the outputs of the named layers, but for INPUT.
+
+    Yields the noises: leaves, so after a backward pass their gradient is that of the loss at the layer.
+    """
+    leaves: dict[str, torch.Tensor] = {}
+
+    def inject(name: str, output: torch.Tensor) -> torch.Tensor:
+        leaves[name] = noise(name, output).detach().to(output.dtype).requires_grad_(True)
+        return output + leaves[name]
+
+    with tap(model.body, [name for name in names if name != INPUT], inject):
+        yield leaves
+
+
+def layers_of(model: Classifier, x: torch.Tensor) -> list[Layer]:
+    """Every layer that a pass of x (N, ...) visits; the network is as it was."""
+    with undisturbed(model):
+        return find_layers(model.body, lambda: model.body(model.prepare(x)), len(x))
+
+
+def chosen_sites(layers: Sequence[Layer], sites: str, flagged: Sequence[str]) -> tuple[str, ...]:
+    """Names of the sites, `input` first. Raises LayerError where a name or a glob is none of the network's."""
+    # Attention gives a tuple, of which no part can be replaced; the linear layers around it are sites.
+    weighted = [x for x in layers if x.is_learnable and not x.is_output and not isinstance(x.module, _ATTENTION)]
+    chosen: set[str] = set()
+    for part in sites.split("+"):
+        if part in ("shallow", "all"):
+            chosen |= {INPUT, *(layer.name for layer in (weighted[:_SHALLOW] if part == "shallow" else weighted))}
+        elif part == "mvl":
+            chosen |= {feeding(layers, weighted, name) for name in flagged}
+        elif part == INPUT:
+            chosen.add(INPUT)
+        else:
+            chosen |= {layer.name for layer in select_layers(layers, [part])}
+    return tuple(name for name in (INPUT, *(layer.name for layer in layers)) if name in chosen)
+
+
+def feeding(layers: Sequence[Layer], weighted: Sequence[Layer], name: str) -> str:
+    """The layer with weights that the layer `name` is, or that ran last before it; the input where there is none."""
+    order = [layer.name for layer in layers]
+    before = [layer.name for layer in weighted if order.index(layer.name) <= order.index(name)]
+    return before[-1] if before else INPUT

@@ -1,0 +1,166 @@
+"""consistency(): are the same classes weak in every model and under every attack? (arXiv 2105.14240). Pure.
+
+The paper's own formulas could not be read; what each number here is, its name says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lsa_cli.errors import UsageError
+from lsa_cli.report.correlation import spearman
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.tables import percent
+
+
+@dataclass(frozen=True)
+class ClassVector:
+    """Robust accuracy by class (K,), NaN for classes without samples, of one model under one attack."""
+
+    model: str
+    attack: str
+    values: np.ndarray
+
+    @property
+    def weak(self) -> np.ndarray:  # (K,) bool
+        """Classes below the median."""
+        return self.values < np.nanmedian(self.values)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a stronger attack breaks beyond a weaker one on one model. gain: net samples; on_weak: those of classes below
+    the median under the weaker attack."""
+
+    model: str
+    weaker: str
+    stronger: str
+    gain: int
+    on_weak: float
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """correlations (V, V): Spearman's of each two vectors, NaN where one does not vary. weak_everywhere: classes below
+    the median in every vector that varies."""
+
+    classes: tuple[str, ...]
+    vectors: tuple[ClassVector, ...]
+    correlations: np.ndarray
+    weak_everywhere: tuple[str, ...]
+    gains: tuple[Gain, ...]
+
+    @property
+    def weak_share(self) -> float | None:
+        """Of all gains of stronger attacks, the share on weak classes; None where no attack gained."""
+        total = sum(gain.gain for gain in self.gains)
+        return sum(gain.on_weak for gain in self.gains) / total if total else None
+
+    @property
+    def least(self) -> float | None:
+        """The smallest correlation of two vectors; None where none is defined."""
+        off = self.correlations[~np.eye(len(self.vectors), dtype=bool)]
+        return float(np.nanmin(off)) if np.isfinite(off).any() else None
+
+
+def consistency(reports: Sequence[AuditReport]) -> Consistency:
+    """Compare the class vectors of all attacks of all reports.
+
+    Norms, radii and samples may differ: orders of classes are compared, not accuracies. Raises UsageError for fewer
+    than two vectors, or for reports of other classes.
+    """
+    classes = reports[0].subject.class_names
+    for report in reports[1:]:
+        if report.subject.class_names != classes:
+            raise UsageError(
+                f"{report.subject.checkpoint} tells other classes apart than {reports[0].subject.checkpoint}; "
+                "give reports of one task"
+            )
+    names = _names(reports)
+    vectors = [
+        ClassVector(name, outcome.name, _values([row.robust.value for row in outcome.classes]))
+        for name, report in zip(names, reports, strict=True)
+        for outcome in report.outcomes
+        if outcome.kind != "noise"
+    ]
+    vectors = [vector for vector in vectors if np.isfinite(vector.values).any()]
+    if len(vectors) < 2:
+        raise UsageError(
+            "there are fewer than two attacks in these reports, and one order of classes agrees with itself"
+        )
+    table = np.array([[_correlation(a.values, b.values) for b in vectors] for a in vectors])
+    telling = [vector.weak for vector in vectors if np.nanmax(vector.values) > np.nanmin(vector.values)]
+    weak = np.all(telling, axis=0) if telling else np.zeros(len(classes), dtype=bool)
+    gains = [
+        Gain(name, pair.weaker, pair.stronger, pair.gain, pair.gain * pair.gain_on_weak_classes)
+        for name, report in zip(names, reports, strict=True)
+        for pair in report.pairs
+        if pair.gain > 0 and pair.gain_on_weak_classes is not None
+    ]
+    everywhere = tuple(name for name, flag in zip(classes, weak, strict=True) if flag)
+    return Consistency(tuple(classes), tuple(vectors), table, everywhere, tuple(gains))
+
+
+def _names(reports: Sequence[AuditReport]) -> list[str]:
+    """The checkpoints' names; numbered where two are called the same."""
+    names = [Path(report.subject.checkpoint).name for report in reports]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
+        for place, name in enumerate(names)
+    ]
+
+
+def _values(shares: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if share is None else share for share in shares])
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    found = spearman(a, b)
+    return np.nan if found is None else found
+
+
+def print_consistency(found: Consistency, console: Console) -> None:
+    """The class vectors, the matrix, where stronger attacks gain, and what it comes to in two sentences."""
+    vectors = Table(title="Robust accuracy by class", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "model", "attack", *found.classes):
+        vectors.add_column(Text(title), justify="left" if title in ("model", "attack") else "right")
+    for place, vector in enumerate(found.vectors, start=1):
+        cells = [percent(None if np.isnan(value) else float(value)) for value in vector.values]
+        vectors.add_row(str(place), Text(vector.model), Text(vector.attack), *cells)
+    console.print(vectors)
+    console.print(Text("Spearman correlation of these rows", style="italic"))
+    matrix = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", *(str(place) for place in range(1, len(found.vectors) + 1))):
+        matrix.add_column(title, justify="right")
+    for place, row in enumerate(found.correlations, start=1):
+        matrix.add_row(str(place), *("-" if np.isnan(value) else f"{value:+.2f}" for value in row))
+    console.print(matrix)
+    if found.gains:
+        gains = Table(title="Where stronger attacks gain", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for title in ("model", "weaker", "stronger", "samples", "on weak classes"):
+            gains.add_column(title, justify="right" if title in ("samples", "on weak classes") else "left")
+        for gain in found.gains:
+            share = gain.on_weak / gain.gain
+            gains.add_row(
+                Text(gain.model), Text(gain.weaker), Text(gain.stronger), str(gain.gain), f"{100 * share:.1f}%"
+            )
+        console.print(gains)
+    for line in sentences(found):
+        console.print(Text(line))
+
+
+def sentences(found: Consistency) -> list[str]:
+    """What it comes to, for people."""
+    weak = ", ".join(found.weak_everywhere) or "none"
+    lines = [f"classes below the median everywhere: {weak}"]
+    if found.least is not None:
+        lines.append(f"the orders of the classes agree at least to a Spearman correlation of {found.least:+.2f}")
+    if found.weak_share is not None:
+        lines.append(f"of what stronger attacks gain, {100 * found.weak_share:.1f}% falls on classes below the median")
+    return lines

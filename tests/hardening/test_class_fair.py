@@ -1,0 +1,230 @@
+"""Class-fair training: each rule against its formula, the weight average, the choice of epochs, the logit offset."""
+
+import numpy as np
+import pytest
+import torch
+
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening import trainer as trainer_module
+from lsa_cli.hardening.bases import BASES
+from lsa_cli.hardening.class_fair import cfa_factors, dafa_weights, raised, wat_weights
+from lsa_cli.hardening.trainer import validation_of
+from lsa_cli.models.classifier import Classifier
+from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network
+
+
+def fair(name="class-fair", layers=(), **options):
+    return make_method(name, {key: str(value) for key, value in options.items()}, layers=layers)
+
+
+def diagnosed(*shares, n=10):
+    """A diagnosis in which class c is robust for shares[c] of n samples."""
+    y = np.repeat(np.arange(len(shares)), n)
+    held = np.concatenate([np.arange(n) < round(share * n) for share in shares])
+    return ClassDiagnosis(y, y, np.where(held, y, (y + 1) % len(shares)), np.ones(len(y), dtype=bool))
+
+
+def told(method, batch, logits):
+    """As if one batch of an epoch had these logits under attack; then the epoch ends."""
+    method.strength = 1.0
+    method.seen = logits
+    method.parts = {"J": torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")}
+    method._count(batch.y)
+    method.end_epoch(small_network(), diagnosed(1, 1, 1))
+
+
+# ---- rules ---------------------------------------------------------------------------------------------
+
+
+def test_dafa_moves_weight_from_the_strong_to_the_weak_class_that_is_near():
+    mass = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]])
+    # 0 is weaker than 1 and 2, and 1 than 2: W_0 = 1 + .3 * .8 + .2 * .9, and what 0 gains the others pay.
+    expected = torch.tensor([1 + 0.24 + 0.18, 1 - 0.24 + 0.1 * 0.9, 1 - 0.18 - 0.09])
+    assert torch.allclose(dafa_weights(mass), expected)
+
+
+def test_dafa_weights_sum_to_the_number_of_classes():
+    torch.manual_seed(0)
+    weights = dafa_weights(torch.randn(7, 7).softmax(1))
+    assert weights.sum().item() == pytest.approx(7, rel=1e-5)
+    assert (weights >= 0).all()
+    assert torch.equal(dafa_weights(torch.eye(4)), torch.ones(4))
+
+
+def test_wat_weights_are_exponential_and_one_on_average():
+    cost = torch.tensor([1.0, 2.0, 6.0])
+    p = torch.tensor([np.exp(0.1 * c) for c in (3.0, 1.0, 2.0, 6.0)])
+    p = p / p.sum()
+    assert torch.allclose(wat_weights(cost).double(), 3 * p[1:] + p[0])
+    assert wat_weights(cost).mean().item() == pytest.approx(1, rel=1e-6)
+    assert torch.allclose(wat_weights(torch.full((5,), 3.0)), torch.ones(5))
+
+
+def test_cfa_gives_each_class_its_radius(batch):
+    method = fair(rule="cfa")
+    assert method.made.threat(batch).eps == pytest.approx(0.1)  # until an epoch has been seen
+    logits = torch.nn.functional.one_hot(torch.where(batch.y == 2, 0, batch.y), 3).float()  # class 2 is never right
+    told(method, batch, logits)
+    assert torch.allclose(method.made.eps_of_class, torch.tensor([1.5, 1.5, 0.5]))
+    eps = method.made.threat(batch).eps
+    assert torch.allclose(eps, 0.1 * torch.tensor([1.5, 1.5, 0.5])[batch.y])
+    x_adv = method.made.examples(small_network().eval(), batch)
+    moved = (x_adv - batch.x).flatten(1).abs().amax(1)
+    assert (moved <= eps + 1e-6).all()
+    assert torch.allclose(moved, eps, atol=1e-6)
+
+
+def test_cfa_gives_each_class_its_beta_and_keeps_the_size_of_the_loss(batch):
+    method = fair(rule="cfa", base="trades", beta=6)
+    logits, clean = torch.randn(12, 3), torch.randn(12, 3)
+    start = method.made.losses(logits, clean, batch.y)
+    p, q = clean.softmax(1), logits.softmax(1)
+    cross, divergence = -p.log()[torch.arange(12), batch.y], (p * (p / q).log()).sum(1)
+    assert torch.allclose(start, (cross + 6 * divergence) / 7, rtol=1e-4)
+    told(method, batch, torch.nn.functional.one_hot(batch.y, 3).float())  # all right: t = 1
+    assert torch.allclose(method.made.eps_of_class, torch.tensor(1.3))  # 0.3 is lambda_1 of TRADES
+    assert torch.allclose(method.made.losses(logits, clean, batch.y), (cross + 9 * divergence) / 10, rtol=1e-4)
+    assert torch.allclose(cfa_factors(torch.tensor([0.2]), 0.5), torch.tensor([0.7]))
+
+
+def test_dafa_weighs_the_cross_entropy_and_the_radius_once(batch):
+    torch.manual_seed(0)
+    method, logits = fair(rule="dafa"), torch.randn(12, 3)
+    told(method, batch, logits)
+    mass = torch.stack([logits.softmax(1)[batch.y == label].mean(0) for label in range(3)])
+    weights = method.made.weight_of_class
+    assert torch.allclose(weights, dafa_weights(mass), atol=1e-6)
+    plain = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")
+    assert torch.allclose(method.made.losses(logits, None, batch.y), plain * weights[batch.y])
+    told(method, batch, torch.randn(12, 3))
+    assert torch.equal(method.made.weight_of_class, weights)
+
+
+def test_wat_weighs_the_whole_loss_by_what_classes_cost_so_far(batch):
+    torch.manual_seed(0)
+    method, model, logits = fair(rule="wat"), small_network().eval(), torch.randn(12, 3)
+    plain = method.losses(model, batch, batch.x)
+    told(method, batch, logits)
+    told(method, batch, logits)
+    losses = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")
+    cost = 2 * torch.stack([losses[batch.y == label].mean() for label in range(3)])
+    assert torch.allclose(method.losses(model, batch, batch.x), plain * wat_weights(cost)[batch.y], rtol=1e-5)
+
+
+def test_a_class_that_was_not_seen_counts_as_an_average_one(batch):
+    import dataclasses
+
+    part = dataclasses.replace(batch, x=batch.x[:2], y=torch.tensor([0, 1]))
+    method = fair(rule="cfa")
+    told(method, part, torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]))
+    assert torch.allclose(method.made.eps_of_class, torch.tensor([1.5, 0.5, 1.0]))
+
+
+# ---- averages and choice -------------------------------------------------------------------------------
+
+
+def test_weights_are_averaged_where_the_worst_class_holds(batch):
+    method, model = fair(rule="none", fawa="true", delta=0.3), Classifier(torch.nn.Linear(1, 3, bias=False))
+    method.strength = 1.0
+    for value, worst in ((8.0, 0.2), (1.0, 0.3), (2.0, 0.9), (50.0, 0.1), (6.0, 0.5)):
+        with torch.no_grad():
+            model.body.weight.fill_(value)
+        method.end_epoch(model, diagnosed(1.0, worst, 1.0))
+    assert torch.allclose(method.averaged()["body.weight"], torch.tensor((1.0 + 2.0 + 6.0) / 3))
+    for _ in range(5):  # from the seventh on it is a moving average of decay 0.85
+        method.end_epoch(model, diagnosed(1.0, 0.5, 1.0))
+    before = method.averaged()["body.weight"].clone()
+    with torch.no_grad():
+        model.body.weight.fill_(0.0)
+    method.end_epoch(model, diagnosed(1.0, 0.5, 1.0))
+    assert torch.allclose(method.averaged()["body.weight"], 0.85 * before)
+
+
+def test_nothing_is_averaged_before_full_strength():
+    method = fair(rule="cfa")
+    method.strength = 0.5
+    method.end_epoch(small_network(), diagnosed(1, 1, 1))
+    assert method.averaged() is None
+
+
+def test_epochs_are_chosen_by_mean_and_worst():
+    method = fair()
+    assert method.score(diagnosed(0.9, 0.9, 0.6)) == pytest.approx(0.8 + 0.6)
+    assert method.score(diagnosed(0.9, 0.9, 0.6)) < method.score(diagnosed(0.7, 0.7, 0.8))
+
+
+# ---- training ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["cfa", "dafa", "wat"])
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(rule, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
+    changes = {"recipe": recipe(epochs=3, warmup=0.0)}
+    options = {"rule": rule, "fawa": "true", "delta": 0.0}
+    whole = run(make_job(tmp_path, fair(**options), **changes))
+    with pytest.raises(KeyboardInterrupt):  # in the third epoch: six updates an epoch
+        run(make_job(tmp_path, fair(**options), **changes), stop_after=15)
+    resumed = run(make_job(tmp_path, fair(**options), small_network(seed=1), resume=True, **changes))
+    assert same(whole.last, resumed.last)
+    assert same(whole.best, resumed.best)
+    plain = run(make_job(tmp_path, make_method("at", {}, layers=()), **changes))
+    assert not same(whole.last, plain.last)
+
+
+@pytest.mark.parametrize("base", BASES.names())
+def test_every_base_can_be_made_fair_and_hold_layers(base, tmp_path):
+    method = fair("class-fair-lr", layers=("2", "6"), base=base, rule="cfa")
+    trained = run(make_job(tmp_path, method, recipe=recipe(warmup=0.0)))
+    assert method.made.eps_of_class is not None
+    assert {"J", "2", "6"} <= set(trained.history[-1].parts)
+    assert all(tensor.isfinite().all() for tensor in trained.last.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"rule": "cda"}, "did you mean 'cfa'"),
+        ({"delta": 1.5}, "an accuracy"),
+        ({"rule": "wat", "delta": 0.3}, "add fawa=true"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, says):
+    with pytest.raises(UsageError, match=says):
+        fair(**options)
+
+
+# ---- offset --------------------------------------------------------------------------------------------
+
+
+def test_the_offset_lifts_the_class_that_a_network_neglects(tmp_path):
+    """A network that hardly ever says 2: the offset takes that back, and the score rises on the held-out samples."""
+    trained = run(make_job(tmp_path, make_method("at", {}, layers=()), recipe=recipe(epochs=6)))
+    model = small_network()
+    model.load_state_dict(trained.last)
+    with torch.no_grad():
+        model.body[7].bias[2] -= 6.0
+    method = fair(rule="none", offset="true")
+    method.prepare(model)
+    held_out = list(validation_of(make_job(tmp_path)))
+    before, _ = method._attacked(model, held_out)
+    method.finish(model.eval(), held_out)
+    after, _ = method._attacked(model, held_out)
+    assert before.by_class(3).min() < 0.1
+    assert method.score(after) > method.score(before) + 0.5
+    assert model.body.logit_offset[2] > 1
+    assert method.surgeries == [{"kind": "logit-offset", "outputs": 3}]
+
+
+def test_the_one_score_of_a_binary_head_moves_both_ways():
+    offset = torch.zeros(1)
+    raised(offset, 1, 2.0)
+    assert offset.item() == 2.0
+    raised(offset, 0, 3.0)
+    assert offset.item() == -1.0
+
+
+def test_probabilities_take_no_offset():
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3), torch.nn.Softmax(1))
+    with pytest.raises(UsageError, match="returns probabilities"):
+        fair(offset="true").prepare(Classifier(body, output="probabilities"))
