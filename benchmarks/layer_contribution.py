@@ -87,12 +87,13 @@ def main():
     rows = np.random.default_rng(0).permutation(len(test.labels))[:1000]
     x, y = test.data.read(rows), torch.from_numpy(test.labels[rows])
     print(
-        f"MNIST sample, linf {EPS:g}, {given.images} images, {given.epochs} epochs, {given.seeds} seeds; means, sd behind"
+        f"MNIST sample, linf {EPS:g}, {given.images} images, {given.epochs} epochs, {given.seeds} seed(s); means, and sd where there are more"
     )
     print("| noise at | clean | FGSM | PGD-10 | gaussian |\n|---|---|---|---|---|")
     for name, sites in GROUPS.items():
         runs = [judged(trained(sites, given.images, given.epochs, seed), x, y) for seed in range(given.seeds)]
-        cells = [f"{100 * statistics.mean(c):.1f} ({100 * statistics.pstdev(c):.1f})" for c in zip(*runs, strict=True)]
+        spread = [f" ({100 * statistics.stdev(c):.1f})" if len(c) > 1 else "" for c in zip(*runs, strict=True)]
+        cells = [f"{100 * statistics.mean(c):.1f}{sd}" for c, sd in zip(zip(*runs, strict=True), spread, strict=True)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
