@@ -51,7 +51,7 @@ RENDERED = {
 }
 FILES = {
     "json": "report.json", "md": "report.md", "junit": "junit.xml", "sarif": "report.sarif", "gitlab": "gitlab.json",
-    "metrics": "metrics.txt", "card": "card.md", "badge": "badge.svg",
+    "openmetrics": "metrics.txt", "card": "card.md", "badge": "badge.svg",
 }  # fmt: skip
 RENDERED |= {file: lambda name=name: EXPORTERS.get(name)(gated()) for name, file in FILES.items()}
 
