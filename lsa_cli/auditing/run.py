@@ -343,7 +343,7 @@ class Run:
 
     def answers_by_chance(self) -> bool:
         rows = self.plan.index[: min(_ASKED_TWICE, self.plan.batch_size)]
-        x, y, index = next(iter(self.inputs(rows)))
+        x, y, index = next(iter(self.inputs(rows, len(rows))))
         probe = evidence.Probe(self.plan.classifier, x, y, index, self.plan.threat, self.plan.seed, len(rows))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return bool(evidence.random_forward(probe).findings)
@@ -596,7 +596,7 @@ class Run:
             return
         named = min(self.scanned, key=lambda pair: pair[1].robust.sum())[0]
         rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(self.y))[: metrics.SAMPLES])
-        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows]), strict=True))
+        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
         in_batches = zip(*(tensor.split(plan.batch_size) for tensor in (x, y, index)), strict=True)
         x_adv = torch.cat([self.perturb(named, x, y, index, "worst")[0] for x, y, index in in_batches])
         for name in plan.metrics:
