@@ -347,7 +347,7 @@ class Run:
 
     def answers_by_chance(self) -> bool:
         rows = self.plan.index[: min(_ASKED_TWICE, self.plan.batch_size)]
-        x, y, index = next(iter(self.inputs(rows, self.plan.batch_size)))
+        x, y, index = next(iter(self.inputs(rows, len(rows))))
         probe = evidence.Probe(self.plan.classifier, x, y, index, self.plan.threat, self.plan.seed, len(rows))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return bool(evidence.random_forward(probe).findings)
