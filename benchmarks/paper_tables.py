@@ -1,0 +1,558 @@
+"""Tables 2, 3 and 4 of arXiv 2202.02626 (AT-LR), trained and judged with our code, beside the published numbers.
+
+    python -m benchmarks.paper_tables moon|mnist|cifar10 [--seeds 5] [--rows 'AT-PGD*'] [--threads 1] [--out FILE]
+    python -m benchmarks.paper_tables moon --search      # what the paper leaves open, tried on held-out training data
+    python -m benchmarks.paper_tables cifar10 --check    # models C and D on 512 images: does the loss fall?
+
+Every row is trained from scratch (Algorithm 3) and the epoch with the best robust accuracy on held-out training data is
+kept. It is judged on test data by FGSM, as in the paper, by PGD-50 and by AutoAttack, and its layers are compared under
+FGSM and PGD-50. Each row and seed is a line of FILE as soon as it is done; a second run goes on from there, and tables
+of what FILE holds are printed at the end. mnist and cifar10 read the files in LSA_DATA_ROOT, laid out as torchvision has them.
+"""
+
+import argparse
+import fnmatch
+import itertools
+import json
+import os
+import pickle
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.published import BASES, GRIDS, PUBLISHED, parse_row, robustness_and_generalisation
+from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.attacks.ensemble import cascade
+from lsa_cli.attacks.threat import Bounds
+from lsa_cli.auditing.observation import observe
+from lsa_cli.data import LabelledData, stratified_subset
+from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
+from lsa_cli.hardening.base import HARDENINGS, Task
+from lsa_cli.hardening.trainer import Job, Recipe, split_validation, train, trainable_names
+from lsa_cli.layers import find_layers, select_layers
+from lsa_cli.measures import relative_error
+from lsa_cli.models.architectures import build_architecture
+from lsa_cli.models.classifier import PRESETS, Classifier, Normalization, predicted_class
+from lsa_cli.registry import build
+
+ROOT = Path(__file__).parent.parent
+SEED = 313  # of every split of data; networks are seeded by number, from 0
+SEARCH_SEEDS = (100, 101)  # not those of the tables
+SCANS = ("fgsm", "pgd")
+
+# ---- models, data, and what the paper leaves open ------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model of the paper. data: (images or None for all) -> training and test data.
+
+    eps: of the training attack, by base. gamma: by row, else the default. scan_eps: at which layers are compared.
+    judged: how many test samples FGSM, PGD-50 and AutoAttack see (None: all, 0: none); AutoAttack judges the network of
+    the first seed only.
+    """
+
+    model: str
+    network: Callable[[], nn.Module]
+    normalization: Normalization
+    data: Callable[[int | None], tuple[LabelledData, LabelledData]]
+    bounds: Bounds
+    rows: tuple[str, ...]
+    recipe: Recipe
+    eps: dict[str, float]
+    gamma: dict[str, float]
+    scan_eps: float
+    judged: dict[str, int | None]
+    images: int | None = None
+    steps: int = 10
+    batch: int = 100  # samples judged at once, times the eps of the grid
+    validation: tuple[float, int] = (0.2, 1000)
+    search_lr: tuple[float, ...] = ()
+    search_eps: tuple[float, ...] = ()
+    search_gamma: tuple[float, ...] = ()
+
+    @property
+    def grid(self):
+        return GRIDS[self.model]
+
+    def threat(self, eps):
+        """eps: one for all, or one for each sample (N,)."""
+        return replace(make_threat("linf", 0.0, self.bounds), eps=eps)
+
+
+def moons(images):
+    return tuple(_npz(ROOT / "sample_models" / "moons.npz", split) for split in ("train", "test"))
+
+
+def _npz(path, split):
+    with np.load(path) as archive:
+        x, y = torch.from_numpy(archive[f"x_{split}"]), archive[f"y_{split}"].astype(np.int64)
+    return LabelledData(f"moons, {split}", y, lambda rows: x[torch.from_numpy(np.asarray(rows))])
+
+
+def _of_images(name, x, y, limit=None):
+    """uint8 images (N, C, H, W) as labelled data, or a stratified part of them."""
+    rows = np.arange(len(y)) if limit is None else stratified_subset(y, limit, SEED)
+    x, y = x[torch.from_numpy(rows)], y[rows]
+    return LabelledData(name, y, lambda rows: x[torch.from_numpy(np.asarray(rows))].float() / 255)
+
+
+def _data_root():
+    if "LSA_DATA_ROOT" not in os.environ:
+        sys.exit("LSA_DATA_ROOT is not set: no images; point it at a folder that holds them as torchvision does")
+    return Path(os.environ["LSA_DATA_ROOT"])
+
+
+def mnist(images):
+    from torchvision.datasets import MNIST
+
+    parts = [MNIST(_data_root(), train=train) for train in (True, False)]
+    (x, y), (x_test, y_test) = ((part.data[:, None], part.targets.numpy().astype(np.int64)) for part in parts)
+    return _of_images("mnist, train", x, y, images), _of_images("mnist, test", x_test, y_test)
+
+
+def cifar10(images):
+    """Its five training batches; where no more images are asked for than the first one holds, that one is enough."""
+    names = [f"data_batch_{number}" for number in range(1, 6)][: 1 if images is not None and images <= 10_000 else 5]
+    x, y = _cifar_batches(names)
+    return _of_images("cifar10, train", x, y, images), _of_images("cifar10, test", *_cifar_batches(["test_batch"]))
+
+
+def _cifar_batches(names):
+    folder = _data_root() / "cifar-10-batches-py"
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        sys.exit(f"{folder} lacks {', '.join(missing)}; torchvision.datasets.CIFAR10(root, download=True) fetches them")
+    parts = []
+    for name in names:
+        with (folder / name).open("rb") as file:
+            parts.append(pickle.load(file, encoding="latin1"))
+    x = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+    return torch.from_numpy(x), np.concatenate([part["labels"] for part in parts]).astype(np.int64)
+
+
+def vgg19():
+    """Model C for 32 x 32 images: torchvision's convolutions with BatchNorm and one linear layer, so 16 activations."""
+    from torchvision.models.vgg import cfgs, make_layers
+
+    return nn.Sequential(make_layers(cfgs["E"], batch_norm=True), nn.Flatten(), nn.Linear(512, 10))
+
+
+class _WideBlock(nn.Module):
+    """Pre-activation residual block (arXiv 1605.07146)."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__()
+        self.bn1, self.relu1 = nn.BatchNorm2d(inner), nn.ReLU()
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.bn2, self.relu2 = nn.BatchNorm2d(outer), nn.ReLU()
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
+
+    def forward(self, x):
+        active = self.relu1(self.bn1(x))
+        out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+def wide_resnet(depth=28, width=2):
+    """Model D: WRN-28-2 (the paper names no size). 25 activations; L1 is the one within the first block."""
+    widths = (16, 16 * width, 32 * width, 64 * width)
+    blocks = []
+    for number in range(3):
+        for place in range((depth - 4) // 6):
+            inner, stride = (widths[number], 1 + (number > 0)) if place == 0 else (widths[number + 1], 1)
+            blocks.append(_WideBlock(inner, widths[number + 1], stride))
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False), *blocks, nn.BatchNorm2d(widths[3]), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[3], 10),
+    )  # fmt: skip
+
+
+def _with_layers(bases, layers):
+    return tuple(f"AT-{base}" for base in bases) + tuple(f"AT-{base}-LR-L{i}" for base in bases for i in layers)
+
+
+RECIPE = Recipe(
+    epochs=20, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.0,
+    clip=0.0, label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
+)  # fmt: skip
+CIFAR = Study(
+    model="C", network=vgg19, normalization=PRESETS["cifar10"], data=cifar10, bounds=(0.0, 1.0),
+    rows=("Normal", *_with_layers(("PGD", "TRADE", "APGD"), (1, 15))),
+    recipe=replace(RECIPE, epochs=30, lr=0.05, optimizer="sgd", weight_decay=5e-4, warmup=0.1, augment="crop-flip"),
+    eps=dict.fromkeys(BASES.values(), 8 / 255), gamma={"default": 0.5}, scan_eps=0.03,
+    judged={"fgsm": None, "pgd": 1000, "cascade": 500},
+    search_lr=(0.05,), search_eps=(8 / 255,), search_gamma=(0.1, 0.5, 2.0),
+)  # fmt: skip
+STUDIES = {
+    "moon": (
+        Study(
+            model="A", network=lambda: build_architecture("lsa:moon-mlp", {}), normalization=None, data=moons,
+            bounds=None, rows=tuple(name for model, name in PUBLISHED if model == "A"), recipe=RECIPE,
+            eps=dict.fromkeys(BASES.values(), 0.2), gamma={"default": 0.1}, scan_eps=0.3,
+            judged={"fgsm": None, "pgd": None, "cascade": None},
+            steps=7, batch=400, search_lr=(1e-3, 5e-3), search_eps=(0.1, 0.2, 0.3), search_gamma=(0.02, 0.1, 0.5),
+        ),
+    ),
+    "mnist": (
+        Study(
+            model="B", network=lambda: build_architecture("lsa:mnist-cnn", {}), normalization=PRESETS["mnist"],
+            data=mnist, bounds=(0.0, 1.0), rows=("Normal", *_with_layers(("APGD", "PGD", "TRADE"), range(4))),
+            recipe=replace(RECIPE, epochs=10, lr=2e-3, warmup=0.3),
+            eps=dict.fromkeys(BASES.values(), 0.3), gamma={"default": 0.5}, scan_eps=0.3,
+            judged={"fgsm": None, "pgd": 1000, "cascade": 200},
+            search_lr=(2e-3,), search_eps=(0.3,), search_gamma=(0.1, 0.5, 2.0),
+        ),
+    ),
+    "cifar10": (CIFAR, replace(CIFAR, model="D", network=wide_resnet, rows=("Normal", *_with_layers(("PGD", "TRADE", "APGD"), (1, 24))))),
+}  # fmt: skip
+
+# ---- training ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one training is given beside the study: eps of its attack and the weight of the layer that is held."""
+
+    row: str
+    seed: int
+    eps: float
+    gamma: float | None
+
+
+@dataclass
+class Trained:
+    model: Classifier
+    layers: tuple[str, ...]
+    validation: np.ndarray
+    seconds: float
+    epoch: int
+    losses: list[float] = field(default_factory=list)
+    stopped: str | None = None
+
+
+def trial_of(study, name, seed):
+    """The row with the eps and the gamma that the search settled on."""
+    row = parse_row(name)
+    gamma = study.gamma.get(name, study.gamma["default"])
+    return Trial(name, seed, 0.0 if row.base is None else study.eps[row.base], None if row.layer is None else gamma)
+
+
+def method_of(study, trial, layers, classes, samples):
+    """The hardening method of a row. layers: names of the network's activations in order."""
+    row = parse_row(trial.row)
+    held = () if row.layer is None else (layers[row.layer],)
+    task = Task(
+        threat=study.threat(trial.eps), steps=study.steps, step_size=None, layers=held,
+        gammas=() if trial.gamma is None else (trial.gamma,), measure=relative_error, detach_clean=False,
+        attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=classes, samples=samples,
+    )  # fmt: skip
+    # Normal is the same loop with eps 0: the attack then returns its inputs.
+    return build(HARDENINGS.get(row.method), {"base": row.base or "fgsm"}, row.method, task=task)
+
+
+def train_row(study, trial, data, device):
+    """From scratch, as Algorithm 3 has it."""
+    torch.manual_seed(trial.seed)
+    model = Classifier(study.network(), study.normalization).to(device)
+    layers = activations(model, data, device)
+    train_rows, validation = split_validation(data.labels, *study.validation, SEED)
+    method = method_of(study, trial, layers, len(np.unique(data.labels)), len(train_rows))
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(
+            model=model, method=method, data=data, labels=data.labels, train=train_rows, validation=validation,
+            threat=method.task.threat, recipe=study.recipe, trainable=trainable_names(model, [], None), device=device,
+            seed=trial.seed, state_file=Path(folder) / "state.pt", identity={}, resume=False,
+        )  # fmt: skip
+        started = time.perf_counter()
+        done = train(job, lambda what, step, total: None, lambda result, left: None)
+    seconds = time.perf_counter() - started
+    model.load_state_dict(done.best)
+    losses = [result.loss for result in done.history]
+    return Trained(
+        model.eval().requires_grad_(False), layers, validation, seconds, done.best_epoch, losses, done.stopped
+    )
+
+
+def activations(model, data, device):
+    """Names of the hidden activations in order: Li is the i-th."""
+    x = data.read(np.arange(2)).to(device)
+    model.eval()
+    return tuple(layer.name for layer in select_layers(find_layers(model.body, lambda: model(x), 2), ["activations"]))
+
+
+# ---- judging -------------------------------------------------------------------------------------------
+
+
+def attack_of(name, threat):
+    if name == "cascade":
+        return ATTACKS.get("autoattack")(threat=threat).members
+    return (ATTACKS.get(name)(threat=threat, **({"steps": 50} if name == "pgd" else {})),)
+
+
+def batches_of(study, data, rows, device):
+    for start in range(0, len(rows), study.batch):
+        part = rows[start : start + study.batch]
+        yield data.read(part).to(device), torch.from_numpy(data.labels[part]).to(device), torch.from_numpy(part)
+
+
+def robust_curve(study, model, data, rows, name, device):
+    """Accuracy in percent at every eps of the grid, clean first, under fgsm, pgd or cascade.
+
+    All eps are tried at once, each copy of a sample with its own. Robust is what is right without an attack and not
+    broken; an adversarial example of the cascade counts at every larger eps too, since it is within it.
+    """
+    radii = torch.tensor(study.grid[1:], device=device)
+    right = np.zeros(len(study.grid))
+    for x, y, index in batches_of(study, data, rows, device):
+        standing = (predicted_class(model(x)) == y).nonzero().flatten()
+        count = len(standing)
+        right[0] += count
+        many, labels, places = (t[standing].repeat(len(radii), *[1] * (t.ndim - 1)) for t in (x, y, index.to(device)))
+        threat = study.threat(radii.repeat_interleave(count))
+        found = cascade(attack_of(name, threat), model, many, labels, index=places, goal="break")
+        robust = (found.broken_by < 0).reshape(len(radii), count)
+        if name == "cascade":
+            robust = robust.cummin(0).values
+        right[1:] += robust.sum(1).cpu().numpy()
+    return [round(float(100 * one / len(rows)), 4) for one in right]
+
+
+def layer_curves(study, trained, data, rows, device):
+    """Mean relative error of every activation at scan_eps, by attack."""
+    threat, curves = study.threat(study.scan_eps), {}
+    for name in SCANS:
+        (attack,) = attack_of(name, threat)
+        seen = []
+        for x, y, index in batches_of(study, data, rows, device):
+            moved = attack(trained.model, x, y, index=index)
+            one = observe(trained.model, trained.layers, relative_error, threat, x, moved, index, with_yardstick=False)
+            seen.append(one.layers)
+        curves[name] = [round(float(mean), 4) for mean in np.nanmean(np.concatenate(seen), 0)]
+    return curves
+
+
+def judge(study, trained, test, device, with_cascade):
+    rows = {
+        name: stratified_subset(test.labels, len(test) if count is None else min(count, len(test)), SEED)
+        for name, count in study.judged.items()
+    }
+    found = {name: robust_curve(study, trained.model, test, rows[name], name, device) for name in SCANS}
+    if with_cascade and len(rows["cascade"]):
+        found["cascade"] = robust_curve(study, trained.model, test, rows["cascade"], "cascade", device)
+    return {**found, "layers": layer_curves(study, trained, test, rows["pgd"], device)}
+
+
+# ---- runs, and what they leave -------------------------------------------------------------------------
+
+
+def settings_of(study, trial):
+    shown = {key: getattr(study, key) for key in ("steps", "scan_eps", "judged", "images")}
+    return {"model": study.model, **asdict(trial), **shown, "recipe": asdict(study.recipe)}
+
+
+def run_tables(study, names, seeds, out, device):
+    """Seed by seed, so that an interrupted run has whole tables of fewer seeds."""
+    train_data, test_data = study.data(study.images)
+    kept, shown = read(out), []
+    for seed, name in itertools.product(range(seeds), names):
+        trial = trial_of(study, name, seed)
+        settings = settings_of(study, trial)
+        record = next((one for one in kept if one["settings"] == settings), None)
+        if record is None:
+            trained = train_row(study, trial, train_data, device)
+            started = time.perf_counter()
+            found = judge(study, trained, test_data, device, with_cascade=seed == 0)
+            record = {
+                "settings": settings, **found, "train_seconds": round(trained.seconds, 1),
+                "judge_seconds": round(time.perf_counter() - started, 1), "epoch": trained.epoch,
+                "stopped": trained.stopped,
+            }  # fmt: skip
+            write(out, record)
+            score = robustness_and_generalisation(found["pgd"])
+            note = f"; stopped: {trained.stopped}" if trained.stopped else ""
+            print(f"{study.model} {name}, seed {seed}: R&G under PGD-50 {score:.1f}, {trained.seconds:.0f} s{note}", file=sys.stderr)  # fmt: skip
+        shown.append(record)
+    print_tables(study, names, shown)
+
+
+def run_search(study, names, out, device):
+    """The learning rate (on AT-PGD), then eps of every base without the regularizer, then gamma of every row with it: each
+    by the R&G score under PGD-50 on held-out training samples, the mean of two seeds. Prints all that was tried."""
+    kept = read(out)
+    data, _ = study.data(study.images)
+
+    def score(name, lr, eps, gamma=None):
+        one = replace(study, recipe=replace(study.recipe, lr=lr))
+        scores = []
+        for seed in SEARCH_SEEDS:
+            trial = Trial(name, seed, eps, gamma)
+            settings = {"search": True, **settings_of(one, trial)}
+            record = next((record for record in kept if record["settings"] == settings), None)
+            if record is None:
+                trained = train_row(one, trial, data, device)
+                curves = {a: robust_curve(one, trained.model, data, trained.validation, a, device) for a in SCANS}
+                record = {"settings": settings, **curves}
+                write(out, record)
+            scores.append([robustness_and_generalisation(record[attack]) for attack in SCANS])
+        fgsm, pgd = np.mean(scores, 0)
+        shown = [study.model, name, f"{lr:g}", f"{eps:.3g}", "" if gamma is None else f"{gamma:g}"]
+        _print_row([*shown, f"{fgsm:.1f}", f"{pgd:.1f}"])
+        return pgd
+
+    def best(values, score_of):
+        return max(values, key=score_of) if len(values) > 1 else values[0]
+
+    _print_row(["model", "row", "lr", "eps", "gamma", "R&G under FGSM", "R&G under PGD-50"])
+    _print_row(["---"] * 7)
+    rows = [parse_row(name) for name in names]
+    lr = best(study.search_lr, lambda value: score("AT-PGD", value, study.eps["pgd"]))
+    eps, gamma = dict(study.eps), {}
+    for row in rows:
+        if row.base is not None and row.layer is None:
+            eps[row.base] = best(study.search_eps, lambda value, row=row: score(row.name, lr, value))
+    for row in rows:
+        if row.layer is not None:
+            trials = {value: score(row.name, lr, eps[row.base], value) for value in study.search_gamma}
+            gamma[row.name] = max(trials, key=trials.__getitem__)
+    print(f"\nlr {lr:g}; eps {eps}; gamma {gamma}")
+
+
+def run_check(studies, device):
+    """A row of each model on 512 images with two attack steps: the loss of the last epoch is below the first's."""
+    ok = True
+    for study in studies:
+        recipe = replace(study.recipe, epochs=4, batch_size=32, warmup=0.0, lr=0.02)
+        small = replace(study, recipe=recipe, steps=2, validation=(0.1, 64))
+        data, _ = study.data(512)
+        trained = train_row(small, Trial("AT-APGD-LR-L1", 0, 2 / 255, 0.1), data, device)
+        fell = trained.losses[-1] < trained.losses[0]
+        ok = ok and fell
+        print(
+            f"model {study.model}, {len(trained.layers)} activations, AT-APGD-LR-L1: loss by epoch "
+            f"{', '.join(f'{loss:.3f}' for loss in trained.losses)}; it {'falls' if fell else 'does not fall'} "
+            f"({trained.seconds:.0f} s)"
+        )
+    return 0 if ok else 1
+
+
+def read(out):
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+
+
+def write(out, record):
+    with out.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+# ---- tables --------------------------------------------------------------------------------------------
+
+
+def spread(values, digits=1):
+    """Mean and, of several values, their standard deviation (divisor n - 1)."""
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def print_tables(study, names, records):
+    by_row = {name: [r for r in records if r["settings"]["row"] == name] for name in names}
+    grid = [f"{eps:g}" for eps in study.grid]
+    for attack in (*SCANS, "cascade"):
+        shown = {name: [r for r in found if attack in r] for name, found in by_row.items()}
+        if not any(shown.values()):
+            continue
+        with_paper = attack == "fgsm"
+        columns = [*grid, "R&G"]
+        head = [c for column in columns for c in ([column, "paper"] if with_paper else [column])]
+        count = study.judged[attack]
+        title = {"fgsm": "FGSM", "pgd": "PGD-50", "cascade": "AutoAttack"}[attack]
+        print(f"\nModel {study.model}, {title}, {'all test samples' if count is None else f'{count} test samples'}\n")
+        _print_row(["row", "eps", "gamma", "seeds", *head])
+        _print_row(["---"] * (4 + len(head)))
+        for name, found in shown.items():
+            if not found:
+                continue
+            curves = [[*r[attack], robustness_and_generalisation(r[attack])] for r in found]
+            cells = [spread(values) for values in zip(*curves, strict=True)]
+            if with_paper:
+                paper = PUBLISHED.get((study.model, name), [None] * len(cells))
+                cells = [c for pair in zip(cells, ("" if p is None else f"{p:g}" for p in paper), strict=True) for c in pair]  # fmt: skip
+            _print_row([*_described(name, found), *cells])
+    for attack in SCANS:
+        count = max(len(found[0]["layers"][attack]) for found in by_row.values())
+        print(f"\nModel {study.model}, mean relative error by layer, {attack.upper()} at {study.scan_eps:g}\n")
+        _print_row(["row", "eps", "gamma", "seeds", *(f"L{i}" for i in range(count)), "MVL (top 1), by seed"])
+        _print_row(["---"] * (5 + count))
+        for name, found in by_row.items():
+            curves = [r["layers"][attack] for r in found]
+            tops = " ".join(f"L{int(np.argmax(curve))}" for curve in curves)
+            _print_row([*_described(name, found), *(spread(values, 2) for values in zip(*curves, strict=True)), tops])
+
+
+def _described(name, found):
+    settings = found[0]["settings"]
+    gamma = settings["gamma"]
+    return [name, f"{settings['eps']:.3g}", "" if gamma is None else f"{gamma:g}", str(len(found))]
+
+
+def _print_row(cells):
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def chosen_rows(parser, studies, glob):
+    names = {s.model: [name for name in s.rows if fnmatch.fnmatchcase(name, glob)] for s in studies}
+    if not any(names.values()):
+        parser.error(f"--rows '{glob}' matches none of {', '.join(dict.fromkeys(n for s in studies for n in s.rows))}")
+    return names
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=STUDIES)
+    parser.add_argument("--seeds", type=int, default=5, help="networks a row, seeded 0, 1, ...; default 5")
+    parser.add_argument("--rows", default="*", metavar="GLOB", help="the rows whose names match")
+    parser.add_argument("--images", type=int, help="training images, a stratified part; default all")
+    parser.add_argument("--epochs", type=int, help="default: 20 for moon, 10 for mnist, 30 for cifar10")
+    parser.add_argument("--cascade-images", type=int, help="test samples for AutoAttack, 0 for none; default 200, cifar10 500")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--out", type=Path, help="lines of results; default: paper_TABLE.jsonl in the working directory"
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--search", action="store_true", help="try eps and gamma on held-out training data")
+    mode.add_argument("--check", action="store_true", help="512 images, a few epochs: does the loss fall?")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    studies = []
+    for study in STUDIES[arguments.table]:
+        recipe = replace(study.recipe, epochs=arguments.epochs or study.recipe.epochs)
+        judged = dict(study.judged)
+        if arguments.cascade_images is not None:
+            judged["cascade"] = arguments.cascade_images
+        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images))
+    device = torch.device(arguments.device)
+    out = arguments.out or Path(f"paper_{arguments.table}.jsonl")
+    if arguments.check:
+        sys.exit(run_check(studies, device))
+    names = chosen_rows(parser, studies, arguments.rows)
+    for study in studies:
+        if not names[study.model]:
+            continue
+        if arguments.search:
+            run_search(study, names[study.model], out, device)
+        else:
+            run_tables(study, names[study.model], arguments.seeds, out, device)
+
+
+if __name__ == "__main__":
+    main()
