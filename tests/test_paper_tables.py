@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.paper_tables import STUDIES, Trial, activations, method_of, robust_curve, trial_of
+from benchmarks.paper_studies import STUDIES, Trial, trial_of
+from benchmarks.paper_tables import activations, gains, method_of, robust_curve
 from benchmarks.published import BASES, GRIDS, PUBLISHED, parse_row, robustness_and_generalisation
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.bases import BASES as TRAINABLE
@@ -78,3 +79,12 @@ def test_gamma_belongs_to_a_row_and_eps_to_its_base():
     assert trial_of(study, "AT-PGD-LR-L0", 4) == Trial("AT-PGD-LR-L0", 4, 0.3, 0.1)
     assert trial_of(study, "AT-PGD", 4) == Trial("AT-PGD", 4, 0.3, None)
     assert trial_of(study, "Normal", 4) == Trial("Normal", 4, 0.0, None)
+
+
+def test_a_gain_is_paired_by_seed():
+    def record(seed, *curve):
+        return {"settings": {"seed": seed}, "pgd": list(curve)}
+
+    plain = [record(0, 90.0, 50.0), record(1, 80.0, 40.0), record(2, 70.0, 30.0)]
+    held = [record(1, 85.0, 41.0), record(0, 90.0, 48.0), record(7, 99.0, 99.0)]
+    assert gains(held, plain, "pgd") == [6.0, -2.0]
