@@ -172,7 +172,7 @@ STUDIES = {
             bounds=None, rows=tuple(name for model, name in PUBLISHED if model == "A"), recipe=RECIPE,
             eps=dict.fromkeys(BASES.values(), 0.2), gamma={"default": 0.1}, scan_eps=0.3,
             judged={"fgsm": None, "pgd": None, "cascade": None},
-            steps=7, batch=400, search_lr=(1e-3, 5e-3), search_eps=(0.1, 0.2, 0.3), search_gamma=(0.02, 0.1, 0.5),
+            steps=7, batch=400, search_lr=(1e-3, 5e-3), search_eps=(0.1, 0.2, 0.3), search_gamma=(0.02, 0.1, 0.5, 2.0),
         ),
     ),
     "mnist": (
