@@ -211,6 +211,7 @@ def run_search(study, names, out, device):
                 curves = {a: robust_curve(one, trained.model, data, trained.validation, a, device) for a in SCANS}
                 record = {"settings": settings, **curves}
                 write(out, record)
+                kept.append(record)
             scores.append([robustness_and_generalisation(record[attack]) for attack in SCANS])
         fgsm, pgd = np.mean(scores, 0)
         shown = [study.model, name, f"{lr:g}", f"{eps:.3g}", "" if gamma is None else f"{gamma:g}"]
