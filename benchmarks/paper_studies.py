@@ -72,6 +72,8 @@ def _npz(path, split):
 
 def _of_images(name, x, y, limit=None):
     """uint8 images (N, C, H, W) as labelled data, or a stratified part of them."""
+    if limit is not None and limit > len(y):
+        sys.exit(f"--images {limit}: {name} has {len(y)}")
     rows = np.arange(len(y)) if limit is None else stratified_subset(y, limit, SEED)
     x, y = x[torch.from_numpy(rows)], y[rows]
     return LabelledData(name, y, lambda rows: x[torch.from_numpy(np.asarray(rows))].float() / 255)
@@ -86,7 +88,10 @@ def _data_root():
 def mnist(images):
     from torchvision.datasets import MNIST
 
-    parts = [MNIST(_data_root(), train=train) for train in (True, False)]
+    try:
+        parts = [MNIST(_data_root(), train=train) for train in (True, False)]
+    except RuntimeError:
+        sys.exit(f"{_data_root()} holds no MNIST; torchvision.datasets.MNIST(root, download=True) fetches it")
     (x, y), (x_test, y_test) = ((part.data[:, None], part.targets.numpy().astype(np.int64)) for part in parts)
     return _of_images("mnist, train", x, y, images), _of_images("mnist, test", x_test, y_test)
 

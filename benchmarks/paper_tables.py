@@ -5,8 +5,8 @@
     python -m benchmarks.paper_tables cifar10 --check    # models C and D on 512 images: does the loss fall?
 
 Every row is trained from scratch (Algorithm 3) and the epoch with the best robust accuracy on held-out training data is
-kept. It is judged on test data by FGSM, as in the paper, by PGD-50 and by AutoAttack, and its layers are compared under
-FGSM and PGD-50. Each row and seed is a line of FILE as soon as it is done; a second run goes on from there, and tables
+kept. It is judged on test data by FGSM, as in the paper, by PGD-50 and, for the first seed, by AutoAttack; its layers are
+compared under FGSM and PGD-50. Each row and seed is a line of FILE as soon as it is done; a second run goes on from there, and tables
 of what FILE holds are printed at the end. mnist and cifar10 read the files in LSA_DATA_ROOT, laid out as torchvision has them.
 """
 
@@ -46,6 +46,9 @@ SCANS = ("fgsm", "pgd")
 
 @dataclass
 class Trained:
+    """A network with the weights of its best epoch. validation: places of the held-out training samples; losses: by epoch;
+    stopped: the watchdog's words."""
+
     model: Classifier
     layers: tuple[str, ...]
     validation: np.ndarray
@@ -337,24 +340,45 @@ def chosen_rows(parser, studies, glob):
     return names
 
 
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, default=5, help="networks a row, seeded 0, 1, ...; default 5")
+    parser.add_argument("--seeds", type=positive, default=5, help="networks a row, seeded 0, 1, ...; default 5")
     parser.add_argument("--rows", default="*", metavar="GLOB", help="the rows whose names match")
-    parser.add_argument("--images", type=int, help="training images, a stratified part; default all")
-    parser.add_argument("--epochs", type=int, help="default: 20 for moon, 10 for mnist, 30 for cifar10")
-    parser.add_argument("--cascade-images", type=int, help="test samples for AutoAttack, 0 for none; default 200, cifar10 500")  # fmt: skip
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=positive, help="training images, a stratified part; default all")
+    parser.add_argument("--epochs", type=positive, help="default: 20 for moon, 10 for mnist, 30 for cifar10")
+    parser.add_argument(
+        "--cascade-images",
+        type=int,
+        metavar="N",
+        help="test samples that AutoAttack judges the first seed's networks on, 0 for none; default: all for moon, 200 for "
+        "mnist, 500 for cifar10",
+    )
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--out", type=Path, help="lines of results; default: paper_TABLE.jsonl in the working directory"
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--search", action="store_true", help="try eps and gamma on held-out training data")
-    mode.add_argument("--check", action="store_true", help="512 images, 2 epochs: does the loss fall?")
+    mode.add_argument("--check", action="store_true", help="cifar10: 512 images, 2 epochs; does the loss fall?")
     arguments = parser.parse_args()
+    if arguments.table == "moon" and arguments.images is not None:
+        parser.error("--images is for images; moon trains on all its points")
+    if arguments.table != "cifar10" and arguments.check:
+        parser.error(f"--check is for cifar10; {arguments.table} is quick enough for --rows Normal --seeds 1")
     torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    if arguments.check:
+        learnt = [run_check(study, device) for study in STUDIES[arguments.table]]
+        sys.exit(0 if all(learnt) else 1)
     studies = []
     for study in STUDIES[arguments.table]:
         recipe = replace(study.recipe, epochs=arguments.epochs or study.recipe.epochs)
@@ -362,11 +386,7 @@ def main():
         if arguments.cascade_images is not None:
             judged["cascade"] = arguments.cascade_images
         studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images))
-    device = torch.device(arguments.device)
     out = arguments.out or Path(f"paper_{arguments.table}.jsonl")
-    if arguments.check:
-        learnt = [run_check(study, device) for study in studies]
-        sys.exit(0 if all(learnt) else 1)
     names = chosen_rows(parser, studies, arguments.rows)
     for study in studies:
         if not names[study.model]:
