@@ -14,7 +14,6 @@ import argparse
 import fnmatch
 import itertools
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -24,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.paper_print import SCANS, print_row, print_tables
 from benchmarks.paper_studies import SEED, STUDIES, Trial, trial_of
-from benchmarks.published import MVL, PUBLISHED, READ_OFF, parse_row, robustness_and_generalisation
+from benchmarks.published import parse_row, robustness_and_generalisation
 from lsa_cli.attacks import ATTACKS
 from lsa_cli.attacks.ensemble import cascade
 from lsa_cli.auditing.observation import observe
@@ -39,7 +39,6 @@ from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.registry import build
 
 SEARCH_SEEDS = (100, 101)  # not those of the tables
-SCANS = ("fgsm", "pgd")
 
 # ---- training ------------------------------------------------------------------------------------------
 
@@ -218,14 +217,14 @@ def run_search(study, names, out, device):
             scores.append([robustness_and_generalisation(record[attack]) for attack in SCANS])
         fgsm, pgd = np.mean(scores, 0)
         shown = [study.model, name, f"{lr:g}", f"{eps:.3g}", "" if gamma is None else f"{gamma:g}"]
-        _print_row([*shown, f"{fgsm:.1f}", f"{pgd:.1f}"])
+        print_row([*shown, f"{fgsm:.1f}", f"{pgd:.1f}"])
         return pgd
 
     def best(values, score_of):
         return max(values, key=score_of) if len(values) > 1 else values[0]
 
-    _print_row(["model", "row", "lr", "eps", "gamma", "R&G under FGSM", "R&G under PGD-50"])
-    _print_row(["---"] * 7)
+    print_row(["model", "row", "lr", "eps", "gamma", "R&G under FGSM", "R&G under PGD-50"])
+    print_row(["---"] * 7)
     rows = [parse_row(name) for name in names]
     lr = best(study.search_lr, lambda value: score("AT-PGD", value, study.eps["pgd"]))
     eps, gamma = dict(study.eps), {}
@@ -264,73 +263,7 @@ def write(out, record):
         file.write(json.dumps(record) + "\n")
 
 
-# ---- tables --------------------------------------------------------------------------------------------
-
-
-def spread(values, digits=1):
-    """Mean and, of several values, their standard deviation (divisor n - 1)."""
-    text = f"{statistics.mean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
-
-
-def gains(found, plain, attack):
-    """R&G of each seed less that of the row without the regularizer with the same seed."""
-    scores = {r["settings"]["seed"]: robustness_and_generalisation(r[attack]) for r in plain if attack in r}
-    own = {r["settings"]["seed"]: robustness_and_generalisation(r[attack]) for r in found}
-    return [score - scores[seed] for seed, score in own.items() if seed in scores]
-
-
-def print_tables(study, names, records):
-    by_row = {name: [r for r in records if r["settings"]["row"] == name] for name in names}
-    grid = [f"{eps:g}" for eps in study.grid]
-    for attack in (*SCANS, "cascade"):
-        shown = {name: [r for r in found if attack in r] for name, found in by_row.items()}
-        if not any(shown.values()):
-            continue
-        columns = [*grid, "R&G"]
-        if attack == "fgsm":
-            columns = [c for column in columns for c in (column, "paper")]
-        count = study.judged[attack]
-        title = {"fgsm": "FGSM", "pgd": "PGD-50", "cascade": "AutoAttack"}[attack]
-        print(f"\nModel {study.model}, {title}, {'all test samples' if count is None else f'{count} test samples'}\n")
-        _print_row(["row", "eps", "gamma", "seeds", *columns, "R&G less that of its AT row"])
-        _print_row(["---"] * (5 + len(columns)))
-        for name, found in shown.items():
-            if not found:
-                continue
-            curves = [[*r[attack], robustness_and_generalisation(r[attack])] for r in found]
-            cells = [spread(values) for values in zip(*curves, strict=True)]
-            if attack == "fgsm":
-                paper = [f"{p:g}" for p in PUBLISHED.get((study.model, name), ())] or [""] * len(cells)
-                cells = [cell for pair in zip(cells, paper, strict=True) for cell in pair]
-            plain = parse_row(name).plain
-            gained = [] if plain == name else gains(found, by_row.get(plain, []), attack)
-            _print_row([*_described(name, found), *cells, spread(gained) if gained else ""])
-    for attack in SCANS:
-        count = max(len(found[0]["layers"][attack]) for found in by_row.values())
-        title = {"fgsm": "FGSM", "pgd": "PGD-50"}[attack]
-        print(f"\nModel {study.model}, mean relative error by layer, {title} at {study.scan_eps:g}; the paper's MVL is L{MVL[study.model]}\n")  # fmt: skip
-        _print_row(["row", "eps", "gamma", "seeds", *(f"L{i}" for i in range(count)), "MVL (top 1), by seed"])
-        _print_row(["---"] * (5 + count))
-        for name, found in by_row.items():
-            curves = [r["layers"][attack] for r in found]
-            tops = " ".join(f"L{int(np.argmax(curve))}" for curve in curves)
-            _print_row([*_described(name, found), *(spread(values, 2) for values in zip(*curves, strict=True)), tops])
-        if (study.model, attack) in READ_OFF:
-            curve = READ_OFF[study.model, attack]
-            _print_row(
-                ["Normal, off the paper's plot", "?", "", "", *(f"{one:g}" for one in curve), f"L{np.argmax(curve)}"]
-            )
-
-
-def _described(name, found):
-    settings = found[0]["settings"]
-    gamma = settings["gamma"]
-    return [name, f"{settings['eps']:.3g}", "" if gamma is None else f"{gamma:g}", str(len(found))]
-
-
-def _print_row(cells):
-    print("| " + " | ".join(cells) + " |", flush=True)
+# ---- the command ---------------------------------------------------------------------------------------
 
 
 def chosen_rows(parser, studies, glob):

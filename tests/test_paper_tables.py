@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.paper_print import gains
 from benchmarks.paper_studies import STUDIES, Trial, trial_of
-from benchmarks.paper_tables import activations, gains, method_of, robust_curve
+from benchmarks.paper_tables import activations, method_of, robust_curve
 from benchmarks.published import BASES, GRIDS, PUBLISHED, parse_row, robustness_and_generalisation
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.bases import BASES as TRAINABLE
