@@ -57,7 +57,7 @@ class Trained:
     stopped: str | None = None
 
 
-def method_of(study, trial, layers, classes, samples):
+def method_of(study, trial, layers, classes, samples, shape):
     """The hardening method of a row. layers: names of the network's activations in order."""
     row = parse_row(trial.row)
     held = () if row.layer is None else (layers[row.layer],)
@@ -65,6 +65,7 @@ def method_of(study, trial, layers, classes, samples):
         threat=study.threat(trial.eps), steps=study.steps, step_size=None, layers=held,
         gammas=() if trial.gamma is None else (trial.gamma,), measure=relative_error, detach_clean=False,
         attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=classes, samples=samples,
+        input_shape=shape,
     )  # fmt: skip
     # Normal is the same loop with eps 0: the attack then returns its inputs.
     return build(HARDENINGS.get(row.method), {"base": row.base or "fgsm"}, row.method, task=task)
@@ -75,8 +76,9 @@ def train_row(study, trial, data, device):
     torch.manual_seed(trial.seed)
     model = Classifier(study.network(), study.normalization).to(device)
     layers = activations(model, data, device)
+    shape = tuple(data.read(np.arange(1)).shape[1:])
     train_rows, validation = split_validation(data.labels, *study.validation, SEED)
-    method = method_of(study, trial, layers, len(np.unique(data.labels)), len(train_rows))
+    method = method_of(study, trial, layers, len(np.unique(data.labels)), len(train_rows), shape)
     with tempfile.TemporaryDirectory() as folder:
         job = Job(
             model=model, method=method, data=data, labels=data.labels, train=train_rows, validation=validation,

@@ -51,7 +51,7 @@ def hardened(row, images, epochs, seed):
     task = Task(
         threat=threat, steps=7, step_size=None, layers=layers, gammas=(gamma,) * len(layers),
         measure=MEASURES.get("relative-error"), detach_clean=detached, attack_mode="eval", label_smoothing=0.0, awp=0.0,
-        classes=10, samples=len(places), input_shape=network.input_shape, input_shape=network.input_shape,
+        classes=10, samples=len(places), input_shape=network.input_shape,
     )  # fmt: skip
     recipe = Recipe(
         epochs=epochs, lr=2e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.3,

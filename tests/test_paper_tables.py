@@ -33,7 +33,7 @@ def test_every_published_row_is_trained_and_every_row_has_its_plain_one(study):
 @pytest.mark.parametrize("name", MOON.rows)
 def test_a_row_is_the_method_that_its_name_says(name):
     layers = ("elu1", "elu2", "elu3")
-    method = method_of(MOON, trial_of(MOON, name, 0), layers, 2, 1280)
+    method = method_of(MOON, trial_of(MOON, name, 0), layers, 2, 1280, (2,))
     _, _, rest = name.partition("AT-")
     base, _, layer = rest.partition("-LR-L")
     assert type(method.made) is TRAINABLE.get(BASES[base] if base else "fgsm")

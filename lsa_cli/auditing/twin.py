@@ -7,6 +7,7 @@ from torch import nn
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
+from lsa_cli.auditing.evidence import without_gradient
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.models.precision import Twin, make_twin, original
 
@@ -29,6 +30,8 @@ def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.
     twin = make_twin(plan.classifier, x[:_TRIED])
     if twin.is_original:
         return twin
+    if without_gradient(plan.classifier, x[:_TRIED], y[:_TRIED]).all():
+        return original(plan.classifier, "it has no input gradient to try a copy with")
     whole = [_left_whole(plan, model, x, y, index) for model in (twin.model, plan.classifier)]
     if whole[0] - whole[1] > WEAKER * len(x):
         why = f"attacks on {twin.described} are weaker, they left {whole[0]} of {len(x)} samples whole, not {whole[1]}"
