@@ -34,7 +34,7 @@ def column(page, table, number):
     )
 
 
-ATTACKS = "section[aria-labelledby=attacks] > .wide table"
+ATTACKS = "section[aria-labelledby=attacks] > .wide:first-of-type table"
 
 
 @pytest.mark.parametrize("report", [gated, hostile, lambda: example(budget=False, status="interrupted")])
