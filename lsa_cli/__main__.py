@@ -6,7 +6,7 @@ import os
 # the machine has other work: one audit took 42 s so, and 12 s with threads that sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from lsa_cli.cli.main import app  # noqa: E402
+from lsa_cli.cli.main import app
 
 __all__ = ["app"]
 
