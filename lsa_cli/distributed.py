@@ -7,6 +7,7 @@ to samples, and sums run over all ranks once.
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -39,9 +40,10 @@ def joined() -> Iterator[None]:
     global _store
     cuda = torch.cuda.is_available() and distributed.is_nccl_available()
     try:
-        _store, number, count = next(distributed.rendezvous("env://", timeout=_MEET))
+        shared, number, count = next(distributed.rendezvous("env://", timeout=_MEET))
+        _store = _fresh(shared, number, count)
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=distributed.PrefixStore("lsa", _store), rank=number,
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", store=distributed.PrefixStore("group", _store), rank=number,
             world_size=count, timeout=_WAIT,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
@@ -60,6 +62,30 @@ def joined() -> Iterator[None]:
                 _await(_store, "saved", _SAVING)
 
 
+def _fresh(store: distributed.Store, number: int, count: int) -> distributed.Store:
+    """A part of the store that only the ranks started together use, under a name that the first one makes up.
+
+    torchrun keeps its store when it starts ranks again, and what dead ones have written there, addresses too, would be
+    taken for that of the living. So each asks under a number of its own, and the first one answers until all have heard.
+    """
+    own, until = uuid.uuid4().hex, time.monotonic() + _MEET.total_seconds()
+    if number > 0:
+        store.set(f"asks {number}", own)
+        name = store.get(f"answer to {own}").decode()
+        store.set(f"{name} heard {number}", b"")
+        return distributed.PrefixStore(name, store)
+    silent = set(range(1, count))
+    while silent:
+        for other in sorted(silent):
+            if store.check([f"asks {other}"]):
+                store.set(f"answer to {store.get(f'asks {other}').decode()}", own)
+        silent = {other for other in silent if not store.check([f"{own} heard {other}"])}
+        if silent and time.monotonic() > until:
+            raise ValueError(f"nothing was heard of rank {min(silent)} within {_MEET}")
+        time.sleep(0.02)
+    return distributed.PrefixStore(own, store)
+
+
 def _await(store: distributed.Store, key: str, seconds: float) -> None:
     """Whoever watches the ranks ends them all as soon as one has failed; the first one may have things to save."""
     until = time.monotonic() + seconds
@@ -75,9 +101,9 @@ def first_to_say() -> bool:
         return True
 
 
-def restarts() -> int:
-    """How often torchrun has started the ranks again (--max-restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def restarted() -> bool:
+    """Whether torchrun has started the ranks again (--max-restarts); it tells so where one has died."""
+    return anywhere(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
 
 
 # ---- who is who ----------------------------------------------------------------------------------------

@@ -378,9 +378,10 @@ def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool
     from lsa_cli.auditing.journal import Journal
 
     journal: list[Journal | None] = []
+    restarted = distributed.restarted()
 
     def folder() -> Path | None:
-        journal.append(_first_journal(plan, files, resume, named))
+        journal.append(_first_journal(plan, files, resume, restarted, named))
         return journal[0].folder if journal[0] is not None else None
 
     place = distributed.first(folder)
@@ -389,8 +390,10 @@ def _journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool
     return Journal.of_first_rank(place)
 
 
-def _first_journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
-    from lsa_cli import distributed
+def _first_journal(
+    plan: "AuditPlan", files: dict[str, str], resume: bool, restarted: bool, named: bool
+) -> "Journal | None":
+    """restarted: torchrun has started the ranks again, and they go on where there is something to go on from."""
     from lsa_cli.auditing.journal import Journal, JournalInUse
     from lsa_cli.auditing.provenance import identity_of
 
@@ -400,8 +403,7 @@ def _first_journal(plan: "AuditPlan", files: dict[str, str], resume: bool, named
     for number in count(2):
         folder = Path(f"{files['json']}.journal")
         try:
-            # Ranks that torchrun has started again go on by themselves.
-            journal = Journal(folder, identity_of(plan), resume or (distributed.restarts() > 0 and folder.is_dir()))
+            journal = Journal(folder, identity_of(plan), resume or (restarted and folder.is_dir()))
         except JournalInUse:
             if named:
                 raise

@@ -114,7 +114,8 @@ def run_harden(
     ranks do that torchrun has started again. Of several ranks the first one writes; all read what it has written.
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
-    resume = distributed.first(lambda: _resumes(files, resume))
+    restarted = distributed.restarted()
+    resume = distributed.first(lambda: _resumes(files, resume, restarted))
     with numerics(plan.audit):
         before = _audited(plan.audit, files.before, resume, show, say, "before")
         layers = plan.layers
@@ -139,11 +140,11 @@ def run_harden(
     return Hardened(out, before, after, layers, trained.history, trained.best_epoch, trained.stopped)
 
 
-def _resumes(files: Files, asked: bool) -> bool:
+def _resumes(files: Files, asked: bool, restarted: bool) -> bool:
     if asked:
         refuse_without_state(files.state)
         return True
-    if distributed.restarts() > 0 and files.state.exists():
+    if restarted and files.state.exists():
         return True
     files.state.unlink(missing_ok=True)  # of another run, which is not to be taken for this one
     return False
