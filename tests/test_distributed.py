@@ -244,7 +244,7 @@ def test_two_processes_report_what_one_does(lsa, tmp_path):  # noqa: F811
     assert [line for line in two.out.splitlines() if " s " not in line] == [
         line for line in one.out.splitlines() if " s " not in line
     ]
-    assert said(two) == ["lsa: report saved: two.json"]
+    assert said(two) == ["lsa: report saved: two.json, two.csv"]
     assert not list(tmp_path.glob("*.journal"))
 
 
