@@ -17,7 +17,7 @@ from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.run import Progress, Run, numerics, told_when_it_ends
 from lsa_cli.auditing.sequential import bounds
-from lsa_cli.errors import RunError, UsageError
+from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
 from lsa_cli.report.metrics import CLASS_WORDS, Measured
 from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
@@ -42,7 +42,7 @@ def decide_early(
         raise UsageError("--gate-only decides one block of samples after the other, in one process; leave --nproc out")
     refuse_undecidable(plan, alpha)
     run = _EarlyRun(plan, alpha, progress or (lambda what, done, total: None), on_update or (lambda report: None))
-    with numerics(plan), told_when_it_ends(run.update, plan):
+    with numerics(plan), told_when_it_ends(run.update_if_any, plan):
         return run.everything()
 
 
@@ -176,10 +176,13 @@ class _EarlyRun:
 
     # ---- telling ---------------------------------------------------------------------------------------
 
+    def update_if_any(self, status: str) -> None:
+        """Before the first block there is nothing to report."""
+        if self.parts:
+            self.update(status)
+
     def update(self, status: str) -> AuditReport:
         """One report of all blocks."""
-        if not self.parts:
-            raise RunError("no sample was taken")
         whole = self.joined()
         used, size = len(whole.y), len(self.plan.index)
         whole.update(status)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,7 +41,6 @@ class Journal:
             self._lock: IO[bytes] | None = _claim(folder)
             return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             self._lock = _claim(folder)
             for file in folder.iterdir():
                 if file.name != _LOCK:
@@ -99,7 +99,11 @@ class Journal:
     def remove(self) -> None:
         """The report is complete and saved."""
         if self._lock is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            # Away with it at once: while a folder is emptied in place, another audit could claim it and lose its files.
+            gone = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.done")
+            with suppress(OSError):
+                self.folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
             self.close()
 
 
@@ -118,8 +122,9 @@ def _claim(folder: Path) -> IO[bytes]:
             raise JournalInUse(
                 f"another audit that runs now writes to {folder}; say --output DIR for this one"
             ) from error
-        except FileNotFoundError:  # its last owner removed it meanwhile
-            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # there is none yet, or its last owner removed it meanwhile
+            with suppress(FileExistsError):  # another audit was quicker, or has removed it again
+                folder.mkdir(parents=True, exist_ok=True)
 
 
 def _name(stage: str, batch: int) -> str:

@@ -474,10 +474,9 @@ def _run(
             elif files:
                 again = "; the same command with --resume goes on from there" if journal is not None else ""
                 note(f"what was measured is saved: {', '.join(outputs.paths())}{again}")
-        raise
-    finally:
         if journal is not None:
             journal.close()
+        raise
     outputs.write(report)
     tell_github(report, files, github)
     if journal is not None:
