@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 os.environ.pop("COLUMNS", None)  # a runner of tests may set it, and then output is cut to it
@@ -6,6 +7,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it; r
 
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job hands this on to what tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 
