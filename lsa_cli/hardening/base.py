@@ -61,6 +61,7 @@ class Hardening:
     """
 
     regularizes: ClassVar[bool] = False  # it holds layers with the layer regularizer
+    diagnosed: ClassVar[bool] = False  # `end_epoch` is told how the classes fare
     chosen_by: ClassVar[str] = "robust accuracy"  # what `score` is, in words
 
     task: Task
@@ -87,7 +88,7 @@ class Hardening:
         pass
 
     def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
-        """diagnosis: of the weights that train, on the held-out training samples, under PGD at full eps."""
+        """Where `diagnosed` is set. diagnosis: of the weights that train, on the held-out training samples, under PGD at full eps."""
 
     def averaged(self) -> dict[str, torch.Tensor] | None:
         """The weights to judge and hand out, if not those that train."""

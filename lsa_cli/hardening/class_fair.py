@@ -71,6 +71,7 @@ class ClassFair(AdversarialTraining):
     training, under attack, on held-out samples; it stays in the checkpoint.
     """
 
+    diagnosed: ClassVar[bool] = True
     chosen_by: ClassVar[str] = "mean + worst-class robust accuracy"
 
     rule: str = "cfa"

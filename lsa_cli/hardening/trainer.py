@@ -131,9 +131,9 @@ class _Training:
         self.sums: dict[str, float] = {}
         self.counted: dict[str, int] = {}
         self.spent = 0.0
-        self.best = self.weights()
+        self.best = weights_of(self.judged_model())
         self.best_epoch, self.best_score = 0, -1.0
-        self.saved = self.started = time.monotonic()
+        self.saved = time.monotonic()
 
     def everything(self) -> Trained:
         if self.job.resume:
@@ -142,7 +142,7 @@ class _Training:
         while self.step < self.total and stopped is None:
             self.one_epoch()
             stopped = trouble(self.history, self.chance)
-        return Trained(self.best, self.weights(), self.best_epoch, self.history, stopped)
+        return Trained(self.best, weights_of(self.judged_model()), self.best_epoch, self.history, stopped)
 
     @property
     def chance(self) -> float:
@@ -225,8 +225,9 @@ class _Training:
     def note(self, loss: torch.Tensor, count: int) -> None:
         """Add to the sums of the epoch's log."""
         found = {"loss": loss.detach() * count} | {name: part.sum() for name, part in self.method.parts.items()}
-        for name, value in found.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        values = torch.stack([value.detach().double() for value in found.values()]).tolist()  # one wait for the device
+        for name, value in zip(found, values, strict=True):
+            self.sums[name] = self.sums.get(name, 0.0) + value
             self.counted[name] = self.counted.get(name, 0) + count
         if not self.history and distributed.anywhere(not math.isfinite(self.sums["loss"])):
             raise RunError(
@@ -249,11 +250,13 @@ class _Training:
         means = self.means()
         self.average_statistics()
         fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
-        clean, under_pgd = self.diagnose(self.model, robust)
-        self.method.end_epoch(self.model, under_pgd)
+        found = self.diagnose(self.model, robust) if self.method.diagnosed else None
+        if found is not None:
+            self.method.end_epoch(self.model, found[1])
         judged = self.judged_model()
-        if judged is not self.model:
-            clean, under_pgd = self.diagnose(judged, robust)
+        if found is None or judged is not self.model:
+            found = self.diagnose(judged, robust)
+        clean, under_pgd = found
         _, under_fgsm = self.diagnose(judged, fgsm)
         result = EpochResult(
             epoch, means.pop("loss"), means,
@@ -263,7 +266,7 @@ class _Training:
         self.history.append(result)
         score = self.method.score(under_pgd)
         if score > self.best_score and result.strength == 1 and math.isfinite(result.loss):
-            self.best, self.best_epoch, self.best_score = self.weights(), epoch, score
+            self.best, self.best_epoch, self.best_score = weights_of(judged), epoch, score
         self.save()
         if distributed.rank() == 0:
             left = (recipe.epochs - epoch) * float(np.mean([one.seconds for one in self.history]))
@@ -300,9 +303,6 @@ class _Training:
         judged = copy.deepcopy(self.model)
         judged.load_state_dict(values)
         return judged
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return weights_of(self.judged_model())
 
     def diagnose(self, model: Classifier, attack: Attack) -> tuple[float, ClassDiagnosis]:
         """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
