@@ -54,6 +54,10 @@ class DataError(LsaError):
     """A data set that cannot be read, or does not fit the model."""
 
 
+class SplitError(DataError):
+    """A data set without the split that was asked for, or with none to choose by itself."""
+
+
 class LayerError(LsaError):
     """A layer selection that names nothing the network has."""
 

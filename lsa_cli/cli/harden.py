@@ -244,22 +244,21 @@ def harden_flagged(
     Raises UsageError where no layer was scanned under an attack.
     """
     from lsa_cli.config import HardenSettings
+    from lsa_cli.report.tables import strongest
 
-    scanned = [o for o in report.outcomes if o.kind != "noise" and o.layers is not None and o.layers.mvl]
-    if not scanned:
+    top = strongest(report, scanned=True)
+    if top is None or top.layers is None or not top.layers.mvl:
         raise UsageError("--harden holds the layers that an attack moved most, and none was scanned under an attack")
-    strongest = min(scanned, key=lambda o: 1.0 if o.robust.value is None else o.robust.value)
-    assert strongest.layers is not None
-    base = next((name for name in ("apgd", "fgsm") if strongest.spec.startswith(name)), "pgd")
+    base = next((name for name in ("apgd", "fgsm") if top.spec.startswith(name)), "pgd")
     said = given.harden or HardenSettings()
     flagged = HardenSettings(
         **{
-            **said.model_dump(exclude_none=True), "layers": strongest.layers.mvl, "base": base,
-            "steps": strongest.settings.get("steps") if base != "fgsm" else None,
-            "step_size": strongest.settings.get("step_size") if base == "pgd" else None,
+            **said.model_dump(exclude_none=True), "layers": top.layers.mvl, "base": base,
+            "steps": top.settings.get("steps") if base != "fgsm" else None,
+            "step_size": top.settings.get("step_size") if base == "pgd" else None,
         }
     )  # fmt: skip
-    note(f"hardening {', '.join(strongest.layers.mvl)}, flagged under {strongest.name}, with base {base}")
+    note(f"hardening {', '.join(top.layers.mvl)}, flagged under {top.name}, with base {base}")
     run(checkpoint, given.model_copy(update={"harden": flagged, "split": None}), config, out, False, quiet)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest
 from lsa_cli.data.sizes import ImageSize
-from lsa_cli.errors import DataError, UsageError
+from lsa_cli.errors import DataError, SplitError, UsageError
 from lsa_cli.registry import unknown
 
 Fit = Callable[[torch.Tensor], torch.Tensor]
@@ -145,7 +145,8 @@ def _pick(names: list[str], stems: tuple[str, ...], split: str | None, spec: str
         if name in names:
             return name
     hint = f" for the split '{split}'" if split else ""
-    raise DataError(f"{spec}: no array {' or '.join(wanted)}{hint}; it holds {', '.join(names) or 'nothing'}")
+    kind = SplitError if split else DataError
+    raise kind(f"{spec}: no array {' or '.join(wanted)}{hint}; it holds {', '.join(names) or 'nothing'}")
 
 
 _SEVERITIES = 5
@@ -159,7 +160,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
     folder = Path(request.location)
     spec = f"cifar-c:{folder}"
     if request.split not in (None, "test"):
-        raise UsageError(f"--split '{request.split}': {spec} holds test images only")
+        raise SplitError(f"--split '{request.split}': {spec} holds test images only")
     if not (folder / "labels.npy").is_file():
         raise DataError(f"{spec}: there is no {folder / 'labels.npy'}; give the folder of CIFAR-10-C's .npy files")
     names = sorted(path.stem for path in folder.glob("*.npy") if path.stem != "labels")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lsa_cli.data.sizes import ImageSize
-from lsa_cli.errors import DataError, UsageError
+from lsa_cli.errors import DataError, SplitError, UsageError
 from lsa_cli.registry import Registry, unknown
 
 MODES = {"rgb": 3, "gray": 1}  # values of ?mode= and the channels they give
@@ -103,7 +103,7 @@ def _whole(labels: np.ndarray) -> bool:
 USUAL_LABELS = (
     "label", "labels", "class", "class_name", "class_index", "class_id", "target", "category", "diagnosis", "cls", "y",
 )  # fmt: skip
-_USUAL_SPLITS = ("test", "validation", "valid", "val", "dev")
+TEST_SPLITS = ("test", "validation", "valid", "val", "dev")  # what is judged on, the first there is
 
 
 def number_labels(values: Sequence[Any], what: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -138,12 +138,15 @@ def pick_name(names: Sequence[str], usual: Sequence[str], option: str, request: 
 
 
 def pick_split(names: Sequence[str], request: SourceRequest, spec: str) -> str:
-    """The split asked for, else the test split, else the validation split; never the training data by chance."""
+    """The split asked for, else the test split, else the validation split; never the training data by chance.
+
+    Raises SplitError where there is none of that name, or none to choose.
+    """
     if request.split is not None:
         if request.split not in names:
-            raise DataError(f"{spec}: there is no split '{request.split}'; there are {', '.join(names)}")
+            raise SplitError(f"{spec}: there is no split '{request.split}'; there are {', '.join(names)}")
         return request.split
-    for name in (*_USUAL_SPLITS, *(names if len(names) == 1 else ())):
+    for name in (*TEST_SPLITS, *(names if len(names) == 1 else ())):
         if name in names:
             return name
-    raise UsageError(f"{spec}: no split is called test or validation; choose one with --split: {', '.join(names)}")
+    raise SplitError(f"{spec}: no split is called test or validation; choose one with --split: {', '.join(names)}")

@@ -1,6 +1,7 @@
 """Data that Python code of the user makes: arrays, or a data set of pairs."""
 
 import dataclasses
+import inspect
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from lsa_cli.data.arrays import Fit, channels_first, fit_to_network, to_unit
 from lsa_cli.data.base import LabelledData, checked
 from lsa_cli.data.sizes import ImageSize
-from lsa_cli.errors import DataError, LsaError
+from lsa_cli.errors import DataError, LsaError, SplitError
 from lsa_cli.registry import load_attribute
 
 
@@ -21,6 +22,8 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
     factory = load_attribute(location, "--data")
     arguments: dict[str, Any] = dict(urllib.parse.parse_qsl(query))
     if split is not None:
+        if not _takes_split(factory):
+            raise SplitError(f"{spec} has no argument split, so '{split}' cannot be asked of it; leave --split out")
         arguments["split"] = split
     try:
         made = factory(**arguments)
@@ -35,6 +38,14 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
             f"{spec} gave {type(made).__name__} that cannot be read ({type(error).__name__}: {error}); give (x, y) "
             "arrays, or a data set of (image tensor, label) pairs"
         ) from error
+
+
+def _takes_split(factory: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # code in C does not always say
+        return True
+    return "split" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def from_object(

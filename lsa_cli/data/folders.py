@@ -7,6 +7,7 @@ import numpy as np
 
 from lsa_cli.data.base import (
     DATA_SOURCES,
+    TEST_SPLITS,
     USUAL_LABELS,
     LabelledData,
     SourceRequest,
@@ -15,7 +16,7 @@ from lsa_cli.data.base import (
     pick_split,
 )
 from lsa_cli.data.images import ImageFiles, image_data
-from lsa_cli.errors import DataError
+from lsa_cli.errors import DataError, SplitError
 
 _USUAL_PATHS = (
     "path", "paths", "file", "files", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path",
@@ -35,18 +36,31 @@ def open_imagefolder(request: SourceRequest) -> LabelledData:
     request.allow("imagefolder")
     root = Path(request.location)
     name = root.name.lower()
-    if request.split:
-        root = root / request.split
+    split = _folder_split(root, request)
+    root = root / split
     spec = f"imagefolder:{root}"
     if not root.is_dir():
-        raise DataError(f"{spec}: there is no folder {root}; it should hold one folder of images for each class")
+        kind = SplitError if split and root.parent.is_dir() else DataError
+        raise kind(f"{spec}: there is no folder {root}; it should hold one folder of images for each class")
     try:
         found = ImageFolder(str(root), allow_empty=True)
     except OSError as error:
         raise DataError(f"{spec}: {error}; it should hold one folder of images for each class") from error
     files = path_files([Path(path) for path, _ in found.samples])
     labels = np.asarray(found.targets, dtype=np.int64)
-    return image_data(request, spec, labels, files, found.classes, name, request.split or "")
+    return image_data(request, spec, labels, files, found.classes, name, split)
+
+
+def _folder_split(root: Path, request: SourceRequest) -> str:
+    """The split asked for; without one, a folder that holds `train` and a test split is read as splits, not classes."""
+    if request.split is not None or not (root / "train").is_dir():
+        return request.split or ""
+    names = sorted(path.name for path in root.iterdir() if path.is_dir())
+    return (
+        pick_split(names, request, f"imagefolder:{root}")
+        if len(names) > 1 and set(names) <= {"train", *TEST_SPLITS}
+        else ""
+    )
 
 
 @DATA_SOURCES.register("csv")
@@ -75,7 +89,7 @@ def open_csv(request: SourceRequest) -> LabelledData:
         split = pick_split(sorted({row["split"] or "" for _, row in rows}), request, spec)
         rows = [(line, row) for line, row in rows if row["split"] == split]
     elif split:
-        raise DataError(f"{spec}: there is no column 'split' to find '{split}' in; there are {', '.join(columns)}")
+        raise SplitError(f"{spec}: there is no column 'split' to find '{split}' in; there are {', '.join(columns)}")
     labels, class_names = number_labels(
         [row[label_column] for _, row in rows], lambda number: f"{spec}: line {rows[number][0]}"
     )

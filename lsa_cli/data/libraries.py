@@ -20,7 +20,7 @@ from lsa_cli.data.base import (
 )
 from lsa_cli.data.folders import path_files
 from lsa_cli.data.images import ImageFiles, Picture, image_data
-from lsa_cli.errors import DataError, UsageError
+from lsa_cli.errors import DataError, SplitError, UsageError
 from lsa_cli.registry import can_import, unknown
 
 
@@ -50,7 +50,7 @@ def open_torchvision(request: SourceRequest) -> LabelledData:
     arguments: dict[str, Any] = {"root": request.option("root", ".")}
     if "train" in accepted:
         if split not in ("train", "test"):
-            raise UsageError(f"--split '{split}': {name} has train and test")
+            raise SplitError(f"--split '{split}': {name} has train and test")
         arguments["train"] = split == "train"
     elif "split" in accepted:
         arguments["split"] = split
@@ -184,7 +184,7 @@ def _pick_dataset(loaded: Any, request: SourceRequest, spec: str) -> tuple[Any, 
         return loaded[split].with_format(None), split
     own = str(loaded.split or "")
     if request.split is not None and request.split != own:
-        raise DataError(f"{spec} is one data set, without a split '{request.split}'; leave --split out")
+        raise SplitError(f"{spec} is one data set, without a split '{request.split}'; leave --split out")
     return loaded.with_format(None), own
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lsa_cli.data.base import DATA_SOURCES, USUAL_LABELS, LabelledData, SourceRequest, number_labels, pick_name
 from lsa_cli.data.images import ENDINGS, ImageFiles, image_data
-from lsa_cli.errors import DataError, UsageError
+from lsa_cli.errors import DataError, SplitError, UsageError
 
 _LABELS = ("cls", "json", "txt")  # the first is WebDataset's own for class numbers
 _PICKLES = ("pyd", "pickle", "pkl", "pth", "pt")  # unpickling them would run what they say
@@ -48,7 +48,7 @@ def open_webdataset(request: SourceRequest) -> LabelledData:
     """
     request.allow("webdataset", "image", "label", "key")
     if request.split is not None:
-        raise UsageError(f"--data: shards have no splits; name those of the split '{request.split}' as the location")
+        raise SplitError(f"--data: shards have no splits; name those of the split '{request.split}' as the location")
     spec = f"webdataset:{request.location}"
     samples = [sample for shard in _shards(request.location, spec) for sample in _index(shard, spec)]
     if not samples:

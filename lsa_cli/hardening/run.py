@@ -117,7 +117,7 @@ def run_harden(
     restarted = distributed.restarted()
     resume = distributed.first(lambda: _resumes(files, resume, restarted))
     with numerics(plan.audit):
-        before = _audited(plan.audit, files.before, resume, show, say, "before")
+        before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
         if plan.needs_layers and not layers:
             layers = layers_to_hold(plan, say)
@@ -150,12 +150,12 @@ def _resumes(files: Files, asked: bool, restarted: bool) -> bool:
     return False
 
 
-def _audited(plan: AuditPlan, path: Path, resume: bool, progress: Progress, say: Say, what: str) -> AuditReport:
+def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress, say: Say) -> AuditReport:
     """The report of the network as it was; a resumed run finds it on disk."""
     saved = distributed.first(lambda: _saved(plan, path) if resume and path.exists() else None)
     if saved is not None:
         return saved
-    say(f"audit {what}: {', '.join(named.label for named in plan.attacks)} on {len(plan.index)} samples")
+    say(f"audit before: {', '.join(named.label for named in plan.attacks)} on {len(plan.index)} samples")
     report = run_audit(plan, progress=progress)
     if distributed.rank() == 0:
         write_text(str(path), report.to_json())

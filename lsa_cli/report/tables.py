@@ -22,9 +22,13 @@ if TYPE_CHECKING:
     import pandas
 
 
-def strongest(report: AuditReport) -> AttackOutcome | None:
-    """The budget attack that left the fewest samples robust; the first of equals."""
-    budget = [outcome for outcome in report.outcomes if outcome.kind != "noise"]
+def strongest(report: AuditReport, scanned: bool = False) -> AttackOutcome | None:
+    """The budget attack that left the fewest samples robust; the first of equals. scanned: of those that scanned layers."""
+    budget = [
+        outcome
+        for outcome in report.outcomes
+        if outcome.kind != "noise" and (not scanned or (outcome.layers is not None and outcome.layers.rows))
+    ]
     return min(budget, key=lambda outcome: outcome.robust.count) if budget else None
 
 

@@ -6,7 +6,7 @@ import torch
 
 from lsa_cli.data import open_data, runs_user_code, square_size, usual_size
 from lsa_cli.data.factories import from_object
-from lsa_cli.errors import DataError, UsageError
+from lsa_cli.errors import DataError, SplitError, UsageError
 
 
 def npz(folder, **arrays):
@@ -92,6 +92,9 @@ def test_factories(tmp_path):
         open_data(f"{file}:wrong")
     with pytest.raises(DataError, match="OSError: no disk"):
         open_data(f"{file}:fails")
+    assert open_data(f"{file}:arrays", split="train").split == "train"
+    with pytest.raises(SplitError, match="has no argument split, so 'train' cannot be asked of it"):
+        open_data(f"{file}:pairs", split="train")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float64, bool])
@@ -227,7 +230,7 @@ def test_a_severity_of_a_corruption(corrupted, severity):
         ("?corruption=fgo&severity=1", UsageError, "did you mean 'fog'"),
         ("?corruption=fog", UsageError, "no severity is given; add &severity=N, 1 "),
         ("?corruption=fog&severity=6", UsageError, "severity=6 makes no sense"),
-        ("?corruption=fog&severity=1&split=train", UsageError, "test images only"),
+        ("?corruption=fog&severity=1&split=train", SplitError, "test images only"),
         ("?corruption=fog&severty=1", UsageError, "did you mean 'severity'"),
         ("/none?corruption=fog&severity=1", DataError, "there is no .*labels.npy"),
     ],

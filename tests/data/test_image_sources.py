@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lsa_cli.data import open_data, square_size, usual_size
-from lsa_cli.errors import DataError, UsageError
+from lsa_cli.errors import DataError, SplitError, UsageError
 
 
 def picture(seed, mode="RGB", size=(8, 6)):
@@ -61,6 +61,21 @@ def test_image_folders(folder):
     assert (data.name, data.split) == (folder.name.lower(), "test")
     native = open_data(f"imagefolder:{folder}/test/../test?split=", channels=3, size=square_size(6))
     assert native.read(np.arange(2)).shape == (2, 3, 6, 6)
+
+
+def test_folders_of_splits_are_not_taken_for_classes(folder):
+    (folder / "train" / "cat").mkdir(parents=True)
+    for number in range(4):
+        picture(number).save(folder / "train" / "cat" / f"{number}.png")
+    (folder / "train" / "dog").mkdir()
+    spec = f"imagefolder:{folder}"
+    data = open_data(spec, size=square_size(6))
+    assert (data.split, len(data), data.class_names) == ("test", 5, ("cat", "dog", "fox"))
+    assert len(open_data(spec, split="train")) == 4
+    with pytest.raises(SplitError, match=r"there is no folder .*val; it should hold one folder of images"):
+        open_data(spec, split="val")
+    (folder / "bird").mkdir()  # now they can only be classes
+    assert open_data(spec, size=square_size(6)).class_names == ("bird", "test", "train")
 
 
 def test_a_damaged_image_is_named(folder):
@@ -208,7 +223,7 @@ def test_splits_of_a_table(tmp_path):
         ("file,label\npictures/a.png,-1\n", "", DataError, "the label of sample 0 is -1"),
         ("file,label\n", "", DataError, "holds no images"),
         ("", "", UsageError, "not clear; .* one of none"),
-        ("file,label\npictures/a.png,1\n", "?split=test", DataError, "no column 'split' to find 'test' in"),
+        ("file,label\npictures/a.png,1\n", "?split=test", SplitError, "no column 'split' to find 'test' in"),
         ("file,label\n", "?lable=x", UsageError, "did you mean 'label'"),
     ],
 )
@@ -302,7 +317,7 @@ PNG = content(picture(0))
         ([("a.png", PNG), ("a.png", PNG)], "", DataError, "two members .png"),
         ([("a.png", PNG), ("a.cls", b"0"), ("b.png", PNG)], "", DataError, "b in .* has no label .cls"),
         ([], "", DataError, "no samples"),
-        ([("a.png", PNG), ("a.cls", b"0")], "?split=test", UsageError, "shards have no splits"),
+        ([("a.png", PNG), ("a.cls", b"0")], "?split=test", SplitError, "shards have no splits"),
     ],
 )
 def test_bad_shards(tmp_path, members, query, error, says):

@@ -200,6 +200,16 @@ def test_without_a_test_split_the_held_out_samples_judge(lsa, tmp_path):  # noqa
     assert read_report("h.after.json").data.n == 160
 
 
+def test_broken_test_data_is_an_error_and_not_a_missing_split(lsa, tmp_path):  # noqa: F811
+    with np.load(SAMPLES / "moons.npz") as moons:
+        arrays = dict(moons)
+    np.savez(tmp_path / "all.npz", **{**arrays, "y_test": arrays["y_test"][:-1]})
+    result = lsa("harden", MOON, "--data", "npz:all.npz", "--eps", "0.3", "--epochs", 1, "--threads", 1, "-o", "h.pt")
+    assert result.code == 2
+    assert "there must be one label a sample" in result.err
+    assert list(tmp_path.glob("h.*")) == []
+
+
 @pytest.mark.parametrize(
     "method",
     [
