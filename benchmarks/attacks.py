@@ -187,8 +187,9 @@ def _show(net, names, rounds):
 def audit(arguments):
     """The default audit of mnist_cnn_at, noises aside, against its attacks alone on the same twin and batches."""
     from benchmarks.audit import SAMPLES, paired
+    from lsa_cli.auditing.cost import numerics
     from lsa_cli.auditing.plan import make_plan
-    from lsa_cli.auditing.run import numerics, run_audit
+    from lsa_cli.auditing.run import run_audit
     from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.config import settings_from
     from lsa_cli.models.precision import make_twin

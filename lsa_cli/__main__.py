@@ -3,7 +3,7 @@
 import os
 
 # Read once, when torch is loaded. Threads that wait by spinning take the processor from those they wait for as soon as
-# the machine has other work: one audit took 42 s so, and 12 s with threads that sleep.
+# the machine has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from lsa_cli.cli.main import app

@@ -13,9 +13,10 @@ import numpy as np
 
 from lsa_cli import distributed
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
+from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
-from lsa_cli.auditing.run import Progress, Run, numerics, told_when_it_ends
+from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
 from lsa_cli.auditing.sequential import bounds
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of

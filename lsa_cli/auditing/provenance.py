@@ -9,6 +9,7 @@ import torch
 from lsa_cli import __version__, distributed
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
+from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.report.schema import Data, Protocol, Subject, ThreatModel
 
 
@@ -16,6 +17,15 @@ def _parameters(plan: AuditPlan) -> int:
     """Numbers in the network's parameters; of an opaque program those in the file's."""
     own = sum(p.numel() for p in plan.classifier.body.parameters())
     return own or (plan.checkpoint.weights.parameters if plan.checkpoint is not None else 0)
+
+
+def claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:
+    """The clean accuracy that the file says it has, as a share."""
+    if checkpoint is None:
+        return None
+    if checkpoint.description is not None and checkpoint.description.clean_accuracy is not None:
+        return checkpoint.description.clean_accuracy
+    return checkpoint.claimed_accuracy[0] if checkpoint.claimed_accuracy is not None else None
 
 
 def subject_of(plan: AuditPlan) -> Subject:

@@ -21,34 +21,31 @@ from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
 from lsa_cli.auditing import evidence, examples, metrics
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
+from lsa_cli.auditing.cost import FORWARD, LOOK, numerics, total_work
 from lsa_cli.auditing.draws import DRAWS, draw, mean_rate, random_network, spread, verdict_over_draws
 from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
-from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
+from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, subject_of
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.auditing.twin import choose_twin, probe_size
-from lsa_cli.config import AuditSettings, merge, read_config, settings_from
+from lsa_cli.auditing.warnings import attack_warnings, layer_warnings
+from lsa_cli.config import merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError
-from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.models.precision import Twin, original
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
+from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
 from lsa_cli.report.tables import strongest
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 
-# Work in units of one forward + input-gradient pass over one sample; a forward pass is about a third of it.
-_FORWARD = 0.35
-_LOOK = 4 * _FORWARD  # clean, adversarial and yardstick in one pass, and the verification
 _ASKED_TWICE = 32  # samples by which a random network is told before anything else
-_USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, for progress and estimates
 
 
 def audit(
@@ -74,17 +71,6 @@ def audit(
         parts.append((str(config), read_config(Path(config))))
     settings, origin = merge(*parts)
     return run_audit(make_plan(target, settings, origin, data), progress=progress)
-
-
-def total_work(plan: AuditPlan) -> float:
-    """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
-    attacked = bool(plan.attacks or plan.cascade)
-    each = _FORWARD + attacked + sum(named.attack.passes + _LOOK for named in (*plan.attacks, *plan.noises))
-    each += sum(len(plan.eps_grid) * (named.attack.passes + _FORWARD) for named in plan.attacks)
-    count = len(plan.index)
-    survivors = min(count, plan.full_on or count) * _USUAL_SURVIVORS
-    cascaded = survivors * sum(named.attack.passes for named in plan.cascade)
-    return each * count + cascaded + attacked * evidence.probe_passes(evidence.probe_size(count))
 
 
 def run_audit(
@@ -125,29 +111,6 @@ def told_when_it_ends(update: Callable[[str], object], plan: AuditPlan) -> Itera
 
 def _out_of_memory(plan: AuditPlan) -> RunError:
     return RunError(f"out of memory at batch size {plan.batch_size}; say a smaller --batch-size")
-
-
-@contextmanager
-def numerics(plan: AuditPlan) -> Iterator[None]:
-    """Within: the plan's threads, and float32 that is float32 (no TF32), on deterministic kernels. Then as before."""
-    threads = torch.get_num_threads()
-    before = (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cudnn.deterministic,
-    )
-    try:
-        torch.set_num_threads(plan.threads)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cudnn.deterministic = True
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        (
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cudnn.deterministic,
-        ) = before
 
 
 class _OutOfTime(Exception):
@@ -363,7 +326,7 @@ class Run:
                 arrays["blind"] = evidence.without_gradient(plan.classifier, x, y).numpy()
             return arrays
 
-        found = self.gather("clean", "clean accuracy", plan.index, _FORWARD + attacked, measure)
+        found = self.gather("clean", "clean accuracy", plan.index, FORWARD + attacked, measure)
         if self.is_random:
             self.wrong, self.fooled = found["wrong"], np.zeros_like(found["wrong"])
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
@@ -395,7 +358,7 @@ class Run:
             }  # fmt: skip
 
         stage = f"attack-{[*plan.attacks, *plan.noises].index(named)}-{named.label}"
-        found = self.gather(stage, named.label, plan.index, named.attack.passes + _LOOK, measure)
+        found = self.gather(stage, named.label, plan.index, named.attack.passes + LOOK, measure)
         seen = Observation(**{name: found[name] for name in Observation.__dataclass_fields__})
         verified, broken_numbers = found["verified"], int((~found["finite"]).sum())
         mismatches = int((verified != seen.predicted).sum())
@@ -416,10 +379,10 @@ class Run:
             if kind != "noise":
                 self.fooled |= fooled
         report.outcomes.append(outcome)
-        report.warnings += _attack_warnings(
+        report.warnings += attack_warnings(
             named, 0 if self.is_random else mismatches, counted, found["finite"], verified
         )
-        report.warnings += _layer_warnings(outcome)
+        report.warnings += layer_warnings(outcome)
         outcome.discarded += broken_numbers
 
     def one_stage(self, named: Named, position: int) -> None:
@@ -450,7 +413,7 @@ class Run:
         self.cascaded.append((named, diagnosis))
         if len(rows):
             self.keep(named, diagnosis, rows, found["look"], found["margin"], found["distance"])
-            report.warnings += _attack_warnings(named, 0, found["within"], found["finite"], found["verified"])
+            report.warnings += attack_warnings(named, 0, found["within"], found["finite"], found["verified"])
         broke = int(diagnosis.broken.sum())
         report.cascade.append(
             Stage(
@@ -587,7 +550,7 @@ class Run:
         robust = self.clean == self.y
         rows = np.flatnonzero(robust)
         if len(rows):
-            passes = named.attack.passes + _FORWARD
+            passes = named.attack.passes + FORWARD
             stage, label = f"curve-{eps!r}-{named.label}", f"{named.label} curve"
             robust[rows] = ~self.gather(stage, label, plan.index[rows], passes, measure)["fooled"]
         return robust
@@ -661,7 +624,7 @@ class Run:
         plan = self.plan
         assert self.clean is not None
         verdict, met = verdict_of(plan, self.clean, []), [*plan.attacks, *plan.cascade]
-        claimed = _claimed_accuracy(plan.checkpoint)
+        claimed = claimed_accuracy(plan.checkpoint)
         warnings = [
             *plan.warnings,
             *evidence.clean_accuracy(verdict.clean, len(plan.class_names), claimed),
@@ -680,81 +643,3 @@ class Run:
             outcomes=[],
             warnings=warnings,
         )
-
-
-def _attack_warnings(
-    named: Named, mismatches: int, within: np.ndarray, finite: np.ndarray, verified: np.ndarray
-) -> list[Warning]:
-    """What an attack did that it should not, and where the network gave no class (verified < 0); (N,) each."""
-    name, warnings = named.label, []
-    discarded, not_finite, unanswered = (int(bad.sum()) for bad in (~within, ~finite, verified < 0))
-    if mismatches:
-        warnings.append(
-            Warning(
-                code="verdict-mismatch",
-                message=f"{name}: {mismatches} predictions changed when verified in another batch size: the network's "
-                "output depends on the batch, or on chance",
-            )
-        )
-    if not_finite:
-        warnings.append(
-            Warning(
-                code="attack-not-finite",
-                message=f"{name}: {not_finite} perturbed inputs were NaN or infinite and count as failed attacks; "
-                "its robust accuracy is too high",
-            )
-        )
-    if discarded and named.attack.kind == "budget":
-        warnings.append(
-            Warning(
-                code="out-of-budget",
-                message=f"{name}: {discarded} perturbed inputs left the budget or the input range and gain nothing",
-            )
-        )
-    if unanswered:
-        warnings.append(
-            Warning(
-                code="output-not-finite",
-                message=f"{name}: the network answered NaN to {unanswered} perturbed inputs, which is no class and so "
-                "counts as wrong",
-            )
-        )
-    return warnings
-
-
-def _layer_warnings(outcome: AttackOutcome) -> list[Warning]:
-    blind = [row for row in outcome.layers.rows if row.undefined] if outcome.layers else []
-    if not blind:
-        return []
-    worst = max(blind, key=lambda row: row.undefined)
-    message = (
-        f"{outcome.name}: {len(blind)} layers have samples without a measure (most in {worst.name}: {worst.undefined}); "
-        "they are left out of its mean"
-    )
-    return [Warning(code="measure-undefined", message=message)]
-
-
-def _claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:
-    if checkpoint is None:
-        return None
-    if checkpoint.description is not None and checkpoint.description.clean_accuracy is not None:
-        return checkpoint.description.clean_accuracy
-    return checkpoint.claimed_accuracy[0] if checkpoint.claimed_accuracy is not None else None
-
-
-def estimate_seconds(plan: AuditPlan) -> float:
-    """Seconds the plan would take here: one gradient pass over one batch, timed, times the work."""
-    from lsa_cli.attacks.base import input_gradient
-    from lsa_cli.attacks.losses import cross_entropy
-
-    rows = plan.index[: plan.batch_size]
-    x = check_inputs(plan.data.read(rows), rows, plan.bounds, plan.data.spec).to(plan.device)
-    y = torch.from_numpy(plan.labels[rows]).to(plan.device)
-    with numerics(plan), undisturbed(plan.classifier):
-        input_gradient(plan.classifier, x[:2], y[:2], cross_entropy)  # warm up
-        started = time.monotonic()
-        input_gradient(plan.classifier, x, y, cross_entropy)[0].sum().item()
-        return (time.monotonic() - started) / len(rows) * total_work(plan) / distributed.world()
-
-
-__all__ = ["AuditSettings", "audit", "estimate_seconds", "run_audit", "total_work"]

@@ -485,9 +485,9 @@ def _run(
 
 
 def _show_plan(plan: "AuditPlan") -> None:
+    from lsa_cli.auditing.cost import estimate_seconds
     from lsa_cli.auditing.outcome import rule_in_words, settings_of
     from lsa_cli.auditing.provenance import data_of, subject_of
-    from lsa_cli.auditing.run import estimate_seconds
 
     subject, data = subject_of(plan), data_of(plan)
     lines = [

@@ -12,10 +12,11 @@ import torch
 
 from lsa_cli import __version__, distributed
 from lsa_cli.attacks.gradient import PGD
+from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.plan import AuditPlan
-from lsa_cli.auditing.run import numerics, run_audit
+from lsa_cli.auditing.run import run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
 from lsa_cli.errors import RunError

@@ -1,8 +1,8 @@
 """The fast twin: a copy of a Classifier that attacks run on. Verdicts, layers and evidence are the original's.
 
 Which twin a network gets follows from its structure and the device, never from a timing: the same command has to give
-the same report. Of what was measured only what pays is here (benchmarks/RESULTS.md): BatchNorm folded into the
-convolution before it, tensors with the channels last and, where the processor computes in it, bfloat16.
+the same report. What is done is our choice (`python -m benchmarks.attacks` times it): BatchNorm folded into the convolution
+before it, tensors with the channels last and, where the processor computes in it, bfloat16.
 """
 
 import copy

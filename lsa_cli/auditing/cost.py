@@ -1,0 +1,65 @@
+"""What an audit costs before it runs, and the numerics that it runs under."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lsa_cli import distributed
+from lsa_cli.attacks.base import input_gradient, undisturbed
+from lsa_cli.attacks.losses import cross_entropy
+from lsa_cli.auditing import evidence
+from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.data import check_inputs
+
+# Work in units of one forward + input-gradient pass over one sample; a forward pass is about a third of it.
+FORWARD = 0.35
+LOOK = 4 * FORWARD  # clean, adversarial and yardstick in one pass, and the verification
+_USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, for progress and estimates
+
+
+def total_work(plan: AuditPlan) -> float:
+    """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
+    attacked = bool(plan.attacks or plan.cascade)
+    each = FORWARD + attacked + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
+    each += sum(len(plan.eps_grid) * (named.attack.passes + FORWARD) for named in plan.attacks)
+    count = len(plan.index)
+    survivors = min(count, plan.full_on or count) * _USUAL_SURVIVORS
+    cascaded = survivors * sum(named.attack.passes for named in plan.cascade)
+    return each * count + cascaded + attacked * evidence.probe_passes(evidence.probe_size(count))
+
+
+def estimate_seconds(plan: AuditPlan) -> float:
+    """Seconds the plan would take here: one gradient pass over one batch, timed, times the work."""
+    rows = plan.index[: plan.batch_size]
+    x = check_inputs(plan.data.read(rows), rows, plan.bounds, plan.data.spec).to(plan.device)
+    y = torch.from_numpy(plan.labels[rows]).to(plan.device)
+    with numerics(plan), undisturbed(plan.classifier):
+        input_gradient(plan.classifier, x[:2], y[:2], cross_entropy)  # warm up
+        started = time.monotonic()
+        input_gradient(plan.classifier, x, y, cross_entropy)[0].sum().item()
+        return (time.monotonic() - started) / len(rows) * total_work(plan) / distributed.world()
+
+
+@contextmanager
+def numerics(plan: AuditPlan) -> Iterator[None]:
+    """Within: the plan's threads, and float32 that is float32 (no TF32), on deterministic kernels. Then as before."""
+    threads = torch.get_num_threads()
+    before = (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.deterministic,
+    )
+    try:
+        torch.set_num_threads(plan.threads)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.deterministic,
+        ) = before
