@@ -7,11 +7,11 @@ from markupsafe import Markup
 
 from lsa_cli.report.charts import Bar, Line, Point, bar_chart, line_chart
 from lsa_cli.report.compare import Change, Comparison
-from lsa_cli.report.comparison import one_line
 from lsa_cli.report.page import SHOWN_CLASSES, page, point
 from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow, Rate
 from lsa_cli.report.tables import draws_text, eps_as_text, file_name, settings_text, strongest, weakest_first
 
+_NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
 _BARS = Bar("before", 0), Bar("after", 1)
 _Changes = dict[tuple[str, str, str | None], Change]  # by table, name and attack
 
@@ -69,7 +69,6 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
             (change for change in found.changes if change.beyond_noise and change.table != "layer"),
             key=lambda change: change.new > change.old,
         ),
-        summary=one_line(found),
         accuracies=accuracies,
         accuracy_plot=bar_chart("Accuracy before and after", _BARS, [_bars(pair) for pair in accuracies]),
         worst=worst,
@@ -97,7 +96,10 @@ def _headline(found: Comparison, changes: _Changes) -> tuple[str, str]:
         moved = ("rose" if main.new > main.old else "fell") if main.beyond_noise else "did not change"
         first = f"{'Robust' if main.name == 'robust' else 'Clean'} accuracy {moved} beyond noise"
     if found.regressions:
-        return "bad", f"{first}. Worse: {', '.join(found.regressions)}"
+        others = [name for name in found.regressions if main is None or name != main.label]
+        more = [f"and {len(others) - _NAMED} more"] if len(others) > _NAMED else []
+        also = "Worse" if len(others) == len(found.regressions) else "Worse, too"
+        return "bad", f"{first}. {also}: {', '.join([*others[:_NAMED], *more])}" if others else first
     rose = any(change.beyond_noise and change.table != "layer" for change in found.changes)
     return "good" if rose else "plain", f"{first}. No accuracy fell beyond noise"
 

@@ -46,7 +46,7 @@ def print_hardening(
         if name in new:
             a, b = old[name], new[name]
             change = "" if a.value is None or b.value is None else f"{100 * (b.value - a.value):+.1f}"
-            change = f"* {change}" if tested.get(name) else change
+            change = f"*{change}" if tested.get(name) else change
             table.add_row(name, percent(a.value), interval(a), percent(b.value), interval(b), change)
     _add_fairness(before, after, table)
     for attack, curve in _scores(before).items():
@@ -112,7 +112,7 @@ def _print_layers(
             Text(layer),
             number(a),
             number(b),
-            f"{'* ' if tested.get((attack, layer)) else ''}{b - a:+.3f}",
+            f"{'*' if tested.get((attack, layer)) else ''}{b - a:+.3f}",
             state,
             "yes" if layer in held else "",
         )
