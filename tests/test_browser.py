@@ -7,19 +7,35 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
+from lsa_cli.report import comparison_html
 from lsa_cli.report.charts import Line, line_chart
+from lsa_cli.report.compare import compare
 from lsa_cli.report.html import render
+from lsa_cli.report.schema import AuditReport
 from tests.browser import browser  # noqa: F401
 from tests.report.example import example
+from tests.report.test_compare import paired
 from tests.report.test_formats import hostile
 from tests.report.test_gold import gated
+
+
+def pair_page(old, new):
+    return comparison_html.render(old, new, compare(old, new))
+
+
+def before_and_after():
+    """All cats and half of the dogs are won; the layers move less."""
+    after = paired([True] * 75 + [False] * 25)
+    for row in after.outcomes[1].layers.rows:
+        row.mean, row.low, row.high = row.mean / 2, row.low / 2, row.high / 2
+    return paired([False] * 70 + [True] * 30), after
 
 
 @pytest.fixture
 def shown(browser, tmp_path):  # noqa: F811
     def show(report, **how):
         file = tmp_path / "report.html"
-        file.write_text(render(report), encoding="utf-8")
+        file.write_text(render(report) if isinstance(report, AuditReport) else pair_page(*report), encoding="utf-8")
         browser.trouble.clear()
         browser.fetched.clear()
         browser.show_as(**how)
@@ -37,7 +53,16 @@ def column(page, table, number):
 ATTACKS = "section[aria-labelledby=attacks] > .wide:first-of-type table"
 
 
-@pytest.mark.parametrize("report", [gated, hostile, lambda: example(budget=False, status="interrupted")])
+@pytest.mark.parametrize(
+    "report",
+    [
+        gated,
+        hostile,
+        lambda: example(budget=False, status="interrupted"),
+        before_and_after,
+        lambda: (hostile(), hostile()),
+    ],
+)
 def test_it_renders_in_peace_and_fetches_nothing(shown, report):
     page = shown(report())
     assert page.trouble == []
@@ -67,8 +92,26 @@ def test_tables_sort_by_a_click_and_by_the_keyboard(shown):
     assert page.ask(f"document.querySelectorAll('{ATTACKS} th[aria-sort]').length") == 1
 
 
-def test_the_keyboard_reaches_the_verdict_the_tables_and_the_folds(shown):
-    page = shown(gated())
+def test_tables_of_a_comparison_sort_by_change_and_by_chance(shown):
+    page = shown(before_and_after())
+    table = "section[aria-labelledby=layers] > .wide:nth-of-type(2) table"
+    assert column(page, table, 5) == ["-0.250", "-0.400"]
+    page.ask(f"document.querySelector('{table} th:nth-child(6) button').click()")
+    assert column(page, table, 5) == ["-0.400", "-0.250"]
+    table = "section[aria-labelledby=accuracies] table"
+    before = column(page, table, 5)
+    page.ask(f"document.querySelector('{table} th:nth-child(6) button').click()")
+    assert column(page, table, 5) == sorted(before, key=float)  # a plus does not make it a word
+    page.ask(f"document.querySelector('{table} th:nth-child(9) button').click()")
+    shown_p = column(page, table, 8)
+    known = [float(p) for p in shown_p if p != "-"]
+    assert known == sorted(known)
+    assert shown_p[len(known) :] == ["-"] * (len(shown_p) - len(known))
+
+
+@pytest.mark.parametrize(("report", "head"), [(gated, "Accuracy"), (before_and_after, "Before")])
+def test_the_keyboard_reaches_the_verdict_the_tables_and_the_folds(shown, report, head):
+    page = shown(report())
     met = []
     for _ in range(80):
         page.press("Tab", 9)
@@ -79,7 +122,7 @@ def test_the_keyboard_reaches_the_verdict_the_tables_and_the_folds(shown):
         )
     assert met[0] == "A To the verdict"
     assert any(entry.startswith("SUMMARY") for entry in met)
-    assert any(entry.startswith("BUTTON Accuracy") for entry in met)
+    assert any(entry.startswith(f"BUTTON {head}") for entry in met)
     assert page.ask(
         "[...document.querySelectorAll('svg[role=img], img, .wide')].every(e => e.ariaLabel || e.alt)"
     )  # what cannot be seen can be heard
@@ -95,9 +138,10 @@ def luminance(colour):
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+@pytest.mark.parametrize("report", [gated, before_and_after])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground_in_both_schemes(shown, scheme):
-    page = shown(gated(), scheme=scheme)
+def test_text_stands_out_from_its_ground_in_both_schemes(shown, scheme, report):
+    page = shown(report(), scheme=scheme)
     page_colour = page.ask("getComputedStyle(document.body).backgroundColor")
     assert (luminance(page_colour) > 0.9) == (scheme == "light")
     pairs = page.ask(
@@ -113,8 +157,11 @@ def test_text_stands_out_from_its_ground_in_both_schemes(shown, scheme):
     assert len(picture.getcolors(1 << 24)) > 200
 
 
-def test_a_narrow_window_scrolls_tables_and_not_the_page(shown):
-    page = shown(example(names=("a-class-with-a-very-long-name-indeed", "dog")), width=380)
+@pytest.mark.parametrize("several", [False, True], ids=["audit", "comparison"])
+def test_a_narrow_window_scrolls_tables_and_not_the_page(shown, several):
+    report = example(names=("a-class-with-a-very-long-name-indeed", "dog"))
+    report.data.source = f"npz:{'a-folder/' * 9}data.npz"
+    page = shown((report, report) if several else report, width=380)
     assert page.ask("document.documentElement.scrollWidth") <= 380
 
 

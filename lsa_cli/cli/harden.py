@@ -164,6 +164,10 @@ def harden(
             "--limit", "-n", metavar="N|all", help="Samples of the audits before and after.", rich_help_panel="Data"
         ),
     ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="One page with plots, before and after.", rich_help_panel="Output"),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the same command was killed.", rich_help_panel="Run")
     ] = False,
@@ -180,7 +184,7 @@ def harden(
     """Fine-tune a checkpoint so that its flagged layers hold under attack, and prove it.
 
     Without options: the checkpoint's own data, layers flagged by a scan, a recipe that is known to work there. Beside
-    the result FILE.pt stand FILE.last.pt, FILE.before.json, FILE.after.json and FILE.log.jsonl.
+    the result FILE.pt stand FILE.last.pt, FILE.before.json, FILE.after.json, FILE.compare.json and FILE.log.jsonl.
     """
     from lsa_cli.config import settings_from
     from lsa_cli.models.architectures import parse_arguments
@@ -204,10 +208,13 @@ def harden(
         }
     )  # fmt: skip
     target = Path(out or f"{Path(checkpoint).stem}.hard.pt")
-    run(checkpoint, given, config, target, resume, quiet)
+    run(checkpoint, given, config, target, resume, quiet, html)
 
 
-def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, resume: bool, quiet: bool) -> None:
+def run(
+    checkpoint: str, given: "AuditSettings", config: str | None, out: Path, resume: bool, quiet: bool,
+    html: str | None = None,
+) -> None:  # fmt: skip
     """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
     from lsa_cli import distributed
     from lsa_cli.config import find_config, merge, read_config
@@ -215,7 +222,7 @@ def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, 
     from lsa_cli.hardening.run import run_harden
 
     say = (lambda message: None) if quiet else note
-    launch.first(lambda: refuse_outputs(out, checkpoint))
+    launch.first(lambda: refuse_outputs(out, checkpoint, html))
     parts = [("option", given)]
     path, chosen = find_config(config, checkpoint)
     if path is not None:
@@ -230,7 +237,9 @@ def run(checkpoint: str, given: "AuditSettings", config: str | None, out: Path, 
 
     with progress_bar(not quiet) as progress, foreign_code():
         hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
-    _tell(plan, hardened, quiet)
+    if html is not None and launch.writes():
+        _write_page(hardened, html)
+    _tell(plan, hardened, html, quiet)
     if hardened.stopped is not None:
         note(f"stopped early: {hardened.stopped}")
         raise typer.Exit(EXIT_BROKEN)
@@ -262,7 +271,7 @@ def harden_flagged(
     run(checkpoint, given.model_copy(update={"harden": flagged, "split": None}), config, out, False, quiet)
 
 
-def refuse_outputs(out: Path, checkpoint: str) -> None:
+def refuse_outputs(out: Path, checkpoint: str, html: str | None = None) -> None:
     """Every file that is going to be written can be, and none is the one that is read."""
     from lsa_cli.report.exporters import check_writable
 
@@ -271,14 +280,42 @@ def refuse_outputs(out: Path, checkpoint: str) -> None:
     if out.resolve() == Path(checkpoint).resolve():
         raise UsageError(f"--out {out} is the checkpoint that is hardened; give another file name")
     check_writable("out", str(out))
+    if html is not None:
+        _refuse_page(html, out, checkpoint)
 
 
-def _tell(plan: "HardenPlan", hardened: "Hardened", quiet: bool) -> None:
+def _refuse_page(html: str, out: Path, checkpoint: str) -> None:
+    from lsa_cli.hardening.run import Files
+    from lsa_cli.report.exporters import check_writable
+
+    if html == "-":
+        raise UsageError("--html - : a page does not go to stdout; give a file name")
+    check_writable("html", html)
+    taken = [path.resolve() for path in (Path(checkpoint), *Files(out).all())]
+    if Path(html).resolve() in taken:
+        raise UsageError(f"--html {html} is a file that the hardening reads or writes; give another file name")
+
+
+def _write_page(hardened: "Hardened", html: str) -> None:
+    from lsa_cli.report.comparison_html import render
+    from lsa_cli.report.schema import write_text
+
+    if hardened.compared is not None:
+        write_text(html, render(hardened.before, hardened.after, hardened.compared))
+
+
+def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: bool) -> None:
     from lsa_cli.report.hardening import one_line, print_hardening
 
+    if hardened.incomparable is not None:
+        page = "" if html is None else f", and no {html}"
+        note(f"no comparison is written{page}: {hardened.incomparable}")
     if quiet:
         emit(one_line(hardened.before, hardened.after) + "\n")
         return
-    print_hardening(hardened.before, hardened.after, hardened.layers, data_console())
+    print_hardening(hardened.before, hardened.after, hardened.compared, hardened.layers, data_console())
     held = f"epoch {hardened.best_epoch} of {plan.recipe.epochs}, the best by {plan.chosen_by} on held-out samples"
-    note(f"saved: {hardened.out} ({held}), and beside it the last epoch, both audits and the log")
+    audits = "both audits" if hardened.compared is None else "both audits, their comparison"
+    note(f"saved: {hardened.out} ({held}), and beside it the last epoch, {audits} and the log")
+    if html is not None and hardened.compared is not None:
+        note(f"written: {html}")

@@ -105,6 +105,7 @@ def compare(
         typer.Option("--fail-on-regression", help="Exit 1 if an accuracy fell beyond noise, or the evidence did."),
     ] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="As JSON; - is stdout.")] = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="One page, before and after.")] = None,
     quiet: o.Quiet = False,
 ) -> None:
     """What changed between two reports, beyond noise first; refuses other protocols, and names the difference.
@@ -116,27 +117,35 @@ def compare(
     from lsa_cli.report.comparison import one_line, print_comparison
     from lsa_cli.report.consistency import consistency as consistency_of
     from lsa_cli.report.consistency import print_consistency
+    from lsa_cli.report.exporters import Outputs
     from lsa_cli.report.schema import read_report, write_text
 
     if len(files) < 2 and not consistency:
         raise UsageError("give two reports to compare, or one with --consistency to compare its attacks")
     reports = [read_report(file) for file in files]
     if consistency or len(reports) > 2:
-        if fail_on_regression or json is not None:
-            which = "--fail-on-regression" if fail_on_regression else "--json"
+        asked = {"--fail-on-regression": fail_on_regression, "--json": json is not None, "--html": html is not None}
+        for which in [option for option, given in asked.items() if given][:1]:
             raise UsageError(f"{which} is for two reports of one protocol, old and new; leave it out here")
         print_consistency(consistency_of(reports), data_console())
         return
-    found = compare_reports(*reports)
-    if json == "-":
+    named = {name: path for name, path in (("json", json), ("html", html)) if path is not None}
+    wanted, to_stdout = split_stdout(named)
+    Outputs(wanted).check(files)
+    old, new = reports
+    found = compare_reports(old, new)
+    if "json" in wanted:
+        write_text(wanted["json"], found.to_json())
+    if "html" in wanted:
+        from lsa_cli.report.comparison_html import render
+
+        write_text(wanted["html"], render(old, new, found))
+    if to_stdout:
         emit(found.to_json())
+    elif quiet:
+        emit(one_line(found) + "\n")
     else:
-        if json is not None:
-            write_text(json, found.to_json())
-        if quiet:
-            emit(one_line(found) + "\n")
-        else:
-            print_comparison(found, data_console())
+        print_comparison(found, data_console())
     if fail_on_regression and found.regressions:
         raise typer.Exit(EXIT_GATE)
 

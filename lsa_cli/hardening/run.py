@@ -19,7 +19,7 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
-from lsa_cli.errors import RunError
+from lsa_cli.errors import RunError, UsageError
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state
@@ -28,6 +28,7 @@ from lsa_cli.hardening.watchdog import EpochResult
 from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import Normalize
+from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.schema import AuditReport, write_text
 
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
@@ -62,14 +63,26 @@ class Files:
     def after(self) -> Path:
         return self.beside("after.json")
 
+    @property
+    def compare(self) -> Path:
+        return self.beside("compare.json")
+
+    def all(self) -> list[Path]:
+        return [self.out, self.last, self.state, self.log, self.before, self.after, self.compare]
+
 
 @dataclass(frozen=True)
 class Hardened:
-    """What came of it. layers: that were held, worst first. stopped: the watchdog's words, if it ended the training."""
+    """What came of it. layers: that were held, worst first. stopped: the watchdog's words, if it ended the training.
+
+    compared: before with after; where the two reports do not allow that, None, and incomparable says why.
+    """
 
     out: Path
     before: AuditReport
     after: AuditReport
+    compared: Comparison | None
+    incomparable: str | None
     layers: tuple[str, ...]
     history: list[EpochResult]
     best_epoch: int
@@ -135,10 +148,25 @@ def run_harden(
         distributed.barrier()
         say(f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {len(plan.audit.index)} samples")
         after = run_audit(distributed.agreed(lambda: plan_after(plan, out)), progress=show)
+        compared, incomparable = _compared(before, after)
         if distributed.rank() == 0:
             write_text(str(files.after), after.to_json())
+            if compared is None:
+                files.compare.unlink(missing_ok=True)  # of another run
+            else:
+                write_text(str(files.compare), compared.to_json())
             files.state.unlink(missing_ok=True)
-    return Hardened(out, before, after, layers, trained.history, trained.best_epoch, trained.stopped)
+    return Hardened(
+        out, before, after, compared, incomparable, layers, trained.history, trained.best_epoch, trained.stopped
+    )
+
+
+def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | None, str | None]:
+    """The comparison, or why there is none: hours of training are not lost for that."""
+    try:
+        return compare(before, after), None
+    except UsageError as error:
+        return None, str(error)
 
 
 def _resumes(files: Files, asked: bool, restarted: bool) -> bool:

@@ -21,15 +21,26 @@ _MARKS = (
 )
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 12, 34
 _CHARACTER = 6.6  # width of one at 12 px, about
+_TOLD = 8  # rows of bars that are said aloud
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a line chart: its name, a point for each place on the x axis, and the places to stress."""
+    """One line of a line chart: its name, a point for each place on the x axis, and the places to stress. colour: where
+    not the next one."""
 
     name: str
     points: Sequence[Point]
     stressed: frozenset[int] = frozenset()
+    colour: int | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What one of the two bars of each row of a bar chart stands for."""
+
+    name: str
+    colour: int
 
 
 @dataclass(frozen=True)
@@ -60,10 +71,10 @@ def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
     )
 
 
-def _mark(number: int, x: float, y: float, size: float, css: str, hint: str = "") -> Markup:
+def _mark(number: int, x: float, y: float, size: float, css: str, colour: int, hint: str = "") -> Markup:
     title = Markup("<title>{}</title>").format(hint) if hint else Markup()
     return Markup('<path d="{}" transform="translate({} {}) scale({})" class="{} s{}">{}</path>').format(
-        _MARKS[number % len(_MARKS)], f"{x:.1f}", f"{y:.1f}", size, css, number % 8, title
+        _MARKS[number % len(_MARKS)], f"{x:.1f}", f"{y:.1f}", size, css, colour % 8, title
     )
 
 
@@ -134,6 +145,7 @@ def line_chart(
     if x_title:
         parts.append(_text(_LEFT + plot_w / 2, below + 12, x_title))
         below += 18
+    colours = [number if line.colour is None else line.colour for number, line in enumerate(lines)]
     for number, line in enumerate(lines):
         for run in _runs(line.points):
             around = [(x(i), *(y(v) for v in line.points[i][1:] if v is not None)) for i in run]
@@ -141,18 +153,19 @@ def line_chart(
             if band:
                 edge = [f"{at:.1f},{low:.1f}" for at, low, _ in band]
                 edge += [f"{at:.1f},{high:.1f}" for at, _, high in reversed(band)]
-                parts.append(Markup('<path d="M{}Z" class="band s{}"/>').format("L".join(edge), number % 8))
+                parts.append(Markup('<path d="M{}Z" class="band s{}"/>').format("L".join(edge), colours[number] % 8))
             path = "L".join(f"{x(i):.1f},{y(line.points[i][0] or 0.0):.1f}" for i in run)
             parts.append(
                 Markup('<path d="M{}" class="line s{}" stroke-dasharray="{}"/>').format(
-                    path, number % 8, _DASHES[number % len(_DASHES)]
+                    path, colours[number] % 8, _DASHES[number % len(_DASHES)]
                 )
             )
         for i, (value, _, _) in enumerate(line.points):
             if value is not None:
                 if i in line.stressed:
-                    parts.append(_mark(0, x(i), y(value), 7, "ring"))
-                parts.append(_mark(number, x(i), y(value), 3, "dot", f"{line.name}, {labels[i]}: {shown(value)}"))
+                    parts.append(_mark(0, x(i), y(value), 7, "ring", colours[number]))
+                hint = f"{line.name}, {labels[i]}: {shown(value)}"
+                parts.append(_mark(number, x(i), y(value), 3, "dot", colours[number], hint))
     at_x, at_y = float(_LEFT), below + 22
     for number, line in enumerate(lines):
         room = 50 + len(short(line.name)) * _CHARACTER
@@ -160,10 +173,10 @@ def line_chart(
             at_x, at_y = float(_LEFT), at_y + 19
         parts.append(
             Markup('<path d="M{},{}h28" class="line s{}" stroke-dasharray="{}"/>').format(
-                f"{at_x:.1f}", f"{at_y:.1f}", number % 8, _DASHES[number % len(_DASHES)]
+                f"{at_x:.1f}", f"{at_y:.1f}", colours[number] % 8, _DASHES[number % len(_DASHES)]
             )
         )
-        parts.append(_mark(number, at_x + 14, at_y, 3, "dot"))
+        parts.append(_mark(number, at_x + 14, at_y, 3, "dot", colours[number]))
         parts.append(_text(at_x + 34, at_y + 4, short(line.name), "start"))
         at_x += room
     middle = _TOP + plot_h / 2
@@ -216,8 +229,9 @@ def interval_chart(title: str, rows: Sequence[Share]) -> Markup:
     return _svg(width, bottom + 24, title, told, parts)
 
 
-def bar_chart(title: str, rows: Sequence[tuple[str, Point, Point]]) -> Markup:
-    """Horizontal pairs of bars in [0, 1], each with its interval: (name, clean, robust) from top to bottom."""
+def bar_chart(title: str, bars: tuple[Bar, Bar], rows: Sequence[tuple[str, Point, Point]]) -> Markup:
+    """Horizontal pairs of bars in [0, 1], each with its interval: (name, of the first bar, of the second) from top to
+    bottom, the second as a number beside them."""
     width, left, height = 720, 150, 30
     plot_w = width - left - 70
     parts = []
@@ -225,32 +239,36 @@ def bar_chart(title: str, rows: Sequence[tuple[str, Point, Point]]) -> Markup:
     for tick in (0, 0.25, 0.5, 0.75, 1.0):
         x = left + plot_w * tick
         parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
-    for i, (name, *bars) in enumerate(rows):
+    for i, (name, *points) in enumerate(rows):
         y = _TOP + height * i
         parts.append(_text(left - 8, y + 19, short(name, 20), "end"))
-        for j, (value, low, high) in enumerate(bars):
-            at = y + 4 + 11 * j
+        for bar, at, (value, low, high) in zip(bars, (y + 4, y + 15), points, strict=True):
             if value is None:
                 parts.append(_text(left + 4, at + 9, "no samples", "start", 'class="faint"'))
                 continue
-            hint = Markup("<title>{}, {}: {}</title>").format(name, ("clean", "robust")[j], f"{100 * value:.1f}%")
+            hint = Markup("<title>{}, {}: {}</title>").format(name, bar.name, f"{100 * value:.1f}%")
             parts.append(
                 Markup('<rect x="{}" y="{}" width="{}" height="10" class="bar s{}">{}</rect>').format(
-                    left, at, f"{plot_w * value:.1f}", (1, 0)[j], hint
+                    left, at, f"{plot_w * value:.1f}", bar.colour, hint
                 )
             )
             if low is not None and high is not None:
                 parts.append(_rule(left + plot_w * low, at + 5, left + plot_w * high, at + 5, "error"))
-        shown = bars[1][0]
+        shown = points[1][0]
         parts.append(_text(width - 62, y + 19, "" if shown is None else f"{100 * shown:.1f}%", "start"))
-    parts += [
-        Markup('<rect x="{}" y="{}" width="12" height="10" class="bar s1"/>').format(left, bottom + 26),
-        _text(left + 18, bottom + 35, "clean", "start"),
-        Markup('<rect x="{}" y="{}" width="12" height="10" class="bar s0"/>').format(left + 80, bottom + 26),
-        _text(left + 98, bottom + 35, "robust (worst case); line: 95% interval", "start"),
-    ]
-    told = [f"{name} {100 * robust[0]:.1f}%" for name, _, robust in rows[:5] if robust[0] is not None]
-    return _svg(width, bottom + 44, title, f"Weakest: {', '.join(told)}", parts)
+    at_x = left
+    for bar, what in zip(bars, (bars[0].name, f"{bars[1].name}; line: 95% interval"), strict=True):
+        parts.append(
+            Markup('<rect x="{}" y="{}" width="12" height="10" class="bar s{}"/>').format(at_x, bottom + 26, bar.colour)
+        )
+        parts.append(_text(at_x + 18, bottom + 35, what, "start"))
+        at_x += round(40 + len(what) * _CHARACTER)
+    told = []
+    for name, *pair in rows[:_TOLD]:
+        known = [(bar.name, value) for bar, (value, _, _) in zip(bars, pair, strict=True) if value is not None]
+        told.append(f"{name} " + ", ".join(f"{100 * value:.1f}% {what}" for what, value in known))
+    more = [f"and {len(rows) - _TOLD} more"] if len(rows) > _TOLD else []
+    return _svg(width, bottom + 44, title, "; ".join([*told, *more]), parts)
 
 
 def heat_map(
@@ -294,4 +312,4 @@ def heat_map(
     return _svg(width, height, title, told, parts)
 
 
-__all__ = ["Line", "Point", "Share", "bar_chart", "heat_map", "interval_chart", "line_chart", "short"]
+__all__ = ["Bar", "Line", "Point", "Share", "bar_chart", "heat_map", "interval_chart", "line_chart", "short"]

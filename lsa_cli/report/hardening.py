@@ -1,12 +1,17 @@
 """Before and after a hardening, side by side: what was bought, what it cost, and where it did not help."""
 
+from collections.abc import Mapping
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lsa_cli.report.compare import Comparison
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve, Rate
 from lsa_cli.report.tables import interval, number, percent
+
+_Tested = str | tuple[str, str]  # a rate by its name in the table, or (attack, layer)
 
 
 def _rates(report: AuditReport) -> dict[str, Rate]:
@@ -25,8 +30,14 @@ def _scores(report: AuditReport) -> dict[str, Curve]:
     return {curve.attack: curve for curve in report.curves}
 
 
-def print_hardening(before: AuditReport, after: AuditReport, held: tuple[str, ...], console: Console) -> None:
-    """Rates with their intervals, R&G scores, layers; then a plain sentence for everything that got worse."""
+def print_hardening(
+    before: AuditReport, after: AuditReport, found: Comparison | None, held: tuple[str, ...], console: Console
+) -> None:
+    """Rates with their intervals, R&G scores, layers; then a plain sentence for everything that got worse.
+
+    found: their comparison, whose changes beyond noise get a star; None where they cannot be compared.
+    """
+    tested = _tested(found)
     old, new = _rates(before), _rates(after)
     table = Table(title="Before and after", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("", "before", "", "after", "", "change"):
@@ -35,6 +46,7 @@ def print_hardening(before: AuditReport, after: AuditReport, held: tuple[str, ..
         if name in new:
             a, b = old[name], new[name]
             change = "" if a.value is None or b.value is None else f"{100 * (b.value - a.value):+.1f}"
+            change = f"*{change}" if tested.get(name) else change
             table.add_row(name, percent(a.value), interval(a), percent(b.value), interval(b), change)
     _add_fairness(before, after, table)
     for attack, curve in _scores(before).items():
@@ -46,9 +58,25 @@ def print_hardening(before: AuditReport, after: AuditReport, held: tuple[str, ..
                 f"{other.score - curve.score:+.1f}",
             )  # fmt: skip
     console.print(table)
-    _print_layers(before, after, held, console)
-    for line in worse(before, after, held):
+    _print_layers(before, after, tested, held, console)
+    if found is not None:
+        star = "* beyond noise" if any(tested.values()) else "no change is beyond noise"
+        console.print(Text(f"{star}; scores, NSD, rho and the worst class are not tested"))
+    for line in worse(before, after, held, tested):
         console.print(Text(line, style="yellow"))
+
+
+def _tested(found: Comparison | None) -> dict[_Tested, bool]:
+    """Whether each change that was tested is beyond noise."""
+    names: dict[_Tested, bool] = {}
+    for change in found.changes if found is not None else []:
+        if change.table == "layer" and change.attack is not None:
+            names[change.attack, change.name] = change.beyond_noise
+        elif change.table == "accuracy" and change.attack is not None:
+            names[f"robust, {change.attack}"] = change.beyond_noise
+        elif change.table == "accuracy":
+            names["clean" if change.name == "clean" else "robust, worst case"] = change.beyond_noise
+    return names
 
 
 def rho(before: ClassSummary, after: ClassSummary) -> float | None:
@@ -70,15 +98,23 @@ def _add_fairness(before: AuditReport, after: AuditReport, table: Table) -> None
     table.add_row("rho", "", "", "", "worst + mean, relative", "-" if gained is None else f"{gained:+.3f}")
 
 
-def _print_layers(before: AuditReport, after: AuditReport, held: tuple[str, ...], console: Console) -> None:
+def _print_layers(
+    before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool], held: tuple[str, ...], console: Console
+) -> None:
     layers = Table(
         title=f"Layers ({before.protocol.measure}, mean)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
     )
     for title in ("attack", "layer", "before", "after", "change", "most vulnerable", "held"):
-        layers.add_column(title, overflow="fold")
+        layers.add_column(title, overflow="fold", justify="right" if title == "change" else "left")
     for attack, layer, a, b, state in _layers(before, after):
         layers.add_row(
-            attack, Text(layer), number(a), number(b), f"{b - a:+.3f}", state, "yes" if layer in held else ""
+            attack,
+            Text(layer),
+            number(a),
+            number(b),
+            f"{'*' if tested.get((attack, layer)) else ''}{b - a:+.3f}",
+            state,
+            "yes" if layer in held else "",
         )
     console.print(layers)
 
@@ -101,14 +137,15 @@ def _layers(before: AuditReport, after: AuditReport) -> list[tuple[str, str, flo
     return rows
 
 
-def worse(before: AuditReport, after: AuditReport, held: tuple[str, ...]) -> list[str]:
+def worse(before: AuditReport, after: AuditReport, held: tuple[str, ...], tested: Mapping[_Tested, bool]) -> list[str]:
     """Where it did not help, in sentences."""
+    noise = {True: ", beyond noise", False: ", within noise", None: ""}
     lines = []
     old, new = _rates(before), _rates(after)
     for name in old:
         a, b = old[name].value, new[name].value if name in new else None
         if a is not None and b is not None and b < a:
-            lines.append(f"worse: {name} fell from {percent(a)} to {percent(b)}")
+            lines.append(f"worse: {name} fell from {percent(a)} to {percent(b)}{noise[tested.get(name)]}")
         elif a is not None and b == a and name != "clean":
             lines.append(f"no help: {name} stays at {percent(a)}")
     for attack, layer, a, b, _ in _layers(before, after):

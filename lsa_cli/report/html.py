@@ -1,27 +1,14 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lsa_cli.report.charts import Line, Share, bar_chart, heat_map, interval_chart, line_chart
-from lsa_cli.report.schema import AttackOutcome, AuditReport, Rate
-from lsa_cli.report.tables import (
-    draws_text,
-    eps_as_text,
-    interval,
-    number,
-    percent,
-    settings_text,
-    strongest,
-    weakest_first,
-)
+from lsa_cli.report.charts import Bar, Line, Share, bar_chart, heat_map, interval_chart, line_chart
+from lsa_cli.report.page import SHOWN_CLASSES, page, point
+from lsa_cli.report.schema import AttackOutcome, AuditReport
+from lsa_cli.report.tables import draws_text, eps_as_text, file_name, strongest, weakest_first
 
-_CLASSES = 30  # more than a reader can compare; the saved report has all
 _LAYERS_IN_MAP = 60
 _ATTACKS = 8
 
@@ -29,23 +16,13 @@ _ATTACKS = 8
 def render(report: AuditReport) -> str:
     """The page as text. Every string of the report is treated as hostile, and the page's own policy lets nothing run but
     its own script."""
-    environment = Environment(
-        loader=PackageLoader("lsa_cli.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(
-        percent=percent, interval=interval, number=number, settings=settings_text, short=_short
-    )  # fmt: skip
     top = strongest(report)
     scanned = [outcome for outcome in report.outcomes if outcome.layers is not None]
-    script = _template("report.js")
     mood, headline = _headline(report)
-    return environment.get_template("report.html").render(
+    return page(
+        "report.html",
         report=report,
-        name=report.subject.checkpoint.replace("\\", "/").rpartition("/")[2],
-        style=Markup(_template("report.css")),
-        script=Markup(script),
-        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        name=file_name(report.subject.checkpoint),
         sections=_sections(report, scanned),
         mood=mood,
         headline=headline,
@@ -53,7 +30,7 @@ def render(report: AuditReport) -> str:
         facts=_facts(report),
         scanned=sorted(scanned, key=lambda outcome: outcome is not top),
         classes=weakest_first(report.verdict.classes),
-        shown_classes=_CLASSES,
+        shown_classes=SHOWN_CLASSES,
         share_plot=_shares(report),
         draws=draws_text,
         curve_plot=_curves(report),
@@ -62,10 +39,6 @@ def render(report: AuditReport) -> str:
         layer_class_plot=_layer_by_class(report, top),
         confusion_plot=_confusion(report, top),
     )
-
-
-def _template(name: str) -> str:
-    return resources.files("lsa_cli.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _headline(report: AuditReport) -> tuple[str, str]:
@@ -100,22 +73,14 @@ def _sections(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tup
     return [(name, title) for name, title, there in parts if there]
 
 
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def _point(rate: Rate) -> tuple[float | None, float | None, float | None]:
-    return rate.value, rate.low, rate.high
-
-
 def _shares(report: AuditReport) -> Markup:
     """Clean, each attack, all of them together, and the worst class, on one scale with the limits on them."""
     limits = {gate.metric: gate.limit for gate in report.gates if gate.direction == "at least"}
-    rows = [Share("clean", _point(report.verdict.clean), 1, limits.get("clean"))]
+    rows = [Share("clean", point(report.verdict.clean), 1, limits.get("clean"))]
     rows += [
         Share(
             outcome.name,
-            _point(outcome.robust),
+            point(outcome.robust),
             6,
             limits.get(f"robust.{outcome.name}", limits.get(f"robust.{outcome.spec}")),
         )
@@ -123,20 +88,20 @@ def _shares(report: AuditReport) -> Markup:
         if outcome.kind != "noise"
     ][:_ATTACKS]
     if report.verdict.robust is not None:
-        rows.append(Share("robust, worst case", _point(report.verdict.robust), 0, limits.get("robust")))
+        rows.append(Share("robust, worst case", point(report.verdict.robust), 0, limits.get("robust")))
         for row in weakest_first(report.verdict.classes)[:1]:
             limit = limits.get(f"class.{row.name}", limits.get("class.min"))
-            rows.append(Share(f"worst class: {row.name}", _point(row.robust), 0, limit))
+            rows.append(Share(f"worst class: {row.name}", point(row.robust), 0, limit))
     return interval_chart("Accuracy with 95% intervals; triangles are limits", rows)
 
 
 def _curves(report: AuditReport) -> Markup | None:
     if not report.curves:
         return None
-    radii = sorted({point.eps for curve in report.curves for point in curve.points})
+    radii = sorted({at.eps for curve in report.curves for at in curve.points})
     lines = []
     for curve in report.curves:
-        found = {point.eps: _point(point.robust) for point in curve.points}
+        found = {at.eps: point(at.robust) for at in curve.points}
         lines.append(Line(curve.attack, [found.get(eps, (None, None, None)) for eps in radii]))
     return line_chart(
         "Robust accuracy by radius", [eps_as_text(eps) for eps in radii], lines, "robust accuracy",
@@ -167,19 +132,20 @@ def _layer_curves(scanned: Sequence[AttackOutcome]) -> list[tuple[str, Markup]]:
 
 
 def _class_bars(report: AuditReport) -> Markup | None:
-    rows = weakest_first(report.verdict.classes)[:_CLASSES]
+    rows = weakest_first(report.verdict.classes)[:SHOWN_CLASSES]
     if not rows:
         return None
-    return bar_chart("Accuracy by class", [(row.name, _point(row.clean), _point(row.robust)) for row in rows])
+    bars = Bar("clean", 1), Bar("robust (worst case)", 0)
+    return bar_chart("Accuracy by class", bars, [(row.name, point(row.clean), point(row.robust)) for row in rows])
 
 
 def _shown_classes(report: AuditReport) -> list[int]:
     """The classes that the maps have room for: all in order, or the worst ones."""
     names = report.subject.class_names
-    if len(names) <= _CLASSES:
+    if len(names) <= SHOWN_CLASSES:
         return list(range(len(names)))
-    worst = {row.name for row in weakest_first(report.verdict.classes)[:_CLASSES]}
-    return [i for i, name in enumerate(names) if name in worst][:_CLASSES]
+    worst = {row.name for row in weakest_first(report.verdict.classes)[:SHOWN_CLASSES]}
+    return [i for i, name in enumerate(names) if name in worst][:SHOWN_CLASSES]
 
 
 def _layer_by_class(report: AuditReport, top: AttackOutcome | None) -> Markup | None:

@@ -53,6 +53,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def file_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
 def eps_as_text(eps: float) -> str:
     """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers as they are."""
     quarters = eps * 255 * 4

@@ -1,14 +1,21 @@
 """`lsa harden` on shipped samples: what it writes, what the result says of itself, and what it refuses."""
 
+import io
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.report.compare import compare
+from lsa_cli.report.comparison_html import render
+from lsa_cli.report.hardening import print_hardening
 from lsa_cli.report.schema import read_report
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
+from tests.report.test_compare import paired
 
 SAMPLES = ROOT / "sample_models"
 MOON = SAMPLES / "moon_mlp.pt"
@@ -23,7 +30,7 @@ def hardened(tmp_path_factory):
     from lsa_cli.__main__ import app
 
     folder = tmp_path_factory.mktemp("hardened")
-    arguments = ["harden", MOON, "-o", folder / "hard.pt", *QUICK, "--gamma", "0.2"]
+    arguments = ["harden", MOON, "-o", folder / "hard.pt", *QUICK, "--gamma", "0.2", "--html", folder / "hard.html"]
     result = CliRunner().invoke(app, [str(a) for a in arguments], prog_name="lsa")
     assert result.exit_code == 0, result.stderr
     return folder, result
@@ -32,7 +39,9 @@ def hardened(tmp_path_factory):
 def test_what_is_written(hardened):
     folder, _ = hardened
     names = {path.name for path in folder.iterdir()} - {"hard.tensorboard"}
-    assert names == {"hard.pt", "hard.last.pt", "hard.before.json", "hard.after.json", "hard.log.jsonl"}
+    assert names == {
+        "hard.pt", "hard.last.pt", "hard.before.json", "hard.after.json", "hard.compare.json", "hard.log.jsonl", "hard.html",
+    }  # fmt: skip
 
 
 def test_the_log_has_a_line_an_epoch(hardened):
@@ -83,6 +92,22 @@ def test_the_table_says_what_was_bought_and_what_it_cost(hardened):
         assert "worse: clean fell" in text
 
 
+def test_the_comparison_is_the_one_of_the_two_audits(hardened):
+    folder, result = hardened
+    before, after = read_report(str(folder / "hard.before.json")), read_report(str(folder / "hard.after.json"))
+    found = compare(before, after)
+    assert (folder / "hard.compare.json").read_text() == found.to_json()
+    assert (folder / "hard.html").read_text() == render(before, after, found)
+    robust = next(change for change in found.changes if change.name == "robust")
+    assert robust.new - robust.old == pytest.approx(
+        (robust.won - robust.lost) / 100
+    )  # the same 100 samples, one by one
+    assert {(c.attack, c.name) for c in found.changes if c.table == "layer"} == {
+        (attack, layer) for attack in ("fgsm", "pgd") for layer in ("elu1", "elu2", "elu3")
+    }
+    assert "their comparison" in result.stderr
+
+
 @pytest.mark.parametrize("method", ["learn2perturb:base=fgsm", "self-gradient"])
 def test_methods_with_surgery_leave_a_file_that_is_audited_like_any_other(method, lsa):  # noqa: F811
     audited = ("--attack", "fgsm", "--attack", "pgd", "--noise", "none", "--threads", 1, "-n", 60)
@@ -118,7 +143,13 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     command = ("harden", MOON, "-o", "again.pt", *QUICK, "--gamma", "0.2")
     assert lsa(*command).code == 130
     monkeypatch.setattr(trainer._Training, "save", save)
-    assert lsa(*command, "--resume").code == 0
+    with open("again.compare.json", "w") as stale:
+        stale.write("{}")
+    # The audit before is on disk, and the one after is of fewer samples: the work is kept, and no comparison claimed.
+    result = lsa(*command, "-n", 60, "--resume", "--html", "again.html")
+    assert (result.code, read_report("again.after.json").data.n) == (0, 60)
+    assert "no comparison is written, and no again.html: the reports cannot be compared: samples differ" in result.err
+    assert not {"again.compare.json", "again.html"} & set(os.listdir())
     one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (folder / "hard.pt", "again.pt"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     changed = lsa(*command, "--resume", "--lr", "0.1")
@@ -280,6 +311,27 @@ def test_two_averages_of_weights_are_refused(refused):  # noqa: F811
     )
 
 
+def test_a_star_marks_what_changed_beyond_noise():
+    before, after = paired([False] * 70 + [True] * 30), paired([True] * 75 + [False] * 25)
+    after.outcomes[1].layers.rows[0].mean = 0.49  # of 100 samples with sd 0.1: less than a standard error
+    after.outcomes[1].layers.rows[1].mean = 0.3
+    after.verdict.clean = before.verdict.clean.model_copy(update={"value": 0.89})
+    text = io.StringIO()
+    print_hardening(before, after, compare(before, after), ("relu2",), Console(file=text, width=120, color_system=None))
+    rows = [" ".join(line.split()) for line in text.getvalue().splitlines()]
+
+    def row(start):
+        return next(line for line in rows if line.startswith(start))
+
+    assert row("robust, worst case").endswith(" *+45.0")
+    assert row("robust, worst class").endswith(" +50.0")
+    assert row("clean").endswith(" -1.0")
+    assert " *-0.500 " in row("pgd relu2")
+    assert row("pgd relu1").endswith(" -0.010")
+    assert "worse: clean fell from 90.0% to 89.0%, within noise" in text.getvalue()
+    assert "* beyond noise; scores, NSD, rho and the worst class are not tested" in text.getvalue()
+
+
 def test_rho_is_the_sum_of_two_relative_gains():
     from lsa_cli.report.hardening import rho
     from tests.report.example import example
@@ -310,6 +362,10 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("-o", "hard.txt"), "ends in .pt or .pth"),
         (("-o", "no/such/folder/hard.pt"), "does not exist"),
         (("-o", MOON), "is the checkpoint that is hardened"),
+        (("--html", "no/such/folder/hard.html"), "does not exist"),
+        (("--html", "-"), "give a file name"),
+        (("--html", "moon_mlp.hard.compare.json"), "a file that the hardening reads or writes"),
+        (("--html", MOON), "a file that the hardening reads or writes"),
         (("--resume",), "no interrupted training"),
         (("--hold", "first"), "--hold: should be last or mvl"),
         (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),

@@ -9,11 +9,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      // Numbers by size, intervals by their lower end, what has no number after them.
+      // Numbers by size, intervals by their lower end, a bound by itself, what has no number after them.
       const key = row => {
         const text = row.cells[column].textContent.trim();
-        const value = parseFloat(text.replace(/^\[/, ""));
-        return Number.isNaN(value) || !/^\[?[-\d.]/.test(text) ? text : value;
+        const value = parseFloat(text.replace(/^[\[<]/, ""));
+        return Number.isNaN(value) || !/^[\[<]?[-+\d.]/.test(text) ? text : value;
       };
       const rows = [...body.rows].map(row => [key(row), row]).sort(([x], [y]) => {
         if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;

@@ -1,0 +1,239 @@
+"""A comparison as one page: what changed beyond noise first, then every number before and after, with its interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from lsa_cli.report.charts import Bar, Line, Point, bar_chart, line_chart
+from lsa_cli.report.compare import Change, Comparison
+from lsa_cli.report.page import SHOWN_CLASSES, page, point
+from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow, Rate
+from lsa_cli.report.tables import draws_text, eps_as_text, file_name, settings_text, strongest, weakest_first
+
+_NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
+_BARS = Bar("before", 0), Bar("after", 1)
+_Changes = dict[tuple[str, str, str | None], Change]  # by table, name and attack
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A share before and after; change: None where no test was made."""
+
+    name: str
+    old: Rate
+    new: Rate
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer under one attack; a side is None where that network has no such layer."""
+
+    name: str
+    old: LayerRow | None
+    new: LayerRow | None
+    change: Change | None
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """All layers under one attack."""
+
+    attack: str
+    noise: bool
+    old: LayerAnalysis
+    new: LayerAnalysis
+    rows: list[_Layer]
+
+
+def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
+    """The page as text. found: compare(old, new). Strings of both reports are treated as hostile."""
+    changes: _Changes = {(change.table, change.name, change.attack): change for change in found.changes}
+    accuracies, classes = _accuracies(old, new, changes), _classes(old, new, changes)
+    layers, curves = _layers(old, new, changes), _curves(old, new)
+    worst = [_worst(report) for report in (old, new)]
+    mood, headline = _headline(found, changes)
+    top = next((group for group in layers if not group.noise), None)
+    return page(
+        "compare.html",
+        old=old,
+        new=new,
+        found=found,
+        old_name=file_name(old.subject.checkpoint),
+        new_name=file_name(new.subject.checkpoint),
+        sections=_sections(classes, layers, curves),
+        mood=mood,
+        headline=headline,
+        beyond=sorted(
+            (change for change in found.changes if change.beyond_noise and change.table != "layer"),
+            key=lambda change: change.new > change.old,
+        ),
+        accuracies=accuracies,
+        accuracy_plot=bar_chart("Accuracy before and after", _BARS, [_bars(pair) for pair in accuracies]),
+        worst=worst,
+        draws=draws_text,
+        classes=classes,
+        class_plot=bar_chart(
+            "Robust accuracy by class, before and after", _BARS, [_bars(pair) for pair in classes[:SHOWN_CLASSES]]
+        ),
+        shown_classes=SHOWN_CLASSES,
+        top=top,
+        layers=layers,
+        layer_plot=_layer_curves(top) if top is not None else None,
+        curves=curves,
+        curve_plot=_radius_curves(curves, new),
+        other_radii=[c.attack for c in old.curves if c.attack in _by_attack(new) and c.attack not in curves],
+        facts=_facts(old, new),
+    )
+
+
+def _headline(found: Comparison, changes: _Changes) -> tuple[str, str]:
+    """good, bad or plain, and the sentence that the page opens with."""
+    main = changes.get(("accuracy", "robust", None)) or changes.get(("accuracy", "clean", None))
+    first = "Nothing was measured in both"
+    if main is not None:
+        moved = ("rose" if main.new > main.old else "fell") if main.beyond_noise else "did not change"
+        first = f"{'Robust' if main.name == 'robust' else 'Clean'} accuracy {moved} beyond noise"
+    if found.regressions:
+        others = [name for name in found.regressions if main is None or name != main.label]
+        more = [f"and {len(others) - _NAMED} more"] if len(others) > _NAMED else []
+        also = "Worse" if len(others) == len(found.regressions) else "Worse, too"
+        return "bad", f"{first}. {also}: {', '.join([*others[:_NAMED], *more])}" if others else first
+    rose = any(change.beyond_noise and change.table != "layer" for change in found.changes)
+    return "good" if rose else "plain", f"{first}. No accuracy fell beyond noise"
+
+
+def _sections(
+    classes: Sequence[_Pair], layers: Sequence[_Layers], curves: dict[str, tuple[Curve, Curve]]
+) -> list[tuple[str, str]]:
+    parts = [
+        ("verdict", "What changed", True),
+        ("accuracies", "Accuracies", True),
+        ("curve", "Radius", curves),
+        ("layers", "Layers", layers),
+        ("classes", "Classes", classes),
+        ("facts", "What was compared", True),
+        ("reading", "How to read this", True),
+    ]
+    return [(name, title) for name, title, there in parts if there]
+
+
+# ---- pairs ---------------------------------------------------------------------------------------------
+
+
+def _accuracies(old: AuditReport, new: AuditReport, changes: _Changes) -> list[_Pair]:
+    pairs = [_Pair("clean", old.verdict.clean, new.verdict.clean, changes.get(("accuracy", "clean", None)))]
+    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+        change = changes.get(("accuracy", "accuracy", one.name))
+        pairs.append(_Pair(f"under {one.name}", one.robust, other.robust, change))
+    if old.verdict.robust is not None and new.verdict.robust is not None:
+        change = changes.get(("accuracy", "robust", None))
+        pairs.append(_Pair("robust, worst case", old.verdict.robust, new.verdict.robust, change))
+    before, after = _worst(old), _worst(new)
+    if before is not None and after is not None:
+        pairs.append(_Pair("worst class", before.robust, after.robust, None))
+    return pairs
+
+
+def _worst(report: AuditReport) -> ClassRow | None:
+    return next(iter(weakest_first(report.verdict.classes)), None)
+
+
+def _classes(old: AuditReport, new: AuditReport, changes: _Changes) -> list[_Pair]:
+    """Weakest after first."""
+    pairs = [
+        _Pair(row.name, one.robust, row.robust, changes.get(("class", f"class {row.name}", None)))
+        for one, row in zip(old.verdict.classes, new.verdict.classes, strict=True)
+    ]
+    return sorted(pairs, key=lambda pair: (pair.new.value is None, pair.new.value or 0.0))
+
+
+def _layers(old: AuditReport, new: AuditReport, changes: _Changes) -> list[_Layers]:
+    """The attack that leaves the fewest samples robust in the end comes first."""
+    groups = []
+    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+        if one.layers is None or other.layers is None:
+            continue
+        before, after = ({row.name: row for row in part.rows} for part in (one.layers, other.layers))
+        rows = [
+            _Layer(name, before.get(name), after.get(name), changes.get(("layer", name, one.name)))
+            for name in dict.fromkeys([*before, *after])
+        ]
+        groups.append(_Layers(one.name, one.kind == "noise", one.layers, other.layers, rows))
+    top = strongest(new)
+    return sorted(groups, key=lambda group: (group.noise, top is None or group.attack != top.name))
+
+
+def _by_attack(report: AuditReport) -> dict[str, Curve]:
+    return {curve.attack: curve for curve in report.curves}
+
+
+def _curves(old: AuditReport, new: AuditReport) -> dict[str, tuple[Curve, Curve]]:
+    """Both curves of each attack that was measured at the same radii in both: other sums mean other things."""
+    after = _by_attack(new)
+    pairs = {curve.attack: (curve, after[curve.attack]) for curve in old.curves if curve.attack in after}
+    return {
+        attack: pair
+        for attack, pair in pairs.items()
+        if [at.eps for at in pair[0].points] == [at.eps for at in pair[1].points]
+    }
+
+
+# ---- plots ---------------------------------------------------------------------------------------------
+
+
+def _bars(pair: _Pair) -> tuple[str, Point, Point]:
+    return pair.name, point(pair.old), point(pair.new)
+
+
+def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> Markup | None:
+    radii = sorted({at.eps for pair in curves.values() for at in pair[0].points})
+    lines = []
+    for attack, pair in curves.items():
+        for colour, (which, curve) in enumerate(zip(("before", "after"), pair, strict=True)):
+            known = {at.eps: point(at.robust) for at in curve.points}
+            points = [known.get(eps, (None, None, None)) for eps in radii]
+            lines.append(Line(f"{attack}, {which}", points, colour=colour))
+    if not lines:
+        return None
+    return line_chart(
+        "Robust accuracy by radius, before and after", [eps_as_text(eps) for eps in radii], lines, "robust accuracy",
+        f"eps ({new.protocol.threat.norm})", places=radii, percent=True,
+    )  # fmt: skip
+
+
+def _layer_curves(group: _Layers) -> Markup:
+    lines = []
+    for name, rows in (("before", [row.old for row in group.rows]), ("after", [row.new for row in group.rows])):
+        points = [(None, None, None) if row is None else (row.mean, row.low, row.high) for row in rows]
+        lines.append(Line(name, points, frozenset(i for i, row in enumerate(rows) if row is not None and row.in_mvl)))
+    title = f"Mean comparison measure by layer under {group.attack}, before and after"
+    return line_chart(title, [row.name for row in group.rows], lines, "mean measure")
+
+
+# ---- facts ---------------------------------------------------------------------------------------------
+
+
+def _facts(old: AuditReport, new: AuditReport) -> list[tuple[str, str, str]]:
+    facts = []
+    for title, of in (
+        ("Checkpoint", lambda r: r.subject.checkpoint),
+        ("sha256", lambda r: r.subject.sha256 or "-"),
+        ("Architecture", lambda r: f"{r.subject.architecture}, {r.subject.parameters:,} parameters"),
+        ("Samples", lambda r: f"{r.data.n:,} of {r.data.available:,} of {r.data.source} ({r.data.selection})"),
+        ("Threat model", lambda r: f"{r.protocol.threat.norm}, eps {r.protocol.threat.text}"),
+        ("Run", lambda r: f"{r.protocol.device}, seed {r.protocol.seed}"),
+        ("Made", lambda r: f"{r.created} by {r.tool} in {r.seconds:.1f} s"),
+    ):
+        facts.append((title, of(old), of(new)))
+    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+        facts.append((one.name, settings_text(one.settings), settings_text(other.settings)))
+    made = new.subject.history[-1] if new.subject.history else {}
+    if old.subject.sha256 is not None and made.get("parent_sha256") == old.subject.sha256:
+        shown = {key: made.get(key) for key in ("method", "base", "epochs", "seed")}
+        held = made.get("layers")
+        parts = [settings_text({key: value for key, value in shown.items() if value is not None})]
+        parts += [f"layers {', '.join(map(str, held))}"] if isinstance(held, list) and held else []
+        facts.append(("Hardened by", "", ", ".join(parts)))
+    return facts

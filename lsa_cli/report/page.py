@@ -1,0 +1,49 @@
+"""What every page has in common: one self-contained file, styled and scripted in itself, nothing fetched from anywhere."""
+
+import base64
+import hashlib
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from lsa_cli.report.charts import Point
+from lsa_cli.report.schema import Rate
+from lsa_cli.report.tables import interval, number, percent, settings_text
+
+SHOWN_CLASSES = 30  # in a plot; more than a reader can compare, and the tables have all
+
+
+def page(template: str, **values: Any) -> str:
+    """A page from `template`, which extends base.html.
+
+    Every string of `values` that is not Markup is treated as hostile, and the page's own policy lets nothing run but its
+    own script.
+    """
+    environment = Environment(
+        loader=PackageLoader("lsa_cli.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        percent=percent, interval=interval, number=number, settings=settings_text, short=_short
+    )  # fmt: skip
+    script = _template("report.js")
+    return environment.get_template(template).render(
+        style=Markup(_template("report.css")),
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+        **values,
+    )
+
+
+def _template(name: str) -> str:
+    return resources.files("lsa_cli.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def point(rate: Rate) -> Point:
+    return rate.value, rate.low, rate.high
