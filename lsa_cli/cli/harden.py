@@ -219,7 +219,7 @@ def run(
     from lsa_cli import distributed
     from lsa_cli.config import find_config, merge, read_config
     from lsa_cli.hardening.plan import make_harden_plan
-    from lsa_cli.hardening.run import run_harden
+    from lsa_cli.hardening.run import Files, run_harden
 
     say = (lambda message: None) if quiet else note
     launch.first(lambda: refuse_outputs(out, checkpoint, html))
@@ -235,8 +235,13 @@ def run(
     for message in plan.notes:
         say(message)
 
-    with progress_bar(not quiet) as progress, foreign_code():
-        hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
+    try:
+        with progress_bar(not quiet) as progress, foreign_code():
+            hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
+    except KeyboardInterrupt:
+        if launch.writes() and Files(out).state.exists():
+            note(f"the state is in {Files(out).state}; the same command with --resume goes on from there")
+        raise
     if html is not None and launch.writes():
         _write_page(hardened, html)
     _tell(plan, hardened, html, quiet)

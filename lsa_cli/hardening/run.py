@@ -31,6 +31,8 @@ from lsa_cli.models.classifier import Normalize
 from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.schema import AuditReport, write_text
 
+# Of a report's protocol: what its numbers depend on.
+_DECIDES = ("threat", "attacks", "noises", "layers", "measure", "aggregate", "eta", "sigma", "top_k", "seed")
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
 
 
@@ -192,12 +194,18 @@ def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress,
 
 
 def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
-    from lsa_cli.auditing.provenance import protocol_of, subject_of
+    """The report on disk, if this plan would give the same."""
+    from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
     from lsa_cli.report.schema import read_report
 
-    saved = read_report(str(path))
-    same = saved.subject.sha256 == subject_of(plan).sha256 and saved.protocol.attacks == protocol_of(plan).attacks
-    return saved if same and saved.status == "complete" else None
+    saved, protocol = read_report(str(path)), protocol_of(plan)
+    same = [
+        saved.status == "complete",
+        saved.subject.sha256 == subject_of(plan).sha256,
+        saved.data.fingerprint == data_of(plan).fingerprint,
+        *(getattr(saved.protocol, name) == getattr(protocol, name) for name in _DECIDES),
+    ]
+    return saved if all(same) else None
 
 
 def layers_to_hold(plan: HardenPlan, say: Say) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 
 import numpy as np
 import pytest
@@ -141,19 +140,29 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
 
     monkeypatch.setattr(trainer._Training, "save", save_and_die)
     command = ("harden", MOON, "-o", "again.pt", *QUICK, "--gamma", "0.2")
-    assert lsa(*command).code == 130
+    stopped = lsa(*command)
+    assert stopped.code == 130
+    assert "the state is in again.state.pt; the same command with --resume goes on from there" in stopped.err
     monkeypatch.setattr(trainer._Training, "save", save)
-    with open("again.compare.json", "w") as stale:
-        stale.write("{}")
-    # The audit before is on disk, and the one after is of fewer samples: the work is kept, and no comparison claimed.
-    result = lsa(*command, "-n", 60, "--resume", "--html", "again.html")
-    assert (result.code, read_report("again.after.json").data.n) == (0, 60)
-    assert "no comparison is written, and no again.html: the reports cannot be compared: samples differ" in result.err
-    assert not {"again.compare.json", "again.html"} & set(os.listdir())
+    # The audit before that is on disk is of other samples than are asked for now.
+    result = lsa(*command, "-n", 60, "--resume")
+    assert (result.code, read_report("again.before.json").data.n) == (0, 60)
     one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (folder / "hard.pt", "again.pt"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     changed = lsa(*command, "--resume", "--lr", "0.1")
     assert changed.code == 2
+
+
+def test_an_audit_that_its_time_budget_cut_short_is_not_compared(hardened):
+    from lsa_cli.hardening.run import _compared
+
+    folder, _ = hardened
+    before, after = (read_report(str(folder / f"hard.{when}.json")) for when in ("before", "after"))
+    assert _compared(before, after) == (compare(before, after), None)
+    short = after.model_copy(update={"outcomes": after.outcomes[:-1], "not_run": [after.outcomes[-1].name]})
+    found, why = _compared(before, short)
+    assert found is None
+    assert why.startswith("the reports cannot be compared: attacks differ")
 
 
 def test_the_scan_can_choose_how_many(lsa):  # noqa: F811
