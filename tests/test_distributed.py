@@ -236,7 +236,10 @@ def test_a_batch_that_cannot_be_shared_is_refused(three):
 
 def test_two_processes_report_what_one_does(lsa, tmp_path):  # noqa: F811
     options = ("audit", MOON, "--threads", 1, "-n", 51, "--attack", "pgd", "--eps-grid", "0.1,0.3", "--samples")
-    two = call(*options, "two.csv", "--nproc", 2, "--json", "two.json", cwd=tmp_path)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary)}
+    two = call(*options, "two.csv", "--nproc", 2, "--json", "two.json", cwd=tmp_path, env=env)
     one = lsa(*options, "one.csv", "--json", "one.json")
     assert (one.code, two.code) == (0, 0), two.err
     same_report(tmp_path / "one.json", tmp_path / "two.json")
@@ -246,6 +249,7 @@ def test_two_processes_report_what_one_does(lsa, tmp_path):  # noqa: F811
     ]
     assert said(two) == ["lsa: report saved: two.json, two.csv"]
     assert not list(tmp_path.glob("*.journal"))
+    assert not list(temporary.iterdir())
 
 
 def test_torchrun_reports_what_one_process_does_and_gates_it(lsa, tmp_path):  # noqa: F811
@@ -345,11 +349,14 @@ def test_ranks_that_torchrun_starts_again_go_on(fragile, lsa, monkeypatch):  # n
 
 
 def test_a_killed_rank_ends_the_audit_and_it_goes_on(fragile, lsa, monkeypatch):  # noqa: F811
-    dies = {"DIE_AT": "eval:20"}
+    temporary = fragile / "temporary"
+    temporary.mkdir()
+    dies = {"DIE_AT": "eval:20", "TMPDIR": str(temporary)}
     options = ("audit", *OWN, "-n", 41, "--batch-size", 7, "--attack", "fgsm", "--noise", "none", "--quiet", "--json")
     killed = call(*options, "two.json", "--nproc", 2, cwd=fragile, env=dies)
     assert killed.code == 3
     assert [line for line in said(killed) if "error" in line] == [KILLED]
+    assert not list(temporary.iterdir())
     kept = [path.name for path in (fragile / "two.json.journal").glob("*.npz")]
     assert "clean-000000.npz" in kept
     resumed = call(*options, "two.json", "--nproc", 2, "--resume", cwd=fragile, env=dies)

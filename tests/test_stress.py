@@ -24,7 +24,7 @@ LONG = ("-n", "60", "--attack", "fgsm", "--attack", "pgd:steps=100000", "--noise
 
 def start(folder, *arguments, prelude="", **options):
     """The command as a process of its own, with the working directory `folder`."""
-    code = f"{prelude}\nimport sys; sys.argv[0] = 'lsa'\nfrom lsa_cli.__main__ import app\napp()"
+    code = f"{prelude}\nimport sys; sys.argv[0] = 'lsa'\nfrom lsa_cli.__main__ import main\nmain()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, **options,

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO, TypeVar
@@ -128,18 +129,20 @@ def _start(count: int, command: Command, options: dict[str, Any]) -> int:
     """Run the command in `count` ranks of this machine; the exit code of the first. Raises RunError when one dies."""
     import logging
 
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # what torch's agent says of a rank's end is said below
     _stay_on_this_machine()
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-        local_addr="localhost", run_id=f"lsa-{os.getpid()}", max_restarts=0, start_method="spawn", monitor_interval=0.1,
-    )  # fmt: skip
     try:
-        codes: Mapping[int, int] = elastic_launch(config, _rank)(command, options)
+        with tempfile.TemporaryDirectory(prefix="lsa-") as folder:  # the agent would leave its own behind
+            config = LaunchConfig(
+                min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                local_addr="localhost", run_id=f"lsa-{os.getpid()}", max_restarts=0, start_method="spawn",
+                monitor_interval=0.1, logs_specs=DefaultLogsSpecs(log_dir=folder),
+            )  # fmt: skip
+            codes: Mapping[int, int] = elastic_launch(config, _rank)(command, options)
     except ChildFailedError as error:
         number, failure = next(iter(error.failures.items()))
         if failure.exitcode == EXIT_INTERRUPTED:
