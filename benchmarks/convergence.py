@@ -9,23 +9,19 @@ reaches the best that plain adversarial training has within the epochs allowed. 
 
 import argparse
 import os
-import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.data import LabelledData, open_data
-from lsa_cli.hardening import HARDENINGS
-from lsa_cli.hardening.base import Task
-from lsa_cli.hardening.trainer import Job, Recipe, train
-from lsa_cli.measures import MEASURES
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import Classifier, predicted_class
-from lsa_cli.registry import build
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 METHODS = ("at", "self-gradient")
@@ -54,12 +50,10 @@ def curve(method_name: str, data: LabelledData, test: LabelledData, values: dict
     chosen = np.random.default_rng(seed).permutation(len(data))[: values["n"]]
     some = np.random.default_rng(0).permutation(len(test))[:400]
     x, y, index = test.read(some), torch.from_numpy(test.labels[some].astype(np.int64)), torch.from_numpy(some)
-    task = Task(
-        threat=threat, steps=values["steps"], step_size=None, layers=(), gammas=(), measure=MEASURES.get("relative-error"),
-        detach_clean=False, attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=int(test.labels.max()) + 1,
-        samples=len(chosen), input_shape=tuple(x.shape[1:]),
+    method = make_method(
+        method_name, {}, threat=threat, steps=values["steps"], classes=int(test.labels.max()) + 1, samples=len(chosen),
+        input_shape=tuple(x.shape[1:]),
     )  # fmt: skip
-    method = build(HARDENINGS.get(method_name), {}, method_name, task=task)
     method.prepare(model)
     counts = {"passes": 0, "on": True}
     first = next(m for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and m.bias is not None)
@@ -81,20 +75,10 @@ def curve(method_name: str, data: LabelledData, test: LabelledData, values: dict
         points.append({"robust": robust, "passes": counts["passes"], "seconds": spent[0]})
         counts["on"] = True
 
-    recipe = Recipe(
-        epochs=epochs, lr=values["lr"], optimizer="adam", weight_decay=0.0, schedule="constant", batch_size=64,
-        warmup=0.0, clip=0.0, label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
+    recipe = replace(RECIPE, epochs=epochs, lr=values["lr"], schedule="constant", batch_size=64)
+    harden(
+        model, method, data, train_rows=chosen[8:], validation=chosen[:8], recipe=recipe, seed=seed, on_epoch=on_epoch,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            Job(
-                model, method, data, data.labels.astype(np.int64), chosen[8:], chosen[:8], threat, recipe,
-                frozenset(name for name, _ in model.named_parameters()), torch.device("cpu"), seed,
-                Path(folder) / "state.pt", {"what": "a benchmark"}, False,
-            ),
-            lambda what, done, total: None,
-            on_epoch,
-        )  # fmt: skip
     return points
 
 

@@ -9,19 +9,18 @@ The claim of the abstract is that shallow layers matter more. Every row fine-tun
 
 import argparse
 import statistics
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import NOISES, make_threat
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.auditing.network import open_network
 from lsa_cli.config import settings_from
-from lsa_cli.hardening.base import HARDENINGS, Task
-from lsa_cli.hardening.trainer import Job, Recipe, split_validation, train, trainable_names
-from lsa_cli.measures import MEASURES
+from lsa_cli.hardening.trainer import split_validation
 from lsa_cli.registry import build
 
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"
@@ -37,26 +36,16 @@ def trained(sites, images, epochs, seed):
     network = open_network(SAMPLE, settings_from({"split": "train"}), {})
     places, validation = split_validation(network.labels, 0.1, 100, seed)
     places = np.random.default_rng(seed).permutation(places)[:images]
-    threat = make_threat("linf", EPS)
-    task = Task(
-        threat=threat, steps=7, step_size=None, layers=(), gammas=(), measure=MEASURES.get("relative-error"), detach_clean=False,
-        attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=10, samples=len(places), input_shape=network.input_shape,
+    method = make_method(
+        "anp", {"sites": sites or "input"}, threat=make_threat("linf", EPS), steps=7, classes=10, samples=len(places),
+        input_shape=network.input_shape,
     )  # fmt: skip
-    recipe = Recipe(
-        epochs=epochs, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.0,
-        clip=0.0, label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
-    )  # fmt: skip
-    method = build(HARDENINGS.get("anp"), {"sites": sites or "input"}, "anp", task=task)
     model = network.classifier
     method.prepare(model)
     if sites is None:
         method.names = ()
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            model, method, network.data, network.labels, places, validation, threat, recipe, trainable_names(model, [], None),
-            torch.device("cpu"), seed, Path(folder) / "state.pt", {}, False,
-        )  # fmt: skip
-        result = train(job, lambda what, done, total: None, lambda epoch, left: None)
+    recipe = replace(RECIPE, epochs=epochs)
+    result = harden(model, method, network.data, train_rows=places, validation=validation, recipe=recipe, seed=seed)
     model.load_state_dict(result.last)
     return model.eval()
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.published import BASES, GRIDS, PUBLISHED, parse_row
+from benchmarks.training import RECIPE
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.data import LabelledData, stratified_subset
@@ -99,11 +100,11 @@ def mnist(images):
 def cifar10(images):
     """Its five training batches; where no more images are asked for than the first one holds, that one is enough."""
     names = [f"data_batch_{number}" for number in range(1, 6)][: 1 if images is not None and images <= 10_000 else 5]
-    x, y = _cifar_batches(names)
-    return _of_images("cifar10, train", x, y, images), _of_images("cifar10, test", *_cifar_batches(["test_batch"]))
+    x, y = cifar_batches(names)
+    return _of_images("cifar10, train", x, y, images), _of_images("cifar10, test", *cifar_batches(["test_batch"]))
 
 
-def _cifar_batches(names):
+def cifar_batches(names):
     folder = _data_root() / "cifar-10-batches-py"
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -159,10 +160,6 @@ def _with_layers(bases, layers):
 
 
 # What --search found for moon stands below and in RESULTS.md; for the others nobody has searched yet.
-RECIPE = Recipe(
-    epochs=20, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.0,
-    clip=0.0, label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
-)  # fmt: skip
 CIFAR = Study(
     model="C", network=vgg19, normalization=PRESETS["cifar10"], data=cifar10, bounds=(0.0, 1.0),
     rows=("Normal", *_with_layers(("PGD", "TRADE", "APGD"), (1, 15))),

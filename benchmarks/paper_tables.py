@@ -15,7 +15,6 @@ import fnmatch
 import itertools
 import json
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,17 +25,15 @@ import torch
 from benchmarks.paper_print import SCANS, print_row, print_tables
 from benchmarks.paper_studies import SEED, STUDIES, Trial, trial_of
 from benchmarks.published import parse_row, robustness_and_generalisation
+from benchmarks.training import harden, make_method
 from lsa_cli.attacks import ATTACKS
 from lsa_cli.attacks.ensemble import cascade
 from lsa_cli.auditing.observation import observe
 from lsa_cli.data import stratified_subset
-from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
-from lsa_cli.hardening.base import HARDENINGS, Task
-from lsa_cli.hardening.trainer import Job, split_validation, train, trainable_names
+from lsa_cli.hardening.trainer import split_validation
 from lsa_cli.layers import find_layers, select_layers
 from lsa_cli.measures import relative_error
 from lsa_cli.models.classifier import Classifier, predicted_class
-from lsa_cli.registry import build
 
 SEARCH_SEEDS = (100, 101)  # not those of the tables
 
@@ -61,14 +58,11 @@ def method_of(study, trial, layers, classes, samples, shape):
     """The hardening method of a row. layers: names of the network's activations in order."""
     row = parse_row(trial.row)
     held = () if row.layer is None else (layers[row.layer],)
-    task = Task(
-        threat=study.threat(trial.eps), steps=study.steps, step_size=None, layers=held,
-        gammas=() if trial.gamma is None else (trial.gamma,), measure=relative_error, detach_clean=False,
-        attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=classes, samples=samples,
-        input_shape=shape,
-    )  # fmt: skip
     # Normal is the same loop with eps 0: the attack then returns its inputs.
-    return build(HARDENINGS.get(row.method), {"base": row.base or "fgsm"}, row.method, task=task)
+    return make_method(
+        row.method, {"base": row.base or "fgsm"}, threat=study.threat(trial.eps), steps=study.steps, classes=classes,
+        samples=samples, input_shape=shape, layers=held, gammas=() if trial.gamma is None else (trial.gamma,),
+    )  # fmt: skip
 
 
 def train_row(study, trial, data, device):
@@ -79,14 +73,11 @@ def train_row(study, trial, data, device):
     shape = tuple(data.read(np.arange(1)).shape[1:])
     train_rows, validation = split_validation(data.labels, *study.validation, SEED)
     method = method_of(study, trial, layers, len(np.unique(data.labels)), len(train_rows), shape)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            model=model, method=method, data=data, labels=data.labels, train=train_rows, validation=validation,
-            threat=method.task.threat, recipe=study.recipe, trainable=trainable_names(model, [], None), device=device,
-            seed=trial.seed, state_file=Path(folder) / "state.pt", identity={}, resume=False,
-        )  # fmt: skip
-        started = time.perf_counter()
-        done = train(job, lambda what, step, total: None, lambda result, left: None)
+    started = time.perf_counter()
+    done = harden(
+        model, method, data, train_rows=train_rows, validation=validation, recipe=study.recipe, seed=trial.seed,
+        device=device,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     model.load_state_dict(done.best)
     losses = [result.loss for result in done.history]

@@ -9,23 +9,20 @@ AutoAttack: the standard cascade at eps 0.3, on as many of the first test images
 """
 
 import argparse
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.ensemble import AutoAttack, cascade
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.auditing.network import open_network
 from lsa_cli.config import settings_from
-from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
-from lsa_cli.hardening.base import HARDENINGS, Task
-from lsa_cli.hardening.trainer import Job, Recipe, split_validation, train, trainable_names
-from lsa_cli.measures import MEASURES
-from lsa_cli.registry import build
+from lsa_cli.hardening.trainer import split_validation
 
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"
 EPS = 0.3
@@ -46,29 +43,17 @@ ROWS = {
 
 def hardened(row, images, epochs, seed):
     """The network trained by one row, and its log."""
-    method, options, layers, gamma, detached = ROWS[row]
+    name, options, layers, gamma, detached = ROWS[row]
     network = open_network(SAMPLE, settings_from({"split": "train"}), {})
     places, validation = split_validation(network.labels, 0.1, 1000, seed)
     places = np.random.default_rng(seed).permutation(places)[:images]
-    threat = make_threat("linf", EPS)
-    task = Task(
-        threat=threat, steps=7, step_size=None, layers=layers, gammas=(gamma,) * len(layers),
-        measure=MEASURES.get("relative-error"), detach_clean=detached, attack_mode="eval", label_smoothing=0.0, awp=0.0,
-        classes=10, samples=len(places), input_shape=network.input_shape,
+    method = make_method(
+        name, options, threat=make_threat("linf", EPS), steps=7, classes=10, samples=len(places),
+        input_shape=network.input_shape, layers=layers, gammas=(gamma,) * len(layers), detach_clean=detached,
     )  # fmt: skip
-    recipe = Recipe(
-        epochs=epochs, lr=2e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.3,
-        clip=0.0, label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
-    )  # fmt: skip
+    recipe = replace(RECIPE, epochs=epochs, lr=2e-3, warmup=0.3)
     model = network.classifier
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(
-            model=model, method=build(HARDENINGS.get(method), options, method, task=task), data=network.data,
-            labels=network.labels, train=places, validation=validation, threat=threat, recipe=recipe,
-            trainable=trainable_names(model, [], None), device=torch.device("cpu"), seed=seed,
-            state_file=Path(folder) / "state.pt", identity={}, resume=False,
-        )  # fmt: skip
-        trained = train(job, lambda what, done, total: None, lambda result, left: None)
+    trained = harden(model, method, network.data, train_rows=places, validation=validation, recipe=recipe, seed=seed)
     model.load_state_dict(trained.best)
     return model.eval(), trained
 

@@ -1,0 +1,201 @@
+"""Every hardening method on one start: what it buys and what it costs, as `lsa harden` and `lsa audit` give it to a user.
+
+    python -m benchmarks.methods mnist      # fine-tunes sample_models/mnist_cnn.pt, linf 0.3
+    python -m benchmarks.methods cifar10    # a ResNet-10, linf 8/255; reads torchvision's files under $LSA_DATA_ROOT
+
+All rows of a seed see the same start, the same images in the same batches and as many epochs; each has the settings that
+`lsa harden` chooses, but for what the first line printed says. Nothing is tuned for any row. Columns, in percent:
+
+clean; PGD-20 and worst class (the least robust one) under it; cascade: what AutoAttack would leave of that, estimated from
+--cascade survivors of PGD-20 drawn at random (`lsa audit --full-on`); corruptions: right clean and under the corruption, mean over
+the fifteen. All are of the same --test test images. doubts: runs whose evidence calls the number doubtful or
+invalid. s/epoch: median time of an epoch of training. A network that answers by chance (learn2perturb) is attacked with
+EoT, 10 passes in PGD-20 and AutoAttack's version for random networks, and its accuracies are means over 10 evaluations
+of each image; its worst class and its cascade are of single ones.
+One run: a 95% interval behind shares of images. Several: mean and, in brackets, standard deviation over seeds.
+"""
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from benchmarks.paper_studies import cifar_batches, wide_resnet
+from lsa_cli import audit, harden
+from lsa_cli.attacks import CORRUPTIONS
+from lsa_cli.data import open_data
+from lsa_cli.hardening.augmentation import AUGMENTATIONS
+from lsa_cli.models.checkpoint import Description, write_checkpoint
+from lsa_cli.models.classifier import PRESETS, Classifier
+from lsa_cli.report.tables import eps_as_text
+
+SAMPLES = Path(__file__).parent.parent / "sample_models"
+PLAIN = "plain"
+# What --method is given. at-lr holds the last hidden layer with gamma 0.5, its default.
+ROWS = (
+    PLAIN, "at", "at-lr", "at:base=trades", "at:base=apart", "learn2perturb", "anp", "anp:base=pgd", "self-gradient",
+    "class-fair", "class-fair:offset=true",
+)  # fmt: skip
+RANDOM = ("learn2perturb",)
+SEVERITY = 5
+
+
+@dataclass(frozen=True)
+class Study:
+    """arguments: of the network, for `harden` and `audit`; training: of every hardening, beside the epochs."""
+
+    eps: float
+    images: int
+    epochs: int
+    seeds: int
+    test: int
+    cascade: int
+    network: dict
+    training: dict
+
+
+STUDIES = {
+    "mnist": Study(
+        eps=0.3, images=4000, epochs=3, seeds=2, test=500, cascade=40, network={}, training={"batch_size": 32}
+    ),
+    "cifar10": Study(
+        eps=8 / 255, images=3000, epochs=3, seeds=1, test=500, cascade=10,
+        network={"arch": "benchmarks.paper_studies:wide_resnet", "arch_args": {"depth": 10, "width": 1}},
+        training={"batch_size": 64, "steps": 5},
+    ),
+}  # fmt: skip
+SETTINGS = {
+    "images": "training images", "epochs": "of each hardening", "seeds": "runs of each row",
+    "test": "test images", "cascade": "survivors of PGD-20 that meet AutoAttack",
+}  # fmt: skip
+START_EPOCHS = 15  # of the CIFAR-10 start
+
+
+def write_data(name, images, seed, path):
+    """So many training images, and all test images, as a file for --data."""
+    if name == "mnist":
+        with np.load(SAMPLES / "mnist.npz") as archive:
+            arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    else:
+        arrays = {}
+        for split, names in (("train", ["data_batch_1"]), ("test", ["test_batch"])):
+            arrays[f"x_{split}"], arrays[f"y_{split}"] = (np.asarray(part) for part in cifar_batches(names))
+    chosen = np.random.default_rng(seed).permutation(len(arrays["y_train"]))[:images]
+    arrays |= {key: arrays[key][chosen] for key in ("x_train", "y_train")}
+    np.savez(path, **arrays)
+
+
+def plain_network(study, data, seed, path):
+    """The CIFAR-10 start: trained on the same images without an attack; the last epoch."""
+    torch.manual_seed(seed)
+    model = Classifier(wide_resnet(**study.network["arch_args"]), PRESETS["cifar10"]).train()
+    samples = open_data(data, split="train")
+    count = len(samples) // 64 * 64
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=START_EPOCHS * count // 64)
+    for epoch in range(START_EPOCHS):
+        for rows in np.random.default_rng([seed, epoch]).permutation(len(samples))[:count].reshape(-1, 64):
+            x = AUGMENTATIONS["crop-flip"](samples.read(rows), torch.from_numpy(rows), seed * 1000 + epoch)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), torch.from_numpy(samples.labels[rows].astype(np.int64))).backward()
+            optimizer.step()
+            schedule.step()
+    mean, std = PRESETS["cifar10"]
+    about = Description(architecture="", mean=list(mean), std=list(std), input_shape=[3, 32, 32], data_name="cifar10")
+    write_checkpoint(path, model.body, about)
+
+
+def judged(checkpoint, row, study, given):
+    """{column: (value, its interval or None)} of a checkpoint, and whether its evidence leaves doubts."""
+    random = row in RANDOM
+    options = {**study.network, **given, "eps": study.eps, "split": "test", "layers": ["none"], "noise": ["none"]}
+    attacks = ["pgd:steps=20,eot=10", "autoattack:version=rand"] if random else ["pgd:steps=20", "autoattack"]
+    corruptions = [f"{name}:severity={SEVERITY}" for name in CORRUPTIONS.names()]
+    report = audit(
+        checkpoint, attack=attacks, corruption=corruptions, limit=study.test, full_on=study.cascade, **options
+    )
+    attacked, *corrupted = report.outcomes
+    verdict = report.verdict
+    found = {"clean": verdict.clean, "PGD-20": attacked.robust, "cascade": verdict.estimate or verdict.robust}
+    cells = {name: (share.value, (share.low, share.high)) for name, share in found.items()}
+    cells["worst class"] = attacked.class_summary.worst, None
+    cells["corruptions"] = statistics.mean(outcome.robust.value for outcome in corrupted), None
+    return cells, report.evidence.verdict != "trusted"
+
+
+def one_run(row, seed, start, study, data, threads, folder):
+    """Cells, doubts, and seconds an epoch (None where nothing is trained)."""
+    given = {"data": data, "threads": threads}
+    if row == PLAIN:
+        return *judged(start, row, study, given), None
+    hardened = harden(
+        start, folder / "hard.pt", method=row, epochs=study.epochs, seed=seed, eps=study.eps, attack=["none"], limit=10,
+        **study.training, **study.network, **given,
+    )  # fmt: skip
+    seconds = statistics.median(epoch.seconds for epoch in hardened.history)
+    return *judged(hardened.out, row, study, given), seconds
+
+
+COLUMNS = ("clean", "PGD-20", "cascade", "worst class", "corruptions")
+
+
+def shown(runs):
+    """The cells of a row, from the runs of its seeds."""
+    cells = []
+    for name in COLUMNS:
+        values = [100 * run[0][name][0] for run in runs]
+        interval = runs[0][0][name][1]
+        if len(values) > 1:
+            cells.append(f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})")
+        else:
+            between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+            cells.append(f"{values[0]:.1f}{between}")
+    seconds = [run[2] for run in runs if run[2] is not None]
+    return [
+        *cells,
+        f"{sum(run[1] for run in runs)} of {len(runs)}",
+        f"{statistics.median(seconds):.1f}" if seconds else "-",
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=STUDIES)
+    parser.add_argument("--rows", help="by commas; default: all")
+    for name, words in SETTINGS.items():
+        usual = ", ".join(f"{getattr(study, name)} for {data}" for data, study in STUDIES.items())
+        parser.add_argument(f"--{name}", type=int, help=f"{words}; default {usual}")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    said = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
+    study = replace(STUDIES[arguments.data], **said)
+    torch.set_num_threads(arguments.threads)
+    described = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in study.training.items())
+    print(
+        f"{arguments.data}, linf {eps_as_text(study.eps)}, {study.images} training images (a tenth held out), "
+        f"{study.epochs} epochs, {described}; {study.seeds} seed(s), {study.test} test images, cascade on "
+        f"{study.cascade} survivors, corruptions of severity {SEVERITY}\n"
+    )
+    print(f"| method | {' | '.join(COLUMNS)} | doubts | s/epoch |\n|{'---|' * (len(COLUMNS) + 3)}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder, starts = Path(name), []
+        for seed in range(study.seeds):
+            write_data(arguments.data, study.images, seed, folder / f"{seed}.npz")
+            data, start = f"npz:{folder / f'{seed}.npz'}", SAMPLES / "mnist_cnn.pt"
+            if arguments.data == "cifar10":
+                start = folder / f"start-{seed}.pt"
+                plain_network(study, data, seed, start)
+            starts.append((seed, start, data))
+        for row in arguments.rows.split(",") if arguments.rows else ROWS:
+            seeds = starts[:1] if row == PLAIN and arguments.data == "mnist" else starts  # one file, one network
+            runs = [one_run(row, seed, start, study, data, arguments.threads, folder) for seed, start, data in seeds]
+            print(f"| {row} | {' | '.join(shown(runs))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
