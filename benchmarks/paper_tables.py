@@ -280,6 +280,7 @@ def main():
     parser.add_argument("--rows", default="*", metavar="GLOB", help="the rows whose names match")
     parser.add_argument("--images", type=positive, help="training images, a stratified part; default all")
     parser.add_argument("--epochs", type=positive, help="default: 20 for moon, 10 for mnist, 30 for cifar10")
+    parser.add_argument("--eps", type=float, help="of the training attack, instead of the study's own")
     parser.add_argument(
         "--cascade-images",
         type=int,
@@ -311,7 +312,8 @@ def main():
         judged = dict(study.judged)
         if arguments.cascade_images is not None:
             judged["cascade"] = arguments.cascade_images
-        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images))
+        eps = study.eps if arguments.eps is None else dict.fromkeys(study.eps, arguments.eps)
+        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images, eps=eps))
     out = arguments.out or Path(f"paper_{arguments.table}.jsonl")
     names = chosen_rows(parser, studies, arguments.rows)
     for study in studies:
