@@ -5,9 +5,10 @@ import os
 import sys
 from contextlib import suppress
 
-# Read once, when torch is loaded. Threads that wait by spinning take the processor from those they wait for as soon as
-# the machine has other work.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read once, when torch is loaded with GNU OpenMP. Threads that spin for long while they wait take the processor from those
+# they wait for as soon as the machine has other work; threads that sleep at once are woken too late on one that has not.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from lsa_cli.cli.main import app
 

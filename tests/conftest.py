@@ -3,7 +3,7 @@ import signal
 from pathlib import Path
 
 os.environ.pop("COLUMNS", None)  # a runner of tests may set it, and then output is cut to it
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets it; read when torch is loaded
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command sets it; read when torch is loaded
 
 import pytest
 import torch
