@@ -281,6 +281,15 @@ def test_distilled_logits_are_large_and_no_defect_but_their_probabilities_are(di
         assert "smoothed-surrogate-wins" in found
 
 
+@pytest.mark.parametrize(("attack", "found"), [("fgsm", True), ("pgd", False)])
+def test_an_audit_by_too_weak_an_attack_is_doubted(robust, digits, attack, found):
+    probe = probe_of(robust, digits, 0.2)
+    x_adv = probe.run(ATTACKS.get(attack)(probe.threat))
+    check = next(c for c in examine(probe, broken=probe.margin(x_adv) > 0) if c.name == "stronger attack")
+    assert [finding.code for finding in check.findings] == ["stronger-attack-wins"] * found
+    assert (check.saw["broken"] > 0.2 * check.n) == found
+
+
 def test_a_shattered_loss_is_smoothed_out(base, digits):
     body = nn.Sequential(Apply(lambda x: x + 0.02 * torch.sin(400 * x)), base)
     assert {"loss-does-not-rise", "smoothed-surrogate-wins"} & set(codes(examine(probe_of(body, digits, 0.15))))

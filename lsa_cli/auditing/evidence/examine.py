@@ -16,6 +16,7 @@ from lsa_cli.auditing.evidence.trials import (
     DRAWN_STEPS,
     DRAWS,
     STEPS,
+    STRONGER_STEPS,
     climbing,
     direct_again,
     full_range,
@@ -23,6 +24,7 @@ from lsa_cli.auditing.evidence.trials import (
     random_search,
     rounding,
     smoothed_surrogate,
+    stronger_attack,
 )
 
 FORWARD = 0.35  # of a forward + gradient pass
@@ -38,11 +40,11 @@ def probe_size(available: int) -> int:
 def probe_passes(count: int) -> float:
     """Forward + gradient passes that `examine` costs for a probe of `count` samples when all of them are robust.
 
-    With 128 it is 52 for each, and about 17 where most of them break. For progress and estimates.
+    With 128 it is 60 for each, and about 17 where most of them break. For progress and estimates.
     """
     looks = 9 + 3 + 2  # forward passes of the network checks, of the trials, of batches put otherwise
     each = FORWARD * looks + 1 + STEPS + STEPS / 3  # one gradient, the climb, the full range, where most break early
-    searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD)
+    searched = STEPS + STRONGER_STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD)
     return count * each + min(count, SURVIVORS) * searched
 
 
@@ -50,8 +52,8 @@ def examine(probe: Probe, *, broken: torch.Tensor | None = None) -> list[Checked
     """Every check that needs the network. broken (N,) bool: what the audit's attacks broke, where they have run.
 
     A network that answers by chance or by batch gets no further than that: every other number would be half chance.
-    The searches for what the attacks missed look at samples right clean that neither the audit nor two runs of PGD
-    broke. Without a radius nothing is attacked.
+    A stronger attack meets samples right clean that the audit left whole; the searches for what gradients hide meet those
+    that two runs of PGD did not break either. Without a radius nothing is attacked.
     """
     devices = [probe.x.device] if probe.x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -73,13 +75,14 @@ def _attacked(probe: Probe, broken: torch.Tensor | None) -> list[Checked]:
     survives = survives[is_right]
     made = []
     if has_gradient:
+        if broken is not None and survives.any():
+            made.append(stronger_attack(*_left(right, survives)))
         x_adv, climb = climbing(right)
         survives &= right.margin(x_adv) <= 0
         made += [climb, full_range(right), noise_of_equal_size(right, x_adv)]
         if probe.threat.bounds == (0.0, 1.0):
             made.append(rounding(right, x_adv, len(probe)))
-    survivors = right.select(survives).first(SURVIVORS)
-    samples = round(len(right) * len(survivors) / max(1, int(survives.sum())))  # that these stand for
+    survivors, samples = _left(right, survives)
     if has_gradient and len(survivors):
         survivors = survivors.select(direct_again(survivors))
     if len(survivors) and probe.threat.norm in Square.norms:
@@ -87,3 +90,9 @@ def _attacked(probe: Probe, broken: torch.Tensor | None) -> list[Checked]:
     if len(survivors) and has_gradient:
         made.append(smoothed_surrogate(survivors, samples))
     return made
+
+
+def _left(right: Probe, survives: torch.Tensor) -> tuple[Probe, int]:
+    """The survivors that get a search, and how many of the right samples they stand for."""
+    survivors = right.select(survives).first(SURVIVORS)
+    return survivors, round(len(right) * len(survivors) / max(1, int(survives.sum())))

@@ -34,13 +34,13 @@ def exceeds(count: int, n: int, allowed: float) -> bool:
     return n > 0 and tail(count, n, allowed) < ALPHA
 
 
-def beats(broken: int, survivors: int, right: int) -> bool:
+def beats(broken: int, survivors: int, right: int, allowed: float = ALLOWED_BETTER) -> bool:
     """Whether breaking so many of the samples that gradient attacks left says that those were fooled.
 
-    Two tests, both as in `exceeds`: more than 2% of the survivors, and more than 1% of all that were right clean. The
-    first alone would doubt a network that breaks nearly everywhere, for the handful that one run missed by luck.
+    Two tests, both as in `exceeds`: more than `allowed` of the survivors, and more than 1% of all that were right clean.
+    The first alone would doubt a network that breaks nearly everywhere, for the handful that one run missed by luck.
     """
-    return exceeds(broken, survivors, ALLOWED_BETTER) and exceeds(broken, right, ALLOWED_POINTS)
+    return exceeds(broken, survivors, allowed) and exceeds(broken, right, ALLOWED_POINTS)
 
 
 def tail(count: int, n: int, share: float) -> float:

@@ -6,6 +6,7 @@ import math
 import torch
 
 from lsa_cli.attacks import Attack, make_threat
+from lsa_cli.attacks.apgd import APGD
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
@@ -14,11 +15,13 @@ from lsa_cli.auditing.evidence.judge import Checked, beats, doubt, exceeds, tail
 from lsa_cli.auditing.evidence.probe import Probe
 
 STEPS = 10  # of PGD
+STRONGER_STEPS = 20  # of APGD
 DRAWS, DRAWN_STEPS = 8, 5  # of the smoothed surrogate
 
 # Shares that honest networks may show, for `exceeds`; our choices, with what they stand on.
 ALLOWED_STUCK = 0.02  # steps that overshoot; honest networks trained on digits show 0.8% at most, the shipped ones 0
 ALLOWED_NOISE = 0.05  # below, noise breaks too little to be compared with anything
+ALLOWED_STRONGER = 0.05  # of what the audit left whole, broken by a short APGD; 20 steps of PGD leave it less
 ALLOWED_ROUNDED = 0.1  # adversarials at the very edge of their class; l1 changes of half a level, spread thin
 
 _LEVELS = 255
@@ -134,6 +137,22 @@ def rounding(probe: Probe, x_adv: torch.Tensor, samples: int) -> Checked:
 def direct_again(probe: Probe) -> torch.Tensor:  # (N,) bool
     """Which samples stay right under one more PGD, from a random start: what follows should beat more than luck."""
     return probe.margin(probe.run(PGD(threat=probe.threat, steps=STEPS))) <= 0
+
+
+def stronger_attack(survivors: Probe, samples: int) -> Checked:
+    """A short APGD on samples that the audit's attacks left whole: where it wins, the audit was made with too little.
+
+    samples: how many right ones the survivors were left over from.
+    """
+    broken = int((survivors.margin(survivors.run(APGD(threat=survivors.threat, steps=STRONGER_STEPS))) > 0).sum())
+    finding = doubt(
+        "stronger-attack-wins",
+        f"a short APGD breaks {broken} of {len(survivors)} samples that the attacks of this audit left whole: its robust "
+        "accuracy is far above what stronger attacks leave",
+        "audit with --full, or estimate what that would give with --full-on",
+    )
+    found = beats(broken, len(survivors), samples, ALLOWED_STRONGER)
+    return Checked("stronger attack", len(survivors), {"broken": broken}, (finding,) if found else ())
 
 
 def random_search(survivors: Probe, attack: Attack, samples: int) -> Checked:
