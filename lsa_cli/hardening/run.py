@@ -212,7 +212,7 @@ def layers_to_hold(plan: HardenPlan, say: Say) -> tuple[str, ...]:
     """By the rule asked for: the layers that a scan flags, or the last hidden layer.
 
     The source paper holds the most vulnerable layers. The last hidden one by default is our choice: no rule that was
-    tried makes a network more robust under AutoAttack than holding none (benchmarks/RESULTS.md), and this one costs least.
+    tried makes a network clearly more robust under AutoAttack than holding none, or than another (benchmarks/RESULTS.md).
     """
     flagged = flagged_layers(plan)
     say(f"most vulnerable, by a scan of held-out training samples: {', '.join(flagged)}")
