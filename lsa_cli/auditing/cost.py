@@ -10,11 +10,11 @@ from lsa_cli import distributed
 from lsa_cli.attacks.base import input_gradient, undisturbed
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.auditing import evidence
+from lsa_cli.auditing.evidence import FORWARD
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import check_inputs
 
-# Work in units of one forward + input-gradient pass over one sample; a forward pass is about a third of it.
-FORWARD = 0.35
+# Work in units of one forward + input-gradient pass over one sample.
 LOOK = 4 * FORWARD  # clean, adversarial and yardstick in one pass, and the verification
 _USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, for progress and estimates
 

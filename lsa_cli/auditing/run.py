@@ -21,7 +21,7 @@ from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
 from lsa_cli.auditing import evidence, examples, metrics
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
-from lsa_cli.auditing.cost import FORWARD, LOOK, numerics, total_work
+from lsa_cli.auditing.cost import LOOK, numerics, total_work
 from lsa_cli.auditing.draws import DRAWS, draw, mean_rate, random_network, spread, verdict_over_draws
 from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.observation import Observation, observe
@@ -326,7 +326,7 @@ class Run:
                 arrays["blind"] = evidence.without_gradient(plan.classifier, x, y).numpy()
             return arrays
 
-        found = self.gather("clean", "clean accuracy", plan.index, FORWARD + attacked, measure)
+        found = self.gather("clean", "clean accuracy", plan.index, evidence.FORWARD + attacked, measure)
         if self.is_random:
             self.wrong, self.fooled = found["wrong"], np.zeros_like(found["wrong"])
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
@@ -550,7 +550,7 @@ class Run:
         robust = self.clean == self.y
         rows = np.flatnonzero(robust)
         if len(rows):
-            passes = named.attack.passes + FORWARD
+            passes = named.attack.passes + evidence.FORWARD
             stage, label = f"curve-{eps!r}-{named.label}", f"{named.label} curve"
             robust[rows] = ~self.gather(stage, label, plan.index[rows], passes, measure)["fooled"]
         return robust

@@ -16,12 +16,13 @@ from lsa_cli.auditing.evidence.before import (
     zero_gradients,
 )
 from lsa_cli.auditing.evidence.compare import Measured, compare, role_of
-from lsa_cli.auditing.evidence.examine import examine, probe_passes, probe_size
+from lsa_cli.auditing.evidence.examine import FORWARD, examine, probe_passes, probe_size
 from lsa_cli.auditing.evidence.judge import Checked, evidence_of, exceeds, verdict
 from lsa_cli.auditing.evidence.network import random_forward
 from lsa_cli.auditing.evidence.probe import Probe
 
 __all__ = [
+    "FORWARD",
     "Checked",
     "Measured",
     "Probe",
