@@ -47,7 +47,7 @@ SEVERITY = 5
 
 @dataclass(frozen=True)
 class Study:
-    """arguments: of the network, for `harden` and `audit`; training: of every hardening, beside the epochs."""
+    """network: how `harden` and `audit` build it; training: of every hardening, beside the epochs."""
 
     eps: float
     images: int

@@ -16,7 +16,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command, and leave at once: to take torch's libraries down takes a second that nobody is served by."""
+    """Run the command, and leave at once: to take torch's libraries down takes time that serves nobody."""
     try:
         app()
     except SystemExit as end:
