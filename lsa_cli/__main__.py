@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -10,7 +11,14 @@ from contextlib import suppress
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from lsa_cli.cli.main import app
+# An interrupt while modules are loaded ends the process as it would any other program: no traceback.
+_on_interrupt = signal.getsignal(signal.SIGINT)
+if _on_interrupt is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from lsa_cli.cli.main import app  # noqa: E402
+
+signal.signal(signal.SIGINT, _on_interrupt)
 
 __all__ = ["app", "main"]
 

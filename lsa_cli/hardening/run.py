@@ -29,10 +29,8 @@ from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import Normalize
 from lsa_cli.report.compare import Comparison, compare
-from lsa_cli.report.schema import AuditReport, write_text
+from lsa_cli.report.schema import AuditReport, Protocol, write_text
 
-# Of a report's protocol: what its numbers depend on.
-_DECIDES = ("threat", "attacks", "noises", "layers", "measure", "aggregate", "eta", "sigma", "top_k", "seed")
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
 
 
@@ -198,14 +196,17 @@ def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
     from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
     from lsa_cli.report.schema import read_report
 
-    saved, protocol = read_report(str(path)), protocol_of(plan)
-    same = [
-        saved.status == "complete",
-        saved.subject.sha256 == subject_of(plan).sha256,
-        saved.data.fingerprint == data_of(plan).fingerprint,
-        *(getattr(saved.protocol, name) == getattr(protocol, name) for name in _DECIDES),
-    ]
-    return saved if all(same) else None
+    def plain(protocol: Protocol) -> dict[str, Any]:
+        return protocol.model_dump(mode="json", exclude={"settings_from", "attacked"})
+
+    saved = read_report(str(path))
+    same = (
+        saved.status == "complete"
+        and saved.subject.sha256 == subject_of(plan).sha256
+        and saved.data.fingerprint == data_of(plan).fingerprint
+        and plain(saved.protocol) == plain(protocol_of(plan))
+    )
+    return saved if same else None
 
 
 def layers_to_hold(plan: HardenPlan, say: Say) -> tuple[str, ...]:
