@@ -38,7 +38,7 @@ SAMPLES = Path(__file__).parent.parent / "sample_models"
 PLAIN = "plain"
 # What --method is given. at-lr holds the last hidden layer with gamma 0.5, its default.
 ROWS = (
-    PLAIN, "at", "at-lr", "at:base=trades", "at:base=apart", "learn2perturb", "anp", "anp:base=pgd", "self-gradient",
+    PLAIN, "at", "at-lr", "at:base=trades", "at:base=apart", "learn2perturb", "anp", "anp+at", "self-gradient",
     "class-fair", "class-fair:offset=true",
 )  # fmt: skip
 RANDOM = ("learn2perturb",)

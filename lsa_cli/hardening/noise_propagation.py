@@ -114,6 +114,14 @@ class NoisePropagation(Hardening):
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
 
 
+@HARDENINGS.register("anp+at")
+@dataclass
+class AdversarialNoisePropagation(NoisePropagation):
+    """ANP on top of adversarial training: `anp` from the examples of a base, PGD where none is named."""
+
+    base: str | None = "pgd"
+
+
 def pushed(register: torch.Tensor | None, gradient: torch.Tensor, decay: float) -> torch.Tensor:  # (N, ...)
     """decay * r + g / ||g||_2 per sample, from r = 0: after t pushes ||r||_2 <= 1 + decay + ... + decay^(t-1).
 

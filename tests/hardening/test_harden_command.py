@@ -267,7 +267,7 @@ def test_broken_test_data_is_an_error_and_not_a_missing_split(lsa, tmp_path):  #
     "method",
     [
         "anp",
-        "anp:base=pgd,sites=all,schedule=official",
+        "anp+at:sites=all,schedule=official",
         "at:base=apart",
         "class-fair:rule=dafa,offset=true",
         "class-fair-lr",
