@@ -1,8 +1,9 @@
 """Settings of an audit: command-line options over lsa.yaml over what the checkpoint says over defaults."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
@@ -16,6 +17,7 @@ CONFIG_NAME = "lsa.yaml"
 _LARGEST_CONFIG = 1_000_000
 _MOST_THREADS = 1024  # torch crashes on many times that
 _MOST_PIXELS = 4096
+_DURATION = re.compile(r"(?:(\d+\.?\d*)\s*h)?\s*(?:(\d+\.?\d*)\s*m(?:in)?)?\s*(?:(\d+\.?\d*)\s*s?)?")
 
 # What a file may say where the field holds something stricter: for editors, through `lsa schema config`.
 _NUMBER = {"type": ["number", "string"]}
@@ -161,9 +163,11 @@ class AuditSettings(BaseModel):
     eta: Number | None = None
     sigma: str | None = Field(None, description="samples (default) or layers")
     top_k: int | None = None
-    batch_size: int | None = None
+    batch_size: Annotated[int | Literal["auto"] | None, WithJsonSchema({"type": ["integer", "string"]})] = Field(
+        None, description="samples at once, or auto (default): found, and halved where memory runs out"
+    )
     fast: bool | None = Field(None, description="attack a faster copy (default); false: the network itself")
-    budget: Number | None = Field(None, description="time to spend, such as 90s, 10m or 2h")
+    budget: Number | None = Field(None, description="time to spend, such as 90s, 10m or 1h30m")
     device: str | None = None
     threads: int | None = None
     seed: int | None = None
@@ -234,11 +238,12 @@ class AuditSettings(BaseModel):
     def _seconds(cls, value: Any) -> Any:
         if value is None:
             return None
-        text = str(value)
-        unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-        seconds = parse_number(text[:-1] if unit else text, "--budget") * (unit or 1)
+        match = _DURATION.fullmatch(str(value).strip())
+        seconds = (
+            sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+        )
         if seconds <= 0:
-            raise ValueError(f"should be a time such as 90s, 10m or 2h, not {text}")
+            raise ValueError(f"should be a time such as 90s, 10m or 1h30m, not {value}")
         return seconds
 
     @field_validator("aggregate", "sigma", "match_classes", "preset")
@@ -251,6 +256,13 @@ class AuditSettings(BaseModel):
         if value is not None and value not in choices:
             raise ValueError(f"should be {' or '.join(choices)}, not '{value}'")
         return value
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _samples_at_once(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "auto" and not value.isdecimal():
+            raise ValueError(f"should be a whole number or auto, not {value}")
+        return int(value) if isinstance(value, str) and value != "auto" else value
 
     @field_validator("limit", "full_on", "steps", "restarts", "batch_size", "threads", "top_k", "seed", mode="before")
     @classmethod
@@ -282,8 +294,8 @@ class AuditSettings(BaseModel):
 
     @field_validator("full_on", "steps", "restarts", "batch_size", "threads", "top_k")
     @classmethod
-    def _positive(cls, value: int | None) -> int | None:
-        if value is not None and value < 1:
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and value < 1:
             raise ValueError(f"should be at least 1, not {value}")
         return value
 

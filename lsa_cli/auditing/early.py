@@ -43,7 +43,7 @@ def decide_early(
         raise UsageError("--gate-only decides one block of samples after the other, in one process; leave --nproc out")
     refuse_undecidable(plan, alpha)
     run = _EarlyRun(plan, alpha, progress or (lambda what, done, total: None), on_update or (lambda report: None))
-    with numerics(plan), told_when_it_ends(run.update_if_any, plan):
+    with numerics(plan), told_when_it_ends(run.update_if_any, lambda: plan.batch_size):
         return run.everything()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, CORRUPTIONS, NOISES, Attack, Threat, make_threat
 from lsa_cli.attacks.ensemble import AutoAttack
+from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.layer_scan import MvlRule
 from lsa_cli.auditing.metrics import METRICS
@@ -128,6 +129,7 @@ def make_plan(
     attacks, cascade = _attacks(settings, threat)
     if settings.full_on is not None and not cascade:
         raise UsageError("--full-on says how many survivors meet the cascade, and there is none; add --full")
+    cascade_warnings = _without_square(cascade)
     noises = _label([*_noises(settings, network.bounds), *_corruptions(settings, network)])
     selectors = tuple(settings.layers or ["activations"])
     refuse_without_layers(network, selectors)
@@ -136,7 +138,8 @@ def make_plan(
     sigma = settings.sigma or "samples"
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
     numbers = int(np.prod(network.input_shape))
-    batch = settings.batch_size or int(np.clip(_BATCH_NUMBERS // numbers, 1, _LARGEST_BATCH))
+    said = settings.batch_size if isinstance(settings.batch_size, int) else None
+    batch = said or int(np.clip(_BATCH_NUMBERS // numbers, 1, _LARGEST_BATCH))
     labels = [named.label for named in (*attacks, *cascade, *noises)]
     check_targets(settings.gate or {}, labels, network.class_names, [layer.name for layer in chosen])
     grid = tuple(sorted(set(settings.eps_grid or ())))
@@ -171,7 +174,7 @@ def make_plan(
         whole_batch=settings.aggregate == "batch",
         rule=MvlRule(eta, sigma, settings.top_k),
         batch_size=batch,
-        batch_size_is_fixed=settings.batch_size is not None,
+        batch_size_is_fixed=said is not None,
         fast=settings.fast is not False,
         budget=settings.budget,
         device=network.device,
@@ -184,14 +187,18 @@ def make_plan(
         settings=settings.model_dump(exclude_none=True, exclude={"harden"}),
         origin=origin,
         notes=tuple(network.notes),
-        warnings=(*network.warnings, *selection_warnings, *preset_warnings),
+        warnings=(*network.warnings, *selection_warnings, *preset_warnings, *cascade_warnings),
     )
 
 
 def _preset(
     settings: AuditSettings, origin: dict[str, str]
 ) -> tuple[AuditSettings, dict[str, str], list[Warning]]:  # fmt: skip
-    """What --quick and --full stand for. Of a preset and a list of attacks the one in an option wins over a file's."""
+    """What --quick and --full stand for; --full-on without a choice of attacks is of --full. Of a preset and a list of
+    attacks the one in an option wins over a file's."""
+    if settings.full_on is not None and settings.preset is None and settings.attack is None:
+        settings = settings.model_copy(update={"preset": "full"})
+        origin = {**origin, "preset": origin.get("full_on", "option")}
     if settings.preset is None:
         return settings, origin, []
     warnings: list[Warning] = []
@@ -340,6 +347,14 @@ def _members(ensembles: list[tuple[str, str, Attack]], taken: set[str]) -> tuple
             taken.add(label)
             found.append(Named(label, name, spec, member))
     return tuple(found)
+
+
+def _without_square(cascade: Sequence[Named]) -> list[Warning]:
+    lacking = [named.spec for named in cascade if getattr(named.attack, "threat").norm not in Square.norms]  # noqa: B009
+    if not lacking:
+        return []
+    message = f"{lacking[0]} runs without Square, which is not built for l1: no attack without gradients stands behind its number"
+    return [Warning(code="no-square", message=message)]
 
 
 def _noises(settings: AuditSettings, bounds: Bounds) -> list[tuple[str, str, Attack]]:

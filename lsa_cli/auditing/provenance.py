@@ -97,7 +97,8 @@ def protocol_of(plan: AuditPlan) -> Protocol:
 def identity_of(plan: AuditPlan) -> dict[str, Any]:
     """Everything that decides the numbers, by name: two runs with the same may go on from one another."""
     subject, protocol = subject_of(plan), protocol_of(plan).model_dump(mode="json")
-    settings = {f"setting {key}": value for key, value in protocol.pop("settings").items()}
+    free = ("gate", "budget", "device")  # they decide no sample's number; the device itself is in the protocol
+    settings = {f"setting {key}": value for key, value in protocol.pop("settings").items() if key not in free}
     del protocol["settings_from"]
     chosen = {
         "checkpoint sha256": subject.sha256, "architecture": subject.architecture, "arch_args": subject.arch_args,

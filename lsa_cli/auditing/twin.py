@@ -21,8 +21,8 @@ def probe_size(count: int) -> int:
     return int(np.clip(count // 30, 8, 64))
 
 
-def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Twin:
-    """What to attack, tried on the samples x (N, ...) with labels y (N,) and places `index` (N,).
+def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, size: int) -> Twin:
+    """What to attack, tried on the samples x (N, ...) with labels y (N,) and places `index` (N,), `size` at once.
 
     The twin is dropped where PGD on it leaves more samples whole than PGD on the network itself, both judged by the
     network itself. Nothing is timed: the same audit always makes the same choice.
@@ -32,17 +32,19 @@ def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.
         return twin
     if without_gradient(plan.classifier, x[:_TRIED], y[:_TRIED]).all():
         return original(plan.classifier, "it has no input gradient to try a copy with")
-    whole = [_left_whole(plan, model, x, y, index) for model in (twin.model, plan.classifier)]
+    whole = [_left_whole(plan, model, x, y, index, size) for model in (twin.model, plan.classifier)]
     if whole[0] - whole[1] > WEAKER * len(x):
         why = f"attacks on {twin.described} are weaker, they left {whole[0]} of {len(x)} samples whole, not {whole[1]}"
         return original(plan.classifier, why)
     return twin
 
 
-def _left_whole(plan: AuditPlan, model: nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> int:
+def _left_whole(
+    plan: AuditPlan, model: nn.Module, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, size: int
+) -> int:  # fmt: skip
     """Samples that a short PGD on `model` leaves whole, as the network itself sees them."""
     attack, count = PGD(plan.threat, PROBE_STEPS), 0
-    for batch in zip(*(tensor.split(plan.batch_size) for tensor in (x, y, index)), strict=True):
+    for batch in zip(*(tensor.split(size) for tensor in (x, y, index)), strict=True):
         x_adv = attack(model, batch[0], batch[1], index=batch[2], seed=plan.seed, goal="break")
         with torch.no_grad(), undisturbed(plan.classifier):
             count += int((margin(plan.classifier(x_adv), batch[1]) <= 0).sum())

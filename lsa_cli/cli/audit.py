@@ -163,9 +163,10 @@ def audit(
         typer.Option(help="Name the K largest means instead of using eta.", rich_help_panel="Layers"),
     ] = None,
     batch_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Samples at once; changes no result. Default: found, and halved where memory runs out.",
+            metavar="N|auto",
+            help="Samples at once; changes no result. auto (default): found, and halved where memory runs out.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -173,7 +174,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Spend at most 90s, 10m or 2h; the report names what was left out.",
+            help="Spend at most 90s, 10m or 1h30m; the report names what was left out.",
             rich_help_panel="Run",
         ),
     ] = None,
@@ -299,6 +300,10 @@ def audit(
     outputs = launch.first(outputs_of)
     with foreign_code():
         plan = _plan(checkpoint, given, config, verbose, whole=gate_only)
+    if samples is not None and not (plan.attacks or plan.cascade):
+        raise UsageError(
+            "--samples is one row a sample under attack, and no attack is asked for; leave one of them out"
+        )
     if dry_run:
         _show_plan(plan)
         return

@@ -18,7 +18,6 @@ OPTIONAL = {
     "safetensors": "writing .safetensors (reading needs nothing)",
     "timm": "--arch timm:NAME",
     "datasets": "--data hf:NAME",
-    "pyarrow": "--samples FILE.parquet",
     "matplotlib": "lsa plot",
 }
 _ENOUGH_DISK = 1 << 30

@@ -1,6 +1,5 @@
 """A report as tidy tables: one row an observation, plain names, shares in [0, 1]; and numbers as people read them."""
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,11 +223,9 @@ def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
 
 def check_samples_file(path: str) -> None:
     """Raises UsageError for a file of samples that could not be written after hours of work."""
-    kind = Path(path).suffix
+    kind = Path(path).suffix.lower()
     if kind not in (".csv", ".parquet"):
         raise UsageError(f"--samples {path} should end in .csv or .parquet")
-    if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UsageError("--samples: Parquet needs the package pyarrow; pip install pyarrow, or name a .csv file")
 
 
 def write_samples(report: AuditReport, path: str) -> None:
@@ -236,7 +233,8 @@ def write_samples(report: AuditReport, path: str) -> None:
     frame = frames(report).get("samples")
     if frame is None:
         raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")
-    if Path(path).suffix == ".csv":
+    if Path(path).suffix.lower() == ".csv":
         write_text(path, frame.to_csv(index=False, lineterminator="\n"))
         return
-    write_bytes(path, frame.convert_dtypes().to_parquet(None, index=False))
+    known = {"broken_by": "string", "look": "Int64", "margin": "Float64", "distance": "Float64"}  # empty columns too
+    write_bytes(path, frame.astype(known).convert_dtypes().to_parquet(None, index=False))

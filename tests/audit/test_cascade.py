@@ -1,5 +1,6 @@
 """The cascade in an audit: who meets whom, the per-sample record, the two-phase estimate, time budgets."""
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,12 @@ from torch import nn
 from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
 from lsa_cli.attacks.ensemble import AutoAttack
+from lsa_cli.auditing import run as running
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.auditing.statistics import clopper_pearson, two_phase, wilson
 from lsa_cli.config import settings_from
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import RunError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +157,10 @@ def test_an_attack_of_the_cascade_that_misbehaves_is_told(task):
         ({"attack": "fgsm", "full_on": 5}, "--full-on"),
         ({"preset": "full"}, "leave out --attack"),
         ({"attack": [CASCADE, CASCADE]}, "asked for twice"),
-        ({"attack": [CASCADE], "norm": "l1", "eps": 1.0}, "not for l1"),
         ({"preset": "slow", "attack": None}, "quick or full"),
-        ({"budget": "soon"}, "not a number"),
-        ({"budget": "0s"}, "90s, 10m or 2h"),
+        ({"budget": "soon"}, "90s, 10m or 1h30m"),
+        ({"budget": "0s"}, "90s, 10m or 1h30m"),
+        ({"batch_size": "many"}, "a whole number or auto"),
     ],
 )
 def test_settings_that_make_no_sense(task, options, says):
@@ -169,10 +171,98 @@ def test_settings_that_make_no_sense(task, options, says):
 def test_a_spent_budget_leaves_the_rest_out_and_names_it(task):
     report = run(task, budget="0.000001s", noise="gaussian", eps_grid="0.01")
     assert report.status == "complete"
-    assert report.not_run == ["fgsm", "apgd-ce", "apgd-t", "fab-t", "square", "gaussian", "fgsm curve", "evidence"]
+    assert report.not_run == ["fgsm", "apgd-ce", "apgd-t", "fab-t", "square", "evidence", "gaussian", "fgsm curve"]
     assert report.verdict.robust is None
     assert report.verdict.clean.count > 0
     assert run(task, budget="1h").not_run == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("10min", 600), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), (45, 45)]
+)  # fmt: skip
+def test_times(text, seconds):
+    assert settings_from({"budget": text}).budget == seconds
+
+
+class Slow(nn.Module):
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.passes = body, 0
+
+    def forward(self, x):
+        self.passes += 1
+        time.sleep(0.02)
+        return self.body(x)
+
+
+def test_a_budget_ends_within_an_attack(task):
+    """The attack's one batch would take 1,000 passes, which are 20 seconds."""
+    body, x, y = task
+    slow = Slow(body)
+    report = audit(
+        slow, data=(x, y), eps=0.02, noise="none", threads=1, attack=["pgd:steps=1000"], budget="1s", fast=False
+    )
+    assert report.not_run == ["pgd", "evidence"]
+    assert slow.passes < 200
+
+
+def test_with_a_budget_there_is_evidence_before_the_cascade_takes_the_time(task, monkeypatch):
+    body, x, y = task
+    plan = make_plan(
+        body,
+        settings_from({"eps": 0.02, "noise": ["none"], "threads": 1, "attack": ["fgsm", CASCADE], "budget": "1h"}),
+        {},
+        (x, y),
+    )
+    monkeypatch.setattr(running.Run, "is_late", lambda self: bool(self.report and self.report.evidence))
+    report = run_audit(plan)
+    assert report.not_run == ["apgd-ce", "apgd-t", "fab-t", "square", "evidence", "examples"]
+    assert report.evidence.verdict == "trusted"
+
+
+class Small(nn.Module):
+    """Runs out of memory with more than `most` samples, as torch on the CPU says it."""
+
+    def __init__(self, body, most):
+        super().__init__()
+        self.body, self.most = body, most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
+        return self.body(x)
+
+
+def test_where_memory_runs_out_batches_halve_and_the_numbers_stay(task):
+    body, x, y = task
+    options = {
+        "eps": 0.02,
+        "threads": 1,
+        "noise": "gaussian",
+        "attack": ["fgsm", CASCADE],
+        "metrics": ["intensity"],
+        "fast": False,
+    }
+    whole, small = (audit(net, data=(x, y), **options) for net in (body, Small(body, 20)))
+    assert small.verdict == whole.verdict
+    assert [o.robust for o in small.outcomes] == [o.robust for o in whole.outcomes]
+    assert small.evidence.verdict == whole.evidence.verdict
+    assert [row.name for row in small.metrics] == [row.name for row in whole.metrics]
+    with pytest.raises(RunError, match="out of memory with 32 samples at once; say a smaller --batch-size"):
+        audit(Small(body, 20), data=(x, y), **options, batch_size=32)
+
+
+def test_full_on_alone_is_of_the_full_cascade(task):
+    body, x, y = task
+    plan = make_plan(body, settings_from({"eps": 0.02, "full_on": 7, "threads": 1}), {}, (x, y))
+    assert [named.label for named in plan.cascade] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert plan.full_on == 7
+
+
+def test_autoattack_in_l1_has_no_square_and_says_so(task):
+    report = run(task, norm="l1", eps=0.5)
+    assert [stage.attack for stage in report.cascade] == ["apgd-ce", "apgd-t", "fab-t"]
+    assert [warning.code for warning in report.warnings if "Square" in warning.message] == ["no-square"]
 
 
 def test_evidence_is_a_verdict_and_a_gate(task):

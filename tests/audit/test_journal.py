@@ -8,8 +8,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from lsa_cli.auditing.journal import Journal
+from lsa_cli.auditing.plan import make_plan
+from lsa_cli.auditing.provenance import identity_of
+from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
 from tests.cli.conftest import ROOT
 
@@ -56,6 +60,24 @@ def test_another_plan_does_not_resume_and_the_change_is_named(tmp_path, change, 
     Journal(tmp_path / "j", PLAN, resume=False)
     with pytest.raises(UsageError, match=says):
         Journal(tmp_path / "j", {**PLAN, **change}, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [({"gate": {"robust": 0.5}}, True), ({"budget": "10m"}, True), ({"device": "cpu"}, True), ({"eps": 0.2}, False)],
+)
+def test_what_decides_no_sample_may_change_before_a_run_goes_on(change, same):
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    data = torch.rand(6, 1, 2, 2), torch.tensor([0, 1] * 3)
+    one, other = (
+        identity_of(
+            make_plan(
+                body, settings_from({"eps": 0.1, "noise": "none", "threads": 1, "layers": "none", **more}), {}, data
+            )
+        )
+        for more in ({}, change)
+    )
+    assert (one == other) == same
 
 
 def test_nothing_to_resume(tmp_path):

@@ -64,7 +64,7 @@ class Liar(nn.Module):
 def test_what_only_the_twin_calls_broken_is_attacked_again_on_the_network(task, monkeypatch):
     honest = audited(task, fast=False)
 
-    def lying(plan, x, y, index):
+    def lying(plan, x, y, index, size):
         return Twin(Liar(plan.classifier, y), "a liar", False)
 
     monkeypatch.setattr(running, "choose_twin", lying)
@@ -86,7 +86,7 @@ def test_a_twin_on_which_attacks_are_weaker_is_dropped_and_it_is_said(task, monk
     body, x, y = task
     plan = make_plan(body, settings_from({"eps": 0.15, "threads": 1}), {}, (x, y))
     monkeypatch.setattr(choosing, "make_twin", lambda classifier, x: Twin(Blind(classifier), "a blind copy", False))
-    chosen = choose_twin(plan, x, y, torch.arange(len(x)))
+    chosen = choose_twin(plan, x, y, torch.arange(len(x)), 64)
     assert chosen.is_original
     assert chosen.model is plan.classifier
     assert "attacks on a blind copy are weaker" in chosen.described

@@ -2,11 +2,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.compare import compare, mcnemar
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import Evidence, Rate, Samples
+from lsa_cli.report.tables import write_samples
 from tests.report.example import example, rate
 
 
@@ -49,6 +51,13 @@ def test_the_same_report_twice_changes_nothing():
     assert not any(change.beyond_noise for change in found.changes)
     assert found.regressions == []
     assert found.vulnerable == []
+
+
+def test_columns_of_samples_have_types_where_nothing_broke(tmp_path):
+    write_samples(paired([True] * 100), str(tmp_path / "s.Parquet"))
+    schema = parquet.read_schema(tmp_path / "s.Parquet")
+    kinds = {name: schema.field(name).type for name in ("broken_by", "look", "margin")}
+    assert [str(kind) for kind in kinds.values()] == ["large_string", "int64", "double"]
 
 
 def test_samples_are_paired_by_place():
