@@ -6,7 +6,8 @@
 All rows of a seed see the same start, the same images in the same batches and as many epochs; each has the settings that
 `lsa harden` chooses, but for what the first line printed says. Nothing is tuned for any row. Columns, in percent:
 
-clean; PGD-20 and worst class (the least robust one) under it; cascade: what AutoAttack would leave of that, estimated from
+clean; PGD-20 and, under it, worst class (the least robust one), rho (what that and the mean over classes gain together over those of
+the row "at", relative) and NSD (sd / mean over classes); cascade: what AutoAttack would leave of that, estimated from
 --cascade survivors of PGD-20 drawn at random (`lsa audit --full-on`); corruptions: right clean and under the corruption, mean over
 the fifteen. All are of the same --test test images. doubts: runs whose evidence calls the number doubtful or
 invalid. s/epoch: median time of an epoch of training. A network that answers by chance (learn2perturb) is attacked with
@@ -32,6 +33,7 @@ from lsa_cli.data import open_data
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import PRESETS, Classifier
+from lsa_cli.report.hardening import rho
 from lsa_cli.report.tables import eps_as_text
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -111,7 +113,7 @@ def plain_network(study, data, seed, path):
 
 
 def judged(checkpoint, row, study, given):
-    """{column: (value, its interval or None)} of a checkpoint, and whether its evidence leaves doubts."""
+    """{column: (value, its interval or None)} of a checkpoint, whether its evidence leaves doubts, and its classes."""
     random = row in RANDOM
     options = {**study.network, **given, "eps": study.eps, "split": "test", "layers": ["none"], "noise": ["none"]}
     attacks = ["pgd:steps=20,eot=10", "autoattack:version=rand"] if random else ["pgd:steps=20", "autoattack"]
@@ -123,13 +125,15 @@ def judged(checkpoint, row, study, given):
     verdict = report.verdict
     found = {"clean": verdict.clean, "PGD-20": attacked.robust, "cascade": verdict.estimate or verdict.robust}
     cells = {name: (share.value, (share.low, share.high)) for name, share in found.items()}
-    cells["worst class"] = attacked.class_summary.worst, None
+    summary = attacked.class_summary
+    cells["worst class"] = summary.worst, None
+    cells["NSD"] = summary.nsd, None
     cells["corruptions"] = statistics.mean(outcome.robust.value for outcome in corrupted), None
-    return cells, report.evidence.verdict != "trusted"
+    return cells, report.evidence.verdict != "trusted", summary
 
 
 def one_run(row, seed, start, study, data, threads, folder):
-    """Cells, doubts, and seconds an epoch (None where nothing is trained)."""
+    """Cells, doubts, classes, and seconds an epoch (None where nothing is trained)."""
     given = {"data": data, "threads": threads}
     if row == PLAIN:
         return *judged(start, row, study, given), None
@@ -141,21 +145,26 @@ def one_run(row, seed, start, study, data, threads, folder):
     return *judged(hardened.out, row, study, given), seconds
 
 
-COLUMNS = ("clean", "PGD-20", "cascade", "worst class", "corruptions")
+COLUMNS = ("clean", "PGD-20", "cascade", "worst class", "rho", "NSD", "corruptions")
+BASELINE = "at"  # of rho
 
 
-def shown(runs):
-    """The cells of a row, from the runs of its seeds."""
+def shown(runs, baselines):
+    """The cells of a row, from the runs of its seeds; baselines: classes of the baseline's runs, or none."""
     cells = []
+    for run, baseline in zip(runs, baselines, strict=False):
+        run[0]["rho"] = rho(baseline, run[2]), None
     for name in COLUMNS:
-        values = [100 * run[0][name][0] for run in runs]
-        interval = runs[0][0][name][1]
+        found = [run[0].get(name, (None, None)) for run in runs]
+        values, interval = [100 * value for value, _ in found if value is not None], found[0][1]
         if len(values) > 1:
             cells.append(f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})")
-        else:
+        elif values:
             between = "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
             cells.append(f"{values[0]:.1f}{between}")
-    seconds = [run[2] for run in runs if run[2] is not None]
+        else:
+            cells.append("-")
+    seconds = [run[3] for run in runs if run[3] is not None]
     return [
         *cells,
         f"{sum(run[1] for run in runs)} of {len(runs)}",
@@ -183,7 +192,7 @@ def main():
     )
     print(f"| method | {' | '.join(COLUMNS)} | doubts | s/epoch |\n|{'---|' * (len(COLUMNS) + 3)}", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        folder, starts = Path(name), []
+        folder, starts, baselines = Path(name), [], []
         for seed in range(study.seeds):
             write_data(arguments.data, study.images, seed, folder / f"{seed}.npz")
             data, start = f"npz:{folder / f'{seed}.npz'}", SAMPLES / "mnist_cnn.pt"
@@ -194,7 +203,8 @@ def main():
         for row in arguments.rows.split(",") if arguments.rows else ROWS:
             seeds = starts[:1] if row == PLAIN and arguments.data == "mnist" else starts  # one file, one network
             runs = [one_run(row, seed, start, study, data, arguments.threads, folder) for seed, start, data in seeds]
-            print(f"| {row} | {' | '.join(shown(runs))} |", flush=True)
+            baselines = [run[2] for run in runs] if row == BASELINE else baselines
+            print(f"| {row} | {' | '.join(shown(runs, baselines))} |", flush=True)
 
 
 if __name__ == "__main__":
