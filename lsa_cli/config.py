@@ -34,7 +34,7 @@ class HardenSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)
 
     method: str | None = Field(None, description="at-lr, at, or another of `lsa list methods`, as NAME:key=value")
-    base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades or mart")
+    base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades, mart or apart")
     mvl: str | None = Field(None, description="a saved report whose most vulnerable layers are held")
     layers: Names | None = Field(None, description="names or globs of the layers that are held")
     hold: str | None = Field(None, description="last (default): the last hidden layer; mvl: what a scan flags")
@@ -48,7 +48,7 @@ class HardenSettings(BaseModel):
     lr: Number | None = Field(None, description="highest learning rate")
     optimizer: str | None = Field(None, description="adam, adamw or sgd")
     weight_decay: Number | None = None
-    schedule: str | None = Field(None, description="one-cycle, cosine or constant")
+    schedule: str | None = Field(None, description="one-cycle, cosine or constant; or of anp: ours, official")
     batch_size: int | None = None
     val_fraction: Number | None = Field(None, description="share of the training data that is held out")
     freeze: Names | None = Field(None, description="globs over parameters or modules that stay as they are")
@@ -83,7 +83,7 @@ class HardenSettings(BaseModel):
     def _one_of(cls, value: str | None, info: Any) -> str | None:
         choices = {
             "hold": ("last", "mvl"), "attack_mode": ("eval", "train"), "optimizer": ("adam", "adamw", "sgd"),
-            "schedule": ("one-cycle", "cosine", "constant"), "train_only": ("flagged", "all"),
+            "schedule": ("one-cycle", "cosine", "constant", "ours", "official"), "train_only": ("flagged", "all"),
             "average": ("none", "ema", "swa"), "augment": ("none", "crop-flip"),
         }[info.field_name]  # fmt: skip
         if value is not None and value not in choices:
@@ -417,13 +417,22 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
         key = str(first["loc"][0])
         line = _line(lines, first["loc"])
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{path}, line {line}: {unknown('key', key, AuditSettings.model_fields)}") from error
+            raise UsageError(f"{path}, line {line}: {_unknown_key(first['loc'])}") from error
+        if key == "harden" and len(first["loc"]) > 1:
+            key = f"harden: {first['loc'][1]}"
         raise UsageError(f"{path}, line {line}: {key}: {_plain(first)}") from error
     except LsaError as error:
         raise UsageError(f"{path}, line {_refused_line(content, lines, str(error))}: {error}") from error
     if not chosen:
         _refuse_code(path, settings, lines)
     return settings
+
+
+def _unknown_key(location: tuple[int | str, ...]) -> str:
+    key = str(location[-1])
+    if location[0] == "harden" and len(location) > 1:
+        return unknown("key of harden", key, HardenSettings.model_fields)
+    return unknown("key", key, AuditSettings.model_fields)
 
 
 # Sources that read data and run nothing of theirs.

@@ -134,6 +134,8 @@ def make_plan(
     selectors = tuple(settings.layers or ["activations"])
     refuse_without_layers(network, selectors)
     chosen = [] if selectors == ("none",) else select_layers(network.layers, selectors)
+    if settings.top_k is not None and settings.top_k > len(chosen) > 0:
+        raise UsageError(f"--top-k {settings.top_k}: the scan ranks {len(chosen)} layers; give at most that")
     weighted = [layer for layer in network.layers if layer.is_learnable]
     sigma = settings.sigma or "samples"
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)

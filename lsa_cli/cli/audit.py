@@ -10,10 +10,11 @@ import typer
 
 from lsa_cli.cli import launch
 from lsa_cli.cli import options as o
+from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
-from lsa_cli.cli.harden import harden_flagged, refuse_outputs
+from lsa_cli.cli.harden import harden_flagged, plan_flagged, refuse_outputs
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
-from lsa_cli.errors import EXIT_GATE, EXIT_USAGE, LsaError, UsageError
+from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError
 from lsa_cli.registry import parse_number
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def audit(
             "attack": attack, "noise": noise, "corruption": corruption, "preset": _preset(quick, full),
             "full_on": full_on, "budget": budget,
             "norm": norm, "eps": eps, "steps": steps, "step_size": step_size, "restarts": restarts,
-            "eps_grid": eps_grid, "metrics": _split(metrics), "noise_off": noise_off or None, "layers": _split(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
+            "eps_grid": eps_grid, "metrics": o.names_in(metrics), "noise_off": noise_off or None, "layers": o.names_in(layers), "measure": measure, "aggregate": aggregate, "eta": eta,
             "sigma": sigma, "top_k": top_k, "batch_size": batch_size, "device": device, "threads": threads,
             "fast": False if no_fast else None,
             "seed": seed, "plugin": plugin, "gate": parse_limits(fail_under or [], fail_on) or None,
@@ -304,6 +305,9 @@ def audit(
         raise UsageError(
             "--samples is one row a sample under attack, and no attack is asked for; leave one of them out"
         )
+    with foreign_code():
+        scans = bool(plan.layers and plan.attacks)
+        flagged = None if harden is None else plan_flagged(checkpoint, given, config, scans)
     if dry_run:
         _show_plan(plan)
         return
@@ -323,17 +327,19 @@ def audit(
         print_to_stdout(report, quiet)
     if not quiet and "json" in outputs.files:
         note(f"report saved: {', '.join(outputs.paths())}")
-    if harden is not None:
-        harden_flagged(checkpoint, given, config, report, Path(harden), quiet)
     for gate in report.gates:
         if not gate.passed and (quiet or to_stdout):
             note(f"gate{', a warning' if gate.severity == 'warning' else ''}: {gate.message}")
-    if is_breach(report.gates) and not exit_zero:
+    breached = is_breach(report.gates) and not exit_zero
+    if harden is not None and flagged is not None:
+        try:
+            with boundary():
+                harden_flagged(checkpoint, flagged, report, Path(harden), quiet)
+        except typer.Exit as end:
+            if not breached or end.exit_code == EXIT_INTERRUPTED:
+                raise  # the audit is whole, and its verdict does not depend on what became of the hardening
+    if breached:
         raise typer.Exit(EXIT_GATE)
-
-
-def _split(entries: list[str] | None) -> list[str] | None:
-    return None if entries is None else [name.strip() for entry in entries for name in entry.split(",") if name.strip()]
 
 
 def _preset(quick: bool, full: bool) -> str | None:

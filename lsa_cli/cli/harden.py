@@ -11,6 +11,7 @@ from lsa_cli.cli.console import data_console, emit, foreign_code, note, progress
 from lsa_cli.errors import EXIT_BROKEN, UsageError
 
 if TYPE_CHECKING:
+    from lsa_cli.auditing.network import Say
     from lsa_cli.config import AuditSettings
     from lsa_cli.hardening.plan import HardenPlan
     from lsa_cli.hardening.run import Hardened
@@ -31,13 +32,13 @@ def harden(
         str | None,
         typer.Option(
             metavar="NAME[:KEY=VALUE,...]",
-            help="at-lr (default): adversarial training that holds the flagged layers; at: without; see `lsa list methods`.",
+            help="at-lr (default): adversarial training that holds layers; at: without; see `lsa list methods`.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(help="fgsm, pgd (default), apgd, fast, free, trades or mart.", rich_help_panel=_METHOD),
+        typer.Option(help="fgsm, pgd (default), apgd, fast, free, trades, mart or apart.", rich_help_panel=_METHOD),
     ] = None,
     mvl: Annotated[
         str | None,
@@ -47,7 +48,7 @@ def harden(
     ] = None,
     layers: Annotated[
         list[str] | None,
-        typer.Option(help="Hold these layers: names or globs, see `lsa layers`. Repeatable.", rich_help_panel=_METHOD),
+        typer.Option(help="Hold these layers: names or globs with commas, see `lsa layers`.", rich_help_panel=_METHOD),
     ] = None,
     hold: Annotated[
         str | None,
@@ -75,13 +76,13 @@ def harden(
     freeze: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="GLOB", help="Parameters or modules that stay as they are. Repeatable.", rich_help_panel=_METHOD
+            metavar="GLOB,...", help="Parameters or modules that stay as they are. Repeatable.", rich_help_panel=_METHOD
         ),
     ] = None,
     train_only: Annotated[
         str | None,
         typer.Option(
-            metavar="flagged|all", help="flagged: only the weights of the flagged layers.", rich_help_panel=_METHOD
+            metavar="flagged|all", help="flagged: only the weights of the held layers.", rich_help_panel=_METHOD
         ),
     ] = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2 or l1.", rich_help_panel=_ATTACK)] = None,
@@ -109,13 +110,17 @@ def harden(
     optimizer: Annotated[str | None, typer.Option(help="adam, adamw or sgd.", rich_help_panel=_RECIPE)] = None,
     weight_decay: Annotated[str | None, typer.Option(help="Decay of weights.", rich_help_panel=_RECIPE)] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Of the learning rate: one-cycle, cosine or constant.", rich_help_panel=_RECIPE)
+        str | None,
+        typer.Option(
+            help="Of the learning rate: one-cycle, cosine or constant; of anp: ours or official.",
+            rich_help_panel=_RECIPE,
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples an update.", rich_help_panel=_RECIPE)] = None,
     val_fraction: Annotated[
         str | None,
         typer.Option(
-            help="Share of the training data held out to choose the best epoch (default 0.1, at most 1000).",
+            help="Share of the training data held out to choose the best epoch (default 0.1, then at most 1000 samples).",
             rich_help_panel=_RECIPE,
         ),
     ] = None,
@@ -181,9 +186,9 @@ def harden(
     plugin: o.Plugin = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """Fine-tune a checkpoint so that its flagged layers hold under attack, and prove it.
+    """Fine-tune a checkpoint so that its layers hold under attack, and prove it.
 
-    Without options: the checkpoint's own data, layers flagged by a scan, a recipe that is known to work there. Beside
+    Without options: the checkpoint's own data, its last hidden layer held, a recipe that is known to work there. Beside
     the result FILE.pt stand FILE.last.pt, FILE.before.json, FILE.after.json, FILE.compare.json and FILE.log.jsonl.
     """
     from lsa_cli.config import settings_from
@@ -198,10 +203,10 @@ def harden(
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
             "norm": norm, "eps": eps, "measure": measure, "device": device, "threads": threads, "seed": seed, "plugin": plugin,
             "harden": {
-                "method": method, "base": base, "mvl": mvl, "layers": layers, "hold": hold, "top_k": top_k, "gamma": gamma,
+                "method": method, "base": base, "mvl": mvl, "layers": o.names_in(layers), "hold": hold, "top_k": top_k, "gamma": gamma,
                 "detach_clean": detach_clean or None, "attack_mode": attack_mode, "steps": steps, "step_size": step_size,
                 "epochs": epochs, "lr": lr, "optimizer": optimizer, "weight_decay": weight_decay, "schedule": schedule,
-                "batch_size": batch_size, "val_fraction": val_fraction, "freeze": freeze, "train_only": train_only,
+                "batch_size": batch_size, "val_fraction": val_fraction, "freeze": o.names_in(freeze), "train_only": train_only,
                 "average": "ema" if ema else "swa" if swa else None, "amp": amp or None, "warmup": warmup, "clip": clip,
                 "label_smoothing": label_smoothing, "awp": awp, "augment": augment,
             },
@@ -215,21 +220,36 @@ def run(
     checkpoint: str, given: "AuditSettings", config: str | None, out: Path, resume: bool, quiet: bool,
     html: str | None = None,
 ) -> None:  # fmt: skip
-    """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
-    from lsa_cli import distributed
-    from lsa_cli.config import find_config, merge, read_config
-    from lsa_cli.hardening.plan import make_harden_plan
-    from lsa_cli.hardening.run import Files, run_harden
-
-    say = (lambda message: None) if quiet else note
+    """Merge, plan and train."""
     launch.first(lambda: refuse_outputs(out, checkpoint, html))
+    settings, origin = _merged(checkpoint, given, config, note)
+    _train(checkpoint, settings, origin, out, resume, quiet, html)
+
+
+def _merged(
+    checkpoint: str, given: "AuditSettings", config: str | None, say: "Say"
+) -> tuple["AuditSettings", dict[str, str]]:
+    from lsa_cli.config import find_config, merge, read_config
+
     parts = [("option", given)]
     path, chosen = find_config(config, checkpoint)
     if path is not None:
         parts.append((str(path), read_config(path, chosen)))
         if config is None:
-            note(f"settings from {path}")
-    settings, origin = merge(*parts)
+            say(f"settings from {path}")
+    return merge(*parts)
+
+
+def _train(
+    checkpoint: str, settings: "AuditSettings", origin: dict[str, str], out: Path, resume: bool, quiet: bool,
+    html: str | None = None,
+) -> None:  # fmt: skip
+    """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
+    from lsa_cli import distributed
+    from lsa_cli.hardening.plan import make_harden_plan
+    from lsa_cli.hardening.run import Files, run_harden
+
+    say = (lambda message: None) if quiet else note
     with foreign_code():
         plan = distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin, say=note))
     for message in plan.notes:
@@ -250,30 +270,39 @@ def run(
         raise typer.Exit(EXIT_BROKEN)
 
 
-def harden_flagged(
-    checkpoint: str, given: "AuditSettings", config: str | None, report: "AuditReport", out: Path, quiet: bool
-) -> None:
-    """`lsa audit --harden`: hold the layers that this audit flagged, against the attack that was strongest in it.
+def plan_flagged(
+    checkpoint: str, given: "AuditSettings", config: str | None, scans: bool
+) -> tuple["AuditSettings", dict[str, str]]:
+    """`lsa audit --harden`, before the audit: what can be refused is refused now. scans: see `before_audit`.
 
-    Raises UsageError where no layer was scanned under an attack.
+    Returns the settings that `harden_flagged` completes, and where each comes from.
     """
+    from lsa_cli import distributed
     from lsa_cli.config import HardenSettings
-    from lsa_cli.report.tables import strongest
+    from lsa_cli.hardening.following import before_audit
+    from lsa_cli.hardening.plan import make_harden_plan
 
-    top = strongest(report, scanned=True)
-    if top is None or top.layers is None or not top.layers.mvl:
-        raise UsageError("--harden holds the layers that an attack moved most, and none was scanned under an attack")
-    base = next((name for name in ("apgd", "fgsm") if top.spec.startswith(name)), "pgd")
-    said = given.harden or HardenSettings()
-    flagged = HardenSettings(
-        **{
-            **said.model_dump(exclude_none=True), "layers": top.layers.mvl, "base": base,
-            "steps": top.settings.get("steps") if base != "fgsm" else None,
-            "step_size": top.settings.get("step_size") if base == "pgd" else None,
-        }
-    )  # fmt: skip
-    note(f"hardening {', '.join(top.layers.mvl)}, flagged under {top.name}, with base {base}")
-    run(checkpoint, given.model_copy(update={"harden": flagged, "split": None}), config, out, False, quiet)
+    settings, origin = _merged(checkpoint, given.model_copy(update={"split": None}), config, lambda message: None)
+    own, notes = before_audit(settings.harden or HardenSettings(), scans)
+    settings = settings.model_copy(update={"harden": own})
+    distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin))
+    for message in notes:
+        note(message)
+    return settings, origin
+
+
+def harden_flagged(
+    checkpoint: str, flagged: tuple["AuditSettings", dict[str, str]], report: "AuditReport", out: Path, quiet: bool
+) -> None:
+    """`lsa audit --harden`, after it: hold the layers that it flagged, against the attack that was strongest in it."""
+    from lsa_cli.config import HardenSettings
+    from lsa_cli.hardening.following import after_audit
+
+    settings, origin = flagged
+    own, notes = after_audit(settings.harden or HardenSettings(), report)
+    for message in notes:
+        note(message)
+    _train(checkpoint, settings.model_copy(update={"harden": own}), origin, out, False, quiet)
 
 
 def refuse_outputs(out: Path, checkpoint: str, html: str | None = None) -> None:

@@ -157,4 +157,11 @@ SamplesFile = Annotated[
         rich_help_panel="Output",
     ),
 ]
+
+
+def names_in(entries: list[str] | None) -> list[str] | None:
+    """Of a repeatable option: "a,b" "c" are three names."""
+    return None if entries is None else [name.strip() for entry in entries for name in entry.split(",") if name.strip()]
+
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line.", rich_help_panel="Output")]

@@ -124,10 +124,18 @@ def compare(
         raise UsageError("give two reports to compare, or one with --consistency to compare its attacks")
     reports = [read_report(file) for file in files]
     if consistency or len(reports) > 2:
-        asked = {"--fail-on-regression": fail_on_regression, "--json": json is not None, "--html": html is not None}
+        asked = {"--fail-on-regression": fail_on_regression, "--html": html is not None}
         for which in [option for option, given in asked.items() if given][:1]:
             raise UsageError(f"{which} is for two reports of one protocol, old and new; leave it out here")
-        print_consistency(consistency_of(reports), data_console())
+        wanted, to_stdout = split_stdout({} if json is None else {"json": json})
+        Outputs(wanted).check(files)
+        study = consistency_of(reports)
+        if "json" in wanted:
+            write_text(wanted["json"], study.to_json())
+        if to_stdout:
+            emit(study.to_json())
+        else:
+            print_consistency(study, data_console())
         return
     named = {name: path for name, path in (("json", json), ("html", html)) if path is not None}
     wanted, to_stdout = split_stdout(named)

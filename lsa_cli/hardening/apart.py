@@ -6,7 +6,7 @@ The state and the four steps are those of the authors' code; the rates are ours,
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -53,6 +53,7 @@ class ApartBase(Base):
     keeps maps of its own.
     """
 
+    uses: ClassVar[tuple[str, ...]] = ()
     alpha: float = field(default=1.0, init=False)
     alpha_omega: float = field(default=1.0, init=False)
     alpha_blocks: dict[str, float] = field(default_factory=dict, init=False)

@@ -88,6 +88,8 @@ class ClassFair(AdversarialTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.rule == "offset":
+            raise UsageError("class-fair: the offset is no rule, and goes with any of them; say offset=true")
         if self.rule not in RULES:
             raise UsageError(unknown("rule of class-fair", self.rule, RULES))
         if self.delta is not None and not self.averages:

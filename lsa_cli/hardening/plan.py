@@ -13,10 +13,12 @@ from lsa_cli.config import AuditSettings, HardenSettings
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.base import HARDENINGS, Hardening, Task
+from lsa_cli.hardening.bases import BASES
+from lsa_cli.hardening.held import check_gamma, gammas, named_layers, refuse_more
+from lsa_cli.hardening.schedules import SCHEDULES
 from lsa_cli.hardening.trainer import Recipe, split_validation, trainable_names
-from lsa_cli.layers import Layer, select_layers
 from lsa_cli.models.architectures import runs_user_code
-from lsa_cli.registry import build, parse_number, parse_spec
+from lsa_cli.registry import build, parse_spec
 
 DEFAULT_METHOD, DEFAULT_GAMMA = "at-lr", 0.5
 JUDGED_BY = ("fgsm", "pgd")  # attacks of the audits before and after
@@ -47,7 +49,7 @@ _USUAL = {
     ),
 }  # fmt: skip
 _GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which for MNIST's 0.3 are the source paper's
-_LARGEST_VALIDATION = 1000
+_USUAL_VALIDATION, _LARGEST_VALIDATION = 0.1, 1000  # share of the training samples, and at most; what is said is done
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class HardenPlan:
 
     @property
     def needs_layers(self) -> bool:
-        return self.regularizes or self.train_only_flagged or self.options.get("sites") == "mvl"
+        return needs_layers(self.method, self.options, "flagged" if self.train_only_flagged else None)
 
     def task(self, layers: tuple[str, ...]) -> Task:
         return Task(
@@ -143,7 +145,7 @@ def make_harden_plan(
     settings: of the audits before and after, with those of the training under `harden`.
     """
     own = settings.harden or HardenSettings()
-    method, options = _method(own)
+    method, options = method_of(own)
     network, notes = _training_network(target, settings, origin, say)
     if not network.shows_layers:
         raise CheckpointError(
@@ -152,9 +154,9 @@ def make_harden_plan(
     audit = _audit_plan(target, settings, origin, network, say)
     if not float(audit.threat.eps) > 0:
         raise UsageError("--eps 0 leaves nothing to train against; give a radius, for example 8/255")
-    train, validation = split_validation(
-        network.labels, 0.1 if own.val_fraction is None else own.val_fraction, _LARGEST_VALIDATION, audit.seed
-    )
+    said = own.val_fraction
+    share, most = (_USUAL_VALIDATION, _LARGEST_VALIDATION) if said is None else (said, len(network.labels))
+    train, validation = split_validation(network.labels, share, most, audit.seed)
     if audit.data.spec == network.data.spec and audit.data.split == network.data.split:
         notes.append("there is no test split: the audits before and after are of the held-out training samples")
         audit = replace(audit, data=network.data, labels=network.labels, index=validation)
@@ -162,7 +164,7 @@ def make_harden_plan(
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")
     recipe, steps = _recipe(own, network.input_shape)
-    chosen = _named_layers(own, network)
+    chosen = named_layers(own, network.layers)
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
         method=method, options=options, layers=chosen,
@@ -174,8 +176,7 @@ def make_harden_plan(
         notes=tuple(notes),
     )  # fmt: skip
     _refuse_unused(own, plan)
-    hidden = tuple(layer.name for layer in network.layers if not layer.is_output)
-    made = plan.make_method(chosen or hidden[:1])  # wrong options and weights are told now, not after a scan
+    made = _try_method(plan)
     if made.averages and recipe.average != "none":
         raise UsageError(f"{method} averages weights itself, so --{recipe.average} cannot; leave one of the two out")
     if not plan.train_only_flagged or chosen:
@@ -183,14 +184,29 @@ def make_harden_plan(
     return plan
 
 
-def _method(own: HardenSettings) -> tuple[str, dict[str, str]]:
+def needs_layers(method: str, options: dict[str, str], train_only: str | None) -> bool:
+    """Whether a method with these options works on layers that are named or chosen."""
+    return HARDENINGS.get(method).regularizes or train_only == "flagged" or options.get("sites") == "mvl"
+
+
+def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
+    """The method's name, and its options with those that are said elsewhere: base, and a schedule of the method."""
     name, options = parse_spec(own.method or DEFAULT_METHOD, "method")
-    HARDENINGS.get(name)
+    method = HARDENINGS.get(name)
     if own.base is not None:
         if "base" in options:
             raise UsageError("--base and --method name:base= both name the base; give one of them")
         base, more = parse_spec(own.base, "base")
         options = {"base": base, **more, **options}
+    if own.schedule is not None and own.schedule not in SCHEDULES:
+        if not hasattr(method, "schedule"):
+            raise UsageError(
+                f"--schedule {own.schedule} is a method's, and {name} has no schedule of its own; the recipe's are "
+                f"{', '.join(SCHEDULES)}"
+            )
+        if "schedule" in options:
+            raise UsageError(f"--schedule {own.schedule} and --method both name the schedule of {name}; give one")
+        options["schedule"] = own.schedule
     return name, options
 
 
@@ -260,85 +276,78 @@ def _recipe(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:
     kind = "vectors" if len(shape) != 3 else "grey images" if shape[0] == 1 else "colour images"
     usual, steps = _USUAL[kind]
     said = own.model_dump(exclude_none=True)
+    if own.schedule not in SCHEDULES:
+        said.pop("schedule", None)  # the method's, see `method_of`
     recipe = replace(usual, **{name: said[name] for name in Recipe.__dataclass_fields__ if name in said})
     if recipe.augment == "crop-flip" and len(shape) != 3:
         raise UsageError(f"--augment crop-flip is for images; inputs here have shape {shape}")
     return recipe, steps
 
 
-def _named_layers(own: HardenSettings, network: Network) -> tuple[str, ...]:
-    if own.mvl is not None and own.layers is not None:
-        raise UsageError("--mvl and --layers both name the layers to hold; give one of them")
-    if own.mvl is not None:
-        return _from_report(own.mvl, network.layers, own.top_k)
-    return tuple(layer.name for layer in select_layers(network.layers, own.layers)) if own.layers else ()
+def _try_method(plan: HardenPlan) -> Hardening:
+    """Wrong options and weights are told now, not after an audit and a scan.
 
-
-def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str, ...]:
-    """The most vulnerable layers of a saved report, under its strongest budget attack that scanned any."""
-    from lsa_cli.report.schema import read_report
-    from lsa_cli.report.tables import strongest
-
-    outcome = strongest(read_report(path), scanned=True)
-    if outcome is None or outcome.layers is None or not outcome.layers.mvl:
-        raise UsageError(f"--mvl {path}: this report scanned no layers under an attack; audit without --layers none")
-    found = outcome.layers.mvl
-    if top_k is not None:
-        ranked = sorted(
-            (row for row in outcome.layers.rows if row.mean is not None), key=lambda row: -(row.mean or 0.0)
-        )
-        found = [row.name for row in ranked[:top_k]]
-    unknown_here = [name for name in found if name not in {layer.name for layer in layers}]
-    if unknown_here:
+    Where a scan is to choose the layers, any hidden one stands for them.
+    """
+    hidden = tuple(layer.name for layer in plan.network.layers if not layer.is_output)
+    if plan.layers or not plan.needs_layers:
+        return plan.make_method(plan.layers or hidden[:1])
+    if not plan.audit.layers:
         raise UsageError(
-            f"--mvl {path}: this network has no layer {unknown_here[0]}; is it the report of another model?"
+            "layers to hold are chosen from those that the audits scan, which is none; name them with --layers"
         )
-    return tuple(found)
-
-
-def gammas(text: str, layers: tuple[str, ...]) -> tuple[float, ...]:
-    """ "0.5" for every layer, or "relu1=0.5,relu2=0.1" with one for each. Raises UsageError otherwise."""
-    if "=" not in text:
-        value = parse_number(text, "--gamma")
-        if value < 0:
-            raise UsageError(f"--gamma {text} is negative; the regularizer would tear the layers apart")
-        return (value,) * len(layers)
-    said = {
-        name.strip(): parse_number(value, "--gamma")
-        for name, _, value in (part.rpartition("=") for part in text.split(","))
-    }
-    if set(said) != set(layers) or min(said.values()) < 0:
-        raise UsageError(f"--gamma '{text}' should give one weight of 0 or more to each of {', '.join(layers)}")
-    return tuple(said[name] for name in layers)
+    if plan.top_k is not None:
+        refuse_more(plan.top_k, len(plan.audit.layers), "the scan")
+    if plan.hold == "last":
+        return plan.make_method((plan.audit.layers[-1].name,))
+    check_gamma(plan.gamma, [layer.name for layer in plan.audit.layers])
+    return replace(plan, gamma=str(DEFAULT_GAMMA)).make_method(hidden[:1])
 
 
 def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
     """An option that would change nothing is an error, not a silence."""
+    method = HARDENINGS.get(plan.method)
+    holding = f"{plan.method}-lr" if f"{plan.method}-lr" in HARDENINGS else DEFAULT_METHOD
     if not plan.regularizes:
         for name in ("gamma", "detach_clean"):
             if getattr(own, name) is not None:
+                has = "has none"
+                if name == "gamma" and hasattr(method, "gamma"):
+                    has = f"has a gamma of its own: --method {plan.method}:gamma={own.gamma}"
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is for methods with the regularizer, such as at-lr; {plan.method} has none"
+                    f"{_option(name)} is for methods with the regularizer, such as {holding}; {plan.method} {has}"
                 )
     if not plan.needs_layers:
         for name in ("mvl", "layers", "hold", "top_k"):
             if getattr(own, name) is not None:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} names layers to hold, and {plan.method} holds none; use at-lr"
-                )
+                raise UsageError(f"{_option(name)} names layers to hold, and {plan.method} holds none; use {holding}")
     if own.layers is not None and own.top_k is not None:
         raise UsageError("--layers names the layers, and --top-k counts those that a scan flags; give one of them")
     if plan.layers and own.hold is not None:
         raise UsageError("--hold is the rule for layers that are not named, and --layers or --mvl names them; give one")
     if own.hold == "last" and own.top_k is not None:
         raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
+    if hasattr(method, "base"):
+        _refuse_unused_by_base(own, plan.method, plan.options.get("base", method.base))
+
+
+def _refuse_unused_by_base(own: HardenSettings, method: str, base: str | None) -> None:
+    uses = BASES.get(base).uses if base is not None else ()
+    for name in ("steps", "step_size"):
+        if getattr(own, name) is not None and name not in uses:
+            why = f"{method} without a base attacks nothing" if base is None else f"base {base} does not use it"
+            raise UsageError(f"{_option(name)}: {why}; leave it out, or use --base pgd")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def described(plan: HardenPlan) -> dict[str, Any]:
     """The training's settings as plain values: for the log, the history in the file, and --resume."""
     recipe = plan.recipe
     return {
-        "method": plan.method, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
+        "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
         "eps_text": eps_as_text(float(plan.threat.eps)), "steps": plan.steps, "step_size": plan.step_size,
         "attack_mode": plan.attack_mode, **{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
         "measure": plan.audit.measure_name, "gamma": plan.gamma if plan.regularizes else None,

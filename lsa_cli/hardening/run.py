@@ -129,7 +129,7 @@ def run_harden(
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
     restarted = distributed.restarted()
-    resume = distributed.first(lambda: _resumes(files, resume, restarted))
+    resume = distributed.first(lambda: _resumes(files, resume, restarted, say))
     with numerics(plan.audit):
         before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
@@ -169,7 +169,11 @@ def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | Non
         return None, str(error)
 
 
-def _resumes(files: Files, asked: bool, restarted: bool) -> bool:
+def _resumes(files: Files, asked: bool, restarted: bool, say: Say) -> bool:
+    """Whether there is a state to go on from. A run that was killed before it wrote one has left no result either."""
+    if asked and not files.state.exists() and not files.out.exists():
+        say(f"no state at {files.state} yet: starting from the beginning")
+        return False
     if asked:
         refuse_without_state(files.state)
         return True
@@ -295,7 +299,7 @@ def _trained(
     board = _tensorboard(files)
 
     def on_epoch(result: EpochResult, left: float) -> None:
-        _log(files.log, result, fresh=result.epoch == 1)
+        _log(files.log, [result], fresh=result.epoch == 1)
         for name, value in {
             "loss": result.loss,
             **result.parts,
@@ -310,16 +314,17 @@ def _trained(
             f"about {left:.0f} s left"
         )
 
-    trained = train(job, progress, on_epoch)
+    # A kill may have come between an epoch's state and its line.
+    trained = train(job, progress, on_epoch, lambda history: _log(files.log, history, fresh=True))
     network.classifier.load_state_dict(trained.best)
     method.finish(network.classifier.eval(), validation_of(job))
     return replace(trained, best=weights_of(network.classifier))
 
 
-def _log(path: Path, result: EpochResult, fresh: bool) -> None:
+def _log(path: Path, results: list[EpochResult], fresh: bool) -> None:
     try:
         with path.open("w" if fresh else "a", encoding="utf-8") as file:
-            file.write(json.dumps(result.plain()) + "\n")
+            file.writelines(json.dumps(result.plain()) + "\n" for result in results)
     except OSError as error:
         raise RunError(f"the log {path} cannot be written: {error.strerror or error}") from error
 

@@ -96,14 +96,18 @@ Say = Callable[[str], None]
 Progress = Callable[[str, float, float], None]
 
 
-def train(job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None]) -> Trained:
-    """Train job.model in place. on_epoch(result, seconds left) after each epoch.
+def train(
+    job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None],
+    on_resume: Callable[[list[EpochResult]], None] = lambda history: None,
+) -> Trained:  # fmt: skip
+    """Train job.model in place. on_epoch(result, seconds left) after each epoch; on_resume(epochs so far); of several ranks
+    on the first.
 
     The state is on disk after every epoch and every two minutes; with job.resume it goes on from there and ends as an
     uninterrupted run does, to the bit on CPU. Raises RunError when the loss stops being finite before the first epoch
     is over.
     """
-    return _Training(job, progress, on_epoch).everything()
+    return _Training(job, progress, on_epoch).everything(on_resume)
 
 
 class _Training:
@@ -135,9 +139,11 @@ class _Training:
         self.best_epoch, self.best_score = 0, -1.0
         self.saved = time.monotonic()
 
-    def everything(self) -> Trained:
+    def everything(self, on_resume: Callable[[list[EpochResult]], None]) -> Trained:
         if self.job.resume:
             self.restore(read_state(self.job.state_file, self.job.identity, self.job.device))
+            if distributed.rank() == 0:
+                on_resume(self.history)
         stopped = trouble(self.history, self.chance) if self.history else None
         while self.step < self.total and stopped is None:
             self.one_epoch()

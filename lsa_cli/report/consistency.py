@@ -3,8 +3,9 @@
 The paper's own formulas could not be read; what each number here is, its name says.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,27 @@ class Consistency:
         """The smallest correlation of two vectors; None where none is defined."""
         off = self.correlations[~np.eye(len(self.vectors), dtype=bool)]
         return float(np.nanmin(off)) if np.isfinite(off).any() else None
+
+    def to_json(self) -> str:
+        """The tables as plain values; null for what is no number. spearman: rows and columns in the order of attacks."""
+        content = {
+            "models": list(dict.fromkeys(vector.model for vector in self.vectors)),
+            "classes": list(self.classes),
+            "attacks": [
+                {"model": vector.model, "attack": vector.attack, "robust": _plain(vector.values)}
+                for vector in self.vectors
+            ],
+            "spearman": [_plain(row) for row in self.correlations],
+            "least_spearman": self.least,
+            "weak_everywhere": list(self.weak_everywhere),
+            "gains": [asdict(gain) for gain in self.gains],
+            "share_on_weak_classes": self.weak_share,
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def consistency(reports: Sequence[AuditReport]) -> Consistency:

@@ -388,7 +388,6 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--html", "-"), "give a file name"),
         (("--html", "moon_mlp.hard.compare.json"), "a file that the hardening reads or writes"),
         (("--html", MOON), "a file that the hardening reads or writes"),
-        (("--resume",), "no interrupted training"),
         (("--hold", "first"), "--hold: should be last or mvl"),
         (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),
         (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),

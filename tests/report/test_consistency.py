@@ -1,5 +1,7 @@
 """The consistency study on hand-made reports: matrix, classes weak everywhere, where stronger attacks gain."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,32 @@ def test_the_command(lsa):  # noqa: F811
     assert lsa("compare", "a.json", "--consistency").out.count("one.pt") == 3  # two attacks, and one gain
     assert lsa("compare", "a.json").code == 2
     assert "the reports cannot be compared" in lsa("compare", "a.json", "b.json").err
+
+
+def test_the_tables_as_json(lsa, tmp_path):  # noqa: F811
+    for name, made in zip("ab", study(), strict=True):
+        (tmp_path / f"{name}.json").write_text(made.to_json())
+    found = consistency(study())
+    result = lsa("compare", "a.json", "b.json", "--consistency", "--json", "-")
+    assert result.code == 0, result.err
+    content = json.loads(result.out)
+    assert content["models"] == ["one.pt", "two.pt"]
+    assert content["classes"] == list(found.classes)
+    assert content["attacks"] == [
+        {"model": vector.model, "attack": vector.attack, "robust": vector.values.tolist()} for vector in found.vectors
+    ]
+    assert content["spearman"] == found.correlations.tolist()
+    assert content["weak_everywhere"] == ["b"]
+    assert content["share_on_weak_classes"] == pytest.approx(28 / 40)
+    assert [gain["gain"] for gain in content["gains"]] == [gain.gain for gain in found.gains]
+    assert lsa("compare", "a.json", "b.json", "a.json", "--json", "x.json").code == 0
+    assert json.loads((tmp_path / "x.json").read_text())["models"] == ["one.pt (1)", "two.pt", "one.pt (2)"]
+    refused = lsa("compare", "a.json", "b.json", "a.json", "--json", "a.json")
+    assert (refused.code, "is what is read here" in refused.err) == (2, True)
+
+
+def test_what_is_no_number_is_null():
+    made = report("one.pt", fgsm=[60, None, 50, 30], pgd=[0, 0, 0, 0])
+    content = json.loads(consistency([made]).to_json())
+    assert content["attacks"][0]["robust"][1] is None
+    assert content["spearman"][0][1] is None

@@ -1,0 +1,238 @@
+"""Options of `lsa harden`: what they do as said, what goes where, and the sentence for what does not fit."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from lsa_cli.config import settings_from
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.models.checkpoint import read_checkpoint
+from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
+
+MOON = ROOT / "sample_models" / "moon_mlp.pt"
+BRIEF = ("--epochs", 1, "--threads", 1, "-n", 40)
+
+
+def planned(**own):
+    return make_harden_plan(MOON, settings_from({"threads": 1, "limit": 40, "harden": own}), {})
+
+
+# ---- --resume ------------------------------------------------------------------------------------------
+
+
+def test_resume_before_the_first_state_starts_from_the_beginning(lsa, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import run
+
+    command = ("harden", MOON, "-o", "h.pt", *BRIEF, "--resume")
+    audit = run.run_audit
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_audit", killed)
+    assert lsa(*command[:-1]).code == 130
+    monkeypatch.setattr(run, "run_audit", audit)
+    result = lsa(*command)
+    assert result.code == 0, result.err
+    assert result.err.count("no state at h.state.pt yet: starting from the beginning") == 1
+    again = lsa(*command)
+    assert (again.code, "there is no interrupted training at h.state.pt" in again.err) == (2, True)
+
+
+def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import trainer
+
+    command = ("harden", MOON, "-o", "h.pt", "--epochs", 2, "--threads", 1, "-n", 40)
+    save = trainer._Training.save
+
+    def save_and_die(self):
+        save(self)
+        if len(self.history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._Training, "save", save_and_die)
+    assert lsa(*command).code == 130
+    monkeypatch.setattr(trainer._Training, "save", save)
+    assert lsa(*command, "--resume").code == 0
+    with open("h.log.jsonl") as file:
+        assert [json.loads(line)["epoch"] for line in file] == [1, 2]
+
+
+# ---- layers and their weights --------------------------------------------------------------------------
+
+
+def test_a_weight_can_name_the_layer_that_is_held_by_default():
+    plan = planned(gamma="elu3=0.2")
+    assert plan.task(("elu3",)).gammas == (0.2,)
+
+
+def test_weights_of_layers_that_a_scan_flags_are_matched_once_these_are_known():
+    plan = planned(gamma="elu1=0.2,elu2=0.1", hold="mvl")
+    assert plan.task(("elu2", "elu1")).gammas == (0.1, 0.2)
+    with pytest.raises(UsageError, match="should give one weight of 0 or more to each of elu3"):
+        plan.task(("elu3",))
+
+
+@pytest.mark.parametrize(
+    ("gamma", "says"),
+    [("elu9=1", "unknown layer 'elu9'"), ("elu1=x", "'x' is not a number"), ("elu1=-1", "0 or more")],
+)
+def test_numbers_and_names_of_weights_are_checked_before_a_scan(gamma, says):
+    with pytest.raises(UsageError, match=says):
+        planned(gamma=gamma, hold="mvl")
+
+
+def test_several_layers_and_frozen_parameters_split_on_commas(lsa):  # noqa: F811
+    result = lsa("harden", MOON, "-o", "h.pt", *BRIEF, "--layers", "elu1,elu2", "--freeze", "fc1,fc2")
+    assert result.code == 0, result.err
+    entry = read_checkpoint("h.pt").description.history[-1]
+    assert (entry["layers"], entry["freeze"]) == (["elu1", "elu2"], ["fc1", "fc2"])
+
+
+# ---- schedules, samples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["anp", "anp+at"])
+def test_a_schedule_of_the_method_goes_to_the_method(method):
+    plan = planned(method=method, schedule="official")
+    assert (plan.options["schedule"], plan.recipe.schedule) == ("official", "one-cycle")
+    plan = planned(method=method, schedule="cosine")
+    assert ("schedule" in plan.options, plan.recipe.schedule) == (False, "cosine")
+
+
+def test_what_is_said_of_the_held_out_part_is_done(tmp_path):
+    with np.load(MOON.parent / "moons.npz") as moons:
+        arrays = {name: moons[name] for name in moons.files}
+    many = {name: np.concatenate([arrays[name]] * 10) for name in ("x_train", "y_train")}
+    np.savez(tmp_path / "many.npz", **{**arrays, **many})
+    settings = {"threads": 1, "limit": 40, "data": f"npz:{tmp_path / 'many.npz'}", "eps": 0.3}
+    total = len(many["y_train"])
+    for share, held_out in ((None, 1000), (0.5, total // 2)):
+        plan = make_harden_plan(MOON, settings_from({**settings, "harden": {"val_fraction": share}}), {})
+        assert len(plan.validation) == held_out
+
+
+# ---- refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--base", "fgsm", "--steps", 3), "--steps: base fgsm does not use it"),
+        (("--base", "fast", "--step-size", "0.1"), "--step-size: base fast does not use it"),
+        (("--base", "free", "--steps", 3), "--steps: base free does not use it"),
+        (("--base", "apart", "--steps", 3), "--steps: base apart does not use it"),
+        (("--base", "apgd", "--step-size", "0.1"), "--step-size: base apgd does not use it"),
+        (("--method", "at:base=fgsm", "--steps", 3), "--steps: base fgsm does not use it"),
+        (("--method", "anp", "--steps", 3), "--steps: anp without a base attacks nothing"),
+        (("--schedule", "official"), "at-lr has no schedule of its own"),
+        (("--method", "anp:schedule=ours", "--schedule", "official"), "both name the schedule of anp"),
+        (("--method", "class-fair", "--layers", "elu1"), "use class-fair-lr"),
+        (("--method", "class-fair", "--gamma", "1"), "such as class-fair-lr"),
+        (("--method", "learn2perturb", "--gamma", "1"), "--method learn2perturb:gamma=1"),
+        (("--method", "class-fair:rule=offset"), "offset=true"),
+        (("--top-k", 99), ("--top-k 99", "3 layers")),
+    ],
+)
+def test_what_does_not_fit_is_refused(refused, options, says):  # noqa: F811
+    refused("harden", MOON, "--threads", 1, "-n", 20, *options, says=says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("harden:\n  epochs: 1\n  gama: 1\n", ("line 3", "unknown key of harden 'gama': did you mean 'gamma'")),
+        ("harden:\n  epochs: 0\n", ("line 2", "harden: epochs: should be at least 1")),
+    ],
+)
+def test_a_key_within_a_section_is_named(refused, tmp_path, text, says):  # noqa: F811
+    (tmp_path / "own.yaml").write_text(text)
+    refused("check", "own.yaml", says=says)
+
+
+def test_an_audit_refuses_more_layers_than_there_are(refused):  # noqa: F811
+    refused("audit", MOON, "--threads", 1, "-n", 20, "--top-k", 99, says=("--top-k 99", "3 layers"))
+
+
+# ---- lsa audit --harden --------------------------------------------------------------------------------
+
+
+def chained(lsa, harden, *options, attack="pgd:steps=3"):  # noqa: F811
+    """Audit, then harden by these lines under `harden:`; what the result says of itself, and the run."""
+    with open("own.yaml", "w") as file:
+        file.write("harden:\n  epochs: 1\n" + "".join(f"  {line}\n" for line in harden))
+    result = lsa(
+        "audit", MOON, "-n", 40, "--attack", attack, "--noise", "none", "--threads", 1, "--harden", "h.pt",
+        "--config", "own.yaml", *options,
+    )  # fmt: skip
+    return read_checkpoint("h.pt").description.history[-1] if os.path.exists("h.pt") else None, result
+
+
+@pytest.mark.parametrize("line", ["hold: mvl", "top_k: 1", "mvl: other.json"])
+def test_a_rule_in_the_file_gives_way_to_the_layers_just_flagged(lsa, line):  # noqa: F811
+    entry, result = chained(lsa, [line])
+    assert result.code == 0, result.err
+    assert f"{line.partition(':')[0]} under harden: gives way to the layers that this audit flags" in result.err
+    with open("moon_mlp.audit.json") as file:
+        assert entry["layers"] == json.load(file)["outcomes"][0]["layers"]["mvl"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["method: at"], {"method": "at", "layers": [], "base": "pgd", "steps": 3}),
+        (["method: class-fair"], {"method": "class-fair", "layers": [], "base": "pgd"}),
+        (["method: at-lr:base=trades"], {"base": "trades", "steps": 10}),
+        (["base: trades", "steps: 2"], {"base": "trades", "steps": 2}),
+        (["layers: [elu1, elu2]"], {"layers": ["elu1", "elu2"], "base": "pgd", "steps": 3}),
+        (["method: anp", "schedule: official"], {"method_options": {"schedule": "official"}, "schedule": "one-cycle"}),
+    ],
+)
+def test_method_base_and_layers_of_the_file_are_respected(lsa, lines, expected):  # noqa: F811
+    entry, result = chained(lsa, lines)
+    assert result.code == 0, result.err
+    assert {name: entry[name] for name in expected} == expected
+
+
+def test_steps_that_the_base_just_found_does_not_use_give_way(lsa):  # noqa: F811
+    entry, result = chained(lsa, ["steps: 4"], attack="fgsm")
+    assert result.code == 0, result.err
+    assert entry["base"] == "fgsm"
+    assert "steps under harden: gives way: base fgsm does not use it" in result.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "says"),
+    [
+        (["method: at", "hold: mvl"], (), "at holds none"),
+        (["method: at", "gamma: 1"], (), "--gamma is for methods with the regularizer"),
+        (["gamma: elu9=1"], (), "unknown layer 'elu9'"),
+        (["base: fgsm", "steps: 3"], (), "--steps: base fgsm does not use it"),
+        ([], ("--layers", "none"), "--harden holds the layers that an attack moved most, and this audit scans none"),
+        (["freeze: conv*"], (), "matches no parameter"),
+    ],
+)
+def test_what_cannot_be_hardened_is_refused_before_the_audit(lsa, lines, options, says):  # noqa: F811
+    _, result = chained(lsa, lines, *options)
+    assert result.code == 2
+    assert says in result.err
+    assert not os.path.exists("moon_mlp.audit.json")
+
+
+@pytest.mark.parametrize(("limit", "code"), [("robust=0.99", 1), ("robust=0.0", 3)])
+def test_a_breached_gate_keeps_its_exit_code_where_hardening_breaks(lsa, limit, code, monkeypatch):  # noqa: F811
+    from lsa_cli.errors import RunError
+    from lsa_cli.hardening import run
+
+    def broken(*_, **__):
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(run, "run_harden", broken)
+    _, result = chained(lsa, [], "--fail-under", limit)
+    assert result.code == code
+    assert "error: the disk is full" in result.err
+    assert "robust" in result.out
+    assert os.path.exists("moon_mlp.audit.json")
