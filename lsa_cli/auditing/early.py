@@ -5,7 +5,6 @@ decided wrongly with a chance of alpha at most: each has its share of alpha (Bon
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from lsa_cli import distributed
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.cost import numerics
+from lsa_cli.auditing.limits import Clock
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
@@ -104,13 +104,12 @@ class _EarlyRun:
         attacked = any(name != "clean" for name in self.decidable)
         own = (_attack(plan, name.partition(".")[2]) for name in self.decidable if name.startswith("robust."))
         self.met_by_all = frozenset(named.label for named in own if named is not None)
-        self.budget = plan.budget
+        self.clock = Clock(plan.budget)
         self.plan = dataclasses.replace(
             plan, attacks=(), cascade=(*plan.attacks, *plan.cascade) if attacked else (), noises=(), layers=(), eps_grid=(),
             limits={}, budget=None,
         )  # fmt: skip
         self.original = plan
-        self.began = time.monotonic()
         self.parts: list[_Part] = []
 
     def everything(self) -> AuditReport:
@@ -121,7 +120,7 @@ class _EarlyRun:
             self.take(self.plan.index[np.sort(rows)])
             if all(result.state != "undecided" for result in self.decide()):
                 break
-            if self.budget is not None and time.monotonic() - self.began > self.budget:
+            if self.clock.is_late():
                 break
         return self.update("complete")
 
@@ -189,7 +188,7 @@ class _EarlyRun:
         whole.update(status)
         report = whole.report
         assert report is not None
-        seconds = time.monotonic() - self.began
+        seconds = self.clock.seconds
         report.seconds = round(seconds, 3)
         report.early = Early(used=used, population=size, alpha=self.alpha, full_seconds=round(seconds / used * size, 1))
         report.data.selection = f"the first {used:,} of {size:,} in random order, seed {self.plan.seed}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, ra
 from lsa_cli.auditing.cost import LOOK, numerics, total_work
 from lsa_cli.auditing.draws import DRAWS, draw, mean_rate, random_network, spread, verdict_over_draws
 from lsa_cli.auditing.journal import Arrays, Journal
-from lsa_cli.auditing.memory import is_out_of_memory, out_of_memory
+from lsa_cli.auditing.limits import Clock, OutOfTime, Room, is_out_of_memory, out_of_memory
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
@@ -44,7 +44,6 @@ from lsa_cli.report.tables import strongest
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
-T = TypeVar("T")
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 
 _ASKED_TWICE = 32  # samples by which a random network is told before anything else
@@ -88,10 +87,10 @@ def run_audit(
     part of the batches, and all end with the same report; the first one's journal counts.
 
     When the run is interrupted or breaks, on_update gets what was measured, marked so, before the exception
-    goes on. CUDA out of memory becomes a RunError with the mend.
+    goes on. Memory that runs out becomes a RunError with the mend.
     """
     run = Run(plan, progress or (lambda what, done, total: None), on_update or (lambda report: None), journal)
-    with numerics(plan), told_when_it_ends(run.update, lambda: run.largest):
+    with numerics(plan), told_when_it_ends(run.update, lambda: run.room.size):
         return run.everything()
 
 
@@ -110,10 +109,6 @@ def told_when_it_ends(update: Callable[[str], object], at_once: Callable[[], int
         raise
 
 
-class _OutOfTime(Exception):
-    """The time budget is spent."""
-
-
 class Run:
     """The state of one audit while it runs."""
 
@@ -121,7 +116,7 @@ class Run:
         self, plan: AuditPlan, progress: Progress, on_update: Callable[[AuditReport], None], journal: Journal | None
     ) -> None:
         self.plan, self.progress, self.on_update, self.journal = plan, progress, on_update, journal
-        self.began = time.monotonic()
+        self.clock = Clock(plan.budget)
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self.done, self.total = 0.0, total_work(plan)
         self.y = plan.labels[plan.index]
@@ -143,34 +138,34 @@ class Run:
         self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
         self.names = [layer.name for layer in plan.layers]
         self.twin: Twin = original(plan.classifier, "--no-fast")
-        self.largest = plan.batch_size  # samples that the device takes at once; halved when it runs out of memory
+        self.room = Room(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
 
     def everything(self) -> AuditReport:
         plan = self.plan
-        self.is_random = self.as_it_fits(self.answers_by_chance)
+        self.is_random = self.room.fit(self.answers_by_chance)
         self.clean = self.clean_pass()
         # A twin is told by its answers, which of a random network say nothing: such a network is attacked as it is.
         if plan.fast and (plan.attacks or plan.cascade) and not self.is_random:
-            self.twin = self.as_it_fits(self.find_twin)
+            self.twin = self.room.fit(self.find_twin)
         self.report = self.first_report()
         self.update("running")
         for named in plan.attacks:
             self.within_budget(named.label, partial(self.one_attack, named))
         if plan.budget is not None and plan.cascade:  # which may take all the time there is
-            self.in_time(partial(self.as_it_fits, self.examine))
+            self.clock.allows(partial(self.room.fit, self.examine))
         self.whole = self.survivors()
         self.drawn = self.draw()
         for position, named in enumerate(plan.cascade):
             self.within_budget(named.label, partial(self.one_stage, named, position))
-        self.within_budget("evidence", partial(self.as_it_fits, self.examine), tell=False)
+        self.within_budget("evidence", partial(self.room.fit, self.examine), tell=False)
         for named in plan.noises:
             self.within_budget(named.label, partial(self.one_attack, named))
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
         if plan.metrics:
-            self.within_budget("metrics", partial(self.as_it_fits, self.measure_metrics))
+            self.within_budget("metrics", partial(self.room.fit, self.measure_metrics))
         if self.scanned:
-            self.within_budget("examples", partial(self.as_it_fits, self.show), tell=False)
+            self.within_budget("examples", partial(self.room.fit, self.show), tell=False)
         self.report.status = "complete"
         self.report.gates = check(self.report, plan.limits)
         self.update("complete")
@@ -179,50 +174,17 @@ class Run:
     def within_budget(self, what: str, work: Callable[[], None], tell: bool = True) -> None:
         """Do it and hand out the report (tell), unless the time for the audit is over: then the report names it."""
         assert self.report is not None
-        if not self.in_time(work):
+        if not self.clock.allows(work):
             self.report.not_run.append(what)
         if tell:
             self.update("running")
-
-    def in_time(self, work: Callable[[], None]) -> bool:
-        """Whether it could be done before the time for the audit was over."""
-        try:
-            self.refuse_overtime()
-            work()
-        except _OutOfTime:
-            return False
-        return True
-
-    def refuse_overtime(self) -> None:
-        if self.plan.budget is not None and distributed.anywhere(self.is_late()):
-            raise _OutOfTime
-
-    @contextmanager
-    def no_longer_than_allowed(self, model: nn.Module) -> Iterator[None]:
-        """Within: _OutOfTime at the next pass of the model once the time is over."""
-
-        def refuse(*_: Any) -> None:
-            if self.is_late():
-                raise _OutOfTime
-
-        if self.plan.budget is None:
-            yield
-            return
-        hook = model.register_forward_pre_hook(refuse)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def is_late(self) -> bool:
-        return self.plan.budget is not None and time.monotonic() - self.began > self.plan.budget
 
     def update(self, status: str) -> None:
         """Hand out the report as far as it goes."""
         if self.report is not None and self.clean is not None:
             met = [*self.scanned, *self.cascaded]
             self.report.status = status  # type: ignore[assignment]
-            self.report.seconds = round(time.monotonic() - self.began, 3)
+            self.report.seconds = round(self.clock.seconds, 3)
             verdict = verdict_of(self.plan, self.clean, met, self.estimate)
             self.report.verdict = verdict_over_draws(verdict, self.wrong, self.fooled) if self.is_random else verdict
             self.report.pairs = compare_attacks([(n.label, d) for n, d in self.scanned], len(self.plan.class_names))
@@ -263,7 +225,7 @@ class Run:
         """What `measure` gives for each batch of the samples `index`, joined; journaled batches are not measured again.
 
         Each rank measures its share of the batches. passes: forward + gradient passes a sample costs. Raises
-        _OutOfTime, on all ranks, when one runs out of time between two batches.
+        OutOfTime, on all ranks, when one runs out of time between two batches.
         """
         parts, journal = self.parts(index), self.journal
         known = distributed.first(lambda: [journal.get(stage, n) if journal else None for n in range(len(parts))])
@@ -273,7 +235,7 @@ class Run:
             mine = distributed.agreed(partial(self.measure_share, stage, label, passes, parts, missing, measure))
             everyone = distributed.gather_objects((mine, len(mine) < len(distributed.share(missing))))
             if any(late for _, late in everyone):
-                raise _OutOfTime
+                raise OutOfTime
             for found, _ in everyone:
                 for number, arrays in found.items():
                     known[number] = arrays
@@ -294,46 +256,30 @@ class Run:
             for number, batch in zip(numbers, inputs, strict=True):
                 try:
                     found[number] = self.in_parts(measure, batch)
-                except _OutOfTime:
+                except OutOfTime:
                     break
                 except Exception as error:
                     if is_out_of_memory(error):
-                        raise out_of_memory(min(len(batch[0]), self.largest)) from error
+                        raise out_of_memory(min(len(batch[0]), self.room.size)) from error
                     raise
                 if self.journal is not None:
                     self.journal.put(stage, number, found[number])
                 self.step(label, passes * len(parts[number]) * others_too)
-                if self.is_late():
+                if self.clock.is_late():
                     break
         return found
 
     def in_parts(self, measure: Measure, batch: Batch) -> Arrays:
         """The batch at once or, where the device runs out of memory and the size was ours to choose, in halves."""
         count = len(batch[0])
-        if count <= self.largest:
+        if count <= self.room.size:
             try:
                 return measure(*batch)
             except Exception as error:
-                self.halve_or_raise(error, count)
-        parts = zip(*(tensor.split(self.largest) for tensor in batch), strict=True)
+                self.room.halve_or_raise(error, count)
+        parts = zip(*(tensor.split(self.room.size) for tensor in batch), strict=True)
         done = [self.in_parts(measure, (x, y, index)) for x, y, index in parts]
         return {name: np.concatenate([arrays[name] for arrays in done]) for name in done[0]}
-
-    def as_it_fits(self, work: Callable[[], T]) -> T:
-        """What `work` gives, which takes `largest` samples at once: again with half of them where memory runs out."""
-        while True:
-            try:
-                return work()
-            except Exception as error:
-                self.halve_or_raise(error, self.largest)
-
-    def halve_or_raise(self, error: Exception, count: int) -> None:
-        """After an error with `count` samples at once: from now on half as many, if memory ran out and the size was
-        ours to choose."""
-        if not is_out_of_memory(error) or count == 1 or self.plan.batch_size_is_fixed or self.plan.whole_batch:
-            raise error
-        self.largest = (count + 1) // 2
-        torch.cuda.empty_cache()
 
     def predict(self, x: torch.Tensor, index: torch.Tensor, number: int = 0) -> torch.Tensor:  # (N, ...) -> (N, K)
         """number: of the draw, where the network is random."""
@@ -350,7 +296,7 @@ class Run:
     def answers_by_chance(self) -> bool:
         rows = self.plan.index[: min(_ASKED_TWICE, self.plan.batch_size)]
         x, y, index = next(iter(self.inputs(rows, len(rows))))
-        probe = evidence.Probe(self.plan.classifier, x, y, index, self.plan.threat, self.plan.seed, self.largest)
+        probe = evidence.Probe(self.plan.classifier, x, y, index, self.plan.threat, self.plan.seed, self.room.size)
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return bool(evidence.random_forward(probe).findings)
 
@@ -514,7 +460,7 @@ class Run:
         plan = self.plan
         rows = np.linspace(0, len(plan.index) - 1, min(probe_size(len(plan.index)), len(plan.index))).astype(int)
         x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
-        return choose_twin(plan, x, y, index, self.largest)
+        return choose_twin(plan, x, y, index, self.room.size)
 
     def perturb(
         self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
@@ -539,7 +485,7 @@ class Run:
         self, model: nn.Module, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
         """The attack's result, the looks at which samples broke, and where it is finite: elsewhere the input stands."""
-        with self.no_longer_than_allowed(model):
+        with self.clock.stops(model):
             x_adv, look = named.attack.run(model, x, y, index=index, seed=self.plan.seed, goal=goal)
         if x_adv.shape != x.shape:
             raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
@@ -605,12 +551,12 @@ class Run:
         named = min(self.scanned, key=lambda pair: pair[1].robust.sum())[0]
         rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(self.y))[: metrics.SAMPLES])
         x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
-        in_batches = zip(*(tensor.split(self.largest) for tensor in (x, y, index)), strict=True)
+        in_batches = zip(*(tensor.split(self.room.size) for tensor in (x, y, index)), strict=True)
         x_adv = torch.cat([self.perturb(named, x, y, index, "worst")[0] for x, y, index in in_batches])
         self.report.metrics = []
         for name in plan.metrics:
             with draw(plan.seed, index, 0):
-                found = metrics.METRICS.get(name)(dataclasses.replace(plan, batch_size=self.largest), x, x_adv, y)
+                found = metrics.METRICS.get(name)(dataclasses.replace(plan, batch_size=self.room.size), x, x_adv, y)
             self.report.metrics += [row.model_copy(update={"attack": row.attack or named.label}) for row in found]
 
     def examine(self) -> None:
@@ -623,10 +569,10 @@ class Run:
             np.random.default_rng([plan.seed, 13]).permutation(len(self.y))[: evidence.probe_size(len(self.y))]
         )
         x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
-        probe = evidence.Probe(plan.classifier, x, y, index, plan.threat, plan.seed, self.largest)
+        probe = evidence.Probe(plan.classifier, x, y, index, plan.threat, plan.seed, self.room.size)
         broken = torch.from_numpy(self.record.broken_by[rows] >= 0)
         history = self.report.subject.history
-        with self.no_longer_than_allowed(plan.classifier):
+        with self.clock.stops(plan.classifier):
             examined = evidence.examine(probe, broken=broken)
         trained_on = evidence.trained_on_the_same(history, plan.data.spec, plan.data.split)
         checked = [*self.logits_check, trained_on, *examined, *evidence.compare(self.measured)]
@@ -645,7 +591,7 @@ class Run:
         rows = np.sort(examples.surest_mistakes(diagnosis.broken, self.margins[top.name], self.y))
         threat: Threat = getattr(named.attack, "threat", plan.threat)
         report.examples = []
-        for x, y, index in self.inputs(plan.index[rows], self.largest) if len(rows) else ():
+        for x, y, index in self.inputs(plan.index[rows], self.room.size) if len(rows) else ():
             if not examples.are_pictures(x):
                 return
             x_adv, _, _, predicted, margins = self.perturb(named, x, y, index, "worst")

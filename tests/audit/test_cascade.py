@@ -206,7 +206,7 @@ def test_a_budget_ends_within_an_attack(task):
     assert slow.passes < 200
 
 
-def test_with_a_budget_there_is_evidence_before_the_cascade_takes_the_time(task, monkeypatch):
+def test_with_a_budget_there_is_evidence_before_the_cascade_takes_the_time(task):
     body, x, y = task
     plan = make_plan(
         body,
@@ -214,8 +214,9 @@ def test_with_a_budget_there_is_evidence_before_the_cascade_takes_the_time(task,
         {},
         (x, y),
     )
-    monkeypatch.setattr(running.Run, "is_late", lambda self: bool(self.report and self.report.evidence))
-    report = run_audit(plan)
+    whole = running.Run(plan, lambda what, done, total: None, lambda report: None, None)
+    whole.clock.is_late = lambda: bool(whole.report and whole.report.evidence)
+    report = whole.everything()
     assert report.not_run == ["apgd-ce", "apgd-t", "fab-t", "square", "evidence", "examples"]
     assert report.evidence.verdict == "trusted"
 

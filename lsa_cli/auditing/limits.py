@@ -1,0 +1,95 @@
+"""What an audit has to get by with: the time it was given, and the memory of the device."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lsa_cli import distributed
+from lsa_cli.errors import RunError
+
+T = TypeVar("T")
+
+
+class OutOfTime(Exception):
+    """The time budget is spent."""
+
+
+@dataclass
+class Clock:
+    """budget: seconds from now, None for as long as it takes."""
+
+    budget: float | None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def is_late(self) -> bool:
+        return self.budget is not None and self.seconds > self.budget
+
+    def allows(self, work: Callable[[], None]) -> bool:
+        """Whether it could be done before the time was over, on all ranks."""
+        try:
+            if self.budget is not None and distributed.anywhere(self.is_late()):
+                raise OutOfTime
+            work()
+        except OutOfTime:
+            return False
+        return True
+
+    @contextmanager
+    def stops(self, model: nn.Module) -> Iterator[None]:
+        """Within: OutOfTime at the next pass of the model once the time is over."""
+
+        def refuse(*_: Any) -> None:
+            if self.is_late():
+                raise OutOfTime
+
+        if self.budget is None:
+            yield
+            return
+        hook = model.register_forward_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+@dataclass
+class Room:
+    """size: how many samples the device takes at once; halved when it runs out of memory, where that may be."""
+
+    size: int
+    may_halve: bool
+
+    def fit(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which takes `size` samples at once: again with half of them where memory runs out."""
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                self.halve_or_raise(error, self.size)
+
+    def halve_or_raise(self, error: Exception, count: int) -> None:
+        """After an error with `count` samples at once: from now on half as many, if it was the memory that ran out."""
+        if not is_out_of_memory(error) or count == 1 or not self.may_halve:
+            raise error
+        self.size = (count + 1) // 2
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU, of Python, or of torch's allocator on the CPU, which raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def out_of_memory(count: int) -> RunError:
+    return RunError(f"out of memory with {count} samples at once; say a smaller --batch-size")
