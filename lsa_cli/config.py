@@ -17,7 +17,8 @@ CONFIG_NAME = "lsa.yaml"
 _LARGEST_CONFIG = 1_000_000
 _MOST_THREADS = 1024  # torch crashes on many times that
 _MOST_PIXELS = 4096
-_DURATION = re.compile(r"(?:(\d+\.?\d*)\s*h)?\s*(?:(\d+\.?\d*)\s*m(?:in)?)?\s*(?:(\d+\.?\d*)\s*s?)?")
+_HOURS, _MINUTES, _SECONDS = (rf"(?:(\d+\.?\d*)\s*{unit})?" for unit in ("h", "m(?:in)?", "s"))
+_DURATION = re.compile(rf"{_HOURS}\s*{_MINUTES}\s*{_SECONDS}")  # the last unit is said, too, but for seconds alone
 
 # What a file may say where the field holds something stricter: for editors, through `lsa schema config`.
 _NUMBER = {"type": ["number", "string"]}
@@ -238,10 +239,10 @@ class AuditSettings(BaseModel):
     def _seconds(cls, value: Any) -> Any:
         if value is None:
             return None
-        match = _DURATION.fullmatch(str(value).strip())
-        seconds = (
-            sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
-        )
+        text = str(value).strip()
+        match = _DURATION.fullmatch(f"{text}s" if re.fullmatch(r"\d+\.?\d*", text) else text)
+        parts = zip(match.groups(), (3600, 60, 1), strict=True) if match else ()
+        seconds = sum(float(number or 0) * unit for number, unit in parts)
         if seconds <= 0:
             raise ValueError(f"should be a time such as 90s, 10m or 1h30m, not {value}")
         return seconds

@@ -13,7 +13,7 @@ import numpy as np
 from lsa_cli import distributed
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.cost import numerics
-from lsa_cli.auditing.limits import Clock
+from lsa_cli.auditing.limits import Clock, OutOfTime
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
@@ -117,7 +117,10 @@ class _EarlyRun:
         order = np.random.default_rng([self.plan.seed, 17]).permutation(len(self.plan.index))
         for rows in _blocks(order):
             self.progress("gate", sum(len(part.y) for part in self.parts), len(order))
-            self.take(self.plan.index[np.sort(rows)])
+            try:
+                self.take(self.plan.index[np.sort(rows)])
+            except OutOfTime:
+                break
             if all(result.state != "undecided" for result in self.decide()):
                 break
             if self.clock.is_late():
@@ -129,6 +132,8 @@ class _EarlyRun:
             dataclasses.replace(self.plan, index=index), lambda what, done, total: None, lambda report: None, None
         )
         part.met_by_all = self.met_by_all
+        if self.parts:  # one block is always taken
+            part.clock = self.clock
         part.clean = part.clean_pass()
         part.report = part.first_report()
         part.told = len(part.report.warnings)

@@ -35,13 +35,17 @@ class Clock:
 
     def allows(self, work: Callable[[], None]) -> bool:
         """Whether it could be done before the time was over, on all ranks."""
-        try:
-            if self.budget is not None and distributed.anywhere(self.is_late()):
-                raise OutOfTime
+        if self.budget is None:
             work()
-        except OutOfTime:
-            return False
-        return True
+            return True
+        late = distributed.anywhere(self.is_late())
+        if not late:
+            try:
+                work()
+            except OutOfTime:
+                late = True
+            late = distributed.anywhere(late)
+        return not late
 
     @contextmanager
     def stops(self, model: nn.Module) -> Iterator[None]:

@@ -84,7 +84,7 @@ def noise_insensitivity(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor,
     noisy = x + noise if plan.bounds is None else (x + noise).clamp(low, high)
     rows = []
     for attack, moved in (("", x_adv), (f"gaussian noise, sd {_NOISE:g} of the range", noisy)):
-        value, each = insensitivity(plan.classifier, x, moved, y)
+        value, each = insensitivity(plan.classifier, x, moved, y, plan.batch_size)
         shares = {f"{share:g}": _number(np.quantile(each, share)) for share in QUANTILES} if len(each) else {}
         rows.append(
             Metric(
@@ -99,17 +99,17 @@ def noise_insensitivity(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor,
 
 
 def insensitivity(
-    classifier: Classifier, x: torch.Tensor, moved: torch.Tensor, y: torch.Tensor
+    classifier: Classifier, x: torch.Tensor, moved: torch.Tensor, y: torch.Tensor, at_once: int = _PASS
 ) -> tuple[float, np.ndarray]:
     """|CE(x) - CE(x')| / mean ||x - x'||_inf, with means first; and the ratio (M,) of each sample that moved."""
     with undisturbed(classifier), torch.no_grad():
-        change = (_losses(classifier, moved, y) - _losses(classifier, x, y)).double().cpu().numpy()
+        change = (_losses(classifier, moved, y, at_once) - _losses(classifier, x, y, at_once)).double().cpu().numpy()
     size = (moved - x).flatten(1).abs().amax(1).double().cpu().numpy()
     return abs(change.mean()) / max(size.mean(), _TINY), np.abs(change[size > 0]) / size[size > 0]
 
 
-def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # -> (N,)
-    parts = zip(x.split(_PASS), y.split(_PASS), strict=True)
+def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, at_once: int) -> torch.Tensor:  # -> (N,)
+    parts = zip(x.split(at_once), y.split(at_once), strict=True)
     return torch.cat([F.cross_entropy(classifier(a), b, reduction="none") for a, b in parts])
 
 
@@ -117,7 +117,7 @@ def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> torch.T
 def boundary_distance(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
     """Worst-case boundary distance along random orthonormal directions, blind to the network (arXiv 1909.09034)."""
     with undisturbed(plan.classifier), torch.no_grad():
-        right = torch.cat([plan.classifier(part).argmax(1) for part in x.split(_PASS)]) == y
+        right = torch.cat([plan.classifier(part).argmax(1) for part in x.split(plan.batch_size)]) == y
         x, y = x[right][:_IMAGES], y[right][:_IMAGES]
         directions = orthonormal(x[0].numel(), _DIRECTIONS, plan.seed).to(x) if len(x) else x
         found = worst_case_distances(plan.classifier, x, y, directions, plan.bounds, plan.batch_size)

@@ -352,7 +352,13 @@ def _members(ensembles: list[tuple[str, str, Attack]], taken: set[str]) -> tuple
 
 
 def _without_square(cascade: Sequence[Named]) -> list[Warning]:
-    lacking = [named.spec for named in cascade if getattr(named.attack, "threat").norm not in Square.norms]  # noqa: B009
+    """Version "rand" has no Square in any norm."""
+    lacking = [
+        named.spec
+        for named in cascade
+        if getattr(named.attack, "threat").norm not in Square.norms  # noqa: B009
+        and parse_spec(named.spec, "attack")[1].get("version") != "rand"
+    ]
     if not lacking:
         return []
     message = f"{lacking[0]} runs without Square, which is not built for l1: no attack without gradients stands behind its number"

@@ -97,7 +97,12 @@ def protocol_of(plan: AuditPlan) -> Protocol:
 def identity_of(plan: AuditPlan) -> dict[str, Any]:
     """Everything that decides the numbers, by name: two runs with the same may go on from one another."""
     subject, protocol = subject_of(plan), protocol_of(plan).model_dump(mode="json")
-    free = ("gate", "budget", "device")  # they decide no sample's number; the device itself is in the protocol
+    free = (
+        "gate",
+        "budget",
+        "device",
+        "batch_size",
+    )  # decide no sample's number, or stand in the protocol as they came out
     settings = {f"setting {key}": value for key, value in protocol.pop("settings").items() if key not in free}
     del protocol["settings_from"]
     chosen = {

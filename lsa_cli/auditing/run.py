@@ -39,7 +39,7 @@ from lsa_cli.errors import DataError, RunError, UsageError
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.models.precision import Twin, original
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Stage, Warning
+from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Evidence, Example, Metric, Stage, Warning
 from lsa_cli.report.tables import strongest
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
@@ -152,32 +152,41 @@ class Run:
         for named in plan.attacks:
             self.within_budget(named.label, partial(self.one_attack, named))
         if plan.budget is not None and plan.cascade:  # which may take all the time there is
-            self.clock.allows(partial(self.room.fit, self.examine))
+            self.find("evidence", self.examine)
         self.whole = self.survivors()
         self.drawn = self.draw()
         for position, named in enumerate(plan.cascade):
             self.within_budget(named.label, partial(self.one_stage, named, position))
-        self.within_budget("evidence", partial(self.room.fit, self.examine), tell=False)
+        missing = "evidence on the cascade" if self.report.evidence else "evidence"
+        self.find("evidence", self.examine, missing)
         for named in plan.noises:
             self.within_budget(named.label, partial(self.one_attack, named))
         for named in plan.attacks if plan.eps_grid else ():
             self.within_budget(f"{named.label} curve", partial(self.add_curve, named))
         if plan.metrics:
-            self.within_budget("metrics", partial(self.room.fit, self.measure_metrics))
+            self.find("metrics", self.measure_metrics, "metrics")
         if self.scanned:
-            self.within_budget("examples", partial(self.room.fit, self.show), tell=False)
+            self.find("examples", self.show, "examples")
         self.report.status = "complete"
         self.report.gates = check(self.report, plan.limits)
         self.update("complete")
         return self.report
 
-    def within_budget(self, what: str, work: Callable[[], None], tell: bool = True) -> None:
-        """Do it and hand out the report (tell), unless the time for the audit is over: then the report names it."""
+    def within_budget(self, what: str, work: Callable[[], None]) -> None:
+        """Do it and hand out the report, unless the time for the audit is over: then the report names it."""
         assert self.report is not None
         if not self.clock.allows(work):
             self.report.not_run.append(what)
-        if tell:
-            self.update("running")
+        self.update("running")
+
+    def find(self, part: str, work: Callable[[], Any], missing: str | None = None) -> None:
+        """What `work` gives becomes this part of the report, if there is time for all of it; else the report names it."""
+        assert self.report is not None
+        found: list[Any] = []
+        if self.clock.allows(lambda: found.append(self.room.fit(work))):
+            setattr(self.report, part, found[0])
+        elif missing is not None:
+            self.report.not_run.append(missing)
 
     def update(self, status: str) -> None:
         """Hand out the report as far as it goes."""
@@ -311,7 +320,9 @@ class Run:
                 arrays["blind"] = evidence.without_gradient(plan.classifier, x, y).numpy()
             return arrays
 
+        clock, self.clock = self.clock, Clock(None)  # without it there is no report at all
         found = self.gather("clean", "clean accuracy", plan.index, evidence.FORWARD + attacked, measure)
+        self.clock = clock
         if self.is_random:
             self.wrong, self.fooled = found["wrong"], np.zeros_like(found["wrong"])
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
@@ -541,30 +552,31 @@ class Run:
             robust[rows] = ~self.gather(stage, label, plan.index[rows], passes, measure)["fooled"]
         return robust
 
-    def measure_metrics(self) -> None:
+    def measure_metrics(self) -> list[Metric]:
         """The metrics asked for, on a few samples under the attack of the scan that left the fewest robust."""
         plan = self.plan
         assert self.report is not None
         if not self.scanned:
             self.report.not_run.append("metrics")
-            return
+            return []
         named = min(self.scanned, key=lambda pair: pair[1].robust.sum())[0]
         rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(self.y))[: metrics.SAMPLES])
         x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
         in_batches = zip(*(tensor.split(self.room.size) for tensor in (x, y, index)), strict=True)
         x_adv = torch.cat([self.perturb(named, x, y, index, "worst")[0] for x, y, index in in_batches])
-        self.report.metrics = []
+        rows_found: list[Metric] = []
         for name in plan.metrics:
             with draw(plan.seed, index, 0):
                 found = metrics.METRICS.get(name)(dataclasses.replace(plan, batch_size=self.room.size), x, x_adv, y)
-            self.report.metrics += [row.model_copy(update={"attack": row.attack or named.label}) for row in found]
+            rows_found += [row.model_copy(update={"attack": row.attack or named.label}) for row in found]
+        return rows_found
 
-    def examine(self) -> None:
+    def examine(self) -> Evidence | None:
         """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""
         plan = self.plan
         assert self.report is not None
         if not self.measured:
-            return
+            return None
         rows = np.sort(
             np.random.default_rng([plan.seed, 13]).permutation(len(self.y))[: evidence.probe_size(len(self.y))]
         )
@@ -576,35 +588,37 @@ class Run:
             examined = evidence.examine(probe, broken=broken)
         trained_on = evidence.trained_on_the_same(history, plan.data.spec, plan.data.split)
         checked = [*self.logits_check, trained_on, *examined, *evidence.compare(self.measured)]
-        self.report.evidence = evidence.evidence_of(checked)
-        self.step("evidence", evidence.probe_passes(len(rows)))
+        if self.report.evidence is None:
+            self.step("evidence", evidence.probe_passes(len(rows)))
+        return evidence.evidence_of(checked)
 
-    def show(self) -> None:
+    def show(self) -> list[Example]:
         """Pictures of a few samples that the strongest attack broke. It meets them again: as randomness belongs to the
         sample, it finds the same."""
         plan, report = self.plan, self.report
         assert report is not None
         top = strongest(report)
         if top is None or plan.bounds != (0.0, 1.0):
-            return
+            return []
         named, diagnosis = next((n, d) for n, d in self.scanned if n.label == top.name)
         rows = np.sort(examples.surest_mistakes(diagnosis.broken, self.margins[top.name], self.y))
         threat: Threat = getattr(named.attack, "threat", plan.threat)
-        report.examples = []
+        shown: list[Example] = []
         for x, y, index in self.inputs(plan.index[rows], self.room.size) if len(rows) else ():
             if not examples.are_pictures(x):
-                return
+                return []
             x_adv, _, _, predicted, margins = self.perturb(named, x, y, index, "worst")
             distance = threat.distance(x_adv, x).tolist()
             for i, found in enumerate(predicted):
                 if found >= 0 and found != int(y[i]):
-                    report.examples.append(
+                    shown.append(
                         examples.example(
                             x[i].cpu().numpy(), x_adv[i].cpu().numpy(), index=int(index[i]), attack=named.label,
                             label=plan.class_names[int(y[i])], predicted=plan.class_names[found],
                             margin=float(margins[i]), distance=distance[i],
                         )
                     )  # fmt: skip
+        return shown
 
     def first_report(self) -> AuditReport:
         plan = self.plan

@@ -27,10 +27,11 @@ def choose_twin(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.
     The twin is dropped where PGD on it leaves more samples whole than PGD on the network itself, both judged by the
     network itself. Nothing is timed: the same audit always makes the same choice.
     """
-    twin = make_twin(plan.classifier, x[:_TRIED])
+    tried = min(_TRIED, size)
+    twin = make_twin(plan.classifier, x[:tried])
     if twin.is_original:
         return twin
-    if without_gradient(plan.classifier, x[:_TRIED], y[:_TRIED]).all():
+    if without_gradient(plan.classifier, x[:tried], y[:tried]).all():
         return original(plan.classifier, "it has no input gradient to try a copy with")
     whole = [_left_whole(plan, model, x, y, index, size) for model in (twin.model, plan.classifier)]
     if whole[0] - whole[1] > WEAKER * len(x):

@@ -158,7 +158,9 @@ def make_harden_plan(
     share, most = (_USUAL_VALIDATION, _LARGEST_VALIDATION) if said is None else (said, len(network.labels))
     train, validation = split_validation(network.labels, share, most, audit.seed)
     if audit.data.spec == network.data.spec and audit.data.split == network.data.split:
-        notes.append("there is no test split: the audits before and after are of the held-out training samples")
+        notes.append(
+            "there is no other split to judge by: the audits before and after are of the held-out training samples"
+        )
         audit = replace(audit, data=network.data, labels=network.labels, index=validation)
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
@@ -213,11 +215,16 @@ def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
 def _training_network(
     target: str | Path, settings: AuditSettings, origin: dict[str, str], say: Say
 ) -> tuple[Network, list[str]]:
-    """The network on its training split; where the source has no splits, on all it holds."""
+    """The network on its training split; where the source has no splits, on all it holds. A file's split for audits is
+    not trained on."""
+    notes = []
+    if settings.split in TEST_SPLITS and origin.get("split") != "option":
+        notes.append(f"split {settings.split} of {origin.get('split')} is for audits; training takes the split train")
+        settings = settings.model_copy(update={"split": None})
     if settings.split is not None:
         return open_network(target, settings, origin, None, say), []
     try:
-        return open_network(target, settings.model_copy(update={"split": "train"}), origin, None, say), []
+        return open_network(target, settings.model_copy(update={"split": "train"}), origin, None, say), notes
     except SplitError as error:
         without = error
     network = open_network(target, settings, origin, None, say)
@@ -226,7 +233,7 @@ def _training_network(
             f"there is no training data: {without}; a network is not trained on its test samples, give --data "
             "SOURCE:LOCATION with a train split, or --split"
         )
-    return network, [f"{network.data.spec} has no splits: all of it is training data"]
+    return network, [*notes, f"{network.data.spec} has no splits: all of it is training data"]
 
 
 def _audit_plan(
@@ -241,7 +248,7 @@ def _audit_plan(
     Where the source has no test split, on the split that is trained on.
     """
     changes: dict[str, Any] = {
-        "harden": None, "preset": None, "attack": settings.attack or list(JUDGED_BY),
+        "harden": None, "preset": None, "full_on": None, "gate": None, "attack": settings.attack or list(JUDGED_BY),
         "noise": settings.noise or ["none"],
     }  # fmt: skip
     try:

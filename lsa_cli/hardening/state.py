@@ -24,7 +24,9 @@ def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> 
 def refuse_without_state(path: Path) -> None:
     """Raises UsageError where there is nothing to resume."""
     if not path.is_file():
-        raise UsageError(f"--resume: there is no interrupted training at {path}; leave --resume out")
+        raise UsageError(
+            f"--resume: there is no interrupted training at {path}; leave --resume out, which starts over and replaces the result"
+        )
 
 
 def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -236,3 +236,13 @@ def test_a_breached_gate_keeps_its_exit_code_where_hardening_breaks(lsa, limit, 
     assert "error: the disk is full" in result.err
     assert "robust" in result.out
     assert os.path.exists("moon_mlp.audit.json")
+
+
+def test_what_a_file_says_of_audits_is_not_meant_for_training():
+    settings = settings_from(
+        {"threads": 1, "limit": 40, "split": "test", "full_on": 5, "gate": {"robust.apgd-ce": 0.1}, "harden": {}}
+    )
+    plan = make_harden_plan(MOON, settings, {"split": "lsa.yaml"})
+    assert (plan.network.data.split, plan.audit.data.split) == ("train", "test")
+    assert "split test of lsa.yaml is for audits; training takes the split train" in plan.notes
+    assert plan.audit.limits == {}
