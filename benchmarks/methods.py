@@ -21,6 +21,7 @@ import statistics
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from lsa_cli.hardening.augmentation import AUGMENTATIONS
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import PRESETS, Classifier
 from lsa_cli.report.hardening import rho
+from lsa_cli.report.schema import ClassSummary
 from lsa_cli.report.tables import eps_as_text
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -112,8 +114,18 @@ def plain_network(study, data, seed, path):
     write_checkpoint(path, model.body, about)
 
 
-def judged(checkpoint, row, study, given):
-    """{column: (value, its interval or None)} of a checkpoint, whether its evidence leaves doubts, and its classes."""
+class Run(NamedTuple):
+    """cells: {column: (value, its interval or None)}; doubts: whether the evidence leaves any; seconds: an epoch, None where
+    nothing is trained."""
+
+    cells: dict
+    doubts: bool
+    classes: ClassSummary
+    seconds: float | None
+
+
+def judged(checkpoint, row, study, given, seconds):
+    """The run that made this checkpoint."""
     random = row in RANDOM
     options = {**study.network, **given, "eps": study.eps, "split": "test", "layers": ["none"], "noise": ["none"]}
     attacks = ["pgd:steps=20,eot=10", "autoattack:version=rand"] if random else ["pgd:steps=20", "autoattack"]
@@ -129,20 +141,19 @@ def judged(checkpoint, row, study, given):
     cells["worst class"] = summary.worst, None
     cells["NSD"] = summary.nsd, None
     cells["corruptions"] = statistics.mean(outcome.robust.value for outcome in corrupted), None
-    return cells, report.evidence.verdict != "trusted", summary
+    return Run(cells, report.evidence.verdict != "trusted", summary, seconds)
 
 
 def one_run(row, seed, start, study, data, threads, folder):
-    """Cells, doubts, classes, and seconds an epoch (None where nothing is trained)."""
     given = {"data": data, "threads": threads}
     if row == PLAIN:
-        return *judged(start, row, study, given), None
+        return judged(start, row, study, given, None)
     hardened = harden(
         start, folder / "hard.pt", method=row, epochs=study.epochs, seed=seed, eps=study.eps, attack=["none"], limit=10,
         **study.training, **study.network, **given,
     )  # fmt: skip
     seconds = statistics.median(epoch.seconds for epoch in hardened.history)
-    return *judged(hardened.out, row, study, given), seconds
+    return judged(hardened.out, row, study, given, seconds)
 
 
 COLUMNS = ("clean", "PGD-20", "cascade", "worst class", "rho", "NSD", "corruptions")
@@ -150,12 +161,12 @@ BASELINE = "at"  # of rho
 
 
 def shown(runs, baselines):
-    """The cells of a row, from the runs of its seeds; baselines: classes of the baseline's runs, or none."""
+    """The cells of a row, from its runs by seed; baselines: those of the baseline, none before it has run."""
     cells = []
-    for run, baseline in zip(runs, baselines, strict=False):
-        run[0]["rho"] = rho(baseline, run[2]), None
+    for seed, run in runs.items():
+        run.cells["rho"] = rho(baselines[seed].classes, run.classes) if baselines else None, None
     for name in COLUMNS:
-        found = [run[0].get(name, (None, None)) for run in runs]
+        found = [run.cells[name] for run in runs.values()]
         values, interval = [100 * value for value, _ in found if value is not None], found[0][1]
         if len(values) > 1:
             cells.append(f"{statistics.mean(values):.1f} ({statistics.stdev(values):.1f})")
@@ -164,10 +175,10 @@ def shown(runs, baselines):
             cells.append(f"{values[0]:.1f}{between}")
         else:
             cells.append("-")
-    seconds = [run[3] for run in runs if run[3] is not None]
+    seconds = [run.seconds for run in runs.values() if run.seconds is not None]
     return [
         *cells,
-        f"{sum(run[1] for run in runs)} of {len(runs)}",
+        f"{sum(run.doubts for run in runs.values())} of {len(runs)}",
         f"{statistics.median(seconds):.1f}" if seconds else "-",
     ]
 
@@ -192,7 +203,7 @@ def main():
     )
     print(f"| method | {' | '.join(COLUMNS)} | doubts | s/epoch |\n|{'---|' * (len(COLUMNS) + 3)}", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        folder, starts, baselines = Path(name), [], []
+        folder, starts, baselines = Path(name), [], {}
         for seed in range(study.seeds):
             write_data(arguments.data, study.images, seed, folder / f"{seed}.npz")
             data, start = f"npz:{folder / f'{seed}.npz'}", SAMPLES / "mnist_cnn.pt"
@@ -202,8 +213,10 @@ def main():
             starts.append((seed, start, data))
         for row in arguments.rows.split(",") if arguments.rows else ROWS:
             seeds = starts[:1] if row == PLAIN and arguments.data == "mnist" else starts  # one file, one network
-            runs = [one_run(row, seed, start, study, data, arguments.threads, folder) for seed, start, data in seeds]
-            baselines = [run[2] for run in runs] if row == BASELINE else baselines
+            runs = {
+                seed: one_run(row, seed, start, study, data, arguments.threads, folder) for seed, start, data in seeds
+            }
+            baselines = runs if row == BASELINE else baselines
             print(f"| {row} | {' | '.join(shown(runs, baselines))} |", flush=True)
 
 

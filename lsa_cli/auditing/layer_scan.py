@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lsa_cli.errors import UsageError
+
 RESAMPLES = 1000
 
 
@@ -24,6 +26,12 @@ class MvlRule:
     eta: float = 0.5
     sigma: str = "samples"
     top_k: int | None = None
+
+
+def refuse_more(top_k: int, count: int, where: str) -> None:
+    """Raises UsageError where --top-k asks for more layers than are ranked."""
+    if top_k > count:
+        raise UsageError(f"--top-k {top_k}: {where} ranks {count} layer{'s' if count != 1 else ''}; give at most that")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, CORRUPTIONS, NOISES, Attack, Threat, make_threat
 from lsa_cli.attacks.ensemble import AutoAttack
+from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Bounds
-from lsa_cli.auditing.layer_scan import MvlRule
+from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers, usable_cores
 from lsa_cli.config import AuditSettings
@@ -134,8 +135,8 @@ def make_plan(
     selectors = tuple(settings.layers or ["activations"])
     refuse_without_layers(network, selectors)
     chosen = [] if selectors == ("none",) else select_layers(network.layers, selectors)
-    if settings.top_k is not None and settings.top_k > len(chosen) > 0:
-        raise UsageError(f"--top-k {settings.top_k}: the scan ranks {len(chosen)} layers; give at most that")
+    if settings.top_k is not None and chosen:
+        refuse_more(settings.top_k, len(chosen), "the scan")
     weighted = [layer for layer in network.layers if layer.is_learnable]
     sigma = settings.sigma or "samples"
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
@@ -352,13 +353,11 @@ def _members(ensembles: list[tuple[str, str, Attack]], taken: set[str]) -> tuple
 
 
 def _without_square(cascade: Sequence[Named]) -> list[Warning]:
-    """Version "rand" has no Square in any norm."""
-    lacking = [
-        named.spec
-        for named in cascade
-        if getattr(named.attack, "threat").norm not in Square.norms  # noqa: B009
-        and parse_spec(named.spec, "attack")[1].get("version") != "rand"
-    ]
+    """Where Square belongs beside FAB-T, and could not be."""
+    kinds: dict[str, set[type[Attack]]] = {}
+    for named in cascade:
+        kinds.setdefault(named.spec, set()).add(type(named.attack))
+    lacking = [spec for spec, found in kinds.items() if FABT in found and Square not in found]
     if not lacking:
         return []
     message = f"{lacking[0]} runs without Square, which is not built for l1: no attack without gradients stands behind its number"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lsa_cli.auditing.layer_scan import refuse_more
 from lsa_cli.config import HardenSettings
 from lsa_cli.errors import UsageError
 from lsa_cli.layers import Layer, select_layers
@@ -38,12 +39,6 @@ def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str
             f"--mvl {path}: this network has no layer {unknown_here[0]}; is it the report of another model?"
         )
     return tuple(found)
-
-
-def refuse_more(top_k: int, count: int, where: str) -> None:
-    """Raises UsageError where --top-k asks for more layers than are ranked."""
-    if top_k > count:
-        raise UsageError(f"--top-k {top_k}: {where} ranks {count} layer{'s' if count != 1 else ''}; give at most that")
 
 
 def gammas(text: str, layers: Sequence[str]) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lsa_cli.attacks.threat import Threat
+from lsa_cli.auditing.layer_scan import refuse_more
 from lsa_cli.auditing.network import Network, Say, open_network
 from lsa_cli.auditing.plan import AuditPlan, eps_as_text, make_plan
 from lsa_cli.config import AuditSettings, HardenSettings
@@ -14,7 +15,7 @@ from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.base import HARDENINGS, Hardening, Task
 from lsa_cli.hardening.bases import BASES
-from lsa_cli.hardening.held import check_gamma, gammas, named_layers, refuse_more
+from lsa_cli.hardening.held import check_gamma, gammas, named_layers
 from lsa_cli.hardening.schedules import SCHEDULES
 from lsa_cli.hardening.trainer import Recipe, split_validation, trainable_names
 from lsa_cli.models.architectures import runs_user_code
