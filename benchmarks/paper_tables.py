@@ -278,14 +278,16 @@ def main():
     parser.add_argument("table", choices=STUDIES)
     parser.add_argument("--seeds", type=positive, default=5, help="networks a row, seeded 0, 1, ...; default 5")
     parser.add_argument("--rows", default="*", metavar="GLOB", help="the rows whose names match")
-    parser.add_argument("--images", type=positive, help="training images, a stratified part; default all")
-    parser.add_argument("--epochs", type=positive, help="default: 20 for moon, 10 for mnist, 30 for cifar10")
+    parser.add_argument(
+        "--images", type=positive, help="training images, a stratified part; default 12000 of mnist, all of cifar10"
+    )
+    parser.add_argument("--epochs", type=positive, help="default: 20 for moon, 5 for mnist, 30 for cifar10")
     parser.add_argument("--eps", type=float, help="of the training attack, instead of the study's own")
     parser.add_argument(
         "--cascade-images",
         type=int,
         metavar="N",
-        help="test samples that AutoAttack judges the first seed's networks on, 0 for none; default: all for moon, 200 for "
+        help="test samples that AutoAttack judges the first seed's networks on, 0 for none; default: all for moon, 100 for "
         "mnist, 500 for cifar10",
     )
     parser.add_argument("--threads", type=positive, default=1)
@@ -313,7 +315,7 @@ def main():
         if arguments.cascade_images is not None:
             judged["cascade"] = arguments.cascade_images
         eps = study.eps if arguments.eps is None else dict.fromkeys(study.eps, arguments.eps)
-        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images, eps=eps))
+        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images or study.images, eps=eps))
     out = arguments.out or Path(f"paper_{arguments.table}.jsonl")
     names = chosen_rows(parser, studies, arguments.rows)
     for study in studies:
