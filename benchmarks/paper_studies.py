@@ -190,7 +190,7 @@ STUDIES = {
             model="B", network=lambda: build_architecture("lsa:mnist-cnn", {}), normalization=PRESETS["mnist"],
             data=mnist, bounds=(0.0, 1.0), rows=("Normal", *_with_layers(("APGD", "PGD", "TRADE"), range(4))),
             # What five seeds of a row take about an hour of one thread for; all images and more epochs: --images, --epochs.
-            recipe=replace(RECIPE, epochs=5, lr=2e-3, warmup=0.3, batch_size=64), images=12_000, steps=7,
+            recipe=replace(RECIPE, epochs=5, lr=2e-3, warmup=0.3, batch_size=64), images=10_000, steps=7,
             eps=dict.fromkeys(BASES.values(), 0.3), gamma={"default": 0.5}, scan_eps=0.3,
             judged={"fgsm": None, "pgd": 1000, "cascade": 100},
             search_lr=(2e-3,), search_eps=(0.3,), search_gamma=(0.1, 0.5, 2.0),
