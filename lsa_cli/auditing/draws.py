@@ -64,9 +64,10 @@ def verdict_over_draws(verdict: Verdict, clean: np.ndarray, fooled: np.ndarray) 
 
 def random_network(eot: bool) -> Warning:
     """eot: an attack climbs the mean of several passes."""
-    mend = "" if eot else (
-        "; the attacks climbed single passes, and so found too little: attack its mean, as --attack pgd:eot=10 or "
-        "--attack autoattack:version=rand"
+    mend = (
+        "; attacks that have the setting eot climb the mean of so many passes" if eot else
+        "; the attacks climbed single passes, and so found too little: attack its mean, as --attack pgd or "
+        "--attack autoattack do unless told otherwise"
     )  # fmt: skip
     return Warning(
         code="random-network",

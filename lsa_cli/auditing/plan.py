@@ -16,10 +16,11 @@ from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
+from lsa_cli.auditing.limits import Room
 from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers, usable_cores
 from lsa_cli.config import AuditSettings
-from lsa_cli.data import LabelledData, stratified_subset
+from lsa_cli.data import LabelledData, check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.measures import MEASURES, Measure
@@ -42,6 +43,8 @@ USUAL_EPS = {
     "svhn": {"linf": "8/255"},
     "imagenet": {"linf": "4/255", "l2": "3"},
 }
+EOT = 10  # passes that attacks on a random network climb the mean of
+_ASKED_TWICE = 32  # samples by which such a network is told
 _LARGEST_BATCH = 256
 _BATCH_NUMBERS = 2_500_000  # input numbers in a batch: 16 colour images of 224 x 224
 
@@ -62,11 +65,12 @@ class AuditPlan:
 
     index: the chosen samples, ascending; layers: in the order they run. attacks: run to the end on all samples, for
     layer scan and verdict. cascade: for the verdict alone, each on what is still whole; full_on: of these survivors a
-    random part of this size. budget: seconds.
+    random part of this size. is_random: the network answers by chance. budget: seconds.
     """
 
     checkpoint: Checkpoint | None
     classifier: Classifier
+    is_random: bool
     architecture: str
     arch_args: dict[str, Any]
     data: LabelledData
@@ -127,7 +131,11 @@ def make_plan(
     seed = settings.seed if settings.seed is not None else 0
     index, selection_warnings = _choose_samples(network, settings, seed)
     threat, eps_text, eps_origin = _threat(network, network.warnings)
-    attacks, cascade = _attacks(settings, threat)
+    said = settings.batch_size if isinstance(settings.batch_size, int) else None
+    batch = said or int(np.clip(_BATCH_NUMBERS // int(np.prod(network.input_shape)), 1, _LARGEST_BATCH))
+    room = Room(min(_ASKED_TWICE, batch), may_halve=True)
+    is_random = room.fit(lambda: _answers_by_chance(network, index[: room.size], threat))
+    attacks, cascade = _attacks(settings, threat, is_random)
     if settings.full_on is not None and not cascade:
         raise UsageError("--full-on says how many survivors meet the cascade, and there is none; add --full")
     cascade_warnings = _without_square(cascade)
@@ -140,9 +148,6 @@ def make_plan(
     weighted = [layer for layer in network.layers if layer.is_learnable]
     sigma = settings.sigma or "samples"
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
-    numbers = int(np.prod(network.input_shape))
-    said = settings.batch_size if isinstance(settings.batch_size, int) else None
-    batch = said or int(np.clip(_BATCH_NUMBERS // numbers, 1, _LARGEST_BATCH))
     labels = [named.label for named in (*attacks, *cascade, *noises)]
     check_targets(settings.gate or {}, labels, network.class_names, [layer.name for layer in chosen])
     grid = tuple(sorted(set(settings.eps_grid or ())))
@@ -155,6 +160,7 @@ def make_plan(
     return AuditPlan(
         checkpoint=network.checkpoint,
         classifier=network.classifier,
+        is_random=is_random,
         architecture=network.arch,
         arch_args=network.arch_args,
         data=network.data,
@@ -302,8 +308,30 @@ def _specs(given: list[str] | None, default: Sequence[str], option: str) -> list
     return given
 
 
-def _attacks(settings: AuditSettings, threat: Threat) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
-    """Attacks for layer scan and verdict, and those of the cascade: AutoAttack is taken apart into its members."""
+def _answers_by_chance(network: Network, rows: np.ndarray, threat: Threat) -> bool:
+    """Whether two passes over the samples at these places differ."""
+    from lsa_cli.auditing.evidence import Probe, random_forward
+
+    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    y, places = (torch.from_numpy(array).to(network.device) for array in (network.labels[rows], rows))
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        return bool(random_forward(Probe(network.classifier, x, y, places, threat)).findings)
+
+
+def climbing_means(named: Named) -> Named:
+    """An attack on a network that answers by chance climbs the mean of several passes, unless its spec says how many."""
+    eot = getattr(named.attack, "eot", None)
+    if eot is None or "eot" in parse_spec(named.spec, "attack")[1]:
+        return named
+    return dataclasses.replace(named, attack=dataclasses.replace(named.attack, eot=EOT))  # type: ignore[call-arg]
+
+
+def _attacks(settings: AuditSettings, threat: Threat, is_random: bool) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
+    """Attacks for layer scan and verdict, and those of the cascade: AutoAttack is taken apart into its members.
+
+    is_random: single passes mislead, so that what the user leaves open is EoT (our choice of passes) and AutoAttack's
+    version for random networks.
+    """
     specs = _specs(settings.attack, DEFAULT_ATTACKS, "--attack")
     general = {
         name: getattr(settings, name)
@@ -327,11 +355,15 @@ def _attacks(settings: AuditSettings, threat: Threat) -> tuple[tuple[Named, ...]
         applicable = {} if factory is AutoAttack else {key: value for key, value in general.items() if key in fields}
         used |= set(applicable)
         merged = {**applicable, **options}
+        if is_random and factory is AutoAttack and not {"version", "targets", "queries"} & options.keys():
+            merged["version"] = "rand"
         made.append((name, spec, build(factory, merged, f"attack '{spec}'", **given)))
     for key in general:
         if key not in used:
             raise UsageError(f"--{key.replace('_', '-')}: none of the attacks ({', '.join(specs) or 'none'}) takes it")
     scan = _label([entry for entry in made if not isinstance(entry[2], AutoAttack)])
+    if is_random:
+        scan = tuple(map(climbing_means, scan))
     return scan, _members(
         [entry for entry in made if isinstance(entry[2], AutoAttack)], {named.label for named in scan}
     )

@@ -46,8 +46,6 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labe
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 
-_ASKED_TWICE = 32  # samples by which a random network is told before anything else
-
 
 def audit(
     target: str | Path | nn.Module,
@@ -121,7 +119,7 @@ class Run:
         self.done, self.total = 0.0, total_work(plan)
         self.y = plan.labels[plan.index]
         self.clean: np.ndarray | None = None
-        self.is_random = False
+        self.is_random = plan.is_random
         self.wrong = self.fooled = np.zeros(
             (0, DRAWS), dtype=bool
         )  # in each draw of a random network; clean, by any attack
@@ -142,7 +140,6 @@ class Run:
 
     def everything(self) -> AuditReport:
         plan = self.plan
-        self.is_random = self.room.fit(self.answers_by_chance)
         self.clean = self.clean_pass()
         # A twin is told by its answers, which of a random network say nothing: such a network is attacked as it is.
         if plan.fast and (plan.attacks or plan.cascade) and not self.is_random:
@@ -301,13 +298,6 @@ class Run:
             return {}
         wrong = [predicted_class(self.predict(x, index, number)) != y for number in range(DRAWS)]
         return {"wrong": torch.stack(wrong, 1).cpu().numpy()}
-
-    def answers_by_chance(self) -> bool:
-        rows = self.plan.index[: min(_ASKED_TWICE, self.plan.batch_size)]
-        x, y, index = next(iter(self.inputs(rows, len(rows))))
-        probe = evidence.Probe(self.plan.classifier, x, y, index, self.plan.threat, self.plan.seed, self.room.size)
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return bool(evidence.random_forward(probe).findings)
 
     def clean_pass(self) -> np.ndarray:
         plan = self.plan

@@ -9,7 +9,7 @@ import numpy as np
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.layer_scan import refuse_more
 from lsa_cli.auditing.network import Network, Say, open_network
-from lsa_cli.auditing.plan import AuditPlan, eps_as_text, make_plan
+from lsa_cli.auditing.plan import AuditPlan, climbing_means, eps_as_text, make_plan
 from lsa_cli.config import AuditSettings, HardenSettings
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
@@ -273,9 +273,10 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
     after = _audit_plan(out, given, origin, plan.network)
     before = plan.audit
+    attacks = tuple(map(climbing_means, before.attacks)) if after.is_random else before.attacks
     return replace(
         after, data=before.data, labels=before.labels, index=before.index, threat=before.threat,
-        eps_text=before.eps_text, attacks=before.attacks, eps_grid=before.eps_grid, batch_size=before.batch_size,
+        eps_text=before.eps_text, attacks=attacks, eps_grid=before.eps_grid, batch_size=before.batch_size,
     )  # fmt: skip
 
 

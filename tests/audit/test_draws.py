@@ -61,6 +61,21 @@ def test_a_network_of_chance_is_reported_by_its_mean():
     assert "random-forward" in [f.code for f in report.evidence.findings]
 
 
+@pytest.mark.parametrize(
+    ("attack", "passes", "members"),
+    [
+        ("pgd:steps=2", [10], []),
+        ("pgd:steps=2,eot=1", [1], []),
+        ("autoattack:steps=2", [], ["apgd-ce", "apgd-dlr"]),
+        ("autoattack:version=standard,steps=2,queries=5", [], ["apgd-ce", "apgd-t", "fab-t", "square"]),
+    ],
+)
+def test_attacks_on_a_network_of_chance_climb_its_mean_unless_told_otherwise(attack, passes, members):
+    report = audit(Coin(0.9), data=points(), **{**OPTIONS, "attack": [attack]})
+    assert [outcome.settings["eot"] for outcome in report.outcomes] == passes
+    assert [stage.attack for stage in report.cascade] == members
+
+
 def test_noise_is_no_vulnerability():
     x, y = points()
     rows = {row.name: row for row in audit(Coin(0.9), data=(x, y), **OPTIONS).outcomes[0].layers.rows}
@@ -76,8 +91,9 @@ def test_a_network_without_chance_is_asked_once():
     report = audit(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)),
         data=(x, y),
-        **OPTIONS,
+        **{**OPTIONS, "attack": ["pgd:steps=2"]},
     )
+    assert report.outcomes[0].settings["eot"] == 1
     assert report.verdict.draws is None
     assert report.outcomes[0].draws is None
     assert report.outcomes[0].layers.rows[0].noise_floor is None
