@@ -75,8 +75,8 @@ def random_forward(probe: Probe) -> Checked:
         f"two passes over the same {len(probe)} inputs differ for {differ} of them, {_largest(apart)}, and {changed} "
         "predicted classes change: attacks that climb single passes chase noise, and the number is a mean over throws of "
         "the dice",
-        "attack the mean over more passes (--attack pgd:eot=50), and audit the network "
-        "with the chance taken out too (dropout, sampling; --noise-off for learnt noise)",
+        "attack the mean over more passes (--attack pgd:eot=50), and audit the network with the chance taken out too "
+        "(dropout, sampling; --noise-off for learnt noise)",
     )
     saw = {"differ": differ, "classes that change": changed, "largest difference": float(apart.max())}
     return Checked("random forward", len(probe), saw, (finding,) if differ else ())
