@@ -135,7 +135,7 @@ class Run:
         self.record = Record.of(len(self.y))
         self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
         self.names = [layer.name for layer in plan.layers]
-        self.twin: Twin = original(plan.classifier, "--no-fast")
+        self.twin: Twin = original(plan.classifier, "it answers by chance" if plan.is_random else "--no-fast")
         self.room = Room(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
 
     def everything(self) -> AuditReport:

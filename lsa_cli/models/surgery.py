@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lsa_cli.attacks.randomness import belongs_to, normal_like
+from lsa_cli.attacks.randomness import belongs_to, many_normal_like
 from lsa_cli.errors import CheckpointError, LsaError
 from lsa_cli.layers import tap
 from lsa_cli.models.classifier import find_logits
@@ -91,7 +91,7 @@ class NoiseBody(nn.Module):
 
     scales: one a place, of the shape that a sample has there, (C, H, W) or (D,). The input a becomes a + scale * n with
     n from N(0, I), in training and in use; on: noise can be switched off. keyed: inside an attack or an audit each sample
-    draws from its own stream of random numbers, which costs more than torch's generator; training does without. shared: one n for all samples of a batch, as
+    draws from its own stream of random numbers, which costs more than one for all; training does without. shared: one n for all samples of a batch, as
     the official code has it, and not one for each (our choice: then what a sample is answered does not hang on its
     neighbours).
     """
@@ -129,7 +129,7 @@ class NoiseBody(nn.Module):
         if self.shared:
             return torch.randn(1, *given.shape[1:], device=given.device)
         if self.keyed and belongs_to(given):
-            return normal_like(given.detach().float())
+            return many_normal_like(given)
         return torch.randn(given.shape, device=given.device)
 
 

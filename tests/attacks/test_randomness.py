@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lsa_cli.attacks import make_threat
-from lsa_cli.attacks.randomness import normal_like, per_sample, uniform_like
+from lsa_cli.attacks.randomness import many_normal_like, normal_like, per_sample, uniform_like
 
 
 def draw(index, seed=0, stream="a", size=20_000, times=1):
@@ -22,9 +22,14 @@ def test_uniform_numbers_are_uniform():
     assert float(kolmogorov) < 1.95  # 0.1% point of the Kolmogorov distribution
 
 
-def test_normal_numbers_have_the_moments_of_a_normal():
+@pytest.mark.parametrize("draw_normal", [normal_like, many_normal_like])
+def test_normal_numbers_have_the_moments_of_a_normal(draw_normal):
     with per_sample(0, torch.arange(4), "a"):
-        numbers = normal_like(torch.empty(4, 50_000)).double()
+        numbers = draw_normal(torch.empty(4, 50_000)).double()
+        assert (
+            abs(float(torch.corrcoef(torch.cat([numbers, draw_normal(torch.empty(4, 50_000))])).triu(1).abs().max()))
+            < 0.03
+        )
     assert abs(float(numbers.mean())) < 0.01
     assert abs(float(numbers.std()) - 1) < 0.01
     assert abs(float((numbers**4).mean()) - 3) < 0.1
