@@ -56,5 +56,5 @@ class LayerRegularizer:
         # A sample on which the layer is silent has no measure, and a NaN in one row would spoil every gradient:
         # such rows count as zero here (our choice).
         awake = clean.flatten(1).any(1) & perturbed.flatten(1).any(1)
-        value = clean.new_zeros(len(clean))
+        value = torch.zeros(len(clean), device=clean.device)  # float32, whatever autocast made of the layers
         return value.index_put((awake,), self.measure(clean[awake].float(), perturbed[awake].float()))
