@@ -73,6 +73,11 @@ class Hardening:
         """Whether it hands out an average of weights of its own, see `averaged`."""
         return False
 
+    @property
+    def begins(self) -> float:
+        """The progress of the training from which it does what it is for; an epoch that is over by then is not handed out."""
+        return 0.0
+
     def prepare(self, model: Classifier) -> None:
         """Surgery on model.body, once, before there are optimizers; `surgeries` then says what was done to it, for
         `lsa_cli.models.surgery` to do it again in use."""

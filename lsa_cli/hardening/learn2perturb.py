@@ -65,6 +65,10 @@ class Learn2Perturb(Hardening):
         given = {name: str(value) for name, value in own.items() if value is not None}
         self.made = build(BASES.get(self.base), given, f"base '{self.base}'", task=self.task)
 
+    @property
+    def begins(self) -> float:
+        return _ATTACK_FROM
+
     def prepare(self, model: Classifier) -> None:
         layers = hidden_layers(model, self.task)
         names = natural_seats(layers) if self.sites == "natural" else chosen(layers, self.task, self.sites)

@@ -88,6 +88,10 @@ class NoisePropagation(Hardening):
         if self.task.awp > 0:
             raise UsageError("anp moves activations, and --awp weights: leave --awp out, or use --method at")
 
+    @property
+    def begins(self) -> float:
+        return SCHEDULES[self.schedule][0][0]  # the first phase is clean
+
     def prepare(self, model: Classifier) -> None:
         found = layers_of(model, torch.zeros(2, *self.task.input_shape, device=next(model.parameters()).device))
         self.names = chosen_sites(found, self.sites, self.task.layers)

@@ -271,7 +271,8 @@ class _Training:
         )  # fmt: skip
         self.history.append(result)
         score = self.method.score(under_pgd)
-        if score > self.best_score and result.strength == 1 and math.isfinite(result.loss):
+        whole = result.strength == 1 and epoch / recipe.epochs > self.method.begins  # the last epoch always is
+        if score > self.best_score and whole and math.isfinite(result.loss):
             self.best, self.best_epoch, self.best_score = weights_of(judged), epoch, score
         self.save()
         if distributed.rank() == 0:

@@ -7,7 +7,7 @@ import torch
 
 from lsa_cli.errors import LayerError, UsageError
 from lsa_cli.hardening import trainer as trainer_module
-from lsa_cli.hardening.noise_propagation import Phase, phase, pushed, with_noise
+from lsa_cli.hardening.noise_propagation import NoisePropagation, Phase, phase, pushed, with_noise
 from lsa_cli.models.classifier import Classifier
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network
 
@@ -163,6 +163,16 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path, monkeypa
         run(make_job(tmp_path, *prepared(options), recipe=plan), stop_after=9)
     resumed = run(make_job(tmp_path, *prepared(options, small_network(seed=1)), resume=True, recipe=plan))
     assert same(whole.last, resumed.last)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "first"),
+    [("ours", 1, 1), ("ours", 2, 1), ("ours", 3, 2), ("official", 4, 2), ("ours", 6, 3)],
+)
+def test_an_epoch_without_noise_is_not_handed_out(schedule, epochs, first, tmp_path, monkeypatch):
+    monkeypatch.setattr(NoisePropagation, "score", lambda self, diagnosis: 0.0)  # of equal epochs the first is taken
+    method, model = prepared({"schedule": schedule})
+    assert run(make_job(tmp_path, method, model, recipe=recipe(epochs=epochs, warmup=0.0))).best_epoch == first
 
 
 def test_an_epoch_leaves_nothing_behind_and_moves_the_weights(tmp_path):
