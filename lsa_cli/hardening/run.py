@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +324,7 @@ def _trained(
 def _log(path: Path, results: list[EpochResult], fresh: bool) -> None:
     try:
         with path.open("w" if fresh else "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(result.plain()) + "\n" for result in results)
+            file.writelines(json.dumps(result.plain(), allow_nan=False) + "\n" for result in results)
     except OSError as error:
         raise RunError(f"the log {path} cannot be written: {error.strerror or error}") from error
 
@@ -355,8 +355,8 @@ def _write(plan: HardenPlan, method: Hardening, layers: tuple[str, ...], trained
         return
     body = plan.network.classifier.body
     for path, weights, epoch in (
-        (files.last, trained.last, len(trained.history)),
         (files.out, trained.best, trained.best_epoch),
+        (files.last, trained.last, len(trained.history)),
     ):
         plan.network.classifier.load_state_dict(weights)
         write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out, method.surgeries))
@@ -373,7 +373,7 @@ def _description(
         "stopped": trained.stopped, "parent": parent.path.name if parent else None,
         "parent_sha256": parent.sha256 if parent else None, "lsa": __version__, "torch": str(torch.__version__),
         "ranks": distributed.world(), "batch_norm_by_rank": normalizes_by_rank(network.classifier),
-        "held_out": asdict(trained.history[epoch - 1]) if epoch else None,
+        "held_out": trained.history[epoch - 1].plain() if epoch else None,
     }  # fmt: skip
     has_mean = isinstance(normalize, Normalize)
     foreign = arch_runs_user_code(network.arch)

@@ -5,7 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +342,7 @@ class _Training:
                 self.job.state_file,
                 self.job.identity,
                 {
-                    "step": self.step, "history": [result.plain() for result in self.history], "sums": self.sums,
+                    "step": self.step, "history": [asdict(result) for result in self.history], "sums": self.sums,
                     "counted": self.counted, "spent": self.spent, "model": self.model.state_dict(),
                     "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
                     "average": self.average.state() if self.average is not None else None,

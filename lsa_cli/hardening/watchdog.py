@@ -27,7 +27,16 @@ class EpochResult:
     seconds: float
 
     def plain(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON, which has no number for what is not finite: None there."""
+        values = asdict(self)
+        return values | {
+            "loss": _finite(self.loss),
+            "parts": {name: _finite(part) for name, part in self.parts.items()},
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def trouble(history: Sequence[EpochResult], chance: float) -> str | None:

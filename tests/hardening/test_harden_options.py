@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
@@ -59,6 +60,59 @@ def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):
     assert lsa(*command, "--resume").code == 0
     with open("h.log.jsonl") as file:
         assert [json.loads(line)["epoch"] for line in file] == [1, 2]
+
+
+# ---- the watchdog ----------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_stops_being_finite_leaves_the_best_epoch_and_its_words(lsa, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import trainer
+
+    save, update = trainer._Training.save, trainer._Training.update
+
+    def break_down(self, batch, count):
+        update(self, batch, count)
+        if self.step == self.per_epoch + 3:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(float("nan"))
+
+    def save_and_die(self):
+        save(self)
+        if len(self.history) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer._Training, "update", break_down)
+    monkeypatch.setattr(trainer._Training, "save", save_and_die)
+    command = (
+        "harden",
+        MOON,
+        "-o",
+        "h.pt",
+        "--method",
+        "at",
+        "--base",
+        "fgsm",
+        "--epochs",
+        4,
+        "--warmup",
+        0,
+        "--threads",
+        1,
+        "-n",
+        20,
+    )
+    assert lsa(*command).code == 130
+    monkeypatch.setattr(trainer._Training, "save", save)
+    result = lsa(*command, "--resume")
+    assert (result.code, "stopped early: the loss is not finite; a smaller --lr" in result.err) == (3, True), result.err
+    with open("h.log.jsonl") as file:
+        log = [json.loads(line, parse_constant=pytest.fail) for line in file]
+    assert [line["loss"] is None for line in log] == [False, True]
+    assert {"h.pt", "h.last.pt", "h.after.json", "h.compare.json"} <= set(os.listdir())
+    assert not os.path.exists("h.state.pt")
+    handed_out, last = (read_checkpoint(name).description.history[-1] for name in ("h.pt", "h.last.pt"))
+    assert (handed_out["epoch"], handed_out["held_out"]) == (1, log[0])
+    assert (last["epoch"], last["held_out"]["parts"]) == (2, {"J": None})
 
 
 # ---- layers and their weights --------------------------------------------------------------------------
