@@ -339,6 +339,7 @@ def _write_page(hardened: "Hardened", html: str) -> None:
 
 
 def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: bool) -> None:
+    from lsa_cli.hardening.run import epoch_in_words
     from lsa_cli.report.hardening import one_line, print_hardening
 
     if hardened.incomparable is not None:
@@ -348,7 +349,9 @@ def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: boo
         emit(one_line(hardened.before, hardened.after) + "\n")
         return
     print_hardening(hardened.before, hardened.after, hardened.compared, hardened.layers, data_console())
-    held = f"epoch {hardened.best_epoch} of {plan.recipe.epochs}, the best by {plan.chosen_by} on held-out samples"
+    held = epoch_in_words(hardened.best_epoch)
+    if hardened.best_epoch:
+        held += f" of {plan.recipe.epochs}, the best by {plan.chosen_by} on held-out samples"
     audits = "both audits" if hardened.compared is None else "both audits, their comparison"
     note(f"saved: {hardened.out} ({held}), and beside it the last epoch, {audits} and the log")
     if html is not None and hardened.compared is not None:

@@ -19,7 +19,7 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
-from lsa_cli.errors import RunError, UsageError
+from lsa_cli.errors import LsaError, RunError, UsageError
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state
@@ -73,7 +73,8 @@ class Files:
 
 @dataclass(frozen=True)
 class Hardened:
-    """What came of it. layers: that were held, worst first. stopped: the watchdog's words, if it ended the training.
+    """What came of it. layers: that were held, worst first. best_epoch: 0 is the network before
+    training. stopped: the watchdog's words, if it ended the training.
 
     compared: before with after; where the two reports do not allow that, None, and incomparable says why.
     """
@@ -144,10 +145,18 @@ def run_harden(
                 f"{out} cannot be written: {error.strerror or error}; the state is in {files.state}"
             ) from error
         if trained.stopped is not None:
-            say(f"stopped: {trained.stopped}; {out} holds epoch {trained.best_epoch}")
+            say(f"stopped: {trained.stopped}; {out} holds {epoch_in_words(trained.best_epoch)}")
         distributed.barrier()
         say(f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {len(plan.audit.index)} samples")
-        after = run_audit(distributed.agreed(lambda: plan_after(plan, out)), progress=show)
+        try:
+            after = run_audit(distributed.agreed(lambda: plan_after(plan, out)), progress=show)
+        except LsaError as error:
+            if trained.stopped is None:
+                raise
+            raise RunError(
+                f"stopped early: {trained.stopped}; {out} holds {epoch_in_words(trained.best_epoch)}, and cannot be "
+                f"audited: {error}"
+            ) from error
         compared, incomparable = _compared(before, after)
         if distributed.rank() == 0:
             write_text(str(files.after), after.to_json())
@@ -159,6 +168,10 @@ def run_harden(
     return Hardened(
         out, before, after, compared, incomparable, layers, trained.history, trained.best_epoch, trained.stopped
     )
+
+
+def epoch_in_words(epoch: int) -> str:
+    return f"epoch {epoch}" if epoch else "the network before training"
 
 
 def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | None, str | None]:

@@ -24,7 +24,7 @@ from lsa_cli.hardening.augmentation import AUGMENTATIONS
 from lsa_cli.hardening.base import Batch, Hardening
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
-from lsa_cli.hardening.watchdog import EpochResult, trouble
+from lsa_cli.hardening.watchdog import EpochResult, at_chance, trouble
 from lsa_cli.hardening.weights import Average
 from lsa_cli.models.classifier import Classifier, predicted_class
 
@@ -74,8 +74,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Trained:
-    """best, last: state_dicts of the network. best_epoch: 0 is the network before training. stopped: the watchdog's
-    words, where it ended the training early."""
+    """best, last: state_dicts of the network. best_epoch: 0 is the network before training, which is handed out where no
+    epoch was at full strength, or the watchdog ended the training and the best epoch is at chance. stopped: its words."""
 
     best: dict[str, torch.Tensor]
     last: dict[str, torch.Tensor]
@@ -135,7 +135,7 @@ class _Training:
         self.sums: dict[str, float] = {}
         self.counted: dict[str, int] = {}
         self.spent = 0.0
-        self.best = weights_of(self.judged_model())
+        self.best = self.untrained = weights_of(self.judged_model())
         self.best_epoch, self.best_score = 0, -1.0
         self.saved = time.monotonic()
 
@@ -148,6 +148,8 @@ class _Training:
         while self.step < self.total and stopped is None:
             self.one_epoch()
             stopped = trouble(self.history, self.chance)
+        if stopped is not None and self.best_epoch and at_chance(self.history[self.best_epoch - 1], self.chance):
+            self.best, self.best_epoch = self.untrained, 0  # the best of bad epochs is not handed out
         return Trained(self.best, weights_of(self.judged_model()), self.best_epoch, self.history, stopped)
 
     @property

@@ -39,6 +39,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def at_chance(result: EpochResult, chance: float) -> bool:
+    return result.clean <= 1.2 * chance
+
+
 def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
     """What went wrong by the last epoch, with the mend; None where nothing did.
 
@@ -57,7 +61,7 @@ def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
             "several steps (--base pgd), a smaller --lr or a smaller --eps"
         )
     recent = history[-_PATIENCE:]
-    if len(recent) == _PATIENCE and all(result.clean <= 1.2 * chance for result in recent):
+    if len(recent) == _PATIENCE and all(at_chance(result, chance) for result in recent):
         return (
             f"not learning: clean accuracy has been at chance ({last.clean:.1%}) for {_PATIENCE} epochs; use a "
             "smaller --lr, a longer --warmup, or a smaller --gamma"

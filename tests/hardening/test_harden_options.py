@@ -115,6 +115,38 @@ def test_a_loss_that_stops_being_finite_leaves_the_best_epoch_and_its_words(lsa,
     assert (last["epoch"], last["held_out"]["parts"]) == (2, {"J": None})
 
 
+def test_a_training_that_never_learns_leaves_the_network_as_it_was(lsa):  # noqa: F811
+    options = ("--method", "at", "--base", "fgsm", "--lr", 3, "--epochs", 6, "--threads", 1, "-n", 20)
+    result = lsa("harden", MOON, "-o", "h.pt", *options)
+    assert (result.code, "stopped early: not learning: clean accuracy has been at chance" in result.err) == (3, True)
+    assert "saved: h.pt (the network before training), and beside it the last epoch, both audits" in result.err
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (MOON, "h.pt"))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    entry = read_checkpoint("h.pt").description.history[-1]
+    assert (entry["epoch"], entry["held_out"], entry["stopped"][:12]) == (0, None, "not learning")
+
+
+def test_a_stop_is_told_even_if_what_it_left_cannot_be_audited(refused, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import run, trainer
+
+    audits = []
+
+    def audit_once(*arguments, **options):
+        audits.append(None)
+        if len(audits) == 2:
+            raise UsageError("the network is dead")
+        return audit(*arguments, **options)
+
+    audit = run.run_audit
+    monkeypatch.setattr(run, "run_audit", audit_once)
+    monkeypatch.setattr(trainer, "trouble", lambda history, chance: "not learning; use a smaller --lr")
+    refused(
+        "harden", MOON, "-o", "h.pt", "--method", "at", "--base", "fgsm", *BRIEF, code=3,
+        says="stopped early: not learning; use a smaller --lr; h.pt holds epoch 1, and cannot be audited: the network is dead",
+        leaves=("h.pt", "h.last.pt", "h.before.json", "h.log.jsonl", "h.state.pt"),
+    )  # fmt: skip
+
+
 # ---- layers and their weights --------------------------------------------------------------------------
 
 
