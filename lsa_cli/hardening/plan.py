@@ -110,24 +110,21 @@ class HardenPlan:
         return build(HARDENINGS.get(self.method), self.options, f"method '{self.method}'", task=self.task(layers))
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
-        only = [_module_of(name) for name in layers] if self.train_only_flagged else None
-        return trainable_names(self.network.classifier, self.freeze, self._weights_before(only))
+        only = self._weights_of(layers) if self.train_only_flagged else None
+        return trainable_names(self.network.classifier, self.freeze, only)
 
-    def _weights_before(self, modules: list[str] | None) -> list[str] | None:
-        """The flagged layers' own weights; of an activation, those of the layer with weights that feeds it."""
-        if modules is None:
-            return None
+    def _weights_of(self, layers: tuple[str, ...]) -> list[str]:
+        """Modules with the flagged layers' own weights; of an activation, the layer with weights that ran last before it."""
         named = dict(self.network.classifier.body.named_modules())
-        order = [layer for layer in self.network.layers if not layer.name.partition("#")[2]]
+        order = [layer.name for layer in self.network.layers]
         found: list[str] = []
-        for module in modules:
-            if module in named and any(True for _ in named[module].parameters()):
-                found.append(module)
+        for name in layers:
+            module = _module_of(name)
+            if ":" not in name and any(True for _ in named[module].parameters()):
+                found.append(module)  # a functional call has none, whatever the module around it has
                 continue
-            place = next((i for i, layer in enumerate(order) if _module_of(layer.name) == module), 0)
-            before = [layer.name for layer in order[:place] if layer.is_learnable]
-            if before:
-                found.append(before[-1])
+            before = [layer.name for layer in self.network.layers[: order.index(name)] if layer.is_learnable]
+            found += [_module_of(last) for last in before[-1:]]
         return found
 
 

@@ -17,6 +17,44 @@ MOON = ROOT / "sample_models" / "moon_mlp.pt"
 BRIEF = ("--epochs", 1, "--threads", 1, "-n", 40)
 
 
+FUNCTIONAL = """
+import torch
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return torch.relu(x + self.two(torch.relu(self.one(x))))
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm, self.c = torch.nn.Linear(2, 8), Block(), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)
+        self.act, self.d = torch.nn.ELU(), torch.nn.Linear(8, 8)
+    def forward(self, x):
+        x = torch.relu(self.norm(self.b(torch.relu(self.a(x)))))
+        return self.c(self.act(self.d(self.act(x))))
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path):
+    """A plan for a network of the user's own code, with functional activations and BatchNorm."""
+    (tmp_path / "own.py").write_text(FUNCTIONAL)
+    space = {}
+    exec(FUNCTIONAL, space)
+    torch.save(space["Net"]().state_dict(), tmp_path / "own.pth")
+    generator = np.random.default_rng(0)
+    parts = {"x_train": (80, 2), "x_test": (40, 2), "y_train": 80, "y_test": 40}
+    made = {n: generator.random(size) if n[0] == "x" else np.arange(size) % 2 for n, size in parts.items()}
+    np.savez(tmp_path / "own.npz", **made)
+    own = {"arch": f"{tmp_path}/own.py:Net", "data": f"npz:{tmp_path}/own.npz", "eps": "0.1", "normalize": "none"}
+
+    def plan(**harden):
+        return make_harden_plan(tmp_path / "own.pth", settings_from({**own, "threads": 1, "harden": harden}), {})
+
+    return plan
+
+
 def planned(**own):
     return make_harden_plan(MOON, settings_from({"threads": 1, "limit": 40, "harden": own}), {})
 
@@ -179,6 +217,22 @@ def test_several_layers_and_frozen_parameters_split_on_commas(lsa):  # noqa: F81
 
 
 # ---- schedules, samples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "trained"),
+    [
+        (":relu", "a"),
+        ("b:relu", "b.one"),
+        ("b:relu#2", "b.two"),
+        (":relu#2", "b.two"),
+        ("act#2", "d"),
+        ("norm", "norm"),
+    ],
+)
+def test_a_flagged_activation_trains_the_layer_with_weights_before_it(own_code, layer, trained):
+    plan = own_code(layers=[layer], train_only="flagged")
+    assert plan.trainable(plan.layers) == {f"body.{trained}.weight", f"body.{trained}.bias"}
 
 
 @pytest.mark.parametrize("method", ["anp", "anp+at"])
