@@ -1,10 +1,12 @@
 """HardenPlan: every setting of a hardening, resolved before anything costs time."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.layer_scan import refuse_more
@@ -180,7 +182,7 @@ def make_harden_plan(
     if made.averages and recipe.average != "none":
         raise UsageError(f"{method} averages weights itself, so --{recipe.average} cannot; leave one of the two out")
     if not plan.train_only_flagged or chosen:
-        plan.trainable(chosen)
+        _refuse_lone_samples(plan, plan.trainable(chosen))
     return plan
 
 
@@ -308,6 +310,21 @@ def _try_method(plan: HardenPlan) -> Hardening:
         return plan.make_method((plan.audit.layers[-1].name,))
     check_gamma(plan.gamma, [layer.name for layer in plan.audit.layers])
     return replace(plan, gamma=str(DEFAULT_GAMMA)).make_method(hidden[:1])
+
+
+def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
+    """BatchNorm that trains needs two values for each channel, and of one sample's vector it has one."""
+    if plan.recipe.batch_size > 1:
+        return
+    for layer in plan.network.layers:
+        if isinstance(layer.module, nn.modules.batchnorm._BatchNorm) and math.prod(layer.shape[1:]) == 1:
+            name = _module_of(layer.name)
+            own = [f"body.{name}.{parameter}" for parameter, _ in layer.module.named_parameters()]
+            if not own or not moving.isdisjoint(own):
+                raise UsageError(
+                    f"--batch-size 1: {name} is {layer.kind} and takes the mean over a batch; give at least 2, or "
+                    f"--freeze {name}"
+                )
 
 
 def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:

@@ -209,6 +209,13 @@ def test_numbers_and_names_of_weights_are_checked_before_a_scan(gamma, says):
         planned(gamma=gamma, hold="mvl")
 
 
+def test_batch_norm_of_vectors_is_not_trained_on_single_samples(own_code):
+    with pytest.raises(UsageError, match=r"--batch-size 1: norm is BatchNorm1d .* --freeze norm"):
+        own_code(batch_size=1)
+    assert own_code(batch_size=1, freeze=["norm"]).recipe.batch_size == 1  # in evaluation mode it takes no mean
+    assert own_code(batch_size=2).recipe.batch_size == 2
+
+
 def test_several_layers_and_frozen_parameters_split_on_commas(lsa):  # noqa: F811
     result = lsa("harden", MOON, "-o", "h.pt", *BRIEF, "--layers", "elu1,elu2", "--freeze", "fc1,fc2")
     assert result.code == 0, result.err
