@@ -1,5 +1,6 @@
 """The loop: resume to the bit, what is trained and what is not, averages, schedules, the choice of the best epoch."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -180,6 +181,13 @@ def test_the_watchdog_knows_a_network_that_does_not_learn():
     stuck = [result(epoch, clean=0.11, fgsm=0.1, robust=0.1) for epoch in (1, 2, 3)]
     assert "not learning" in trouble(stuck, 0.1)
     assert trouble(stuck[:2], 0.1) is None
+
+
+def test_the_watchdog_judges_two_classes_and_one_large_class_too():
+    assert trouble([result(1, robust=0.8), result(2, fgsm=0.9, robust=0.3)], 0.5).startswith("catastrophic overfitting")
+    learns = [result(epoch, clean=0.97, robust=0.9) for epoch in (1, 2, 3)]
+    assert trouble(learns, 0.9) is None
+    assert "not learning" in trouble([dataclasses.replace(one, clean=0.91) for one in learns], 0.9)
 
 
 def test_the_watchdog_knows_a_loss_that_is_not_finite():
