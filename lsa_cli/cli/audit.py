@@ -12,7 +12,7 @@ from lsa_cli.cli import launch
 from lsa_cli.cli import options as o
 from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
-from lsa_cli.cli.harden import harden_flagged, plan_flagged, refuse_outputs
+from lsa_cli.cli.harden import harden_flagged, plan_flagged
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError
 from lsa_cli.registry import parse_number
@@ -260,6 +260,7 @@ def audit(
     from lsa_cli.auditing.early import DEFAULT_ALPHA, decide_early
     from lsa_cli.auditing.run import run_audit
     from lsa_cli.config import settings_from
+    from lsa_cli.data import location_of
     from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.gate import is_breach, parse_limits
 
@@ -287,15 +288,18 @@ def audit(
         raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")
 
     def outputs_of() -> "Outputs":
+        read: list[str | Path] = [path for path in (checkpoint, config, data and location_of(data)) if path is not None]
         if harden is not None:
-            refuse_outputs(Path(harden), checkpoint)
+            from lsa_cli.hardening.files import refuse_outputs
+
+            refuse_outputs(Path(harden), read)
         found = _outputs(checkpoint, "gate" if gate_only else "audit", output, wanted, to_stdout, csv, samples)
         if resume and "json" not in found.files:
             raise UsageError(
                 "--resume needs the report file beside which the journal is; say --json FILE or --output DIR"
             )
         if not dry_run:
-            found.check([checkpoint, config])
+            found.check(read)
         return found
 
     outputs = launch.first(outputs_of)

@@ -212,7 +212,7 @@ def harden(
             },
         }
     )  # fmt: skip
-    target = Path(out or f"{Path(checkpoint).stem}.hard.pt")
+    target = Path(f"{Path(checkpoint).stem}.hard.pt" if out is None else out)
     run(checkpoint, given, config, target, resume, quiet, html)
 
 
@@ -221,8 +221,12 @@ def run(
     html: str | None = None,
 ) -> None:  # fmt: skip
     """Merge, plan and train."""
-    launch.first(lambda: refuse_outputs(out, checkpoint, html))
+    from lsa_cli.config import find_config
+    from lsa_cli.hardening.files import inputs_of
+
     settings, origin = _merged(checkpoint, given, config, note)
+    inputs = inputs_of(checkpoint, find_config(config, checkpoint)[0], settings)
+    launch.first(lambda: _refuse_outputs(out, inputs, html))
     _train(checkpoint, settings, origin, out, resume, quiet, html)
 
 
@@ -246,8 +250,9 @@ def _train(
 ) -> None:  # fmt: skip
     """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
     from lsa_cli import distributed
+    from lsa_cli.hardening.files import Files
     from lsa_cli.hardening.plan import make_harden_plan
-    from lsa_cli.hardening.run import Files, run_harden
+    from lsa_cli.hardening.run import run_harden
 
     say = (lambda message: None) if quiet else note
     with foreign_code():
@@ -305,29 +310,16 @@ def harden_flagged(
     _train(checkpoint, settings.model_copy(update={"harden": own}), origin, out, False, quiet)
 
 
-def refuse_outputs(out: Path, checkpoint: str, html: str | None = None) -> None:
-    """Every file that is going to be written can be, and none is the one that is read."""
-    from lsa_cli.report.exporters import check_writable
+def _refuse_outputs(out: Path, inputs: "list[str | Path]", html: str | None) -> None:
+    """Every file that is going to be written can be, and none is one that is read, or another of them."""
+    from lsa_cli.hardening.files import Files, refuse_outputs
+    from lsa_cli.report.exporters import Outputs
 
-    if out.suffix not in (".pt", ".pth"):
-        raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
-    if out.resolve() == Path(checkpoint).resolve():
-        raise UsageError(f"--out {out} is the checkpoint that is hardened; give another file name")
-    check_writable("out", str(out))
-    if html is not None:
-        _refuse_page(html, out, checkpoint)
-
-
-def _refuse_page(html: str, out: Path, checkpoint: str) -> None:
-    from lsa_cli.hardening.run import Files
-    from lsa_cli.report.exporters import check_writable
-
+    refuse_outputs(out, inputs)
     if html == "-":
         raise UsageError("--html - : a page does not go to stdout; give a file name")
-    check_writable("html", html)
-    taken = [path.resolve() for path in (Path(checkpoint), *Files(out).all())]
-    if Path(html).resolve() in taken:
-        raise UsageError(f"--html {html} is a file that the hardening reads or writes; give another file name")
+    if html is not None:
+        Outputs({"html": html}).check(inputs, Files(out).all())
 
 
 def _write_page(hardened: "Hardened", html: str) -> None:

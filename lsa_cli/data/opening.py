@@ -16,6 +16,11 @@ def runs_user_code(spec: str) -> bool:
     return spec.partition(":")[0] not in DATA_SOURCES
 
 
+def location_of(spec: str) -> str:
+    """The file or folder that `SOURCE:LOCATION[?...]` names, where it names one."""
+    return spec.partition(":")[2].partition("?")[0]
+
+
 def open_data(
     spec: str,
     *,

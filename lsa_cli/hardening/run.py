@@ -21,6 +21,7 @@ from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
 from lsa_cli.errors import LsaError, RunError, UsageError
 from lsa_cli.hardening.base import Hardening
+from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_without_state
 from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, normalizes_by_rank, train, validation_of, weights_of
@@ -32,43 +33,6 @@ from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.schema import AuditReport, Protocol, write_text
 
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where a hardening writes: all beside the checkpoint asked for."""
-
-    out: Path
-
-    def beside(self, ending: str) -> Path:
-        return self.out.with_name(f"{self.out.stem}.{ending}")
-
-    @property
-    def last(self) -> Path:
-        return self.beside("last.pt")
-
-    @property
-    def state(self) -> Path:
-        return self.beside("state.pt")
-
-    @property
-    def log(self) -> Path:
-        return self.beside("log.jsonl")
-
-    @property
-    def before(self) -> Path:
-        return self.beside("before.json")
-
-    @property
-    def after(self) -> Path:
-        return self.beside("after.json")
-
-    @property
-    def compare(self) -> Path:
-        return self.beside("compare.json")
-
-    def all(self) -> list[Path]:
-        return [self.out, self.last, self.state, self.log, self.before, self.after, self.compare]
 
 
 @dataclass(frozen=True)
@@ -111,6 +75,7 @@ def harden(
     if config is not None:
         parts.append((str(config), read_config(Path(config))))
     settings, origin = merge(*parts)
+    refuse_outputs(Path(out), inputs_of(checkpoint, config, settings))
     plan = make_harden_plan(checkpoint, settings, origin)
     return run_harden(plan, Path(out), resume=resume, progress=progress)
 

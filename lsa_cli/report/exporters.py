@@ -112,10 +112,11 @@ class Outputs:
         if failures:
             raise failures[0]
 
-    def check(self, inputs: Iterable[str | None] = ()) -> None:
+    def check(self, inputs: Iterable[str | Path] = (), others: Iterable[Path] = ()) -> None:
         """Raises UsageError now for an output that could not be written after hours of work, or would replace another
-        one or one of `inputs`."""
-        taken = {Path(path).resolve(): "is what is read here" for path in inputs if path is not None}
+        one, one of `inputs`, or one of `others`, which a hardening in the same command writes."""
+        taken = {path.resolve(): "is a file that the hardening writes" for path in others}
+        taken |= {Path(path).resolve(): "is what is read here" for path in inputs}
         files = dict(self.files)
         if self.samples is not None:
             check_samples_file(self.samples)

@@ -2,12 +2,15 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+import lsa_cli
+from lsa_cli.errors import UsageError
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison_html import render
@@ -383,11 +386,14 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--split", "dev"), "dev"),
         (("-o", "hard.txt"), "ends in .pt or .pth"),
         (("-o", "no/such/folder/hard.pt"), "does not exist"),
-        (("-o", MOON), "is the checkpoint that is hardened"),
+        (("-o", MOON), "moon_mlp.pt is a file that is read here"),
+        (("-o", ""), "ends in .pt or .pth"),
         (("--html", "no/such/folder/hard.html"), "does not exist"),
         (("--html", "-"), "give a file name"),
-        (("--html", "moon_mlp.hard.compare.json"), "a file that the hardening reads or writes"),
-        (("--html", MOON), "a file that the hardening reads or writes"),
+        (("--html", "moon_mlp.hard.compare.json"), "is a file that the hardening writes"),
+        (("--html", MOON), "is what is read here"),
+        (("--html", "moons.npz", "--data", "npz:moons.npz"), "is what is read here"),
+        (("--html", "own.py", "--plugin", "own.py"), "is what is read here"),
         (("--hold", "first"), "--hold: should be last or mvl"),
         (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),
         (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),
@@ -397,3 +403,20 @@ def test_rho_is_the_sum_of_two_relative_gains():
 )
 def test_what_makes_no_sense_is_refused(refused, options, says):  # noqa: F811
     refused("harden", MOON, "--threads", 1, "-n", 20, *options, says=says)
+
+
+def test_nothing_that_is_read_is_replaced_by_a_file_beside_the_result(refused, tmp_path):  # noqa: F811
+    for name in ("b.last.pt", "c.pt"):
+        shutil.copy(MOON, tmp_path / name)
+    (tmp_path / "c.before.json").write_text("{}")
+    (tmp_path / "own.yaml").write_text("harden: {mvl: c.before.json}\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    says = "--out b.pt also writes b.last.pt, which is a file that is read here"
+    refused("harden", "b.last.pt", "-o", "b.pt", says=says)
+    refused("harden", "b.last.pt", "-o", "c.pt", "--mvl", "c.before.json", says="also writes c.before.json")
+    refused("harden", "b.last.pt", "-o", "c.pt", "--config", "own.yaml", says="also writes c.before.json")
+    refused("audit", "b.last.pt", "--harden", "b.pt", says=says)
+    for out, word in (("b.pt", "b.last.pt"), ("b.last.pt", "is a file that is read"), ("no/h.pt", "does not exist")):
+        with pytest.raises(UsageError, match=word):
+            lsa_cli.harden("b.last.pt", out, epochs=1, limit=20)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

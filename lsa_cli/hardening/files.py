@@ -1,0 +1,67 @@
+"""Files of a hardening: where it writes, and that it replaces nothing that it reads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsa_cli.config import AuditSettings
+from lsa_cli.data import location_of
+from lsa_cli.errors import UsageError
+from lsa_cli.report.exporters import check_writable
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a hardening writes: all beside the checkpoint asked for."""
+
+    out: Path
+
+    def beside(self, ending: str) -> Path:
+        return self.out.with_name(f"{self.out.stem}.{ending}")
+
+    @property
+    def last(self) -> Path:
+        return self.beside("last.pt")
+
+    @property
+    def state(self) -> Path:
+        return self.beside("state.pt")
+
+    @property
+    def log(self) -> Path:
+        return self.beside("log.jsonl")
+
+    @property
+    def before(self) -> Path:
+        return self.beside("before.json")
+
+    @property
+    def after(self) -> Path:
+        return self.beside("after.json")
+
+    @property
+    def compare(self) -> Path:
+        return self.beside("compare.json")
+
+    def all(self) -> list[Path]:
+        return [self.out, self.last, self.state, self.log, self.before, self.after, self.compare]
+
+
+def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: AuditSettings) -> list[str | Path]:
+    """The files that are named to be read."""
+    mvl = settings.harden.mvl if settings.harden is not None else None
+    data = location_of(settings.data) if settings.data is not None else None
+    return [path for path in (checkpoint, config, mvl, data, *(settings.plugin or ())) if path is not None]
+
+
+def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises UsageError for a result that could not be written after hours of training, or would replace one of `inputs`
+    by itself or by a file beside it."""
+    if out.suffix not in (".pt", ".pth"):
+        raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
+    read = {Path(path).resolve() for path in inputs}
+    for file in Files(out).all():
+        if file.resolve() in read:
+            which = "" if file == out else f"also writes {file}, which "
+            raise UsageError(f"--out {out} {which}is a file that is read here; give another file name")
+    check_writable("out", str(out))
