@@ -289,17 +289,19 @@ def audit(
 
     def outputs_of() -> "Outputs":
         read: list[str | Path] = [path for path in (checkpoint, config, data and location_of(data)) if path is not None]
+        others: list[Path] = []
         if harden is not None:
-            from lsa_cli.hardening.files import refuse_outputs
+            from lsa_cli.hardening.files import Files, refuse_outputs
 
             refuse_outputs(Path(harden), read)
+            others = Files(Path(harden)).all()
         found = _outputs(checkpoint, "gate" if gate_only else "audit", output, wanted, to_stdout, csv, samples)
         if resume and "json" not in found.files:
             raise UsageError(
                 "--resume needs the report file beside which the journal is; say --json FILE or --output DIR"
             )
         if not dry_run:
-            found.check(read)
+            found.check(read, others)
         return found
 
     outputs = launch.first(outputs_of)

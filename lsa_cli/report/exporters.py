@@ -8,7 +8,7 @@ from pathlib import Path
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import AuditReport, write_text
-from lsa_cli.report.tables import check_samples_file, write_csv, write_samples
+from lsa_cli.report.tables import TABLES, check_samples_file, write_csv, write_samples
 
 EXPORTERS: Registry[Callable[[AuditReport], str]] = Registry("exporter")
 
@@ -131,6 +131,11 @@ class Outputs:
             target = Path(self.csv)
             if target.exists() and not target.is_dir():
                 raise UsageError(f"--csv {self.csv} is a file; give a folder, which gets one file a table")
+            for table in (target / f"{name}.csv" for name in TABLES):
+                if table.resolve() in taken:
+                    raise UsageError(
+                        f"--csv {self.csv} would write {table}, which {taken[table.resolve()]}; give another folder"
+                    )
             existing = next((parent for parent in (target, *target.parents) if parent.exists()), Path())
             _try_writing(existing, f"--csv {self.csv}")
 

@@ -20,6 +20,11 @@ from lsa_cli.report.schema import (
 if TYPE_CHECKING:
     import pandas
 
+TABLES = (
+    "attacks", "layers", "classes", "layer_by_class", "confusion", "pairs", "curves", "metrics", "cascade", "evidence",
+    "gates", "samples",
+)  # fmt: skip
+
 
 def strongest(report: AuditReport, scanned: bool = False) -> AttackOutcome | None:
     """The budget attack that left the fewest samples robust; the first of equals. scanned: of those that scanned layers."""
@@ -109,23 +114,7 @@ def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
     """The tables of a report by name, those that have rows: attacks, cascade, layers, classes, ..., samples."""
     import pandas as pd
 
-    rows: dict[str, list[dict[str, Any]]] = {
-        name: []
-        for name in (
-            "attacks",
-            "layers",
-            "classes",
-            "layer_by_class",
-            "confusion",
-            "pairs",
-            "curves",
-            "metrics",
-            "cascade",
-            "evidence",
-            "gates",
-            "samples",
-        )
-    }
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     names = report.subject.class_names
     for outcome in report.outcomes:
         key = {"attack": outcome.name, "kind": outcome.kind}

@@ -369,6 +369,26 @@ def test_what_cannot_be_hardened_is_refused_before_the_audit(lsa, lines, options
     assert not os.path.exists("moon_mlp.audit.json")
 
 
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        (("--json", "h.pt"), "--json h.pt is a file that the hardening writes"),
+        (("--json", "h.before.json"), "--json h.before.json is a file that the hardening writes"),
+        (("--html", "h.log.jsonl"), "--html h.log.jsonl is a file that the hardening writes"),
+        (("--json", "x", "--html", "x"), "--html x is already where --json goes"),
+        (
+            ("--csv", "d", "--samples", "d/layers.csv"),
+            "--csv d would write d/layers.csv, which is already where --samples",
+        ),
+        (("--csv", "d", "--data", "csv:d/layers.csv"), "--csv d would write d/layers.csv, which is what is read here"),
+        (("--html", "moons.npz", "--data", "npz:moons.npz"), "--html moons.npz is what is read here"),
+    ],
+)
+def test_no_output_of_an_audit_is_a_file_of_its_hardening_or_another_output(refused, tmp_path, outputs, says):  # noqa: F811
+    (tmp_path / "d").mkdir()
+    refused("audit", MOON, "--threads", 1, "-n", 20, "--harden", "h.pt", *outputs, says=says)
+
+
 @pytest.mark.parametrize(("limit", "code"), [("robust=0.99", 1), ("robust=0.0", 3)])
 def test_a_breached_gate_keeps_its_exit_code_where_hardening_breaks(lsa, limit, code, monkeypatch):  # noqa: F811
     from lsa_cli.errors import RunError
