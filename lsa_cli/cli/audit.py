@@ -1,6 +1,7 @@
 """`lsa audit`: options -> plan -> run -> files, tables, exit code. A thin layer over `lsa_cli.audit`."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -339,7 +340,7 @@ def audit(
     breached = is_breach(report.gates) and not exit_zero
     if harden is not None and flagged is not None:
         try:
-            with boundary():
+            with boundary(), foreign_code() if to_stdout else nullcontext():  # stdout is the report's alone
                 harden_flagged(checkpoint, flagged, report, Path(harden), quiet)
         except typer.Exit as end:
             if not breached or end.exit_code == EXIT_INTERRUPTED:

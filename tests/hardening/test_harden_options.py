@@ -389,6 +389,14 @@ def test_no_output_of_an_audit_is_a_file_of_its_hardening_or_another_output(refu
     refused("audit", MOON, "--threads", 1, "-n", 20, "--harden", "h.pt", *outputs, says=says)
 
 
+@pytest.mark.parametrize("how", [(), ("--quiet",)])
+def test_a_report_on_stdout_stands_there_alone(lsa, how):  # noqa: F811
+    _, result = chained(lsa, [], "--json", "-", *how)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["status"] == "complete"
+    assert ("robust" if how else "Before and after") in result.err
+
+
 @pytest.mark.parametrize(("limit", "code"), [("robust=0.99", 1), ("robust=0.0", 3)])
 def test_a_breached_gate_keeps_its_exit_code_where_hardening_breaks(lsa, limit, code, monkeypatch):  # noqa: F811
     from lsa_cli.errors import RunError
