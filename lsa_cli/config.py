@@ -29,10 +29,21 @@ Names = Annotated[list[str], WithJsonSchema(_NAMES)]
 _METRIC = rf"^(clean|robust|mvl|seconds|evidence\.({'|'.join(EVIDENCE_WORDS)})|({'|'.join(FAMILIES[:-1])})\..+)$"
 
 
-class HardenSettings(BaseModel):
-    """What a user can say about a hardening, beside what an audit takes; None leaves the choice to the recipe."""
+class _Settings(BaseModel):
+    """An empty text, alone or in a list, chooses nothing: what stands for the default is to say nothing."""
 
     model_config = ConfigDict(extra="forbid", defer_build=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _said(cls, value: Any) -> Any:
+        if any(isinstance(part, str) and not part.strip() for part in (value if isinstance(value, list) else [value])):
+            raise ValueError("is empty; give a value, or leave it out")
+        return value
+
+
+class HardenSettings(_Settings):
+    """What a user can say about a hardening, beside what an audit takes; None leaves the choice to the recipe."""
 
     method: str | None = Field(None, description="at-lr, at, or another of `lsa list methods`, as NAME:key=value")
     base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades, mart or apart")
@@ -120,10 +131,8 @@ class HardenSettings(BaseModel):
         return value
 
 
-class AuditSettings(BaseModel):
+class AuditSettings(_Settings):
     """What a user can say about an audit; None leaves the choice to the next in line."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     arch: str | None = Field(
         None, description="torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory"

@@ -323,7 +323,7 @@ def audit(
     if not launch.writes():
         outputs, github = type(outputs)({}, None, None), False
     run = (
-        partial(decide_early, alpha=parse_number(alpha or DEFAULT_ALPHA, "--alpha"))
+        partial(decide_early, alpha=parse_number(DEFAULT_ALPHA if alpha is None else alpha, "--alpha"))
         if gate_only
         else partial(run_audit, journal=journal)
     )
@@ -368,6 +368,9 @@ def _outputs(
     from lsa_cli.report.exporters import Outputs, check_writable
 
     default = f"{Path(checkpoint).stem}.{what}.json"
+    for name, path in (("output", folder), ("csv", csv)):
+        if path == "":
+            raise UsageError(f"--{name} is empty; name a folder, or leave it out")
     if folder is not None and not to_stdout:
         if "json" in files:
             raise UsageError("--json and --output both say where the report goes; give one of them")

@@ -160,8 +160,10 @@ SamplesFile = Annotated[
 
 
 def names_in(entries: list[str] | None) -> list[str] | None:
-    """Of a repeatable option: "a,b" "c" are three names."""
-    return None if entries is None else [name.strip() for entry in entries for name in entry.split(",") if name.strip()]
+    """Of a repeatable option: "a,b" "c" are three names; without any, the one empty name, which is refused."""
+    if entries is None:
+        return None
+    return [name.strip() for entry in entries for name in entry.split(",") if name.strip()] or [""]
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line.", rich_help_panel="Output")]

@@ -123,8 +123,18 @@ def test_bad_architectures(refused, tmp_path, arch, says):
         (["--json", "."], "is a directory"),
         (["--html", "-"], "only --json"),
         (["--attack", "none", "--eps-grid", "0,0.1"], "needs an attack"),
+        *(
+            ([f"--{name}", ""], f"--{name}: is empty")
+            for name in (
+                "layers", "attack", "metrics", "noise", "corruption", "measure", "device", "returns", "split", "plugin",
+            )
+        ),
+        (["--metrics", ","], "--metrics: is empty"),
+        (["--output", ""], "--output is empty"),
+        (["--csv", ""], "--csv is empty"),
+        (["--gate-only", "--fail-under", "robust=0.1", "--alpha", ""], "--alpha: '' is not a number"),
     ],
-)
+)  # fmt: skip
 def test_bad_options(refused, options, says):
     refused("audit", MOON, *options, says=says)
 

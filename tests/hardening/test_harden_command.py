@@ -399,6 +399,10 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),
         (("--method", "at", "--hold", "mvl"), "--hold names layers to hold, and at holds none"),
         (("--eps", "0"), "eps"),
+        *(
+            ((f"--{name}", ""), f"--{name}: is empty")
+            for name in ("layers", "freeze", "method", "base", "mvl", "gamma", "measure")
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(refused, options, says):  # noqa: F811

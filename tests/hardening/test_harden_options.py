@@ -293,6 +293,9 @@ def test_what_does_not_fit_is_refused(refused, options, says):  # noqa: F811
     [
         ("harden:\n  epochs: 1\n  gama: 1\n", ("line 3", "unknown key of harden 'gama': did you mean 'gamma'")),
         ("harden:\n  epochs: 0\n", ("line 2", "harden: epochs: should be at least 1")),
+        ("harden:\n  epochs: 1\n  method: ''\n", ("line 3", "harden: method: is empty")),
+        ("harden:\n  layers: ['']\n", ("line 2", "harden: layers: is empty")),
+        ("metrics: ''\n", ("line 1", "metrics: is empty")),
     ],
 )
 def test_a_key_within_a_section_is_named(refused, tmp_path, text, says):  # noqa: F811
