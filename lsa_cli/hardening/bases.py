@@ -166,7 +166,7 @@ class FreeBase(Base):
 
     def __post_init__(self) -> None:
         if self.replays < 1:
-            raise UsageError(f"free needs at least one replay, not {self.replays}")
+            raise UsageError(f"base free: replays should be at least 1, not {self.replays}")
 
     @property
     def updates(self) -> int:
@@ -228,6 +228,9 @@ class TradesBase(PGDBase):
     needs_clean: ClassVar[bool] = True
     beta_of_class: torch.Tensor | None = field(default=None, init=False)  # (K,) instead of beta
 
+    def __post_init__(self) -> None:
+        _refuse_negative("trades", self.beta)
+
     def attack(self, threat: Threat) -> Attack:
         return _Divergence(threat, self.task.steps, self._step_size(threat))
 
@@ -252,12 +255,20 @@ class MartBase(PGDBase):
     beta: float = 5.0
     needs_clean: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        _refuse_negative("mart", self.beta)
+
     def losses(self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         assert clean_logits is not None
         others = logits.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
         boosted = super().losses(logits, None, y) - torch.log1p(-others.clamp_max(1 - 1e-6))
         unsure = 1 - clean_logits.softmax(1).gather(1, y[:, None]).squeeze(1)
         return boosted + self.beta * _divergence(clean_logits, logits) * unsure
+
+
+def _refuse_negative(base: str, beta: float) -> None:
+    if beta < 0:
+        raise UsageError(f"base {base}: beta should be 0 or more, not {beta:g}")
 
 
 def _of_samples(factors: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor | float:  # (K,), (N,) -> (N,)

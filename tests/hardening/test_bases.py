@@ -98,7 +98,9 @@ def test_free_updates_as_often_as_it_replays(batch):
     [
         ({"base": "pdg"}, "did you mean 'pgd'"),
         ({"base": "pgd", "beta": "3"}, "unknown option 'beta'"),
-        ({"base": "free", "replays": "0"}, "at least one replay"),
+        ({"base": "free", "replays": "0"}, "replays should be at least 1, not 0"),
+        ({"base": "trades", "beta": "-1"}, "base trades: beta should be 0 or more, not -1"),
+        ({"base": "mart", "beta": "-1e-3"}, "base mart: beta should be 0 or more, not -0.001"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
