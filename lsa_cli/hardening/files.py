@@ -24,6 +24,11 @@ class Files:
         return self.beside("last.pt")
 
     @property
+    def started(self) -> Path:
+        """There while a run is not over: what it is, for a kill before its first state."""
+        return self.beside("started.json")
+
+    @property
     def state(self) -> Path:
         return self.beside("state.pt")
 
@@ -44,7 +49,9 @@ class Files:
         return self.beside("compare.json")
 
     def all(self) -> list[Path]:
-        return [self.out, self.last, self.state, self.log, self.before, self.after, self.compare]
+        return [
+            self.out, self.last, self.started, self.state, self.log, self.before, self.after, self.compare,
+        ]  # fmt: skip
 
 
 def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: AuditSettings) -> list[str | Path]:

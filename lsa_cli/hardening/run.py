@@ -23,7 +23,7 @@ from lsa_cli.errors import LsaError, RunError, UsageError
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
-from lsa_cli.hardening.state import refuse_without_state
+from lsa_cli.hardening.state import refuse_another_start, refuse_without_state
 from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, normalizes_by_rank, train, validation_of, weights_of
 from lsa_cli.hardening.watchdog import EpochResult
 from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
@@ -95,7 +95,7 @@ def run_harden(
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
     restarted = distributed.restarted()
-    resume = distributed.first(lambda: _resumes(files, resume, restarted, say))
+    resume = distributed.first(lambda: _resumes(plan, files, resume, restarted, say))
     with numerics(plan.audit):
         before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
@@ -129,6 +129,7 @@ def run_harden(
                 files.compare.unlink(missing_ok=True)  # of another run
             else:
                 write_text(str(files.compare), compared.to_json())
+            files.started.unlink(missing_ok=True)
             files.state.unlink(missing_ok=True)
     return Hardened(
         out, before, after, compared, incomparable, layers, trained.history, trained.best_epoch, trained.stopped
@@ -147,16 +148,19 @@ def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | Non
         return None, str(error)
 
 
-def _resumes(files: Files, asked: bool, restarted: bool, say: Say) -> bool:
-    """Whether there is a state to go on from. A run that was killed before it wrote one has left no result either."""
-    if asked and not files.state.exists() and not files.out.exists():
-        say(f"no state at {files.state} yet: starting from the beginning")
-        return False
+def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: Say) -> bool:
+    """Whether there is a state to go on from. If not, `files.started` says from now on what has begun, so that a kill
+    before the first state can be told from an older result."""
+    if (asked or restarted) and files.state.exists():
+        return True
+    identity = _identity(plan, plan.layers)
     if asked:
-        refuse_without_state(files.state)
-        return True
-    if restarted and files.state.exists():
-        return True
+        if files.started.exists():
+            refuse_another_start(files.started, identity)
+        elif files.out.exists():
+            refuse_without_state(files.state)
+        say(f"no state at {files.state} yet: starting from the beginning")
+    write_text(files.started, json.dumps(identity))
     files.state.unlink(missing_ok=True)  # of another run, which is not to be taken for this one
     return False
 

@@ -21,6 +21,15 @@ def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> 
         raise RunError(f"the training state {path} cannot be written: {error}") from error
 
 
+def refuse_another_start(path: Path, identity: dict[str, Any]) -> None:
+    """Raises UsageError, naming what changed, unless this run is the one that was started there."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--resume: {path} cannot be read ({error}); leave --resume out") from error
+    refuse_changes(before, json.loads(json.dumps(identity)))
+
+
 def refuse_without_state(path: Path) -> None:
     """Raises UsageError where there is nothing to resume."""
     if not path.is_file():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,30 @@ def test_resume_before_the_first_state_starts_from_the_beginning(lsa, monkeypatc
     assert result.err.count("no state at h.state.pt yet: starting from the beginning") == 1
     again = lsa(*command)
     assert (again.code, "there is no interrupted training at h.state.pt" in again.err) == (2, True)
+
+
+def test_a_run_killed_before_its_first_state_is_told_from_an_older_result(lsa, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import run
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    assert lsa("harden", MOON, "-o", "whole.pt", *BRIEF).code == 0
+    shutil.copy(MOON, "h.pt")  # the older result
+    command = ("harden", MOON, "-o", "h.pt", *BRIEF)
+    assert lsa(*command, "--resume").code == 2  # nothing has been started
+    audit = run.run_audit
+    monkeypatch.setattr(run, "run_audit", killed)
+    assert lsa(*command).code == 130
+    monkeypatch.setattr(run, "run_audit", audit)
+    other = lsa(*command, "--lr", "0.1", "--resume")
+    assert (other.code, "not the run that was interrupted: lr was 0.001 and is 0.1" in other.err) == (2, True)
+    result = lsa(*command, "--resume")
+    assert result.code == 0, result.err
+    assert "no state at h.state.pt yet: starting from the beginning" in result.err
+    whole, found = (torch.load(path, weights_only=True)["state_dict"] for path in ("whole.pt", "h.pt"))
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert not os.path.exists("h.started.json")
 
 
 def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):  # noqa: F811
