@@ -206,7 +206,7 @@ def test_a_stop_is_told_even_if_what_it_left_cannot_be_audited(refused, monkeypa
     refused(
         "harden", MOON, "-o", "h.pt", "--method", "at", "--base", "fgsm", *BRIEF, code=3,
         says="stopped early: not learning; use a smaller --lr; h.pt holds epoch 1, and cannot be audited: the network is dead",
-        leaves=("h.pt", "h.last.pt", "h.before.json", "h.log.jsonl", "h.state.pt"),
+        leaves=("h.pt", "h.last.pt", "h.before.json", "h.log.jsonl", "h.started.json", "h.state.pt"),
     )  # fmt: skip
 
 
