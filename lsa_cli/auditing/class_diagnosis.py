@@ -48,8 +48,16 @@ class ClassDiagnosis:
 
     def by_class(self, classes: int) -> np.ndarray:  # (K,), NaN for classes without samples
         """Robust accuracy of each class."""
+        return self._shares(self.robust, classes)
+
+    def clean_by_class(self, classes: int) -> np.ndarray:  # (K,), NaN for classes without samples
+        """Clean accuracy of each class."""
+        return self._shares(self.right, classes)
+
+    def _shares(self, flags: np.ndarray, classes: int) -> np.ndarray:  # (N,) bool -> (K,)
         n = np.bincount(self.y, minlength=classes).astype(float)
-        return np.divide(_class_counts(self, classes), n, out=np.full(classes, np.nan), where=n > 0)
+        held = np.bincount(self.y[flags], minlength=classes)
+        return np.divide(held, n, out=np.full(classes, np.nan), where=n > 0)
 
     def confusion(self, classes: int) -> np.ndarray:  # (K, K)
         """Of the samples right clean: true class by predicted class under the attack, where one was predicted."""

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from lsa_cli.attacks import make_threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening import trainer as trainer_module
 from lsa_cli.hardening.bases import BASES
-from lsa_cli.hardening.class_fair import cfa_factors, dafa_weights, raised, wat_weights
+from lsa_cli.hardening.class_fair import cfa_factors, dafa_weights, is_fairer, raised, wat_weights
 from lsa_cli.hardening.trainer import validation_of
 from lsa_cli.models.classifier import Classifier
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network
 
 
-def fair(name="class-fair", layers=(), **options):
-    return make_method(name, {key: str(value) for key, value in options.items()}, layers=layers)
+def fair(name="class-fair", layers=(), changes=None, **options):
+    return make_method(name, {key: str(value) for key, value in options.items()}, layers=layers, **(changes or {}))
 
 
 def diagnosed(*shares, n=10):
@@ -214,6 +215,55 @@ def test_the_offset_lifts_the_class_that_a_network_neglects(tmp_path):
     assert method.score(after) > method.score(before) + 0.5
     assert model.body.logit_offset[2] > 1
     assert method.surgeries == [{"kind": "logit-offset", "outputs": 3}]
+
+
+class Bands(torch.nn.Module):
+    """The mean brightness of the upper, middle and lower third: by 0.4 right on stripes, so 0.3 breaks every sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x):
+        return self.scale * torch.stack([x[:, 0, 3 * band : 3 * band + 2].mean((1, 2)) for band in range(3)], 1)
+
+
+def test_an_offset_that_helps_no_worst_class_is_not_taken(tmp_path):
+    """Nothing is robust: to call everything 0 would make a third of all robust, and the worst class no better."""
+    model, method = Classifier(Bands()), fair(rule="none", offset="true", changes={"threat": make_threat("linf", 0.3)})
+    method.prepare(model)
+    held_out = list(validation_of(make_job(tmp_path)))
+    before, _ = method._attacked(model.eval(), held_out)
+    assert (before.right.all(), before.robust.any()) == (True, False)
+    with torch.no_grad():
+        model.body.logit_offset[0] = 50.0
+        assert method.score(method._attacked(model, held_out)[0]) > method.score(before)
+        model.body.logit_offset.zero_()
+    method.finish(model, held_out)
+    after, _ = method._attacked(model, held_out)
+    assert after.clean_by_class(3).mean() >= 0.98
+    assert torch.equal(model.body.logit_offset, torch.zeros(3))
+
+
+def test_a_trial_is_fairer_where_the_worst_class_rises_at_little_cost():
+    start = diagnosed(0.9, 0.9, 0.3, n=100)
+
+    def fairer(*shares, best=start, wrong=0):
+        tried = diagnosed(*shares, n=100)
+        clean = np.where(np.arange(300) < wrong, 2, tried.y)  # of class 0, whose first samples stay robust no longer
+        return is_fairer(ClassDiagnosis(tried.y, clean, tried.adversarial, tried.counted), best, start, 3)
+
+    assert fairer(0.9, 0.9, 0.4)
+    assert not fairer(1.0, 1.0, 0.3)  # the mean alone
+    assert fairer(0.85, 0.85, 0.35)  # robust, in the mean: -0.0167
+    assert not fairer(0.8, 0.85, 0.35)  # -0.0333
+    assert fairer(0.9, 0.9, 0.6, wrong=5)  # clean: -0.0167
+    assert not fairer(0.9, 0.9, 0.6, wrong=7)
+    nearer = diagnosed(0.87, 0.87, 0.33, n=100)
+    assert not fairer(0.87, 0.87, 0.32, best=nearer)  # no better than what there is
+    assert not fairer(0.82, 0.82, 0.38, best=nearer)  # -0.0167 from there and -0.0267 in all
+    few = diagnosed(0.5, 0.5, 0.0, n=10)
+    assert not is_fairer(diagnosed(0.4, 0.4, 0.1, n=10), few, few, 3)  # one sample of 30, on balance
 
 
 def test_the_one_score_of_a_binary_head_moves_both_ways():
