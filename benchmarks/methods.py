@@ -32,8 +32,10 @@ from lsa_cli import audit, harden
 from lsa_cli.attacks import CORRUPTIONS
 from lsa_cli.data import open_data
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
+from lsa_cli.hardening.plan import used_of_attack
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import PRESETS, Classifier
+from lsa_cli.registry import parse_spec
 from lsa_cli.report.hardening import rho
 from lsa_cli.report.schema import ClassSummary
 from lsa_cli.report.tables import eps_as_text
@@ -51,7 +53,7 @@ SEVERITY = 5
 
 @dataclass(frozen=True)
 class Study:
-    """network: how `harden` and `audit` build it; training: of every hardening, beside the epochs."""
+    """network: how `harden` and `audit` build it; training: of every hardening, beside the epochs; steps only of those whose base takes them."""
 
     eps: float
     images: int
@@ -144,13 +146,19 @@ def judged(checkpoint, row, study, given, seconds):
     return Run(cells, report.evidence.verdict != "trusted", summary, seconds)
 
 
+def training_of(row, study):
+    """Without the steps of an attack where the row's base takes none."""
+    used = used_of_attack(*parse_spec(row, "method"))
+    return {name: value for name, value in study.training.items() if name != "steps" or name in used}
+
+
 def one_run(row, seed, start, study, data, threads, folder):
     given = {"data": data, "threads": threads}
     if row == PLAIN:
         return judged(start, row, study, given, None)
     hardened = harden(
         start, folder / "hard.pt", method=row, epochs=study.epochs, seed=seed, eps=study.eps, attack=["none"], limit=10,
-        **study.training, **study.network, **given,
+        **training_of(row, study), **study.network, **given,
     )  # fmt: skip
     seconds = statistics.median(epoch.seconds for epoch in hardened.history)
     return judged(hardened.out, row, study, given, seconds)

@@ -51,6 +51,7 @@ _USUAL = {
         10,
     ),
 }  # fmt: skip
+_OF_ATTACK = ("steps", "step_size")
 _GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which for MNIST's 0.3 are the source paper's
 _USUAL_VALIDATION, _LARGEST_VALIDATION = 0.1, 1000  # share of the training samples, and at most; what is said is done
 
@@ -350,16 +351,24 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
         raise UsageError("--hold is the rule for layers that are not named, and --layers or --mvl names them; give one")
     if own.hold == "last" and own.top_k is not None:
         raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
-    if hasattr(method, "base"):
-        _refuse_unused_by_base(own, plan.method, plan.options.get("base", method.base))
-
-
-def _refuse_unused_by_base(own: HardenSettings, method: str, base: str | None) -> None:
-    uses = BASES.get(base).uses if base is not None else ()
-    for name in ("steps", "step_size"):
-        if getattr(own, name) is not None and name not in uses:
-            why = f"{method} without a base attacks nothing" if base is None else f"base {base} does not use it"
+    used = used_of_attack(plan.method, plan.options)
+    for name in _OF_ATTACK:
+        if getattr(own, name) is not None and name not in used:
+            base = _base(plan.method, plan.options)
+            why = f"{plan.method} without a base attacks nothing" if base is None else f"base {base} does not use it"
             raise UsageError(f"{_option(name)}: {why}; leave it out, or use --base pgd")
+
+
+def used_of_attack(method: str, options: dict[str, str]) -> tuple[str, ...]:
+    """Which of steps and step_size make a difference to a method with these options; a method of a plugin may use both."""
+    if not hasattr(HARDENINGS.get(method), "base"):
+        return _OF_ATTACK
+    base = _base(method, options)
+    return BASES.get(base).uses if base is not None else ()
+
+
+def _base(method: str, options: dict[str, str]) -> str | None:
+    return options.get("base", getattr(HARDENINGS.get(method), "base", None))
 
 
 def _option(name: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
 from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.plan import make_harden_plan
@@ -208,6 +209,22 @@ def test_a_stop_is_told_even_if_what_it_left_cannot_be_audited(refused, monkeypa
         says="stopped early: not learning; use a smaller --lr; h.pt holds epoch 1, and cannot be audited: the network is dead",
         leaves=("h.pt", "h.last.pt", "h.before.json", "h.log.jsonl", "h.started.json", "h.state.pt"),
     )  # fmt: skip
+
+
+# ---- the study of all methods --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_row_of_the_methods_study_is_given_what_it_uses(study, samples):
+    taken = {row: training_of(row, STUDIES[study]) for row in ROWS if row != PLAIN}
+    for row, training in taken.items():
+        make_harden_plan(
+            samples / "mnist_cnn.pt",
+            settings_from({"threads": 1, "limit": 10, "harden": {"method": row, **training}}),
+            {},
+        )
+    idle = {row for row, training in taken.items() if training != STUDIES[study].training}
+    assert idle == ({"at:base=apart", "anp"} if study == "cifar10" else set())
 
 
 # ---- layers and their weights --------------------------------------------------------------------------
