@@ -34,15 +34,15 @@ class FGSM(Attack):
 class PGD(Attack):
     """Steps along the gradient, projected into the budget; returns the strongest iterate.
 
-    step_size: None is 2.5 * eps / steps (arXiv 1706.06083). restarts: random starts, the worst case for each
-    sample. All steps are taken for every sample, so the result is the worst adversarial found, not the first.
+    step_size: of all samples, or of each (N,); None is 2.5 * eps / steps (arXiv 1706.06083). restarts: random
+    starts, the worst case for each sample. All steps are taken for every sample, so the result is the worst adversarial found, not the first.
     momentum: the decay of a sum of all gradients, each divided by its l1 norm, that steps follow (MI-FGSM,
     arXiv 1710.06081, Algorithm 1; 1.0 there). eot: passes through a random network that each look is the mean of.
     """
 
     threat: Threat
     steps: int = 20
-    step_size: float | None = None
+    step_size: float | torch.Tensor | None = None
     restarts: int = 1
     random_start: bool = True
     loss: str = "ce"
@@ -53,8 +53,9 @@ class PGD(Attack):
         super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
             raise UsageError(f"pgd needs at least one step and one restart, not {self.steps} and {self.restarts}")
-        if self.step_size is not None and self.step_size <= 0:
-            raise UsageError(f"the step size should be positive, not {self.step_size:g}")
+        least = float(self.step_size.min()) if isinstance(self.step_size, torch.Tensor) else self.step_size
+        if least is not None and least <= 0:
+            raise UsageError(f"the step size should be positive, not {least:g}")
         if self.momentum < 0:
             raise UsageError(f"the momentum should not be negative, as {self.momentum:g} is")
         if self.eot < 1:
@@ -67,6 +68,12 @@ class PGD(Attack):
 
     def _climbed(self) -> Loss:
         return LOSSES.get(self.loss)
+
+    def _length(self, search: Search) -> float | torch.Tensor:  # or (M,)
+        """Of a step, for the samples still worked on."""
+        if self.step_size is None:
+            return 2.5 * search.threat.eps / self.steps
+        return self.step_size[search.rows] if isinstance(self.step_size, torch.Tensor) else self.step_size
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = self._climbed()
@@ -83,8 +90,7 @@ class PGD(Attack):
                 if self.momentum:
                     gradient = total = self.momentum * total + _of_length_one(gradient)
                 direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
-                length = 2.5 * search.threat.eps / self.steps if self.step_size is None else self.step_size
-                x_adv = search.threat.project(x_adv + per_sample(length, x_adv) * direction, search.x)
+                x_adv = search.threat.project(x_adv + per_sample(self._length(search), x_adv) * direction, search.x)
                 x_adv, total = search.still(x_adv, total)
             if not search.is_over:
                 search.offer(x_adv, expected_logits(model, x_adv, self.eot))

@@ -122,10 +122,12 @@ class PGDBase(Base):
     def attack(self, threat: Threat) -> Attack:
         return PGD(threat=threat, steps=self.task.steps, step_size=self._step_size(threat))
 
-    def _step_size(self, threat: Threat) -> float | None:
-        """Shorter with the warm-up, as eps is. One that was given is the same for all classes, by the largest eps."""
-        given, largest = self.task.step_size, float(torch.as_tensor(threat.eps).max())
-        return None if given is None else max(given * largest / float(self.task.threat.eps), 1e-12)
+    def _step_size(self, threat: Threat) -> float | torch.Tensor | None:  # or (N,)
+        """That was given, shorter with the warm-up and with a class's own eps: the same share of eps always."""
+        if self.task.step_size is None:
+            return None
+        length = self.task.step_size * torch.as_tensor(threat.eps).double() / float(self.task.threat.eps)
+        return length.clamp_min(1e-12) if length.ndim else max(float(length), 1e-12)
 
 
 @BASES.register("apgd")
@@ -200,7 +202,7 @@ class _Divergence(Attack):
 
     threat: Threat
     steps: int
-    step_size: float | None
+    step_size: float | torch.Tensor | None
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

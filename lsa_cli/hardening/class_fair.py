@@ -1,7 +1,12 @@
 """Class-fair training: raise the worst class. CFA (arXiv 2303.14460), DAFA (ICLR 2024), WAT (arXiv 2302.04025); an offset.
 
-Formulas as in the papers and their authors' code. What they do after 50 to 70 epochs of a training from nothing
-begins here after the warm-up, as a trained checkpoint is fine-tuned (our choice).
+Formulas as in the papers, on statistics that differ (our choices). What the papers do after 50 to 70 epochs of a training
+from nothing begins here after the warm-up, as a trained checkpoint is fine-tuned. Beside that:
+- CFA: a class's t is its robust accuracy in training in the last epoch; there a moving average over epochs.
+- DAFA: p is the mean over what the first epoch trained on at full strength, while the weights move; there once, at
+  the end of the warm-up. lambda is 1 for all data; there 1.5 for CIFAR-100 and STL-10.
+- WAT: a class's cost is its mean training loss in the epoch, whatever the base's is; there the cross-entropy of clean
+  held-out samples plus beta times the divergence under attack.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +43,7 @@ _OF_CLASS = ("eps_of_class", "weight_of_class", "beta_of_class")  # of a base, a
 
 
 def cfa_factors(robust: torch.Tensor, shift: float) -> torch.Tensor:  # (K,) -> (K,)
-    """What eps, or beta, of each class is multiplied by: shift + its robust accuracy in training (CFA)."""
+    """What eps, or beta, of each class is multiplied by: shift + its robust accuracy in training, of one epoch (CFA)."""
     return shift + robust
 
 
@@ -55,7 +60,7 @@ def dafa_weights(mass: torch.Tensor) -> torch.Tensor:  # (K, K) -> (K,)
 
 def wat_weights(cost: torch.Tensor) -> torch.Tensor:  # (K,) -> (K,)
     """Weights of samples by class: K p_c + p_0, where p is proportional to exp(eta * cost) over the classes and, as p_0,
-    the mean of all; cost is summed over epochs. They are 1 on average over the classes."""
+    the mean of all; cost, of training here, is summed over epochs. They are 1 on average over the classes."""
     p = (_RATE * torch.cat([cost.mean()[None], cost])).softmax(0)
     return len(cost) * p[1:] + p[0]
 
@@ -150,7 +155,8 @@ class ClassFair(AdversarialTraining):
             self._take_in(model)
 
     def _follow(self, sums: dict[str, torch.Tensor]) -> None:
-        """Set what each class counts from now on; a class without samples counts as an average one."""
+        """Set what each class counts from now on, by sums of this epoch; a class without samples counts as an average
+        one. Module docstring: where they are not the papers' statistics."""
         count = sums["count"].clamp_min(1)
         robust, mass, loss = sums["robust"] / count, sums["mass"] / count[:, None], sums["loss"] / count
         known = sums["count"] > 0

@@ -76,6 +76,21 @@ def test_cfa_gives_each_class_its_radius(batch):
     assert torch.allclose(moved, eps, atol=1e-6)
 
 
+@pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
+def test_a_step_that_was_given_is_the_same_share_of_each_class_eps(base, batch):
+    """And so no sample's example hangs on the classes that are in its batch."""
+    import dataclasses
+
+    method, model = fair(rule="dafa", base=base, changes={"step_size": 0.02}), small_network().eval()
+    assert method.made.attack(method.made.threat(batch)).step_size == pytest.approx(0.02)
+    method.made.eps_of_class = torch.tensor([1.5, 1.0, 0.5])
+    steps = method.made.attack(method.made.threat(batch)).step_size
+    assert torch.allclose(steps, 0.02 * torch.tensor([1.5, 1.0, 0.5]).double()[batch.y])
+    rows = batch.y == 2
+    alone = dataclasses.replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows])
+    assert torch.equal(method.made.examples(model, alone), method.made.examples(model, batch)[rows])
+
+
 def test_cfa_gives_each_class_its_beta_and_keeps_the_size_of_the_loss(batch):
     method = fair(rule="cfa", base="trades", beta=6)
     logits, clean = torch.randn(12, 3), torch.randn(12, 3)
