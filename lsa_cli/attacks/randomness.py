@@ -8,7 +8,7 @@ device.
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -69,6 +69,26 @@ def keep(mask: torch.Tensor) -> None:
         draws.index, draws.keys = draws.index[mask], draws.keys[mask]
 
 
+def in_parts(look: Callable[[slice], torch.Tensor], count: int, at_once: int) -> torch.Tensor:
+    """What `look` finds at slices of `count` samples, at most `at_once` long, put together. Within it draws are for the
+    slice's samples, and each gets the numbers that it would get in one pass over all."""
+    whole = _current.get()
+    parts = [slice(start, start + at_once) for start in range(0, max(count, 1), at_once)]
+    if whole is None or len(whole.keys) != count:
+        return torch.cat([look(part) for part in parts])
+    found, used = [], whole.used
+    for part in parts:
+        own = _Draws(whole.seed, whole.index[part], whole.keys[part], whole.used)
+        token = _current.set(own)
+        try:
+            found.append(look(part))
+        finally:
+            _current.reset(token)
+        used = own.used
+    whole.used = used
+    return torch.cat(found)
+
+
 @contextmanager
 def kept_aside() -> Iterator[None]:
     """Samples that `keep` drops within are drawn for again after; the numbers go on where they were."""
@@ -80,10 +100,10 @@ def kept_aside() -> Iterator[None]:
 
 
 def drawn_for() -> tuple[int, torch.Tensor]:
-    """The seed and the samples (N,) of these draws: for an attack that runs other attacks on the same samples."""
+    """The seed and the samples (N,) of these draws: for what asks for others on the same samples."""
     draws = _current.get()
     if draws is None:
-        raise RuntimeError("samples are known inside Attack.perturb only")
+        raise RuntimeError("samples are known inside Attack.perturb and `per_sample` only")
     return draws.seed, draws.index
 
 

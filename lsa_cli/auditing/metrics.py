@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.randomness import drawn_for, in_parts, per_sample
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import Metric
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 SAMPLES = 128  # of the audit's, drawn at random: a metric costs far more than a pass
 QUANTILES = (0.5, 0.9, 0.99)
 
-# (plan, x (N, ...), x_adv (N, ...), y (N,)) -> rows for the report. Labels are right for the clean x as they come.
+# (plan, x (N, ...), x_adv (N, ...), y (N,)) -> rows for the report. Labels are right for the clean x as they come. Called
+# with draws for the N samples: a random network gives each of them the same ones in any batch size where passes go `in_parts`.
 MetricFunction = Callable[["AuditPlan", torch.Tensor, torch.Tensor, torch.Tensor], list[Metric]]
 METRICS: Registry[MetricFunction] = Registry("metric")
 
@@ -109,18 +111,19 @@ def insensitivity(
 
 
 def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, at_once: int) -> torch.Tensor:  # -> (N,)
-    parts = zip(x.split(at_once), y.split(at_once), strict=True)
-    return torch.cat([F.cross_entropy(classifier(a), b, reduction="none") for a, b in parts])
+    return in_parts(lambda part: F.cross_entropy(classifier(x[part]), y[part], reduction="none"), len(x), at_once)
 
 
 @METRICS.register("boundary")
 def boundary_distance(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
     """Worst-case boundary distance along random orthonormal directions, blind to the network (arXiv 1909.09034)."""
     with undisturbed(plan.classifier), torch.no_grad():
-        right = torch.cat([plan.classifier(part).argmax(1) for part in x.split(plan.batch_size)]) == y
-        x, y = x[right][:_IMAGES], y[right][:_IMAGES]
+        right = in_parts(lambda part: plan.classifier(x[part]).argmax(1), len(x), plan.batch_size) == y
+        x, y, index = x[right][:_IMAGES], y[right][:_IMAGES], drawn_for()[1][right][:_IMAGES]
         directions = orthonormal(x[0].numel(), _DIRECTIONS, plan.seed).to(x) if len(x) else x
-        found = worst_case_distances(plan.classifier, x, y, directions, plan.bounds, plan.batch_size)
+        found = worst_case_distances(
+            plan.classifier, x, y, directions, plan.bounds, plan.batch_size, seed=plan.seed, index=index
+        )
     low, high = _box(plan)
     largest = _MAGNITUDES[-1] / 255 * (high - low)
     return [
@@ -148,22 +151,33 @@ def worst_case_distances(
     directions: torch.Tensor,
     bounds: tuple[float, float] | None,
     batch_size: int,
-) -> np.ndarray:  # (N, ...), (N,), (M, size) -> (N,)
+    *,
+    seed: int,
+    index: torch.Tensor,
+) -> np.ndarray:  # (N, ...), (N,), (M, size), (N,) -> (N,)
     """The first magnitude at which a direction changes the class, the smallest over directions.
 
     Magnitudes rise for all directions at once, and an image is done with the first one that changes it: the same
     minimum as over whole lines, for a fraction of the passes. None up to the end: one step beyond it (there: 255).
+    A random network draws for each image of the data set (its place, index), magnitude and direction anew.
     """  # fmt: skip
     low, high = bounds if bounds is not None else (0.0, 1.0)
     unit = (high - low) / 255
     found = np.full(len(x), (_MAGNITUDES[-1] + 2) * unit)
     left = np.arange(len(x))
+    each = torch.arange(len(directions), device=index.device) << 40
+
+    def labels_of(moved: torch.Tensor) -> torch.Tensor:  # (M, ...) -> (M,)
+        return in_parts(lambda part: classifier(moved[part]).argmax(1), len(moved), batch_size)
+
     for magnitude in _MAGNITUDES:
         done = []
         for row in left:
             moved = x[row] + magnitude * unit * directions.reshape(-1, *x.shape[1:])
             moved = moved if bounds is None else moved.clamp(low, high)
-            if any((classifier(part).argmax(1) != y[row]).any() for part in moved.split(batch_size)):
+            with per_sample(seed, index[row] + each, f"magnitude {magnitude}"):
+                labels = labels_of(moved)
+            if (labels != y[row]).any():
                 found[row] = magnitude * unit
                 done.append(row)
         left = np.setdiff1d(left, done)

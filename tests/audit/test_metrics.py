@@ -8,6 +8,7 @@ from lsa_cli import audit
 from lsa_cli.auditing.metrics import METRICS, gradient_norms, insensitivity, orthonormal, worst_case_distances
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.surgery import NoiseBody
 
 
 def linear(seed=0):
@@ -103,7 +104,7 @@ def test_the_distance_of_a_linear_network_is_that_of_the_nearest_plane_along_the
     classifier = Classifier(body)
     y = classifier(x).argmax(1)
     with torch.no_grad():
-        found = worst_case_distances(classifier, x, y, directions, None, 5)
+        found = worst_case_distances(classifier, x, y, directions, None, 5, seed=0, index=torch.arange(30))
         along = -body(x) / (directions @ body[1].weight.T).T  # (30, 8)
     nearest = torch.where(along > 0, along, torch.inf).amin(1).double().numpy()
     steps = np.ceil(nearest * 255 / 2) * 2 / 255  # the first even magnitude beyond
@@ -120,3 +121,18 @@ def test_boundary_distances_in_a_report_are_of_images_right_clean():
     assert 2 / 255 <= row.quantiles["0.1"] <= row.quantiles["0.5"] <= row.quantiles["0.9"] <= 128 / 255
     (none,) = audit(body, data=(x, (body(torch.from_numpy(x)).argmin(1)).numpy()), **options).metrics
     assert (none.n, none.value) == (0, None)
+
+
+def test_a_random_network_is_measured_alike_in_any_batch_size():
+    torch.manual_seed(3)
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    noisy = NoiseBody(body, {"2": (8,)}, shared=False, initial=0.05)
+    options = {"eps": 0.1, "attack": ["fgsm"], "noise": ["none"], "layers": ["none"]}
+    x = points(12)[0]
+    y = body(torch.from_numpy(x)).argmax(1).numpy()
+    rows = {
+        size: audit(noisy, data=(x, y), metrics=METRICS.names(), batch_size=size, **options).metrics for size in (12, 5)
+    }
+    for whole, parts in zip(rows[12], rows[5], strict=True):
+        assert parts.value == pytest.approx(whole.value, rel=1e-5), whole.name
+        assert parts.quantiles == pytest.approx(whole.quantiles, rel=1e-4), whole.name
