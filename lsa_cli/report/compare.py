@@ -61,6 +61,10 @@ class Side(Row):
     sha256: str | None
     created: str
     evidence: Literal["trusted", "doubtful", "invalid"] | None
+    draws: int | None = Field(
+        default=None,
+        description="of a random network: evaluations that an accuracy is the mean of; won, lost, p and classes are of the first",
+    )
 
 
 class Comparison(Row):
@@ -74,6 +78,13 @@ class Comparison(Row):
     layers_only_in_old: list[str] = []
     layers_only_in_new: list[str] = []
     regressions: list[str] = Field(description="accuracies that fell beyond noise; and evidence, if its verdict fell")
+
+    @property
+    def by_chance(self) -> str | None:
+        """Which number is of which evaluations of a random network, in words; None where neither network is one."""
+        draws = self.new.draws or self.old.draws
+        said = f"accuracies of a random network are means over {draws} evaluations; won, lost, p and classes are of the first"
+        return said if draws else None
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -284,6 +295,7 @@ def _side(report: AuditReport) -> Side:
     return Side(
         checkpoint=report.subject.checkpoint, sha256=report.subject.sha256, created=report.created,
         evidence=report.evidence.verdict if report.evidence is not None else None,
+        draws=report.verdict.clean_draws.n if report.verdict.clean_draws is not None else None,
     )  # fmt: skip
 
 

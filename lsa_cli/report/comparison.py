@@ -30,6 +30,8 @@ def print_comparison(found: Comparison, console: Console) -> None:
             console.print(Text(f"  layers of the {which} one alone: {', '.join(names)}"))
     if found.old.evidence != found.new.evidence:
         console.print(Text(f"  evidence: {found.old.evidence or 'none'} -> {found.new.evidence or 'none'}"))
+    if found.by_chance is not None:
+        console.print(Text(f"  {found.by_chance}"))
     for key, title in _TITLES.items():
         changes = [change for change in found.changes if change.table == key]
         if changes:

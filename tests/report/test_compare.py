@@ -1,13 +1,17 @@
+import io
 from itertools import product
 
 import numpy as np
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.compare import compare, mcnemar
+from lsa_cli.report.comparison import print_comparison
+from lsa_cli.report.comparison_html import render
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import Evidence, Rate, Samples
+from lsa_cli.report.schema import Draws, Evidence, Rate, Samples
 from lsa_cli.report.tables import write_samples
 from tests.report.example import example, rate
 
@@ -159,3 +163,19 @@ def test_the_gate_is_no_part_of_a_comparison():
     gated = example()
     gated.gates = check(gated, {"robust": 0.9})
     assert compare(example(), gated).regressions == []
+
+
+def test_where_a_network_is_random_it_says_which_numbers_are_means():
+    """20 of 100 won and none lost in the first evaluation, and 12 points in the mean: both stand, and are told apart."""
+    old, new = paired([False] * 70 + [True] * 30), paired([True] * 20 + [False] * 50 + [True] * 30)
+    assert compare(old, new).by_chance is None
+    new.verdict.robust = rate(42, 100)
+    new.verdict.draws = new.verdict.clean_draws = Draws(n=10, mean=0.42, sd=0.02, worst=rate(20, 100))
+    found = compare(old, new)
+    assert (found.old.draws, found.new.draws) == (None, 10)
+    shown = Console(width=160, file=io.StringIO())
+    print_comparison(found, shown)
+    words = "means over 10 evaluations; won, lost, p and classes are of the first"
+    for page in (shown.file.getvalue(), render(old, new, found)):
+        assert "+12.0" in page
+        assert words in page
