@@ -47,7 +47,6 @@ ROWS = (
     PLAIN, "at", "at-lr", "at:base=trades", "at:base=apart", "learn2perturb", "anp", "anp+at", "self-gradient",
     "class-fair", "class-fair:offset=true",
 )  # fmt: skip
-RANDOM = ("learn2perturb",)
 SEVERITY = 5
 
 
@@ -126,15 +125,14 @@ class Run(NamedTuple):
     seconds: float | None
 
 
-def judged(checkpoint, row, study, given, seconds):
+def judged(checkpoint, study, given, seconds):
     """The run that made this checkpoint."""
-    random = row in RANDOM
     options = {**study.network, **given, "eps": study.eps, "split": "test", "layers": ["none"], "noise": ["none"]}
-    attacks = ["pgd:steps=20,eot=10", "autoattack:version=rand"] if random else ["pgd:steps=20", "autoattack"]
     corruptions = [f"{name}:severity={SEVERITY}" for name in CORRUPTIONS.names()]
     report = audit(
-        checkpoint, attack=attacks, corruption=corruptions, limit=study.test, full_on=study.cascade, **options
-    )
+        checkpoint, attack=["pgd:steps=20", "autoattack"], corruption=corruptions, limit=study.test,
+        full_on=study.cascade, **options,
+    )  # fmt: skip
     attacked, *corrupted = report.outcomes
     verdict = report.verdict
     found = {"clean": verdict.clean, "PGD-20": attacked.robust, "cascade": verdict.estimate or verdict.robust}
@@ -155,13 +153,13 @@ def training_of(row, study):
 def one_run(row, seed, start, study, data, threads, folder):
     given = {"data": data, "threads": threads}
     if row == PLAIN:
-        return judged(start, row, study, given, None)
+        return judged(start, study, given, None)
     hardened = harden(
         start, folder / "hard.pt", method=row, epochs=study.epochs, seed=seed, eps=study.eps, attack=["none"], limit=10,
         **training_of(row, study), **study.network, **given,
     )  # fmt: skip
     seconds = statistics.median(epoch.seconds for epoch in hardened.history)
-    return judged(hardened.out, row, study, given, seconds)
+    return judged(hardened.out, study, given, seconds)
 
 
 COLUMNS = ("clean", "PGD-20", "cascade", "worst class", "rho", "NSD", "corruptions")
