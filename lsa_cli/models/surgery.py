@@ -196,8 +196,13 @@ class SelfGradientBody(nn.Module):
 
 
 def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
-    size = gradient.flatten(1).norm(dim=1).reshape(-1, *[1] * (gradient.ndim - 1))
-    return gradient / (size + 1e-12)
+    """A row of zeros stays one, and is a constant. The length has no slope at 0, which a second derivative would make a
+    NaN of: where it is 0, as also that of the smallest numbers is, it is a constant too."""
+    by_row = (-1, *[1] * (gradient.ndim - 1))
+    flat = gradient.detach().flatten(1)
+    silent, short = ~flat.any(1).reshape(by_row), (flat.norm(dim=1) == 0).reshape(by_row)
+    size = torch.where(short, 1, gradient).flatten(1).norm(dim=1).reshape(by_row)
+    return torch.where(silent, 0, gradient / (torch.where(short, 0, size) + 1e-12))
 
 
 @SURGERIES.register("self-gradient")

@@ -11,7 +11,7 @@ from lsa_cli.config import settings_from
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, write_checkpoint
-from lsa_cli.models.surgery import operate
+from lsa_cli.models.surgery import _of_length_one, operate
 
 
 def written(folder, samples, surgery, body=None):
@@ -212,6 +212,42 @@ def test_a_saturated_self_gradient_network_stays_finite():
     x = (1e4 * torch.randn(4, 4, dtype=torch.float64)).requires_grad_(True)  # the loss of the prediction is 0
     (gradient,) = torch.autograd.grad(wrapped(x).sum(), x)
     assert torch.isfinite(gradient).all()
+
+
+def test_a_row_without_a_gradient_is_zero_and_the_others_are_what_they_were():
+    """Values and derivatives of both orders equal those of the plain formula to the bit, where that has any."""
+
+    def plain(gradient):
+        return gradient / (gradient.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) + 1e-12)
+
+    def looked_at(formula, start, rows):
+        given = start.clone().requires_grad_(True)
+        value = formula(given)
+        (first,) = torch.autograd.grad((value * weights).sum(), given, create_graph=True)
+        (second,) = torch.autograd.grad((first * first)[rows].sum(), given)
+        return value.detach(), first.detach(), second
+
+    torch.manual_seed(0)
+    weights = torch.randn(6, 3, 4, 5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        start = torch.randn(6, 3, 4, 5).contiguous(memory_format=layout)
+        start[1], start[4] = 0.0, start[4] * 1e-30  # nothing, and numbers whose squares are nothing
+        loud, heard = [0, 2, 3, 5], [0, 2, 3, 4, 5]
+        ours, theirs = looked_at(_of_length_one, start, slice(None)), looked_at(plain, start, loud)
+        assert all(torch.equal(a[loud], b[loud]) for a, b in zip(ours, theirs, strict=True))
+        assert all(torch.equal(a[heard], b[heard]) for a, b in zip(ours[:2], theirs[:2], strict=True))
+        assert not any(part[1].any() for part in ours)
+        assert all(part.isfinite().all() for part in ours)
+
+
+def test_a_self_gradient_network_within_another_can_be_trained():
+    """The maps of the outer one start at zero, those within are zero: nothing reaches what they give."""
+    inner = operate(smooth(), [{"kind": "self-gradient", "sites": {"1": [6]}}])
+    outer = operate(inner, [{"kind": "self-gradient", "sites": {"network.1": [6], "network.1#2": [6]}}])
+    saturated = 1e4 * torch.randn(5, 4)
+    loss = outer(torch.cat([torch.randn(5, 4), saturated])).square().sum()
+    gradients = torch.autograd.grad(loss, list(outer.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 INSIDE = [
