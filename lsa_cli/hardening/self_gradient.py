@@ -30,5 +30,6 @@ class SelfGradient(AdversarialTraining):
         names = chosen(hidden_layers(model, self.task), self.task, self.sites)
         sites = sites_of(model, self.task, names, inputs=False)
         device = next(model.parameters()).device
-        model.body = SelfGradientBody(model.body, sites).to(device)
-        self.surgeries = [{"kind": "self-gradient", "sites": {name: list(shape) for name, shape in sites.items()}}]
+        model.body = SelfGradientBody(model.body, sites, model.output).to(device)
+        surgery = {"kind": "self-gradient", "sites": {name: list(shape) for name, shape in sites.items()}}
+        self.surgeries = [surgery if model.output == "logits" else {**surgery, "returns": model.output}]

@@ -103,6 +103,30 @@ def find_logits(output: Any) -> torch.Tensor:
     )
 
 
+def as_logits(scores: torch.Tensor, count: int, returns: str = "logits") -> torch.Tensor:
+    """Scores of `count` samples, (N, K), (N, 1) or (N,), -> (N, K) logits, K >= 2; see `Classifier`."""
+    if scores.ndim == 1 and len(scores) == count:
+        scores = scores[:, None]
+    if scores.ndim > 2 and all(size == 1 for size in scores.shape[2:]):
+        scores = scores.flatten(1)
+    if scores.ndim != 2 or len(scores) != count:
+        raise CheckpointError(
+            f"the network returns a tensor of shape {tuple(scores.shape)} for {count} images; "
+            f"a classifier returns ({count}, number of classes)"
+        )
+    binary = scores.shape[1] == 1
+    if returns == "probabilities":
+        scores = scores.float()
+        tiny = torch.finfo(torch.float32).tiny
+        if binary:
+            scores = torch.log(scores.clamp_min(tiny)) - torch.log((1 - scores).clamp_min(tiny))
+        else:
+            scores = torch.log(scores.clamp_min(tiny))
+    if binary:
+        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+    return scores
+
+
 def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
     """The class with the largest logit; -1 where a logit is NaN, because there no class was predicted."""
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
@@ -144,23 +168,4 @@ class Classifier(nn.Module):
 
     def as_logits(self, output: Any, count: int) -> torch.Tensor:
         """What the body returned for `count` samples -> (N, K) float32 logits, K >= 2."""
-        scores = find_logits(output).float()
-        if scores.ndim == 1 and len(scores) == count:
-            scores = scores[:, None]
-        if scores.ndim > 2 and all(size == 1 for size in scores.shape[2:]):
-            scores = scores.flatten(1)
-        if scores.ndim != 2 or len(scores) != count:
-            raise CheckpointError(
-                f"the network returns a tensor of shape {tuple(scores.shape)} for {count} images; "
-                f"a classifier returns ({count}, number of classes)"
-            )
-        binary = scores.shape[1] == 1
-        if self.output == "probabilities":
-            tiny = torch.finfo(torch.float32).tiny
-            if binary:
-                scores = torch.log(scores.clamp_min(tiny)) - torch.log((1 - scores).clamp_min(tiny))
-            else:
-                scores = torch.log(scores.clamp_min(tiny))
-        if binary:
-            scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
-        return scores
+        return as_logits(find_logits(output).float(), count, self.output)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lsa_cli.attacks.randomness import belongs_to, many_normal_like
 from lsa_cli.errors import CheckpointError, LsaError
 from lsa_cli.layers import tap
-from lsa_cli.models.classifier import find_logits
+from lsa_cli.models.classifier import OUTPUTS, as_logits, find_logits
 from lsa_cli.registry import Registry
 
 Surgery = Callable[..., nn.Module]  # (body, **options) -> body
@@ -148,15 +148,18 @@ class SelfGradientBody(nn.Module):
     pass 1 gives h_l and s = CE(f(x), argmax f(x)), the loss of the network's own prediction; u_l = ds/dh_l, of length 1
     for each sample; pass 2 has h_l + A_l u_l in the place of h_l. A_l: a 1 x 1 convolution for (C, H, W), otherwise a
     linear map of the last dimension, zero at first, so that the wrapped network starts equal to the one within.
+    returns: what f gives, logits or probabilities, as `Classifier` has it.
 
     Where gradients are enabled u_l keeps its graph, so attacks and training differentiate through both passes (second
     order); in use under no_grad only the gradient within is taken. In training mode both passes move BatchNorm's
     statistics and draw their own dropout.
     """
 
-    def __init__(self, network: nn.Module, sites: Sites) -> None:
+    def __init__(self, network: nn.Module, sites: Sites, returns: str = "logits") -> None:
         super().__init__()
-        self.network = network
+        if returns not in OUTPUTS:
+            raise CheckpointError(f"a network returns {' or '.join(OUTPUTS)}, and not {returns}")
+        self.network, self.returns = network, returns
         self.places = {name: number for number, name in enumerate(sites)}
         self.maps = nn.ModuleList(
             nn.Conv2d(shape[0], shape[0], 1, bias=False) if len(shape) == 3 else nn.Linear(shape[-1], shape[-1], bias=False)
@@ -185,8 +188,7 @@ class SelfGradientBody(nn.Module):
             return hidden[name].clone()  # what follows may work in place
 
         with torch.enable_grad(), tap(self.network, self.places, show):
-            scores = find_logits(self.network(x))
-            logits = F.pad(scores, (1, 0)) if scores.shape[-1] == 1 else scores  # one output z is the logits (0, z)
+            logits = as_logits(find_logits(self.network(x)), len(x), self.returns)
             loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
         if len(hidden) < len(self.places):
             missed = next(name for name in self.places if name not in hidden)
@@ -206,8 +208,8 @@ def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, .
 
 
 @SURGERIES.register("self-gradient")
-def self_gradient(body: nn.Module, sites: Mapping[str, Sequence[int]]) -> nn.Module:
+def self_gradient(body: nn.Module, sites: Mapping[str, Sequence[int]], returns: str = "logits") -> nn.Module:
     """The network's own gradient, fed back into the layers `sites`."""
     checked = _checked(body, sites)
     _refuse_enormous(sum((shape[0] if len(shape) == 3 else shape[-1]) ** 2 for shape in checked.values()))
-    return SelfGradientBody(body, checked)
+    return SelfGradientBody(body, checked, returns)

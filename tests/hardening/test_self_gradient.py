@@ -25,6 +25,16 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(options, tmp_path,
     assert same(whole.best, resumed.best)
 
 
+def test_the_record_says_when_the_network_returns_probabilities():
+    """And of logits nothing, so that the file is what it always was."""
+    for output, says in (("logits", {}), ("probabilities", {"returns": "probabilities"})):
+        method, model = make_method("self-gradient", {"sites": "6"}), small_network()
+        model.output = output
+        method.prepare(model)
+        assert method.surgeries == [{"kind": "self-gradient", "sites": {"6": [8]}, **says}]
+        assert model.body.returns == output
+
+
 def test_the_maps_move_and_nothing_stays_behind(tmp_path):
     training = job(tmp_path)
     trained = run(training)

@@ -75,6 +75,10 @@ def test_a_wrapped_output_and_a_flat_one_are_moved_too():
         ([{"kind": "logit-offset", "outputs": 1}] * 2, "has a logit offset already"),
         ([{"outputs": 2}], "unknown surgery"),
         ([{"kind": "logit-offset", "outputs": 10**12}], "offset"),
+        (
+            [{"kind": "self-gradient", "sites": {"elu1": [100]}, "returns": "odds"}],
+            "logits or probabilities, and not odds",
+        ),
     ],
 )
 def test_surgery_that_cannot_be_done_is_refused(tmp_path, samples, surgery, says):
@@ -250,13 +254,50 @@ def test_a_self_gradient_network_within_another_can_be_trained():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+class Headed(torch.nn.Module):
+    """One score z a sample, handed out in four ways; or two, or their probabilities."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.hidden = how, torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ELU())
+        self.last = torch.nn.Linear(6, 2 if how in ("two", "softmax") else 1)
+
+    def forward(self, x):
+        z = self.last(self.hidden(x))
+        ways = {
+            "flat": lambda: z[:, 0],
+            "map": lambda: z[:, :, None, None],
+            "sigmoid": z.sigmoid,
+            "softmax": lambda: z.softmax(1),
+        }
+        return ways.get(self.how, lambda: z)()
+
+
+@pytest.mark.parametrize(
+    ("how", "like", "returns"),
+    [("flat", "plain", "logits"), ("map", "plain", "logits"), ("sigmoid", "plain", "probabilities"), ("softmax", "two", "probabilities")],
+)  # fmt: skip
+def test_what_is_fed_back_hangs_on_the_prediction_and_not_on_how_it_is_handed_out(how, like, returns):
+    """The gradient of CE of the same prediction, whether it comes as logits, flat, or as probabilities."""
+    surgery, x = {"kind": "self-gradient", "sites": {"hidden.1": [6]}}, torch.randn(20, 4)
+    as_logits = operate(Headed(like), [surgery])
+    otherwise = operate(Headed(how), [{**surgery, "returns": returns}])
+    scores = as_logits.network(x)
+    assert 0 < (scores.argmax(1) if like == "two" else scores[:, 0] > 0).sum() < 20  # of both classes
+    torch.testing.assert_close(otherwise._gradients(x), as_logits._gradients(x))
+    for x_one in (x[:1], x):
+        assert otherwise(x_one).shape == otherwise.network(x_one).shape
+
+
 INSIDE = [
     {"kind": "noise", "sites": {"elu1": [100], "elu3": [100]}},
     {"kind": "self-gradient", "sites": {"elu2": [100]}},
+    {"kind": "self-gradient", "sites": {"elu2": [100]}, "returns": "probabilities"},
 ]
 
 
-@pytest.mark.parametrize("surgery", INSIDE, ids=["noise", "self-gradient"])
+@pytest.mark.parametrize("surgery", INSIDE, ids=["noise", "self-gradient", "of probabilities"])
 def test_surgery_inside_comes_back_from_its_file(tmp_path, samples, surgery):
     path, body = written(tmp_path, samples, [surgery])
     found = open_network(path, settings_from({}), {}).classifier.body
