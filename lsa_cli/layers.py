@@ -2,7 +2,7 @@
 
 A layer is one call of a module or of an activation function: `relu`, `relu#2` for the second call of the same
 module, `layer1.0:relu` for the first relu() that the code of module layer1.0 calls itself, and `:relu#2` for the
-second one that the network's own forward calls.
+second one that the network's own forward calls. In a network that is wrapped (`Wrapper`) layers keep these names.
 """
 
 import fnmatch
@@ -87,6 +87,44 @@ def first_tensor(output: Any) -> torch.Tensor | None:
     return None
 
 
+# ---- names ----------------------------------------------------------------------------------------------
+
+
+class Wrapper(nn.Module):
+    """A network around another one, which it holds as `network`: users know what is inside by the names it had alone."""
+
+    network: nn.Module
+
+
+def plain_name(network: nn.Module, path: str) -> str:
+    """What users call the module or parameter at `path`: without the places of wrapped networks in their wrappers.
+
+    What a wrapper adds has its own path there, with "outer_" before it where something inside has that name.
+    """
+    if not isinstance(network, Wrapper):
+        return path
+    first, dot, rest = path.partition(".")
+    if first == "network":
+        return plain_name(network.network, rest)
+    while _shows(network.network, first):
+        first = f"outer_{first}"
+    return first + dot + rest
+
+
+def _shows(network: nn.Module, first: str) -> bool:
+    """Whether a name inside starts with this part."""
+    if not isinstance(network, Wrapper):
+        return hasattr(network, first)
+    own = (name for name in (*network._modules, *network._parameters) if name != "network")
+    return _shows(network.network, first) or any(plain_name(network, name) == first for name in own)
+
+
+def plain_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its name; a wrapped network is nameless, as the one around it is."""
+    for path, module in network.named_modules():
+        yield plain_name(network, path), module
+
+
 # ---- the tap -------------------------------------------------------------------------------------------
 
 
@@ -147,8 +185,8 @@ def tap(network: nn.Module, names: Collection[str] | None, visit: Visit, *, inpu
         return meet(f"{inside[-1][0] if inside else ''}:{function}", output)
 
     with ExitStack() as stack:
-        for path, module in network.named_modules():
-            if path == "":
+        for path, module in plain_modules(network):
+            if module is network:
 
                 def begin(_module: nn.Module, _args: Any) -> None:
                     calls.clear()
@@ -205,7 +243,7 @@ def _block_paths(network: nn.Module) -> set[str]:
     """Composite modules that networks are made of: outermost first, those whose class recurs before others."""
     composite = {
         path: module
-        for path, module in network.named_modules()
+        for path, module in plain_modules(network)
         if path and any(True for _ in module.children()) and type(module) not in _CONTAINERS
     }
     frequency = Counter(type(module) for module in composite.values())
@@ -225,7 +263,7 @@ def find_layers(network: nn.Module, run: Callable[[], Any], count: int) -> list[
     run returns the network's output, by which the output layer is told: it has the output's shape (sizes of 1
     aside) and no layer with weights runs after it.
     """
-    modules = dict(network.named_modules())
+    modules = dict(plain_modules(network))
     block_paths = _block_paths(network)
     found: list[Layer] = []
 

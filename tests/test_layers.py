@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.errors import LayerError
-from lsa_cli.layers import find_layers, select_layers, tap
+from lsa_cli.layers import find_layers, plain_name, select_layers, tap
+from lsa_cli.models.surgery import operate
 
 
 def layers_of(network, *shape):
@@ -246,3 +247,52 @@ def test_a_networks_own_hooks_and_global_behaviour_survive_a_tap():
         network(torch.rand(2, 1, 6, 6))
     assert fired == [1]
     assert hooks(network) == 1
+
+
+# ---- wrapped networks ----------------------------------------------------------------------------------
+
+NOISE = {"kind": "noise", "sites": {":relu": [4, 6, 6], "block:gelu": [4, 6, 6]}}
+TWICE = {"kind": "self-gradient", "sites": {"relu": [4, 6, 6], ":relu#2": [4, 6, 6]}}
+
+
+@pytest.mark.parametrize("surgeries", [[NOISE], [TWICE], [TWICE, NOISE], [NOISE, TWICE], [TWICE, TWICE]])
+def test_a_wrapped_network_keeps_the_names_of_its_layers(surgeries):
+    """Those of the first pass; a second pass is the second call. What the wrapper runs itself comes beside them."""
+    alone = layers_of(Mixed(), 1, 6, 6)
+    found = layers_of(operate(Mixed(), surgeries), 1, 6, 6)
+    assert names(found)[: len(alone)] == names(alone)
+    first = [(layer.kind, layer.shape, layer.is_activation, layer.is_block) for layer in found[: len(alone)]]
+    assert first == [(layer.kind, layer.shape, layer.is_activation, layer.is_block) for layer in alone]
+    assert len(set(names(found))) == len(found)
+    added = {name.partition("#")[0] for name in names(found)} - {name.partition("#")[0] for name in names(alone)}
+    assert added == {f"{'outer_' * n}maps.{i}" for n in range(surgeries.count(TWICE)) for i in range(2)}
+    assert [layer.name.partition("#")[0] for layer in found if layer.is_output] == ["head"]
+
+
+def test_the_tap_meets_a_layer_of_a_wrapped_network_by_its_name():
+    network, x, seen = operate(Mixed().eval(), [NOISE, TWICE]), torch.rand(2, 1, 6, 6), []
+    with tap(network, ["conv2", "block:gelu#2", "maps.1"], lambda name, output: seen.append(name)):
+        network(x)
+    assert seen == ["conv2", "maps.1", "block:gelu#2"]
+
+
+class Namesake(nn.Module):
+    """A network that is laid out as a wrapper is, and is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.maps = nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.ModuleList([nn.Linear(4, 2)])
+
+    def forward(self, x):
+        return self.maps[0](self.network(x))
+
+
+def test_names_of_a_wrapper_give_way_to_those_inside():
+    wrapped = operate(Namesake(), [{"kind": "self-gradient", "sites": {"network.1": [4]}}])
+    paths = [name for name, _ in wrapped.named_parameters()]
+    assert [plain_name(wrapped, path) for path in paths] == [
+        *(name for name, _ in Namesake().named_parameters()), "outer_maps.0.weight",
+    ]  # fmt: skip
+    assert names(layers_of(wrapped, 3)) == [
+        "network.0", "network.1", "network", "maps.0", "network.0#2", "network.1#2", "outer_maps.0", "network#2", "maps.0#2",
+    ]  # fmt: skip

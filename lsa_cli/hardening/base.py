@@ -62,6 +62,7 @@ class Hardening:
 
     regularizes: ClassVar[bool] = False  # it holds layers with the layer regularizer
     diagnosed: ClassVar[bool] = False  # `end_epoch` is told how the classes fare
+    adds_weights: ClassVar[bool] = False  # its surgery does, so that something trains even where all others are frozen
     chosen_by: ClassVar[str] = "robust accuracy"  # what `score` is, in words
 
     task: Task

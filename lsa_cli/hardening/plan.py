@@ -20,6 +20,7 @@ from lsa_cli.hardening.bases import BASES
 from lsa_cli.hardening.held import check_gamma, gammas, named_layers
 from lsa_cli.hardening.schedules import SCHEDULES
 from lsa_cli.hardening.trainer import Recipe, split_validation, trainable_names
+from lsa_cli.layers import plain_modules
 from lsa_cli.models.architectures import runs_user_code
 from lsa_cli.registry import build, parse_spec
 
@@ -114,11 +115,12 @@ class HardenPlan:
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
         only = self._weights_of(layers) if self.train_only_flagged else None
-        return trainable_names(self.network.classifier, self.freeze, only)
+        adds = HARDENINGS.get(self.method).adds_weights
+        return trainable_names(self.network.classifier, self.freeze, only, none_left=adds)
 
     def _weights_of(self, layers: tuple[str, ...]) -> list[str]:
         """Modules with the flagged layers' own weights; of an activation, the layer with weights that ran last before it."""
-        named = dict(self.network.classifier.body.named_modules())
+        named = dict(plain_modules(self.network.classifier.body))
         order = [layer.name for layer in self.network.layers]
         found: list[str] = []
         for name in layers:

@@ -1,7 +1,7 @@
 """Self-gradient networks (arXiv 2011.09364): a network that feeds its own gradient back into its hidden layers."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from lsa_cli.hardening.adversarial_training import AdversarialTraining
 from lsa_cli.hardening.base import HARDENINGS
@@ -22,6 +22,8 @@ class SelfGradient(AdversarialTraining):
     network starts equal to the one that it wraps. Attacks differentiate through the inner gradient (second order): a
     first-order attack would find too little and call that robustness.
     """
+
+    adds_weights: ClassVar[bool] = True
 
     sites: str = "activations"
     surgeries: list[dict[str, Any]] = field(default_factory=list, init=False)

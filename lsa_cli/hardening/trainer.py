@@ -26,6 +26,7 @@ from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
 from lsa_cli.hardening.watchdog import EpochResult, at_chance, trouble
 from lsa_cli.hardening.weights import Average
+from lsa_cli.layers import plain_name
 from lsa_cli.models.classifier import Classifier, predicted_class
 
 _SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
@@ -404,16 +405,18 @@ def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> 
     return np.setdiff1d(np.arange(len(labels)), validation), validation
 
 
-def trainable_names(model: nn.Module, freeze: Sequence[str], only: Sequence[str] | None) -> frozenset[str]:
+def trainable_names(
+    model: Classifier, freeze: Sequence[str], only: Sequence[str] | None, *, none_left: bool = False
+) -> frozenset[str]:
     """Names of the parameters that move. freeze: globs over names of parameters or modules; only: modules' names.
 
-    Raises UsageError for a glob that matches nothing, or when nothing is left.
+    Raises UsageError for a glob that matches nothing, or when nothing is left and none_left does not allow it.
     """
     import fnmatch
 
     names = [name for name, _ in model.named_parameters()]
     kept = set(names)
-    bare = {name: name.removeprefix("body.") for name in names}
+    bare = {name: plain_name(model.body, name.removeprefix("body.")) for name in names}
     for glob in freeze:
         hit = {n for n in names if fnmatch.fnmatchcase(bare[n], glob) or fnmatch.fnmatchcase(bare[n], f"{glob}.*")}
         if not hit:
@@ -424,6 +427,6 @@ def trainable_names(model: nn.Module, freeze: Sequence[str], only: Sequence[str]
         kept -= hit
     if only is not None:
         kept &= {n for n in names if any(bare[n] == m or bare[n].startswith(f"{m}.") for m in only)}
-    if not kept:
+    if not kept and not none_left:
         raise UsageError("no parameter is left to train; freeze less, or use --train-only all")
     return frozenset(kept)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lsa_cli.attacks.randomness import belongs_to, many_normal_like
 from lsa_cli.errors import CheckpointError, LsaError
-from lsa_cli.layers import tap
+from lsa_cli.layers import Wrapper, plain_name, tap
 from lsa_cli.models.classifier import OUTPUTS, as_logits, find_logits
 from lsa_cli.registry import Registry
 
@@ -67,15 +67,19 @@ _MOST_NUMBERS = 10**8  # that surgery may add: VGG-19 at 224 x 224 with noise at
 
 def _checked(network: nn.Module, sites: Mapping[str, Sequence[int]]) -> Sites:
     """Raises CheckpointError for places that the network does not have or that nothing could fill."""
-    found = {str(name): tuple(int(size) for size in shape) for name, shape in sites.items()}
-    modules = dict(network.named_modules())
-    if not found:
+    if not sites:
         raise CheckpointError("it names no layers")
-    for name, shape in found.items():
-        if name.partition("#")[0].partition(":")[0] not in modules:
+    modules = {path: plain_name(network, path) for path, _ in network.named_modules()}
+    found: Sites = {}
+    for name, sizes in sites.items():
+        path, shape = name.partition("#")[0].partition(":")[0], tuple(int(size) for size in sizes)
+        if path not in modules.values() and path not in modules:
             raise CheckpointError(f"the network has no layer {name}")
         if not shape or min(shape) < 1:
             raise CheckpointError(f"layer {name} cannot have the shape {shape}")
+        # Older files name layers of a wrapped network by their path.
+        plain = path if path in modules.values() else modules[path]
+        found[plain + name.removeprefix(path)] = shape
     return found
 
 
@@ -86,7 +90,7 @@ def _refuse_enormous(numbers: int) -> None:
         )
 
 
-class NoiseBody(nn.Module):
+class NoiseBody(Wrapper):
     """A network with learnt Gaussian noise at the inputs of some layers; see the hardening method learn2perturb.
 
     scales: one a place, of the shape that a sample has there, (C, H, W) or (D,). The input a becomes a + scale * n with
@@ -141,7 +145,7 @@ def noise(body: nn.Module, sites: Mapping[str, Sequence[int]], shared: bool = Fa
     return NoiseBody(body, checked, bool(shared))
 
 
-class SelfGradientBody(nn.Module):
+class SelfGradientBody(Wrapper):
     """A network that runs twice: the second pass feeds the gradient of the first back into hidden layers.
 
     Our reading of arXiv 2011.09364, whose abstract says no more than that the architecture taps its own gradient flow:

@@ -13,6 +13,7 @@ from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.plan import make_harden_plan
 from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.report.schema import read_report
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
 
 MOON = ROOT / "sample_models" / "moon_mlp.pt"
@@ -263,6 +264,44 @@ def test_several_layers_and_frozen_parameters_split_on_commas(lsa):  # noqa: F81
     assert result.code == 0, result.err
     entry = read_checkpoint("h.pt").description.history[-1]
     assert (entry["layers"], entry["freeze"]) == (["elu1", "elu2"], ["fc1", "fc2"])
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A tenth of the moons: what is looked at here is names."""
+    with np.load(MOON.parent / "moons.npz") as moons:
+        np.savez(tmp_path / "few.npz", **{n: moons[n][::10] if n[1] == "_" else moons[n] for n in moons.files})
+    return ("--data", "npz:few.npz", "-n", 10, "--base", "fgsm", "--epochs", 1, "--threads", 1)
+
+
+@pytest.mark.parametrize("method", ["self-gradient:sites=elu1", "learn2perturb"])
+def test_layers_have_the_same_names_before_and_after_the_network_is_wrapped(lsa, few, method):  # noqa: F811
+    result = lsa("harden", MOON, "-o", "h.pt", *few, "--method", method)
+    assert result.code == 0, result.err
+    before, after = (read_report(f"h.{when}.json").outcomes[0].layers for when in ("before", "after"))
+    assert {row.name for row in before.rows} == {"elu1", "elu2", "elu3"}
+    assert {row.name for row in before.rows} <= {row.name for row in after.rows}
+    audited = lsa("audit", "h.pt", "--attack", "fgsm", "--layers", "elu1", "-n", 10, "--threads", 1, "--json", "h.json")
+    assert audited.code == 0, audited.err
+    # Its report names layers to hold, and what is frozen has the names that it had.
+    own = {"threads": 1, "harden": {"mvl": "h.json", "freeze": ["fc1", "fc2.*"]}}
+    plan = make_harden_plan("h.pt", settings_from(own), {})
+    moving = plan.trainable(plan.layers)
+    assert plan.layers == ("elu1",)
+    assert {name for name in moving if "fc" in name} == {
+        f"body.network.fc{n}.{p}" for n in (3, 4) for p in ("weight", "bias")
+    }
+
+
+def test_all_weights_may_be_frozen_where_a_method_adds_its_own(lsa, few):  # noqa: F811
+    command = ("harden", MOON, *few, "--freeze", "fc*", "--method")
+    result = lsa(*command, "self-gradient", "-o", "h.pt")
+    assert result.code == 0, result.err
+    before, after = (torch.load(name)["state_dict"] for name in (MOON, "h.last.pt"))
+    assert all(torch.equal(tensor, after[f"network.{name}"]) for name, tensor in before.items())
+    assert all(tensor.any() for name, tensor in after.items() if name.startswith("maps."))  # they start at zero
+    refused_at = lsa(*command, "at", "-o", "a.pt")
+    assert (refused_at.code, "no parameter is left to train" in refused_at.err) == (2, True)
 
 
 # ---- schedules, samples --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.trainer import split_validation, trainable_names
 from lsa_cli.hardening.watchdog import EpochResult, trouble
 from lsa_cli.hardening.weights import Average, adversarial_weights
+from lsa_cli.models.surgery import operate
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network, stripes
 
 
@@ -87,6 +88,15 @@ def test_bfloat16_trains_nearly_the_same(base, tmp_path):
         return run(make_job(tmp_path, method, model, recipe=recipe(epochs=1, lr=1e-4, amp=amp))).history[0].parts
 
     assert first_parts(amp=True) == pytest.approx(first_parts(amp=False), rel=0.2)  # trades climbs from noise
+
+
+def test_parameters_of_a_wrapped_network_keep_their_names():
+    model, surgery = small_network(), {"kind": "self-gradient", "sites": {"6": [8]}}
+    model.body = operate(model.body, [surgery])
+    inside = {name.replace("body.", "body.network.") for name in trainable_names(small_network(), ["0"], None)}
+    assert trainable_names(model, ["0"], None) == inside | {"body.maps.0.weight"}
+    assert trainable_names(model, ["?.*"], None) == {"body.maps.0.weight"}
+    assert trainable_names(model, [], ["5"]) == {"body.network.5.weight", "body.network.5.bias"}
 
 
 def test_nothing_of_training_stays_behind(tmp_path):

@@ -329,6 +329,28 @@ def test_surgery_inside_that_cannot_be_done_is_refused(tmp_path, samples, kind, 
         open_network(path, settings_from({}), {})
 
 
+def test_places_named_as_older_files_name_them_are_the_same_places():
+    """By path within a wrapper: a file of a network that was hardened twice. The keys of its weights are paths, too."""
+    inner = {"kind": "self-gradient", "sites": {"1": [6]}}
+    old = {"kind": "noise", "sites": {"network.3": [5], "network.3#2": [5], "maps.0": [6]}}
+    new = {"kind": "noise", "sites": {"3": [5], "3#2": [5], "maps.0": [6]}}
+    before, now = operate(smooth(), [inner, old]), operate(smooth(), [inner, new])
+    assert list(before.places) == list(now.places) == ["3", "3#2", "maps.0"]
+    assert list(now.state_dict()) == [
+        *(f"network.network.{layer}.{part}" for layer in (0, 2, 4) for part in ("weight", "bias")),
+        "network.maps.0.weight", *(f"scales.{n}" for n in range(3)),
+    ]  # fmt: skip
+    x = torch.randn(4, 4)
+    torch.manual_seed(1)
+    answer = before(x)
+    torch.manual_seed(1)
+    assert torch.equal(answer, now(x))
+    inside = operate(torch.nn.Sequential(Functional()), [{"kind": "noise", "sites": {"0:relu#2": [2]}}])
+    assert list(operate(inside, [{"kind": "noise", "sites": {"network.0:relu": [2]}}]).places) == ["0:relu"]
+    outermost = operate(operate(Functional(), []), [{"kind": "noise", "sites": {":relu": [2]}}])
+    assert list(operate(outermost, [{"kind": "noise", "sites": {"network:relu#2": [2]}}]).places) == [":relu#2"]
+
+
 def test_an_offset_of_another_width_is_refused_and_never_makes_classes_up(tmp_path, samples):
     surgery = [{"kind": "logit-offset", "outputs": 2}]
     path, _ = written(tmp_path, samples, surgery, operate(build_architecture("lsa:moon-mlp", {}), surgery))
