@@ -63,7 +63,7 @@ class Side(Row):
     evidence: Literal["trusted", "doubtful", "invalid"] | None
     draws: int | None = Field(
         default=None,
-        description="of a random network: evaluations that an accuracy is the mean of; won, lost, p and classes are of the first",
+        description="of a random network: evaluations that an accuracy is the mean of; won, lost, p and classes are of the first; layers are above what they move by themselves",
     )
 
 
@@ -83,7 +83,7 @@ class Comparison(Row):
     def by_chance(self) -> str | None:
         """Which number is of which evaluations of a random network, in words; None where neither network is one."""
         draws = self.new.draws or self.old.draws
-        said = f"accuracies of a random network are means over {draws} evaluations; won, lost, p and classes are of the first"
+        said = f"accuracies of a random network are means over {draws} evaluations; won, lost, p and classes are of the first; layers are above what they move by themselves"
         return said if draws else None
 
     def to_json(self) -> str:
@@ -119,13 +119,16 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
             raise UsageError(f"the reports cannot be compared: the {which} is not complete (status: {report.status})")
         if report.early is not None:
             raise UsageError(f"the reports cannot be compared: the {which} is of a --gate-only run; audit it in full")
+    of_chance = [report.verdict.clean_draws is not None for report in (old, new)]
+    # The mean of several passes through a network without chance is that of one.
+    passes_count = of_chance[0] == of_chance[1]
     pairs = {
         "norm": (old.protocol.threat.norm, new.protocol.threat.norm),
         "eps": (old.protocol.threat.eps, new.protocol.threat.eps),
         "measure": (old.protocol.measure, new.protocol.measure),
         "aggregate": (old.protocol.aggregate, new.protocol.aggregate),
         "classes": (old.subject.class_names, new.subject.class_names),
-        "attacks": (_settings(old), _settings(new)),
+        "attacks": (_settings(old, passes_count), _settings(new, passes_count)),
         "samples": (old.data.fingerprint, new.data.fingerprint),
     }
     for what, (before, after) in pairs.items():
@@ -136,12 +139,14 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
             )
 
 
-def _settings(report: AuditReport) -> dict[str, object]:
+def _settings(report: AuditReport, passes_count: bool) -> dict[str, object]:
     """Of attacks and noises, and of the cascade with how much of it was met."""
-    scanned = {outcome.name: outcome.settings for outcome in report.outcomes}
-    cascade = {stage.attack: stage.settings for stage in report.cascade}
+    settings = {outcome.name: outcome.settings for outcome in report.outcomes}
+    settings |= {stage.attack: stage.settings for stage in report.cascade}
+    if not passes_count:
+        settings = {name: {**found, "eot": None} for name, found in settings.items()}
     checked = report.verdict.estimate.checked if report.verdict.estimate is not None else None
-    return {**scanned, **cascade} | ({} if checked is None else {"full_on": checked})
+    return settings | ({} if checked is None else {"full_on": checked})
 
 
 def _short(value: object) -> str:
@@ -260,19 +265,19 @@ def _layers(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
         rows = {row.name: row for row in other.layers.rows}
         for row in one.layers.rows:
             match = rows.get(row.name)
-            if match is None or row.mean is None or match.mean is None:
+            if match is None or row.above_floor is None or match.above_floor is None:
                 continue
             counts = one.layers.observations - row.undefined, other.layers.observations - match.undefined
             p = _means_differ(row, match, counts)
-            yield _Candidate("layer", row.name, one.name, row.mean, match.mean, counts[1], p=p)
+            yield _Candidate("layer", row.name, one.name, row.above_floor, match.above_floor, counts[1], p=p)
 
 
 def _means_differ(a: LayerRow, b: LayerRow, counts: tuple[int, int]) -> float:
-    """Two-sided p-value of the normal test of two means."""
-    assert a.mean is not None
-    assert b.mean is not None
+    """Two-sided p-value of the normal test of two means, above the noise floor if there is one (taken as known)."""
+    assert a.above_floor is not None
+    assert b.above_floor is not None
     error = sqrt(sum((row.sd or 0.0) ** 2 / max(1, count) for row, count in zip((a, b), counts, strict=True)))
-    gap = abs(a.mean - b.mean)
+    gap = abs(a.above_floor - b.above_floor)
     if error == 0:
         return 1.0 if gap == 0 else 0.0
     return 2 * _NORMAL.cdf(-gap / error)

@@ -101,11 +101,12 @@ def _add_fairness(before: AuditReport, after: AuditReport, table: Table) -> None
 def _print_layers(
     before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool], held: tuple[str, ...], console: Console
 ) -> None:
-    layers = Table(
-        title=f"Layers ({before.protocol.measure}, mean)", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for title in ("attack", "layer", "before", "after", "change", "most vulnerable", "held"):
-        layers.add_column(title, overflow="fold", justify="right" if title == "change" else "left")
+    floors = [row.noise_floor for o in after.outcomes if o.layers is not None for row in o.layers.rows]
+    less = " above what the network's noise moves" if any(floor is not None for floor in floors) else ""
+    title = f"Layers ({before.protocol.measure}, mean{less})"
+    layers = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("attack", "layer", "before", "after", "change", "most vulnerable", "held"):
+        layers.add_column(head, overflow="fold", justify="right" if head == "change" else "left")
     for attack, layer, a, b, state in _layers(before, after):
         layers.add_row(
             attack,
@@ -129,11 +130,11 @@ def _layers(before: AuditReport, after: AuditReport) -> list[tuple[str, str, flo
         later = {row.name: row for row in other.layers.rows}
         for row in outcome.layers.rows:
             new = later.get(row.name)
-            if new is not None and row.mean is not None and new.mean is not None:
+            if new is not None and row.above_floor is not None and new.above_floor is not None:
                 state = {(True, True): "before, after", (True, False): "before", (False, True): "after"}.get(
                     (row.in_mvl, new.in_mvl), ""
                 )
-                rows.append((outcome.name, row.name, row.mean, new.mean, state))
+                rows.append((outcome.name, row.name, row.above_floor, new.above_floor, state))
     return rows
 
 

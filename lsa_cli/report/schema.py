@@ -138,6 +138,11 @@ class LayerRow(Row):
     in_mvl: bool
     undefined: int = Field(description="rows without a measure (clean output zero, or not finite)")
 
+    @property
+    def above_floor(self) -> float | None:
+        """The mean, less what the layer of a random network moves by itself."""
+        return None if self.mean is None else self.mean - (self.noise_floor or 0.0)
+
 
 class LayerAnalysis(Row):
     """The Layer Sustainability Analysis under one attack or noise."""

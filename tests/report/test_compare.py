@@ -165,6 +165,28 @@ def test_the_gate_is_no_part_of_a_comparison():
     assert compare(example(), gated).regressions == []
 
 
+def test_several_passes_are_no_other_attack_where_a_network_without_chance_becomes_random():
+    old, new = paired([True] * 100), paired([True] * 100)
+    for report, passes in ((old, 1), (new, 10)):
+        for outcome in report.outcomes:
+            outcome.settings["eot"] = passes
+    with pytest.raises(UsageError, match="attacks differ"):
+        compare(old, new)
+    new.verdict.clean_draws = Draws(n=10, mean=1.0, sd=0.0, worst=rate(100, 100))
+    assert compare(old, new).regressions == []
+
+
+def test_what_a_layer_moves_by_itself_is_no_change():
+    old, new = example(), example()
+    outcome = next(outcome for outcome in new.outcomes if outcome.layers is not None)
+    row = outcome.layers.rows[0]
+    row.mean, row.noise_floor = row.mean + 0.5, 0.5
+    found = [
+        c for c in compare(old, new).changes if c.table == "layer" and c.attack == outcome.name and c.name == row.name
+    ]
+    assert found[0].new == pytest.approx(found[0].old)
+
+
 def test_where_a_network_is_random_it_says_which_numbers_are_means():
     """20 of 100 won and none lost in the first evaluation, and 12 points in the mean: both stand, and are told apart."""
     old, new = paired([False] * 70 + [True] * 30), paired([True] * 20 + [False] * 50 + [True] * 30)
@@ -175,7 +197,7 @@ def test_where_a_network_is_random_it_says_which_numbers_are_means():
     assert (found.old.draws, found.new.draws) == (None, 10)
     shown = Console(width=160, file=io.StringIO())
     print_comparison(found, shown)
-    words = "means over 10 evaluations; won, lost, p and classes are of the first"
+    words = "means over 10 evaluations; won, lost, p and classes are of the first; layers are above what they move by themselves"
     for page in (shown.file.getvalue(), render(old, new, found)):
         assert "+12.0" in page
         assert words in page
