@@ -1,7 +1,7 @@
 """Metrics of a network that an audit measures when asked (`--metrics`), each on a few of its samples and their adversarials."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,32 +9,41 @@ from torch.nn import functional as F
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.randomness import drawn_for, in_parts, per_sample
+from lsa_cli.attacks.threat import Bounds
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import Metric
 
-if TYPE_CHECKING:
-    from lsa_cli.auditing.plan import AuditPlan
-
 SAMPLES = 128  # of the audit's, drawn at random: a metric costs far more than a pass
 QUANTILES = (0.5, 0.9, 0.99)
 
-# (plan, x (N, ...), x_adv (N, ...), y (N,)) -> rows for the report. Labels are right for the clean x as they come. Called
+
+@dataclass(frozen=True)
+class Given:
+    """What a metric is measured with. batch_size: at most so many inputs go through the network at once."""
+
+    classifier: Classifier
+    bounds: Bounds
+    seed: int
+    batch_size: int
+
+
+# (given, x (N, ...), x_adv (N, ...), y (N,)) -> rows for the report. Labels are right for the clean x as they come. Called
 # with draws for the N samples: a random network gives each of them the same ones in any batch size where passes go `in_parts`.
-MetricFunction = Callable[["AuditPlan", torch.Tensor, torch.Tensor, torch.Tensor], list[Metric]]
+MetricFunction = Callable[[Given, torch.Tensor, torch.Tensor, torch.Tensor], list[Metric]]
 METRICS: Registry[MetricFunction] = Registry("metric")
 
 
 @METRICS.register("intensity")
-def robustified_intensity(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
+def robustified_intensity(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
     """Largest parameter gradient of one sample under attack over the largest one without (arXiv 2012.13573).
 
     The paper divides the maximum of an adversarially trained network by that of another, trained without attacks; one
     checkpoint has one set of weights, so both maxima are taken at the same weights here (our choice). Quantiles of the
     norms stand beside the maximum, which hangs on one sample.
     """
-    clean = gradient_norms(plan.classifier, x, y)
-    perturbed = gradient_norms(plan.classifier, x_adv, y)
+    clean = gradient_norms(given.classifier, x, y)
+    perturbed = gradient_norms(given.classifier, x_adv, y)
 
     def over(above: float, below: float) -> float | None:
         return float(above / below) if below > 0 and np.isfinite(above / below) else None
@@ -78,15 +87,15 @@ _TINY = 1e-12
 
 
 @METRICS.register("eni")
-def noise_insensitivity(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
+def noise_insensitivity(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
     """Empirical noise insensitivity: how far the loss moves for each unit that the input moves (arXiv 1909.09034)."""
-    low, high = _box(plan)
-    generator = torch.Generator().manual_seed(plan.seed)
+    low, high = _box(given)
+    generator = torch.Generator().manual_seed(given.seed)
     noise = _NOISE * (high - low) * torch.randn(x.shape, generator=generator).to(x)
-    noisy = x + noise if plan.bounds is None else (x + noise).clamp(low, high)
+    noisy = x + noise if given.bounds is None else (x + noise).clamp(low, high)
     rows = []
     for attack, moved in (("", x_adv), (f"gaussian noise, sd {_NOISE:g} of the range", noisy)):
-        value, each = insensitivity(plan.classifier, x, moved, y, plan.batch_size)
+        value, each = insensitivity(given.classifier, x, moved, y, given.batch_size)
         shares = {f"{share:g}": _number(np.quantile(each, share)) for share in QUANTILES} if len(each) else {}
         rows.append(
             Metric(
@@ -115,16 +124,16 @@ def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, at_once: i
 
 
 @METRICS.register("boundary")
-def boundary_distance(plan: "AuditPlan", x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
+def boundary_distance(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: torch.Tensor) -> list[Metric]:
     """Worst-case boundary distance along random orthonormal directions, blind to the network (arXiv 1909.09034)."""
-    with undisturbed(plan.classifier), torch.no_grad():
-        right = in_parts(lambda part: plan.classifier(x[part]).argmax(1), len(x), plan.batch_size) == y
+    with undisturbed(given.classifier), torch.no_grad():
+        right = in_parts(lambda part: given.classifier(x[part]).argmax(1), len(x), given.batch_size) == y
         x, y, index = x[right][:_IMAGES], y[right][:_IMAGES], drawn_for()[1][right][:_IMAGES]
-        directions = orthonormal(x[0].numel(), _DIRECTIONS, plan.seed).to(x) if len(x) else x
+        directions = orthonormal(x[0].numel(), _DIRECTIONS, given.seed).to(x) if len(x) else x
         found = worst_case_distances(
-            plan.classifier, x, y, directions, plan.bounds, plan.batch_size, seed=plan.seed, index=index
+            given.classifier, x, y, directions, given.bounds, given.batch_size, seed=given.seed, index=index
         )
-    low, high = _box(plan)
+    low, high = _box(given)
     largest = _MAGNITUDES[-1] / 255 * (high - low)
     return [
         Metric(
@@ -184,9 +193,9 @@ def worst_case_distances(
     return found
 
 
-def _box(plan: "AuditPlan") -> tuple[float, float]:
+def _box(given: Given) -> tuple[float, float]:
     """The input range; for inputs without one, a range of 1."""
-    return plan.bounds if plan.bounds is not None else (0.0, 1.0)
+    return given.bounds if given.bounds is not None else (0.0, 1.0)
 
 
 def _number(value: float) -> float | None:

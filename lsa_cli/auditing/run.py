@@ -554,10 +554,11 @@ class Run:
         x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
         in_batches = zip(*(tensor.split(self.room.size) for tensor in (x, y, index)), strict=True)
         x_adv = torch.cat([self.perturb(named, x, y, index, "worst")[0] for x, y, index in in_batches])
+        given = metrics.Given(plan.classifier, plan.bounds, plan.seed, self.room.size)
         rows_found: list[Metric] = []
         for name in plan.metrics:
             with draw(plan.seed, index, 0):
-                found = metrics.METRICS.get(name)(dataclasses.replace(plan, batch_size=self.room.size), x, x_adv, y)
+                found = metrics.METRICS.get(name)(given, x, x_adv, y)
             rows_found += [row.model_copy(update={"attack": row.attack or named.label}) for row in found]
         return rows_found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lsa_cli.cli import launch
+from lsa_cli.cli import launch, speaking
 from lsa_cli.cli import options as o
 from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
@@ -320,7 +320,7 @@ def audit(
         return
     named = "json" in wanted or resume
     journal = None if gate_only else _journal(plan, outputs.files, resume, named)
-    if not launch.writes():
+    if not speaking.writes():
         outputs, github = type(outputs)({}, None, None), False
     run = (
         partial(decide_early, alpha=parse_number(DEFAULT_ALPHA if alpha is None else alpha, "--alpha"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from lsa_cli.cli import launch
+from lsa_cli.cli import speaking
 from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
 
 # The base of typer's own usage errors, which print themselves; typer exports no name for it.
@@ -62,5 +62,5 @@ def _interrupt(*_: Any) -> None:
 
 
 def _say(message: str, error: BaseException) -> None:
-    if launch.may_say(error):
-        launch.voice().write(f"lsa: {printable(' '.join(message.split()))}\n")
+    if speaking.may_say(error):
+        speaking.voice().write(f"lsa: {printable(' '.join(message.split()))}\n")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lsa_cli.cli import launch
+from lsa_cli.cli import launch, speaking
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note, progress_bar
 from lsa_cli.errors import EXIT_BROKEN, UsageError
@@ -264,10 +264,10 @@ def _train(
         with progress_bar(not quiet) as progress, foreign_code():
             hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
     except KeyboardInterrupt:
-        if launch.writes() and Files(out).state.exists():
+        if speaking.writes() and Files(out).state.exists():
             note(f"the state is in {Files(out).state}; the same command with --resume goes on from there")
         raise
-    if html is not None and launch.writes():
+    if html is not None and speaking.writes():
         _write_page(hardened, html)
     _tell(plan, hardened, html, quiet)
     if hardened.stopped is not None:

@@ -14,31 +14,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import typer
 
+from lsa_cli.cli.boundary import boundary
+from lsa_cli.cli.speaking import is_rank, keep_silent, watched, writes
 from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, EXIT_USAGE, RankLost, RunError, UsageError
 
 T = TypeVar("T")
 Command = Callable[..., None]
 
-_RANK = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what says that this process is one of several ranks
 _MOST = 8  # ranks that "auto" starts without CUDA: each holds torch and the network in memory
 _TO_BE_ENDED = 5  # seconds in which the agent surely notices the rank that died, before those that miss it end, too
-
-_watched = False  # whether --nproc started this rank, so that the process that was called says who died
-_loud: TextIO | None = None  # stderr of a rank that otherwise keeps silent
-
-
-def is_rank() -> bool:
-    """Whether this process is one of several that run the command together."""
-    return all(name in os.environ for name in _RANK) and os.environ["WORLD_SIZE"] != "1"
-
-
-def writes() -> bool:
-    """Whether this process writes the command's files."""
-    return not is_rank() or os.environ["RANK"] == "0"
 
 
 def let_save() -> None:
@@ -59,7 +47,7 @@ def on_ranks(command: Command) -> Command:
         if not is_rank():
             command(**options)
             return
-        _keep_silent()
+        keep_silent()
         from lsa_cli import distributed
 
         with distributed.joined():
@@ -79,32 +67,6 @@ def first(work: Callable[[], T]) -> T:
     from lsa_cli import distributed
 
     return distributed.first(work)
-
-
-# ---- who speaks ----------------------------------------------------------------------------------------
-
-
-def _keep_silent() -> None:
-    global _loud
-    if not writes():
-        _loud = sys.stderr
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
-
-
-def voice() -> TextIO:
-    """Where errors go."""
-    return _loud or sys.stderr
-
-
-def may_say(error: BaseException) -> bool:
-    """Whether it is this process that tells the user: of all ranks the one that fails first."""
-    if _watched and isinstance(error, (RankLost, KeyboardInterrupt)):
-        return False  # the process that was called knows more
-    if not is_rank():
-        return True
-    from lsa_cli import distributed
-
-    return distributed.first_to_say()
 
 
 # ---- starting them -------------------------------------------------------------------------------------
@@ -169,10 +131,7 @@ def _stay_on_this_machine() -> None:
 def _rank(command: Command, options: dict[str, Any]) -> int:
     """One rank from start to end. It returns its exit code; where it met an error it leaves with it, upon which the agent
     ends the others."""
-    from lsa_cli.cli.boundary import boundary
-
-    global _watched
-    _watched = True
+    watched()
     signal.signal(signal.SIGINT, _once)
     try:
         with boundary():
