@@ -24,6 +24,7 @@ _PARALLEL = (
     "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.parallel.distributed.DistributedDataParallel",
 )
+_GETATTR = ("__builtin__.getattr", "builtins.getattr")
 _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
@@ -103,6 +104,8 @@ class _Rebuilder:
             made: Any = functools.partial(function, *arguments, **keywords)
         elif name == "torch.device":
             made = torch.device("cpu")
+        elif name in _GETATTR:
+            made = _member(symbol)
         else:
             kind = _class(symbol)
             if issubclass(kind, enum.Enum):
@@ -140,6 +143,15 @@ def _class(symbol: Call) -> type:
     if not _is_network(found) and not (isinstance(found, type) and issubclass(found, enum.Enum)):
         raise _Unknown(str(function))
     return found
+
+
+def _member(symbol: Call) -> enum.Enum:
+    """getattr(enumeration, name), as which some versions of Python (3.11.2) pickle its members; of anything else it is refused."""
+    owner, name = symbol.arguments if len(symbol.arguments) == 2 else (None, None)
+    found = _installed(owner, INSTALLED) if isinstance(owner, Global) else None
+    if not (isinstance(found, type) and issubclass(found, enum.Enum) and str(name) in found.__members__):
+        raise _Unknown(symbol.class_name)
+    return found[str(name)]
 
 
 def _is_network(found: Any) -> bool:

@@ -70,6 +70,28 @@ def test_networks_of_timm_give_the_same_logits(tmp_path, name):
     assert same(load(saved(tmp_path, network)).body, network, 224)
 
 
+class Reached:
+    """Pickles as getattr of something."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_members_of_enumerations_are_found_by_name_and_nothing_else_is(tmp_path):
+    """Some versions of Python pickle a member as getattr(enumeration, name)."""
+    layout = pytest.importorskip("timm").layers.Format
+    network = small()
+    network.mode = Reached(layout, "NCHW")
+    assert load(saved(tmp_path, network)).body.mode is layout.NCHW
+    for owner, name in ((layout, "mro"), (layout, "__class__"), (nn.Linear, "forward")):
+        network.mode = Reached(owner, name)
+        with pytest.raises(CheckpointError, match="would import"):
+            load(saved(tmp_path, network))
+
+
 def test_half_weights_in_a_network_become_float32_and_that_is_said(tmp_path):
     loaded = load(saved(tmp_path, small().half()))
     assert loaded.body[0].weight.dtype == torch.float32
