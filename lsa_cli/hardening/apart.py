@@ -118,9 +118,7 @@ class ApartBase(Base):
         if self.maps is None:
             self.maps = batch.x.new_zeros(needed, *batch.x.shape[1:], dtype=torch.float16)
         elif len(self.maps) < needed:
-            longer = self.maps.new_zeros(
-                needed, *self.maps.shape[1:]
-            )  # no cat: autocast to bfloat16 refuses halves there
+            longer = self.maps.new_zeros(needed, *self.maps.shape[1:])  # no cat: autocast refuses halves there
             longer[: len(self.maps)] = self.maps
             self.maps = longer
         return self.maps[batch.index].to(batch.x.dtype)

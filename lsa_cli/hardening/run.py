@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.config import HardenSettings, merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
-from lsa_cli.errors import LsaError, RunError, UsageError
+from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
@@ -96,7 +97,7 @@ def run_harden(
     files, show = Files(out), progress or (lambda what, done, total: None)
     restarted = distributed.restarted()
     resume = distributed.first(lambda: _resumes(plan, files, resume, restarted, say))
-    with numerics(plan.audit):
+    with numerics(plan.audit), _unmarked_where_it_cannot_go_on(files):
         before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
         if plan.needs_layers and not layers:
@@ -134,6 +135,19 @@ def run_harden(
     return Hardened(
         out, before, after, compared, incomparable, layers, trained.history, trained.best_epoch, trained.stopped
     )
+
+
+@contextmanager
+def _unmarked_where_it_cannot_go_on(files: Files) -> Iterator[None]:
+    """An error that the same command would meet again leaves no mark of a run that --resume could go on with."""
+    try:
+        yield
+    except RankLost:
+        raise
+    except LsaError:
+        if distributed.rank() == 0 and not files.state.exists():
+            files.started.unlink(missing_ok=True)
+        raise
 
 
 def epoch_in_words(epoch: int) -> str:

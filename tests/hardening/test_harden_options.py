@@ -228,6 +228,14 @@ def test_every_row_of_the_methods_study_is_given_what_it_uses(study, samples):
     assert idle == ({"at:base=apart", "anp"} if study == "cifar10" else set())
 
 
+def test_a_network_that_cannot_be_audited_leaves_nothing(refused, tmp_path):  # noqa: F811
+    dead = torch.load(MOON, weights_only=True)
+    dead["state_dict"] = {name: torch.zeros_like(value) for name, value in dead["state_dict"].items()}
+    torch.save(dead, tmp_path / "dead.pt")
+    moons = f"npz:{MOON.parent / 'moons.npz'}"
+    refused("harden", tmp_path / "dead.pt", "-o", "h.pt", "--data", moons, *BRIEF, says="the same output for all")
+
+
 # ---- layers and their weights --------------------------------------------------------------------------
 
 
