@@ -119,7 +119,6 @@ class Run:
         self.done, self.total = 0.0, total_work(plan)
         self.y = plan.labels[plan.index]
         self.clean: np.ndarray | None = None
-        self.is_random = plan.is_random
         self.wrong = self.fooled = np.zeros(
             (0, DRAWS), dtype=bool
         )  # in each draw of a random network; clean, by any attack
@@ -142,7 +141,7 @@ class Run:
         plan = self.plan
         self.clean = self.clean_pass()
         # A twin is told by its answers, which of a random network say nothing: such a network is attacked as it is.
-        if plan.fast and (plan.attacks or plan.cascade) and not self.is_random:
+        if plan.fast and (plan.attacks or plan.cascade) and not plan.is_random:
             self.twin = self.room.fit(self.find_twin)
         self.report = self.first_report()
         self.update("running")
@@ -192,7 +191,9 @@ class Run:
             self.report.status = status  # type: ignore[assignment]
             self.report.seconds = round(self.clock.seconds, 3)
             verdict = verdict_of(self.plan, self.clean, met, self.estimate)
-            self.report.verdict = verdict_over_draws(verdict, self.wrong, self.fooled) if self.is_random else verdict
+            self.report.verdict = (
+                verdict_over_draws(verdict, self.wrong, self.fooled) if self.plan.is_random else verdict
+            )
             self.report.pairs = compare_attacks([(n.label, d) for n, d in self.scanned], len(self.plan.class_names))
             self.report.samples = self.record.rows(self.plan.index, self.y, self.clean) if met else None
             if status in ("interrupted", "failed"):
@@ -294,7 +295,7 @@ class Run:
 
     def wrong_by_draw(self, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> Arrays:
         """Of a random network (N, R) bool, for each draw whether it is wrong; of another nothing."""
-        if not self.is_random:
+        if not self.plan.is_random:
             return {}
         wrong = [predicted_class(self.predict(x, index, number)) != y for number in range(DRAWS)]
         return {"wrong": torch.stack(wrong, 1).cpu().numpy()}
@@ -313,7 +314,7 @@ class Run:
         clock, self.clock = self.clock, Clock(None)  # without it there is no report at all
         found = self.gather("clean", "clean accuracy", plan.index, evidence.FORWARD + attacked, measure)
         self.clock = clock
-        if self.is_random:
+        if self.plan.is_random:
             self.wrong, self.fooled = found["wrong"], np.zeros_like(found["wrong"])
         logits, raw = found["logits"], plan.classifier.output == "probabilities"
         source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
@@ -336,7 +337,7 @@ class Run:
             x_adv, look, finite, verified, margins = self.perturb(named, x, y, index, "worst")
             seen = observe(
                 plan.classifier, self.names, plan.measure, threat, x, x_adv, index,
-                seed=plan.seed, with_yardstick=kind != "noise", with_floor=self.is_random, whole_batch=plan.whole_batch,
+                seed=plan.seed, with_yardstick=kind != "noise", with_floor=self.plan.is_random, whole_batch=plan.whole_batch,
             )  # fmt: skip
             return {
                 **vars(seen), "verified": verified, "margin": margins, "look": look, "finite": finite,
@@ -359,14 +360,14 @@ class Run:
         if kind == "minimal":
             self.nearest[named.label] = (verified != self.y, seen.distance)
         outcome = outcome_of(plan, named, seen, diagnosis, mismatches=mismatches, seconds=time.monotonic() - started)
-        if self.is_random:
+        if self.plan.is_random:
             fooled = found["wrong"] & counted[:, None]
             outcome.draws, outcome.robust = spread(self.wrong | fooled), mean_rate(self.wrong | fooled)
             if kind != "noise":
                 self.fooled |= fooled
         report.outcomes.append(outcome)
         report.warnings += attack_warnings(
-            named, 0 if self.is_random else mismatches, counted, found["finite"], verified
+            named, 0 if self.plan.is_random else mismatches, counted, found["finite"], verified
         )
         report.warnings += layer_warnings(outcome)
         outcome.discarded += broken_numbers
@@ -393,7 +394,7 @@ class Run:
             stage = f"cascade-{position}-{named.label}"
             found = self.gather(stage, named.label, plan.index[rows], named.attack.passes, measure)
             adversarial[rows], counted[rows] = found["verified"], found["within"]
-            if self.is_random:
+            if self.plan.is_random:
                 self.fooled[rows] |= found["wrong"] & found["within"][:, None]
         diagnosis = ClassDiagnosis(self.y, self.clean, adversarial, counted)
         self.cascaded.append((named, diagnosis))
@@ -452,7 +453,7 @@ class Run:
             evidence.Measured(
                 label=named.label, role=evidence.role_of(named.name), budget=f"{threat.norm} {threat.eps:g}",
                 y=self.y, clean=diagnosis.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
-                found_at=found_at if found_at.any() and not self.is_random else None, ran=ran,
+                found_at=found_at if found_at.any() and not self.plan.is_random else None, ran=ran,
             )
         )  # fmt: skip
 
@@ -620,7 +621,7 @@ class Run:
             *plan.warnings,
             *evidence.clean_accuracy(verdict.clean, len(plan.class_names), claimed),
             *self.gradient_warnings,
-            *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if self.is_random else []),
+            *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if self.plan.is_random else []),
         ]
         return AuditReport(
             tool=f"lsa {__version__}",

@@ -319,11 +319,12 @@ def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
     """BatchNorm that trains needs two values for each channel, and of one sample's vector it has one."""
     if plan.recipe.batch_size > 1:
         return
+    trained = {id(parameter) for name, parameter in plan.network.classifier.named_parameters() if name in moving}
     for layer in plan.network.layers:
         if isinstance(layer.module, nn.modules.batchnorm._BatchNorm) and math.prod(layer.shape[1:]) == 1:
             name = _module_of(layer.name)
-            own = [f"body.{name}.{parameter}" for parameter, _ in layer.module.named_parameters()]
-            if not own or not moving.isdisjoint(own):
+            own = {id(parameter) for parameter in layer.module.parameters()}
+            if not own or own & trained:
                 raise UsageError(
                     f"--batch-size 1: {name} is {layer.kind} and takes the mean over a batch; give at least 2, or "
                     f"--freeze {name}"
