@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.models.precision import FastClassifier, fold_norms, make_twin
+from lsa_cli.models.precision import FastClassifier, fold_norms, make_moving_twin, make_twin
+from lsa_cli.models.surgery import operate
 
 
 def norm(channels):
@@ -108,7 +109,7 @@ def test_what_cannot_be_had_faster_is_attacked_itself(kind, why):
 
 def test_statistics_of_the_batch_are_not_folded():
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert fold_norms(body.eval(), X) == 0
+    assert fold_norms(body.eval(), X) == {}
 
 
 def test_in_bfloat16_logits_and_gradients_come_back_as_float32():
@@ -120,3 +121,63 @@ def test_in_bfloat16_logits_and_gradients_come_back_as_float32():
     assert not torch.equal(short, exact)
     assert (short - exact).norm() < 0.02 * exact.norm()
     assert (short_gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
+
+
+# ---- the twin of a network in training -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Residual, Shared])
+def test_a_moving_twin_has_the_weights_of_the_moment(kind):
+    classifier = made(kind).train()
+    twin = make_moving_twin(classifier, X)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.05)
+    for _ in range(3):
+        before = twin.now()(X).detach().clone()
+        F.cross_entropy(classifier(X), torch.arange(5) % 4).backward()  # moves the statistics too
+        optimizer.step()
+        classifier.eval()
+        for theirs, ours in zip(gradient(twin.now()), gradient(classifier), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(before, classifier(X), atol=1e-2)
+        classifier.train()
+
+
+def fresh(kind):
+    """With norms that have seen nothing, and so change nothing; the last one is switched off by its weight."""
+    classifier = made(kind)
+    for module in classifier.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+    nn.init.zeros_(classifier.body.norm2.weight)
+    return classifier
+
+
+class HiddenReader(Residual):
+    """A second reader of a convolution's output whose answer passes a norm."""
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.head((self.norm1(y) + self.norm2(F.relu(y))).flatten(1))
+
+
+@pytest.mark.parametrize("kind", [TwoReaders, HiddenReader, Noisy])
+def test_a_network_that_no_copy_computes_has_no_moving_twin_however_new_it_is(kind):
+    assert make_moving_twin(fresh(kind), X) is None
+
+
+def test_making_a_moving_twin_leaves_the_network_and_the_generator_as_they_were():
+    classifier = fresh(Residual).train()
+    before, state = copy.deepcopy(classifier.state_dict()), torch.get_rng_state()
+    make_moving_twin(classifier, X).now()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert classifier.training
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
+    assert all(torch.equal(classifier.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_networks_without_convolutions_and_wrapped_ones_are_trained_on_themselves():
+    assert make_moving_twin(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))), X) is None
+    noisy = made(Residual)
+    noisy.body = operate(noisy.body, [{"kind": "noise", "sites": {"second": (6, 8, 8)}}])
+    noisy.body.on = False
+    assert make_moving_twin(noisy, X) is None
