@@ -1,0 +1,151 @@
+"""What an update costs: AT-LR over plain AT, both over a bare PyTorch loop, and AT over AT without its fast twin.
+
+    python -m benchmarks.epoch mnist|resnet18 [--device cpu] [--threads 1] [--batch 64] [--steps 7] [--updates 4] [--rounds 5]
+
+mnist: lsa's CNN on 28 x 28; resnet18: torchvision's for 32 x 32 (a 3 x 3 first convolution, no first pooling). Random images.
+Every variant has its own copy of one network and makes the same updates, Adam, PGD at 0.3 or 8/255; at-lr holds the last
+hidden activation. In each round the variants run in turn, in an order that moves on, so that what else the machine does hits
+all; the ratios are of times within a round, their median and range.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.training import RECIPE, make_method
+from lsa_cli.attacks import make_threat
+from lsa_cli.data import LabelledData
+from lsa_cli.hardening.trainer import Job, _Training, trainable_names
+from lsa_cli.layers import find_layers, select_layers
+from lsa_cli.models.architectures import build_architecture
+from lsa_cli.models.classifier import Classifier
+
+RATIOS = (("at-lr", "at"), ("at", "bare loop"), ("at-lr", "bare loop"), ("at", "at without a twin"))
+
+
+def resnet18():
+    from torchvision.models import resnet18 as build
+
+    network = build(num_classes=10)
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return network
+
+
+NETWORKS = {
+    "mnist": (lambda: build_architecture("lsa:mnist-cnn", {}), (1, 28, 28), 0.3),
+    "resnet18": (resnet18, (3, 32, 32), 8 / 255),
+}
+
+
+def ours(name, model, x, y, eps, given, folder):
+    """Updates of lsa's training loop with the method at or at-lr."""
+    layers = ()
+    if name == "at-lr":
+        found = find_layers(model.body, lambda: model(x[:2]), 2)
+        layers = ([layer.name for layer in select_layers(found, ["activations"])][-1],)
+    method = make_method(
+        "at-lr" if layers else "at", {"base": "pgd"}, threat=make_threat("linf", eps), steps=given.steps, classes=10,
+        samples=len(x), input_shape=tuple(x.shape[1:]), layers=layers, gammas=(0.5,) * len(layers),
+    )  # fmt: skip
+    if name == "at without a twin":
+        method.made._fast = lambda model, x: model
+    places = np.arange(len(x))
+    job = Job(
+        model, method, LabelledData("random", y.numpy(), lambda rows: x[torch.from_numpy(np.asarray(rows))]), y.numpy(),
+        places, places, method.task.threat, replace(RECIPE, epochs=1000, batch_size=given.batch),
+        trainable_names(model, [], None), torch.device(given.device), 0, folder / "state", {}, False,
+    )  # fmt: skip
+    training = _Training(job, lambda *_: None, lambda *_: None)
+
+    def run():
+        training.training_mode()
+        for batch, count in training.epoch_batches(training.step // training.per_epoch, 0):
+            training.update(batch, count)
+            training.step += 1
+
+    return run
+
+
+def bare_loop(model, x, y, eps, given):
+    """What one would write by hand: Madry's training with no library."""
+    optimizer, generator = torch.optim.Adam(model.parameters(), 1e-3), np.random.default_rng(0)
+
+    def run():
+        order = torch.from_numpy(generator.permutation(len(x)))
+        for rows in order.split(given.batch):
+            clean, labels = x[rows].to(given.device), y[rows].to(given.device)
+            model.eval()
+            x_adv = (clean + torch.empty_like(clean).uniform_(-eps, eps)).clamp(0, 1)
+            for _ in range(given.steps):
+                x_adv.requires_grad_(True)
+                (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), labels), x_adv)
+                moved = x_adv.detach() + 2.5 * eps / given.steps * gradient.sign()
+                x_adv = torch.minimum(torch.maximum(moved, clean - eps), clean + eps).clamp(0, 1)
+            model.train()
+            optimizer.zero_grad()
+            F.cross_entropy(model(x_adv), labels).backward()
+            optimizer.step()
+
+    return run
+
+
+def seconds(run, device):
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--updates", type=int, default=4, help="of each variant in a round; an epoch has many more")
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    build, shape, eps = NETWORKS[given.network]
+    first = Classifier(build()).to(given.device)
+    x, y = torch.rand(given.batch * given.updates, *shape), torch.randint(0, 10, (given.batch * given.updates,))
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        variants = {"bare loop": bare_loop(copy.deepcopy(first), x, y, eps, given)}
+        for name in ("at", "at-lr", "at without a twin"):
+            variants[name] = ours(name, copy.deepcopy(first), x, y, eps, given, Path(folder))
+        for run in variants.values():  # warms up
+            run()
+        names, took = list(variants), {name: [] for name in variants}
+        for number in range(given.rounds):
+            for place in range(len(names)):
+                name = names[(place + number) % len(names)]
+                took[name].append(seconds(variants[name], given.device))
+    print(
+        f"torch {torch.__version__}, {given.device}, {given.threads} threads of {len(os.sched_getaffinity(0))} cores, load "
+        f"average {load:.1f} before; {given.network}, batch {given.batch}, PGD-{given.steps}"
+    )
+    for name in names:
+        print(f"{name}: {given.batch * given.updates / statistics.median(took[name]):.0f} images/s")
+    for above, below in RATIOS:
+        ratios = [a / b for a, b in zip(took[above], took[below], strict=True)]
+        print(f"{above} over {below}: {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+
+
+if __name__ == "__main__":
+    main()
