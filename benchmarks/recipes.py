@@ -30,6 +30,7 @@ EPS = 0.3
 ROWS = {
     "at": ("at", {}, (), 0.0, False),
     "first-0.5": ("at-lr", {}, ("relu1",), 0.5, False),
+    "first-2": ("at-lr", {}, ("relu1",), 2.0, False),
     "last-0.2": ("at-lr", {}, ("relu4",), 0.2, False),
     "last-0.5": ("at-lr", {}, ("relu4",), 0.5, False),
     "last-1.5": ("at-lr", {}, ("relu4",), 1.5, False),
