@@ -1,7 +1,7 @@
 """The fast twin: a copy of a Classifier that attacks run on. Verdicts, layers and evidence are the original's.
 
 Which twin a network gets follows from its structure and the device, never from a timing: the same command has to give
-the same report. What is done is our choice (`python -m benchmarks.attacks` and `benchmarks.training` time it): BatchNorm folded
+the same report. What is done is our choice (`python -m benchmarks.attacks` and `benchmarks.epoch` time it): BatchNorm folded
 into the convolution before it, tensors with the channels last and, in audits and where the processor computes in it, bfloat16.
 """
 
