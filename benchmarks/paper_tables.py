@@ -1,21 +1,23 @@
 """Tables 2, 3 and 4 of arXiv 2202.02626 (AT-LR), trained and judged with our code, beside the published numbers.
 
-    python -m benchmarks.paper_tables moon|mnist|cifar10 [--seeds 5] [--rows 'AT-PGD*'] [--threads 1] [--out FILE]
+    python -m benchmarks.paper_tables moon|mnist|cifar10 [--seeds 5] [--rows 'AT-PGD*'] [--jobs 4] [--threads 1] [--out FILE]
     python -m benchmarks.paper_tables moon --search      # what the paper leaves open, tried on held-out training data
     python -m benchmarks.paper_tables cifar10 --check    # models C and D on 512 images: does the loss fall?
 
 Every row is trained from scratch (Algorithm 3) and the epoch with the best robust accuracy on held-out training data is
 kept. It is judged on test data by FGSM, as in the paper, by PGD-50 and, for the first seed, by AutoAttack; its layers are
 compared under FGSM and PGD-50. Each row and seed is a line of FILE as soon as it is done; a second run goes on from there, and tables
-of what FILE holds are printed at the end. mnist and cifar10 read the files in LSA_DATA_ROOT, laid out as torchvision has them.
+of what FILE holds are printed at the end. On a CPU as many networks are trained at once as there are cores, a thread each; that
+changes no number but the seconds. mnist and cifar10 read the files in LSA_DATA_ROOT, laid out as torchvision has them.
 """
 
 import argparse
 import fnmatch
-import itertools
 import json
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -176,29 +178,48 @@ def settings_of(study, trial):
     return {"model": study.model, **asdict(trial), **shown, "recipe": asdict(study.recipe)}
 
 
-def run_tables(study, names, seeds, out, device):
+def run_tables(study, names, arguments, out):
     """Seed by seed, so that an interrupted run has whole tables of fewer seeds."""
+    trials = [trial_of(study, name, seed) for seed in range(arguments.seeds) for name in names]
+    kept = {json.dumps(record["settings"]): record for record in read(out)}
+    missing = [trial for trial in trials if json.dumps(settings_of(study, trial)) not in kept]
+    for record in records_of(study, missing, arguments):
+        write(out, record)
+        kept[json.dumps(record["settings"])] = record
+        settings, score = record["settings"], robustness_and_generalisation(record["pgd"])
+        note = f"; stopped: {record['stopped']}" if record["stopped"] else ""
+        print(f"{study.model} {settings['row']}, seed {settings['seed']}: R&G under PGD-50 {score:.1f}, {record['train_seconds']:.0f} s{note}", file=sys.stderr)  # fmt: skip
+    print_tables(study, names, [kept[json.dumps(settings_of(study, trial))] for trial in trials])
+
+
+def records_of(study, trials, arguments):
+    """The line of each trial, as it is done."""
+    jobs = min(arguments.jobs, len(trials))
+    if jobs <= 1:
+        yield from (record_of(arguments, study.model, trial) for trial in trials)
+        return
+    with ProcessPoolExecutor(jobs, torch.multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(record_of, arguments, study.model, trial) for trial in trials]
+        try:
+            yield from (one.result() for one in as_completed(running))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def record_of(arguments, model, trial):
+    """One network, trained and judged. arguments: those of the command, which a process of its own has to be told."""
+    torch.set_num_threads(arguments.threads)
+    (study,) = (one for one in studies_of(arguments) if one.model == model)
     train_data, test_data = study.data(study.images)
-    kept, shown = read(out), []
-    for seed, name in itertools.product(range(seeds), names):
-        trial = trial_of(study, name, seed)
-        settings = settings_of(study, trial)
-        record = next((one for one in kept if one["settings"] == settings), None)
-        if record is None:
-            trained = train_row(study, trial, train_data, device)
-            started = time.perf_counter()
-            found = judge(study, trained, test_data, device, with_cascade=seed == 0)
-            record = {
-                "settings": settings, **found, "train_seconds": round(trained.seconds, 1),
-                "judge_seconds": round(time.perf_counter() - started, 1), "epoch": trained.epoch,
-                "stopped": trained.stopped,
-            }  # fmt: skip
-            write(out, record)
-            score = robustness_and_generalisation(found["pgd"])
-            note = f"; stopped: {trained.stopped}" if trained.stopped else ""
-            print(f"{study.model} {name}, seed {seed}: R&G under PGD-50 {score:.1f}, {trained.seconds:.0f} s{note}", file=sys.stderr)  # fmt: skip
-        shown.append(record)
-    print_tables(study, names, shown)
+    device = torch.device(arguments.device)
+    trained = train_row(study, trial, train_data, device)
+    started = time.perf_counter()
+    found = judge(study, trained, test_data, device, with_cascade=trial.seed == 0)
+    return {
+        "settings": settings_of(study, trial), **found, "train_seconds": round(trained.seconds, 1),
+        "judge_seconds": round(time.perf_counter() - started, 1), "epoch": trained.epoch, "stopped": trained.stopped,
+    }  # fmt: skip
 
 
 def run_search(study, names, out, device):
@@ -279,6 +300,19 @@ def chosen_rows(parser, studies, glob):
     return names
 
 
+def studies_of(arguments):
+    """The table's models as the command changed them."""
+    studies = []
+    for study in STUDIES[arguments.table]:
+        recipe = replace(study.recipe, epochs=arguments.epochs or study.recipe.epochs)
+        judged = dict(study.judged)
+        if arguments.cascade_images is not None:
+            judged["cascade"] = arguments.cascade_images
+        eps = study.eps if arguments.eps is None else dict.fromkeys(study.eps, arguments.eps)
+        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images or study.images, eps=eps))
+    return studies
+
+
 def positive(text):
     value = int(text)
     if value < 1:
@@ -303,7 +337,8 @@ def main():
         help="test samples that AutoAttack judges the first seed's networks on, 0 for none; default: all for moon, 100 for "
         "mnist, 500 for cifar10",
     )
-    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--jobs", type=positive, help="networks at once; default: a core each, one on CUDA")
+    parser.add_argument("--threads", type=positive, default=1, help="of each job")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--out", type=Path, help="lines of results; default: paper_TABLE.jsonl in the working directory"
@@ -318,17 +353,12 @@ def main():
         parser.error(f"--check is for cifar10; {arguments.table} is quick enough for --rows Normal --seeds 1")
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    if arguments.jobs is None:
+        arguments.jobs = 1 if device.type != "cpu" else max(1, len(os.sched_getaffinity(0)) // arguments.threads)
     if arguments.check:
         learnt = [run_check(study, device) for study in STUDIES[arguments.table]]
         sys.exit(0 if all(learnt) else 1)
-    studies = []
-    for study in STUDIES[arguments.table]:
-        recipe = replace(study.recipe, epochs=arguments.epochs or study.recipe.epochs)
-        judged = dict(study.judged)
-        if arguments.cascade_images is not None:
-            judged["cascade"] = arguments.cascade_images
-        eps = study.eps if arguments.eps is None else dict.fromkeys(study.eps, arguments.eps)
-        studies.append(replace(study, recipe=recipe, judged=judged, images=arguments.images or study.images, eps=eps))
+    studies = studies_of(arguments)
     out = arguments.out or Path(f"paper_{arguments.table}.jsonl")
     names = chosen_rows(parser, studies, arguments.rows)
     for study in studies:
@@ -337,7 +367,7 @@ def main():
         if arguments.search:
             run_search(study, names[study.model], out, device)
         else:
-            run_tables(study, names[study.model], arguments.seeds, out, device)
+            run_tables(study, names[study.model], arguments, out)
 
 
 if __name__ == "__main__":
