@@ -53,8 +53,8 @@ def harden(
     hold: Annotated[
         str | None,
         typer.Option(
-            metavar="last|mvl",
-            help="Which layers, where none are named: the last hidden one (default), or those that a scan flags.",
+            metavar="first|last|mvl",
+            help="Which layers, where none are named: the first hidden one (default), the last, or those that a scan flags.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -188,7 +188,7 @@ def harden(
 ) -> None:
     """Fine-tune a checkpoint so that its layers hold under attack, and prove it.
 
-    Without options: the checkpoint's own data, its last hidden layer held, a recipe that is known to work there. Beside
+    Without options: the checkpoint's own data, its first hidden layer held, a recipe that is known to work there. Beside
     the result FILE.pt stand FILE.last.pt, FILE.before.json, FILE.after.json, FILE.compare.json and FILE.log.jsonl.
     """
     from lsa_cli.config import settings_from

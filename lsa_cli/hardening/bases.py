@@ -21,10 +21,7 @@ from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.base import Batch, Task
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.models.precision import MovingTwin, make_moving_twin
 from lsa_cli.registry import Registry
-
-_TRIED = 8  # samples that a twin is tried on
 
 
 @contextmanager
@@ -61,8 +58,6 @@ class Base:
     uses: ClassVar[tuple[str, ...]] = ("steps", "step_size")
     eps_of_class: torch.Tensor | None = field(default=None, init=False)
     weight_of_class: torch.Tensor | None = field(default=None, init=False)
-    _twin: MovingTwin | None = field(default=None, init=False)
-    _twin_of: Classifier | None = field(default=None, init=False)
 
     @property
     def updates(self) -> int:
@@ -80,14 +75,7 @@ class Base:
     def examples(self, model: Classifier, batch: Batch) -> torch.Tensor:  # -> (N, ...)
         attack = self.attack(self.threat(batch))
         with as_attacked(model, self.task.attack_mode) as attacked:
-            target = attacked if self.task.attack_mode == "train" else self._fast(model, batch.x)
-            return attack(target, batch.x, batch.y, index=batch.index, seed=batch.seed)
-
-    def _fast(self, model: Classifier, x: torch.Tensor) -> Model:
-        """What to attack in evaluation mode: the network's fast twin, or the network where it has none."""
-        if self._twin_of is not model:
-            self._twin, self._twin_of = make_moving_twin(model, x[:_TRIED]), model
-        return model if self._twin is None else self._twin.now()
+            return attack(attacked, batch.x, batch.y, index=batch.index, seed=batch.seed)
 
     def losses(
         self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor

@@ -71,4 +71,7 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
         if file.resolve() in read:
             which = "" if file == out else f"also writes {file}, which "
             raise UsageError(f"--out {out} {which}is a file that is read here; give another file name")
+        if file.is_dir():
+            which = "" if file == out else f"also writes {file}, which "
+            raise UsageError(f"--out {out} {which}is a folder; give another file name")
     check_writable("out", str(out))

@@ -24,7 +24,7 @@ from lsa_cli.layers import plain_modules
 from lsa_cli.models.architectures import runs_user_code
 from lsa_cli.registry import build, parse_spec
 
-DEFAULT_METHOD, DEFAULT_GAMMA = "at-lr", 0.5
+DEFAULT_METHOD, DEFAULT_GAMMA, DEFAULT_HOLD = "at-lr", 0.5, "first"
 JUDGED_BY = ("fgsm", "pgd")  # attacks of the audits before and after
 # Recipe and attack steps by kind of input. All numbers are our choice; those for grey images were chosen on held-out
 # MNIST training images.
@@ -90,6 +90,11 @@ class HardenPlan:
     @property
     def regularizes(self) -> bool:
         return HARDENINGS.get(self.method).regularizes
+
+    @property
+    def held_by_place(self) -> str:
+        """The first or the last of the layers that are scanned."""
+        return self.audit.layers[0 if self.hold == "first" else -1].name
 
     @property
     def chosen_by(self) -> str:
@@ -173,7 +178,7 @@ def make_harden_plan(
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
         method=method, options=options, layers=chosen,
-        hold=own.hold or ("last" if own.top_k is None and options.get("sites") != "mvl" else "mvl"), top_k=own.top_k,
+        hold=own.hold or (DEFAULT_HOLD if own.top_k is None and options.get("sites") != "mvl" else "mvl"), top_k=own.top_k,
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
         freeze=tuple(own.freeze or ()), train_only_flagged=own.train_only == "flagged",
@@ -309,8 +314,8 @@ def _try_method(plan: HardenPlan) -> Hardening:
         )
     if plan.top_k is not None:
         refuse_more(plan.top_k, len(plan.audit.layers), "the scan")
-    if plan.hold == "last":
-        return plan.make_method((plan.audit.layers[-1].name,))
+    if plan.hold != "mvl":
+        return plan.make_method((plan.held_by_place,))
     check_gamma(plan.gamma, [layer.name for layer in plan.audit.layers])
     return replace(plan, gamma=str(DEFAULT_GAMMA)).make_method(hidden[:1])
 
@@ -352,7 +357,7 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
         raise UsageError("--layers names the layers, and --top-k counts those that a scan flags; give one of them")
     if plan.layers and own.hold is not None:
         raise UsageError("--hold is the rule for layers that are not named, and --layers or --mvl names them; give one")
-    if own.hold == "last" and own.top_k is not None:
+    if own.hold in ("first", "last") and own.top_k is not None:
         raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
     used = used_of_attack(plan.method, plan.options)
     for name in _OF_ATTACK:

@@ -1,10 +1,10 @@
 """train(): the one loop of every hardening method. Resumes to the bit, and stops when the watchdog says so."""
 
-import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lsa_cli.hardening.watchdog import EpochResult, at_chance, trouble
 from lsa_cli.hardening.weights import Average
 from lsa_cli.layers import plain_name
 from lsa_cli.models.classifier import Classifier, predicted_class
+from lsa_cli.models.precision import runs_channels_last
 
 _SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
 _VALIDATION_STEPS = 10
@@ -115,6 +116,8 @@ class _Training:
     def __init__(self, job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None]) -> None:
         self.job, self.progress, self.on_epoch = job, progress, on_epoch
         self.model, self.method, self.recipe = job.model, job.method, job.recipe
+        if runs_channels_last(self.model, self.method.task.input_shape):
+            self.model.to(memory_format=torch.channels_last)  # attacks and updates are faster so
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in job.trainable)
         groups = self.method.groups(self.model)
@@ -136,7 +139,7 @@ class _Training:
         self.sums: dict[str, float] = {}
         self.counted: dict[str, int] = {}
         self.spent = 0.0
-        self.best = self.untrained = weights_of(self.judged_model())
+        self.best = self.untrained = self.handed_out()
         self.best_epoch, self.best_score = 0, -1.0
         self.saved = time.monotonic()
 
@@ -151,7 +154,8 @@ class _Training:
             stopped = trouble(self.history, self.chance)
         if stopped is not None and self.best_epoch and at_chance(self.history[self.best_epoch - 1], self.chance):
             self.best, self.best_epoch = self.untrained, 0  # the best of bad epochs is not handed out
-        return Trained(self.best, weights_of(self.judged_model()), self.best_epoch, self.history, stopped)
+        self.model.to(memory_format=torch.contiguous_format)
+        return Trained(self.best, self.handed_out(), self.best_epoch, self.history, stopped)
 
     @property
     def chance(self) -> float:
@@ -259,14 +263,14 @@ class _Training:
         means = self.means()
         self.average_statistics()
         fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
-        found = self.diagnose(self.model, robust) if self.method.diagnosed else None
+        found = self.diagnose(robust) if self.method.diagnosed else None
         if found is not None:
             self.method.end_epoch(self.model, found[1])
-        judged = self.judged_model()
-        if found is None or judged is not self.model:
-            found = self.diagnose(judged, robust)
-        clean, under_pgd = found
-        _, under_fgsm = self.diagnose(judged, fgsm)
+        with self.averaged() as is_averaged:
+            if found is None or is_averaged:
+                found = self.diagnose(robust)
+            clean, under_pgd = found
+            _, under_fgsm = self.diagnose(fgsm)
         result = EpochResult(
             epoch, means.pop("loss"), means,
             clean, float(under_fgsm.robust.mean()), float(under_pgd.robust.mean()),
@@ -276,7 +280,7 @@ class _Training:
         score = self.method.score(under_pgd)
         whole = result.strength == 1 and epoch / recipe.epochs > self.method.begins  # the last epoch always is
         if score > self.best_score and whole and math.isfinite(result.loss):
-            self.best, self.best_epoch, self.best_score = weights_of(judged), epoch, score
+            self.best, self.best_epoch, self.best_score = self.handed_out(), epoch, score
         self.save()
         if distributed.rank() == 0:
             left = (recipe.epochs - epoch) * float(np.mean([one.seconds for one in self.history]))
@@ -305,18 +309,31 @@ class _Training:
         for state in (self.model.state_dict(), self.average.values if self.average is not None else {}):
             distributed.average([state[name] for name in names if name in state])
 
-    def judged_model(self) -> Classifier:
-        """The network that would be handed out: with averaged weights, where there is an average."""
-        values = self.method.averaged() if self.average is None else self.average.values
-        if values is None:
-            return self.model
-        judged = copy.deepcopy(self.model)
-        judged.load_state_dict(values)
-        return judged
+    def average_of_weights(self) -> dict[str, torch.Tensor] | None:
+        return self.method.averaged() if self.average is None else self.average.values
 
-    def diagnose(self, model: Classifier, attack: Attack) -> tuple[float, ClassDiagnosis]:
+    def handed_out(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights that the network would be handed out with: their average, where there is one."""
+        values = self.average_of_weights()
+        return weights_of(self.model) if values is None else copied(values)
+
+    @contextmanager
+    def averaged(self) -> Iterator[bool]:
+        """Within, the network has the weights that it would be handed out with; whether those are others."""
+        values = self.average_of_weights()
+        if values is None:
+            yield False
+            return
+        own = weights_of(self.model)
+        self.model.load_state_dict(values)
+        try:
+            yield True
+        finally:
+            self.model.load_state_dict(own)
+
+    def diagnose(self, attack: Attack) -> tuple[float, ClassDiagnosis]:
         """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
-        job = self.job
+        job, model = self.job, self.model
         found: list[dict[str, np.ndarray]] = []
         for batch in validation_of(replace(job, validation=distributed.share(job.validation))):
             x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=job.seed, goal="break")
@@ -377,7 +394,14 @@ def normalizes_by_rank(model: nn.Module) -> bool:
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of its parameters and buffers."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return copied(model.state_dict())
+
+
+def copied(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In the usual layout, whatever the training's is."""
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in values.items()
+    }  # fmt: skip
 
 
 def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:

@@ -1,20 +1,24 @@
 """The fast twin: a copy of a Classifier that attacks run on. Verdicts, layers and evidence are the original's.
 
 Which twin a network gets follows from its structure and the device, never from a timing: the same command has to give
-the same report. What is done is our choice (`python -m benchmarks.attacks` and `benchmarks.epoch` time it): BatchNorm folded
-into the convolution before it, tensors with the channels last and, in audits and where the processor computes in it, bfloat16.
+the same report. What is done is our choice (`python -m benchmarks.attacks` times it): BatchNorm folded into the convolution
+before it, tensors with the channels last and, where the processor computes in it, bfloat16.
+
+A network in training has no twin: its weights move, and a copy could miss what else does. It gets the layout itself, so
+that attacks and updates both have it (`python -m benchmarks.epoch`).
 """
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lsa_cli.attacks.base import undisturbed
-from lsa_cli.layers import Wrapper
 from lsa_cli.models.classifier import Classifier
 
 _SAME = 1e-4  # of the largest logit: what folding a deep network changes by rounding is a tenth of it
@@ -65,16 +69,22 @@ def make_twin(classifier: Classifier, x: torch.Tensor) -> Twin:
     if convolutions == 0:
         return original(classifier, "it has no convolutions")
     with torch.no_grad(), undisturbed(classifier):
+        wanted = classifier(x)
+        largest = float(wanted.abs().max())
         try:
             body = copy.deepcopy(classifier)
         except Exception as error:
             return original(classifier, f"it cannot be copied ({type(error).__name__})")
-        body.eval().requires_grad_(False)
-        folded = fold_norms(body, x)
-        body.to(memory_format=torch.channels_last)
-        if not _agree(FastClassifier(body, torch.float32)(x), classifier(x)):
+        try:
+            body.eval().requires_grad_(False)
+            folded = fold_norms(body, x)
+            body.to(memory_format=torch.channels_last)
+            exact = FastClassifier(body, torch.float32)(x)
+        except Exception as error:  # a view of what lies in another order, a look at the weights of a norm that is gone
+            return original(classifier, f"a faster copy does not run ({type(error).__name__})")
+        if not (math.isfinite(largest) and torch.allclose(exact, wanted, rtol=0, atol=_SAME * largest)):
             return original(classifier, "a faster copy does not compute the same")
-    parts = [f"{len(folded)} BatchNorm folded"] if folded else []
+    parts = [f"{folded} BatchNorm folded"] if folded else []
     described = ", ".join(["a copy in " + str(precision).removeprefix("torch."), "channels last", *parts])
     return Twin(FastClassifier(body, precision).eval(), described, False)
 
@@ -88,13 +98,8 @@ def native_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _agree(logits: torch.Tensor, wanted: torch.Tensor) -> bool:  # (N, K) each
-    largest = float(wanted.abs().max())
-    return math.isfinite(largest) and torch.allclose(logits, wanted, rtol=0, atol=_SAME * largest)
-
-
-def fold_norms(network: nn.Module, x: torch.Tensor) -> dict[str, str]:
-    """Fold each BatchNorm2d into the convolution whose output it takes, in place; {norm: convolution} that were, by name.
+def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
+    """Fold each BatchNorm2d into the convolution whose output it takes, in place; how many were.
 
     Only pairs that ran once each on x, the very tensor of the one reaching the other. Who else reads that tensor is not
     seen, so the caller compares outputs.
@@ -112,8 +117,8 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> dict[str, str]:
         elif type(module) is nn.BatchNorm2d and id(inputs[0]) in made and module.track_running_stats:
             pairs[module] = made[id(inputs[0])]
 
-    names = {module: name for name, module in network.named_modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)}
-    hooks = [module.register_forward_hook(look) for module in names]
+    watched = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)]
+    hooks = [module.register_forward_hook(look) for module in watched]
     try:
         network(x[:2])
     finally:
@@ -121,7 +126,7 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> dict[str, str]:
             hook.remove()
     certain = {norm: conv for norm, conv in pairs.items() if runs[norm] == runs[conv] == 1}
     if len(set(certain.values())) < len(certain):
-        return {}
+        return 0
     replaced: dict[nn.Module, nn.Module] = {}
     for norm, conv in certain.items():
         replaced[conv], replaced[norm] = fuse_conv_bn_eval(conv, norm), nn.Identity()
@@ -129,74 +134,39 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> dict[str, str]:
         for name, child in list(parent.named_children()):
             if child in replaced:
                 setattr(parent, name, replaced[child])
-    return {names[norm]: names[conv] for norm, conv in certain.items()}
+    return len(certain)
 
 
-# ---- of a network whose weights move -------------------------------------------------------------------
+# ---- in training ---------------------------------------------------------------------------------------
 
 
-class MovingTwin:
-    """The fast twin of a Classifier in training, in evaluation mode and float32: `now` gives it the weights of the moment.
+def runs_channels_last(classifier: Classifier, shape: tuple[int, ...]) -> bool:
+    """Whether a network has convolutions and trains with the channels of its tensors last: some views refuse that order.
 
-    In float32 it computes what the network does, so its attacks are as strong; a training has its own option for less.
+    Tried on a copy, with two samples of zeros, in both modes, forward and backward; the network is left as it was.
     """
-
-    def __init__(self, classifier: Classifier, copy_: nn.Module, folded: dict[str, str]) -> None:
-        self._classifier, self._copy, self._folded = classifier, copy_, folded
-        self._fast = FastClassifier(copy_, torch.float32).eval()
-
-    @torch.no_grad()
-    def now(self) -> nn.Module:
-        theirs = _tensors(self._classifier)
-        for norm_name, conv_name in self._folded.items():
-            norm, conv = self._classifier.get_submodule(norm_name), self._classifier.get_submodule(conv_name)
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert isinstance(conv, nn.Conv2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            weight, bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            )
-            theirs |= {f"{conv_name}.weight": weight, f"{conv_name}.bias": bias}
-        for name, tensor in _tensors(self._copy).items():
-            tensor.copy_(theirs[name])
-        return self._fast
-
-
-def make_moving_twin(classifier: Classifier, x: torch.Tensor) -> MovingTwin | None:
-    """The twin of a network that is being trained, tried on x (N, ...); None where there is none that computes the same.
-
-    For the trial, norms are given random statistics and what is 0 random values: in an untrained network both can hide
-    that a copy differs, and a network must get the same twin whatever its weights, or a training that is resumed would
-    not end as one that is not.
-    """
-    convolutions = any(isinstance(module, nn.Conv2d) for module in classifier.modules())
-    if not convolutions or isinstance(classifier.body, Wrapper):  # what a wrapper does may change while it trains
-        return None
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.no_grad(), undisturbed(classifier), torch.random.fork_rng(devices=devices):
+    if not any(isinstance(module, nn.Conv2d) for module in classifier.modules()):
+        return False
+    device = next(classifier.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), _buffers_kept(classifier):
         try:
-            tried, body = copy.deepcopy(classifier), copy.deepcopy(classifier)
-        except Exception:  # whatever a module of the user's raises when it is copied
-            return None
-        torch.manual_seed(0)
-        for parameter in tried.parameters():
-            if not parameter.any():
-                parameter.normal_(0, 0.1)
-        for module in tried.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-                assert module.running_var is not None
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
-        body.requires_grad_(False)
-        folded = fold_norms(body, x)
-        body.to(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, enabled=False):
-            same = _agree(MovingTwin(tried, body, folded).now()(x), tried(x))
-    return MovingTwin(classifier, body, folded) if same else None
+            tried = copy.deepcopy(classifier).to(memory_format=torch.channels_last)
+            for training in (False, True):
+                leaf = torch.zeros(2, *shape, device=device, requires_grad=True)
+                torch.autograd.grad(tried.train(training)(leaf).sum(), leaf)
+        except Exception:  # whatever a module of the user's raises
+            return False
+    return True
 
 
-def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Its parameters and buffers by every name that they have."""
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    return {**parameters, **dict(network.named_buffers(remove_duplicate=False))}
+@contextmanager
+def _buffers_kept(network: nn.Module) -> Iterator[None]:
+    """A copy of a module that keeps a function of the original runs parts of the original."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                buffer.copy_(values)

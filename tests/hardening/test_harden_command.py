@@ -50,10 +50,10 @@ def test_the_log_has_a_line_an_epoch(hardened):
     folder, _ = hardened
     lines = [json.loads(line) for line in (folder / "hard.log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert set(lines[0]["parts"]) == {"J", "elu3"}
+    assert set(lines[0]["parts"]) == {"J", "elu1"}
     # loss = J + strength * gamma * CM; the last epoch is at full strength
     last = lines[-1]
-    assert last["loss"] == pytest.approx(last["parts"]["J"] + 0.2 * last["parts"]["elu3"], rel=1e-4)
+    assert last["loss"] == pytest.approx(last["parts"]["J"] + 0.2 * last["parts"]["elu1"], rel=1e-4)
 
 
 def test_the_result_describes_itself(hardened, samples):
@@ -63,7 +63,7 @@ def test_the_result_describes_itself(hardened, samples):
     entry = said.history[-1]
     assert said.architecture == "lsa:moon-mlp"
     assert len(said.history) == len(parent.description.history) + 1
-    assert (entry["parent_sha256"], entry["method"], entry["layers"]) == (parent.sha256, "at-lr", ["elu3"])
+    assert (entry["parent_sha256"], entry["method"], entry["layers"]) == (parent.sha256, "at-lr", ["elu1"])
     assert entry["held_out"]["robust"] == max(
         json.loads(line)["robust"] for line in (folder / "hard.log.jsonl").read_text().splitlines()
         if json.loads(line)["strength"] == 1
@@ -374,7 +374,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--method", "at", "--gamma", "1"), "--gamma is for methods with the regularizer"),
         (("--method", "at", "--layers", "elu1"), "--layers names layers to hold, and at holds none"),
         (("--layers", "elu9"), "elu9"),
-        (("--gamma", "elu1=1"), "--gamma 'elu1=1' should give one weight"),
+        (("--gamma", "elu3=1"), "--gamma 'elu3=1' should give one weight"),
         (("--gamma", "-1"), "negative"),
         (("--mvl", "none.json"), "none.json"),
         (("--freeze", "conv*"), "matches no parameter"),
@@ -394,7 +394,8 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--html", MOON), "is what is read here"),
         (("--html", "moons.npz", "--data", "npz:moons.npz"), "is what is read here"),
         (("--html", "own.py", "--plugin", "own.py"), "is what is read here"),
-        (("--hold", "first"), "--hold: should be last or mvl"),
+        (("--hold", "middle"), "--hold: should be first or last or mvl"),
+        (("--hold", "first", "--top-k", "2"), "with it --hold is mvl"),
         (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),
         (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),
         (("--method", "at", "--hold", "mvl"), "--hold names layers to hold, and at holds none"),
@@ -407,6 +408,11 @@ def test_rho_is_the_sum_of_two_relative_gains():
 )
 def test_what_makes_no_sense_is_refused(refused, options, says):  # noqa: F811
     refused("harden", MOON, "--threads", 1, "-n", 20, *options, says=says)
+
+
+def test_a_folder_in_the_way_of_a_file_beside_the_result_is_told_first(refused, tmp_path):  # noqa: F811
+    (tmp_path / "f.after.json").mkdir()
+    refused("harden", MOON, "-o", "f.pt", says="--out f.pt also writes f.after.json, which is a folder")
 
 
 def test_nothing_that_is_read_is_replaced_by_a_file_beside_the_result(refused, tmp_path):  # noqa: F811

@@ -12,6 +12,7 @@ from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
 from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.hardening.run import layers_to_hold
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.schema import read_report
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
@@ -240,8 +241,14 @@ def test_a_network_that_cannot_be_audited_leaves_nothing(refused, tmp_path):  # 
 
 
 def test_a_weight_can_name_the_layer_that_is_held_by_default():
-    plan = planned(gamma="elu3=0.2")
-    assert plan.task(("elu3",)).gammas == (0.2,)
+    plan = planned(gamma="elu1=0.2")
+    assert plan.task(("elu1",)).gammas == (0.2,)
+
+
+@pytest.mark.parametrize(("hold", "layer"), [(None, "elu1"), ("first", "elu1"), ("last", "elu3")])
+def test_a_layer_is_held_by_its_place(hold, layer):
+    settings = {} if hold is None else {"hold": hold}
+    assert layers_to_hold(planned(**settings), lambda message: None) == (layer,)
 
 
 def test_weights_of_layers_that_a_scan_flags_are_matched_once_these_are_known():

@@ -237,3 +237,20 @@ def test_augmentation_moves_and_mirrors_and_nothing_else():
     assert (moved.flatten(1).sum(1) == 1).all()
     places = moved.flatten(2).argmax(2).flatten()
     assert len(places.unique()) == 81
+
+
+def test_weights_are_handed_out_in_the_usual_layout(tmp_path):
+    job = make_job(tmp_path, recipe=recipe(average="ema"))
+    trained = run(job)
+    for weights in (trained.best, trained.last, job.model.state_dict()):
+        assert all(tensor.is_contiguous() for tensor in weights.values())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_a_network_that_cannot_be_copied_has_an_average_too(tmp_path):
+    model = small_network()
+    torch.nn.utils.weight_norm(model.body[5])  # its weight is computed, which refuses a copy after a pass
+    trained = run(make_job(tmp_path, make_method(layers=("2",)), model, recipe=recipe(average="ema")))
+    last = trained.last["body.5.weight_g"]
+    assert not torch.equal(last, model.state_dict()["body.5.weight_g"])  # the average is not what trains
+    assert trained.best_epoch > 0

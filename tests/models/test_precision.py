@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.models.precision import FastClassifier, fold_norms, make_moving_twin, make_twin
-from lsa_cli.models.surgery import operate
+from lsa_cli.models.precision import FastClassifier, fold_norms, make_twin, runs_channels_last
 
 
 def norm(channels):
@@ -109,7 +108,7 @@ def test_what_cannot_be_had_faster_is_attacked_itself(kind, why):
 
 def test_statistics_of_the_batch_are_not_folded():
     body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert fold_norms(body.eval(), X) == {}
+    assert fold_norms(body.eval(), X) == 0
 
 
 def test_in_bfloat16_logits_and_gradients_come_back_as_float32():
@@ -123,61 +122,87 @@ def test_in_bfloat16_logits_and_gradients_come_back_as_float32():
     assert (short_gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
 
 
-# ---- the twin of a network in training -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", [Residual, Shared])
-def test_a_moving_twin_has_the_weights_of_the_moment(kind):
-    classifier = made(kind).train()
-    twin = make_moving_twin(classifier, X)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.05)
-    for _ in range(3):
-        before = twin.now()(X).detach().clone()
-        F.cross_entropy(classifier(X), torch.arange(5) % 4).backward()  # moves the statistics too
-        optimizer.step()
-        classifier.eval()
-        for theirs, ours in zip(gradient(twin.now()), gradient(classifier), strict=True):
-            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(before, classifier(X), atol=1e-2)
-        classifier.train()
-
-
-def fresh(kind):
-    """With norms that have seen nothing, and so change nothing; the last one is switched off by its weight."""
-    classifier = made(kind)
-    for module in classifier.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
-    nn.init.zeros_(classifier.body.norm2.weight)
-    return classifier
-
-
-class HiddenReader(Residual):
-    """A second reader of a convolution's output whose answer passes a norm."""
+class Viewed(Residual):
+    """Its view of a convolution's output takes channels to lie first, and refuses any other order."""
 
     def forward(self, x):
-        y = self.first(x)
-        return self.head((self.norm1(y) + self.norm2(F.relu(y))).flatten(1))
+        return self.head(self.norm1(self.first(x)).view(x.shape[0], -1))
 
 
-@pytest.mark.parametrize("kind", [TwoReaders, HiddenReader, Noisy])
-def test_a_network_that_no_copy_computes_has_no_moving_twin_however_new_it_is(kind):
-    assert make_moving_twin(fresh(kind), X) is None
+class ReadsItsNorm(Residual):
+    def forward(self, x):
+        return super().forward(x) + self.norm1.weight.sum()
 
 
-def test_making_a_moving_twin_leaves_the_network_and_the_generator_as_they_were():
-    classifier = fresh(Residual).train()
+class ThreeDimensional(Residual):
+    def __init__(self):
+        super().__init__()
+        self.deep = nn.Conv3d(1, 1, 1)
+
+    def forward(self, x):
+        return super().forward(self.deep(x[:, None])[:, 0])
+
+
+class AlwaysTraining(Residual):
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm1.train()
+        return self
+
+
+def with_weight_norm():
+    network = Residual()
+    network.first = torch.nn.utils.weight_norm(network.first)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("kind", [Viewed, ReadsItsNorm, ThreeDimensional, AlwaysTraining, with_weight_norm])
+def test_a_copy_that_does_not_run_is_not_attacked(kind):
+    classifier = made(kind)
+    twin = make_twin(classifier, X)
+    assert twin.is_original
+    assert "does not run" in twin.described or "cannot be copied" in twin.described
+
+
+def test_logits_that_are_not_finite_have_no_twin():
+    classifier = made(Residual)
+    with torch.no_grad():
+        classifier.body.head.bias[0] = torch.nan
+    assert make_twin(classifier, X).is_original
+
+
+class ViewedInTraining(Residual):
+    def forward(self, x):
+        x = self.norm1(self.first(x))
+        return self.head(x.view(len(x), -1) if self.training else x.flatten(1))
+
+
+class KeepsAFunction(Residual):
+    """A copy of it calls the original's norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = lambda x: self.norm1(x)
+
+    def forward(self, x):
+        return super().forward(x) + self.again(self.first(x)).mean()
+
+
+@pytest.mark.parametrize(
+    ("kind", "does"),
+    [(Residual, True), (KeepsAFunction, True), (Viewed, False), (ViewedInTraining, False), (ThreeDimensional, False)],
+)
+def test_channels_last_is_tried_before_a_training_and_leaves_no_trace(kind, does):
+    classifier = made(kind).train()
     before, state = copy.deepcopy(classifier.state_dict()), torch.get_rng_state()
-    make_moving_twin(classifier, X).now()
+    assert runs_channels_last(classifier, (3, 8, 8)) is does
     assert torch.equal(torch.get_rng_state(), state)
     assert classifier.training
-    assert all(parameter.requires_grad for parameter in classifier.parameters())
-    assert all(torch.equal(classifier.state_dict()[name], tensor) for name, tensor in before.items())
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.stride() == before[name].stride()
 
 
-def test_networks_without_convolutions_and_wrapped_ones_are_trained_on_themselves():
-    assert make_moving_twin(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))), X) is None
-    noisy = made(Residual)
-    noisy.body = operate(noisy.body, [{"kind": "noise", "sites": {"second": (6, 8, 8)}}])
-    noisy.body.on = False
-    assert make_moving_twin(noisy, X) is None
+def test_without_convolutions_there_is_no_layout_to_choose():
+    assert not runs_channels_last(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4))), (3, 8, 8))
