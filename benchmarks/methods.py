@@ -42,7 +42,7 @@ from lsa_cli.report.tables import eps_as_text
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 PLAIN = "plain"
-# What --method is given. at-lr holds the last hidden layer with gamma 0.5, its default.
+# What --method is given. at-lr holds the first hidden layer with gamma 0.5, its default.
 ROWS = (
     PLAIN, "at", "at-lr", "at:base=trades", "at:base=apart", "learn2perturb", "anp", "anp+at", "self-gradient",
     "class-fair", "class-fair:offset=true",

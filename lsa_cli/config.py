@@ -501,5 +501,7 @@ def _line(lines: dict[tuple[str, ...], int], location: Iterable[Any]) -> int:
 def _plain(problem: Any) -> str:
     """pydantic's message without its preamble."""
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        message = "should be a mapping, such as {epochs: 5}"
     shown = problem.get("input")
     return message if shown is None or str(shown) in message else f"{message} (given: {shown})"
