@@ -213,7 +213,7 @@ def layers_to_hold(plan: HardenPlan, say: Say) -> tuple[str, ...]:
     """By the rule asked for: the layers that a scan flags, or the first or last hidden layer.
 
     The source paper holds the most vulnerable layers. The first hidden one by default is our choice: of the rules that
-    were compared (`python -m benchmarks.layer_choice`) it alone picks a layer that gains under AutoAttack, on most bases.
+    `python -m benchmarks.layer_choice` compares, none picked layers that gained more under AutoAttack.
     """
     flagged = flagged_layers(plan)
     say(f"most vulnerable, by a scan of held-out training samples: {', '.join(flagged)}")
