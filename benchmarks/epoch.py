@@ -52,7 +52,7 @@ def ours(name, model, x, y, eps, given, folder):
     """Updates of lsa's training loop with the method at or at-lr."""
     layers = ()
     if name == "at-lr":
-        found = find_layers(model.body, lambda: model(x[:2]), 2)
+        found = find_layers(model.body, lambda: model(x[:2].to(given.device)), 2)
         layers = ([layer.name for layer in select_layers(found, ["activations"])][-1],)
     method = make_method(
         "at-lr" if layers else "at", {"base": "pgd"}, threat=make_threat("linf", eps), steps=given.steps, classes=10,

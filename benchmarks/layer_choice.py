@@ -31,7 +31,14 @@ from lsa_cli.report.correlation import spearman
 
 
 def read(path):
-    return {(r["settings"]["row"], r["settings"]["seed"]): r for r in map(json.loads, path.read_text().splitlines())}
+    """{model: {(row, seed): record}}; the lines of a search are passed over."""
+    models = defaultdict(dict)
+    for record in map(json.loads, path.read_text().splitlines()):
+        settings = record["settings"]
+        key = settings["row"], settings["seed"]
+        if "layers" in record and models[settings["model"]].setdefault(key, record) is not record:
+            sys.exit(f"{path} has row {key[0]}, seed {key[1]} with several settings; make a file of each")
+    return models
 
 
 def families(records):
@@ -76,10 +83,15 @@ def main():
     for path in (given.lines, given.probe):
         if path is not None and not path.is_file():
             sys.exit(f"{path} is no file; python -m benchmarks.paper_tables writes it")
-    records, probed = read(given.lines), read(given.probe) if given.probe else {}
+    probes = read(given.probe) if given.probe else {}
+    for model, records in read(given.lines).items():
+        print_choices(model, records, probes.get(model, {}))
+
+
+def print_choices(model, records, probed):
     groups = families(records)
     if not groups:
-        sys.exit(f"{given.lines}: no base has its row without the regularizer and one for every layer")
+        sys.exit(f"model {model}: no base has its row without the regularizer and one for every layer")
     for attack, title in TITLES.items():
         judged = {key: g for key, rows in groups.items() if (g := gains(records, key, rows, attack)) is not None}
         if not judged:
@@ -94,7 +106,9 @@ def main():
             picked["mean over layers"][seed].append(gain.mean())
             picked["best in hindsight"][seed].append(gain.max())
         bases = len({plain for plain, _ in judged})
-        print(f"\n{title}: {bases} bases, {len({seed for _, seed in judged})} seeds, {len(judged)} choices\n")
+        print(
+            f"\nModel {model}, {title}: {bases} bases, {len({seed for _, seed in judged})} seeds, {len(judged)} choices\n"
+        )
         print_row(["rule", "R&G gained by the layer it picks", "picks the best", "rho"])
         print_row(["---"] * 4)
         for rule, seeds in picked.items():

@@ -17,8 +17,8 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -198,13 +198,8 @@ def records_of(study, trials, arguments):
     if jobs <= 1:
         yield from (record_of(arguments, study.model, trial) for trial in trials)
         return
-    with ProcessPoolExecutor(jobs, torch.multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(record_of, arguments, study.model, trial) for trial in trials]
-        try:
-            yield from (one.result() for one in as_completed(running))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with torch.multiprocessing.get_context("spawn").Pool(jobs) as pool:  # ends its processes where anything is raised
+        yield from pool.imap_unordered(partial(record_of, arguments, study.model), trials)
 
 
 def record_of(arguments, model, trial):

@@ -68,10 +68,8 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
     read = {Path(path).resolve() for path in inputs}
     for file in Files(out).all():
-        if file.resolve() in read:
+        what = "a folder" if file.is_dir() else "a file that is read here" if file.resolve() in read else None
+        if what is not None:
             which = "" if file == out else f"also writes {file}, which "
-            raise UsageError(f"--out {out} {which}is a file that is read here; give another file name")
-        if file.is_dir():
-            which = "" if file == out else f"also writes {file}, which "
-            raise UsageError(f"--out {out} {which}is a folder; give another file name")
+            raise UsageError(f"--out {out} {which}is {what}; give another file name")
     check_writable("out", str(out))

@@ -93,8 +93,21 @@ class HardenPlan:
 
     @property
     def held_by_place(self) -> str:
-        """The first or the last of the layers that are scanned."""
-        return self.audit.layers[0 if self.hold == "first" else -1].name
+        """The first or the last of the layers that are scanned: the first that weights which train come before, since
+        nothing moves those ahead of it."""
+        layers = self.audit.layers
+        if self.hold == "last":
+            return layers[-1].name
+        classifier = self.network.classifier
+        moving = trainable_names(classifier, self.freeze, None, none_left=HARDENINGS.get(self.method).adds_weights)
+        trained = {id(parameter) for name, parameter in classifier.named_parameters() if name in moving}
+        named, order = dict(plain_modules(classifier.body)), [layer.name for layer in self.network.layers]
+        for layer in layers:
+            so_far = self.network.layers[: order.index(layer.name) + 1]
+            modules = [named[_module_of(one.name)] for one in so_far if one.is_learnable]
+            if any(id(parameter) in trained for module in modules for parameter in module.parameters()):
+                return layer.name
+        return layers[0].name
 
     @property
     def chosen_by(self) -> str:

@@ -220,7 +220,8 @@ def layers_to_hold(plan: HardenPlan, say: Say) -> tuple[str, ...]:
     if plan.hold == "mvl":
         return flagged
     held = plan.held_by_place
-    say(f"held: {held}, the {plan.hold} hidden layer; to hold the most vulnerable ones say --hold mvl")
+    place = "last hidden layer" if plan.hold == "last" else "first hidden layer behind weights that train"
+    say(f"held: {held}, the {place}; to hold the most vulnerable ones say --hold mvl")
     return (held,)
 
 

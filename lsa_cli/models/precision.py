@@ -80,6 +80,8 @@ def make_twin(classifier: Classifier, x: torch.Tensor) -> Twin:
             folded = fold_norms(body, x)
             body.to(memory_format=torch.channels_last)
             exact = FastClassifier(body, torch.float32)(x)
+        except torch.OutOfMemoryError:  # what is attacked must not depend on the memory that is free
+            raise
         except Exception as error:  # a view of what lies in another order, a look at the weights of a norm that is gone
             return original(classifier, f"a faster copy does not run ({type(error).__name__})")
         if not (math.isfinite(largest) and torch.allclose(exact, wanted, rtol=0, atol=_SAME * largest)):
@@ -155,6 +157,8 @@ def runs_channels_last(classifier: Classifier, shape: tuple[int, ...]) -> bool:
             for training in (False, True):
                 leaf = torch.zeros(2, *shape, device=device, requires_grad=True)
                 torch.autograd.grad(tried.train(training)(leaf).sum(), leaf)
+        except torch.OutOfMemoryError:  # the layout must not depend on the memory that is free
+            raise
         except Exception:  # whatever a module of the user's raises
             return False
     return True

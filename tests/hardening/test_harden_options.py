@@ -251,6 +251,10 @@ def test_a_layer_is_held_by_its_place(hold, layer):
     assert layers_to_hold(planned(**settings), lambda message: None) == (layer,)
 
 
+def test_the_first_layer_that_is_held_is_one_that_training_moves():
+    assert layers_to_hold(planned(freeze=["fc1"]), lambda message: None) == ("elu2",)
+
+
 def test_weights_of_layers_that_a_scan_flags_are_matched_once_these_are_known():
     plan = planned(gamma="elu1=0.2,elu2=0.1", hold="mvl")
     assert plan.task(("elu2", "elu1")).gammas == (0.1, 0.2)

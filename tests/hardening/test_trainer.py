@@ -15,6 +15,7 @@ from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.trainer import split_validation, trainable_names
 from lsa_cli.hardening.watchdog import EpochResult, trouble
 from lsa_cli.hardening.weights import Average, adversarial_weights
+from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import operate
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network, stripes
 
@@ -239,10 +240,32 @@ def test_augmentation_moves_and_mirrors_and_nothing_else():
     assert len(places.unique()) == 81
 
 
-def test_weights_are_handed_out_in_the_usual_layout(tmp_path):
-    job = make_job(tmp_path, recipe=recipe(average="ema"))
-    trained = run(job)
-    for weights in (trained.best, trained.last, job.model.state_dict()):
+def two_convolutions():
+    """The weight of the second one lies in another order with its channels last; of the first, with one channel, it cannot."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Conv2d(4, 6, 3), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(96, 3),
+    )  # fmt: skip
+    return Classifier(body)
+
+
+def test_channels_lie_last_in_a_training_and_first_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
+
+    def job(**changes):
+        method = make_method(layers=("2", "4"))
+        return make_job(tmp_path, method, two_convolutions(), recipe=recipe(average="ema", clip=1.0), **changes)
+
+    whole, first = run(job()), job()
+    with pytest.raises(KeyboardInterrupt):
+        run(first, stop_after=9)
+    assert not first.model.body[3].weight.is_contiguous()
+    second = job(resume=True)
+    resumed = run(second)
+    assert same(whole.last, resumed.last)
+    assert same(whole.best, resumed.best)
+    for weights in (resumed.best, resumed.last, second.model.state_dict()):
         assert all(tensor.is_contiguous() for tensor in weights.values())
 
 
