@@ -49,7 +49,9 @@ class HardenSettings(_Settings):
     base: str | None = Field(None, description="fgsm, pgd, apgd, fast, free, trades, mart or apart")
     mvl: str | None = Field(None, description="a saved report whose most vulnerable layers are held")
     layers: Names | None = Field(None, description="names or globs of the layers that are held")
-    hold: str | None = Field(None, description="first (default; that training moves) or last hidden layer; mvl: what a scan flags")
+    hold: str | None = Field(
+        None, description="first (default; that training moves) or last hidden layer; mvl: what a scan flags"
+    )
     top_k: int | None = Field(None, description="how many layers the scan flags")
     gamma: NumberText | None = Field(None, description="weight of the regularizer: 0.5, or LAYER=0.5,LAYER=0.1")
     detach_clean: bool | None = Field(None, description="the clean branch is a fixed target")
