@@ -29,7 +29,7 @@ class Study:
     """One model of the paper. data: (images or None for all) -> training and test data.
 
     eps: of the training attack, by base. gamma: by row, else the "default". scan_eps: at which layers are compared.
-    judged: how many test samples FGSM, PGD-50 and AutoAttack see (None: all, 0: none); AutoAttack judges the network of
+    seeds: networks a row, where the command does not say. judged: how many test samples FGSM, PGD-50 and AutoAttack see (None: all, 0: none); AutoAttack judges the network of
     the first seed only.
     """
 
@@ -45,6 +45,7 @@ class Study:
     scan_eps: float
     judged: dict[str, int | None]
     images: int | None = None
+    seeds: int = 5
     steps: int = 10
     batch: int = 100  # samples judged at once, times the eps of the grid
     validation: tuple[float, int] = (0.2, 1000)
@@ -189,8 +190,8 @@ STUDIES = {
         Study(
             model="B", network=lambda: build_architecture("lsa:mnist-cnn", {}), normalization=PRESETS["mnist"],
             data=mnist, bounds=(0.0, 1.0), rows=("Normal", *_with_layers(("APGD", "PGD", "TRADE"), range(4))),
-            # What five seeds of a row take about an hour of one thread for; all images and more epochs: --images, --epochs.
-            recipe=replace(RECIPE, epochs=5, lr=2e-3, warmup=0.3, batch_size=64), images=10_000, steps=7,
+            # Five seeds of a row take more than an hour of one thread even so; all images and more epochs: --images, --epochs.
+            recipe=replace(RECIPE, epochs=5, lr=2e-3, warmup=0.3, batch_size=64), images=10_000, steps=7, seeds=1,
             eps=dict.fromkeys(BASES.values(), 0.3), gamma={"default": 0.5}, scan_eps=0.3,
             judged={"fgsm": None, "pgd": 1000, "cascade": 100},
             search_lr=(2e-3,), search_eps=(0.3,), search_gamma=(0.1, 0.5, 2.0),
