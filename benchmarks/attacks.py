@@ -34,19 +34,15 @@ NETWORKS = {
 def network(name, count, device):
     """A classifier, inputs and labels. ResNet-18 has random weights, and its own answers for labels."""
     import torch
-    from torchvision.models import resnet18
 
+    from benchmarks.audit import resnet18, sample
     from lsa_cli.models.classifier import Classifier
 
     if name != "ResNet-18":
-        from benchmarks.audit import sample
-
         model, x, y = sample(f"{name}.pt", count)
         return model.to(device), x.to(device), y.to(device)
     torch.manual_seed(0)
-    body = resnet18(weights=None, num_classes=10)
-    body.conv1, body.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
-    model = Classifier(body).to(device)
+    model = Classifier(resnet18()).to(device)
     x = torch.rand(count, 3, 32, 32).to(device)
     with torch.no_grad():
         model.train()(x[:64])  # BatchNorm sees what it will normalise

@@ -111,22 +111,29 @@ def sample(name, count):
     )
 
 
+def resnet18():
+    """torchvision's for 32 x 32 images, with random weights: a 3 x 3 first convolution and no first pooling."""
+    from torch import nn
+    from torchvision.models import resnet18 as build
+
+    network = build(weights=None, num_classes=10)
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return network
+
+
 def pgd(threads):
     """PGD-20, full steps, against a bare loop of 20 forward + input-gradient passes on the same batch."""
     import torch
     from torch.nn import functional as F
-    from torchvision.models import resnet18
 
     from lsa_cli.attacks import ATTACKS, make_threat
     from lsa_cli.models.classifier import Classifier
 
     mnist, x, y = sample("mnist_cnn_at.pt", 256)
-    resnet = resnet18(weights=None, num_classes=10)
-    resnet.conv1, resnet.maxpool = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity()
     networks = {
         "mnist_cnn_at, batch 256": (mnist, x, y, 0.3),
         "ResNet-18 32x32, batch 64": (
-            Classifier(resnet).eval().requires_grad_(False), torch.rand(64, 3, 32, 32), torch.arange(64) % 10, 8 / 255,
+            Classifier(resnet18()).eval().requires_grad_(False), torch.rand(64, 3, 32, 32), torch.arange(64) % 10, 8 / 255,
         ),
     }  # fmt: skip
     for name, (model, inputs, labels, eps) in networks.items():

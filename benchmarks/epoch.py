@@ -3,8 +3,8 @@
     python -m benchmarks.epoch mnist|resnet18 [--device cpu] [--threads 1] [--batch 64] [--steps 7] [--updates 4] [--rounds 5]
 
 mnist: lsa's CNN on 28 x 28; resnet18: torchvision's for 32 x 32 (a 3 x 3 first convolution, no first pooling). Random images.
-Every variant has its own copy of one network and makes the same updates, Adam, PGD at 0.3 or 8/255; at-lr holds the last
-hidden activation. In each round the variants run in turn, in an order that moves on, so that what else the machine does hits
+Every variant has its own copy of one network and makes the same updates, Adam, PGD at 0.3 or 8/255; at-lr holds the first
+hidden activation, its default. In each round the variants run in turn, in an order that moves on, so that what else the machine does hits
 all; the ratios are of times within a round, their median and range.
 """
 
@@ -19,27 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.audit import resnet18
+from benchmarks.paper_tables import activations
 from benchmarks.training import RECIPE, make_method
 from lsa_cli.attacks import make_threat
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.trainer import Job, _Training, trainable_names
-from lsa_cli.layers import find_layers, select_layers
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import Classifier
 
 CHANNELS_FIRST = "at, channels first"
 RATIOS = (("at-lr", "at"), ("at", "bare loop"), ("at-lr", "bare loop"), ("at", CHANNELS_FIRST))
-
-
-def resnet18():
-    from torchvision.models import resnet18 as build
-
-    network = build(num_classes=10)
-    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
-    return network
 
 
 NETWORKS = {
@@ -50,18 +42,15 @@ NETWORKS = {
 
 def ours(name, model, x, y, eps, given, folder):
     """Updates of lsa's training loop with the method at or at-lr."""
-    layers = ()
-    if name == "at-lr":
-        found = find_layers(model.body, lambda: model(x[:2].to(given.device)), 2)
-        layers = ([layer.name for layer in select_layers(found, ["activations"])][-1],)
+    data = LabelledData("random", y.numpy(), lambda rows: x[torch.from_numpy(np.asarray(rows))])
+    layers = activations(model, data, given.device)[:1] if name == "at-lr" else ()
     method = make_method(
         "at-lr" if layers else "at", {"base": "pgd"}, threat=make_threat("linf", eps), steps=given.steps, classes=10,
         samples=len(x), input_shape=tuple(x.shape[1:]), layers=layers, gammas=(0.5,) * len(layers),
     )  # fmt: skip
     places = np.arange(len(x))
     job = Job(
-        model, method, LabelledData("random", y.numpy(), lambda rows: x[torch.from_numpy(np.asarray(rows))]), y.numpy(),
-        places, places, method.task.threat, replace(RECIPE, epochs=1000, batch_size=given.batch),
+        model, method, data, y.numpy(), places, places, method.task.threat, replace(RECIPE, epochs=1000, batch_size=given.batch),
         trainable_names(model, [], None), torch.device(given.device), 0, folder / "state", {}, False,
     )  # fmt: skip
     training = _Training(job, lambda *_: None, lambda *_: None)

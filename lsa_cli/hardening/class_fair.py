@@ -25,7 +25,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.hardening.adversarial_training import AdversarialTraining
 from lsa_cli.hardening.base import HARDENINGS, Batch, Step
 from lsa_cli.hardening.bases import TradesBase
-from lsa_cli.hardening.weights import blend
+from lsa_cli.hardening.weights import blend, weights_of
 from lsa_cli.models.classifier import Classifier, find_logits, predicted_class
 from lsa_cli.models.surgery import operate
 from lsa_cli.registry import unknown
@@ -177,7 +177,7 @@ class ClassFair(AdversarialTraining):
         """A plain mean until it spans as many epochs as the decay does, then a moving one (our choice: the papers' 0.85
         from the start would hand out the first epochs of a short training)."""
         if not self.average:
-            self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.average = weights_of(model)
         self.averaged_epochs += 1
         blend(self.average, model, max(1 - _DECAY, 1 / self.averaged_epochs))
 

@@ -98,13 +98,11 @@ class HardenPlan:
         layers = self.audit.layers
         if self.hold == "last":
             return layers[-1].name
-        classifier = self.network.classifier
-        moving = trainable_names(classifier, self.freeze, None, none_left=HARDENINGS.get(self.method).adds_weights)
-        trained = {id(parameter) for name, parameter in classifier.named_parameters() if name in moving}
-        named, order = dict(plain_modules(classifier.body)), [layer.name for layer in self.network.layers]
+        named = dict(plain_modules(self.network.classifier.body))
+        trained = self.parameters(self._trainable(None))
         for layer in layers:
-            so_far = self.network.layers[: order.index(layer.name) + 1]
-            modules = [named[_module_of(one.name)] for one in so_far if one.is_learnable]
+            own = [_module_of(layer.name)] if layer.is_learnable else []
+            modules = [named[name] for name in (*self._weighted_before(layer.name), *own)]
             if any(id(parameter) in trained for module in modules for parameter in module.parameters()):
                 return layer.name
         return layers[0].name
@@ -132,22 +130,31 @@ class HardenPlan:
         return build(HARDENINGS.get(self.method), self.options, f"method '{self.method}'", task=self.task(layers))
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
-        only = self._weights_of(layers) if self.train_only_flagged else None
+        return self._trainable(self._weights_of(layers) if self.train_only_flagged else None)
+
+    def _trainable(self, only: list[str] | None) -> frozenset[str]:
         adds = HARDENINGS.get(self.method).adds_weights
         return trainable_names(self.network.classifier, self.freeze, only, none_left=adds)
+
+    def parameters(self, names: frozenset[str]) -> set[int]:
+        """The ids of the network's parameters with these names."""
+        return {id(parameter) for name, parameter in self.network.classifier.named_parameters() if name in names}
+
+    def _weighted_before(self, name: str) -> list[str]:
+        """Modules of the layers with weights that run before the layer `name`, in their order."""
+        place = [layer.name for layer in self.network.layers].index(name)
+        return [_module_of(layer.name) for layer in self.network.layers[:place] if layer.is_learnable]
 
     def _weights_of(self, layers: tuple[str, ...]) -> list[str]:
         """Modules with the flagged layers' own weights; of an activation, the layer with weights that ran last before it."""
         named = dict(plain_modules(self.network.classifier.body))
-        order = [layer.name for layer in self.network.layers]
         found: list[str] = []
         for name in layers:
             module = _module_of(name)
             if ":" not in name and any(True for _ in named[module].parameters()):
                 found.append(module)  # a functional call has none, whatever the module around it has
                 continue
-            before = [layer.name for layer in self.network.layers[: order.index(name)] if layer.is_learnable]
-            found += [_module_of(last) for last in before[-1:]]
+            found += self._weighted_before(name)[-1:]
         return found
 
 
@@ -337,7 +344,7 @@ def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
     """BatchNorm that trains needs two values for each channel, and of one sample's vector it has one."""
     if plan.recipe.batch_size > 1:
         return
-    trained = {id(parameter) for name, parameter in plan.network.classifier.named_parameters() if name in moving}
+    trained = plan.parameters(moving)
     for layer in plan.network.layers:
         if isinstance(layer.module, nn.modules.batchnorm._BatchNorm) and math.prod(layer.shape[1:]) == 1:
             name = _module_of(layer.name)

@@ -25,8 +25,9 @@ from lsa_cli.hardening.base import Hardening
 from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import HardenPlan, described, make_harden_plan, plan_after
 from lsa_cli.hardening.state import refuse_another_start, refuse_without_state
-from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, normalizes_by_rank, train, validation_of, weights_of
+from lsa_cli.hardening.trainer import Job, Progress, Say, Trained, normalizes_by_rank, train, validation_of
 from lsa_cli.hardening.watchdog import EpochResult
+from lsa_cli.hardening.weights import weights_of
 from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import Normalize

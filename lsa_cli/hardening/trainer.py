@@ -25,7 +25,7 @@ from lsa_cli.hardening.base import Batch, Hardening
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
 from lsa_cli.hardening.watchdog import EpochResult, at_chance, trouble
-from lsa_cli.hardening.weights import Average
+from lsa_cli.hardening.weights import Average, copied, weights_of
 from lsa_cli.layers import plain_name
 from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.precision import runs_channels_last
@@ -390,18 +390,6 @@ def normalizes_by_rank(model: nn.Module) -> bool:
         isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, synchronized)
         for module in model.modules()
     )
-
-
-def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of its parameters and buffers."""
-    return copied(model.state_dict())
-
-
-def copied(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In the usual layout, whatever the training's is."""
-    return {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in values.items()
-    }  # fmt: skip
 
 
 def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:

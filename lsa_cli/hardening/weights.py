@@ -13,6 +13,16 @@ _SWA_START = 0.5  # of the training; averaging from the first step on would keep
 _AWP_TINY = 1e-20
 
 
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of its parameters and buffers."""
+    return copied(model.state_dict())
+
+
+def copied(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """In the usual layout, whatever the training's is."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in values.items()}
+
+
 @torch.no_grad()
 def blend(values: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
     """Move saved weights and floating buffers by `share` of the way to those of the model; counters are taken over."""
@@ -31,7 +41,7 @@ class Average:
 
     def __init__(self, kind: str, model: nn.Module, decay: float = 0.999) -> None:
         self.kind, self.decay, self.count = kind, decay, 0
-        self.values = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.values = weights_of(model)
 
     def update(self, model: nn.Module, progress: float) -> None:
         """Take in the weights after a step."""

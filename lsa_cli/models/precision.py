@@ -73,16 +73,13 @@ def make_twin(classifier: Classifier, x: torch.Tensor) -> Twin:
         largest = float(wanted.abs().max())
         try:
             body = copy.deepcopy(classifier)
-        except Exception as error:
-            return original(classifier, f"it cannot be copied ({type(error).__name__})")
-        try:
             body.eval().requires_grad_(False)
             folded = fold_norms(body, x)
             body.to(memory_format=torch.channels_last)
             exact = FastClassifier(body, torch.float32)(x)
         except torch.OutOfMemoryError:  # what is attacked must not depend on the memory that is free
             raise
-        except Exception as error:  # a view of what lies in another order, a look at the weights of a norm that is gone
+        except Exception as error:  # what cannot be copied, a view of what lies in another order, a look at the weights of a norm that is gone
             return original(classifier, f"a faster copy does not run ({type(error).__name__})")
         if not (math.isfinite(largest) and torch.allclose(exact, wanted, rtol=0, atol=_SAME * largest)):
             return original(classifier, "a faster copy does not compute the same")
