@@ -25,6 +25,13 @@ def _one_thread_and_one_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def precision(request, monkeypatch):
+    """Of the copy that attacks run on, whatever this processor has."""
+    monkeypatch.setenv("LSA_COPY_PRECISION", request.param)
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def samples():
     return ROOT / "sample_models"

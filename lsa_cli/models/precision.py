@@ -10,6 +10,7 @@ that attacks and updates both have it (`python -m benchmarks.epoch`).
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lsa_cli.attacks.base import undisturbed
+from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
 
+PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _SAME = 1e-4  # of the largest logit: what folding a deep network changes by rounding is a tenth of it
 
 
@@ -64,7 +67,7 @@ def make_twin(classifier: Classifier, x: torch.Tensor) -> Twin:
     The original is left as it was. In float32 the twin's logits must agree with the original's; bfloat16 is not held
     to that, so whoever uses it has to look at the strength of the attacks (auditing.run does).
     """
-    precision = native_precision(x.device)
+    precision = copy_precision(x.device)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in classifier.modules())
     if convolutions == 0:
         return original(classifier, "it has no convolutions")
@@ -88,8 +91,19 @@ def make_twin(classifier: Classifier, x: torch.Tensor) -> Twin:
     return Twin(FastClassifier(body, precision).eval(), described, False)
 
 
-def native_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies in it, else float32."""
+def copy_precision(device: torch.device) -> torch.dtype:
+    """What a copy computes in: bfloat16 where the device multiplies in it, else float32.
+
+    LSA_COPY_PRECISION=bfloat16 or float32 in the environment decides instead: bfloat16 runs, slowly, on any processor.
+    Raises UsageError for another value.
+    """
+    asked = os.environ.get("LSA_COPY_PRECISION", "")
+    if asked:
+        if asked not in PRECISIONS:
+            raise UsageError(
+                f"LSA_COPY_PRECISION should be {' or '.join(PRECISIONS)}, not {asked!r}; unset it otherwise"
+            )
+        return PRECISIONS[asked]
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:

@@ -42,12 +42,14 @@ def numbers(report):
     return report.verdict.robust.value, [outcome.robust.value for outcome in report.outcomes], rows
 
 
-def test_the_report_says_what_was_attacked_and_has_the_numbers_of_the_network_itself(task):
+def test_the_report_says_what_was_attacked_and_has_the_numbers_of_the_network_itself(task, precision):
     fast, slow = audited(task), audited(task, fast=False)
-    assert fast.protocol.attacked == "a copy in float32, channels last, 1 BatchNorm folded"
+    assert fast.protocol.attacked == f"a copy in {precision}, channels last, 1 BatchNorm folded"
     assert slow.protocol.attacked == "the network itself: --no-fast"
     assert 0 < fast.verdict.robust.value < 1
-    assert numbers(fast) == numbers(slow)
+    if precision == "float32":
+        assert numbers(fast) == numbers(slow)
+    assert abs(fast.verdict.robust.value - slow.verdict.robust.value) <= 0.05
 
 
 class Liar(nn.Module):

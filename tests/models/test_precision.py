@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import FastClassifier, fold_norms, make_twin, runs_channels_last
 
@@ -72,14 +73,21 @@ def gradient(model):
 
 
 @pytest.mark.parametrize(("kind", "folded"), [(Residual, 2), (Shared, 1)])
-def test_the_twin_has_the_same_logits_and_gradients(kind, folded):
+def test_the_twin_has_the_same_logits_and_gradients(kind, folded, precision):
     classifier = made(kind)
     twin = make_twin(classifier, X)
     assert not twin.is_original
+    assert f"a copy in {precision}" in twin.described
     assert f"{folded} BatchNorm folded" in twin.described
     classifier.eval()
     for theirs, ours in zip(gradient(twin.model), gradient(classifier), strict=True):
-        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+        assert (theirs - ours).norm() < (1e-4 if precision == "float32" else 0.1) * ours.norm()
+
+
+def test_another_precision_is_refused(monkeypatch):
+    monkeypatch.setenv("LSA_COPY_PRECISION", "float16")
+    with pytest.raises(UsageError, match="should be bfloat16 or float32, not 'float16'"):
+        make_twin(made(Residual), X)
 
 
 def test_the_network_is_left_as_it_was():
