@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,32 +49,111 @@ def test_action_is_whole():
     assert set(re.findall(r"steps\.([a-z]+)\.", text)) <= identifiers
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.fixture
+def job(tmp_path):
+    """Runs the script of the action's audit step, or of the GitLab job, with an lsa that notes what it is given and ends
+    as told: the process that ran, and the arguments of each call."""
+
+    def run(kind, arguments="", *, checkpoint="my model.pt", baseline="", audit=0, compare=0):
+        if shutil.which("bash") is None:
+            pytest.skip("needs bash")
+        home = tmp_path / "a home"
+        tools = home / ".cache" / "lsa-venv" / "bin"
+        tools.mkdir(parents=True)
+        (tools / "python").symlink_to(sys.executable)
+        (tools / "lsa").write_text(
+            f'#!/bin/bash\nprintf "%s\\0" "$@" $\'\\n\' >> calls\n[ "$1" = audit ] && exit {audit}\nexit {compare}\n'
+        )
+        (tools / "lsa").chmod(0o755)
+        env = {**os.environ, "HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
+        given = {"CHECKPOINT": checkpoint, "ARGUMENTS": arguments}
+        if kind == "action":
+            steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+            script = next(step["run"] for step in steps if step.get("id") == "audit")
+            shell = ["bash", "-e", "-o", "pipefail"]
+            env |= {
+                **given,
+                "BASELINE": baseline,
+                "REPORTS": "my reports",
+                "GITHUB_OUTPUT": "out",
+                "GITHUB_STEP_SUMMARY": "sum",
+            }
+        else:
+            _, content = yaml.safe_load_all((ROOT / "templates" / "audit.yml").read_text())
+            (content,) = content.values()
+            script, shell = "\n".join(content["script"]), ["sh", "-e"]
+            env |= {f"LSA_{name}": value for name, value in given.items()}
+        done = subprocess.run([*shell, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
+        noted = tmp_path / "calls"
+        calls = noted.read_text().split("\0\n\0")[:-1] if noted.exists() else []
+        return done, [call.split("\0") for call in calls]
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["action", "component"])
+@pytest.mark.parametrize(
+    ("arguments", "reach_lsa"),
+    [
+        ("", []),
+        ("  \n", []),
+        ("--gate-only", ["--gate-only"]),
+        ("--data 'npz:a b.npz' -n 100", ["--data", "npz:a b.npz", "-n", "100"]),
+        ("--data npz:a.npz\n-n 100\n", ["--data", "npz:a.npz", "-n", "100"]),
+        ("--attack \"pgd:steps=5\" --arch '' '*' \"it's\" 'two\nlines'", ["--attack", "pgd:steps=5", "--arch", "", "*", "it's", "two\nlines"]),
+        ("--plugin $(touch hacked) ; `touch hacked`", ["--plugin", "$(touch", "hacked)", ";", "`touch", "hacked`"]),
+    ],
+)  # fmt: skip
+def test_arguments_reach_lsa_as_a_shell_would_split_them(tmp_path, job, kind, arguments, reach_lsa):
+    """Quotes and line breaks mean what they mean in a shell; nothing in the arguments is run, and none is made up."""
+    done, calls = job(kind, arguments)
+    assert done.returncode == 0, done.stderr
+    (call,) = calls
+    assert call[: 2 + len(reach_lsa)] == ["audit", "my model.pt", *reach_lsa]
+    assert call[2 + len(reach_lsa)] == "--json"
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("kind", ["action", "component"])
+def test_arguments_that_cannot_be_split_audit_nothing(job, kind):
+    """A quote that is not closed would lose what follows it, a limit for example."""
+    done, calls = job(kind, "--data 'npz:a.npz --fail-under robust=0.5")
+    assert (done.returncode, calls) == (2, [])
+    assert "No closing quotation" in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize(
     ("audit", "compare", "ends"), [(0, 0, 0), (0, 1, 1), (1, 0, 1), (2, 0, 2), (3, 0, 3), (1, 2, 2)]
 )
-def test_the_audit_step_ends_with_the_worse_code(tmp_path, audit, compare, ends):
-    """The script of the step, with an lsa that notes what it is given and ends as told."""
-    lsa = tmp_path / ".cache" / "lsa-venv" / "bin" / "lsa"
-    lsa.parent.mkdir(parents=True)
-    lsa.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >> calls\n[ "$1" = audit ] && exit {audit}\nexit {compare}\n')
-    lsa.chmod(0o755)
-    step = next(
-        step for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"] if step.get("id") == "audit"
-    )
-    env = {
-        **os.environ, "HOME": str(tmp_path), "GITHUB_OUTPUT": "out", "GITHUB_STEP_SUMMARY": "summary", "REPORTS": "r",
-        "CHECKPOINT": "my model.pt", "ARGUMENTS": "--data 'npz:a b.npz' -n 100 --plugin $(touch hacked) ;", "BASELINE": "old.json",
-    }  # fmt: skip
-    done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", step["run"]], env=env, cwd=tmp_path, capture_output=True, text=True
-    )
+def test_the_audit_step_ends_with_the_worse_code(tmp_path, job, audit, compare, ends):
+    done, calls = job("action", baseline="old one.json", audit=audit, compare=compare)
     assert done.returncode == 0, done.stderr
     assert f"exit-code={ends}\n" in (tmp_path / "out").read_text()
-    given = (tmp_path / "calls").read_text().splitlines()
-    assert given[:7] == ["audit", "my model.pt", "--data", "npz:a b.npz", "-n", "100", "--plugin"]
-    assert not (tmp_path / "hacked").exists()
-    assert ("compare" in given) == (audit <= 1)
+    assert [call[:2] for call in calls[1:]] == [["compare", "old one.json"]] * (audit <= 1)
+
+
+def test_the_component_ends_with_the_code_of_the_audit(job):
+    done, _ = job("component", audit=3)
+    assert done.returncode == 3
+
+
+def test_the_name_of_the_distribution():
+    """The package index has another project under the command's and the import's name: no file sends a user there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    other = "lsa" + "-cli"
+    assert project["name"] not in (other, "lsa")
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout: which files are the project's is not known")
+    texts = {}
+    for name in filter(None, tracked.stdout.split("\0")):
+        if Path(name).suffix in {"", ".cff", ".json", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}:
+            texts[name] = (ROOT / name).read_text(encoding="utf-8", errors="replace")
+    assert {"pyproject.toml", "README.md", "Dockerfile", "action.yml", "lsa_cli/cli/plot.py"} <= set(texts)
+    assert [name for name, text in texts.items() if other in text] == []
+    for name, text in texts.items():
+        for package, extra in re.findall(r"""pip install(?: -\S+)* ["']([\w.-]+)\[(\w+)\]""", text):
+            assert (package in (".", project["name"]), extra in project["optional-dependencies"]) == (True, True), name
 
 
 def test_pre_commit_hooks():
@@ -88,6 +169,7 @@ def test_gitlab_component():
     text = (ROOT / "templates" / "audit.yml").read_text()
     assert set(re.findall(r"\$\[\[ inputs\.([a-z-]+) \]\]", text)) == set(spec["spec"]["inputs"])
     (content,) = job.values()
+    assert not any("$[[" in line for line in content["script"])  # an input pasted into a script would be run as one
     assert content["artifacts"]["when"] == "always"
     written = set(re.findall(r"lsa-reports/[\w.]+", " ".join(content["script"])))
     assert set(content["artifacts"]["reports"].values()) <= written

@@ -17,7 +17,7 @@ def plot(
     """Figures of one or several saved reports: layer and robustness curves, classes, maps, before and after.
 
     Several reports, such as a network's before and after hardening, are also drawn into one figure. Needs matplotlib:
-    pip install "lsa-cli\\[plot]".
+    pip install matplotlib.
     """
     import importlib.util
 
@@ -27,7 +27,7 @@ def plot(
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there are {', '.join(FORMATS)}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError('lsa plot needs matplotlib, which is not installed: pip install "lsa-cli[plot]"')
+        raise UsageError("lsa plot needs matplotlib, which is not installed: pip install matplotlib")
     reports = [read_report(file) for file in files]
     folder = Path(output)
     try:

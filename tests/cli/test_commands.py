@@ -351,4 +351,4 @@ def test_plots_of_saved_reports(lsa, refused, tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
     refused("plot", saved, "-o", "taken", says="cannot be made")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    refused("plot", saved, "-o", "new", says='pip install "lsa-cli[plot]"')
+    refused("plot", saved, "-o", "new", says="pip install matplotlib")
