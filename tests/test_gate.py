@@ -61,6 +61,56 @@ def test_the_worst_class_is_every_class():
     assert result.state == "undecided"
 
 
+def test_the_largest_upper_end_decides_whatever_row_has_the_largest_mean():
+    """A layer with fewer samples reaches further than the one with the largest mean, and holds the limit in doubt."""
+    report = example()
+    rows = [row for o in report.outcomes if o.kind != "noise" and o.layers for row in o.layers.rows]
+    for row in rows:
+        first = row.name == rows[0].name
+        row.mean, row.low, row.high = (0.90, 0.89, 0.91) if first else (0.89, 0.70, 1.08)
+    (result,) = check(report, limits_of({"layer.max-error": 1.0}))
+    assert (result.measured, result.low, result.high, result.state) == (0.90, 0.89, 1.08, "undecided")
+    assert check(report, limits_of({"layer.max-error": 0.885}))[0].state == "breached"
+    assert check(report, limits_of({"layer.max-error": 0.9}))[0].state == "undecided"
+    # One layer under several attacks is an extreme too.
+    same = [row for row in rows if row.name == rows[-1].name]
+    assert len(same) > 1
+    same[0].mean, same[0].low, same[0].high = 0.895, 0.894, 0.896
+    (layer,) = check(report, limits_of({f"layer.{same[0].name}": 1.0}))
+    assert (layer.measured, layer.low, layer.high) == (0.895, 0.894, 1.08)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_extreme_holds_exactly_when_every_row_holds(seed):
+    import random
+
+    draw = random.Random(seed)
+    report = example()
+    for row in report.verdict.classes:
+        value = draw.uniform(0.2, 0.8)
+        row.robust = rate(0, 50).model_copy(
+            update={"value": value, "low": value - draw.uniform(0, 0.2), "high": value + draw.uniform(0, 0.2)}
+        )
+    for limit in (0.1, 0.3, 0.5, 0.7, 0.9):
+        each = [check(report, limits_of({f"class.{row.name}": limit}))[0] for row in report.verdict.classes]
+        (worst,) = check(report, limits_of({"class.min": limit}))
+        assert worst.passed == all(result.passed for result in each)
+        assert (worst.state == "breached") == any(result.state == "breached" for result in each)
+
+
+def test_the_discrepancy_reaches_as_far_as_any_two_classes():
+    report = example()
+    first, second = report.verdict.classes[:2]
+    third = first.model_copy(update={"name": "third"})
+    for row, ends in ((first, (0.50, 0.49, 0.51)), (second, (0.30, 0.29, 0.31)), (third, (0.32, 0.05, 0.60))):
+        row.robust = rate(0, 50).model_copy(update=dict(zip(("value", "low", "high"), ends, strict=True)))
+    report.verdict.classes = [first, second, third]
+    (result,) = check(report, limits_of({"class.discrepancy": 0.4}))
+    assert result.measured == pytest.approx(0.20)
+    assert result.high == pytest.approx(0.18 + (0.01**2 + 0.27**2) ** 0.5)
+    assert result.state == "undecided"
+
+
 def test_counts_and_times_have_no_interval():
     for metric, measured in (("mvl", 1), ("mvl.relu2", 2), ("mvl.relu1", 0), ("seconds", 12.3)):
         result = one({metric: measured})

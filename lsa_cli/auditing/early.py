@@ -20,7 +20,7 @@ from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
 from lsa_cli.auditing.sequential import bounds
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
-from lsa_cli.report.metrics import CLASS_WORDS, Measured
+from lsa_cli.report.metrics import CLASS_WORDS, Measured, extreme
 from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
 
 DEFAULT_ALPHA = 0.01
@@ -264,9 +264,7 @@ def _lowest(rates: Mapping[str, Measured]) -> Measured:
     unknown = [name for name, found in rates.items() if found.value is None]
     if unknown:
         return Measured(None, why=f"no sample of class {unknown[0]} was taken")
-    worst = min(rates, key=lambda name: rates[name].value or 0.0)
-    low, high = min(found.low or 0.0 for found in rates.values()), min(found.high or 0.0 for found in rates.values())
-    return Measured(rates[worst].value, low, high, note=f"class {worst}")
+    return extreme([dataclasses.replace(found, note=f"class {name}") for name, found in rates.items()], min)
 
 
 def _distinct(warnings: Iterable[Warning]) -> list[Warning]:

@@ -84,15 +84,13 @@ def init(
 
 def config_text(report: "AuditReport", given: "AuditSettings") -> str:
     """The file's text. given: what the user said, which the file then says."""
+    from lsa_cli.report.metrics import worst_class
+
     subject, threat, verdict = report.subject, report.protocol.threat, report.verdict
     origin = {"option": "as given", "the checkpoint": "from the checkpoint"}.get(threat.origin, threat.origin)
     # Not what belongs to a machine, nor trust: that is given anew by whoever runs a file's code.
     left_out = {"norm", "eps", "device", "threads", "trust_code"}
     said = given.model_dump(exclude_none=True, exclude=left_out)
-    worst = next(
-        (row for row in verdict.classes if verdict.class_summary and row.name == verdict.class_summary.worst_class),
-        None,
-    )
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_NAME}",
         "# Settings of `lsa audit` here. Any of its options may stand in this file by its name; what is typed wins over it.",
@@ -128,7 +126,7 @@ def config_text(report: "AuditReport", given: "AuditSettings") -> str:
         "gate:",
         _limit("clean", verdict.clean),
         _limit("robust", verdict.robust),
-        _limit("class.min", worst.robust if worst is not None else None, severity="warning"),
+        _limit("class.min", worst_class(report), severity="warning"),
         _evidence(report),
         "  # layer.max-error: {max: 1.0, severity: warning, allow_not_run: true}",
         "  # seconds: {max: 600, severity: warning}",

@@ -180,7 +180,8 @@ class _Candidate:
             beyond = p <= error
         else:
             assert self.rates is not None
-            gap = difference(*(_widened(rate, error) for rate in self.rates))
+            old, new = self.rates
+            gap = difference(_widened(old, error), _widened(new, error))
             beyond = gap.low is not None and gap.high is not None and not gap.low <= 0 <= gap.high
         return Change(
             table=self.table, name=self.name, attack=self.attack, old=self.old, new=self.new, n=self.n, won=won,

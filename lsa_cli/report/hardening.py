@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report.compare import Comparison
+from lsa_cli.report.metrics import worst_class
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve, Rate
 from lsa_cli.report.tables import interval, number, percent
 
@@ -19,10 +20,9 @@ def _rates(report: AuditReport) -> dict[str, Rate]:
     found |= {f"robust, {outcome.name}": outcome.robust for outcome in report.outcomes if outcome.kind != "noise"}
     if report.verdict.robust is not None:
         found["robust, worst case"] = report.verdict.robust
-    known = [row for row in report.verdict.classes if row.robust.value is not None]
-    if known:
-        worst = min(known, key=lambda row: row.robust.value or 0.0)
-        found["robust, worst class"] = worst.robust
+    worst = worst_class(report)
+    if worst is not None:
+        found["robust, worst class"] = worst
     return found
 
 

@@ -1,5 +1,6 @@
 """The numbers of a report that a limit can name, each with its interval where the report has one."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lsa_cli.report.schema import AuditReport, LayerAnalysis, Rate
@@ -71,7 +72,23 @@ def measure(report: AuditReport, metric: str) -> Measured:
     return _mvl(report, rest) if family == "mvl" else _layer(report, rest)
 
 
-def difference(a: Measured, b: Measured) -> Measured:
+def extreme(rows: Sequence[Measured], pick: Callable[[Iterable[float]], float]) -> Measured:
+    """The largest (pick: max) or smallest (pick: min) of several numbers, with the note of that row.
+
+    Its interval goes from the extreme of the lower ends to the extreme of the upper ends, because another row than
+    the one with the extreme point can reach further. A row without an interval counts with its point.
+    """
+    points = [row.value for row in rows if row.value is not None]
+    assert len(points) == len(rows)
+    found = rows[points.index(pick(points))]
+    if all(row.low is None or row.high is None for row in rows):
+        return Measured(found.value, note=found.note)
+    low = pick(point if row.low is None else row.low for point, row in zip(points, rows, strict=True))
+    high = pick(point if row.high is None else row.high for point, row in zip(points, rows, strict=True))
+    return Measured(found.value, low, high, note=found.note)
+
+
+def difference(a: Measured, b: Measured, note: str = "") -> Measured:
     """a - b for two shares of different samples; each must have its interval.
 
     Interval: Newcombe's (1998, method 10), from the two intervals; the square-and-add rule.
@@ -80,16 +97,16 @@ def difference(a: Measured, b: Measured) -> Measured:
     assert b.value is not None
     gap = a.value - b.value
     if a.low is None or a.high is None or b.low is None or b.high is None:
-        return Measured(gap)
+        return Measured(gap, note=note)
     low = gap - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
     high = gap + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Measured(gap, low, high)
+    return Measured(gap, low, high, note=note)
 
 
-def _rate(rate: Rate | None, why: str) -> Measured:
+def _rate(rate: Rate | None, why: str, note: str = "") -> Measured:
     if rate is None or rate.value is None:
         return Measured(None, why=why)
-    return Measured(rate.value, rate.low, rate.high)
+    return Measured(rate.value, rate.low, rate.high, note=note)
 
 
 def _class(report: AuditReport, rest: str) -> Measured:
@@ -102,16 +119,27 @@ def _class(report: AuditReport, rest: str) -> Measured:
     empty = [row.name for row in rows if row.robust.value is None]
     if empty:
         return Measured(None, why=f"class {', '.join(empty[:5])} has no samples")
-    rates = {row.name: _rate(row.robust, "") for row in rows}
-    worst = min(rates, key=lambda name: rates[name].value or 0.0)
-    best = max(rates, key=lambda name: rates[name].value or 0.0)
-    if rest == "discrepancy":
-        gap = difference(rates[best], rates[worst])
-        return Measured(gap.value, gap.low, gap.high, note=f"from {best} to {worst}")
-    # All classes reach a limit if the lowest lower end does, and one fails if the lowest upper end does.
-    lows = [rate.low for rate in rates.values() if rate.low is not None]
-    highs = [rate.high for rate in rates.values() if rate.high is not None]
-    return Measured(rates[worst].value, min(lows, default=None), min(highs, default=None), note=f"class {worst}")
+    rates = [_rate(row.robust, "", note=f"class {row.name}") for row in rows]
+    if rest == "min":
+        return extreme(rates, min)
+    # The largest difference of two classes reaches as far as that of any two, and is at least that of one with itself.
+    gaps = [
+        difference(a, b, note=f"from {a.note.removeprefix('class ')} to {b.note.removeprefix('class ')}")
+        for a in rates
+        for b in rates
+        if a is not b
+    ]
+    return extreme([Measured(0.0, 0.0, 0.0, note="no two classes differ"), *gaps], max)
+
+
+def worst_class(report: AuditReport) -> Rate | None:
+    """The class with the lowest robust accuracy of those that have samples; its interval is that of the lowest of all."""
+    rows = [row.robust for row in report.verdict.classes if row.robust.value is not None]
+    if not rows:
+        return None
+    lowest = extreme([_rate(row, "") for row in rows], min)
+    worst = min(rows, key=lambda row: row.value or 0.0)
+    return worst.model_copy(update={"low": lowest.low, "high": lowest.high})
 
 
 def _analyses(report: AuditReport) -> list[tuple[str, LayerAnalysis]]:
@@ -122,18 +150,18 @@ _NO_LAYERS = "no layers were scanned under a budget attack"
 
 
 def _layer(report: AuditReport, rest: str) -> Measured:
-    rows = [row for _, layers in _analyses(report) for row in layers.rows]
+    rows = [(attack, row) for attack, layers in _analyses(report) for row in layers.rows]
     if not rows:
         return Measured(None, why=_NO_LAYERS)
     if rest not in LAYER_WORDS:
-        rows = [row for row in rows if row.name == rest]
+        rows = [(attack, row) for attack, row in rows if row.name == rest]
         if not rows:
             return Measured(None, why=f"layer {rest} was not scanned")
-    blind = [row.name for row in rows if row.mean is None]
+    blind = [row.name for _, row in rows if row.mean is None]
     if blind:
         return Measured(None, why=f"layer {blind[0]} has no defined measure")
-    worst = max(rows, key=lambda row: row.mean or 0.0)
-    return Measured(worst.mean, worst.low, worst.high, note=worst.name if rest in LAYER_WORDS else "")
+    notes = [f"{row.name} under {attack}" if rest in LAYER_WORDS else f"under {attack}" for attack, row in rows]
+    return extreme([Measured(r.mean, r.low, r.high, note=n) for n, (_, r) in zip(notes, rows, strict=True)], max)
 
 
 def _mvl(report: AuditReport, rest: str) -> Measured:

@@ -432,7 +432,7 @@ def read_report(path: str | Path) -> AuditReport:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not a report: it is not JSON ({error})") from error
     version = str(content.get("schema_version", "")) if isinstance(content, dict) else ""
@@ -448,6 +448,10 @@ def read_report(path: str | Path) -> AuditReport:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{path} is not a valid report: {where}: {first['msg']}") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number that JSON has")
 
 
 def write_text(path: str | Path, text: str) -> None:
