@@ -19,10 +19,10 @@ FLOORS = [
     {"report"},
     {"registry"},
     {"distributed"},
-    {"errors"},
+    {"errors", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
-WITHOUT_TORCH = ("report", "config", "registry", "errors")
+WITHOUT_TORCH = ("report", "config", "registry", "errors", "wording")
 
 
 def part(path):

@@ -1,7 +1,6 @@
 """Network: the classifier of a file, built and tried once on the data it is to be audited with."""
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
+from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.config import AuditSettings, merge
 from lsa_cli.data import (
     ImageSize,
@@ -60,21 +60,6 @@ class Network:
     input_shape: tuple[int, ...]
     notes: list[str]
     warnings: list[Warning]
-
-
-def usable_cores() -> int:
-    """Cores this process may use: its affinity, cut by the control group's quota. torch counts neither well.
-
-    Ranks on one machine have equal parts of them.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores // distributed.local_world())
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,10 +15,11 @@ from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Bounds
+from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import Room
 from lsa_cli.auditing.metrics import METRICS
-from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers, usable_cores
+from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers
 from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
@@ -118,7 +119,7 @@ def make_plan(
 ) -> AuditPlan:
     """Resolve every setting. Raises an LsaError, before anything costs time, for what cannot be meant.
 
-    say: see `open_network`.
+    say: told what `open_network` tells, and whether this machine is busy.
     """
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
@@ -157,6 +158,9 @@ def make_plan(
         raise UsageError("--metrics compares clean with adversarial inputs, and no attack makes any; name one")
     for eps in grid:
         make_threat(threat.norm, eps, network.bounds)
+    threads, busy = choose_threads(settings.threads)
+    if busy:
+        say(busy)
     return AuditPlan(
         checkpoint=network.checkpoint,
         classifier=network.classifier,
@@ -187,7 +191,7 @@ def make_plan(
         fast=settings.fast is not False,
         budget=settings.budget,
         device=network.device,
-        threads=settings.threads or usable_cores(),
+        threads=threads,
         seed=seed,
         class_names=network.class_names,
         input_shape=network.input_shape,

@@ -102,9 +102,10 @@ def identity_of(plan: AuditPlan) -> dict[str, Any]:
         "budget",
         "device",
         "batch_size",
+        "threads",  # as many as are free when a run starts or goes on; they decide no more than the last bits of a mean
     )  # decide no sample's number, or stand in the protocol as they came out
     settings = {f"setting {key}": value for key, value in protocol.pop("settings").items() if key not in free}
-    del protocol["settings_from"]
+    del protocol["settings_from"], protocol["threads"]
     chosen = {
         "checkpoint sha256": subject.sha256, "architecture": subject.architecture, "arch_args": subject.arch_args,
         "mean": subject.mean, "std": subject.std, "data": data_of(plan).model_dump(mode="json"),

@@ -12,6 +12,7 @@ from typing import Any
 from lsa_cli import __version__
 from lsa_cli.cli.console import emit
 from lsa_cli.errors import UsageError
+from lsa_cli.wording import plural
 
 # What each optional package is for; none of them is needed for an audit of a common checkpoint.
 OPTIONAL = {
@@ -36,25 +37,28 @@ def doctor() -> None:
             f"torch and torchvision do not load together ({error}); install both in one command from one index, for "
             "example: pip install torch torchvision"
         ) from error
-    from lsa_cli.auditing.network import usable_cores
+    from lsa_cli.auditing.cores import busy_in_words, free_cores, others_load, usable_cores
 
     lines = [("lsa", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")]
     lines.append(("torch", f"{torch.__version__}, torchvision {torchvision.__version__}"))
     lines += [(name, _version(name) or f"not installed: no {what}") for name, what in OPTIONAL.items()]
-    cores, load = usable_cores(), os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    lines.append(
-        ("cpu", f"{cores} usable of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, load {load:.1f}")
-    )
+    cores, load = usable_cores(), others_load()
+    threads = free_cores(load)  # what an audit takes
+    usable = f"{cores} usable of {plural(os.cpu_count() or 1, 'core')}"
+    lines.append(("cpu", f"{usable}, {torch.backends.cpu.get_cpu_capability()}, load of others {load:.1f}"))
     advice: list[str] = []
-    one, all_cores = _speed(torch, "cpu", 1), _speed(torch, "cpu", cores)
-    lines.append(("threads", f"{one:.1f} ms a step with 1, {all_cores:.1f} ms with {cores}"))
-    if all_cores > one:
-        advice.append(f"slow: {cores} threads are no faster than one now (the machine is busy); say --threads 1")
-    elif cores > 1:
-        advice.append(f"fast: {cores} threads, {one / all_cores:.1f} times one")
-    single, half = min(one, all_cores), _speed(torch, "cpu", cores if all_cores < one else 1, torch.bfloat16)
+    one, several = _speed(torch, "cpu", 1), _speed(torch, "cpu", threads)
+    timed = f", {several:.1f} ms with {threads}" if threads > 1 else ""
+    lines.append(("threads", f"an audit takes {threads} now; {one:.1f} ms a step with 1{timed}"))
+    if threads < cores:
+        advice.append(f"slow: {busy_in_words(load)}, so an audit takes {plural(threads, 'thread')}")
+    if several > one:
+        advice.append(f"slow: {plural(threads, 'thread')} are no faster than one now; say --threads 1")
+    elif threads > 1:
+        advice.append(f"fast: {plural(threads, 'thread')}, {one / several:.1f} times one")
+    single, half = min(one, several), _speed(torch, "cpu", threads if several < one else 1, torch.bfloat16)
     lines.append(("bfloat16", f"cpu: {half:.1f} ms a step, float32 {single:.1f} ms"))
-    advice.append(_about_half("cpu", half, single))
+    advice.append(_about_half(torch, "cpu", half, single))
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             advice.append(_cuda(torch, number, lines, single))
@@ -100,10 +104,15 @@ def _speed(torch: Any, device: str, threads: int, dtype: Any = None) -> float:
         torch.set_num_threads(before)
 
 
-def _about_half(device: str, half: float, single: float) -> str:
+def _about_half(torch: Any, device: str, half: float, single: float) -> str:
+    """What bfloat16 is worth, and where it is used: audits choose by what the device has, never by a timing."""
+    from lsa_cli.models.precision import copy_precision
+
+    used = str(copy_precision(torch.device(device))).removeprefix("torch.")
+    audits = f"an audit attacks a copy of the network in {used} (--no-fast: the network), and verdicts are float32"
     if half < 0.8 * single:
-        return f"fast: bfloat16 on {device}, {single / half:.1f} times float32; it serves lsa harden --amp, audits stay float32"
-    return f"slow: bfloat16 on {device} is no faster than float32; leave --amp out"
+        return f"fast: bfloat16 on {device}, {single / half:.1f} times float32, for lsa harden --amp; {audits}"
+    return f"slow: bfloat16 on {device} is no faster than float32, leave --amp out; {audits}"
 
 
 def _cuda(torch: Any, number: int, lines: list[tuple[str, str]], cpu: float) -> str:
@@ -116,7 +125,7 @@ def _cuda(torch: Any, number: int, lines: list[tuple[str, str]], cpu: float) -> 
         lines.append((device, f"{what}, which does not run: {str(error).splitlines()[0]}"))
         return f"slow: {device} does not run here; say --device cpu"
     lines.append((device, f"{what}, {single:.2f} ms a step, bfloat16 {half:.2f} ms"))
-    return f"fast: {device}, {cpu / single:.0f} times this CPU; {_about_half(device, half, single)}"
+    return f"fast: {device}, {cpu / single:.0f} times this CPU; {_about_half(torch, device, half, single)}"
 
 
 def _folders(lines: list[tuple[str, str]]) -> Any:

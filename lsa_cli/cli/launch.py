@@ -81,10 +81,10 @@ def _count(asked: str, device: str | None) -> int:
         return int(asked)
     import torch
 
-    from lsa_cli.auditing.network import usable_cores
+    from lsa_cli.auditing.cores import free_cores, others_load
 
     devices = 0 if device == "cpu" else torch.cuda.device_count()
-    return devices or min(_MOST, usable_cores())
+    return devices or min(_MOST, free_cores(others_load()))
 
 
 def _start(count: int, command: Command, options: dict[str, Any]) -> int:

@@ -88,7 +88,10 @@ Split = Annotated[str | None, typer.Option(help="Which part of the data: test, t
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:1.", rich_help_panel="Run")]
 Threads = Annotated[
     int | None,
-    typer.Option(help="CPU threads of each process; default: the cores it may use.", rich_help_panel="Run"),
+    typer.Option(
+        help="CPU threads of each process; default: the cores it may use, less those that other processes keep busy.",
+        rich_help_panel="Run",
+    ),
 ]
 Nproc = Annotated[
     str | None,

@@ -198,7 +198,8 @@ def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
     from lsa_cli.report.schema import read_report
 
     def plain(protocol: Protocol) -> dict[str, Any]:
-        return protocol.model_dump(mode="json", exclude={"settings_from", "attacked"})
+        free: Any = {"settings_from": True, "attacked": True, "threads": True, "settings": {"threads"}}
+        return protocol.model_dump(mode="json", exclude=free)
 
     saved = read_report(str(path))
     same = (

@@ -135,6 +135,20 @@ def test_doctor_measures_and_advises(lsa):
     assert re.search(r"^(fast|slow): ", result.out, flags=re.M)
 
 
+def test_doctor_says_what_an_audit_does(lsa, monkeypatch):
+    """The threads and the precision of the copy, from the functions that audits ask."""
+    monkeypatch.setattr("lsa_cli.auditing.cores.others_load", lambda: 1000.0)
+    monkeypatch.setenv("LSA_COPY_PRECISION", "float32")
+    result = lsa("doctor")
+    assert re.search(r"^threads +an audit takes 1 now; ", result.out, flags=re.M)
+    assert "an audit attacks a copy of the network in float32 " in result.out
+    audit = lsa(
+        "audit", ROOT / "sample_models" / "moon_mlp.pt", "-n", 20, "--attack", "fgsm", "--noise", "none", "--json", "-"
+    )
+    assert json.loads(audit.out)["protocol"]["threads"] == 1
+    assert re.search(r"^lsa: this machine is busy: 1000\.0 other processes.* with 1 thread ", audit.err, flags=re.M)
+
+
 def test_metrics_are_listed(lsa):
     assert "class.discrepancy" in lsa("list", "metrics").out
 

@@ -1,0 +1,37 @@
+"""Counts and numbers as people write them. Reports in JSON and CSV hold the numbers as they are."""
+
+_LENGTHS = ("eps", "step_size")  # of images in [0, 1], whose levels people count in 255ths
+
+
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """ "1 thread", "2 threads", "1,000 classes": the count with the noun in its number. several: other than noun + "s"."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def compact(value: float) -> str:
+    """Three significant digits, and no more than there are: 0.05000000074505806 -> "0.05", 1234.5 -> "1234", 1e-05 -> "1e-5"."""
+    if not 1000 <= abs(value) < 1e6:
+        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.0f}"
+
+
+def eps_as_text(eps: float) -> str:
+    """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers as they are, float32 numbers as they were typed."""
+    quarters = eps * 255 * 4
+    if 0 < quarters < 512 and abs(quarters - round(quarters)) < 1e-4 and abs(eps * 100 - round(eps * 100)) > 1e-4:
+        return f"{round(quarters) / 4:g}/255"
+    return f"{eps:g}"
+
+
+def setting_as_text(name: str, value: object) -> str:
+    """The value of an option or of an attack's parameter: "8/255" for a radius or step, "0.2", "true", "ce"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        as_eps = eps_as_text(value) if name in _LENGTHS else ""
+        return as_eps if name == "eps" or "/" in as_eps else compact(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(setting_as_text(name, each) for each in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={setting_as_text(key, each)}" for key, each in value.items())
+    return str(value)
