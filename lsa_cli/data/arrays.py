@@ -1,5 +1,6 @@
 """Images stored as arrays of one size: .npz files and folders of .npy files in the manner of CIFAR-10-C."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest
+from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest, pick_split
 from lsa_cli.data.sizes import ImageSize
-from lsa_cli.errors import DataError, SplitError, UsageError
+from lsa_cli.errors import DataError, LsaError, SplitError, UsageError
 from lsa_cli.registry import unknown
 
 Fit = Callable[[torch.Tensor], torch.Tensor]
@@ -105,30 +106,28 @@ def _array_data(
 
 @DATA_SOURCES.register("npz")
 def open_npz(request: SourceRequest) -> LabelledData:
-    """npz:FILE[?split=test]: arrays x and y (or images and labels), or x_test, y_test, x_train, ...; uint8 or float."""
+    """npz:FILE[?split=test&x=NAME&y=NAME]: arrays x and y (images and labels, ...), or x_test, test_images, ...; uint8 or float.
+
+    Without a split: arrays without one in their names, else those of the test, else of the validation split.
+    """
     request.allow("npz", "x", "y")
     spec = f"npz:{request.location}"
     path = Path(request.location)
+    if path.is_dir():
+        raise DataError(f"{spec}: {path} is a folder and no .npz file; for images in folders say imagefolder:{path}")
     if not path.is_file():
         raise DataError(f"{spec}: there is no file {path}; check the path (you are in {Path.cwd()})")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = list(archive.files)
-            split = request.split
-            if split is None and not ({"x", "images"} & set(names)):
-                split = "test"
-            x_name = request.options.get("x") or _pick(names, ("x", "images"), split, spec)
-            y_name = request.options.get("y") or _pick(names, ("y", "labels"), split, spec)
-            for name in (x_name, y_name):
-                if name not in names:
-                    raise DataError(f"{spec}: {unknown('array', name, names)}")
+            x_name, y_name, split = _pick_arrays(names, request, spec)
             x, y = archive[x_name], archive[y_name]
             class_names = tuple(str(name) for name in archive["class_names"]) if "class_names" in names else None
-    except DataError:
+    except LsaError:
         raise
     except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
         raise DataError(f"{spec} cannot be read as an .npz of plain arrays: {error}") from error
-    if y.ndim != 1 or x.shape[:1] != y.shape:
+    if x.shape[:1] != y.shape[:1] or not x.shape:
         raise DataError(
             f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; there must be one label a sample"
         )
@@ -136,17 +135,72 @@ def open_npz(request: SourceRequest) -> LabelledData:
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 or floating numbers")
     if x.dtype.kind in "ui" and x.dtype != np.uint8:
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 (0..255) or floating numbers in [0, 1]")
-    return _array_data(request, spec, x, y, class_names, path.stem.lower().replace("_", "-"), split or "")
+    return _array_data(request, spec, x, y, class_names, path.stem.lower().replace("_", "-"), split)
 
 
-def _pick(names: list[str], stems: tuple[str, ...], split: str | None, spec: str) -> str:
-    wanted = [f"{stem}_{split}" if split else stem for stem in stems]
-    for name in wanted:
-        if name in names:
-            return name
-    hint = f" for the split '{split}'" if split else ""
-    kind = SplitError if split else DataError
-    raise kind(f"{spec}: no array {' or '.join(wanted)}{hint}; it holds {', '.join(names) or 'nothing'}")
+# Names of arrays, in any case and with or without signs between their parts: x, X_test, test_images, imagesVal, ...
+_ARRAYS = {
+    "x": ("x", "images", "image", "imgs", "img", "data", "inputs", "input"),
+    "y": ("y", "labels", "label", "targets", "target"),
+}
+_SPLITS = {"train": ("train", "training", "tr"), "test": ("test", "te"), "val": ("val", "valid", "validation", "dev")}
+
+
+def _pick_arrays(names: list[str], request: SourceRequest, spec: str) -> tuple[str, str, str]:
+    """The arrays of images and of labels of one split, and the split ("" for arrays of no split)."""
+    said = {option: request.options[option] for option in _ARRAYS if option in request.options}
+    for name in said.values():
+        if name not in names:
+            raise DataError(f"{spec}: {unknown('array', name, names)}")
+    found = {option: _by_split(names, words) for option, words in _ARRAYS.items() if option not in said}
+    if not found:
+        return said["x"], said["y"], request.split or ""
+    split = _pick_array_split(names, [set(of) for of in found.values()], request, spec)
+    for option, of in found.items():
+        if len(of[split]) > 1:
+            what = {"x": "images", "y": "labels"}[option]
+            raise UsageError(
+                f"{spec}: {' and '.join(of[split])} could each be the {what}; add {request.adding(f'{option}=NAME')}"
+            )
+        said[option] = of[split][0]
+    return said["x"], said["y"], split
+
+
+def _by_split(names: list[str], words: tuple[str, ...]) -> dict[str, list[str]]:
+    """The names that are made of one of the words and a split, or of a word alone, by split."""
+    plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in names}
+    found: dict[str, list[str]] = {}
+    for split, spellings in {"": ("",), **_SPLITS}.items():
+        known = {made for word in words for spelled in spellings for made in (word + spelled, spelled + word)}
+        matching = [name for name in names if plain[name] in known]
+        if matching:
+            found[split] = matching
+    return found
+
+
+def _pick_array_split(names: list[str], found: list[set[str]], request: SourceRequest, spec: str) -> str:
+    there = set.intersection(*found)
+    asked = request.split
+    if asked is None and "" in there:
+        return ""
+    if asked is None and there == {"train"}:
+        raise SplitError(f"{spec}: it holds training data alone; to audit on that say --split train")
+    if asked is None and there:
+        return pick_split(sorted(there), request, spec)
+    split = next((split for split, spellings in _SPLITS.items() if asked in spellings), asked)
+    if split in there and split is not None:
+        return split
+    behind = f"_{asked}" if asked else ""
+    missing = [
+        stems for stems, of in zip((("x", "images"), ("y", "labels")), found, strict=False) if (split or "") not in of
+    ]
+    wanted = " or ".join(stem + behind for stem in (missing or [("x", "images")])[0])
+    hint = f" for the split '{asked}'" if asked else ""
+    kind = SplitError if asked else DataError
+    raise kind(
+        f"{spec}: no array {wanted}{hint}; it holds {', '.join(names) or 'nothing'}; "
+        f"say which are the images and labels with {request.adding('x=NAME&y=NAME')}"
+    )
 
 
 _SEVERITIES = 5

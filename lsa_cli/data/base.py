@@ -1,5 +1,6 @@
 """What a data set is to an audit, what a source is asked for, and the table of sources."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lsa_cli.data.labels import class_numbers
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, SplitError, UsageError
 from lsa_cli.registry import Registry, unknown
@@ -81,21 +83,11 @@ DATA_SOURCES: Registry[Source] = Registry("data source")
 
 
 def checked(data: LabelledData) -> LabelledData:
-    """`data` if there are samples and each has a class number; DataError otherwise."""
-    if data.labels.ndim != 1:
-        raise DataError(f"{data.spec}: labels have shape {data.labels.shape}; give one class number a sample")
-    if len(data) == 0:
+    """`data` with one class number a sample, as `class_numbers` reads its labels; DataError where it has no samples."""
+    if data.labels.size == 0:
         raise DataError(f"{data.spec} holds no samples; check the path and the split")
-    if data.labels.dtype.kind not in "iub" and not _whole(data.labels):
-        raise DataError(f"{data.spec}: labels are {data.labels.dtype}; give whole class numbers from 0")
-    if data.labels.min() < 0:
-        row = int(data.labels.argmin())
-        raise DataError(f"{data.spec}: the label of sample {row} is {data.labels[row]}; classes count from 0")
-    return data
-
-
-def _whole(labels: np.ndarray) -> bool:
-    return labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels == np.floor(labels))).all())
+    labels, said = class_numbers(data.labels, data.spec)
+    return dataclasses.replace(data, labels=labels, transform=f"{data.transform}; {said}" if said else data.transform)
 
 
 # ---- what several sources must find out ----------------------------------------------------------------

@@ -60,7 +60,7 @@ def from_object(
         return checked(made)
     if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
         x, y = (_array(part) for part in made)
-        if y.ndim != 1 or x.shape[:1] != y.shape:
+        if x.shape[:1] != y.shape[:1] or not x.shape:
             raise DataError(f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; one label a sample")
         if x.dtype.kind not in "uifb":
             raise DataError(f"{spec}: inputs are {x.dtype}; give uint8 or floating numbers")
@@ -72,7 +72,7 @@ def from_object(
         labels = getattr(made, "targets", None)
         if labels is None:
             try:
-                labels = [int(made[row][1]) for row in range(len(made))]
+                labels = [_array(made[row][1]) for row in range(len(made))]
             except Exception as error:
                 raise DataError(
                     f"{spec}: {type(made).__name__} does not give (input, label) pairs "
@@ -81,11 +81,18 @@ def from_object(
         classes = getattr(made, "classes", None)
         class_names = tuple(str(c) for c in classes) if classes is not None else None
         as_is = _pair_reader(made, spec, lambda x: x)
-        plain = checked(LabelledData(spec, np.asarray(labels), as_is, class_names, split=split))
+        plain = checked(LabelledData(spec, _stacked(labels, spec), as_is, class_names, transform="", split=split))
         fit, said = _fit(tuple(as_is(np.array([0])).shape[1:]), spec, channels, size)
-        transform = "; ".join(said) or "none"
+        transform = "; ".join([*said, *filter(None, [plain.transform.removeprefix("; ")])]) or "none"
         return dataclasses.replace(plain, read=_pair_reader(made, spec, fit), transform=transform)
     raise DataError(f"{spec} gave {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
+
+
+def _stacked(labels: Any, spec: str) -> np.ndarray:
+    try:
+        return np.asarray(labels) if not isinstance(labels, torch.Tensor) else _array(labels)
+    except ValueError as error:
+        raise DataError(f"{spec}: labels have different shapes ({error}); give one class number a sample") from error
 
 
 def _fit(shape: tuple[int, ...], spec: str, channels: int | None, size: ImageSize | None) -> tuple[Fit, list[str]]:

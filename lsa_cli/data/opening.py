@@ -41,12 +41,14 @@ def open_data(
     if not colon:
         raise UsageError(
             f"--data '{spec}' should read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
+            f"{_meant(spec)}"
         )
     location, _, query = rest.partition("?")
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=False))
     if source not in DATA_SOURCES:
         if source.isidentifier() and not can_import(source):
-            raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}, or pkg.mod:factory")
+            hint = _meant(spec) or ", or pkg.mod:factory"
+            raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}{hint}")
         return from_factory(spec, options.get("split") if split is None else split, channels, size)
     if relative_to is not None:
         location, options = _beside(relative_to, source, location, options)
@@ -54,6 +56,18 @@ def open_data(
         location, options, options.get("split") if split is None else split, channels, size, threads or _cores()
     )
     return checked(DATA_SOURCES.get(source)(request))
+
+
+def _meant(spec: str) -> str:
+    """What a path without a source was probably meant as: "; for the folder val say imagefolder:val"; "" where none is."""
+    path = Path(spec.partition("?")[0])
+    if path.is_dir():
+        source = "imagefolder"
+        for file, other in (("dataset_dict.json", "hf"), ("state.json", "hf"), ("labels.npy", "cifar-c")):
+            source = other if (path / file).is_file() else source
+        return f"; for the folder {path} say --data {source}:{spec}"
+    source = {".npz": "npz", ".csv": "csv", ".tar": "webdataset"}.get(path.suffix.lower(), "")
+    return f"; for the file {path} say --data {source}:{spec}" if source and path.is_file() else ""
 
 
 def _beside(folder: Path, source: str, location: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:

@@ -46,7 +46,21 @@ def test_splits_of_arrays(tmp_path):
         ({"x": np.zeros((2, 2)), "y": np.array([0.5, 1])}, "whole class numbers"),
         ({"x": np.zeros((2, 2)), "y": np.array(["cat", "dog"])}, "labels are <U3; give whole class numbers"),
         ({"x": np.zeros((2, 2)), "y": np.array([0, np.nan])}, "whole class numbers"),
-        ({"x": np.zeros((2, 2)), "y": np.array([[0], [1]])}, "one label a sample"),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0, 1, 1], [1, 0, 0]])}, "give sample 0 2 classes"),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0.2, 0.8], [1, 0]])}, "shares of classes"),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0, 3], [1, 0]])}, r"not one-hot \(sample 0 has \[0, 3\]\)"),
+        (
+            {"x": np.zeros((2, 2)), "y": np.zeros((2, 3, 4), int)},
+            r"labels have shape \(2, 3, 4\); give one class number",
+        ),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0, 1]])}, r"y \(1, 2\); there must be one label a sample"),
+        (
+            {"x": np.zeros((2, 2)), "y": np.array([0, 2**63], np.uint64)},
+            "sample 1 is 9223372036854775808; no network has",
+        ),
+        ({"x": np.zeros((2, 2)), "y": np.array([0, 1e300])}, r"sample 1 is 1e\+300; no network has"),
+        ({"x": np.zeros((2, 2)), "y": np.array([0, 1j])}, "labels are complex128; give whole class numbers"),
+        ({"arr_0": np.zeros((2, 2)), "arr_1": np.zeros(2, int)}, r"holds arr_0, arr_1; .* with \?x=NAME&y=NAME"),
         ({"x": np.zeros((2, 4, 4), np.int32), "y": np.zeros(2, int)}, "int32"),
         ({"x": np.zeros((2, 1, 1, 1, 1)), "y": np.zeros(2, int)}, "shape"),
         ({"x": np.array([{}, {}], dtype=object), "y": np.zeros(2, int)}, "plain arrays"),
@@ -97,10 +111,72 @@ def test_factories(tmp_path):
         open_data(f"{file}:pairs", split="train")
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.float64, bool])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, np.uint64, np.float16, np.float64, bool])
 def test_labels_of_any_type_that_are_whole_numbers_are_taken(tmp_path, dtype):
-    data = open_data(npz(tmp_path, x=np.zeros((4, 2)), y=np.array([0, 1, 1, 0], dtype=dtype)))
-    assert data.labels.astype(int).tolist() == [0, 1, 1, 0]
+    """As numbers, as a column of numbers, and as one-hot rows; from a file and from Python."""
+    numbers = np.array([0, 1, 1, 0, 0], dtype=dtype)
+    for labels in (numbers, numbers[:, None], numbers[:, None, None], np.eye(2)[numbers.astype(int)].astype(dtype)):
+        x = np.zeros((5, 2))
+        pairs = [(torch.zeros(2), torch.from_numpy(label) if label.ndim else label) for label in labels]
+        for data in (
+            open_data(npz(tmp_path, x=x, y=labels)),
+            from_object((x, labels), "arrays"),
+            from_object(pairs, "pairs"),
+        ):
+            assert (data.labels.dtype, data.labels.tolist()) == (np.int64, [0, 1, 1, 0, 0])
+            assert ("labels" in data.transform) == (labels.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "found"),
+    [
+        (("x_val", "y_val"), None, "val"),
+        (("X_test", "Y_test", "X_train", "Y_train"), None, "test"),
+        (("test_images", "test_labels", "train_images", "train_labels", "val_images", "val_labels"), None, "test"),
+        (("val_images", "val_labels", "train_images", "train_labels", "test_images", "test_labels"), "val", "val"),
+        (("train_images", "train_labels", "test_images", "test_labels"), "train", "train"),
+        (("imagesValid", "targetsValid"), "validation", "val"),
+        (("xte", "yte", "xtr", "ytr"), None, "test"),
+        (("data", "target"), None, ""),
+        (("images", "labels", "x_test", "y_test"), None, ""),
+    ],
+)
+def test_names_of_arrays(tmp_path, names, split, found):
+    """The first pair of names is the one that is read."""
+    arrays = {name: np.full((3, 2), float(place < 2)) for place, name in enumerate(names) if place % 2 == 0}
+    arrays |= {name: np.full((3, 1), int(place < 2)) for place, name in enumerate(names) if place % 2}
+    data = open_data(npz(tmp_path, **arrays), split=split)
+    assert (data.read(np.arange(3)).tolist(), data.labels.tolist(), data.split) == ([[1.0, 1.0]] * 3, [1] * 3, found)
+
+
+def test_names_of_arrays_that_could_mean_two_things_are_asked_for(tmp_path):
+    x, y = np.zeros((3, 2)), np.zeros(3, int)
+    spec = npz(tmp_path, x_test=x, test_images=x + 1, y_test=y)
+    with pytest.raises(UsageError, match=r"x_test and test_images could each be the images; add \?x=NAME"):
+        open_data(spec)
+    assert open_data(f"{spec}?x=test_images").read(np.array([0])).tolist() == [[1.0, 1.0]]
+    with pytest.raises(SplitError, match="training data alone; to audit on that say --split train"):
+        open_data(npz(tmp_path, x_train=x, y_train=y))
+    with pytest.raises(
+        DataError, match="no array y_test or labels_test for the split 'test'; it holds x_test, y_train"
+    ):
+        open_data(npz(tmp_path, x_test=x, y_train=y), split="test")
+
+
+def test_a_path_without_its_source_is_told_the_source(tmp_path):
+    (tmp_path / "val" / "cat").mkdir(parents=True)
+    spec = npz(tmp_path, x=np.zeros((3, 2)), y=np.zeros(3, int))
+    for typed, says in (
+        (f"{tmp_path / 'val'}", f"for the folder {tmp_path / 'val'} say --data imagefolder:{tmp_path / 'val'}$"),
+        (f"{tmp_path}?split=val", f"say --data imagefolder:{tmp_path}.split=val$"),
+        (spec.removeprefix("npz:"), f"say --data {spec}$"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            open_data(typed)
+    with pytest.raises(
+        DataError, match=f"is a folder and no .npz file; for images in folders say imagefolder:{tmp_path}"
+    ):
+        open_data(f"npz:{tmp_path}")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
