@@ -58,6 +58,7 @@ def audited(lsa, data_root):  # noqa: F811
 @pytest.mark.parametrize(("file", "network", "normalize", "data", "right", "more"), CASES)
 def test_clean_accuracy_is_exact(audited, file, network, normalize, data, right, more):
     report, err = audited(file, network, normalize, data, "-n", "all", "--attack", "none", *more)
+    assert report["evidence"] is None  # clean accuracy gives no reason for doubt
     assert report["verdict"]["clean"]["count"] == right
     assert report["verdict"]["clean"]["n"] == 10_000
     assert ("imports" in err) == ("--trust-code" in more)  # what trusting means is named, and only where it is asked
@@ -105,9 +106,12 @@ def test_averaged_weights_are_named_and_not_taken_unasked(audited, refused, data
 def test_accuracy_far_below_what_the_file_claims_is_told(audited):
     """Left out, this file's normalisation costs points that it says it has."""
     report, _ = audited("alpha-beta-CROWN/resnet2b.pth", "ResNet2b", "none", CIFAR, "-n", "500", "--attack", "none")
-    assert any(w["code"] == "clean-accuracy-below-claim" and "69.2" in w["message"] for w in report["warnings"])
+    found = {finding["code"]: finding for finding in report["evidence"]["findings"]}
+    assert report["evidence"]["verdict"] == "doubtful"
+    assert "69.2% (test_acc)" in found["clean-accuracy-below-claim"]["message"]
+    assert "--normalize cifar10" in found["another-normalization"]["advice"]
     honest, _ = audited("alpha-beta-CROWN/resnet2b.pth", "ResNet2b", RESNET2B, CIFAR, "-n", "500", "--attack", "none")
-    assert "clean-accuracy-below-claim" not in {warning["code"] for warning in honest["warnings"]}
+    assert honest["evidence"] is None  # nothing was attacked, and nothing speaks against the clean accuracy
 
 
 @pytest.mark.slow

@@ -320,6 +320,8 @@ def match_classes(
     labels, names = data.labels.astype(np.int64), data.class_names
     if own is not None and len(own) != classes:
         raise DataError(f"the checkpoint names {len(own)} classes, and the network has {classes} outputs")
+    if how == "number" and names is not None:
+        labels = _as_numbers(labels, names, classes, notes)
     if how == "number" or names is None:
         check_labels(labels, classes, data.spec)
         fits = names is not None and len(names) == classes
@@ -350,6 +352,20 @@ def match_classes(
     if order != list(range(len(names))):
         notes.append("labels of the data were put into the network's order of classes, by name")
     return np.array(order)[labels], own
+
+
+def _as_numbers(labels: np.ndarray, names: tuple[str, ...], classes: int, notes: list[str]) -> np.ndarray:
+    """Labels for which label k is output k: where all names are whole numbers, these numbers, else as they are.
+
+    Numbers from 1 to the number of classes count from 1.
+    """
+    if not all(name.isdecimal() and len(name) < 19 for name in names):
+        return labels
+    numbers = np.array([int(name) for name in names], dtype=np.int64)
+    if numbers.min() == 1 and numbers.max() == classes:
+        notes.append(f"classes are named 1 to {classes}: the class named k is output k - 1")
+        numbers -= 1
+    return numbers[labels]
 
 
 def _key(name: str) -> str:

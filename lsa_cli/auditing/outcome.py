@@ -13,6 +13,7 @@ from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
+from lsa_cli.report.tables import eps_as_text, is_of_others
 
 
 def finite(value: Any) -> float | None:
@@ -182,11 +183,9 @@ def verdict_of(
     rows = worst.rows(plan.class_names)
     robust = rate(worst.robust)
     labels = [named.label for named, _ in budget]
-    threats = dict.fromkeys(
-        f"{getattr(named.attack, 'threat', plan.threat).norm} {getattr(named.attack, 'threat', plan.threat).eps:g}"
-        for named, _ in budget
-    )
+    threats = list(dict.fromkeys(_threat_in_words(plan, named) for named, _ in budget))
     return Verdict(
+        meaning="" if plan.is_random else in_words(plan, worst, threats),
         clean=rate(clean == y),
         robust=robust,
         attacks=labels,
@@ -195,10 +194,34 @@ def verdict_of(
         statement=(
             f"{robust.count} of {robust.n} samples are right and stay right under the worst of {', '.join(labels)} "
             f"({' and '.join(threats)}). It is an upper bound: a stronger attack can only find it lower."
+            + (f" The radius {plan.eps_text} is set by {plan.eps_origin}." if is_of_others(plan.eps_origin) else "")
             + (_estimated(estimate) if estimate is not None else "")
         ),
         estimate=estimate,
     )
+
+
+def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> str:
+    """What the robust accuracy says of the inputs that were attacked: how many can be turned, and of how many nothing is known."""
+    noun = "image" if len(plan.input_shape) == 3 else "input"
+    right, turned = int(worst.right.sum()), int(worst.broken.sum())
+    within = f"within {' or '.join(threats)}"
+    if right == 0:
+        return f"no {noun} is classified correctly, even unchanged"
+    if turned == right:
+        return f"every {noun} can be turned {within} (all {right} that are classified correctly)"
+    if turned == 0:
+        return f"none of the {right} {noun}s that are classified correctly was turned {within}, which does not prove that none can be"
+    left = right - turned
+    return (
+        f"at least {turned} of {right} {noun}s that are classified correctly can be turned {within}; that the other "
+        f"{left} cannot is not proven"
+    )
+
+
+def _threat_in_words(plan: AuditPlan, named: Named) -> str:
+    threat = getattr(named.attack, "threat", plan.threat)
+    return f"{threat.norm} {plan.eps_text if threat.eps == plan.threat.eps else eps_as_text(threat.eps)}"
 
 
 def _estimated(estimate: Estimate) -> str:

@@ -44,6 +44,7 @@ USUAL_EPS = {
     "svhn": {"linf": "8/255"},
     "imagenet": {"linf": "4/255", "l2": "3"},
 }
+FEW_STEPS = 5  # attacks with fewer are a quick look (our choice)
 EOT = 10  # passes that attacks on a random network climb the mean of
 _ASKED_TWICE = 32  # samples by which such a network is told
 _LARGEST_BATCH = 256
@@ -202,6 +203,14 @@ def make_plan(
         notes=tuple(network.notes),
         warnings=(*network.warnings, *selection_warnings, *preset_warnings, *cascade_warnings),
     )
+
+
+def is_quick(plan: AuditPlan) -> bool:
+    """Whether the audit is a quick look: --quick, or no attack of it takes as many as five steps."""
+    steps = [
+        getattr(named.attack, "steps", 1 if named.name == "fgsm" else None) for named in (*plan.attacks, *plan.cascade)
+    ]
+    return plan.settings.get("preset") == "quick" or all(number is not None and number < FEW_STEPS for number in steps)
 
 
 def _preset(

@@ -20,13 +20,13 @@ def _parameters(plan: AuditPlan) -> int:
     return own or (plan.checkpoint.weights.parameters if plan.checkpoint is not None else 0)
 
 
-def claimed_accuracy(checkpoint: Checkpoint | None) -> float | None:
-    """The clean accuracy that the file says it has, as a share."""
+def claimed_accuracy(checkpoint: Checkpoint | None) -> tuple[float, str] | None:
+    """The clean accuracy that the file says it has, as a share, and the name that it stands under."""
     if checkpoint is None:
         return None
     if checkpoint.description is not None and checkpoint.description.clean_accuracy is not None:
-        return checkpoint.description.clean_accuracy
-    return checkpoint.claimed_accuracy[0] if checkpoint.claimed_accuracy is not None else None
+        return checkpoint.description.clean_accuracy, "clean_accuracy"
+    return checkpoint.claimed_accuracy
 
 
 def subject_of(plan: AuditPlan) -> Subject:

@@ -27,7 +27,7 @@ from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.limits import Clock, OutOfTime, Room, is_out_of_memory, out_of_memory
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
-from lsa_cli.auditing.plan import AuditPlan, Named, make_plan
+from lsa_cli.auditing.plan import AuditPlan, Named, is_quick, make_plan
 from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, subject_of
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.statistics import two_phase
@@ -36,7 +36,7 @@ from lsa_cli.auditing.warnings import attack_warnings, layer_warnings
 from lsa_cli.config import merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError
-from lsa_cli.models.classifier import predicted_class
+from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.precision import Twin, original
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Evidence, Example, Metric, Stage, Warning
@@ -124,6 +124,7 @@ class Run:
         )  # in each draw of a random network; clean, by any attack
         self.gradient_warnings: list[Warning] = []
         self.logits_check: list[evidence.Checked] = []
+        self.clean_checks: list[evidence.Checked] = []
         self.report: AuditReport | None = None
         self.scanned: list[tuple[Named, ClassDiagnosis]] = []
         self.cascaded: list[tuple[Named, ClassDiagnosis]] = []
@@ -140,6 +141,7 @@ class Run:
     def everything(self) -> AuditReport:
         plan = self.plan
         self.clean = self.clean_pass()
+        self.clean_checks = self.check_clean()
         # A twin is told by its answers, which of a random network say nothing: such a network is attacked as it is.
         if plan.fast and (plan.attacks or plan.cascade) and not plan.is_random:
             self.twin = self.room.fit(self.find_twin)
@@ -147,13 +149,13 @@ class Run:
         self.update("running")
         for named in plan.attacks:
             self.within_budget(named.label, partial(self.one_attack, named))
+        missing = "evidence"
         if plan.budget is not None and plan.cascade:  # which may take all the time there is
-            self.find("evidence", self.examine)
+            missing = "evidence on the cascade" if self.find("evidence", self.examine) else missing
         self.whole = self.survivors()
         self.drawn = self.draw()
         for position, named in enumerate(plan.cascade):
             self.within_budget(named.label, partial(self.one_stage, named, position))
-        missing = "evidence on the cascade" if self.report.evidence else "evidence"
         self.find("evidence", self.examine, missing)
         for named in plan.noises:
             self.within_budget(named.label, partial(self.one_attack, named))
@@ -175,7 +177,7 @@ class Run:
             self.report.not_run.append(what)
         self.update("running")
 
-    def find(self, part: str, work: Callable[[], Any], missing: str | None = None) -> None:
+    def find(self, part: str, work: Callable[[], Any], missing: str | None = None) -> bool:
         """What `work` gives becomes this part of the report, if there is time for all of it; else the report names it."""
         assert self.report is not None
         found: list[Any] = []
@@ -183,6 +185,7 @@ class Run:
             setattr(self.report, part, found[0])
         elif missing is not None:
             self.report.not_run.append(missing)
+        return bool(found)
 
     def update(self, status: str) -> None:
         """Hand out the report as far as it goes."""
@@ -321,6 +324,45 @@ class Run:
         self.logits_check = [evidence.refuse_useless_logits(logits, raw, source)]
         self.gradient_warnings = evidence.zero_gradients(int(found["blind"].sum()) if attacked else 0, len(logits))
         return logits.argmax(1)
+
+    def check_clean(self) -> list[evidence.Checked]:
+        """What clean accuracy says of how the network is used. Other normalisations are tried as far as the time goes."""
+        plan = self.plan
+        assert self.clean is not None
+        accuracy = verdict_of(plan, self.clean, []).clean
+        checks = [
+            evidence.claim(accuracy, claimed_accuracy(plan.checkpoint)),
+            evidence.class_order(self.y, self.clean, plan.class_names),
+            evidence.lost_classes(self.y, self.clean, plan.class_names),
+        ]
+        if len(plan.input_shape) == 3 and plan.bounds == (0.0, 1.0):
+            self.clock.allows(lambda: checks.insert(1, self.room.fit(self.try_normalizations)))
+        return checks
+
+    def try_normalizations(self) -> evidence.Checked:
+        plan, channels = self.plan, self.plan.input_shape[0]
+        used = normalization_of(plan.classifier)
+        usual = evidence.usual_normalizations(channels)
+        others = {name: value for name, value in usual.items() if not evidence.is_same(value, used, channels)}
+        rows = evidence.rows_to_try(self.clean == self.y, plan.seed)
+
+        def right_under(name: str, chosen: np.ndarray) -> np.ndarray:
+            places = rows[chosen]
+            order = np.argsort(places)
+            model, right = with_normalization(plan.classifier, others[name]), np.zeros(len(places), dtype=bool)
+            found = []
+            for x, y, index in self.inputs(plan.index[places[order]], self.room.size):
+                if self.clock.is_late():
+                    raise OutOfTime
+                with torch.no_grad(), undisturbed(model), draw(plan.seed, index, 0):
+                    found.append((predicted_class(model(x)) == y).cpu().numpy())
+            right[order] = np.concatenate(found) if found else right[order]
+            return right
+
+        said = next(
+            (name for name, value in usual.items() if evidence.is_same(value, used, channels)), "that of the audit"
+        )
+        return evidence.normalization((self.clean == self.y)[rows], list(others), right_under, said)
 
     # ---- attacks ---------------------------------------------------------------------------------------
 
@@ -568,7 +610,7 @@ class Run:
         plan = self.plan
         assert self.report is not None
         if not self.measured:
-            return None
+            return self.evidence_so_far()
         rows = np.sort(
             np.random.default_rng([plan.seed, 13]).permutation(len(self.y))[: evidence.probe_size(len(self.y))]
         )
@@ -579,10 +621,14 @@ class Run:
         with self.clock.stops(plan.classifier):
             examined = evidence.examine(probe, broken=broken)
         trained_on = evidence.trained_on_the_same(history, plan.data.spec, plan.data.split)
-        checked = [*self.logits_check, trained_on, *examined, *evidence.compare(self.measured)]
-        if self.report.evidence is None:
-            self.step("evidence", evidence.probe_passes(len(rows)))
-        return evidence.evidence_of(checked)
+        checked = [*self.clean_checks, *self.logits_check, trained_on, *examined, *evidence.compare(self.measured)]
+        self.step("evidence", evidence.probe_passes(len(rows)))
+        return evidence.evidence_of(checked, is_quick(plan))
+
+    def evidence_so_far(self) -> Evidence | None:
+        """What clean accuracy says against the numbers: known before any attack, and where there is none."""
+        made = evidence.evidence_of(self.clean_checks)
+        return made if made.findings else None
 
     def show(self) -> list[Example]:
         """Pictures of a few samples that the strongest attack broke. It meets them again: as randomness belongs to the
@@ -616,10 +662,9 @@ class Run:
         plan = self.plan
         assert self.clean is not None
         verdict, met = verdict_of(plan, self.clean, []), [*plan.attacks, *plan.cascade]
-        claimed = claimed_accuracy(plan.checkpoint)
         warnings = [
             *plan.warnings,
-            *evidence.clean_accuracy(verdict.clean, len(plan.class_names), claimed),
+            *evidence.near_chance(verdict.clean, len(plan.class_names)),
             *self.gradient_warnings,
             *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if self.plan.is_random else []),
         ]
@@ -634,4 +679,5 @@ class Run:
             verdict=verdict,
             outcomes=[],
             warnings=warnings,
+            evidence=self.evidence_so_far(),
         )

@@ -12,7 +12,7 @@ import typer
 from lsa_cli.cli import launch, speaking
 from lsa_cli.cli import options as o
 from lsa_cli.cli.boundary import boundary
-from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar
+from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar, tell_findings
 from lsa_cli.cli.harden import harden_flagged, plan_flagged
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError
@@ -332,6 +332,8 @@ def audit(
         emit(report.to_json())
     else:
         print_to_stdout(report, quiet)
+    if quiet or to_stdout:
+        tell_findings(report)
     if not quiet and "json" in outputs.files:
         note(f"report saved: {', '.join(outputs.paths())}")
     for gate in report.gates:

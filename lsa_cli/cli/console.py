@@ -65,6 +65,12 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]
         yield update
 
 
+def tell_findings(report: "AuditReport") -> None:
+    """On stderr, where the report itself is not read by a person: each reason against the number."""
+    for finding in report.evidence.findings if report.evidence is not None else ():
+        note(f"{finding.level}: {finding.message}; {finding.advice}")
+
+
 def print_to_stdout(report: "AuditReport", quiet: bool) -> None:
     from lsa_cli.report.terminal import one_line, print_report
 

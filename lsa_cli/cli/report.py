@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lsa_cli.cli import options as o
-from lsa_cli.cli.console import data_console, emit, note, print_to_stdout
+from lsa_cli.cli.console import data_console, emit, note, print_to_stdout, tell_findings
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, UsageError
 from lsa_cli.registry import unknown
@@ -39,6 +39,8 @@ def report(
         note(f"written: {', '.join(outputs.paths())}")
     if not outputs.paths() and not to_stdout and not github:
         print_to_stdout(saved, quiet)
+    if quiet or to_stdout:
+        tell_findings(saved)
 
 
 def gate(

@@ -1,6 +1,7 @@
 """Image files that a folder tree, or a CSV table, gives labels to."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from lsa_cli.data.base import (
     pick_split,
 )
 from lsa_cli.data.images import ImageFiles, image_data
-from lsa_cli.errors import DataError, SplitError
+from lsa_cli.errors import DataError, SplitError, UsageError
 
 _USUAL_PATHS = (
     "path", "paths", "file", "files", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path",
@@ -30,10 +31,16 @@ def path_files(paths: list[Path]) -> ImageFiles:
 
 @DATA_SOURCES.register("imagefolder")
 def open_imagefolder(request: SourceRequest) -> LabelledData:
-    """imagefolder:DIR[?split=test]: one folder a class, named after it; a split is a folder above those."""
+    """imagefolder:DIR[?split=test&order=text]: one folder a class, named after it; a split is a folder above those.
+
+    The classes are in the order of their names as text; names that are all whole numbers are in the order of these
+    numbers, 2 before 10. order=text: as text in any case, as torchvision's ImageFolder has them.
+    """
     from torchvision.datasets import ImageFolder
 
-    request.allow("imagefolder")
+    request.allow("imagefolder", "order")
+    if request.options.get("order", "text") != "text":
+        raise UsageError(f"--data: order={request.options['order']}; there is order=text, or leave it out")
     root = Path(request.location)
     name = root.name.lower()
     split = _folder_split(root, request)
@@ -47,8 +54,11 @@ def open_imagefolder(request: SourceRequest) -> LabelledData:
     except OSError as error:
         raise DataError(f"{spec}: {error}; it should hold one folder of images for each class") from error
     files = path_files([Path(path) for path, _ in found.samples])
-    labels = np.asarray(found.targets, dtype=np.int64)
-    return image_data(request, spec, labels, files, found.classes, name, split)
+    labels, classes = np.asarray(found.targets, dtype=np.int64), list(found.classes)
+    if "order" not in request.options and all(re.fullmatch(r"[0-9]{1,18}", folder) for folder in classes):
+        order = sorted(range(len(classes)), key=lambda place: int(classes[place]))
+        labels, classes = np.argsort(order)[labels], [classes[place] for place in order]
+    return image_data(request, spec, labels, files, classes, name, split)
 
 
 def _folder_split(root: Path, request: SourceRequest) -> str:

@@ -82,6 +82,21 @@ class Normalize(nn.Module):
         return (x - self.mean.reshape(shape)) / self.std.reshape(shape)
 
 
+def normalization_of(classifier: "Classifier") -> Normalization:
+    """Mean and std of what a classifier does to its images; None where it does nothing."""
+    normalize = classifier.normalize
+    return (normalize.mean.tolist(), normalize.std.tolist()) if isinstance(normalize, Normalize) else None
+
+
+def with_normalization(classifier: "Classifier", normalization: Normalization) -> "Classifier":
+    """The same network behind another normalisation; the body is shared."""
+    other = Classifier(classifier.body, normalization, classifier.class_names, classifier.output)
+    other.flatten = classifier.flatten
+    device = next((tensor.device for tensor in [*classifier.parameters(), *classifier.buffers()]), None)
+    other.normalize.to(device or "cpu")
+    return other
+
+
 def find_logits(output: Any) -> torch.Tensor:
     """The class scores in what a network returned: a tensor, or the first one in a tuple, dict or object."""
     if isinstance(output, torch.Tensor):

@@ -28,6 +28,8 @@ def render(report: AuditReport) -> str:
             f"| robust accuracy, worst of {names(verdict.attacks)} ({threat}) | {percent(verdict.robust.value)} | "
             f"{interval(verdict.robust)} |"
         )
+    if verdict.meaning:
+        lines.append(f"| in words | {cell(verdict.meaning)} | |")
     if report.evidence is not None:
         lines.append(f"| evidence for it ({len(report.evidence.checks)} checks) | {report.evidence.verdict} | |")
     rows = weakest_first(verdict.classes)

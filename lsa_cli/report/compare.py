@@ -14,17 +14,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.metrics import Measured, difference
-from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, LayerRow, Rate, Row, Samples
+from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Rate, Row, Samples
 
 _CHANCE = 0.05
 _NORMAL = NormalDist()
-_WORSE = ("trusted", "doubtful", "invalid")
+_WORSE = get_args(EvidenceVerdict)
 
 
 class Change(Row):
@@ -60,7 +60,7 @@ class Side(Row):
     checkpoint: str
     sha256: str | None
     created: str
-    evidence: Literal["trusted", "doubtful", "invalid"] | None
+    evidence: EvidenceVerdict | None
     draws: int | None = Field(
         default=None,
         description="of a random network: evaluations that an accuracy is the mean of; won, lost, p and classes are of the first; layers are above what they move by themselves",

@@ -52,6 +52,8 @@ def _headline(report: AuditReport) -> tuple[str, str]:
         return "bad", f"{len(broken)} of {len(report.gates)} limits {'does' if len(broken) == 1 else 'do'} not hold"
     if report.evidence is not None and report.evidence.verdict == "doubtful":
         return "warn", "There are reasons to doubt this number"
+    if report.evidence is not None and report.evidence.verdict == "quick look":
+        return "warn", "This is a quick look: a loose upper bound" + (", which the limits hold" if report.gates else "")
     if any(not gate.passed for gate in report.gates):
         return "warn", "The limits hold, with warnings"
     if report.gates:

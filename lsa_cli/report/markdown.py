@@ -1,7 +1,8 @@
 """The report as Markdown that fits a pull-request comment: the verdict, then what explains it, tables cut short."""
 
-from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.schema import AuditReport, Evidence
 from lsa_cli.report.tables import (
+    QUICK_LOOK,
     draws_text,
     interval,
     metric_text,
@@ -24,6 +25,10 @@ def render(report: AuditReport) -> str:
             f"> **This audit is not complete (status: {report.status}).** It shows what was measured.",
             "",
         ]
+    evidence = report.evidence
+    if evidence is not None and evidence.verdict != "trusted":
+        lines += [f"> **Evidence: {evidence.verdict}**{_about(evidence)}", ""]
+        lines += [f"> **{f.code}**: {cell(f.message)}; {cell(f.advice)}\n" for f in evidence.findings]
     clean = f"clean accuracy {percent(verdict.clean.value)} {interval(verdict.clean)}"
     if verdict.robust is None:
         lines.append(f"Robust accuracy was not measured; {clean}.")
@@ -34,6 +39,8 @@ def render(report: AuditReport) -> str:
         )
     if verdict.draws is not None:
         lines.append(f"\n{draws_text(verdict.draws)}.")
+    if verdict.meaning:
+        lines.append(f"\nIn words: {cell(verdict.meaning)}.")
     lines += ["", cell(verdict.statement), ""]
     if report.gates:
         lines += ["| gate | limit | measured | |", "|---|---|---|---|"]
@@ -48,9 +55,8 @@ def render(report: AuditReport) -> str:
     for warning in report.warnings:
         lines.append(f"> **Warning** ({warning.code}): {cell(warning.message)}")
         lines.append("")
-    if report.evidence is not None:
-        lines += [f"**Evidence: {report.evidence.verdict}** ({len(report.evidence.checks)} checks)", ""]
-        lines += [f"> **{f.code}**: {cell(f.message)}; {cell(f.advice)}\n" for f in report.evidence.findings]
+    if evidence is not None and evidence.verdict == "trusted":
+        lines += [f"Evidence: {evidence.verdict}{_about(evidence)}", ""]
     if report.not_run:
         lines += [f"> **Not run**, as the time was spent: {names(report.not_run)}", ""]
     lines += _attacks(report)
@@ -95,6 +101,10 @@ def render(report: AuditReport) -> str:
         f"seed {protocol.seed}, {cell(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>"
     )
     return "\n".join([*lines, footer, ""])
+
+
+def _about(evidence: Evidence) -> str:
+    return f" ({len(evidence.checks)} checks)" + (f": {QUICK_LOOK}" if evidence.verdict == "quick look" else "")
 
 
 def _attacks(report: AuditReport) -> list[str]:

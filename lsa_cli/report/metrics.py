@@ -16,7 +16,7 @@ METRICS = {
     "layer.NAME": "mean comparison measure of one layer, worst budget attack (at most)",
     "mvl": "how many layers are most vulnerable under any budget attack (at most)",
     "mvl.LAYER": "under how many budget attacks one layer is most vulnerable (at most)",
-    "evidence.doubtful": "how many findings make the verdict doubtful or worse (at most)",
+    "evidence.doubtful": "how many findings make the verdict doubtful or worse (at most); a quick look is none, and the result says so",
     "evidence.invalid": "how many findings make the verdict invalid (at most)",
     "seconds": "time the audit took (at most)",
 }

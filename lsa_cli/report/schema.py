@@ -13,7 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lsa_cli.errors import RunError, UsageError, printable
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
+
+# Best first. quick look: no check objected, and the attacks were too few or too short for more.
+EvidenceVerdict = Literal["trusted", "quick look", "doubtful", "invalid"]
 
 # A picture inside the report itself: no file, no address, nothing that a page could fetch or run.
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$", max_length=40_000)]
@@ -304,6 +307,7 @@ class Verdict(Row):
     classes: list[ClassRow] = Field(description="worst case over the budget attacks, by class")
     class_summary: ClassSummary | None
     statement: str
+    meaning: str = Field(default="", description="the robust accuracy in words: how many inputs can be turned")
     draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
     clean_draws: Draws | None = Field(default=None, description="of a random network: clean is its mean")
     estimate: Estimate | None = Field(default=None, description="where the cascade met only a part of the survivors")
@@ -335,7 +339,9 @@ class CheckMade(Row):
 class Evidence(Row):
     """Why to believe the verdict: checks for gradient masking, chance, and attacks that failed without a word."""
 
-    verdict: Literal["trusted", "doubtful", "invalid"]
+    verdict: EvidenceVerdict = Field(
+        description="quick look: no check objected, but the audit was --quick or took single steps only"
+    )
     findings: list[Finding]
     checks: list[CheckMade]
 

@@ -26,6 +26,17 @@ TABLES = (
 )  # fmt: skip
 
 
+QUICK_LOOK = (
+    "the attacks are few or short, so that the number is a loose upper bound; the default attacks or --full say more"
+)
+BESIDE = " beside the checkpoint"  # behind the path of a lsa.yaml that was found there, and that nobody chose
+
+
+def is_of_others(origin: str) -> bool:
+    """Whether a setting comes from whoever made the checkpoint, and not from the user of lsa or the data's custom."""
+    return origin == "the checkpoint" or origin.endswith(BESIDE)
+
+
 def strongest(report: AuditReport, scanned: bool = False) -> AttackOutcome | None:
     """The budget attack that left the fewest samples robust; the first of equals. scanned: of those that scanned layers."""
     budget = [

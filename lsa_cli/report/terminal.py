@@ -10,11 +10,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lsa_cli.report.schema import AttackOutcome, AuditReport, GateResult
+from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, GateResult
 from lsa_cli.report.tables import (
+    QUICK_LOOK,
     draws_text,
     estimate_text,
     interval,
+    is_of_others,
     metric_text,
     number,
     percent,
@@ -67,10 +69,20 @@ def one_line(report: AuditReport) -> str:
     failed = [gate.metric for gate in report.gates if not gate.passed and gate.severity == "error"]
     gates = "" if not report.gates else f"; gates {'not held: ' + ', '.join(failed) if failed else 'held'}"
     state = "" if report.status == "complete" else f" ({report.status})"
+    source = f" set by {threat.origin}" if is_of_others(threat.origin) else ""
+    meaning = f"; {verdict.meaning}" if verdict.meaning else ""
     return (
-        f"{report.subject.checkpoint}{state}: robust accuracy {robust} ({threat.norm} {threat.text}, n={verdict.clean.n}, "
-        f"upper bound), clean {percent(verdict.clean.value)}{gates}"
+        f"{report.subject.checkpoint}{state}: {_doubts(report)}robust accuracy {robust} ({threat.norm} {threat.text}{source}, "
+        f"n={verdict.clean.n}, upper bound), clean {percent(verdict.clean.value)}{meaning}{gates}"
     )
+
+
+def _doubts(report: AuditReport) -> str:
+    """What the evidence says against the number, before it."""
+    evidence = report.evidence
+    if evidence is None or evidence.verdict == "trusted":
+        return ""
+    return evidence.verdict + (f" ({', '.join(f.code for f in evidence.findings)})" if evidence.findings else "") + ", "
 
 
 def _grid() -> Table:
@@ -110,12 +122,16 @@ def _verdict(report: AuditReport) -> RenderableType:
     grid = _grid()
     if report.status != "complete":
         grid.add_row("status", Text(f"{report.status}: this shows what was measured", style="bold red"))
+    if report.evidence is not None and report.evidence.findings:
+        _add_evidence(grid, report.evidence)
     if verdict.robust is not None:
         text = Text.assemble(
             (percent(verdict.robust.value), "bold"),
             f" {interval(verdict.robust)}  n = {verdict.robust.n:,}, upper bound, worst of {', '.join(verdict.attacks)}",
         )
         grid.add_row(Text("robust accuracy", style="bold"), text)
+        if verdict.meaning:
+            grid.add_row("in words", Text(verdict.meaning))
     else:
         grid.add_row("robust accuracy", Text(verdict.statement))
     if verdict.draws is not None:
@@ -136,15 +152,24 @@ def _verdict(report: AuditReport) -> RenderableType:
             "vulnerable layers",
             Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name} ({top.layers.mvl_rule})"),
         )
-    if report.evidence is not None:
-        style = {"trusted": "green", "doubtful": "yellow", "invalid": "bold red"}[report.evidence.verdict]
-        made = f"  {len(report.evidence.checks)} checks, {len(report.evidence.findings)} findings"
-        grid.add_row("evidence", Text.assemble((report.evidence.verdict, style), made))
-        for finding in report.evidence.findings:
-            grid.add_row("", Text(f"{finding.code}: {finding.message}; {finding.advice}", style=style))
+    if report.evidence is not None and not report.evidence.findings:
+        _add_evidence(grid, report.evidence)
     if report.not_run:
         grid.add_row("not run", Text(f"{', '.join(report.not_run)}: the time was spent", style="yellow"))
     return grid
+
+
+def _add_evidence(grid: Table, evidence: Evidence) -> None:
+    """No colour says "trusted": it is the absence of a reason for doubt, and no praise of the number."""
+    style = {"trusted": "", "quick look": "yellow", "doubtful": "yellow", "invalid": "bold red"}[evidence.verdict]
+    made = "  " + ", ".join(
+        f"{len(rows)} {noun}{'' if len(rows) == 1 else 's'}"
+        for noun, rows in (("check", evidence.checks), ("finding", evidence.findings))
+    )
+    why = f"; {QUICK_LOOK}" if evidence.verdict == "quick look" else ""
+    grid.add_row("evidence", Text.assemble((evidence.verdict, style), made, why))
+    for finding in evidence.findings:
+        grid.add_row("", Text(f"{finding.code}: {finding.message}; {finding.advice}", style=style))
 
 
 def _table() -> Table:

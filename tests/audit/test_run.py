@@ -268,6 +268,7 @@ def test_accuracy_near_chance_is_told(task):
     body, x, y = task
     shifted = audit(body, data=(x, (y + 1) % 3), eps=0.01, attack="fgsm", noise="none", threads=1)
     assert "clean-accuracy-near-chance" in [warning.code for warning in shifted.warnings]
+    assert "class-order" in [finding.code for finding in shifted.evidence.findings]
     assert "clean-accuracy-near-chance" not in [warning.code for warning in run(task).warnings]
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lsa_cli.auditing.network import match_classes
 from lsa_cli.data import open_data, square_size, usual_size
 from lsa_cli.errors import DataError, SplitError, UsageError
 
@@ -32,6 +33,14 @@ def unit(image):
     return torch.from_numpy(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1).copy())
 
 
+def numbered_folders(root, names):
+    """A folder of one image for each name."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        picture(0, size=(6, 6)).save(root / name / "0.png")
+    return f"imagefolder:{root}"
+
+
 def folder_of(root, images):
     """One class, one PNG (TIFF for CMYK) for each image."""
     (root / "one").mkdir(parents=True)
@@ -50,6 +59,33 @@ def folder(tmp_path):
         for number in range(count):
             picture(number, size=(8, 10) if name == "cat" else (6, 6)).save(tmp_path / "test" / name / f"{number}.png")
     return tmp_path
+
+
+def test_folders_that_are_numbered_are_in_the_order_of_numbers(tmp_path):
+    names = [str(number) for number in range(12)]
+    spec = numbered_folders(tmp_path / "all", names)
+    data = open_data(spec, channels=3)
+    assert data.class_names == tuple(names)
+    assert [data.class_names[label] for label in data.labels] == sorted(names)  # the images come in the order of paths
+    as_text = open_data(f"{spec}?order=text", channels=3)
+    assert as_text.class_names == tuple(sorted(names))
+    assert as_text.labels.tolist() == list(range(12))
+    mixed = numbered_folders(tmp_path / "mixed", ["2", "10", "x"])
+    assert open_data(mixed, channels=3).class_names == ("10", "2", "x")
+    with pytest.raises(UsageError, match="order=size"):
+        open_data(f"{spec}?order=size", channels=3)
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [(["0", "3", "11"], [0, 3, 11]), (["00", "01", "10"], [0, 1, 10]), ([str(k + 1) for k in range(12)], range(12))],
+)
+def test_a_folder_named_by_a_number_is_that_output(tmp_path, names, outputs):
+    """By number the name decides, with gaps too; names from 1 to the number of classes count from 1."""
+    data, notes = open_data(numbered_folders(tmp_path, names), channels=3), []
+    labels, _ = match_classes(data, None, 12, "number", notes)
+    assert sorted(labels.tolist()) == list(outputs)
+    assert bool(notes) == ("12" in names)
 
 
 def test_image_folders(folder):

@@ -1,19 +1,28 @@
 """Evidence: why to believe the number. Networks that cannot carry a verdict are refused, doubtful ones are told.
 
-`before`: what can be known before any attack. `examine`: checks that spend passes of their own on a few samples, of
+`before`: what can be known before any attack, and `clean`: what clean accuracy tells. `examine`: checks that spend passes of their own on a few samples, of
 the `network` by itself and by `trials` of attacks. `compare`: checks that read what the audit measured anyway.
 `judge`: the one statistical rule, and the verdict.
 """
 
 from lsa_cli.auditing.evidence.before import (
     check_labels,
-    clean_accuracy,
     empty_classes,
     refuse_useless_logits,
     trained_on_the_same,
     useless_logits,
     without_gradient,
     zero_gradients,
+)
+from lsa_cli.auditing.evidence.clean import (
+    claim,
+    class_order,
+    is_same,
+    lost_classes,
+    near_chance,
+    normalization,
+    rows_to_try,
+    usual_normalizations,
 )
 from lsa_cli.auditing.evidence.compare import Measured, compare, role_of
 from lsa_cli.auditing.evidence.examine import FORWARD, examine, probe_passes, probe_size
@@ -27,19 +36,26 @@ __all__ = [
     "Measured",
     "Probe",
     "check_labels",
-    "clean_accuracy",
+    "claim",
+    "class_order",
     "compare",
     "empty_classes",
     "evidence_of",
     "examine",
     "exceeds",
+    "is_same",
+    "lost_classes",
+    "near_chance",
+    "normalization",
     "probe_passes",
     "probe_size",
     "random_forward",
     "refuse_useless_logits",
     "role_of",
+    "rows_to_try",
     "trained_on_the_same",
     "useless_logits",
+    "usual_normalizations",
     "verdict",
     "without_gradient",
     "zero_gradients",

@@ -1,4 +1,4 @@
-"""What can be known before any attack: of the logits, the labels, the accuracy, and what the checkpoint says."""
+"""What can be known before any attack: of the logits, the labels, and what the checkpoint says."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lsa_cli.attacks.base import Model, input_gradient, undisturbed
 from lsa_cli.attacks.losses import LOSSES
 from lsa_cli.auditing.evidence.judge import Checked, doubt
 from lsa_cli.errors import DataError, NumericalError
-from lsa_cli.report.schema import Finding, Rate, Warning
+from lsa_cli.report.schema import Finding, Warning
 
 _LIST_AT_MOST = 5
 
@@ -101,28 +101,6 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
             f"{source}: labels out of range: sample {row} has label {labels[row]}, and the network has {classes} "
             f"classes (0 to {classes - 1}); do the labels count from 1?"
         )
-
-
-def clean_accuracy(clean: Rate, classes: int, claimed: float | None) -> list[Warning]:
-    """Told: accuracy near chance, and accuracy far below what the checkpoint says of itself."""
-    warnings = []
-    if clean.low is not None and clean.low <= 1.25 / classes:
-        warnings.append(
-            Warning(
-                code="clean-accuracy-near-chance",
-                message=f"clean accuracy is {clean.value:.1%}, near chance for {classes} classes: wrong normalisation, "
-                "class order or architecture?",
-            )
-        )
-    elif claimed is not None and clean.high is not None and clean.high < claimed - 0.01:
-        warnings.append(
-            Warning(
-                code="clean-accuracy-below-claim",
-                message=f"clean accuracy is {clean.value:.1%}, and the checkpoint states {claimed:.1%}: other data, "
-                "another normalisation, or damaged weights?",
-            )
-        )
-    return warnings
 
 
 def empty_classes(counts: np.ndarray, names: list[str], subset: bool) -> list[Warning]:

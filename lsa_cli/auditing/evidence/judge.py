@@ -3,9 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from lsa_cli.report.schema import CheckMade, Evidence, Finding
+from lsa_cli.report.schema import CheckMade, Evidence, EvidenceVerdict, Finding
 
 ALPHA = 0.001  # for each check: some fifteen of them together doubt an honest network in less than 1.5% of audits
 # What another attack may break of the samples that the gradient attacks left, by luck of its start: one more PGD
@@ -61,14 +60,19 @@ def doubt(code: str, message: str, advice: str) -> Finding:
     return Finding(code=code, level="doubtful", message=message, advice=advice)
 
 
-def verdict(findings: Sequence[Finding]) -> Literal["trusted", "doubtful", "invalid"]:
-    """The worst level among the findings; "trusted" says that no check objected, not that the number is proven."""
+def verdict(findings: Sequence[Finding], quick: bool = False) -> EvidenceVerdict:
+    """The worst level among the findings; "trusted" says that no check objected, not that the number is proven.
+
+    quick: the attacks were those of a quick look, which is not trusted even where no check objects.
+    """
     levels = {finding.level for finding in findings}
-    return "invalid" if "invalid" in levels else "doubtful" if levels else "trusted"
+    if levels:
+        return "invalid" if "invalid" in levels else "doubtful"
+    return "quick look" if quick else "trusted"
 
 
-def evidence_of(checked: Sequence[Checked]) -> Evidence:
-    """The report's rows: one a check, and all findings, those that make the number meaningless first."""
+def evidence_of(checked: Sequence[Checked], quick: bool = False) -> Evidence:
+    """The report's rows: one a check, and all findings, those that make the number meaningless first. quick: see `verdict`."""
     findings = [finding for check in checked for finding in check.findings]
     findings.sort(key=lambda finding: finding.level != "invalid")
     rows = [
@@ -80,4 +84,4 @@ def evidence_of(checked: Sequence[Checked]) -> Evidence:
         )
         for check in checked
     ]
-    return Evidence(verdict=verdict(findings), findings=findings, checks=rows)
+    return Evidence(verdict=verdict(findings, quick), findings=findings, checks=rows)
