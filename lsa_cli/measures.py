@@ -2,6 +2,9 @@
 
 A measure takes the clean and the perturbed output of a layer, both (N, ...), and returns (N,). Where it is not
 defined for a sample it returns NaN, which the scan counts and leaves out of every mean.
+
+Sums run in float64: in float32 the norm of a layer of 10^6 numbers is off by 1e-5, and small or large numbers have no
+square. What is returned has the type of the layer.
 """
 
 from collections.abc import Callable
@@ -9,6 +12,8 @@ from collections.abc import Callable
 import torch
 
 from lsa_cli.registry import Registry
+
+_AT_ONCE = 1 << 22  # numbers that are held in float64 at once, as far as whole samples allow
 
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 MEASURES: Registry[Measure] = Registry("measure")
@@ -21,22 +26,35 @@ def relative_error(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor
     A sample on which the layer is silent (||clean|| = 0) has no relative error: it is 0 if the layer stayed
     silent and NaN if it woke up (our choice; the paper does not say).
     """
-    moved = torch.linalg.vector_norm((perturbed - clean).flatten(1), dim=1)
-    size = torch.linalg.vector_norm(clean.flatten(1), dim=1)
-    return torch.where(moved == 0, moved, torch.where(size == 0, torch.nan, moved / size))
+    moved, size = _norms((perturbed - clean).flatten(1)), _norms(clean.flatten(1))
+    return torch.where(moved == 0, moved, torch.where(size == 0, torch.nan, moved / size)).to(clean.dtype)
 
 
 @MEASURES.register("cosine-distance")
 def cosine_distance(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
-    """1 - cos(clean, perturbed), in [0, 2]: blind to scale, sees direction only. NaN where one is zero."""
-    clean, perturbed = clean.flatten(1), perturbed.flatten(1)
-    sizes = torch.linalg.vector_norm(clean, dim=1) * torch.linalg.vector_norm(perturbed, dim=1)
-    cosine = (clean * perturbed).sum(1) / sizes
-    # Rounding can carry the cosine of equal vectors past 1.
-    return torch.where((clean == perturbed).all(1), 0.0, (1 - cosine).clamp(0, 2))
+    """1 - cos(clean, perturbed), in [0, 2]: blind to scale, sees direction only. NaN where one of them is zero, 0 where both are.
+
+    Computed as ||u - v||^2 / 2 of the unit vectors, in float64: 1 - cos itself loses all digits of a small distance.
+    """
+    pairs = zip(_parts(clean.flatten(1)), _parts(perturbed.flatten(1)), strict=True)
+    distance = torch.cat([(_unit(a) - _unit(b)).square().sum(1) / 2 for a, b in pairs]).to(clean.dtype)
+    return torch.where((clean == perturbed).flatten(1).all(1), 0.0, distance)
 
 
 @MEASURES.register("l2")
 def l2_difference(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
     """||perturbed - clean||: not scaled, so it compares attacks on one layer, not layers with each other."""
-    return torch.linalg.vector_norm((perturbed - clean).flatten(1), dim=1)
+    return _norms((perturbed - clean).flatten(1)).to(clean.dtype)
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:  # (N, D) -> (N,) float64
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in _parts(rows)])
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:  # (N, D) -> (N, D) float64, of length 1; NaN where a row is zero
+    rows = rows.double()
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+def _parts(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return rows.split(max(1, _AT_ONCE // max(1, rows.shape[1])))

@@ -76,20 +76,28 @@ class LayerScan:
         return _mean(self.values)
 
     def deviations(self) -> np.ndarray:  # (L,)
-        return np.sqrt(np.maximum(_mean(self.values**2) - self.means() ** 2, 0))
+        return np.sqrt(_mean((self.values - self.means()) ** 2))
 
     def undefined(self) -> np.ndarray:  # (L,) how many samples have no measure
         return np.isnan(self.values).sum(0)
 
     def most_vulnerable(self, rule: MvlRule) -> Vulnerable:
         """Algorithm 1; with no layer above the threshold, the one with the largest mean (our choice)."""
-        known = ~np.isnan(self.values)
-        sums = np.stack([known.sum(0), np.nansum(self.values, 0), np.nansum(self.values**2, 0)]).astype(float)
+        sums = self._terms().sum(1)
         inside, mu, sigma, passed = _rule(sums[:, None, :], rule)
         means = np.where(inside[0], self.means(), -np.inf)
         order = np.argsort(-means, kind="stable")
         positions = tuple(int(p) for p in order[: inside[0].sum()])
-        return Vulnerable(positions, float(mu[0]), float(sigma[0]), bool(passed[0]))
+        return Vulnerable(positions, float(mu[0] + self._centre()), float(sigma[0]), bool(passed[0]))
+
+    def _centre(self) -> float:
+        """The mean over samples and layers, from which the rule's sums count: a variance is lost in squares that are large."""
+        return float(np.nanmean(self.values)) if not np.isnan(self.values).all() else 0.0
+
+    def _terms(self) -> np.ndarray:  # (3, R, L)
+        """Of each value whether it is known, and where it is its distance from the centre and the square of that."""
+        from_centre = np.nan_to_num(self.values - self._centre())
+        return np.stack([~np.isnan(self.values), from_centre, from_centre**2]).astype(float)
 
     def bootstrap(self, rule: MvlRule, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """95% percentile bounds of each layer's mean, and its share of resamples in the MVL: (L,) each.
@@ -98,9 +106,7 @@ class LayerScan:
         """
         generator = np.random.default_rng([seed, 7])
         rows, count = self.values.shape
-        known = (~np.isnan(self.values)).astype(float)
-        filled = np.nan_to_num(self.values)
-        terms = np.concatenate([known, filled, filled**2], axis=1)
+        terms = np.concatenate(list(self._terms()), axis=1)
         means, inside = [], []
         chunk = max(1, 2_000_000 // max(rows, 1))
         for start in range(0, RESAMPLES, chunk):
@@ -108,7 +114,7 @@ class LayerScan:
             picks = generator.integers(0, rows, (size, rows))
             weights = np.stack([np.bincount(pick, minlength=rows) for pick in picks]).astype(float)
             sums = (weights @ terms).reshape(size, 3, count).transpose(1, 0, 2)
-            means.append(_divide(sums[1], sums[0]))
+            means.append(_divide(sums[1], sums[0]) + self._centre())
             inside.append(_rule(sums, rule)[0])
         resampled = np.concatenate(means)
         measured = ~np.isnan(resampled).all(0)
@@ -136,7 +142,10 @@ def _mean(values: np.ndarray) -> np.ndarray:  # (R, L) -> (L,), NaN left out
 
 
 def _rule(sums: np.ndarray, rule: MvlRule) -> tuple[Any, Any, Any, Any]:
-    """sums (3, B, L) = count, total, total of squares, for B resamples -> inside (B, L), mu, sigma, passed (B,)."""
+    """sums (3, B, L) = count, total, total of squares, from a centre, for B resamples -> inside (B, L), mu, sigma, passed (B,).
+
+    mu counts from the same centre.
+    """
     means = _divide(sums[1], sums[0])  # (B, L)
     count, total, squares = sums.sum(2)  # (B,) each
     mu = _divide(total, count)

@@ -70,7 +70,8 @@ def gradient_norms(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> 
     with undisturbed(classifier), torch.enable_grad():
         parameters = [parameter.requires_grad_(True) for parameter in classifier.parameters()]
         for row in range(len(x)):
-            loss = F.cross_entropy(classifier(x[row : row + 1]), y[row : row + 1])
+            # In float64: float32 rounds the loss of a sure prediction to 0.
+            loss = F.cross_entropy(classifier(x[row : row + 1]).double(), y[row : row + 1])
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             norms[row] = sum(float(part.double().square().sum()) for part in found if part is not None) ** 0.5
     return norms
@@ -120,7 +121,10 @@ def insensitivity(
 
 
 def _losses(classifier: Classifier, x: torch.Tensor, y: torch.Tensor, at_once: int) -> torch.Tensor:  # -> (N,)
-    return in_parts(lambda part: F.cross_entropy(classifier(x[part]), y[part], reduction="none"), len(x), at_once)
+    """The cross-entropy of each sample, in float64: float32 rounds that of a sure prediction to 0."""
+    return in_parts(
+        lambda part: F.cross_entropy(classifier(x[part]).double(), y[part], reduction="none"), len(x), at_once
+    )
 
 
 @METRICS.register("boundary")

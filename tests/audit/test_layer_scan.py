@@ -111,6 +111,24 @@ def test_whole_batch_is_the_single_ratio_of_the_authors_package(task):
     assert seen.layers[0, 0] == pytest.approx(float((moved - clean).norm() / clean.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e3])
+def test_a_small_spread_around_a_large_mean_keeps_its_digits(offset):
+    """Standard deviations of 1e-6 and less beside means up to 1000: as numpy has them in two passes."""
+    values = offset + 1e-6 * np.random.default_rng(0).standard_normal((50, 3))
+    values[3, 1] = np.nan
+    made = scan(values)
+    np.testing.assert_allclose(made.deviations(), np.nanstd(values, 0), rtol=1e-5)
+    for layers in ("samples", "layers"):
+        found = made.most_vulnerable(MvlRule(sigma=layers))
+        over = values if layers == "samples" else np.nanmean(values, 0)
+        assert found.mu == pytest.approx(np.nanmean(over), rel=1e-12)
+        assert found.sigma == pytest.approx(np.nanstd(over), rel=1e-5)
+    low, high, _ = made.bootstrap(MvlRule(), 0)
+    assert (low <= made.means()).all()
+    assert (made.means() <= high).all()
+    assert (high - low < 1e-6).all()
+
+
 def scan(values):
     values = np.asarray(values, dtype=float)
     count = values.shape[1]

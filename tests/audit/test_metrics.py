@@ -77,6 +77,25 @@ def test_noise_insensitivity_is_a_ratio_of_means():
     np.testing.assert_allclose(each, expected, rtol=1e-3)
 
 
+def test_losses_and_gradients_of_sure_predictions_keep_their_digits():
+    """Logit gaps of 18 to 30: the loss is log(1 + exp(-gap)), 1e-8 to 1e-13, which float32 rounds to 0."""
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2, bias=False))
+    body[1].weight.data = torch.tensor([[1.0], [0.0]])
+    x, moved = (
+        torch.tensor([20.0, 25.0, 30.0]).reshape(3, 1, 1, 1),
+        torch.tensor([18.0, 23.0, 28.0]).reshape(3, 1, 1, 1),
+    )
+    y = torch.zeros(3, dtype=torch.long)
+    losses = [np.log1p(np.exp(-part.flatten().double().numpy())) for part in (x, moved)]
+    value, each = insensitivity(Classifier(body), x, moved, y)
+    np.testing.assert_allclose(each, (losses[1] - losses[0]) / 2, rtol=1e-5)
+    assert value == pytest.approx((losses[1] - losses[0]).mean() / 2, rel=1e-5)
+    # d loss / d W = (p - e_y) x: two rows of size x exp(-x) / (1 + exp(-x)).
+    size = x.flatten().double().numpy()
+    expected = np.sqrt(2) * size * np.exp(-size) / (1 + np.exp(-size))
+    np.testing.assert_allclose(gradient_norms(Classifier(body), x, y), expected, rtol=1e-5)
+
+
 def test_insensitivity_to_the_attack_and_to_noise_are_two_rows():
     body = linear()
     x, y = points()
