@@ -1,6 +1,7 @@
 """Settings of an audit: command-line options over lsa.yaml over what the checkpoint says over defaults."""
 
 import re
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +13,10 @@ from lsa_cli.errors import LsaError, UsageError, is_plain
 from lsa_cli.registry import SHIPPED, parse_number, unknown
 from lsa_cli.report.gate import Limit, limits_of
 from lsa_cli.report.metrics import EVIDENCE_WORDS, FAMILIES
+from lsa_cli.report.tables import BESIDE
 
 CONFIG_NAME = "lsa.yaml"
+JUDGED_BY = ("norm", "eps", "gate")
 _LARGEST_CONFIG = 1_000_000
 _MOST_THREADS = 1024  # torch crashes on many times that
 _MOST_PIXELS = 4096
@@ -390,10 +393,28 @@ def find_config(explicit: str | None, checkpoint: str | Path) -> tuple[Path | No
     return (here, True) if here.is_file() else (None, True)
 
 
+def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[str, AuditSettings]]:
+    """The settings of the files that `find_config` finds, under the names that a report gives their origin.
+
+    What an audit is judged by (`JUDGED_BY`) is the user's to say: where the working directory has a file too, it goes
+    before one that merely lies beside the checkpoint.
+    """
+    path, chosen = find_config(explicit, checkpoint)
+    if path is None:
+        return []
+    found = [(str(path) if chosen else f"{path}{BESIDE}", read_config(path, chosen))]
+    here = Path.cwd() / CONFIG_NAME
+    if not chosen and here.is_file():
+        own = {name: value for name, value in read_config(here) if name in JUDGED_BY and value is not None}
+        found.insert(0, (str(here), AuditSettings.model_construct(**own)))
+    return found
+
+
 def read_config(path: Path, chosen: bool = True) -> AuditSettings:
     """Settings in a YAML file. Raises UsageError that names the key and its line.
 
-    chosen=False: the file was found beside a checkpoint, nobody named it; it then may not name Python code.
+    chosen=False: the file was found beside a checkpoint, nobody named it; it then may not name Python code, nor data
+    to download.
     """
     try:
         if path.stat().st_size > _LARGEST_CONFIG:
@@ -459,10 +480,24 @@ def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...
     for key, is_safe in safe.items():
         if not is_safe:
             what = "lets the checkpoint run its code" if key == "trust_code" else "names Python code"
-            raise UsageError(
-                f"{path}, line {lines.get((key,), 1)}: {key} {what}, and this file was found beside the "
-                f"checkpoint, not chosen by you; if you trust it, name it with --config {path}"
-            )
+            raise _not_chosen(path, lines.get((key,), 1), f"{key} {what}")
+    if settings.data and downloads(settings.data):
+        raise _not_chosen(path, lines.get(("data",), 1), "data names what would be downloaded")
+
+
+def downloads(spec: str) -> bool:
+    """Whether opening this data set could fetch it from the network and write it to the disk."""
+    source, _, rest = spec.partition(":")
+    location, _, query = rest.partition("?")
+    asked = dict(urllib.parse.parse_qsl(query, keep_blank_values=True)).get("download", "false")
+    return asked != "false" or (source == "hf" and not Path(location).is_dir())
+
+
+def _not_chosen(path: Path, line: int, what: str) -> UsageError:
+    return UsageError(
+        f"{path}, line {line}: {what}, and this file was found beside the checkpoint, not chosen by you; if you trust it, "
+        f"name it with --config {path}"
+    )
 
 
 def _key_lines(node: Any, path: Path, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:

@@ -12,6 +12,7 @@ from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate, summarise
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.auditing.radius import sources_in_words
 from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
 from lsa_cli.report.tables import eps_as_text, is_of_others
 
@@ -195,6 +196,7 @@ def verdict_of(
             f"{robust.count} of {robust.n} samples are right and stay right under the worst of {', '.join(labels)} "
             f"({' and '.join(threats)}). It is an upper bound: a stronger attack can only find it lower."
             + (f" The radius {plan.eps_text} is set by {plan.eps_origin}." if is_of_others(plan.eps_origin) else "")
+            + sources_in_words(plan.origin)
             + (_estimated(estimate) if estimate is not None else "")
         ),
         estimate=estimate,

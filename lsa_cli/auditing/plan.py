@@ -20,6 +20,7 @@ from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import Room
 from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers
+from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
 from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
@@ -35,15 +36,6 @@ from lsa_cli.report.tables import eps_as_text
 DEFAULT_LIMIT = 1000
 DEFAULT_ATTACKS = ("fgsm", "pgd", "t-pgd")
 QUICK_ATTACKS, QUICK_LIMIT = ("fgsm", "apgd-ce:steps=10"), 200
-# Radii that evaluations of these data sets use (RobustBench, AutoAttack); anything else has to be said.
-USUAL_EPS = {
-    "mnist": {"linf": "0.3"},
-    "fashionmnist": {"linf": "0.1"},
-    "cifar10": {"linf": "8/255", "l2": "0.5", "l1": "12"},
-    "cifar100": {"linf": "8/255", "l2": "0.5"},
-    "svhn": {"linf": "8/255"},
-    "imagenet": {"linf": "4/255", "l2": "3"},
-}
 FEW_STEPS = 5  # attacks with fewer are a quick look (our choice)
 EOT = 10  # passes that attacks on a random network climb the mean of
 _ASKED_TWICE = 32  # samples by which such a network is told
@@ -162,7 +154,7 @@ def make_plan(
     threads, busy = choose_threads(settings.threads)
     if busy:
         say(busy)
-    return AuditPlan(
+    plan = AuditPlan(
         checkpoint=network.checkpoint,
         classifier=network.classifier,
         is_random=is_random,
@@ -203,6 +195,8 @@ def make_plan(
         notes=tuple(network.notes),
         warnings=(*network.warnings, *selection_warnings, *preset_warnings, *cascade_warnings),
     )
+    refuse_radius(plan)
+    return plan
 
 
 def is_quick(plan: AuditPlan) -> bool:
@@ -297,7 +291,7 @@ def _threat(network: Network, warnings: list[Warning]) -> tuple[Threat, str, str
     if eps is not None:
         return make_threat(norm, eps, network.bounds), eps_as_text(eps), origin.get("eps", "option")
     name = (network.description.data_name if network.description else None) or network.data.name
-    usual = USUAL_EPS.get(name.lower().replace("-", "").replace("_", ""), {}).get(norm)
+    usual = usual_radius(name, norm)
     if usual is not None:
         return make_threat(norm, parse_number(usual), network.bounds), usual, f"usual for {name}"
     if norm != "linf" or network.bounds is None:
@@ -305,10 +299,10 @@ def _threat(network: Network, warnings: list[Warning]) -> tuple[Threat, str, str
     warnings.append(
         Warning(
             code="eps-assumed",
-            message="no usual radius is known for this data; linf 8/255 was taken, say --eps for another",
+            message=f"no usual radius is known for this data; linf {ASSUMED_LINF} was taken, say --eps for another",
         )
     )
-    return make_threat("linf", 8 / 255, network.bounds), "8/255", "assumed"
+    return make_threat("linf", parse_number(ASSUMED_LINF), network.bounds), ASSUMED_LINF, "assumed"
 
 
 def _specs(given: list[str] | None, default: Sequence[str], option: str) -> list[str]:

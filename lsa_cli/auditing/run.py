@@ -29,6 +29,7 @@ from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan, Named, is_quick, make_plan
 from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, subject_of
+from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.auditing.twin import choose_twin, probe_size
@@ -331,12 +332,13 @@ class Run:
         assert self.clean is not None
         accuracy = verdict_of(plan, self.clean, []).clean
         checks = [
+            check_radius(plan),
             evidence.claim(accuracy, claimed_accuracy(plan.checkpoint)),
             evidence.class_order(self.y, self.clean, plan.class_names),
             evidence.lost_classes(self.y, self.clean, plan.class_names),
         ]
         if len(plan.input_shape) == 3 and plan.bounds == (0.0, 1.0):
-            self.clock.allows(lambda: checks.insert(1, self.room.fit(self.try_normalizations)))
+            self.clock.allows(lambda: checks.insert(2, self.room.fit(self.try_normalizations)))
         return checks
 
     def try_normalizations(self) -> evidence.Checked:

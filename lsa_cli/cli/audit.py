@@ -442,15 +442,12 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
     """whole: all samples unless a limit is given."""
     from lsa_cli import distributed
     from lsa_cli.auditing.plan import make_plan
-    from lsa_cli.config import find_config, merge, read_config
+    from lsa_cli.config import configurations, merge
 
-    parts = [("option", given)]
-    path, chosen = find_config(config, checkpoint)
-    if path is not None:
-        parts.append((str(path), read_config(path, chosen)))
-        if verbose or config is None:
-            note(f"settings from {path}")
-    settings, origin = merge(*parts)
+    files = configurations(config, checkpoint)
+    for name, _ in files if verbose or config is None else ():
+        note(f"settings from {name}")
+    settings, origin = merge(("option", given), *files)
     if whole and settings.limit is None:
         settings = settings.model_copy(update={"limit": "all"})
     plan = distributed.agreed(lambda: make_plan(checkpoint, settings, origin, say=note))

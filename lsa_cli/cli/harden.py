@@ -233,15 +233,12 @@ def run(
 def _merged(
     checkpoint: str, given: "AuditSettings", config: str | None, say: "Say"
 ) -> tuple["AuditSettings", dict[str, str]]:
-    from lsa_cli.config import find_config, merge, read_config
+    from lsa_cli.config import configurations, merge
 
-    parts = [("option", given)]
-    path, chosen = find_config(config, checkpoint)
-    if path is not None:
-        parts.append((str(path), read_config(path, chosen)))
-        if config is None:
-            say(f"settings from {path}")
-    return merge(*parts)
+    files = configurations(config, checkpoint)
+    for name, _ in files if config is None else ():
+        say(f"settings from {name}")
+    return merge(("option", given), *files)
 
 
 def _train(

@@ -46,7 +46,7 @@ def layers(
     from rich.text import Text
 
     from lsa_cli.auditing.network import open_network, refuse_without_layers
-    from lsa_cli.config import find_config, merge, read_config, settings_from
+    from lsa_cli.config import configurations, merge, settings_from
     from lsa_cli.layers import SELECTORS
     from lsa_cli.models.architectures import parse_arguments
 
@@ -57,10 +57,9 @@ def layers(
             "split": split, "input_size": input_size, "match_classes": match_classes, "plugin": plugin,
         }
     )  # fmt: skip
-    path, chosen = find_config(config, checkpoint)
-    parts = [("option", given)] + ([(str(path), read_config(path, chosen))] if path is not None else [])
+    files = configurations(config, checkpoint)
     with foreign_code():
-        network = open_network(checkpoint, *merge(*parts), say=note)
+        network = open_network(checkpoint, *merge(("option", given), *files), say=note)
     refuse_without_layers(network, ())
     table = Table(box=None, pad_edge=False)
     for title in ("layer", "kind", "output", "selectors"):

@@ -55,15 +55,16 @@ def gate(
     quiet: o.Quiet = False,
 ) -> None:
     """Decide from a saved report: exit 0 if every limit holds, 1 if one is breached or cannot be decided."""
-    from lsa_cli.config import find_config, read_config
+    from lsa_cli.config import configurations, merge, settings_from
     from lsa_cli.report.gate import check, is_breach, parse_limits
     from lsa_cli.report.schema import read_report
+    from lsa_cli.report.tables import RADIUS_CODE, is_of_others
     from lsa_cli.report.terminal import print_gates
 
     saved = read_report(file)
-    path, chosen = find_config(config, file)
-    limits = (read_config(path, chosen).gate if path is not None else None) or {}
-    limits = {**limits, **parse_limits(fail_under or [], fail_on)}
+    given = settings_from({"gate": parse_limits(fail_under or [], fail_on) or None})
+    settings, origin = merge(("option", given), *configurations(config, file))
+    limits = settings.gate or {}
     if not limits:
         raise UsageError(
             "there is nothing to decide: give limits under `gate:` in lsa.yaml (--config FILE), or --fail-under robust=0.40"
@@ -72,6 +73,14 @@ def gate(
         raise UsageError(
             f"{file} is of a --gate-only run, which decided its own limits alone; run it again with others"
         )
+    for finding in saved.evidence.findings if saved.evidence is not None else ():
+        if finding.code == RADIUS_CODE:
+            raise UsageError(
+                f"{file}: {finding.message}, and no limit is decided by that; audit again, and {finding.advice}"
+            )
+    for name in origin.get("gate", "").split(", "):
+        if is_of_others(name):
+            note(f"limits set by {name}, which you did not name")
     results = check(saved, limits)
     if quiet:
         emit(f"{sum(result.passed for result in results)} of {len(results)} limits hold\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lsa_cli.report.schema import AuditReport, GateResult
-from lsa_cli.report.tables import number, strongest
+from lsa_cli.report.tables import BESIDE, number, strongest
 
 Level = Literal["error", "warning", "note"]
 Kind = Literal["layer", "class", ""]
@@ -91,7 +91,7 @@ def fingerprint(report: AuditReport, problem: Problem) -> str:
 
 def place(report: AuditReport, problem: Problem) -> str:
     """The file a problem is shown at: for a limit the settings that it stands in, else the checkpoint."""
-    origin = report.protocol.settings_from.get("gate", "")
+    origin = report.protocol.settings_from.get("gate", "").removesuffix(BESIDE)
     of_gate = problem.rule.startswith("gate-") and origin.endswith((".yaml", ".yml"))
     return in_repository(origin if of_gate else report.subject.checkpoint)
 

@@ -29,6 +29,7 @@ TABLES = (
 QUICK_LOOK = (
     "the attacks are few or short, so that the number is a loose upper bound; the default attacks or --full say more"
 )
+RADIUS_CODE = "radius-not-chosen"  # of the finding that the checkpoint sets a radius of next to nothing
 BESIDE = " beside the checkpoint"  # behind the path of a lsa.yaml that was found there, and that nobody chose
 
 

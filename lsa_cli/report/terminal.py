@@ -68,6 +68,8 @@ def one_line(report: AuditReport) -> str:
     robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
     failed = [gate.metric for gate in report.gates if not gate.passed and gate.severity == "error"]
     gates = "" if not report.gates else f"; gates {'not held: ' + ', '.join(failed) if failed else 'held'}"
+    others = [part for part in report.protocol.settings_from.get("gate", "").split(", ") if is_of_others(part)]
+    gates += f" (limits set by {', '.join(others)})" if gates and others else ""
     state = "" if report.status == "complete" else f" ({report.status})"
     source = f" set by {threat.origin}" if is_of_others(threat.origin) else ""
     meaning = f"; {verdict.meaning}" if verdict.meaning else ""
