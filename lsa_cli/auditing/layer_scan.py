@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lsa_cli.errors import UsageError
+from lsa_cli.wording import plural
 
 RESAMPLES = 1000
 
@@ -31,7 +32,7 @@ class MvlRule:
 def refuse_more(top_k: int, count: int, where: str) -> None:
     """Raises UsageError where --top-k asks for more layers than are ranked."""
     if top_k > count:
-        raise UsageError(f"--top-k {top_k}: {where} ranks {count} layer{'s' if count != 1 else ''}; give at most that")
+        raise UsageError(f"--top-k {top_k}: {where} ranks {plural(count, 'layer')}; give at most that")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lsa_cli.cli.harden import harden_flagged, plan_flagged
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError
 from lsa_cli.registry import parse_number
+from lsa_cli.wording import plural, setting_as_text
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.journal import Journal
@@ -454,7 +455,9 @@ def _plan(checkpoint: str, given: "AuditSettings", config: str | None, verbose: 
     if verbose:
         for message in plan.notes:
             note(message)
-        note(f"{len(plan.layers)} layers, batches of {plan.batch_size}, {plan.device}, {plan.threads} threads")
+        note(
+            f"{plural(len(plan.layers), 'layer')}, batches of {plan.batch_size}, {plan.device}, {plural(plan.threads, 'thread')}"
+        )
     return plan
 
 
@@ -519,11 +522,15 @@ def _show_plan(plan: "AuditPlan") -> None:
     ]
     for what, several in (("attack", plan.attacks), ("cascade", plan.cascade), ("noise", plan.noises)):
         for named in several:
-            settings = ", ".join(f"{key}={value}" for key, value in settings_of(named.attack).items())
+            settings = ", ".join(
+                f"{key}={setting_as_text(key, value)}" for key, value in settings_of(named.attack).items()
+            )
             lines.append(f"{what:11} {named.label}  {settings}")
     lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}")
     lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
-    lines.append(f"device      {plan.device}, {plan.threads} threads, batches of {plan.batch_size}, seed {plan.seed}")
+    lines.append(
+        f"device      {plan.device}, {plural(plan.threads, 'thread')}, batches of {plan.batch_size}, seed {plan.seed}"
+    )
     lines += [f"gate        {metric} {limit.direction} {limit.value:g}" for metric, limit in plan.limits.items()]
     lines += [f"note        {message}" for message in plan.notes]
     lines += [f"warning     {warning.message}" for warning in plan.warnings]

@@ -12,6 +12,7 @@ import typer
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit
 from lsa_cli.errors import CheckpointError, UsageError, printable
+from lsa_cli.wording import plural
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -390,7 +391,7 @@ def _weight_rows(facts: Facts, show_all: bool) -> list[tuple[str, "str | Text"]]
     shown = facts.weights if show_all else facts.weights[:_SETS]
     for number, item in enumerate(shown):
         dtypes = ", ".join(f"{dtype} ({n:,})" if len(item.dtypes) > 1 else dtype for dtype, n in item.dtypes.items())
-        parts = [f"{len(item.tensors):,} tensor{'' if len(item.tensors) == 1 else 's'}"]
+        parts = [f"{plural(len(item.tensors), 'tensor')}"]
         parts += [f"{item.parameters:,} parameters"] if len(facts.weights) > 1 else []
         parts += [dtypes] if dtypes else []
         text = f"{_place(item)}: " if item.place or len(facts.weights) > 1 else ""

@@ -7,6 +7,7 @@ import typer
 
 from lsa_cli.cli.console import note
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.wording import plural
 
 
 def plot(
@@ -40,4 +41,4 @@ def plot(
         written.append(name)
     if not written:
         raise RunError("the reports hold nothing to draw: no attack or noise has finished in them")
-    note(f"{len(written)} figures written to {output}: {', '.join(written)}")
+    note(f"{plural(len(written), 'figure')} written to {output}: {', '.join(written)}")

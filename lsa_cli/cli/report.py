@@ -10,6 +10,7 @@ from lsa_cli.cli.console import data_console, emit, note, print_to_stdout, tell_
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, UsageError
 from lsa_cli.registry import unknown
+from lsa_cli.wording import plural
 
 ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)]
 
@@ -83,7 +84,7 @@ def gate(
             note(f"limits set by {name}, which you did not name")
     results = check(saved, limits)
     if quiet:
-        emit(f"{sum(result.passed for result in results)} of {len(results)} limits hold\n")
+        emit(f"{sum(result.passed for result in results)} of {plural(len(results), 'limit')} hold\n")
     else:
         print_gates(results, data_console())
     if is_breach(results) and not exit_zero:
@@ -100,7 +101,7 @@ def check(
 
     for file in files:
         limits = read_config(Path(file)).gate or {}
-        emit(f"{file}: {len(limits)} limit{'' if len(limits) == 1 else 's'}\n")
+        emit(f"{file}: {plural(len(limits), 'limit')}\n")
 
 
 def compare(

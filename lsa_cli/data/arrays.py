@@ -13,6 +13,7 @@ from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest, 
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError, UsageError
 from lsa_cli.registry import unknown
+from lsa_cli.wording import plural
 
 Fit = Callable[[torch.Tensor], torch.Tensor]
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns colour into grey
@@ -38,7 +39,7 @@ def fit_to_network(
     if asked is None and found in (1, 3) and channels in (1, 3) and found != channels:
         words = {1: "grey (1 channel)", 3: "in colour (3 channels)"}
         raise DataError(
-            f"{spec}: the images are {words[found]} and the network takes {channels} channel{'s' * (channels > 1)}; {fix}"
+            f"{spec}: the images are {words[found]} and the network takes {plural(channels, 'channel')}; {fix}"
         )
     if size is not None and size.explicit and found is None:
         raise DataError(f"{spec}: inputs of shape {shape} are no images; leave out --input-size")

@@ -33,6 +33,7 @@ from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import Normalize
 from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.schema import AuditReport, Protocol, write_text
+from lsa_cli.wording import eps_as_text, plural
 
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
 
@@ -114,7 +115,9 @@ def run_harden(
         if trained.stopped is not None:
             say(f"stopped: {trained.stopped}; {out} holds {epoch_in_words(trained.best_epoch)}")
         distributed.barrier()
-        say(f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {len(plan.audit.index)} samples")
+        say(
+            f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {plural(len(plan.audit.index), 'sample')}"
+        )
         try:
             after = run_audit(distributed.agreed(lambda: plan_after(plan, out)), progress=show)
         except LsaError as error:
@@ -185,7 +188,7 @@ def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress,
     saved = distributed.first(lambda: _saved(plan, path) if resume and path.exists() else None)
     if saved is not None:
         return saved
-    say(f"audit before: {', '.join(named.label for named in plan.attacks)} on {len(plan.index)} samples")
+    say(f"audit before: {', '.join(named.label for named in plan.attacks)} on {plural(len(plan.index), 'sample')}")
     report = run_audit(plan, progress=progress)
     if distributed.rank() == 0:
         write_text(str(path), report.to_json())
@@ -292,8 +295,8 @@ def _trained(
         trainable, network.device, plan.audit.seed, files.state, _identity(plan, layers), resume,
     )  # fmt: skip
     say(
-        f"training: {plan.method}, {plan.recipe.epochs} epochs of {len(plan.train)} samples, "
-        f"{len(plan.validation)} held out, {plan.threat.norm} eps {float(plan.threat.eps):g}"
+        f"training: {plan.method}, {plural(plan.recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
+        f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}"
     )
     board = _tensorboard(files)
 

@@ -7,6 +7,7 @@ import yaml
 from lsa_cli.report.markdown import cell, names
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.tables import interval, percent, strongest, weakest_first
+from lsa_cli.wording import plural
 
 _CLASSES = 20
 
@@ -19,7 +20,7 @@ def render(report: AuditReport) -> str:
     if report.status != "complete":
         lines += [f"> This audit is not complete (status: {report.status}); it shows what was measured.", ""]
     lines += [
-        f"| on {cell(_public(data.source))} ({data.n} samples) | | 95% interval |",
+        f"| on {cell(_public(data.source))} ({plural(data.n, 'sample')}) | | 95% interval |",
         "|---|--:|---|",
         f"| clean accuracy | {percent(verdict.clean.value)} | {interval(verdict.clean)} |",
     ]
@@ -31,7 +32,9 @@ def render(report: AuditReport) -> str:
     if verdict.meaning:
         lines.append(f"| in words | {cell(verdict.meaning)} | |")
     if report.evidence is not None:
-        lines.append(f"| evidence for it ({len(report.evidence.checks)} checks) | {report.evidence.verdict} | |")
+        lines.append(
+            f"| evidence for it ({plural(len(report.evidence.checks), 'check')}) | {report.evidence.verdict} | |"
+        )
     rows = weakest_first(verdict.classes)
     if rows:
         worst = rows[0]

@@ -11,6 +11,7 @@ from lsa_cli.report.compare import Comparison
 from lsa_cli.report.metrics import worst_class
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve, Rate
 from lsa_cli.report.tables import interval, number, percent
+from lsa_cli.wording import eps_as_text
 
 _Tested = str | tuple[str, str]  # a rate by its name in the table, or (attack, layer)
 
@@ -52,7 +53,7 @@ def print_hardening(
     for attack, curve in _scores(before).items():
         other = _scores(after).get(attack)
         if other is not None:
-            radii = ", ".join(f"{point.eps:g}" for point in curve.points)
+            radii = ", ".join(eps_as_text(point.eps) for point in curve.points)
             table.add_row(
                 f"R&G score, {attack}", f"{curve.score:.1f}", "", f"{other.score:.1f}", f"eps {radii}",
                 f"{other.score - curve.score:+.1f}",

@@ -7,7 +7,8 @@ from markupsafe import Markup
 from lsa_cli.report.charts import Bar, Line, Share, bar_chart, heat_map, interval_chart, line_chart
 from lsa_cli.report.page import SHOWN_CLASSES, page, point
 from lsa_cli.report.schema import AttackOutcome, AuditReport
-from lsa_cli.report.tables import draws_text, eps_as_text, file_name, strongest, weakest_first
+from lsa_cli.report.tables import draws_text, file_name, listed, strongest, weakest_first
+from lsa_cli.wording import eps_as_text, plural, setting_as_text
 
 _LAYERS_IN_MAP = 60
 _ATTACKS = 8
@@ -177,7 +178,7 @@ def _confusion(report: AuditReport, top: AttackOutcome | None) -> Markup | None:
 def _facts(report: AuditReport) -> list[tuple[str, str]]:
     subject, data, protocol = report.subject, report.data, report.protocol
     bounds = "none" if subject.input_range is None else f"[{subject.input_range[0]:g}, {subject.input_range[1]:g}]"
-    normalize = "none" if subject.mean is None else f"mean {subject.mean}, std {subject.std}"
+    normalize = "none" if subject.mean is None else f"mean [{listed(subject.mean)}], std [{listed(subject.std or [])}]"
     facts = [
         ("Checkpoint", subject.checkpoint),
         ("sha256", subject.sha256 or "-"),
@@ -196,13 +197,13 @@ def _facts(report: AuditReport) -> list[tuple[str, str]]:
         ("Attacked", protocol.attacked),
         (
             "Run",
-            f"{protocol.device}, {protocol.threads} threads, batches of {protocol.batch_size}, seed {protocol.seed}",
+            f"{protocol.device}, {plural(protocol.threads, 'thread')}, batches of {protocol.batch_size}, seed {protocol.seed}",
         ),
         ("Versions", ", ".join(f"{name} {version}" for name, version in protocol.versions.items())),
         ("Made", f"{report.created} by {report.tool} in {report.seconds:.1f} s"),
     ]
     given = [
-        f"{key} = {protocol.settings[key]} ({origin})"
+        f"{key} = {setting_as_text(key, protocol.settings[key])} ({origin})"
         for key, origin in protocol.settings_from.items()
         if key in protocol.settings
     ]

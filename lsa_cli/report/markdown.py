@@ -12,6 +12,7 @@ from lsa_cli.report.tables import (
     strongest,
     weakest_first,
 )
+from lsa_cli.wording import plural
 
 _ROWS = 20
 
@@ -104,7 +105,9 @@ def render(report: AuditReport) -> str:
 
 
 def _about(evidence: Evidence) -> str:
-    return f" ({len(evidence.checks)} checks)" + (f": {QUICK_LOOK}" if evidence.verdict == "quick look" else "")
+    return f" ({plural(len(evidence.checks), 'check')})" + (
+        f": {QUICK_LOOK}" if evidence.verdict == "quick look" else ""
+    )
 
 
 def _attacks(report: AuditReport) -> list[str]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from lsa_cli.report.charts import Point
 from lsa_cli.report.schema import Rate
 from lsa_cli.report.tables import interval, number, percent, settings_text
+from lsa_cli.wording import compact, plural
 
 SHOWN_CLASSES = 30  # in a plot; more than a reader can compare, and the tables have all
 
@@ -26,7 +27,7 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        percent=percent, interval=interval, number=number, settings=settings_text, short=_short
+        percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural
     )  # fmt: skip
     script = _template("report.js")
     return environment.get_template(template).render(
@@ -42,7 +43,7 @@ def _template(name: str) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else compact(value)
 
 
 def point(rate: Rate) -> Point:

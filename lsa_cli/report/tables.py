@@ -1,6 +1,6 @@
 """A report as tidy tables: one row an observation, plain names, shares in [0, 1]; and numbers as people read them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from lsa_cli.report.schema import (
     write_bytes,
     write_text,
 )
+from lsa_cli.wording import eps_as_text as eps_as_text
+from lsa_cli.wording import setting_as_text
 
 if TYPE_CHECKING:
     import pandas
@@ -69,17 +71,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def listed(values: Sequence[float]) -> str:
+    """Means and deviations of channels: "0.4914, 0.4822, 0.4465"."""
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
 def file_name(path: str) -> str:
     """The last part of a path of any system."""
     return path.replace("\\", "/").rpartition("/")[2]
-
-
-def eps_as_text(eps: float) -> str:
-    """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers as they are."""
-    quarters = eps * 255 * 4
-    if 0 < quarters < 512 and abs(quarters - round(quarters)) < 1e-6 and abs(eps * 100 - round(eps * 100)) > 1e-6:
-        return f"{round(quarters) / 4:g}/255"
-    return f"{eps:g}"
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -89,8 +88,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
         if key == "norm":
             parts.append(str(value))
         elif value is not None:
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value).lower()
-            parts.append(f"{key.replace('_', ' ')} {shown}")
+            parts.append(f"{key.replace('_', ' ')} {setting_as_text(key, value)}")
     return ", ".join(parts)
 
 

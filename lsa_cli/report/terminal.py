@@ -17,6 +17,7 @@ from lsa_cli.report.tables import (
     estimate_text,
     interval,
     is_of_others,
+    listed,
     metric_text,
     number,
     percent,
@@ -24,6 +25,7 @@ from lsa_cli.report.tables import (
     strongest,
     weakest_first,
 )
+from lsa_cli.wording import eps_as_text, plural
 
 _CLASSES = 20
 _LAYERS = 40
@@ -40,7 +42,7 @@ def print_report(report: AuditReport, console: Console) -> None:
             console.print(part)
             console.print()
     for curve in report.curves:
-        points = "  ".join(f"{point.eps:g}: {percent(point.robust.value)}" for point in curve.points)
+        points = "  ".join(f"{eps_as_text(point.eps)}: {percent(point.robust.value)}" for point in curve.points)
         console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}"))
     if report.curves:
         console.print()
@@ -96,7 +98,7 @@ def _grid() -> Table:
 
 def _header(report: AuditReport) -> RenderableType:
     subject, data, protocol = report.subject, report.data, report.protocol
-    normalize = "none" if subject.mean is None else f"mean {_list(subject.mean)}, std {_list(subject.std or [])}"
+    normalize = "none" if subject.mean is None else f"mean {listed(subject.mean)}, std {listed(subject.std or [])}"
     grid = _grid()
     rows = {
         "checkpoint": f"{subject.checkpoint}" + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else ""),
@@ -108,7 +110,7 @@ def _header(report: AuditReport) -> RenderableType:
         "images": data.transform,
         "threat": f"{protocol.threat.norm} eps {protocol.threat.text} ({protocol.threat.origin})",
         "attacked": protocol.attacked,
-        "run": f"{protocol.device}, {protocol.threads} threads, seed {protocol.seed}, torch {protocol.versions.get('torch', '-')}, "
+        "run": f"{protocol.device}, {plural(protocol.threads, 'thread')}, seed {protocol.seed}, torch {protocol.versions.get('torch', '-')}, "
         f"{report.tool}, {report.seconds:.1f} s",
     }
     for note in subject.notes:
@@ -165,8 +167,7 @@ def _add_evidence(grid: Table, evidence: Evidence) -> None:
     """No colour says "trusted": it is the absence of a reason for doubt, and no praise of the number."""
     style = {"trusted": "", "quick look": "yellow", "doubtful": "yellow", "invalid": "bold red"}[evidence.verdict]
     made = "  " + ", ".join(
-        f"{len(rows)} {noun}{'' if len(rows) == 1 else 's'}"
-        for noun, rows in (("check", evidence.checks), ("finding", evidence.findings))
+        plural(len(rows), noun) for noun, rows in (("check", evidence.checks), ("finding", evidence.findings))
     )
     why = f"; {QUICK_LOOK}" if evidence.verdict == "quick look" else ""
     grid.add_row("evidence", Text.assemble((evidence.verdict, style), made, why))
@@ -285,7 +286,7 @@ def _layers(report: AuditReport) -> RenderableType | None:
     return Group(*parts)
 
 
-_SPARE = (_BARS, "sd", "stability", "x noise", "gain", "95%")
+_SPARE = (_BARS, "sd", "stability", "amplification", "gain", "95%")
 
 
 def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
@@ -298,7 +299,7 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
     table.add_column("95%", no_wrap=True)
     table.add_column("sd", justify="right", no_wrap=True)
     table.add_column("gain", justify="right", no_wrap=True)
-    table.add_column("x noise", justify="right", no_wrap=True)
+    table.add_column("amplification", justify="right", no_wrap=True)
     table.add_column("stability", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     largest = max((row.mean for row in layers.rows if row.mean is not None), default=0.0) or 1.0
@@ -321,7 +322,7 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
         )
     hidden = len(layers.rows) - len(rows)
     notes = [
-        f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {layers.observations} samples; {layers.mvl_rule}"
+        f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {plural(layers.observations, 'sample')}; {layers.mvl_rule}"
     ]
     floors = [f"{row.name} {number(row.noise_floor)}" for row in rows if row.noise_floor is not None]
     if floors:
@@ -329,7 +330,7 @@ def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
             f"noise floor (clean against clean again), taken off before layers are ranked: {', '.join(floors)}"
         )
     if hidden:
-        notes.append(f"{hidden} layers with smaller means are in the saved report")
+        notes.append(f"{plural(hidden, 'layer')} with smaller means: in the saved report")
     return _titled(
         f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed",
         _Fitting(table, _SPARE),
@@ -381,10 +382,6 @@ def _classes(report: AuditReport) -> RenderableType | None:
             f"max discrepancy {percent(summary.max_discrepancy)}, sd {percent(summary.sd)}, NSD {number(summary.nsd)}"
         )
     if len(rows) > len(shown):
-        notes.append(f"{len(rows) - len(shown)} more classes in the saved report")
+        notes.append(f"{plural(len(rows) - len(shown), 'more class', 'more classes')} in the saved report")
     fitting = _Fitting(table, ("mostly taken for",))
     return _titled("Classes, worst first (robust: worst case over the budget attacks)", fitting, notes)
-
-
-def _list(values: list[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
