@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from lsa_cli import audit
 from tests.cli.conftest import lsa, refused  # noqa: F401
+from tests.foreign_networks import small_cnn
 
 NETWORKS = Path(__file__).with_name("foreign_networks.py")
 MNIST, FASHION = "torchvision:MNIST?root={root}", "torchvision:FashionMNIST?root={root}"
@@ -121,3 +124,16 @@ def test_robust_accuracy_of_a_published_network(audited):
     report, _ = audited(LENET.format("adv"), "LeNet5", "none", MNIST, "-n", "1000", "--attack", attack)
     robust = report["verdict"]["robust"]
     assert robust["low"] <= 0.9326 <= robust["high"]
+
+
+def test_by_default_the_smallest_change_counts_in_l2(data_root):
+    """Steps of fixed size leave some 90 of these 100 images right; most of them need a change shorter than the radius."""
+    torchvision = pytest.importorskip("torchvision")
+    data = torchvision.datasets.MNIST(data_root, train=False)
+    model = small_cnn()
+    model.load_state_dict(torch.load(data_root / "checkpoints/fast_adversarial/fgsm.pth", map_location="cpu"))
+    x, y = data.data[:100, None].float() / 255, data.targets[:100]
+    report = audit(model, data=(x, y), norm="l2", eps=2.0, noise="none", layers="none", threads=1, fast=False)
+    left = {outcome.name: outcome.robust.count for outcome in report.outcomes}
+    assert left["pgd"] > 80
+    assert report.verdict.robust.count <= 11

@@ -7,8 +7,8 @@ works too and is seeded for each call, but then the batch size changes the numbe
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import ClassVar, final
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -48,6 +48,14 @@ class Attack:
     def passes(self) -> float:
         """Forward + input-gradient passes a sample costs: for progress and time estimates only."""
         return 1.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its hyperparameters as a run uses them: a default of None is the value it stands for, and what a run does
+        not use is left out. The threat model and the range of inputs are not among them."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("threat", "bounds")
+        }
 
     @final
     def __call__(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -134,6 +135,11 @@ class AutoAttack(Ensemble):
         self.members  # noqa: B018  refuses what one of them refuses
 
     @property
+    def settings(self) -> dict[str, Any]:
+        unused = ("targets", "queries") if self.version == "rand" else ()
+        return {name: value for name, value in super().settings.items() if name not in unused}
+
+    @property
     def members(self) -> tuple[Attack, ...]:
         threat, steps, targets = self.threat, self.steps, self.targets
         apgd_t, fab_t = TargetedAPGD(threat, steps, targets=targets), FABT(threat, steps, targets=targets)
@@ -166,6 +172,10 @@ class TemperatureGrid(Ensemble):
         super().__post_init__()
         if not self.members:
             raise UsageError("t-pgd-grid needs a temperature")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "step_size": self.members[0].settings["step_size"]}
 
     @property
     def members(self) -> tuple[Attack, ...]:

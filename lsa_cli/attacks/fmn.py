@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -51,10 +52,17 @@ class FMN(Attack):
     def passes(self) -> float:
         return self.steps + 0.4
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "step_size": self._first_length}
+
+    @property
+    def _first_length(self) -> float:
+        return self.step_size or (10.0 if self.threat.norm == "l1" else 1.0)
+
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Nearest(x, y, self.threat)
         point, radius = x, torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
-        size = self.step_size or (10.0 if self.threat.norm == "l1" else 1.0)
         for step in range(self.steps):
             gradient, logits = input_gradient(model, point, search.y, margin)
             search.offer(point, logits)
@@ -68,7 +76,7 @@ class FMN(Attack):
                 torch.minimum(radius * (1 - gamma), nearest), self._back(search, point, gradient, value)
             )
             radius = torch.where(value > 0, inwards, radius * (1 + gamma))
-            length = size * (0.01 + 0.99 * cosine)
+            length = self._first_length * (0.01 + 0.99 * cosine)
             moved = point + length * F.normalize(gradient.flatten(1), eps=1e-30).reshape(point.shape)
             found = nearest.isfinite().reshape(-1, *[1] * (x.ndim - 1))
             point = torch.where(

@@ -1,6 +1,7 @@
 """FGSM (arXiv 1412.6572), PGD (1706.06083), MI-FGSM (1710.06081), Temperature-PGD (2105.14240): one loop, settings."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -66,13 +67,21 @@ class PGD(Attack):
     def passes(self) -> float:
         return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate is looked at, without a gradient
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        step_size = self._default_length(self.threat) if self.step_size is None else self.step_size
+        return {**super().settings, "step_size": step_size}
+
     def _climbed(self) -> Loss:
         return LOSSES.get(self.loss)
+
+    def _default_length(self, threat: Threat) -> float | torch.Tensor:
+        return 2.5 * threat.eps / self.steps
 
     def _length(self, search: Search) -> float | torch.Tensor:  # or (M,)
         """Of a step, for the samples still worked on."""
         if self.step_size is None:
-            return 2.5 * search.threat.eps / self.steps
+            return self._default_length(search.threat)
         return self.step_size[search.rows] if isinstance(self.step_size, torch.Tensor) else self.step_size
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -117,6 +126,10 @@ class TemperaturePGD(PGD):
             raise UsageError(f"the temperature should be positive, not {self.temperature:g}")
         if self.loss != "ce":
             raise UsageError("t-pgd climbs a tempered cross-entropy; for another loss use pgd:loss=...")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super().settings.items() if name != "loss"}
 
     def _climbed(self) -> Loss:
         return tempered(self.temperature)

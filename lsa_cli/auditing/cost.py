@@ -23,7 +23,11 @@ def total_work(plan: AuditPlan) -> float:
     """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
     attacked = bool(plan.attacks or plan.cascade)
     each = FORWARD + attacked + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
-    each += sum(len(plan.eps_grid) * (named.attack.passes + FORWARD) for named in plan.attacks)
+    each += sum(
+        len(plan.eps_grid) * (named.attack.passes + FORWARD)
+        for named in plan.attacks
+        if named.attack.kind != "minimal"  # whose one run gives the whole curve
+    )
     count = len(plan.index)
     survivors = min(count, plan.full_on or count) * _USUAL_SURVIVORS
     cascaded = survivors * sum(named.attack.passes for named in plan.cascade)

@@ -1,6 +1,5 @@
 """From arrays to the rows of a report: one attack's outcome, the verdict over all budget attacks."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,16 +22,11 @@ def finite(value: Any) -> float | None:
 
 
 def settings_of(attack: Attack) -> dict[str, Any]:
-    """An attack's hyperparameters as plain values; the threat model spelled out."""
-    settings: dict[str, Any] = {}
-    for field in dataclasses.fields(attack):
-        value = getattr(attack, field.name)
-        if isinstance(value, Threat):
-            settings |= {"norm": value.norm, "eps": value.eps}
-        elif field.name != "bounds":
-            settings[field.name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-    if settings.get("step_size", 0) is None and {"steps", "eps"} <= set(settings):
-        settings["step_size"] = 2.5 * settings["eps"] / settings["steps"]
+    """An attack's hyperparameters as it uses them, as plain values; the threat model spelled out."""
+    threat: Threat | None = getattr(attack, "threat", None)
+    settings: dict[str, Any] = {} if threat is None else {"norm": threat.norm, "eps": threat.eps}
+    for name, value in attack.settings.items():
+        settings[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
     return settings
 
 

@@ -45,10 +45,12 @@ def after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSetting
         base = next((name for name in ("apgd", "fgsm") if top.spec.startswith(name)), "pgd")
         found["base"] = base
         notes.append(f"hardening with base {base}, for {top.name}")
+        # A minimal-norm attack's steps are of another kind: of them, training takes nothing.
+        settings = top.settings if top.kind == "budget" else {}
         for name in ("steps", "step_size"):
             said = getattr(own, name)
             used = name in BASES.get(base).uses
-            found[name] = None if not used else top.settings.get(name) if said is None else said
+            found[name] = None if not used else settings.get(name) if said is None else said
             if said is not None and not used:
                 notes.append(f"{name} under harden: gives way: base {base} does not use it")
     return own.model_copy(update=found), notes

@@ -10,6 +10,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat, make_threat, normal_like
 from lsa_cli.attacks.threat import NORMS, per_sample
+from lsa_cli.auditing.outcome import settings_of
 from lsa_cli.errors import UsageError
 
 
@@ -137,6 +138,51 @@ def test_dropping_what_broke_changes_no_verdict(attack):
     if found_worst.any():  # it keeps a record of its looks
         assert torch.equal(found_first > 0, broken(first))
         assert torch.equal(found_first, found_worst)
+
+
+class Counted(nn.Module):
+    """A curved network that counts the samples it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.looks = network(size=(16, 16)), 0
+
+    def forward(self, x):
+        self.looks += len(x)
+        return self.body((6 * x).sin()) * torch.tensor([1.0, 5.0, 0.3, 2.0])  # the likeliest rival is not the nearest
+
+
+def outcome(attack, x, y):
+    """What it finds, and how many samples it looks at for that."""
+    counted = Counted()
+    return attack(counted, x, y), counted.looks
+
+
+# Another value of a setting, where twice the value is none that is allowed.
+OTHER = {
+    "steps": 1, "step_size": 0.03, "classes": 2, "targets": 1, "loss": "margin", "temperatures": "1 3", "version": "rand",
+    "p_init": 0.1, "eta": 1.3, "beta": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "norm"), [pair for pair in PAIRS if pair != ("autoattack", "l1")])
+def test_printed_settings_are_those_used_and_no_others(name, norm):
+    """An attack that is given what another says of itself does the same; with any of it changed it does something else."""
+    x, _ = images(size=(16, 16))
+    y = Counted()(x).argmax(1)
+    attack = make(name, norm)
+    said = settings_of(attack)
+    assert said.pop("norm") == norm
+    assert said.pop("eps") == EPS[norm]
+    assert None not in said.values()
+    moved, looks = outcome(attack, x, y)
+    again, as_many = outcome(TABLE[name](threat=attack.threat, **said), x, y)
+    assert torch.equal(again, moved)
+    assert as_many == looks
+    for setting, value in said.items():
+        changed = not value if isinstance(value, bool) else OTHER.get(setting, 2 * value if value else 0.5)
+        other, as_many = outcome(dataclasses.replace(attack, **{**said, setting: changed}), x, y)
+        assert as_many != looks or not torch.equal(other, moved), setting
 
 
 @pytest.mark.parametrize(("name", "norm"), PAIRS)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat
+from lsa_cli.auditing.outcome import settings_of
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.config import merge, settings_from
 from lsa_cli.errors import DataError, LayerError, UsageError
@@ -167,6 +168,25 @@ def test_a_preset_and_attacks_in_one_place_are_refused_before_the_checkpoint_is_
         make_plan("there-is-none.pt", *merge(("option", both)))
     with pytest.raises(UsageError, match=r"^lsa.yaml: preset: full chooses the attacks; leave out attack, or"):
         make_plan("there-is-none.pt", *merge(("lsa.yaml", both)))
+
+
+@pytest.mark.parametrize("preset", [None, "quick", "full"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_where_no_attack_is_named_one_looks_for_the_smallest_change_in_l2_and_l1(task, norm, preset):
+    made = plan(task, preset=preset, norm=norm, eps=0.1)
+    kinds = [named.attack.kind for named in made.attacks]
+    assert ("minimal" in kinds) == (norm != "linf")
+    settings = made.settings.get("attack", [])
+    assert [named.spec for named in made.attacks] == [spec for spec in settings if spec != "autoattack"] or not preset
+
+
+def test_general_options_leave_the_attack_of_the_smallest_change_alone_unless_it_is_named(task):
+    options = {"norm": "l2", "eps": 0.1, "steps": 7, "step_size": 0.01}
+    default = {named.label: settings_of(named.attack) for named in plan(task, **options).attacks}
+    assert (default["pgd"]["steps"], default["pgd"]["step_size"]) == (7, 0.01)
+    assert (default["fmn"]["steps"], default["fmn"]["step_size"]) == (100, 1.0)
+    (named,) = plan(task, attack="fmn", **options).attacks
+    assert (settings_of(named.attack)["steps"], settings_of(named.attack)["step_size"]) == (7, 0.01)
 
 
 def test_quick_takes_what_there_is(task):
