@@ -13,6 +13,7 @@ from lsa_cli.data.labels import class_numbers
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, SplitError, UsageError
 from lsa_cli.registry import Registry, unknown
+from lsa_cli.wording import plural
 
 MODES = {"rgb": 3, "gray": 1}  # values of ?mode= and the channels they give
 
@@ -87,6 +88,13 @@ def checked(data: LabelledData) -> LabelledData:
     if data.labels.size == 0:
         raise DataError(f"{data.spec} holds no samples; check the path and the split")
     labels, said = class_numbers(data.labels, data.spec)
+    named = len(data.class_names) if data.class_names is not None else int(labels.max()) + 1
+    if labels.max() >= named:
+        row = int(labels.argmax())
+        raise DataError(
+            f"{data.spec}: the label of sample {row} is {labels[row]}, and the data names {plural(named, 'class', 'classes')} "
+            f"(0 to {named - 1}); name them all, or correct the label"
+        )
     return dataclasses.replace(data, labels=labels, transform=f"{data.transform}; {said}" if said else data.transform)
 
 

@@ -60,6 +60,10 @@ def test_splits_of_arrays(tmp_path):
         ),
         ({"x": np.zeros((2, 2)), "y": np.array([0, 1e300])}, r"sample 1 is 1e\+300; no network has"),
         ({"x": np.zeros((2, 2)), "y": np.array([0, 1j])}, "labels are complex128; give whole class numbers"),
+        (
+            {"x": np.zeros((2, 2)), "y": np.array([0, 2]), "class_names": np.array(["cat", "dog"])},
+            r"sample 1 is 2, and the data names 2 classes \(0 to 1\)",
+        ),
         ({"arr_0": np.zeros((2, 2)), "arr_1": np.zeros(2, int)}, r"holds arr_0, arr_1; .* with \?x=NAME&y=NAME"),
         ({"x": np.zeros((2, 4, 4), np.int32), "y": np.zeros(2, int)}, "int32"),
         ({"x": np.zeros((2, 1, 1, 1, 1)), "y": np.zeros(2, int)}, "shape"),
