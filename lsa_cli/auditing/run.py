@@ -621,11 +621,25 @@ class Run:
         broken = torch.from_numpy(self.record.broken_by[rows] >= 0)
         history = self.report.subject.history
         with self.clock.stops(plan.classifier):
-            examined = evidence.examine(probe, broken=broken)
+            last = plan.last_layer.module if plan.last_layer is not None else None
+            examined = evidence.examine(probe, broken=broken, survivors=self.left_whole(), last=last)
         trained_on = evidence.trained_on_the_same(history, plan.data.spec, plan.data.split)
         checked = [*self.clean_checks, *self.logits_check, trained_on, *examined, *evidence.compare(self.measured)]
         self.step("evidence", evidence.probe_passes(len(rows)))
         return evidence.evidence_of(checked, is_quick(plan))
+
+    def left_whole(self) -> evidence.Survivors:
+        """The samples that no attack broke, in random order."""
+        plan, left = self.plan, np.flatnonzero(self.survivors())
+        order = np.random.default_rng([plan.seed, 23]).permutation(left)
+
+        def take(start: int, stop: int) -> evidence.Probe:
+            rows = np.sort(order[start:stop])
+            batches = self.inputs(plan.index[rows], plan.batch_size)
+            x, y, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            return evidence.Probe(plan.classifier, x, y, index, plan.threat, plan.seed, self.room.size)
+
+        return evidence.Survivors(len(left), len(self.y), take)
 
     def evidence_so_far(self) -> Evidence | None:
         """What clean accuracy says against the numbers: known before any attack, and where there is none."""

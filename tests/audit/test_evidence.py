@@ -281,13 +281,14 @@ def test_distilled_logits_are_large_and_no_defect_but_their_probabilities_are(di
         assert "smoothed-surrogate-wins" in found
 
 
-@pytest.mark.parametrize(("attack", "found"), [("fgsm", True), ("pgd", False)])
+@pytest.mark.parametrize(("attack", "found"), [("fgsm", True), ("pgd", True), ("apgd-t", False)])
 def test_an_audit_by_too_weak_an_attack_is_doubted(robust, digits, attack, found):
+    """FGSM and PGD leave 42% and 36% of the samples of this network at this radius, APGD-T 28%."""
     probe = probe_of(robust, digits, 0.2)
     x_adv = probe.run(ATTACKS.get(attack)(probe.threat))
     check = next(c for c in examine(probe, broken=probe.margin(x_adv) > 0) if c.name == "stronger attack")
     assert [finding.code for finding in check.findings] == ["stronger-attack-wins"] * found
-    assert (check.saw["broken"] > 0.2 * check.n) == found
+    assert (check.saw["broken"] > 0.1 * check.n) == found
 
 
 def test_a_shattered_loss_is_smoothed_out(base, digits):
@@ -434,7 +435,9 @@ def test_the_cost_is_what_the_estimate_says(robust, digits):
 
     index = torch.arange(1300, 1428)
     probe = Probe(network, digits[0][index], digits[1][index], index, make_threat("linf", 0.03))
-    examine(probe)
+    last = [module for module in robust.modules() if isinstance(module, nn.Linear)][-1]
+    checked = examine(probe, broken=torch.zeros(len(probe), dtype=torch.bool), last=last)
+    assert {"stronger attack", "grid attack", "fresh head", "random search"} <= {check.name for check in checked}
     spent = 0.35 * (forward - backward) + backward
     assert 0.75 * probe_passes(128) < spent < 1.05 * probe_passes(128)
     assert [probe_size(n) for n in (10, 100, 500, 1000, 10_000)] == [10, 32, 62, 125, 128]

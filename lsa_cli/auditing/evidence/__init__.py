@@ -1,7 +1,7 @@
 """Evidence: why to believe the number. Networks that cannot carry a verdict are refused, doubtful ones are told.
 
 `before`: what can be known before any attack, and `clean`: what clean accuracy tells. `examine`: checks that spend passes of their own on a few samples, of
-the `network` by itself and by `trials` of attacks. `compare`: checks that read what the audit measured anyway.
+the `network` by itself and by `trials` of attacks, those of `concealed` and of `stronger` among them. `compare`: checks that read what the audit measured anyway.
 `judge`: the one statistical rule, and the verdict.
 """
 
@@ -29,12 +29,14 @@ from lsa_cli.auditing.evidence.examine import FORWARD, examine, probe_passes, pr
 from lsa_cli.auditing.evidence.judge import Checked, evidence_of, exceeds, verdict
 from lsa_cli.auditing.evidence.network import random_forward
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.stronger import Survivors
 
 __all__ = [
     "FORWARD",
     "Checked",
     "Measured",
     "Probe",
+    "Survivors",
     "check_labels",
     "claim",
     "class_order",

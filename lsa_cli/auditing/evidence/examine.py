@@ -6,29 +6,40 @@ and so is a network that answers differently when asked again.
 """
 
 import torch
+from torch import nn
 
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.square import Square
+from lsa_cli.auditing.evidence.concealed import OnGrid, fresh_head
 from lsa_cli.auditing.evidence.judge import Checked
-from lsa_cli.auditing.evidence.network import batch_dependence, gradients, random_forward, slopes, train_mode_layers
+from lsa_cli.auditing.evidence.network import (
+    batch_dependence,
+    directions,
+    gradients,
+    random_forward,
+    slopes,
+    train_mode_layers,
+)
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
 from lsa_cli.auditing.evidence.trials import (
     DRAWN_STEPS,
     DRAWS,
     STEPS,
-    STRONGER_STEPS,
     climbing,
     direct_again,
     full_range,
     noise_of_equal_size,
+    on_the_grid,
+    other_head,
     random_search,
     rounding,
     smoothed_surrogate,
-    stronger_attack,
 )
 
 FORWARD = 0.35  # of a forward + gradient pass
 QUERIES = 100
+_USUALLY_TRIED = 108  # by the stronger attack
 SURVIVORS = 48  # at most so many get the searches, which cost most
 
 
@@ -40,19 +51,29 @@ def probe_size(available: int) -> int:
 def probe_passes(count: int) -> float:
     """Forward + gradient passes that `examine` costs for a probe of `count` samples when all of them are robust.
 
-    With 128 it is 60 for each, and about 17 where most of them break. For progress and estimates.
+    With 128 it is about 110 for each, and about 20 where most of them break. For progress and estimates.
     """
-    looks = 9 + 3 + 2  # forward passes of the network checks, of the trials, of batches put otherwise
-    each = FORWARD * looks + 1 + STEPS + STEPS / 3  # one gradient, the climb, the full range, where most break early
-    searched = STEPS + STRONGER_STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD)
-    return count * each + min(count, SURVIVORS) * searched
+    looks = (
+        9 + 12 + 3 + 2
+    )  # forward passes of the network checks, of random directions, of the trials, of other batches
+    each = FORWARD * looks + 4 + STEPS + STEPS / 3  # four gradients, the climb, the full range, where most break early
+    searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a fresh head
+    return count * each + min(count, SURVIVORS) * searched + min(count, _USUALLY_TRIED) * PASSES
 
 
-def examine(probe: Probe, *, broken: torch.Tensor | None = None) -> list[Checked]:
+def examine(
+    probe: Probe,
+    *,
+    broken: torch.Tensor | None = None,
+    survivors: Survivors | None = None,
+    last: nn.Module | None = None,
+) -> list[Checked]:
     """Every check that needs the network. broken (N,) bool: what the audit's attacks broke, where they have run.
 
+    survivors: what the audit left whole of all its samples; None: of the probe. last: the last layer with weights.
+
     A network that answers by chance or by batch gets no further than that: every other number would be half chance.
-    A stronger attack meets samples right clean that the audit left whole; the searches for what gradients hide meet those
+    A stronger attack meets samples right clean that the audit left whole, until it tells; the searches for what gradients hide meet those
     that two runs of PGD did not break either. Without a radius nothing is attacked.
     """
     devices = [probe.x.device] if probe.x.device.type == "cuda" else []
@@ -63,11 +84,13 @@ def examine(probe: Probe, *, broken: torch.Tensor | None = None) -> list[Checked
             if made[-1].findings:
                 return made
         if probe.threat.eps:
-            made += [gradients(probe), slopes(probe), *_attacked(probe, broken)]
+            made += [gradients(probe), slopes(probe), directions(probe), *_attacked(probe, broken, survivors, last)]
         return made
 
 
-def _attacked(probe: Probe, broken: torch.Tensor | None) -> list[Checked]:
+def _attacked(
+    probe: Probe, broken: torch.Tensor | None, all_left: Survivors | None, last: nn.Module | None
+) -> list[Checked]:
     is_right = margin(probe.clean, probe.y) <= 0
     right = probe.select(is_right)
     has_gradient = bool(probe.gradient[is_right].any())
@@ -75,8 +98,8 @@ def _attacked(probe: Probe, broken: torch.Tensor | None) -> list[Checked]:
     survives = survives[is_right]
     made = []
     if has_gradient:
-        if broken is not None and survives.any():
-            made.append(stronger_attack(*_left(right, survives)))
+        if broken is not None:
+            made.append(stronger_attack(all_left or Survivors.of(right.select(survives), len(probe))))
         x_adv, climb = climbing(right)
         survives &= right.margin(x_adv) <= 0
         made += [climb, full_range(right), noise_of_equal_size(right, x_adv)]
@@ -89,6 +112,11 @@ def _attacked(probe: Probe, broken: torch.Tensor | None) -> list[Checked]:
         made.append(random_search(survivors, Square(threat=probe.threat, queries=QUERIES), samples))
     if len(survivors) and has_gradient:
         made.append(smoothed_surrogate(survivors, samples))
+        if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
+            made.append(on_the_grid(survivors, samples))
+        head = fresh_head(probe, last) if last is not None else None
+        if head is not None:
+            made.append(other_head(survivors, head, samples))
     return made
 
 

@@ -23,14 +23,14 @@ class Checked:
     findings: tuple[Finding, ...] = ()
 
 
-def exceeds(count: int, n: int, allowed: float) -> bool:
-    """Whether count of n is more than a share `allowed` explains: one-sided exact binomial test at ALPHA.
+def exceeds(count: int, n: int, allowed: float, alpha: float = ALPHA) -> bool:
+    """Whether count of n is more than a share `allowed` explains: one-sided exact binomial test at alpha.
 
     Our choice for all checks. `allowed` is the least effect that matters and also what happens to honest networks
     (ties, rounding, the luck of a random start); a network whose true share is that or less is doubted with
     probability ALPHA at most. With allowed = 2% it takes 4 of 12, 6 of 48, 10 of 128, 36 of 1000.
     """
-    return n > 0 and tail(count, n, allowed) < ALPHA
+    return n > 0 and tail(count, n, allowed) < alpha
 
 
 def beats(broken: int, survivors: int, right: int, allowed: float = ALLOWED_BETTER) -> bool:

@@ -1,19 +1,25 @@
 """Checks of the network by itself: does it answer the same when asked again, and do its gradients lead uphill?"""
 
 import dataclasses
+import math
+from statistics import NormalDist
 
 import torch
 from torch import nn
 
 from lsa_cli.attacks.base import Model, undisturbed
-from lsa_cli.attacks.losses import cross_entropy
-from lsa_cli.auditing.evidence.judge import Checked, doubt, exceeds
+from lsa_cli.attacks.losses import cross_entropy, margin
+from lsa_cli.attacks.randomness import per_sample
+from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import FEW_ULP, Probe
 
 # Shares that honest networks may show, for `exceeds`; our choices, with what they stand on.
 ALLOWED_FLAT = 0.01  # a sample without a gradient counts as robust: each costs its share of the number
 ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest networks trained on digits show 0
 
+LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks were seen at 0.77 (max-pooling) and above
+_WAYS, _FEW_PAIRS, _ABOVE_ROUNDING = 2, 20, 4
+_Z_ALPHA = NormalDist().inv_cdf(1 - ALPHA)
 _CHANCE = 1e-4  # of the range of a sample's logits: two passes over one batch should not differ at all
 _APART = 0.01  # the same for other batches: kernels of float32 differ by 1e-5, of bfloat16 by 5e-3
 _ALONE = 8  # samples that are looked at one by one
@@ -173,3 +179,53 @@ def slopes(probe: Probe) -> Checked:
     )
     saw = {"disagree": differ, "median ratio": float(ratios.nanmedian())}
     return Checked("gradient against loss", n, saw, (finding,) if exceeds(differ, n, ALLOWED_DISAGREEING) else ())
+
+
+def directions(probe: Probe) -> Checked:
+    """Does the margin change as its gradient says along random directions? The cosine between the two over all samples.
+
+    The points are random ones within the budget, off the kinks and the ends of the range that black pixels lie on. Along random directions errors of
+    the gradient do not cancel: where its sign is wrong on a share s of its squared length the cosine is 1 - 2 s, however
+    it is scaled. Directions are eps, eps / 8 and eps / 64 long, two of each, and the largest cosine counts. A
+    finding where it is below 0.7 beyond noise (Fisher's z at ALPHA).
+    """
+    with per_sample(probe.seed, probe.index, "directions"):
+        found = [_cosine(probe, min(probe.threat.eps / part, probe.full_range / 4)) for part in (1, 8, 64)]
+    cosine, pairs = max(found)
+    finding = doubt(
+        "misaligned-gradient",
+        f"along random directions the margin does not change as its gradient says: the cosine is {cosine:.2f} over "
+        f"{pairs} steps, where 1 is right: part of the gradient is wrong, and attacks climb in a wrong direction",
+        "look for custom backward functions, detach() and straight-through layers; attack the network through a stand-in "
+        "with the right gradient, or without gradients (square)",
+    )
+    bound = (
+        math.tanh(math.atanh(min(cosine, 1 - 1e-9)) + _Z_ALPHA / math.sqrt(pairs - 3)) if pairs > _FEW_PAIRS else 1.0
+    )
+    saw = {"cosine": cosine, "steps": pairs}
+    return Checked("gradient in random directions", len(probe), saw, (finding,) if bound < LEAST_COSINE else ())
+
+
+def _cosine(probe: Probe, length: float) -> tuple[float, int]:
+    """Between changes of the margin that the gradient foretells and those that happen, and of how many pairs.
+
+    Each is over the length of its sample's gradient, and only where that is well above rounding.
+    """
+    x = probe.threat.sample(probe.x)
+    if probe.threat.bounds is not None:  # at an end of the range there is one way only, which is no random one
+        low, high = probe.threat.bounds
+        x = x.clamp(low + length, high - length)
+    gradient = probe.slope(x, margin)
+    size = gradient.flatten(1).double().norm(dim=1)
+    foretold, happened = [], []
+    for _ in range(_WAYS):
+        ahead = probe.threat.random_direction(x, torch.full_like(probe.resolution, length))
+        behind = 2 * x - ahead
+        step = (ahead - behind).flatten(1).double()
+        change = (probe.margin(ahead) - probe.margin(behind)).double()
+        tells = (size * step.norm(dim=1) > _ABOVE_ROUNDING * probe.resolution) & change.isfinite()
+        foretold.append(((gradient.flatten(1).double() * step).sum(1) / size)[tells])
+        happened.append((change / size)[tells])
+    a, b = torch.cat(foretold), torch.cat(happened)
+    norms = float(a.norm() * b.norm())
+    return (float(a @ b) / norms if norms > 0 else 0.0), len(a) if norms > 0 else 0

@@ -9,7 +9,7 @@ import torch
 
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, input_gradient, undisturbed
-from lsa_cli.attacks.losses import cross_entropy, margin
+from lsa_cli.attacks.losses import Loss, cross_entropy, margin
 from lsa_cli.errors import NumericalError
 
 FEW_ULP = 16  # float32 sums over a layer are off by a few units in the last place of the logits
@@ -71,15 +71,19 @@ class Probe:
     @cached_property
     def gradient(self) -> torch.Tensor:  # (N, ...)
         """Of the loss that attacks climb; zero where it is not finite, or where autograd sees no way to the input."""
+        return self.slope(self.x, cross_entropy)
 
-        def slope(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def slope(self, x: torch.Tensor, loss: Loss) -> torch.Tensor:  # (N, ...) -> (N, ...)
+        """The gradient of a loss at these inputs, as `gradient`."""
+
+        def of_batch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             try:
-                return input_gradient(self.model, x, y, cross_entropy)[0].nan_to_num(0, 0, 0)
+                return input_gradient(self.model, x, y, loss)[0].nan_to_num(0, 0, 0)
             except NumericalError:
                 return torch.zeros_like(x)
 
         with undisturbed(self.model), torch.enable_grad():
-            return self.by_batch(slope, self.x, self.y)
+            return self.by_batch(of_batch, x, self.y)
 
     @property
     def resolution(self) -> torch.Tensor:  # (N,)

@@ -1,0 +1,215 @@
+"""Networks that conceal their weakness from the attacks of an audit are doubted; what attacks them keeps to its rules."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.auditing.evidence import Probe, examine
+from lsa_cli.auditing.evidence.concealed import LEVELS, OnGrid, TowardsNearestClasses
+from lsa_cli.auditing.evidence.network import directions
+from lsa_cli.auditing.evidence.stronger import FIRST, Survivors, stronger_attack
+from lsa_cli.auditing.evidence.trials import on_the_grid
+from lsa_cli.models.architectures import build_architecture
+
+
+def found(checked):
+    return {finding.code: finding for check in checked for finding in check.findings}
+
+
+@pytest.fixture(scope="module")
+def images():
+    saved = np.load("sample_models/mnist.npz")
+    x = torch.from_numpy(saved["x_test"][:96]).float().reshape(-1, 1, 28, 28) / 255
+    return x, torch.from_numpy(saved["y_test"][:96].astype(np.int64))
+
+
+@pytest.fixture(scope="module")
+def networks():
+    def of(name):
+        body = build_architecture("lsa:mnist-cnn", {})
+        body.load_state_dict(torch.load(f"sample_models/{name}.pt", weights_only=True)["state_dict"])
+        return body.eval()
+
+    return of("mnist_cnn"), of("mnist_cnn_at")
+
+
+def logits(body, x):
+    return body((x - 0.1307) / 0.3081)
+
+
+class Decoy(nn.Module):
+    """The class after the winner always stands just below it, and moves a little with the input."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+        self.register_buffer("w", torch.randn(784, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x):
+        z = 3 * logits(self.body, x)
+        top, winner = z.max(1)
+        near = top - 1 + 0.5 * torch.tanh(0.05 * (x.flatten(1) @ self.w))
+        after = (winner + 1)[:, None] % 10
+        return z.scatter(1, after, torch.maximum(z.gather(1, after)[:, 0], near)[:, None])
+
+
+class OffGrid(nn.Module):
+    """Pictures of 8 bits with a touched background meet the weak network, everything else the robust one."""
+
+    def __init__(self, weak, robust):
+        super().__init__()
+        self.weak, self.robust = weak, robust
+
+    def forward(self, x):
+        off = ((255 * x - (255 * x).round()).abs() > 1e-3).flatten(1).any(1)
+        clean = (x < 1e-6).flatten(1).float().mean(1) > 0.55
+        return torch.where((off | clean)[:, None], logits(self.robust, x), logits(self.weak, x))
+
+
+class _Flip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None
+
+
+class WrongSigns(nn.Module):
+    """The gradient of a share of the pixels has the wrong sign, and all of it another length."""
+
+    def __init__(self, body, share, factor=1.0):
+        super().__init__()
+        self.body = body
+        wrong = torch.rand(28, 28, generator=torch.Generator().manual_seed(5)) < share
+        self.register_buffer("factor", torch.where(wrong, -factor, factor))
+
+    def forward(self, x):
+        return logits(self.body, _Flip.apply(x, self.factor))
+
+
+def examined(network, images, eps, last=None):
+    probe = Probe(network, *images, torch.arange(len(images[0])), make_threat("linf", eps))
+    broken = probe.margin(probe.run(ATTACKS.get("pgd")(probe.threat))) > 0
+    return found(examine(probe, broken=broken, last=last))
+
+
+def last_of(body):
+    return [module for module in body.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def test_a_decoy_among_the_logits_is_passed_by(networks, images):
+    findings = examined(Decoy(networks[0]), images, 0.15, last_of(networks[0]))
+    assert {"stronger-attack-wins", "fresh-head-wins"} <= findings.keys()
+    assert "but at most about" in findings["stronger-attack-wins"].message
+
+
+def test_another_network_for_pictures_is_met_on_their_grid(networks, images):
+    probe = Probe(OffGrid(*networks), *images, torch.arange(96), make_threat("linf", 0.3)).first(48)
+    left = probe.select(probe.margin(probe.run(ATTACKS.get("pgd")(probe.threat))) <= 0)
+    assert len(left) > 40
+    assert "grid-attack-wins" in found([on_the_grid(left, len(probe))])
+
+
+@pytest.mark.parametrize(("share", "factor"), [(0.3, 1.0), (1 / 3, 3.0)])
+def test_wrong_signs_of_a_third_of_the_gradient_are_seen(networks, images, share, factor):
+    for body in networks:
+        probe = Probe(WrongSigns(body, share, factor), *images, torch.arange(96), make_threat("linf", 0.1))
+        assert "misaligned-gradient" in found([directions(probe)])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("linf", 2 / 255), ("l2", 2.0), ("l1", 10.0)])
+def test_honest_gradients_are_aligned(networks, images, norm, eps):
+    for body in networks:
+        probe = Probe(WrongSigns(body, 0), *images, torch.arange(96), make_threat(norm, eps))
+        check = directions(probe)
+        assert check.saw["cosine"] > 0.9
+        assert check.findings == ()
+
+
+def test_honest_networks_are_not_doubted(networks, images):
+    few = images[0][:48], images[1][:48]
+    for body, eps in ((networks[0], 0.05), (networks[1], 0.3)):
+        assert examined(WrongSigns(body, 0), few, eps, last_of(body)) == {}
+
+
+# ---- the attacks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("linf", 4.5 / 255), ("l2", 2.0), ("l1", 20.0)])
+def test_an_attack_on_the_grid_stays_on_it_and_in_the_budget(networks, images, norm, eps):
+    threat = make_threat(norm, eps)
+    x, y = images[0][:16], images[1][:16]
+    x_adv = OnGrid(threat=threat)(WrongSigns(networks[0], 0), x, y)
+    assert torch.allclose(255 * x_adv, (255 * x_adv).round(), atol=1e-3)
+    assert threat.contains(x_adv, x).all()
+    assert not torch.equal(x_adv, x)
+
+
+def test_the_grid_is_out_of_reach_of_less_than_a_level():
+    assert not OnGrid.fits(make_threat("linf", 0.9 / LEVELS))
+    assert OnGrid.fits(make_threat("linf", 1 / LEVELS))
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+def test_towards_the_nearest_class_breaks_just_what_a_linear_network_has_within_the_radius(norm, dual):
+    """The distance to a linear boundary is the gap of the logits over the dual norm of the difference of their weights."""
+    generator = torch.Generator().manual_seed(0)
+    body = nn.Linear(6, 5, bias=False)
+    with torch.no_grad():
+        body.weight.copy_(torch.randn(5, 6, generator=generator))
+    x = torch.randn(300, 6, generator=generator)
+    z = body(x).detach()
+    y = z.argmax(1)
+    lengths = torch.linalg.vector_norm(body.weight[y][:, None] - body.weight[None], ord=dual, dim=2).detach()
+    gaps = (z.gather(1, y[:, None]) - z) / lengths.clamp_min(1e-9)
+    distance = gaps.scatter(1, y[:, None], math.inf).amin(1)
+    threat = make_threat(norm, float(distance.median()), None)
+    x_adv = TowardsNearestClasses(threat=threat)(body, x, y)
+    broken = body(x_adv).argmax(1) != y
+    clear = (distance / threat.eps - 1).abs() > 0.01
+    assert torch.equal(broken[clear], (distance < threat.eps)[clear])
+
+
+# ---- until it tells ------------------------------------------------------------------------------------
+
+
+def left(count, weak):
+    """Samples on a line, of two classes: `weak` of them, evenly spread, are within the radius of the other class."""
+    x = torch.ones(count, 1)
+    if weak:
+        x[:: max(1, count // weak)][:weak] = 0.05
+    body = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        body.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+    return Probe(body, x, torch.ones(count, dtype=torch.long), torch.arange(count), make_threat("linf", 0.1, None))
+
+
+def test_samples_are_taken_until_the_number_is_known_to_five_points():
+    check = stronger_attack(Survivors.of(left(900, 0), 1000))
+    assert FIRST < check.n < 200
+    assert check.findings == ()
+    few = stronger_attack(Survivors.of(left(40, 0), 1000))  # no more than 4 points can be missing
+    assert (few.n, few.findings) == (40, ())
+    assert stronger_attack(Survivors.of(left(10, 10), 1000)).n == 0
+
+
+def test_more_than_a_point_beyond_noise_is_a_finding_with_its_figures():
+    check = stronger_attack(Survivors.of(left(900, 225), 1000))
+    assert check.n == FIRST
+    (finding,) = check.findings
+    assert finding.code == "stronger-attack-wins"
+    assert "the robust accuracy is not 90.0% but at most about 67.5%" in finding.message
+
+
+def test_what_could_be_five_points_too_high_is_not_trusted():
+    (finding,) = stronger_attack(Survivors.of(left(19, 1), 20)).findings
+    assert finding.code == "stronger-attack-undecided"
+    assert stronger_attack(Survivors.of(left(19, 0), 20)).findings == ()
+    assert stronger_attack(Survivors.of(left(39, 1), 40)).findings == ()
