@@ -153,6 +153,9 @@ class AuditSettings(_Settings):
         None, description="pixels that images are resized and cropped to; or native"
     )
     returns: str | None = Field(None, description="logits or probabilities: what the network returns")
+    output_index: Annotated[str, WithJsonSchema({"type": ["string", "integer"]})] | None = Field(
+        None, description="which output holds the logits, by number or name, where the network returns several"
+    )
     data: str | None = Field(None, description="imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR, pkg.mod:factory")
     split: str | None = None
     match_classes: str | None = Field(None, description="name (default) or number: how labels find their output")
@@ -198,6 +201,11 @@ class AuditSettings(_Settings):
     @classmethod
     def _number(cls, value: Any, info: Any) -> Any:
         return value if value is None else parse_number(value, f"--{info.field_name.replace('_', '-')}")
+
+    @field_validator("output_index", mode="before")
+    @classmethod
+    def _number_or_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("attack", "noise", "corruption", "layers", "plugin", mode="before")
     @classmethod

@@ -66,6 +66,14 @@ class NumericalError(LsaError):
     """A network whose outputs cannot carry a verdict: NaN, constant, not logits."""
 
 
+class ForwardError(CheckpointError):
+    """The user's network fails in its own forward pass."""
+
+
+class BackwardError(NumericalError):
+    """The user's network fails in its own backward pass: it has no input gradient."""
+
+
 class RunError(LsaError):
     """The run broke on the way: out of memory, a file that could no longer be written."""
 

@@ -7,17 +7,14 @@ tested by the same code.
 
 import dataclasses
 import difflib
-import importlib.util
 import math
-import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from lsa_cli.errors import UsageError
+from lsa_cli.imports import import_named
 
 T = TypeVar("T")
 # Where networks come from whose code is installed; any other source of an architecture names Python of somebody's own.
@@ -83,59 +80,12 @@ def load_entry_points() -> None:
             entry.load()
 
 
-_loaded_files: dict[Path, types.ModuleType] = {}
-
-
-def load_python_file(path: str | Path, what: str) -> types.ModuleType:
-    """Run a Python file that the user named, once, and return it as a module.
-
-    Raises UsageError when it is missing or does not run; `what` names the option that asked for it.
-    """
-    file = Path(path).resolve()
-    if file in _loaded_files:
-        return _loaded_files[file]
-    if not file.is_file():
-        raise UsageError(f"{what}: there is no file {path}")
-    name = f"lsa_user_{file.stem}_{len(_loaded_files)}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{what}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise UsageError(f"{what}: {path} does not run: {type(error).__name__}: {error}") from error
-    _loaded_files[file] = module
-    return module
-
-
-def _see_working_directory() -> None:
-    """As `python -m` has it: a module of the folder that the user is in can be named."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-
-
-def can_import(name: str) -> bool:
-    """Whether there is a module called `name`, without importing it."""
-    _see_working_directory()
-    return name in sys.modules or importlib.util.find_spec(name) is not None
-
-
 def load_attribute(spec: str, what: str) -> Any:
     """`pkg.mod:name` or `path/to/file.py:name` -> that object. The user named it, so its code may run."""
     module_name, _, attribute = spec.rpartition(":")
     if not module_name or not attribute:
         raise UsageError(f"{what}: '{spec}' should read pkg.mod:name or path/to/file.py:name")
-    if module_name.endswith(".py") or "/" in module_name:
-        module = load_python_file(module_name, what)
-    else:
-        _see_working_directory()
-        try:
-            module = importlib.import_module(module_name)
-        except (Exception, SystemExit) as error:
-            raise UsageError(f"{what}: cannot import {module_name}: {type(error).__name__}: {error}") from error
+    module = import_named(module_name, what)
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
         raise UsageError(f"{what}: {unknown('name in ' + module_name, attribute, public)}")

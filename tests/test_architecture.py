@@ -16,13 +16,15 @@ FLOORS = [
     {"auditing"},
     {"models"},
     {"attacks", "layers", "measures", "data", "config"},
+    {"failures"},
     {"report"},
     {"registry"},
+    {"imports"},
     {"distributed"},
     {"errors", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
-WITHOUT_TORCH = ("report", "config", "registry", "errors", "wording")
+WITHOUT_TORCH = ("report", "config", "registry", "imports", "errors", "wording")
 
 
 def part(path):

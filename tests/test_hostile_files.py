@@ -249,7 +249,7 @@ def corpus(marker):
         "timeit": call(name("timeit", "timeit"), python, text("pass"), name("time", "time"), b"K\x01"),
         "run_path": call(name("runpy", "run_path"), text(str(marker.parent / "hubconf.py"))),
         "torch.hub.load": call(late_name("torch.hub", "_load_local"), text(str(marker.parent)), text("build")),
-        "a file of Python of our own": call(name("lsa_cli.registry", "load_python_file"), text(str(marker.parent / "hubconf.py")), text("x")),
+        "a file of Python of our own": call(name("lsa_cli.imports", "load_python_file"), text(str(marker.parent / "hubconf.py")), text("x")),
         "rebuild_from_type": call(
             name("torch._tensor", "_rebuild_from_type_v2"), name("os", "system"), name("builtins", "int"),
             tuple_of(touch), b"}",

@@ -18,6 +18,7 @@ from lsa_cli.attacks.losses import Loss
 from lsa_cli.attacks.search import Goal, searching
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.errors import NumericalError, UsageError
+from lsa_cli.failures import backward_of_network
 from lsa_cli.registry import Registry
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -28,10 +29,12 @@ class Attack:
     """What moves an input.
 
     kind: "budget" stays within a threat model; "minimal" looks for the smallest change that breaks, and counts where
-    that is within it; "noise" is blind to the network. norms: those that the attack is defined for.
+    that is within it; "noise" is blind to the network. uses_gradient: whether it needs the input gradient. norms: those
+    that the attack is defined for.
     """
 
     kind: ClassVar[str] = "budget"
+    uses_gradient: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:
@@ -161,11 +164,12 @@ def slope(value: torch.Tensor, x: torch.Tensor, retain_graph: bool = False) -> t
     """The gradient (N, ...) at x of a sum over samples. Raises NumericalError where autograd sees no way to x."""
     gradient = None
     if value.requires_grad:  # perhaps of something else in the network alone
-        (gradient,) = torch.autograd.grad(value, x, retain_graph=retain_graph, allow_unused=True)
+        with backward_of_network():
+            (gradient,) = torch.autograd.grad(value, x, retain_graph=retain_graph, allow_unused=True)
     if gradient is None:
         raise NumericalError(
             "the network has no input gradient: its forward pass detaches the input (no_grad, numpy, argmax?), "
-            "so gradient attacks cannot run; make it differentiable, or use --attack none with noises only"
+            "so gradient attacks cannot run; make it differentiable, or attack without gradients (--attack square)"
         )
     return gradient
 

@@ -44,6 +44,7 @@ class Square(Attack):
     p_init: float = 0.8
     restarts: int = 1
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    uses_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

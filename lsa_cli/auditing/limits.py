@@ -11,6 +11,7 @@ from torch import nn
 
 from lsa_cli import distributed
 from lsa_cli.errors import RunError
+from lsa_cli.failures import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -86,13 +87,6 @@ class Room:
             raise error
         self.size = (count + 1) // 2
         torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU, of Python, or of torch's allocator on the CPU, which raises a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
 
 
 def out_of_memory(count: int) -> RunError:

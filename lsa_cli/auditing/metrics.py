@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.randomness import drawn_for, in_parts, per_sample
 from lsa_cli.attacks.threat import Bounds
+from lsa_cli.failures import backward_of_network
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import Metric
@@ -72,7 +73,8 @@ def gradient_norms(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> 
         for row in range(len(x)):
             # In float64: float32 rounds the loss of a sure prediction to 0.
             loss = F.cross_entropy(classifier(x[row : row + 1]).double(), y[row : row + 1])
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            with backward_of_network():
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
             norms[row] = sum(float(part.double().square().sum()) for part in found if part is not None) ** 0.5
     return norms
 

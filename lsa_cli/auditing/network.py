@@ -1,6 +1,5 @@
 """Network: the classifier of a file, built and tried once on the data it is to be audited with."""
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from torch import nn
 from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
+from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
+from lsa_cli.auditing.trial import try_network
 from lsa_cli.config import AuditSettings, merge
 from lsa_cli.data import (
     ImageSize,
@@ -25,13 +26,15 @@ from lsa_cli.data import (
     torchvision_size,
     usual_size,
 )
-from lsa_cli.errors import CheckpointError, DataError, LsaError, UsageError
-from lsa_cli.layers import Layer, find_layers
+from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.failures import try_backward
+from lsa_cli.imports import load_python_file
+from lsa_cli.layers import Layer
 from lsa_cli.models.checkpoint import Checkpoint, Description, read_checkpoint
-from lsa_cli.models.classifier import Classifier, find_logits, parse_input_range, parse_normalize, rescaled
+from lsa_cli.models.classifier import Classifier, parse_input_range, parse_normalize, rescaled
 from lsa_cli.models.loading import Loaded, Say, load_network
 from lsa_cli.models.surgery import NoiseBody
-from lsa_cli.registry import load_python_file
+from lsa_cli.models.wrappers import copy_network, is_script, unwrapped
 from lsa_cli.report.schema import Warning
 
 
@@ -136,9 +139,14 @@ def _in_memory(network: nn.Module, settings: AuditSettings, device: torch.device
     for option in ("weights", "trust_code", "arch", "noise_off"):
         if getattr(settings, option) is not None:
             raise UsageError(f"{option} is for checkpoint files; this network is already in memory")
+    network = unwrapped(network)
+    tensors = [*network.parameters(), *network.buffers()]
+    if any(map(nn.parameter.is_lazy, tensors)):
+        raise CheckpointError("the network has lazy layers that have no weights yet; run it once, and train it, before")
     # It is not moved under its owner's hands: on another device a copy is audited.
-    moved = any(tensor.device != device for tensor in [*network.parameters(), *network.buffers()])
-    return Loaded(copy.deepcopy(network) if moved else network, type(network).__name__, {}, [])
+    moved = any(tensor.device != device for tensor in tensors)
+    body = copy_network(network) if moved else network
+    return Loaded(body, type(network).__name__, {}, [], shows_layers=not is_script(network))
 
 
 def _device_for(network: nn.Module, settings: AuditSettings) -> torch.device:
@@ -155,6 +163,7 @@ def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
         arch=description.architecture or None,
         arch_args=(description.arch_args or None) if own_arch else None,  # of another network they mean nothing
         returns=description.output if description.output != "logits" else None,
+        output_index=description.output_index,
         data=description.data,
         norm=description.norm,
         eps=description.eps,
@@ -182,10 +191,11 @@ def _with_data(
         _normalization(settings, description, loaded, warnings, in_memory=checkpoint is None),
         description.class_names if description is not None else None,
         settings.returns or "logits",
+        loaded.home,
     ).to(device)
     opened = _open(target, settings, origin, description, loaded, data)
     bounds = description.input_range if description is not None else (0.0, 1.0)
-    layers, classes, shape = _try(classifier, opened, bounds, device, loaded)
+    layers, classes, shape = try_network(classifier, opened, bounds, device, loaded, settings)
     labels, class_names = match_classes(opened, classifier.class_names, classes, settings.match_classes, loaded.notes)
     return Network(
         checkpoint, classifier, loaded.arch, loaded.arch_args, description, settings, origin, opened, labels, bounds,
@@ -253,139 +263,18 @@ def _image_size(
     return torchvision_size(name, Path(target).name) if source == "torchvision" else None
 
 
-def _try(
-    classifier: Classifier, data: LabelledData, bounds: Bounds, device: torch.device, loaded: Loaded
-) -> tuple[list[Layer], int, tuple[int, ...]]:
-    """One forward pass of up to three samples: layers, number of classes, input shape."""
-    rows = np.arange(min(3, len(data)))
-    x = check_inputs(data.read(rows), rows, bounds, data.spec).to(device)
-    found: list[torch.Tensor] = []
-
-    def run() -> Any:
-        raw = classifier.body(classifier.prepare(x))
-        found.append(classifier.as_logits(raw, len(x)))
-        return find_logits(raw)
-
-    def look() -> list[Layer]:
-        with undisturbed(classifier):
-            if loaded.shows_layers:
-                return find_layers(classifier.body, run, len(x))
-            with torch.no_grad():
-                run()
-            return []
-
-    try:
-        layers = look()
-    except LsaError:
-        raise
-    except Exception as error:
-        if not _takes_vectors(classifier.body, x):
-            raise _cannot_take(x, data, error) from error
-        classifier.flatten = True
-        try:
-            layers = look()
-        except Exception as second:
-            raise _cannot_take(x, data, second) from second
-        loaded.notes.append(f"images are flattened to {x[0].numel()} numbers, as the first layer takes them")
-    return layers, found[-1].shape[1], tuple(x.shape[1:])
-
-
-def _takes_vectors(body: nn.Module, x: torch.Tensor) -> bool:
-    first = next((module for module in body.modules() if isinstance(module, (nn.Linear, nn.Conv2d))), None)
-    return x.ndim > 2 and isinstance(first, nn.Linear) and first.in_features == x[0].numel()
-
-
-def _cannot_take(x: torch.Tensor, data: LabelledData, error: Exception) -> DataError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError(
-        f"the network cannot take inputs of shape {tuple(x.shape[1:])} from {data.spec}: {first}; "
-        "is this the data set, image size (--input-size) and number of channels that it was trained for?"
-    )
-
-
-# ---- classes -------------------------------------------------------------------------------------------
-
-
-def match_classes(
-    data: LabelledData, own: tuple[str, ...] | None, classes: int, how: str | None, notes: list[str]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels in the network's order of classes, and the names of the classes.
-
-    own: the names that the checkpoint gives its outputs. how "number" takes labels as they are. By name, every class
-    of the data must be one of the network's: spelling may differ in case, spaces, dashes and underscores, or, where
-    that decides, in all but the first word ("3 - three"). Raises DataError where the order cannot be known.
-    """
-    from lsa_cli.auditing.evidence import check_labels
-
-    labels, names = data.labels.astype(np.int64), data.class_names
-    if own is not None and len(own) != classes:
-        raise DataError(f"the checkpoint names {len(own)} classes, and the network has {classes} outputs")
-    if how == "number" and names is not None:
-        labels = _as_numbers(labels, names, classes, notes)
-    if how == "number" or names is None:
-        check_labels(labels, classes, data.spec)
-        fits = names is not None and len(names) == classes
-        return labels, own or (names if fits and names else tuple(str(number) for number in range(classes)))
-    if len(names) > classes:
-        raise DataError(
-            f"{data.spec} has {len(names)} classes and the network has {classes}; "
-            "give the data set that the network was trained for, or another --arch-args num_classes"
-        )
-    if own is None:
-        if len(names) < classes:
-            raise DataError(
-                f"{data.spec} has {len(names)} classes, the network has {classes} and names none of them, so which "
-                "is which cannot be known; give the data set it was trained for, or, where label k is output k, "
-                "--match-classes number"
-            )
-        check_labels(labels, classes, data.spec)
-        return labels, names
-    order = _by_name(names, own)
-    if order is None:
-        strange = next((name for name in names if _key(name) not in {_key(other) for other in own}), names[0])
-        raise DataError(
-            f"the classes of {data.spec} are not those of the network: it has no '{strange}' among {', '.join(own[:5])}"
-            f"{', ...' if len(own) > 5 else ''}; give the data set it was trained for, or, where label k is output k, "
-            "--match-classes number"
-        )
-    check_labels(labels, len(names), data.spec)
-    if order != list(range(len(names))):
-        notes.append("labels of the data were put into the network's order of classes, by name")
-    return np.array(order)[labels], own
-
-
-def _as_numbers(labels: np.ndarray, names: tuple[str, ...], classes: int, notes: list[str]) -> np.ndarray:
-    """Labels for which label k is output k: where all names are whole numbers, these numbers, else as they are.
-
-    Numbers from 1 to the number of classes count from 1.
-    """
-    if not all(name.isdecimal() and len(name) < 19 for name in names):
-        return labels
-    numbers = np.array([int(name) for name in names], dtype=np.int64)
-    if numbers.min() == 1 and numbers.max() == classes:
-        notes.append(f"classes are named 1 to {classes}: the class named k is output k - 1")
-        numbers -= 1
-    return numbers[labels]
-
-
-def _key(name: str) -> str:
-    return "".join(character for character in name.casefold() if character not in " -_")
-
-
-def _by_name(names: tuple[str, ...], own: tuple[str, ...]) -> list[int] | None:
-    """For each class of the data its place among the network's; None where that is not certain."""
-    for key in (_key, lambda name: name.casefold().split()[0] if name.split() else ""):
-        theirs = {key(name): number for number, name in enumerate(own)}
-        keys = [key(name) for name in names]
-        if len(theirs) == len(own) and len(set(keys)) == len(keys) and all(name in theirs for name in keys):
-            return [theirs[name] for name in keys]
-    return None
+def check_backward(network: Network) -> None:
+    """Raises BackwardError, with the place, where the backward pass of the network itself fails."""
+    rows = np.array([0, len(network.data) - 1])
+    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    with undisturbed(network.classifier):
+        try_backward(network.classifier, network.classifier.body, x)
 
 
 def refuse_without_layers(network: Network, selectors: tuple[str, ...]) -> None:
     """Raises CheckpointError for an opaque program where layers are asked for."""
     if not network.shows_layers and selectors != ("none",):
         raise CheckpointError(
-            f"{network.arch} programs show no layers; give --arch to audit their weights layer by layer, or "
+            f"{network.arch}: compiled programs show no layers; give --arch with the network as Python code, or "
             "--layers none for robust accuracy and classes alone"
         )

@@ -19,16 +19,17 @@ from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import Room
 from lsa_cli.auditing.metrics import METRICS
-from lsa_cli.auditing.network import Network, Say, open_network, refuse_without_layers
+from lsa_cli.auditing.network import Network, Say, check_backward, open_network, refuse_without_layers
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
 from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
+from lsa_cli.imports import load_python_file
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.registry import build, load_python_file, parse_number, parse_spec
+from lsa_cli.registry import build, parse_number, parse_spec
 from lsa_cli.report.gate import Limit, check_targets
 from lsa_cli.report.schema import Warning
 from lsa_cli.report.tables import eps_as_text
@@ -138,6 +139,8 @@ def make_plan(
     attacks, cascade = _attacks(settings, threat, is_random)
     if settings.full_on is not None and not cascade:
         raise UsageError("--full-on says how many survivors meet the cascade, and there is none; add --full")
+    if any(named.attack.uses_gradient for named in (*attacks, *cascade)):
+        check_backward(network)
     cascade_warnings = _without_square(cascade)
     noises = _label([*_noises(settings, network.bounds), *_corruptions(settings, network)])
     selectors = tuple(settings.layers or ["activations"])

@@ -24,7 +24,7 @@ from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, ra
 from lsa_cli.auditing.cost import LOOK, numerics, total_work
 from lsa_cli.auditing.draws import DRAWS, draw, mean_rate, random_network, spread, verdict_over_draws
 from lsa_cli.auditing.journal import Arrays, Journal
-from lsa_cli.auditing.limits import Clock, OutOfTime, Room, is_out_of_memory, out_of_memory
+from lsa_cli.auditing.limits import Clock, OutOfTime, Room, out_of_memory
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan, Named, is_quick, make_plan
@@ -37,6 +37,7 @@ from lsa_cli.auditing.warnings import attack_warnings, layer_warnings
 from lsa_cli.config import merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError
+from lsa_cli.failures import is_out_of_memory
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.precision import Twin, original
 from lsa_cli.report.gate import check

@@ -37,6 +37,7 @@ def audit(
     normalize: o.Normalize = None,
     input_range: o.InputRange = None,
     returns: o.Returns = None,
+    output_index: o.OutputIndex = None,
     data: o.Data = None,
     split: o.Split = None,
     input_size: o.InputSize = None,
@@ -269,7 +270,7 @@ def audit(
     given = settings_from(
         {
             "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns, "output_index": output_index,
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
             "attack": attack, "noise": noise, "corruption": corruption, "preset": _preset(quick, full),
             "full_on": full_on, "budget": budget,

@@ -157,6 +157,7 @@ def harden(
     normalize: o.Normalize = None,
     input_range: o.InputRange = None,
     returns: o.Returns = None,
+    output_index: o.OutputIndex = None,
     data: o.Data = None,
     split: Annotated[
         str | None, typer.Option(help="Which part of the data is trained on (default train).", rich_help_panel="Data")
@@ -199,7 +200,7 @@ def harden(
     given = settings_from(
         {
             "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns, "output_index": output_index,
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "limit": limit,
             "norm": norm, "eps": eps, "measure": measure, "device": device, "threads": threads, "seed": seed, "plugin": plugin,
             "harden": {

@@ -28,6 +28,7 @@ def init(
     normalize: o.Normalize = None,
     input_range: o.InputRange = None,
     returns: o.Returns = None,
+    output_index: o.OutputIndex = None,
     data: o.Data = None,
     split: o.Split = None,
     input_size: o.InputSize = None,
@@ -60,7 +61,7 @@ def init(
     given = settings_from(
         {
             "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns, "output_index": output_index,
             "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "norm": norm,
             "eps": eps, "device": device, "threads": threads,
         }

@@ -34,6 +34,7 @@ def layers(
     trust_code: o.TrustCode = False,
     normalize: o.Normalize = None,
     input_range: o.InputRange = None,
+    output_index: o.OutputIndex = None,
     data: o.Data = None,
     split: o.Split = None,
     input_size: o.InputSize = None,
@@ -53,7 +54,7 @@ def layers(
     given = settings_from(
         {
             "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "data": data,
+            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "output_index": output_index, "data": data,
             "split": split, "input_size": input_size, "match_classes": match_classes, "plugin": plugin,
         }
     )  # fmt: skip
@@ -87,7 +88,7 @@ def list_names(
         emit("".join(f"{name:18} {meaning}\n" for name, meaning in METRICS.items()))
         return
     registry = _registry(kind)
-    from lsa_cli.registry import load_python_file
+    from lsa_cli.imports import load_python_file
 
     with foreign_code():
         for file in plugin or []:

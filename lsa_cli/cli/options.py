@@ -75,6 +75,15 @@ Returns = Annotated[
         rich_help_panel="Model",
     ),
 ]
+OutputIndex = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|NAME",
+        help="Which of several outputs of the network holds the logits. Default: the one with a number for each class that "
+        "agrees with the labels.",
+        rich_help_panel="Model",
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

@@ -13,6 +13,7 @@ from lsa_cli.data.arrays import Fit, channels_first, fit_to_network, to_unit
 from lsa_cli.data.base import LabelledData, checked
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError
+from lsa_cli.imports import home_of
 from lsa_cli.registry import load_attribute
 
 
@@ -25,12 +26,17 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
         if not _takes_split(factory):
             raise SplitError(f"{spec} has no argument split, so '{split}' cannot be asked of it; leave --split out")
         arguments["split"] = split
+    home = home_of(location)
     try:
-        made = factory(**arguments)
-    except (Exception, SystemExit) as error:
+        with home:
+            made = factory(**arguments)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise DataError(f"{spec} failed: {type(error).__name__}: {error}") from error
     try:
-        return from_object(made, spec, split or "", channels=channels, size=size)
+        with home:
+            found = from_object(made, spec, split or "", channels=channels, size=size)
     except LsaError:
         raise
     except Exception as error:
@@ -38,6 +44,12 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
             f"{spec} gave {type(made).__name__} that cannot be read ({type(error).__name__}: {error}); give (x, y) "
             "arrays, or a data set of (image tensor, label) pairs"
         ) from error
+
+    def read(rows: np.ndarray) -> torch.Tensor:
+        with home:
+            return found.read(rows)
+
+    return dataclasses.replace(found, read=read)
 
 
 def _takes_split(factory: Callable[..., Any]) -> bool:

@@ -21,7 +21,8 @@ from lsa_cli.data.base import (
 from lsa_cli.data.folders import path_files
 from lsa_cli.data.images import ImageFiles, Picture, image_data
 from lsa_cli.errors import DataError, SplitError, UsageError
-from lsa_cli.registry import can_import, unknown
+from lsa_cli.imports import can_import
+from lsa_cli.registry import unknown
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, checked
 from lsa_cli.data.factories import from_factory
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, UsageError
-from lsa_cli.registry import can_import, unknown
+from lsa_cli.imports import can_import
+from lsa_cli.registry import unknown
 
 
 def runs_user_code(spec: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import per_sample
 from lsa_cli.errors import UsageError
+from lsa_cli.failures import backward_of_network
 from lsa_cli.hardening.base import Batch
 from lsa_cli.hardening.bases import BASES, Base, as_attacked
 from lsa_cli.hardening.noise_propagation import INPUT, injected, layers_of, with_noise
@@ -81,7 +82,8 @@ class ApartBase(Base):
         """Signs of the gradient of the loss at the input and at each block, of a first pass."""
         with as_attacked(model, self.task.attack_mode) as attacked, undisturbed(attacked), torch.enable_grad():
             logits, leaves = with_noise(model, start, (INPUT, *self.alpha_blocks), {}, 0.0)
-            gradients = torch.autograd.grad(self.cross_entropy(logits, y).sum(), list(leaves.values()))
+            with backward_of_network():
+                gradients = torch.autograd.grad(self.cross_entropy(logits, y).sum(), list(leaves.values()))
         return {name: gradient.sign() for name, gradient in zip(leaves, gradients, strict=True)}
 
     @contextmanager

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.attacks.apgd import APGD
-from lsa_cli.attacks.base import Attack, Model
+from lsa_cli.attacks.base import Attack, Model, slope
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.threat import Threat, per_sample
@@ -212,7 +212,7 @@ class _Divergence(Attack):
         for _ in range(self.steps):
             leaf = x_adv.detach().requires_grad_(True)
             divergence = F.kl_div(model(leaf).log_softmax(1), target, reduction="sum", log_target=True)
-            (gradient,) = torch.autograd.grad(divergence, leaf)
+            gradient = slope(divergence, leaf)
             step = self.threat.steepest(gradient, leaf).nan_to_num(0)
             x_adv = self.threat.project(x_adv + per_sample(length, x) * step, x)
         return x_adv

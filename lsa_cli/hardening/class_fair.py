@@ -26,7 +26,7 @@ from lsa_cli.hardening.adversarial_training import AdversarialTraining
 from lsa_cli.hardening.base import HARDENINGS, Batch, Step
 from lsa_cli.hardening.bases import TradesBase
 from lsa_cli.hardening.weights import blend, weights_of
-from lsa_cli.models.classifier import Classifier, find_logits, predicted_class
+from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.surgery import operate
 from lsa_cli.registry import unknown
 
@@ -117,8 +117,10 @@ class ClassFair(AdversarialTraining):
                 raise UsageError("class-fair: an offset is added to logits, and this network returns probabilities")
             device = next(model.parameters()).device
             with undisturbed(model), torch.no_grad():
-                scores = find_logits(model.body(model.prepare(torch.zeros(2, *self.task.input_shape, device=device))))
-            self.surgeries = [{"kind": "logit-offset", "outputs": scores.shape[1] if scores.ndim > 1 else 1}]
+                scores = model.scores(torch.zeros(2, *self.task.input_shape, device=device))
+            width = scores.shape[1] if scores.ndim > 1 else 1
+            which = {} if model.which is None else {"which": model.which}
+            self.surgeries = [{"kind": "logit-offset", "outputs": width, **which}]
             model.body = operate(model.body, self.surgeries).to(device)
 
     # ---- training --------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def injected(
 def layers_of(model: Classifier, x: torch.Tensor) -> list[Layer]:
     """Every layer that a pass of x (N, ...) visits; the network is as it was."""
     with undisturbed(model):
-        return find_layers(model.body, lambda: model.body(model.prepare(x)), len(x))
+        return find_layers(model.body, lambda: model.scores(x), len(x))
 
 
 def chosen_sites(layers: Sequence[Layer], sites: str, flagged: Sequence[str]) -> tuple[str, ...]:

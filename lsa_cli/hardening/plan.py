@@ -294,7 +294,9 @@ def _audit_plan(
 
 def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     """The same audit, of the file that was written: read back and built as any other is."""
-    given = plan.given.model_copy(update={"weights": None, "trust_code": None, "normalize": None, "returns": None})
+    given = plan.given.model_copy(
+        update={"weights": None, "trust_code": None, "normalize": None, "returns": None, "output_index": None}
+    )
     if not runs_user_code(plan.network.arch):
         given = given.model_copy(update={"arch": None, "arch_args": None})
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}

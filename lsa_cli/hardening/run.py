@@ -388,6 +388,7 @@ def _description(
         input_range=network.bounds,
         class_names=list(network.class_names),
         output=network.classifier.output,
+        output_index=None if any(s["kind"] == "logit-offset" for s in surgeries) else network.classifier.which,
         data=_data_beside(plan, out),
         data_name=(known.data_name if known else None) or network.data.name or None,
         norm=plan.threat.norm,

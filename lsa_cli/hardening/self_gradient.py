@@ -32,6 +32,8 @@ class SelfGradient(AdversarialTraining):
         names = chosen(hidden_layers(model, self.task), self.task, self.sites)
         sites = sites_of(model, self.task, names, inputs=False)
         device = next(model.parameters()).device
-        model.body = SelfGradientBody(model.body, sites, model.output).to(device)
+        model.body = SelfGradientBody(model.body, sites, model.output, model.which).to(device)
         surgery = {"kind": "self-gradient", "sites": {name: list(shape) for name, shape in sites.items()}}
-        self.surgeries = [surgery if model.output == "logits" else {**surgery, "returns": model.output}]
+        special = {} if model.output == "logits" else {"returns": model.output}
+        special |= {} if model.which is None else {"which": model.which}
+        self.surgeries = [{**surgery, **special}]

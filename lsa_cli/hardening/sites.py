@@ -14,7 +14,7 @@ def hidden_layers(model: Classifier, task: Task) -> list[Layer]:
     """In the order in which they run, by one pass over noise of the shape of the training images."""
     x = _example(model, task)
     with undisturbed(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        return [layer for layer in find_layers(model.body, lambda: model.body(x), len(x)) if not layer.is_output]
+        return [layer for layer in find_layers(model.body, lambda: model.scores(x), len(x)) if not layer.is_output]
 
 
 def sites_of(model: Classifier, task: Task, names: list[str], *, inputs: bool) -> Sites:
@@ -30,7 +30,7 @@ def sites_of(model: Classifier, task: Task, names: list[str], *, inputs: bool) -
         torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
         tap(model.body, names, note, inputs=inputs),
     ):
-        model.body(x)
+        model.ask(x)
     missed = [name for name in names if name not in found]
     if missed:
         raise UsageError(f"the network did not run the layer {missed[0]}; see `lsa layers`")
@@ -44,4 +44,4 @@ def chosen(layers: list[Layer], task: Task, sites: str) -> list[str]:
 
 def _example(model: Classifier, task: Task) -> torch.Tensor:  # (2, ...)
     device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    return model.prepare(torch.rand(2, *task.input_shape, generator=torch.Generator().manual_seed(0)).to(device))
+    return torch.rand(2, *task.input_shape, generator=torch.Generator().manual_seed(0)).to(device)

@@ -20,6 +20,7 @@ from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.data import LabelledData, batches, check_inputs, prefetch
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.failures import backward_of_network
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
 from lsa_cli.hardening.base import Batch, Hardening
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
@@ -221,7 +222,8 @@ class _Training:
             loss, names = step
             for parameter in itertools.chain.from_iterable(self.groups.values()):
                 parameter.grad = None
-            (loss * (len(batch.x) / count)).backward()
+            with backward_of_network():
+                (loss * (len(batch.x) / count)).backward()
             for name in names:
                 self.apply(name)
             self.note(loss, len(batch.x))

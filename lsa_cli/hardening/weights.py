@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lsa_cli import distributed
+from lsa_cli.failures import backward_of_network
 
 _SWA_START = 0.5  # of the training; averaging from the first step on would keep the start's bad weights
 _AWP_TINY = 1e-20
@@ -69,7 +70,8 @@ def adversarial_weights(model: nn.Module, loss: torch.Tensor, size: float) -> It
     norms) stay. loss: a sum over samples, so that ranks move alike. Leaving it takes the move back, so a step taken within is added to the weights as they were.
     """
     moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    gradients = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
+    with backward_of_network():
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
     moves = []
     for parameter, gradient in zip(moved, distributed.summed(gradients), strict=True):
         moves.append(size * parameter.detach().norm() * gradient / (gradient.norm() + _AWP_TINY))

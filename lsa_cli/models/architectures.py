@@ -4,12 +4,15 @@ import ast
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from lsa_cli.errors import UsageError
+from lsa_cli.imports import home_of
+from lsa_cli.models.wrappers import unwrap_parts
 from lsa_cli.registry import SHIPPED, Registry, load_attribute, unknown
 
 _LONGEST = 300  # of what is quoted in an error
@@ -174,8 +177,11 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
     if not callable(factory):
         raise UsageError(f"--arch: {spec} is not a function or class that builds a network")
     try:
-        network = factory(**arguments)
-    except (Exception, SystemExit) as error:
+        with home_of(spec) if runs_user_code(spec) else nullcontext():
+            network = factory(**arguments)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
         said = (str(error).strip().splitlines() or [""])[0]
         raise UsageError(
@@ -184,7 +190,7 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
         ) from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"--arch: {spec} returned {type(network).__name__}, not a torch.nn.Module")
-    return network
+    return unwrap_parts(network)
 
 
 def _torchvision_factory(name: str) -> Callable[..., nn.Module]:

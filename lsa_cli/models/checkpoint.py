@@ -50,6 +50,7 @@ class Description(pydantic.BaseModel):
     input_range: tuple[float, float] | None = (0.0, 1.0)
     class_names: Annotated[list[str], pydantic.Field(fail_fast=True)] | None = None
     output: str = "logits"
+    output_index: str | None = None
     data: str | None = None
     data_name: str | None = None
     norm: str | None = None

@@ -1,12 +1,16 @@
 """Classifier: the network as everyone else sees it, from [0, 1] images to (N, K) float32 logits."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.failures import forward_of
+from lsa_cli.models.outputs import find_logits
+from lsa_cli.models.wrappers import eager
 from lsa_cli.registry import parse_number
 
 PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -90,32 +94,12 @@ def normalization_of(classifier: "Classifier") -> Normalization:
 
 def with_normalization(classifier: "Classifier", normalization: Normalization) -> "Classifier":
     """The same network behind another normalisation; the body is shared."""
-    other = Classifier(classifier.body, normalization, classifier.class_names, classifier.output)
-    other.flatten = classifier.flatten
+    other = Classifier(classifier.body, normalization, classifier.class_names, classifier.output, classifier.home)
+    for name in ("flatten", "which", "in_pairs", "with_graph"):
+        setattr(other, name, getattr(classifier, name))
     device = next((tensor.device for tensor in [*classifier.parameters(), *classifier.buffers()]), None)
     other.normalize.to(device or "cpu")
     return other
-
-
-def find_logits(output: Any) -> torch.Tensor:
-    """The class scores in what a network returned: a tensor, or the first one in a tuple, dict or object."""
-    if isinstance(output, torch.Tensor):
-        return output
-    if hasattr(output, "logits"):
-        return find_logits(output.logits)
-    if isinstance(output, dict):
-        for key in ("logits", "out", "output", "scores"):
-            if key in output:
-                return find_logits(output[key])
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        tensors = [item for item in output if isinstance(item, torch.Tensor) and item.is_floating_point()]
-        if tensors:
-            return next((tensor for tensor in tensors if tensor.ndim == 2), tensors[0])
-    raise CheckpointError(
-        f"the network returns {type(output).__name__}, in which no class scores were found; "
-        "wrap it so that it returns an (N, K) tensor, a tuple or dict that holds one, or has .logits"
-    )
 
 
 def as_logits(scores: torch.Tensor, count: int, returns: str = "logits") -> torch.Tensor:
@@ -150,11 +134,14 @@ def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
 class Classifier(nn.Module):
     """normalize + body + output adapter; the only owner of mean and std.
 
-    flatten: images reach the body as vectors.
-
     A body with one output is a binary head: its score z becomes the two logits (0, z), whose cross-entropy is
     the usual binary cross-entropy. output="probabilities": the body ends in softmax or sigmoid, and the logarithm
     is taken, since a loss on probabilities as if they were logits hides gradients.
+
+    What a body needs, found by trying it once: flatten: images reach it as vectors. which: the place of the logits in
+    what it returns (`find_logits`). in_pairs: it does not take one image alone, so that this one is given twice.
+    with_graph: its forward pass fails without gradients (hooks on tensors), so that they are always on. home: its
+    imports are found within (`imports.Home`).
     """
 
     def __init__(
@@ -163,6 +150,7 @@ class Classifier(nn.Module):
         normalization: Normalization = None,
         class_names: Sequence[str] | None = None,
         output: str = "logits",
+        home: AbstractContextManager[object] | None = None,
     ) -> None:
         super().__init__()
         if output not in OUTPUTS:
@@ -171,16 +159,46 @@ class Classifier(nn.Module):
         self.body = body
         self.class_names = tuple(class_names) if class_names is not None else None
         self.output = output
-        self.flatten = False
+        self.flatten = self.in_pairs = self.with_graph = False
+        self.which: str | None = None
+        self.home = home or nullcontext()
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (N, C, ...) in the user's range -> what the body takes."""
-        x = self.normalize(x)
+        """Images (N, C, ...) in the user's range -> what the body takes, which may change it in place."""
+        x = x.clone() if isinstance(self.normalize, nn.Identity) else self.normalize(x)
         return x.flatten(1) if self.flatten else x
 
+    @property
+    def normalize_channels(self) -> int | None:
+        """How many channels the normalisation has; None where there is none."""
+        return len(self.normalize.mean) if isinstance(self.normalize, Normalize) else None
+
+    def ask(self, x: torch.Tensor) -> Any:
+        """What the body returns for images (N, C, ...). Raises ForwardError where it fails."""
+        if self.with_graph and not (x.requires_grad and torch.is_grad_enabled()):
+            with torch.enable_grad():
+                return self._run(x.detach().requires_grad_(True))
+        return self._run(x)
+
+    def _run(self, x: torch.Tensor) -> Any:
+        with forward_of(self.body), eager():
+            try:
+                return self.body(self.prepare(x))
+            except ImportError:  # of the user's own modules, only now
+                with self.home:
+                    return self.body(self.prepare(x))
+
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """The class scores for images (N, C, ...), in the shape in which the body returns them."""
+        return find_logits(self.ask(x), self.which)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (N, C, ...) -> (N, K)
-        return self.as_logits(self.body(self.prepare(x)), len(x))
+        count = len(x)
+        if self.in_pairs and count == 1:
+            x = torch.cat([x, x])
+        logits = self.as_logits(self.ask(x), len(x))[:count]
+        return logits if torch.is_grad_enabled() else logits.detach()
 
     def as_logits(self, output: Any, count: int) -> torch.Tensor:
         """What the body returned for `count` samples -> (N, K) float32 logits, K >= 2."""
-        return as_logits(find_logits(output).float(), count, self.output)
+        return as_logits(find_logits(output, self.which).float(), count, self.output)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.imports import home_of
 from lsa_cli.models import recognition, rehydration
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.pickles import Call, TensorSpec, is_module
 from lsa_cli.models.recognition import View, is_step_counter, views
 from lsa_cli.models.surgery import operate
+from lsa_cli.models.wrappers import is_script
 
 _SAFEST_TORCH = (2, 10)
 _MOST_CLASSES, _LARGEST_ARGUMENT = 10**7, 10**4  # whole numbers in a network's arguments
@@ -55,13 +58,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the file's weights. arch: the spec that built it, or what it is; shows_layers: hooks can see in."""
+    """A network with the file's weights.
+
+    arch: the spec that built it, or what it is. shows_layers: hooks can see in. home: its imports are found within.
+    """
 
     body: nn.Module
     arch: str
     arch_args: dict[str, Any]
     notes: list[str]
     shows_layers: bool = True
+    home: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 def load_network(
@@ -155,7 +162,8 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
         _best_fit(_tensors_of(empty), checkpoint, where)
     body = operate(build_architecture(arch, arguments), surgeries)
     load_strictly(body, checkpoint, where, notes)
-    return Loaded(body.float(), arch, arguments, notes)
+    home = home_of(arch) if is_own_code else nullcontext()
+    return Loaded(body.float(), arch, arguments, notes, shows_layers=not is_script(body), home=home)
 
 
 def _refuse_enormous(arguments: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ A surgery is plain values, {"kind": NAME, ...}, in the order in which they were 
 network after all of them. Nothing here is needed for training alone.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from torch.nn import functional as F
 from lsa_cli.attacks.randomness import belongs_to, many_normal_like
 from lsa_cli.errors import CheckpointError, LsaError
 from lsa_cli.layers import Wrapper, plain_name, tap
-from lsa_cli.models.classifier import OUTPUTS, as_logits, find_logits
+from lsa_cli.models.classifier import OUTPUTS, as_logits
+from lsa_cli.models.outputs import find_logits
 from lsa_cli.registry import Registry
 
 Surgery = Callable[..., nn.Module]  # (body, **options) -> body
@@ -38,21 +40,22 @@ def operate(body: nn.Module, surgeries: Sequence[dict[str, Any]]) -> nn.Module:
 
 
 @SURGERIES.register("logit-offset")
-def logit_offset(body: nn.Module, outputs: int) -> nn.Module:
+def logit_offset(body: nn.Module, outputs: int, which: str | None = None) -> nn.Module:
     """A number added to each of the network's `outputs` raw scores, in its buffer `logit_offset` (outputs,).
 
-    A network of K scores has K; one with a single score z, which stands for the logits (0, z), has one. It is a hook
+    A network of K scores has K; one with a single score z, which stands for the logits (0, z), has one. which: the place
+    of the scores among several outputs (`outputs.find_logits`), of which only they are left. It is a hook
     and no module around the network, so that layers keep their names. See the hardening method class-fair.
     """
     if hasattr(body, "logit_offset"):
         raise CheckpointError("the network has a logit offset already")
     body.register_buffer("logit_offset", torch.zeros(int(outputs)))
-    body.register_forward_hook(_add_offset)
+    body.register_forward_hook(functools.partial(_add_offset, which=which))
     return body
 
 
-def _add_offset(body: nn.Module, args: Any, output: Any) -> torch.Tensor:
-    scores, offset = find_logits(output), body.logit_offset
+def _add_offset(body: nn.Module, args: Any, output: Any, which: str | None) -> torch.Tensor:
+    scores, offset = find_logits(output, which), body.logit_offset
     width = scores.shape[1] if scores.ndim > 1 else 1
     if width != len(offset):
         raise CheckpointError(f"the checkpoint has a logit offset for {len(offset)} scores; the network gives {width}")
@@ -152,18 +155,18 @@ class SelfGradientBody(Wrapper):
     pass 1 gives h_l and s = CE(f(x), argmax f(x)), the loss of the network's own prediction; u_l = ds/dh_l, of length 1
     for each sample; pass 2 has h_l + A_l u_l in the place of h_l. A_l: a 1 x 1 convolution for (C, H, W), otherwise a
     linear map of the last dimension, zero at first, so that the wrapped network starts equal to the one within.
-    returns: what f gives, logits or probabilities, as `Classifier` has it.
+    returns: what f gives, logits or probabilities, and which: where among its outputs, as `Classifier` has both.
 
     Where gradients are enabled u_l keeps its graph, so attacks and training differentiate through both passes (second
     order); in use under no_grad only the gradient within is taken. In training mode both passes move BatchNorm's
     statistics and draw their own dropout.
     """
 
-    def __init__(self, network: nn.Module, sites: Sites, returns: str = "logits") -> None:
+    def __init__(self, network: nn.Module, sites: Sites, returns: str = "logits", which: str | None = None) -> None:
         super().__init__()
         if returns not in OUTPUTS:
             raise CheckpointError(f"a network returns {' or '.join(OUTPUTS)}, and not {returns}")
-        self.network, self.returns = network, returns
+        self.network, self.returns, self.which = network, returns, which
         self.places = {name: number for number, name in enumerate(sites)}
         self.maps = nn.ModuleList(
             nn.Conv2d(shape[0], shape[0], 1, bias=False) if len(shape) == 3 else nn.Linear(shape[-1], shape[-1], bias=False)
@@ -192,7 +195,7 @@ class SelfGradientBody(Wrapper):
             return hidden[name].clone()  # what follows may work in place
 
         with torch.enable_grad(), tap(self.network, self.places, show):
-            logits = as_logits(find_logits(self.network(x)), len(x), self.returns)
+            logits = as_logits(find_logits(self.network(x), self.which), len(x), self.returns)
             loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
         if len(hidden) < len(self.places):
             missed = next(name for name in self.places if name not in hidden)
@@ -212,8 +215,10 @@ def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, .
 
 
 @SURGERIES.register("self-gradient")
-def self_gradient(body: nn.Module, sites: Mapping[str, Sequence[int]], returns: str = "logits") -> nn.Module:
+def self_gradient(
+    body: nn.Module, sites: Mapping[str, Sequence[int]], returns: str = "logits", which: str | None = None
+) -> nn.Module:
     """The network's own gradient, fed back into the layers `sites`."""
     checked = _checked(body, sites)
     _refuse_enormous(sum((shape[0] if len(shape) == 3 else shape[-1]) ** 2 for shape in checked.values()))
-    return SelfGradientBody(body, checked, returns)
+    return SelfGradientBody(body, checked, returns, which)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError, UsageError
-from lsa_cli.models.classifier import Classifier, find_logits, parse_normalize, predicted_class
+from lsa_cli.models.classifier import Classifier, parse_normalize, predicted_class
+from lsa_cli.models.outputs import find_logits
 
 Z = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
 

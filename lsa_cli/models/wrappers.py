@@ -1,0 +1,67 @@
+"""Wrappers around a network that change where it runs, not what it computes: they are taken off."""
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+_HOLDERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # each holds the network as `module`
+
+
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside DataParallel, DistributedDataParallel, AveragedModel and what torch.compile returns."""
+    while True:
+        if isinstance(network, _HOLDERS) and type(network).forward in [holder.forward for holder in _HOLDERS]:
+            network = network.module
+        elif _is_compiled(network):
+            network = network._orig_mod
+        else:
+            return network
+
+
+def unwrap_parts(network: nn.Module) -> nn.Module:
+    """The network without wrappers around it or around any part of it. Parts are replaced in place."""
+    network = unwrapped(network)
+    for module in list(network.modules()):
+        for name, part in list(module.named_children()):
+            inner = unwrapped(part)
+            if inner is not part:
+                setattr(module, name, inner)
+    return network
+
+
+def _is_compiled(network: nn.Module) -> bool:
+    return type(network).__name__ == "OptimizedModule" and isinstance(getattr(network, "_orig_mod", None), nn.Module)
+
+
+def is_script(network: nn.Module) -> bool:
+    """Whether the network is a TorchScript program: hooks do not see what runs inside."""
+    return isinstance(network, torch.jit.ScriptModule)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Within: parts of a network that are compiled run as they are written, so that hooks inside them are called."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps tensors of its last pass (features that it returns the gradient of)."""
+    memo: dict[int, Any] = {}
+    for module in network.modules():
+        for value in vars(module).values():
+            for item in (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            ):
+                if isinstance(item, torch.Tensor) and not item.is_leaf:
+                    memo[id(item)] = item.detach().clone()
+    return copy.deepcopy(network, memo)
