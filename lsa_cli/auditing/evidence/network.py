@@ -12,6 +12,7 @@ from lsa_cli.attacks.losses import cross_entropy, margin
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import FEW_ULP, Probe
+from lsa_cli.errors import ForwardError
 
 # Shares that honest networks may show, for `exceeds`; our choices, with what they stand on.
 ALLOWED_FLAT = 0.01  # a sample without a gradient counts as robust: each costs its share of the number
@@ -102,7 +103,7 @@ def batch_dependence(probe: Probe) -> Checked:
     alone = True
     try:
         single = dataclasses.replace(probe, batch_size=1).look(probe.x[:_ALONE])
-    except (ValueError, RuntimeError):  # BatchNorm over a batch of one
+    except (ForwardError, ValueError, RuntimeError):  # BatchNorm over a batch of one
         alone, single = False, torch.full_like(probe.clean[:_ALONE], torch.nan)
     apart = _relative(probe.clean, shuffled)
     apart[: len(single)] = torch.maximum(apart[: len(single)], _relative(probe.clean[:_ALONE], single))
