@@ -76,7 +76,9 @@ def observe(
 
     def compare(clean: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (R,)
         clean, moved = clean.float(), moved.float()
-        return measure(clean.reshape(1, -1), moved.reshape(1, -1)) if whole_batch else measure(clean, moved)
+        if whole_batch or clean.ndim == 1:  # or a layer of one number for each sample
+            clean, moved = (output.reshape(1 if whole_batch else len(output), -1) for output in (clean, moved))
+        return measure(clean, moved)
 
     seen: dict[str, torch.Tensor] = {}
 

@@ -119,3 +119,29 @@ def test_an_infinite_activation_is_undefined_and_nan_logits_are_no_class(pair):
     seen = look(Overflow(), ["act"], x[:3], (x[:3] + 0.1), np.arange(3), with_yardstick=False)
     assert np.isnan(seen.layers).all()
     assert seen.predicted.tolist() == [-1, -1, -1]
+
+
+class OneNumber(nn.Module):
+    """Calls an activation on one number for each sample, a tensor of shape (N,)."""
+
+    def forward(self, x):
+        height = torch.tanh(x.flatten(1).mean(1))
+        return torch.stack([height, 0.5 - height], 1)
+
+
+@pytest.mark.parametrize("measure", MEASURES.names())
+def test_a_layer_may_have_one_number_for_each_sample(measure):
+    x = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    x_adv = x * 0.5
+    seen = observe(
+        Classifier(OneNumber()),
+        [":tanh"],
+        MEASURES.get(measure),
+        make_threat("linf", 1.0),
+        x,
+        x_adv,
+        torch.arange(5),
+        seed=0,
+    )
+    before, after = (torch.tanh(images.flatten(1).mean(1))[:, None] for images in (x, x_adv))
+    assert torch.allclose(torch.from_numpy(seen.layers[:, 0]).float(), MEASURES.get(measure)(before, after))
