@@ -852,7 +852,8 @@ TENSORS = {  # over four stored numbers; True: harmless, and read
 @pytest.mark.parametrize("claim", TENSORS)
 def test_a_tensor_covers_what_is_stored_or_is_refused_before_any_memory_is_taken(tmp_path, claim, container):
     body, harmless = TENSORS[claim]
-    found = look(container(tmp_path / "m.pt", whole(body)))
+    numbers = {"data": struct.pack("<q", 16) + FLOATS} if claim == "a storage of bytes" and container is legacy else {}
+    found = look(container(tmp_path / "m.pt", whole(body), **numbers))
     assert isinstance(found, dict) is harmless, found
 
 
@@ -973,7 +974,7 @@ ZIPS = {  # True: harmless, and read
     "backslash": (lambda path: torch_zip(path, whole(GOOD), **{"a\\..\\x": b""}), False),
     "two data.pkl": (lambda path: two_entries(path, "a/data.pkl", "a/data.pkl"), False),
     "two roots": (lambda path: two_entries(path, "a/data.pkl", "b/data.pkl"), True),
-    "two cases": (lambda path: two_entries(path, "a/data.pkl", "a/DATA.PKL"), True),
+    "two cases": (lambda path: two_entries(path, "a/data.pkl", "a/DATA.PKL"), False),
     "null in a name": (lambda path: edited(path, lambda data, *_: data.replace(b"a/version", b"a/byteo\0\0")), True),
     "no data.pkl": (lambda path: zipped(path, {"a/data/0": FLOATS}), False),
     "data.pkl that is a folder": (lambda path: zipped(path, {"a/data.pkl/x": b"", "a/data/0": FLOATS}), False),
@@ -984,7 +985,7 @@ ZIPS = {  # True: harmless, and read
     "comment that looks like an end": (lambda path: edited(
         path, lambda data, directory, end: data[:-2] + b"\x16\0" + data[end:]), False),
     "garbage after the end": (lambda path: edited(path, lambda data, *_: data + b"x" * 100), True),
-    "garbage before the entries": (lambda path: edited(path, lambda data, *_: b"PK\3\4" + b"x" * 100 + data), True),
+    "garbage before the entries": (lambda path: edited(path, lambda data, *_: b"PK\3\4" + b"x" * 100 + data), False),
     "overlapping entries": (overlapping, False),
     "sparse list of entries": (sparse_list, False),
     "60,000 entries": (lambda path: zipped(path, {f"a/{n}": b"" for n in range(60_000)}), False),

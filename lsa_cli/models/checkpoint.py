@@ -111,7 +111,8 @@ def is_parameter(name: str, spec: TensorSpec) -> bool:
 class Checkpoint:
     """A model file, looked at: weights that can be read, what it says of itself, and what was chosen on the way.
 
-    claimed_accuracy: the accuracy noted beside the weights, as a share, and under which name. transformers_class:
+    compare: raises CheckpointError where torch.load reads the file as anything else, and returns why torch refuses it,
+    if it does. claimed_accuracy: the accuracy noted beside the weights, as a share, and under which name. transformers_class:
     the class of a Hugging Face transformers folder, whose weights fit no other library's networks.
     """
 
@@ -121,6 +122,7 @@ class Checkpoint:
     size: int
     weights: Weights
     load: Callable[[TensorSpec], "torch.Tensor"]
+    compare: Callable[[], str | None]
     globals: tuple[str, ...] = ()
     description: Description | None = None
     claimed_accuracy: tuple[float, str] | None = None
@@ -143,7 +145,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     description = describe(path, contents)
     return Checkpoint(
         path, contents.format, sha256_of(contents.files), sum(file.stat().st_size for file in contents.files),
-        chosen, contents.load, contents.globals, description, claim(contents.root, contents.load), tuple(notes), _transformers_class(contents),
+        chosen, contents.load, contents.compare, contents.globals, description, claim(contents.root, contents.peek), tuple(notes), _transformers_class(contents),
     )  # fmt: skip
 
 
@@ -211,6 +213,10 @@ def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weight
         return
     entries = list(value.items() if isinstance(value, dict) else enumerate(value))
     tensors = {str(key): item for key, item in entries if isinstance(item, TensorSpec)}
+    if len(tensors) < sum(isinstance(item, TensorSpec) for _, item in entries):
+        raise CheckpointError(
+            f"two of the weights in '{'.'.join(place)}' have one name, a number and its text; refused"
+        )
     if isinstance(value, dict) and tensors and len(tensors) >= 0.9 * len(entries):
         yield Weights(place, tensors)
         return
@@ -319,11 +325,9 @@ def _number(value: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None) -> 
 
 
 def _numpy_number(call: Call) -> float | None:
-    """What numpy.dtype("f8") and eight bytes stand for; pickled by protocol 2, those are text that is to be encoded."""
+    """What numpy.dtype("f8") and eight bytes stand for."""
     try:
         kind, content = call.arguments
-        if isinstance(content, Call):
-            content = content.arguments[0].encode("latin1")
         return struct.unpack({"f8": "<d", "f4": "<f"}[kind.arguments[0]], content)[0]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
         return None

@@ -1,16 +1,16 @@
 """Which format these bytes are, and what is in them: symbols and tensors that are read when they are asked for.
 
-The first bytes decide, never the suffix. Nothing that a file holds is imported, called or unpickled (see
-`pickles`), and only headers are read until a tensor is wanted. This module needs no torch until then.
+The first bytes decide, never the suffix. Nothing that a file holds is imported or called (see `pickles`), and only
+headers are read until a tensor is wanted; what torch.load can read is then compared with what torch reads (see
+`agreement`). This module needs no torch until then.
 """
 
+import functools
 import json
 import math
 import os
 import stat
 import struct
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,19 +32,19 @@ from lsa_cli.models.pickles import (
     Symbols,
     TensorSpec,
     parts_of,
+    read_differently,
     read_symbols,
     refuse_oversized,
     shown,
 )
+from lsa_cli.models.zips import LARGEST_HEADER, MOST_ENTRIES, Zip, chunks_of, entries_of, read_exactly
 
 if TYPE_CHECKING:
     import torch
 
 _LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9")  # a number, after what the protocol of the pickle starts with
 _LARGEST_FILE = 64 * 2**30
-_LARGEST_HEADER = 16 * 2**20
-_MOST_ENTRIES = 100_000
-_MOST_BRACKETS = 10 * _MOST_ENTRIES
+_MOST_BRACKETS = 10 * MOST_ENTRIES
 _MOST_FILES = 200
 # Tensors may share stored numbers, but not so that a small file becomes a large network.
 _MOST_TIMES_SHARED = 32
@@ -76,7 +76,10 @@ class Contents:
     """A model file opened: root as symbols, and `load` for the tensors in it, each in memory of its own.
 
     globals: every name that a real unpickling would import. metadata: what stands beside the weights as plain
-    values (safetensors metadata, a folder's config.json). files: what it is made of.
+    values (safetensors metadata, a folder's config.json). files: what it is made of. stored: of a file that
+    torch.load may be able to read, the bytes of a part in order. compare: raises CheckpointError where torch.load
+    reads that file as anything else, and returns why torch refuses it, if it does; `load` compares first, `peek` reads
+    a tensor without asking torch, for a look at a file.
     """
 
     format: str
@@ -85,6 +88,9 @@ class Contents:
     globals: tuple[str, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    stored: Callable[[str], Iterator[bytes]] | None = None
+    compare: Callable[[], str | None] = lambda: None
+    peek: Callable[[TensorSpec], "torch.Tensor"] | None = None
 
 
 def sniff(path: Path) -> str:
@@ -153,7 +159,7 @@ def _looks_like_onnx(head: bytes) -> bool:
 
 
 def _sniff_json(path: Path, size: int) -> str:
-    if size <= _LARGEST_HEADER:
+    if size <= LARGEST_HEADER:
         content = _json(_small(path), str(path), "JSON")
         if isinstance(content.get("weight_map"), dict):
             return "weights-index"
@@ -182,7 +188,7 @@ def _sniff_folder(path: Path) -> str:
 
 
 def _sniff_zip(path: Path) -> str:
-    entries = _entries(path)
+    entries = entries_of(path)
     leaves = {entry.filename.split("/", 1)[-1] for entry in entries.values()}
     if "constants.pkl" in leaves or any(leaf.startswith("code/") for leaf in leaves):
         return "torchscript"
@@ -206,11 +212,24 @@ def open_contents(path: Path) -> Contents:
         contents = _OPENERS[kind](path, kind)
         _refuse_amplified(contents, path)
 
-    def load(spec: TensorSpec) -> "torch.Tensor":
+    @functools.cache
+    def compare() -> str | None:
+        with _told(path):
+            if contents.stored is None:
+                return contents.compare()
+            from lsa_cli.models.agreement import refuse_disagreement
+
+            return refuse_disagreement(path, contents.root, kind == "torch-zip", contents.stored)
+
+    def peek(spec: TensorSpec) -> "torch.Tensor":
         with _told(path):
             return contents.load(spec)
 
-    return replace(contents, load=load)
+    def load(spec: TensorSpec) -> "torch.Tensor":
+        compare()
+        return peek(spec)
+
+    return replace(contents, load=load, compare=compare, peek=peek)
 
 
 @contextmanager
@@ -254,147 +273,27 @@ def _specs(root: Any) -> list[TensorSpec]:
 # ---- zip: torch.save, TorchScript, torch.export --------------------------------------------------------
 
 
-def _entries(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries of a zip file by name, after everything has been refused that no checkpoint has."""
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
-            listed = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, OverflowError, struct.error) as error:
-        raise CheckpointError(
-            f"{path} is a damaged zip file ({error}); it was probably cut short, copy or download it again"
-        ) from error
-    size = path.stat().st_size
-    stored = sum(entry.file_size for entry in listed if entry.compress_type == zipfile.ZIP_STORED)
-    packed = sum(entry.file_size for entry in listed) - stored  # the code of TorchScript, which nothing here unpacks
-    if stored > 1.1 * size or packed > _LARGEST_HEADER:
-        raise CheckpointError(
-            f"{path} would unpack to {stored + packed:,} bytes from {size:,}: weights are not compressed, "
-            "so it is refused as a decompression bomb"
-        )
-    if len(listed) > _MOST_ENTRIES:
-        raise CheckpointError(f"{path} holds {len(listed):,} entries, more than any checkpoint; refused")
-    entries: dict[str, zipfile.ZipInfo] = {}
-    for entry in listed:
-        parts = entry.filename.split("/")
-        if entry.filename.startswith("/") or "\\" in entry.filename or ".." in parts:
-            raise CheckpointError(f"{path} holds an entry that points outside of it ({shown(entry.filename)}); refused")
-        if entry.filename in entries:
-            raise CheckpointError(f"{path} holds two entries called {shown(entry.filename)}; refused")
-        entries[entry.filename] = entry
-    return entries
-
-
-class _Bounded:
-    """A file of which zipfile reads the list of entries: it would take any length that the file claims for it."""
-
-    def __init__(self, file: BufferedReader) -> None:
-        self.seek, self.tell, self._file = file.seek, file.tell, file
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, count: int = -1) -> bytes:
-        content = self._file.read(count if 0 <= count <= _LARGEST_HEADER else _LARGEST_HEADER + 1)
-        if len(content) > _LARGEST_HEADER:
-            raise ValueError("its list of entries is longer than any checkpoint's")
-        return content
-
-
-class _Zip:
-    """Entries of one zip file, read as raw bytes: checkpoints store them without compression."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.size = path, path.stat().st_size
-        self.entries = _entries(path)
-        self.checked: set[str] = set()
-        first = next(iter(self.entries))
-        self.root = first.split("/", 1)[0] + "/" if "/" in first else ""
-
-    def has(self, name: str) -> bool:
-        return self.root + name in self.entries
-
-    def under(self, folder: str) -> list[str]:
-        start = self.root + folder
-        return [name.removeprefix(self.root) for name in self.entries if name.startswith(start)]
-
-    def size_of(self, name: str) -> int:
-        return self._entry(name).file_size
-
-    def read(self, name: str, at_most: int) -> bytes:
-        """The whole of a small entry."""
-        size = self.size_of(name)
-        if size > at_most:
-            raise CheckpointError(f"{self.path}: {shown(name)} has {size:,} bytes, more than any checkpoint's")
-        return bytes(self.part(name, 0, size))
-
-    def part(self, name: str, start: int, count: int) -> bytearray:
-        """Some bytes of an entry, after the checksum of the whole has been compared once."""
-        entry = self._entry(name)
-        with self.path.open("rb") as file:
-            begin = self._begin(file, entry)
-            if name not in self.checked and entry.CRC:  # torch.save can be told to leave it 0
-                if _checksum(file, begin, entry.file_size) != entry.CRC:
-                    raise CheckpointError(
-                        f"{self.path} is damaged: the checksum of {shown(name)} is wrong; copy or download it again"
-                    )
-                self.checked.add(name)
-            return _read_exactly(file, begin + start, count)
-
-    def _entry(self, name: str) -> zipfile.ZipInfo:
-        entry = self.entries.get(self.root + name)
-        if entry is None:
-            raise CheckpointError(
-                f"{self.path} is a damaged checkpoint: it refers to {shown(name)}, which it does not hold"
-            )
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise CheckpointError(
-                f"{self.path} holds {shown(name)} compressed or encrypted, as no checkpoint does; refused"
-            )
-        return entry
-
-    def _begin(self, file: BufferedReader, entry: zipfile.ZipInfo) -> int:
-        if 0 <= entry.header_offset <= self.size - 30:
-            file.seek(entry.header_offset)
-            header = file.read(30)
-            begin = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-            if header[:4] == b"PK\x03\x04" and begin + entry.file_size <= self.size:
-                return begin
-        raise CheckpointError(f"{self.path} is a damaged zip file; copy or download it again")
-
-
-def _checksum(file: BufferedReader, start: int, count: int) -> int:
-    file.seek(start)
-    found = 0
-    while count > 0:
-        chunk = file.read(min(count, 2**20))
-        if not chunk:
-            break
-        found = zlib.crc32(chunk, found)
-        count -= len(chunk)
-    return found
-
-
-def _read_exactly(file: BufferedReader, start: int, count: int) -> bytearray:
-    content = bytearray(count)
-    file.seek(start)
-    if file.readinto(content) != count:
-        raise CheckpointError(f"{file.name} is cut short; copy or download it again")
-    return content
-
-
 def _open_torch_zip(path: Path, kind: str) -> Contents:
-    archive = _Zip(path)
+    archive = Zip(path)
     if archive.has("byteorder") and archive.read("byteorder", 64) != b"little":
         raise CheckpointError(f"{path} {_BIG_ENDIAN}")
     symbols = read_symbols(archive.read("data.pkl", LARGEST_PICKLE), str(path))
-    for spec in _specs(symbols.root):
-        if spec.covered[1] > archive.size_of(f"data/{spec.storage.key}"):
-            raise CheckpointError(f"{path} {_TOO_LARGE}")
+    for key, numel in symbols.sizes.items():
+        _refuse_other_size(path, key, archive.size_of(f"data/{key}"), numel * ITEM_SIZES[symbols.storages[key]])
 
     def load(spec: TensorSpec) -> "torch.Tensor":
         return _as_tensor(spec, partial(archive.part, f"data/{spec.storage.key}"))
 
-    return Contents(kind, symbols.root, load, symbols.globals, files=(path,))
+    stored = (lambda key: archive.chunks(f"data/{key}")) if kind == "torch-zip" else None
+    return Contents(kind, symbols.root, load, symbols.globals, files=(path,), stored=stored)
+
+
+def _refuse_other_size(path: Path, key: str, found: int, expected: int) -> None:
+    if found < expected:
+        raise CheckpointError(f"{path} {_TOO_LARGE}")
+    if found > expected:
+        told = read_differently(f"the numbers {shown(key)} have {found:,} bytes, and its pickle says {expected:,}")
+        raise CheckpointError(f"{path}: {told}")
 
 
 _BIG_ENDIAN = "was saved on a big-endian machine, whose numbers lsa does not read; save it again"
@@ -402,11 +301,11 @@ _TOO_LARGE = "is a damaged checkpoint: a tensor is larger than its stored number
 
 
 def _open_export(path: Path, kind: str) -> Contents:
-    archive = _Zip(path)
+    archive = Zip(path)
     configs = [name for name in archive.under("data/weights/") if name.endswith("_weights_config.json")]
     if not configs:
         raise CheckpointError(f"{path} is an exported program whose weights cannot be read; save its state_dict")
-    described = _json(archive.read(configs[0], _LARGEST_HEADER), str(path), "list of weights").get("config")
+    described = _json(archive.read(configs[0], LARGEST_HEADER), str(path), "list of weights").get("config")
     root: dict[str, TensorSpec] = {}
     for name, entry in described.items() if isinstance(described, dict) else ():
         try:
@@ -460,8 +359,8 @@ def _open_legacy(path: Path, kind: str) -> Contents:
             raise CheckpointError(f"{path} {_BIG_ENDIAN}")
         places: dict[str, tuple[int, int]] = {}
         for key in keys if isinstance(keys, list) else ():
-            if not isinstance(key, str) or key not in content.storages:
-                raise CheckpointError(f"{path} is damaged: it stores numbers that nothing in it refers to")
+            if not isinstance(key, str) or key not in content.storages or key in places:
+                raise CheckpointError(f"{path} is damaged: it stores numbers twice, or such that nothing refers to")
             item_size = ITEM_SIZES[content.storages[key]]
             file.seek(position)
             header = file.read(8)
@@ -470,18 +369,21 @@ def _open_legacy(path: Path, kind: str) -> Contents:
                 raise CheckpointError(f"{path} is cut short or damaged; copy or download it again")
             places[key] = (position + 8, count * item_size)
             position += 8 + count * item_size
-    for spec in _specs(content.root):
-        if spec.covered[1] > places.get(spec.storage.key, (0, 0))[1]:
-            raise CheckpointError(f"{path} {_TOO_LARGE}")
+    for key, numel in content.sizes.items():
+        _refuse_other_size(path, key, places.get(key, (0, 0))[1], numel * ITEM_SIZES[content.storages[key]])
+
+    def stored(key: str) -> Iterator[bytes]:
+        with path.open("rb") as file:
+            yield from chunks_of(file, *places[key])
 
     def load(spec: TensorSpec) -> "torch.Tensor":
         def part(start: int, count: int) -> bytearray:
             with path.open("rb") as file:
-                return _read_exactly(file, places[spec.storage.key][0] + start, count)
+                return read_exactly(file, places[spec.storage.key][0] + start, count)
 
         return _as_tensor(spec, part)
 
-    return Contents(kind, content.root, load, content.globals, files=(path,))
+    return Contents(kind, content.root, load, content.globals, files=(path,), stored=stored)
 
 
 def _pickle_at(file: BufferedReader, position: int, path: Path) -> Symbols:
@@ -513,7 +415,7 @@ def _open_safetensors(path: Path, kind: str) -> Contents:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
-        if length > _LARGEST_HEADER:
+        if length > LARGEST_HEADER:
             raise CheckpointError(
                 f"{path} has a safetensors header of {length:,} bytes, more than any checkpoint's; damaged or hostile"
             )
@@ -551,7 +453,7 @@ def _open_safetensors(path: Path, kind: str) -> Contents:
     def load(spec: TensorSpec) -> "torch.Tensor":
         def part(start: int, count: int) -> bytearray:
             with path.open("rb") as file:
-                return _read_exactly(file, begin + places[spec.storage.key][0] + start, count)
+                return read_exactly(file, begin + places[spec.storage.key][0] + start, count)
 
         return _as_tensor(spec, part)
 
@@ -589,6 +491,7 @@ def _open_index(path: Path, kind: str) -> Contents:
     return Contents(
         kind, root, lambda spec: owners[id(spec)].load(spec), tuple(g for part in parts.values() for g in part.globals),
         metadata if isinstance(metadata, dict) else {}, (path, *(f for part in parts.values() for f in part.files)),
+        compare=lambda: next(filter(None, [part.compare() for part in parts.values()]), None),
     )  # fmt: skip
 
 
@@ -601,7 +504,7 @@ def _open_folder(path: Path, kind: str) -> Contents:
         if (path / name).exists():
             _stay_inside(path / name, path)
             metadata[name] = _json(_small(path / name), str(path / name), "JSON")
-    return Contents(kind, inner.root, inner.load, inner.globals, metadata, inner.files)
+    return replace(inner, format=kind, metadata=metadata, stored=None)
 
 
 _WEIGHTS = ("torch-zip", "torch-legacy", "safetensors")
@@ -619,9 +522,9 @@ def _small(path: Path) -> bytes:
     if not path.is_file():
         raise CheckpointError(f"{path} is no regular file")
     with path.open("rb") as file:
-        content = file.read(_LARGEST_HEADER + 1)
-    if len(content) > _LARGEST_HEADER:
-        raise CheckpointError(f"{path} has more than {_LARGEST_HEADER:,} bytes, more than any configuration; refused")
+        content = file.read(LARGEST_HEADER + 1)
+    if len(content) > LARGEST_HEADER:
+        raise CheckpointError(f"{path} has more than {LARGEST_HEADER:,} bytes, more than any configuration; refused")
     return content
 
 
@@ -640,7 +543,8 @@ def _json(data: bytes | str, where: str, what: str) -> dict[str, Any]:
     if isinstance(data, bytes) and data.count(b"[") + data.count(b"{") > _MOST_BRACKETS:
         raise CheckpointError(f"{where}: its {what} has more parts than any checkpoint's; refused")
     try:
-        content = json.loads(data)
+        text = data.decode() if isinstance(data, bytes) else data
+        content = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=partial(_once, where, what))
     except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{where}: its {what} is damaged ({str(error)[:80]}); copy or download it again"
@@ -648,6 +552,16 @@ def _json(data: bytes | str, where: str, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{where}: its {what} is {type(content).__name__}, not a mapping; damaged")
     return content
+
+
+def _once(where: str, what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose keys stand once: of one that stands twice some readers take the first, and others the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise CheckpointError(f"{where}: {read_differently(f'its {what} has the key {shown(twice)} twice')}")
+    return found
 
 
 # ---- numbers -------------------------------------------------------------------------------------------

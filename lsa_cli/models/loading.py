@@ -90,6 +90,9 @@ def load_network(
     if not trust_code:
         _refuse_hostile(checkpoint)
     notes = list(checkpoint.notes)
+    refusal = checkpoint.compare()
+    if refusal is not None and checkpoint.weights.module is None:
+        notes.append(f"torch.load(weights_only=True) refuses this file ({refusal}): lsa read it by itself")
     if arch is None and checkpoint.description is not None and checkpoint.description.architecture:
         arch, arch_args = checkpoint.description.architecture, {**checkpoint.description.arch_args, **arch_args}
     if arch is not None:

