@@ -216,13 +216,16 @@ def _normalization(
     if description is not None:
         return None if description.mean is None else (description.mean, description.std)
     if not in_memory:
-        warnings.append(
-            Warning(
-                code="normalization-assumed",
-                message="no normalisation is known, so images reach the network as [0, 1]; if it was trained on "
-                "normalised images say which with --normalize, otherwise --normalize none",
-            )
+        message = (
+            "no normalisation is known, so images reach the network as [0, 1]; if it was trained on normalised images "
         )
+        message += "say which with --normalize, otherwise --normalize none"
+        if loaded.normalization is not None:
+            message = (
+                "the file holds a mean and a std beside the network, which were not used, so images reach it as [0, 1]: say "
+                f"--normalize {loaded.normalization}, or --normalize none"
+            )
+        warnings.append(Warning(code="normalization-assumed", message=message))
     return None
 
 

@@ -88,7 +88,7 @@ class WeightSet:
     """place: where it stands in the file, "" for the top. chosen: whether an audit takes it unless told otherwise.
 
     class_name: of the object that it was pickled in. parameters: numbers in floating tensors that are not called like
-    a BatchNorm buffer; one that is stored under two names counts twice. architectures: known ones that names and
+    a BatchNorm buffer; one that is stored under two names counts once. architectures: known ones that names and
     shapes fit.
     """
 

@@ -92,8 +92,11 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the parameters, as far as names tell: BatchNorm's statistics and counters are none."""
-        return sum(spec.numel for name, spec in self.tensors.items() if is_parameter(name, spec))
+        """Numbers in the parameters, as far as names tell: BatchNorm's statistics and counters are none.
+
+        A tensor that stands under several names counts once.
+        """
+        return sum(spec.numel for spec in {spec for name, spec in self.tensors.items() if is_parameter(name, spec)})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: spec.shape for name, spec in self.tensors.items()}

@@ -1,5 +1,6 @@
 """From a Checkpoint to a network: the architecture, the weights loaded strictly, and what was done for it."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,14 +11,15 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError, UsageError
-from lsa_cli.imports import home_of
+from lsa_cli.imports import Home, home_of
 from lsa_cli.models import recognition, rehydration
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
-from lsa_cli.models.pickles import Call, TensorSpec, is_module
+from lsa_cli.models.parametrizations import Stored, kinds_of, put_together, read
+from lsa_cli.models.pickles import Call, is_module
 from lsa_cli.models.recognition import View, is_step_counter, views
 from lsa_cli.models.surgery import operate
-from lsa_cli.models.wrappers import is_script
+from lsa_cli.models.wrappers import finish_lazy_layers, is_script
 
 _SAFEST_TORCH = (2, 10)
 _MOST_CLASSES, _LARGEST_ARGUMENT = 10**7, 10**4  # whole numbers in a network's arguments
@@ -61,6 +63,7 @@ class Loaded:
     """A network with the file's weights.
 
     arch: the spec that built it, or what it is. shows_layers: hooks can see in. home: its imports are found within.
+    normalization: mean and std that the file holds beside the network, as --normalize has them.
     """
 
     body: nn.Module
@@ -69,6 +72,7 @@ class Loaded:
     notes: list[str]
     shows_layers: bool = True
     home: AbstractContextManager[object] = field(default_factory=nullcontext)
+    normalization: str | None = None
 
 
 def load_network(
@@ -148,7 +152,7 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
     if not is_own_code:
         _refuse_enormous(arguments)
     if not is_own_code and "num_classes" not in arguments:
-        classes = recognition.classes_of(arch, arguments, checkpoint.weights.shapes())
+        classes = recognition.classes_of(arch, arguments, _shapes(checkpoint))
         if classes is not None:
             arguments["num_classes"] = classes
             if checkpoint.description is None:
@@ -159,14 +163,15 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
     surgeries = checkpoint.description.surgery if checkpoint.description is not None else []
     if not is_own_code:
         # Without memory first: a file may claim any size for a network, and any arguments.
-        empty = recognition.build_empty(arch, arguments, recognition.most_parameters(checkpoint.weights.shapes()))
+        empty = recognition.build_empty(arch, arguments, recognition.most_parameters(_shapes(checkpoint)))
         with torch.device("meta"):
             empty = operate(empty, surgeries)
-        _best_fit(_tensors_of(empty), checkpoint, where)
+        _best_fit(empty, checkpoint, where)
     body = operate(build_architecture(arch, arguments), surgeries)
-    load_strictly(body, checkpoint, where, notes)
+    fit = load_strictly(body, checkpoint, where, notes)
     home = home_of(arch) if is_own_code else nullcontext()
-    return Loaded(body.float(), arch, arguments, notes, shows_layers=not is_script(body), home=home)
+    return Loaded(body.float(), arch, arguments, notes, shows_layers=not is_script(body), home=home,
+                  normalization=_normalization_in(fit, checkpoint))  # fmt: skip
 
 
 def _refuse_enormous(arguments: dict[str, Any]) -> None:
@@ -174,6 +179,11 @@ def _refuse_enormous(arguments: dict[str, Any]) -> None:
         largest = _MOST_CLASSES if name == "num_classes" else _LARGEST_ARGUMENT
         if isinstance(value, int) and not -largest <= value <= largest:
             raise UsageError(f"the argument {name} of the network is beyond {largest:,}, as that of no network is")
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Of the weights, put together where they stand in parts."""
+    return {name: item.shape for name, item in put_together(checkpoint.weights.tensors).items()}
 
 
 def _what(checkpoint: Checkpoint) -> str:
@@ -194,11 +204,18 @@ def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: to
 
 def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Say, notes: list[str]) -> Loaded:
     body, obstacle = rehydration.rebuild(module, checkpoint.load)
+    home = Home((checkpoint.path.resolve().parent,), last=True)
     if body is not None:
         notes.append(f"network rebuilt from installed classes ({module.class_name}); nothing of the file was run")
     elif trust_code:
-        say(f"--trust-code: {checkpoint.path} is unpickled, which imports {_names(checkpoint)}")
-        body = rehydration.run_trusted(checkpoint.path, checkpoint.format, checkpoint.weights.keys, torch.device("cpu"))
+        say(
+            f"--trust-code: {checkpoint.path} is unpickled, which imports {_names(checkpoint)}; what is not installed is "
+            "looked for in the working directory and in its own folder"
+        )
+        with home:
+            body = rehydration.run_trusted(
+                checkpoint.path, checkpoint.format, checkpoint.weights.keys, torch.device("cpu")
+            )
         notes.append("the file was unpickled, which runs its code, as trusted")
     elif checkpoint.format == "pickle":
         raise CheckpointError(
@@ -218,7 +235,7 @@ def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Sa
     _say_types(checkpoint.weights.tensors.values(), notes)
     body = body.float()
     _refuse_infinite(body, str(checkpoint.path))
-    return Loaded(body, module.class_name, {}, notes)
+    return Loaded(body, module.class_name, {}, notes, shows_layers=not is_script(body), home=home)
 
 
 def _names(checkpoint: Checkpoint) -> str:
@@ -226,12 +243,12 @@ def _names(checkpoint: Checkpoint) -> str:
 
 
 def _likely(checkpoint: Checkpoint) -> str:
-    matches = recognition.recognise(checkpoint.weights.shapes())
+    matches = recognition.recognise(_shapes(checkpoint))
     return f" (they fit {matches[0].arch})" if len(matches) == 1 else ""
 
 
 def _recognised(checkpoint: Checkpoint) -> recognition.Match:
-    shapes = checkpoint.weights.shapes()
+    shapes = _shapes(checkpoint)
     matches = recognition.recognise(shapes)
     if len(matches) == 1:
         return matches[0]
@@ -255,7 +272,7 @@ def _recognised(checkpoint: Checkpoint) -> recognition.Match:
 class _Fit:
     """How weights under one reading of their names fit a network. counters: BatchNorm's, absent or odd."""
 
-    view: View[TensorSpec]
+    view: View[Stored]
     counters: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
@@ -266,47 +283,66 @@ class _Fit:
         return len(self.missing) + len(self.unexpected) + len(self.wrong)
 
 
-def load_strictly(body: nn.Module, checkpoint: Checkpoint, where: str, notes: list[str]) -> None:
+def load_strictly(body: nn.Module, checkpoint: Checkpoint, where: str, notes: list[str]) -> _Fit:
     """Load weights whose names and shapes must all fit, under one of the readings of `recognition.views`.
 
-    What may be absent or odd is only what evaluation does not use: BatchNorm's step counters, and what training
+    Weights in parts, pruned or normed, are put together where the network has them whole. Lazy layers get the sizes of
+    their weights. What may be absent or odd is only what evaluation does not use: BatchNorm's step counters, and what training
     leaves beside the network. Tensors are read one at a time into the network, so memory holds the weights once.
     Raises CheckpointError with counts and first names of what does not fit.
     """
-    own = _tensors_of(body)
-    best = _best_fit(own, checkpoint, where)
+    best = _best_fit(body, checkpoint, where)
     _say_reading(best, notes)
+    lazy = {name: item for name, item in _tensors_of(body).items() if nn.parameter.is_lazy(item)}
+    for name, item in lazy.items():
+        item.materialize(best.view.tensors[name].shape)
+    finish_lazy_layers(body)
+    own = _tensors_of(body)
     tensors = {name: spec for name, spec in best.view.tensors.items() if name in own and name not in best.counters}
     _say_types(tensors.values(), notes)
     with torch.no_grad():
         for name, spec in tensors.items():
-            own[name].copy_(checkpoint.load(spec))
+            own[name].copy_(read(spec, checkpoint.load))
     kept = body.state_dict()
     if any(kept[name].data_ptr() != item.data_ptr() for name, item in own.items()):
         raise CheckpointError(f"{where}: the network gives copies of its weights, so that none can be loaded into it")
     _refuse_infinite(body, where)
+    return best
 
 
 def _tensors_of(body: nn.Module) -> dict[str, torch.Tensor]:
     return {name: item for name, item in body.state_dict().items() if isinstance(item, torch.Tensor)}
 
 
-def _best_fit(own: Mapping[str, torch.Tensor], checkpoint: Checkpoint, where: str) -> "_Fit":
-    if any(nn.parameter.is_lazy(item) for item in own.values()):
-        raise CheckpointError(f"{where}: the network has lazy layers; build it so that all of its sizes are known")
-    fits = [_fit(view, own) for view in views(checkpoint.weights.tensors)]
+def _best_fit(body: nn.Module, checkpoint: Checkpoint, where: str) -> _Fit:
+    own, stored = _tensors_of(body), checkpoint.weights.tensors
+    whole = put_together(stored, body)
+    fits = [_fit(view, own) for tensors in (stored, whole) for view in views(tensors)]
     best = min(fits, key=lambda fit: fit.misfits)  # of equals the most literal
-    if best.misfits:
-        advice = _part_that_fits(checkpoint.weights.tensors, own) or "is this the right --arch and --arch-args?"
-        raise CheckpointError(f"{where} do not fit: {_misfit(best, own)}; {advice}")
-    return best
+    if not best.misfits:
+        return best
+    parts = [fit for start in _starts(whole) if not (fit := _fit_of_part(whole, start, own)).misfits]
+    if parts and _is_nothing_else(parts, whole, checkpoint):
+        return parts[0]
+    advice = "is this the right --arch and --arch-args?"
+    if any(map(nn.parameter.is_lazy, own.values())):
+        advice += " Its lazy layers take the sizes of their weights"
+    if parts:
+        start = parts[0].view.removed[0]
+        advice = f"those under '{start}' alone would fit: --weights {start.removesuffix('.')}"
+    elif left := sorted(name for name in best.unexpected if "parametrizations." in name or name.endswith("_orig")):
+        advice = (
+            f"{left[0]} is a part of a parametrized weight, which the network does not have or which its tensors do not "
+            "determine; give an --arch that has it, or take it off before saving (torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    raise CheckpointError(f"{where} do not fit: {_misfit(best, own)}; {advice}")
 
 
-def _fit(view: View[TensorSpec], own: Mapping[str, torch.Tensor]) -> _Fit:
+def _fit(view: View[Stored], own: Mapping[str, torch.Tensor]) -> _Fit:
     fit = _Fit(view)
     for name, tensor in own.items():
         spec = view.tensors.get(name)
-        fits = spec is not None and spec.shape == tuple(tensor.shape) and _kind(spec.dtype) == _kind(str(tensor.dtype))
+        fits = spec is not None and _has_shape(tensor, spec) and _kind(spec.dtype) == _kind(str(tensor.dtype))
         if is_step_counter(name) and not fits:
             fit.counters.append(name)
         elif spec is None:
@@ -317,13 +353,63 @@ def _fit(view: View[TensorSpec], own: Mapping[str, torch.Tensor]) -> _Fit:
     return fit
 
 
-def _part_that_fits(tensors: Mapping[str, TensorSpec], own: Mapping[str, torch.Tensor]) -> str | None:
-    """Advice where several networks stand in one set of weights, as of a student and its teacher."""
-    for start in dict.fromkeys(name.partition(".")[0] for name in tensors):
-        part = {name.removeprefix(f"{start}."): spec for name, spec in tensors.items() if name.startswith(f"{start}.")}
-        if not _fit(View(part), own).misfits:
-            return f"those under '{start}.' alone would fit: --weights {start}"
+# ---- one network among several in the same set of weights --------------------------------------------------
+
+
+def _starts(tensors: Iterable[str]) -> list[str]:
+    """Leading parts of names, each with its dot, the shortest first: "module.", "module.model."."""
+    found = {name[: place + 1] for name in tensors for place, letter in enumerate(name) if letter == "."}
+    return sorted(found, key=lambda start: (start.count("."), start))
+
+
+def _under(tensors: Mapping[str, Stored], start: str) -> dict[str, Stored]:
+    return {name.removeprefix(start): item for name, item in tensors.items() if name.startswith(start)}
+
+
+def _fit_of_part(tensors: Mapping[str, Stored], start: str, own: Mapping[str, torch.Tensor]) -> _Fit:
+    left_out = tuple(name for name in tensors if not name.startswith(start))
+    return _fit(View(_under(tensors, start), (start,), left_out), own)
+
+
+def _is_nothing_else(parts: list[_Fit], tensors: Mapping[str, Stored], checkpoint: Checkpoint) -> bool:
+    """Whether beside a part that fits there are only the same weights again and the mean and std of the images."""
+    first, *others = (fit.view for fit in parts)
+    rest = {name for name in tensors if not name.startswith(tuple(view.removed[0] for view in (first, *others)))}
+    if not all(_is_mean_or_std(name, tensors[name]) for name in rest):
+        return False
+    return all(_are_equal(view.tensors, first.tensors, checkpoint) for view in others)
+
+
+def _are_equal(one: Mapping[str, Stored], other: Mapping[str, Stored], checkpoint: Checkpoint) -> bool:
+    return one.keys() == other.keys() and all(
+        item == other[name] or torch.equal(read(item, checkpoint.load), read(other[name], checkpoint.load))
+        for name, item in one.items()
+    )
+
+
+def _is_mean_or_std(name: str, item: Stored) -> bool:
+    """By the names that the `robustness` library has for it; any other mean may be a part of what is computed."""
+    return name.rpartition(".")[2] in ("new_mean", "new_std") and math.prod(item.shape) in (1, 3)
+
+
+def _normalization_in(fit: _Fit, checkpoint: Checkpoint) -> str | None:
+    """Mean and std beside the network, as MEAN/STD."""
+    tensors = checkpoint.weights.tensors
+    for name in fit.view.left_out:
+        start, last = name.rpartition(".")[::2]
+        std = f"{start}.{last.replace('mean', 'std')}" if start else last.replace("mean", "std")
+        if "mean" in last and all(key in tensors and _is_mean_or_std(key, tensors[key]) for key in (name, std)):
+            numbers = (checkpoint.load(tensors[key]).flatten().tolist() for key in (name, std))
+            return "/".join(",".join(f"{number:.6g}" for number in part) for part in numbers)
     return None
+
+
+# ---- what is told ------------------------------------------------------------------------------------------
+
+
+def _has_shape(tensor: torch.Tensor, spec: Stored) -> bool:
+    """Whether a tensor of the network has the shape of the weight. One of a lazy layer will have it."""
+    return nn.parameter.is_lazy(tensor) or spec.shape == tuple(tensor.shape)
 
 
 def _kind(dtype: str) -> str:
@@ -339,7 +425,7 @@ def _misfit(fit: _Fit, own: Mapping[str, torch.Tensor]) -> str:
     ]
     if fit.wrong:
         shown = [(name, fit.view.tensors[name], own[name]) for name in fit.wrong[:3]]
-        same = [f"{n} is of type {a.dtype}" if a.shape == tuple(b.shape) else
+        same = [f"{n} is of type {a.dtype}" if _has_shape(b, a) else
                 f"{n} is {a.shape}, should be {tuple(b.shape)}" for n, a, b in shown]  # fmt: skip
         problems.append(f"{len(fit.wrong)} of another shape or type ({', '.join(same)})")
     return "; ".join(problems)
@@ -351,11 +437,15 @@ def _say_reading(fit: _Fit, notes: list[str]) -> None:
     if fit.view.left_out:
         named = ", ".join(fit.view.left_out[:3])
         notes.append(f"{len(fit.view.left_out)} tensors beside the network are not used: {named}")
+    for kind, count in kinds_of(fit.view.tensors).items():
+        notes.append(
+            f"{kind} of {count} weights was undone: each was computed from its parts, as the trained network computes it"
+        )
     if fit.counters:
         notes.append(f"{len(fit.counters)} BatchNorm step counters are absent or odd; evaluation does not use them")
 
 
-def _say_types(specs: Iterable[TensorSpec], notes: list[str]) -> None:
+def _say_types(specs: Iterable[Stored], notes: list[str]) -> None:
     others = sorted({spec.dtype for spec in specs if "float" in spec.dtype and spec.dtype != "float32"})
     if others:
         notes.append(f"weights stored as {', '.join(others)} were converted to float32")

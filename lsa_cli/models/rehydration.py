@@ -16,6 +16,7 @@ from torch import nn
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.pickles import INSTALLED, Call, Global, Members, TensorSpec
+from lsa_cli.models.wrappers import unwrap_parts
 
 # Functions that networks keep as attributes, activations above all. Not those of torchvision and timm: some load files.
 _KNOWN_FUNCTIONS = ("torch.nn.functional.", "torch._C._nn.")
@@ -213,19 +214,22 @@ def run_trusted(path: Path, kind: str, keys: tuple[str, ...], device: torch.devi
             loaded = _unpickle(path, kind)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0][:200]
+        advice = (
+            "the class was defined in the script that saved it, and is not importable here: name the network with --arch"
+            if "__main__" in str(error)
+            else "its classes must be importable here: add the folder that holds them to PYTHONPATH"
+        )
         raise CheckpointError(
-            f"{path} does not load even when trusted: {type(error).__name__}: {first}; its classes must be importable here"
+            f"{path} does not load even when trusted: {type(error).__name__}: {first}; {advice}"
         ) from error
     for key in keys:
         if isinstance(loaded, Mapping):
             loaded = next((item for name, item in loaded.items() if str(name) == key), None)
         elif isinstance(loaded, (list, tuple)):
             loaded = loaded[int(key)]
-    while isinstance(loaded, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        loaded = loaded.module
     if not isinstance(loaded, nn.Module):
         raise CheckpointError(f"{path} holds {type(loaded).__name__}, not a network; give its architecture with --arch")
-    return loaded
+    return unwrap_parts(loaded)
 
 
 def _unpickle(path: Path, kind: str) -> Any:

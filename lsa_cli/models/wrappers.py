@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _LazyConvXdMixin
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.optim.swa_utils import AveragedModel
+
+from lsa_cli.errors import CheckpointError
 
 _HOLDERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # each holds the network as `module`
 
@@ -65,3 +69,41 @@ def copy_network(network: nn.Module) -> nn.Module:
                 if isinstance(item, torch.Tensor) and not item.is_leaf:
                     memo[id(item)] = item.detach().clone()
     return copy.deepcopy(network, memo)
+
+
+def finish_lazy_layers(network: nn.Module) -> None:
+    """Layers whose weights have got their sizes become what a first pass would make them: LazyLinear a Linear.
+
+    Raises CheckpointError for a weight whose other sizes are not those of the layer.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, LazyModuleMixin) or module.has_uninitialized_params():
+            continue
+        sizes = {key: tuple(item.shape) for key, item in module.state_dict().items() if item.ndim}
+        wanted = _sizes_of_lazy(module, sizes)
+        wrong = next((key for key, size in sizes.items() if wanted.get(key, size) != size), None)
+        if wrong is not None:
+            raise CheckpointError(
+                f"the network has lazy layers, and {name or type(module).__name__} cannot have a {wrong} of {sizes[wrong]}"
+            )
+        module._infer_parameters(module, (None,))
+
+
+def _sizes_of_lazy(module: Any, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The sizes that a lazy layer of torch should have, after what it gets from its weights is set in it."""
+    weight = (*sizes.get("weight", ()), 0, 0)
+    if isinstance(module, nn.LazyLinear):
+        module.in_features = weight[1]
+        return {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
+    if isinstance(module, _LazyConvXdMixin):
+        module.in_channels = weight[0] if module.transposed else weight[1] * module.groups
+        rows = (
+            (module.in_channels, module.out_channels)
+            if module.transposed
+            else (module.out_channels, module.in_channels)
+        )
+        return {"weight": (rows[0], rows[1] // module.groups, *module.kernel_size), "bias": (module.out_channels,)}
+    if hasattr(module, "num_features") and sizes:
+        module.num_features = next(iter(sizes.values()))[0]
+        return dict.fromkeys(sizes, (module.num_features,))
+    return {}
