@@ -4,7 +4,7 @@ import atexit
 import os
 import signal
 import sys
-from contextlib import suppress
+import traceback
 
 # Read once, when torch is loaded with GNU OpenMP. Threads that spin for long while they wait take the processor from those
 # they wait for as soon as the machine has other work; threads that sleep at once are woken too late on one that has not.
@@ -16,7 +16,9 @@ _on_interrupt = signal.getsignal(signal.SIGINT)
 if _on_interrupt is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+from lsa_cli.cli import streams  # noqa: E402
 from lsa_cli.cli.main import app  # noqa: E402
+from lsa_cli.errors import EXIT_BROKEN, EXIT_OK, EXIT_USAGE  # noqa: E402
 
 signal.signal(signal.SIGINT, _on_interrupt)
 
@@ -25,16 +27,35 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command, and leave at once: to take torch's libraries down takes time that serves nobody."""
+    code = _run() if streams.prepare() else _refuse_closed_stdout()
+    atexit._run_exitfuncs()
+    if not streams.flush() and code == EXIT_OK:
+        code = EXIT_BROKEN
+    os._exit(code)
+
+
+def _run() -> int:
+    """The exit code. Errors of a command end in its boundary; here are those of the options and of --help."""
     try:
         app()
     except SystemExit as end:
-        if "torch" not in sys.modules or not isinstance(end.code, int):
-            raise
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):  # the command has flushed what counts
-                stream.flush()
-        os._exit(end.code)
+        if isinstance(end.__context__, OSError):  # typer leaves with 1 when the reader of --help has gone
+            streams.drop_stdout()
+            return EXIT_BROKEN
+        return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_BROKEN
+    except OSError as error:
+        streams.drop_stdout()
+        sys.stderr.write(f"lsa: error: stdout: {error.strerror or error}\n")
+        return EXIT_BROKEN
+    except BaseException:
+        traceback.print_exc()
+        return EXIT_BROKEN
+    return EXIT_OK
+
+
+def _refuse_closed_stdout() -> int:
+    sys.stderr.write("lsa: error: stdout is closed; redirect it, to /dev/null where its content is not wanted\n")
+    return EXIT_USAGE
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Settings of an audit: command-line options over lsa.yaml over what the checkpoint says over defaults."""
 
+import os
 import re
 import urllib.parse
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 
 from lsa_cli.errors import LsaError, UsageError, is_plain
+from lsa_cli.files import read_regular
 from lsa_cli.registry import SHIPPED, parse_number, unknown
 from lsa_cli.report.gate import Limit, limits_of
 from lsa_cli.report.metrics import EVIDENCE_WORDS, FAMILIES
@@ -392,13 +394,14 @@ def find_config(explicit: str | None, checkpoint: str | Path) -> tuple[Path | No
     The nearest to the checkpoint wins: beside it before the working directory's.
     """
     if explicit is not None:
-        if not Path(explicit).is_file():
+        if not os.path.lexists(explicit):
             raise UsageError(f"--config: there is no file {explicit}")
         return Path(explicit), True
     beside, here = Path(checkpoint).parent / CONFIG_NAME, Path.cwd() / CONFIG_NAME
-    if beside.is_file():
-        return beside, beside.resolve() == here.resolve()
-    return (here, True) if here.is_file() else (None, True)
+    # What is no regular file is found too, and refused where it is read: settings are never left out unseen.
+    if os.path.lexists(beside):
+        return beside, os.path.realpath(beside) == os.path.realpath(here)
+    return (here, True) if os.path.lexists(here) else (None, True)
 
 
 def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[str, AuditSettings]]:
@@ -425,11 +428,9 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
     to download.
     """
     try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise UsageError(f"{path} is larger than 1 MB, which no configuration is")
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _LARGEST_CONFIG).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         loader = _StrictLoader(text)
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_cli.errors import UsageError
+from lsa_cli.files import refuse_irregular
 
 _DEEPEST = 6  # folders above a file that can be its packages
 _lock = threading.RLock()
@@ -122,11 +123,15 @@ def load_python_file(path: str | Path, what: str) -> types.ModuleType:
     A file in a package, which has an __init__.py or imports `from .`, is imported as a part of the package. Raises
     UsageError when it is missing or does not run; `what` names the option that asked for it.
     """
-    file = Path(path).resolve()
+    file = Path(os.path.realpath(path))
     if file in _loaded:
         return _loaded[file][0]
-    if not file.is_file():
-        raise UsageError(f"{what}: there is no file {path}")
+    try:
+        refuse_irregular(file)
+    except FileNotFoundError:
+        raise UsageError(f"{what}: there is no file {path}") from None
+    except OSError as error:
+        raise UsageError(f"{what}: {path} cannot be read: {error.strerror or error}") from error
     if file.suffix != ".py":
         raise UsageError(f"{what}: {path} is not a Python file")
     importlib.invalidate_caches()

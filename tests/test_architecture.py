@@ -21,10 +21,10 @@ FLOORS = [
     {"registry"},
     {"imports"},
     {"distributed"},
-    {"errors", "wording"},
+    {"errors", "files", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
-WITHOUT_TORCH = ("report", "config", "registry", "imports", "errors", "wording")
+WITHOUT_TORCH = ("report", "config", "registry", "imports", "errors", "files", "wording")
 
 
 def part(path):

@@ -4,13 +4,14 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
-from lsa_cli.cli import speaking
+from lsa_cli.cli import speaking, streams
 from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
 
 # The base of typer's own usage errors, which print themselves; typer exports no name for it.
@@ -34,9 +35,7 @@ def boundary() -> Iterator[None]:
         _say("interrupted", error)
         raise typer.Exit(EXIT_INTERRUPTED) from error
     except OSError as error:
-        # stdout is full, or its reader has gone; Python would complain again when it flushes at exit.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.drop_stdout()  # it may be what is full; Python would complain again when it flushes at exit
         if not isinstance(error, BrokenPipeError):
             _say(f"error: {error.filename or 'stdout'}: {error.strerror or error}", error)
         raise typer.Exit(EXIT_BROKEN) from error
@@ -45,7 +44,7 @@ def boundary() -> Iterator[None]:
         raise typer.Exit(EXIT_BROKEN) from error
     except Exception as error:
         if os.environ.get("LSA_TRACEBACK"):
-            raise
+            traceback.print_exception(error, file=speaking.voice())
         _say(
             f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
             "please report it with the traceback that LSA_TRACEBACK=1 shows",

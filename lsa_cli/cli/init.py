@@ -51,11 +51,13 @@ def init(
     from lsa_cli.auditing.run import run_audit
     from lsa_cli.config import config_schema, settings_from
     from lsa_cli.models.architectures import parse_arguments
+    from lsa_cli.report.exporters import check_writable
     from lsa_cli.report.schema import write_text
     from lsa_cli.report.terminal import one_line
 
     files = [Path(output), Path(output).with_name(SCHEMA_NAME)]
     for file in files:
+        check_writable("output", str(file))
         if file.exists() and not force:
             raise UsageError(f"{file} exists; say --force to replace it, or --output to write elsewhere")
     given = settings_from(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import typer
 
+from lsa_cli.cli import streams
 from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.speaking import is_rank, keep_silent, watched, writes
 from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, EXIT_USAGE, RankLost, RunError, UsageError
@@ -131,6 +132,7 @@ def _stay_on_this_machine() -> None:
 def _rank(command: Command, options: dict[str, Any]) -> int:
     """One rank from start to end. It returns its exit code; where it met an error it leaves with it, upon which the agent
     ends the others."""
+    streams.prepare()
     watched()
     signal.signal(signal.SIGINT, _once)
     try:

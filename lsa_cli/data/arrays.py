@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest, pick_split
+from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest, check_file, pick_split
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError, UsageError
+from lsa_cli.files import refuse_irregular
 from lsa_cli.registry import unknown
 from lsa_cli.wording import plural
 
@@ -116,8 +117,7 @@ def open_npz(request: SourceRequest) -> LabelledData:
     path = Path(request.location)
     if path.is_dir():
         raise DataError(f"{spec}: {path} is a folder and no .npz file; for images in folders say imagefolder:{path}")
-    if not path.is_file():
-        raise DataError(f"{spec}: there is no file {path}; check the path (you are in {Path.cwd()})")
+    check_file(path, spec)
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = list(archive.files)
@@ -240,8 +240,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
     block = len(labels) // _SEVERITIES
     part = slice((int(severity) - 1) * block, int(severity) * block)
     labels = np.array(labels[part])
-    classes = int(labels.max()) + 1 if len(labels) else 0
-    is_cifar_10 = classes == 10 and images.shape[1:] == (32, 32, 3)
+    is_cifar_10 = len(labels) > 0 and labels.max() == len(_CIFAR_10) - 1 and images.shape[1:] == (32, 32, 3)
     return _array_data(
         request, spec, images[part], labels, _CIFAR_10 if is_cifar_10 else None, "cifar10" if is_cifar_10 else "",
         "test",
@@ -250,6 +249,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
 
 def _mapped(path: Path) -> np.ndarray:
     try:
+        refuse_irregular(path)
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path} cannot be read as an .npy of plain numbers: {error}") from error

@@ -4,14 +4,16 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lsa_cli.data.labels import class_numbers
+from lsa_cli.data.labels import LARGEST_LABEL, class_numbers
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, SplitError, UsageError
+from lsa_cli.files import refuse_irregular
 from lsa_cli.registry import Registry, unknown
 from lsa_cli.wording import plural
 
@@ -79,8 +81,21 @@ class SourceRequest:
         return MODES[mode]
 
 
+_WHOLE = re.compile(r"[+-]?[0-9]{1,4000}(\.0*)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
+
 Source = Callable[[SourceRequest], LabelledData]
 DATA_SOURCES: Registry[Source] = Registry("data source")
+
+
+def check_file(path: Path, spec: str) -> None:
+    """Raises DataError where there is no regular file."""
+    try:
+        refuse_irregular(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{spec}: there is no file {path}; check the path (you are in {Path.cwd()})") from error
+    except OSError as error:
+        raise DataError(f"{spec}: {path} cannot be read: {error.strerror or error}") from error
 
 
 def checked(data: LabelledData) -> LabelledData:
@@ -116,7 +131,10 @@ def number_labels(values: Sequence[Any], what: Callable[[int], str]) -> tuple[np
     for row, text in enumerate(texts):
         if not text:
             raise DataError(f"{what(row)} has no label; give every sample one")
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}(\.0*)?", text) for text in texts):
+    if all(map(_NUMBER.fullmatch, texts)):
+        for row, text in enumerate(texts):
+            if not _WHOLE.fullmatch(text) or int(text.partition(".")[0]) > LARGEST_LABEL:
+                raise DataError(f"{what(row)} has the label {text}; give whole class numbers from 0, or class names")
         return np.array([int(text.partition(".")[0]) for text in texts], dtype=np.int64), None
     names, labels = np.unique(texts, return_inverse=True)
     return labels.astype(np.int64), tuple(str(name) for name in names)

@@ -45,19 +45,21 @@ def prefetch(data: LabelledData, index: np.ndarray, size: int) -> Iterator[tuple
     Closing or dropping the generator ends the thread, after the read that it is at.
     """
     waiting: deque[tuple[np.ndarray, Future[torch.Tensor]]] = deque()
-    with ThreadPoolExecutor(1, "lsa-read") as reader:
-        try:
-            for rows in batches(index, size):
-                waiting.append((rows, reader.submit(data.read, rows)))
-                if len(waiting) > _AHEAD:
-                    rows, read = waiting.popleft()
-                    yield rows, read.result()
-            while waiting:
+    reader, waits = ThreadPoolExecutor(1, "lsa-read"), True
+    try:
+        for rows in batches(index, size):
+            waiting.append((rows, reader.submit(data.read, rows)))
+            if len(waiting) > _AHEAD:
                 rows, read = waiting.popleft()
                 yield rows, read.result()
-        finally:
-            for _, read in waiting:
-                read.cancel()
+        while waiting:
+            rows, read = waiting.popleft()
+            yield rows, read.result()
+    except KeyboardInterrupt:
+        waits = False  # the read may be what hangs
+        raise
+    finally:
+        reader.shutdown(waits, cancel_futures=True)
 
 
 def check_inputs(x: torch.Tensor, rows: np.ndarray, bounds: tuple[float, float] | None, spec: str) -> torch.Tensor:

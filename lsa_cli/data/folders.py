@@ -12,6 +12,7 @@ from lsa_cli.data.base import (
     USUAL_LABELS,
     LabelledData,
     SourceRequest,
+    check_file,
     number_labels,
     pick_name,
     pick_split,
@@ -83,8 +84,7 @@ def open_csv(request: SourceRequest) -> LabelledData:
     request.allow("csv", "root", "path", "label", "ext")
     table = Path(request.location)
     spec = f"csv:{table}"
-    if not table.is_file():
-        raise DataError(f"{spec}: there is no file {table}; check the path (you are in {Path.cwd()})")
+    check_file(table, spec)
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)

@@ -13,6 +13,7 @@ from PIL import Image
 from lsa_cli.data.base import LabelledData, SourceRequest
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError
+from lsa_cli.files import refuse_irregular
 
 # Decoders that only read pixels: Pillow's EPS reader, for one, starts Ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
@@ -112,13 +113,19 @@ def _open(picture: Picture, where: str) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     try:
+        if isinstance(picture, Path):
+            refuse_irregular(picture)
         return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         raise _unreadable(where, error) from error
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
-    said = "no format of image that is known" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    said = (
+        "no format of image that is known"
+        if isinstance(error, Image.UnidentifiedImageError)
+        else getattr(error, "strerror", None) or str(error)
+    )
     return DataError(f"{where} cannot be read as an image: {said or type(error).__name__}; remove or repair it")
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lsa_cli.data.base import DATA_SOURCES, USUAL_LABELS, LabelledData, SourceRequest, number_labels, pick_name
+from lsa_cli.data.base import (
+    DATA_SOURCES,
+    USUAL_LABELS,
+    LabelledData,
+    SourceRequest,
+    check_file,
+    number_labels,
+    pick_name,
+)
 from lsa_cli.data.images import ENDINGS, ImageFiles, image_data
 from lsa_cli.errors import DataError, SplitError, UsageError
 
@@ -69,10 +77,12 @@ def _shards(pattern: str, spec: str) -> list[Path]:
     """{000..003} counts, {a,b} lists, and *, ? and [...] match what is there."""
     names = _braces(pattern)
     found = [match for name in names for match in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
-    missing = [name for name in found if not Path(name).is_file()]
+    missing = [name for name in found if not Path(name).exists()]
     if missing or not found:
         first = missing[0] if missing else pattern
         raise DataError(f"{spec}: there is no shard {first} (you are in {Path.cwd()}); shards are local tar files")
+    for name in found:
+        check_file(Path(name), spec)
     return [Path(name) for name in found]
 
 

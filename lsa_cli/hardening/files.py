@@ -1,5 +1,6 @@
 """Files of a hardening: where it writes, and that it replaces nothing that it reads."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,10 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
     by itself or by a file beside it."""
     if out.suffix not in (".pt", ".pth"):
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
-    read = {Path(path).resolve() for path in inputs}
+    read = {os.path.realpath(path) for path in inputs}
     for file in Files(out).all():
-        what = "a folder" if file.is_dir() else "a file that is read here" if file.resolve() in read else None
+        what = "a folder" if file.is_dir() else "no regular file" if file.exists() and not file.is_file() else None
+        what = "a file that is read here" if os.path.realpath(file) in read else what
         if what is not None:
             which = "" if file == out else f"also writes {file}, which "
             raise UsageError(f"--out {out} {which}is {what}; give another file name")

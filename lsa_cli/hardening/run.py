@@ -412,7 +412,7 @@ def _data_beside(plan: HardenPlan, out: Path) -> str | None:
     location, mark, query = rest.partition("?")
 
     def moved(path: str) -> str:
-        return os.path.relpath(base / path, out.resolve().parent) if (base / path).exists() else path
+        return os.path.relpath(base / path, Path(os.path.realpath(out)).parent) if (base / path).exists() else path
 
     options = [f"root={moved(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
     if source != "torchvision":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import CheckpointError
+from lsa_cli.files import temporary_beside
 from lsa_cli.models.pickles import (
     ITEM_SIZES,
     LARGEST_PICKLE,
@@ -629,7 +630,7 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{path} is no regular file; give a file name to write the checkpoint to")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         torch.save(content, temporary)
         os.replace(temporary, target)

@@ -1,5 +1,7 @@
 """The formats a saved report can be turned into. One function a format: report -> text."""
 
+import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -115,29 +117,34 @@ class Outputs:
     def check(self, inputs: Iterable[str | Path] = (), others: Iterable[Path] = ()) -> None:
         """Raises UsageError now for an output that could not be written after hours of work, or would replace another
         one, one of `inputs`, or one of `others`, which a hardening in the same command writes."""
-        taken = {path.resolve(): "is a file that the hardening writes" for path in others}
-        taken |= {Path(path).resolve(): "is what is read here" for path in inputs}
+        taken = {os.path.realpath(path): "is a file that the hardening writes" for path in others}
+        taken |= {os.path.realpath(path): "is what is read here" for path in inputs}
         files = dict(self.files)
         if self.samples is not None:
             check_samples_file(self.samples)
             files["samples"] = self.samples
         for name, path in files.items():
             check_writable(name, path)
-            target = Path(path).resolve()
-            if target in taken and (not target.exists() or target.is_file()):
+            target = os.path.realpath(path)
+            if target in taken and (not os.path.exists(target) or os.path.isfile(target)):
                 raise UsageError(f"--{name} {path} {taken[target]}; give another file name")
             taken[target] = f"is already where --{name} goes"
         if self.csv is not None:
-            target = Path(self.csv)
-            if target.exists() and not target.is_dir():
-                raise UsageError(f"--csv {self.csv} is a file; give a folder, which gets one file a table")
-            for table in (target / f"{name}.csv" for name in TABLES):
-                if table.resolve() in taken:
-                    raise UsageError(
-                        f"--csv {self.csv} would write {table}, which {taken[table.resolve()]}; give another folder"
-                    )
-            existing = next((parent for parent in (target, *target.parents) if parent.exists()), Path())
-            _try_writing(existing, f"--csv {self.csv}")
+            self._check_tables(Path(self.csv), taken)
+
+    def _check_tables(self, folder: Path, taken: dict[str, str]) -> None:
+        what = f"--csv {self.csv}"
+        if _mode(folder, what) is not None and not folder.is_dir():
+            raise UsageError(f"{what} is a file; give a folder, which gets one file a table")
+        for table in (folder / f"{name}.csv" for name in TABLES):
+            if os.path.realpath(table) in taken:
+                raise UsageError(
+                    f"{what} would write {table}, which {taken[os.path.realpath(table)]}; give another folder"
+                )
+            if folder.is_dir():
+                check_writable("csv", str(table))
+        existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path())
+        _try_writing(existing, what)
 
 
 def _write_file(report: AuditReport, name: str, path: str) -> None:
@@ -146,13 +153,24 @@ def _write_file(report: AuditReport, name: str, path: str) -> None:
 
 def check_writable(name: str, path: str) -> None:
     """Raises UsageError when the file that --`name` asks for could not be written."""
-    target = Path(path)
-    if target.is_dir():
-        raise UsageError(f"--{name} {path} is a directory; give a file name")
+    what, target = f"--{name} {path}", Path(os.path.realpath(path))
+    mode = _mode(path, what)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise UsageError(f"{what} is a directory; give a file name")
     if not target.parent.is_dir():
-        raise UsageError(f"--{name} {path}: the folder {target.parent} does not exist; make it first")
-    if not target.exists() or target.is_file():  # a device or pipe has no folder of its own to try
-        _try_writing(target.parent, f"--{name} {path}")
+        raise UsageError(f"{what}: the folder {target.parent} does not exist; make it first")
+    if mode is None or stat.S_ISREG(mode):  # a device or pipe has no folder of its own to try
+        _try_writing(target.parent, what)
+
+
+def _mode(path: str | Path, what: str) -> int | None:
+    """Of what is there; None where nothing is. Raises UsageError for a name at which nothing can be."""
+    try:
+        return os.stat(path).st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:  # a link that leads to itself, a name that is too long, a null character
+        raise UsageError(f"{what} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _try_writing(folder: Path, what: str) -> None:

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lsa_cli.errors import RunError, UsageError, printable
+from lsa_cli.files import read_regular, temporary_beside, write_irregular
 
 SCHEMA_VERSION = "1.3"
 
 # Best first. quick look: no check objected, and the attacks were too few or too short for more.
 EvidenceVerdict = Literal["trusted", "quick look", "doubtful", "invalid"]
+_LARGEST_REPORT = 1 << 29  # bytes
 
 # A picture inside the report itself: no file, no address, nothing that a page could fetch or run.
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$", max_length=40_000)]
@@ -432,9 +434,12 @@ class AuditReport(Row):
 
 
 def read_report(path: str | Path) -> AuditReport:
-    """A saved report. Raises UsageError when the file is missing, no report, or of a later major version."""
+    """A saved report. Raises UsageError when the file is missing, no report, or of a later major version.
+
+    path: a regular file, or a pipe that the shell has opened, such as /dev/stdin and `<(git show main:r.json)`.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LARGEST_REPORT, pipes=True).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
@@ -472,10 +477,10 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     Raises RunError when it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         if target.exists() and not target.is_file():
-            target.write_bytes(content)
+            write_irregular(target, content)
             return
         try:
             temporary.write_bytes(content)

@@ -1,0 +1,86 @@
+"""Files that are read: only regular ones. A pipe may never end or never begin, a device has no end at all."""
+
+import errno
+import os
+import re
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+# What a shell hands over for `<(...)` and `< file`; such a pipe is open already, so that opening it waits for nobody.
+_HANDED_OVER = re.compile(r"/dev/stdin|(/dev|/proc/self|/proc/[0-9]+)/fd/[0-9]+")
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_PART = 1 << 20
+
+
+class IrregularFile(OSError):
+    """A pipe, a device, a socket or a folder where a file is read."""
+
+    def __init__(self, path: str | Path, mode: int) -> None:
+        what = next((words for is_kind, words in _KINDS if is_kind(mode)), "no regular file")
+        super().__init__(errno.EINVAL, f"it is {what}; give a regular file", str(path))
+
+
+def refuse_irregular(path: str | Path) -> None:
+    """Raises IrregularFile for what is no regular file, and OSError for what cannot be looked at."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise IrregularFile(path, mode)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to be read as bytes. Raises IrregularFile for anything else, without waiting; or OSError."""
+    refuse_irregular(path)  # a device may do something when it is opened
+    return _open(path)
+
+
+def _open(path: str | Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    file = os.fdopen(descriptor, "rb")
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):  # it was another file a moment ago
+        file.close()
+        raise IrregularFile(path, mode)
+    return file
+
+
+def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
+    """The whole content, of at most `largest` bytes. Raises IrregularFile, or OSError with what is wrong.
+
+    pipes: a pipe that the shell has opened (/dev/stdin, or /dev/fd/N of `<(...)`) is read to its end, too.
+    """
+    status = os.stat(path)
+    mode = status.st_mode
+    if stat.S_ISREG(mode) and status.st_size > largest:
+        raise _too_large(path, largest)
+    handed_over = pipes and _HANDED_OVER.fullmatch(str(path)) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
+    with open(path, "rb") if handed_over else open_regular(path) as file:
+        content = bytearray()
+        while part := file.read(_PART):  # in parts, so that an interrupt is heard
+            content += part
+            if len(content) > largest:
+                raise _too_large(path, largest)
+    return bytes(content)
+
+
+def temporary_beside(target: Path) -> Path:
+    """Where a file is written before it replaces `target`; its name is no longer than a name may be."""
+    return target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
+
+
+def write_irregular(path: str | Path, content: bytes) -> None:
+    """Write to a pipe or a device. Raises OSError, also for a pipe that nobody reads, instead of waiting for a reader."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def _too_large(path: str | Path, largest: int) -> OSError:
+    return OSError(errno.EFBIG, f"it is larger than {largest:,} bytes", str(path))
