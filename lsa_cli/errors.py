@@ -13,12 +13,15 @@ EXIT_INTERRUPTED = 130
 _LONGEST = 1500  # characters of a message
 
 
+_SHOWN_AS_CODES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Cf: what turns the direction of text, or has no width
+
+
 def printable(text: str) -> str:
-    """`text` on one line, with control codes and broken Unicode spelled out, so that no name can steer a terminal."""
+    """`text` on one line, with all that is not seen or that steers a terminal or a reader's eye spelled out as a code."""
     if text.isprintable():
         return text
     return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _SHOWN_AS_CODES else c for c in text
     )
 
 

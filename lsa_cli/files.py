@@ -76,10 +76,20 @@ def temporary_beside(target: Path) -> Path:
 
 def write_irregular(path: str | Path, content: bytes) -> None:
     """Write to a pipe or a device. Raises OSError, also for a pipe that nobody reads, instead of waiting for a reader."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    os.set_blocking(descriptor, True)
-    with os.fdopen(descriptor, "wb") as file:
+    with os.fdopen(open_without_waiting(path, os.O_WRONLY), "wb") as file:
         file.write(content)
+
+
+def open_without_waiting(path: str | Path, flags: int) -> int:
+    """A descriptor to write to; of a pipe that nobody reads OSError instead of a wait for a reader."""
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "no process reads this pipe", str(path)) from error
+        raise
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _too_large(path: str | Path, largest: int) -> OSError:

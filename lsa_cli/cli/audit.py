@@ -15,7 +15,7 @@ from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar, tell_findings
 from lsa_cli.cli.harden import harden_flagged, plan_flagged
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
-from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError
+from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError, printable
 from lsa_cli.registry import parse_number
 from lsa_cli.wording import plural, setting_as_text
 
@@ -538,7 +538,7 @@ def _show_plan(plan: "AuditPlan") -> None:
     lines.append(
         f"estimate    {_duration(estimate_seconds(plan))}, from one timed batch; nothing was attacked or written"
     )
-    emit("\n".join(lines) + "\n")
+    emit("\n".join(map(printable, lines)) + "\n")
 
 
 def _duration(seconds: float) -> str:

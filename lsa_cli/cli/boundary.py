@@ -26,7 +26,11 @@ def boundary() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except (_TyperError, typer.Exit):
+    except _TyperError as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = printable(message)  # type: ignore[attr-defined]
+        raise
+    except typer.Exit:
         raise
     except LsaError as error:
         _say(f"error: {error}", error)

@@ -8,7 +8,7 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import UsageError, printable
 from lsa_cli.registry import unknown
 
 _KINDS = (
@@ -68,7 +68,7 @@ def layers(
     for layer in network.layers:
         rules = ["(output)"] if layer.is_output else [name for name in SELECTORS.names() if SELECTORS.get(name)(layer)]
         shape = "x".join(map(str, layer.shape)) or "1"
-        table.add_row(Text(layer.name), Text(layer.kind), shape, Text(", ".join(rules)))
+        table.add_row(Text(printable(layer.name)), Text(printable(layer.kind)), shape, Text(", ".join(rules)))
     data_console().print(table)
 
 

@@ -8,7 +8,7 @@ import typer
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, note, print_to_stdout, tell_findings
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
-from lsa_cli.errors import EXIT_GATE, UsageError
+from lsa_cli.errors import EXIT_GATE, UsageError, printable
 from lsa_cli.registry import unknown
 from lsa_cli.wording import plural
 
@@ -27,6 +27,7 @@ def report(
     """Print a saved report, or convert it."""
     from lsa_cli.report.exporters import Outputs
     from lsa_cli.report.schema import read_report
+    from lsa_cli.report.terminal import print_decision
 
     saved = read_report(file)
     wanted, to_stdout = split_stdout(files or {})
@@ -42,6 +43,8 @@ def report(
         print_to_stdout(saved, quiet)
     if quiet or to_stdout:
         tell_findings(saved)
+    if saved.gates and not (outputs.paths() or to_stdout or github):
+        print_decision(saved.gates, data_console())
 
 
 def gate(
@@ -60,7 +63,7 @@ def gate(
     from lsa_cli.report.gate import check, is_breach, parse_limits
     from lsa_cli.report.schema import read_report
     from lsa_cli.report.tables import RADIUS_CODE, is_of_others
-    from lsa_cli.report.terminal import print_gates
+    from lsa_cli.report.terminal import print_decision, print_gates
 
     saved = read_report(file)
     given = settings_from({"gate": parse_limits(fail_under or [], fail_on) or None})
@@ -83,10 +86,10 @@ def gate(
         if is_of_others(name):
             note(f"limits set by {name}, which you did not name")
     results = check(saved, limits)
-    if quiet:
-        emit(f"{sum(result.passed for result in results)} of {plural(len(results), 'limit')} hold\n")
-    else:
-        print_gates(results, data_console())
+    console = data_console()
+    if not quiet:
+        print_gates(results, console)
+    print_decision(results, console)
     if is_breach(results) and not exit_zero:
         raise typer.Exit(EXIT_GATE)
 
@@ -101,7 +104,7 @@ def check(
 
     for file in files:
         limits = read_config(Path(file)).gate or {}
-        emit(f"{file}: {plural(len(limits), 'limit')}\n")
+        emit(f"{printable(file)}: {plural(len(limits), 'limit')}\n")
 
 
 def compare(

@@ -135,13 +135,39 @@ def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
         check_targets(limits, attacks, report.subject.class_names, list(dict.fromkeys(scanned)))
     if report.status != "complete":
         why = f"the audit is not complete (status: {report.status})"
-        return [result_of(metric, limit, Measured(None, why=why)) for metric, limit in limits.items()]
+        # allow_not_run is for what an audit leaves out by its plan, not for what an interruption did.
+        strict = {metric: limit.model_copy(update={"allow_not_run": False}) for metric, limit in limits.items()}
+        return [result_of(metric, limit, Measured(None, why=why)) for metric, limit in strict.items()]
     return [result_of(metric, limit, measure(report, metric)) for metric, limit in limits.items()]
 
 
 def is_breach(results: Sequence[GateResult]) -> bool:
     """Whether they end in exit code 1."""
     return any(not result.passed and result.severity == "error" for result in results)
+
+
+def decision(results: Sequence[GateResult]) -> str:
+    """PASSED, FAILED or NOT DECIDED, with counts, in one line. Limits with severity warning are counted by themselves."""
+    limits = [result for result in results if result.severity == "error"]
+    warnings = [result for result in results if result.severity == "warning"]
+    breached, undecided = (sum(result.state == state for result in limits) for state in ("breached", "undecided"))
+    noun = "limit" if len(limits) == 1 else "limits"
+    if breached:
+        rest = f", {_are(undecided)} not decided" if undecided else ""
+        line = f"FAILED: {breached} of {len(limits)} {noun} {'is' if breached == 1 else 'are'} breached{rest}"
+    elif undecided:
+        line = f"NOT DECIDED: {undecided} of {len(limits)} {noun} {'is' if undecided == 1 else 'are'} not decided"
+    else:
+        line = f"PASSED: {len(limits)} of {len(limits)} {noun} {'holds' if len(limits) == 1 else 'hold'}"
+    open_warnings = sum(not result.passed for result in warnings)
+    if open_warnings:
+        noun = "limit" if len(warnings) == 1 else "limits"
+        line += f"; {open_warnings} of {len(warnings)} {noun} that only {'warns' if len(warnings) == 1 else 'warn'} {'does' if open_warnings == 1 else 'do'} not hold"
+    return line
+
+
+def _are(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 def result_of(metric: str, limit: Limit, found: Measured, *, sequential: bool = False) -> GateResult:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 from lsa_cli.errors import RunError
+from lsa_cli.files import open_without_waiting
 from lsa_cli.report.markdown import render as markdown
 from lsa_cli.report.problems import Level, Problem, place, problems
 from lsa_cli.report.schema import AuditReport
@@ -93,17 +94,10 @@ def _append(variable: str, text: str) -> None:
     path = os.environ.get(variable)
     if path:
         try:
-            with open(path, "a", encoding="utf-8", newline="\n", opener=_without_waiting) as file:
+            with open(path, "a", encoding="utf-8", newline="\n", opener=open_without_waiting) as file:
                 file.write(text)
         except OSError as error:
             raise RunError(f"{variable} ({path}) could not be written: {error.strerror or error}") from error
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Of a pipe that nobody reads an error, and no wait for a reader."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
-    os.set_blocking(descriptor, True)
-    return descriptor
 
 
 def _data(text: str) -> str:

@@ -1,5 +1,6 @@
 """A report as tidy tables: one row an observation, plain names, shares in [0, 1]; and numbers as people read them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,21 @@ def _class_row(row: ClassRow) -> dict[str, Any]:
     }
 
 
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+def _csv(frame: "pandas.DataFrame") -> str:
+    """The table as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay numbers."""
+    return str(frame.map(_inert).rename(columns=_inert).to_csv(index=False, lineterminator="\n"))
+
+
+def _inert(cell: Any) -> Any:
+    if not isinstance(cell, str) or not cell.lstrip(" ").startswith(_FORMULA) or _NUMBER.fullmatch(cell):
+        return cell
+    return f"'{cell}"
+
+
 def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
     """One CSV a table into `folder`, which is made if absent. Raises RunError when it cannot be written."""
     target = Path(folder)
@@ -215,7 +231,7 @@ def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
     written = []
     for name, frame in frames(report).items():
         path = target / f"{name}.csv"
-        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+        write_text(path, _csv(frame))
         written.append(path)
     return written
 
@@ -233,7 +249,7 @@ def write_samples(report: AuditReport, path: str) -> None:
     if frame is None:
         raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")
     if Path(path).suffix.lower() == ".csv":
-        write_text(path, frame.to_csv(index=False, lineterminator="\n"))
+        write_text(path, _csv(frame))
         return
     known = {"broken_by": "string", "look": "Int64", "margin": "Float64", "distance": "Float64"}  # empty columns too
     write_bytes(path, frame.astype(known).convert_dtypes().to_parquet(None, index=False))

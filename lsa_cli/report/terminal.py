@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lsa_cli.report.gate import decision
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, GateResult
 from lsa_cli.report.tables import (
     QUICK_LOOK,
@@ -62,6 +63,13 @@ def print_gates(results: Sequence[GateResult], console: Console) -> None:
         style = "green" if gate.passed else "bold red" if gate.severity == "error" else "bold yellow"
         which = "Gate " if gate.severity == "error" else "Gate (warning) "
         console.print(Text.assemble(which, (words[gate.state], style), f": {gate.message}"))
+
+
+def print_decision(results: Sequence[GateResult], console: Console) -> None:
+    """The last line of an output with limits: PASSED, FAILED or NOT DECIDED."""
+    line = decision(results)
+    style = {"P": "bold green", "F": "bold red", "N": "bold yellow"}[line[0]]
+    console.print(Text(line, style=style), soft_wrap=True)
 
 
 def one_line(report: AuditReport) -> str:
