@@ -60,7 +60,7 @@ def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
     if stat.S_ISREG(mode) and status.st_size > largest:
         raise _too_large(path, largest)
     handed_over = pipes and _HANDED_OVER.fullmatch(str(path)) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
-    with open(path, "rb") if handed_over else open_regular(path) as file:
+    with open(path, "rb", buffering=0) if handed_over else open_regular(path) as file:
         content = bytearray()
         while part := file.read(_PART):  # in parts, so that an interrupt is heard
             content += part

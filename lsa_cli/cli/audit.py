@@ -12,9 +12,10 @@ import typer
 from lsa_cli.cli import launch, speaking
 from lsa_cli.cli import options as o
 from lsa_cli.cli.boundary import boundary
-from lsa_cli.cli.console import emit, foreign_code, note, print_to_stdout, progress_bar, tell_findings
+from lsa_cli.cli.console import data_console, emit, foreign_code, note, print_to_stdout, progress_bar, tell_findings
 from lsa_cli.cli.harden import harden_flagged, plan_flagged
 from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
+from lsa_cli.cli.saving import partial_outputs, remove_partial, spare_full_report
 from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, EXIT_USAGE, LsaError, UsageError, printable
 from lsa_cli.registry import parse_number
 from lsa_cli.wording import plural, setting_as_text
@@ -321,6 +322,8 @@ def audit(
         _show_plan(plan)
         return
     named = "json" in wanted or resume
+    if not gate_only and speaking.writes():
+        spare_full_report(plan, outputs.files, named)
     journal = None if gate_only else _journal(plan, outputs.files, resume, named)
     if not speaking.writes():
         outputs, github = type(outputs)({}, None, None), False
@@ -341,6 +344,8 @@ def audit(
     for gate in report.gates:
         if not gate.passed and (quiet or to_stdout):
             note(f"gate{', a warning' if gate.severity == 'warning' else ''}: {gate.message}")
+    if report.gates and harden is None:
+        _say_decision(report, to_stdout)
     breached = is_breach(report.gates) and not exit_zero
     if harden is not None and flagged is not None:
         try:
@@ -349,8 +354,22 @@ def audit(
         except typer.Exit as end:
             if not breached or end.exit_code == EXIT_INTERRUPTED:
                 raise  # the audit is whole, and its verdict does not depend on what became of the hardening
+        finally:
+            if report.gates:
+                _say_decision(report, to_stdout)
     if breached:
         raise typer.Exit(EXIT_GATE)
+
+
+def _say_decision(report: "AuditReport", to_stdout: bool) -> None:
+    """The last line. On stderr where stdout is the report's alone."""
+    from lsa_cli.report.gate import decision
+    from lsa_cli.report.terminal import print_decision
+
+    if to_stdout:
+        note(decision(report.gates))
+    else:
+        print_decision(report.gates, data_console())
 
 
 def _preset(quick: bool, full: bool) -> str | None:
@@ -466,17 +485,20 @@ def _run(
     run: "Callable[..., AuditReport]", plan: "AuditPlan", outputs: "Outputs", journal: "Journal | None",
     github: bool | None, *, to_stdout: bool, quiet: bool,
 ) -> "AuditReport":  # fmt: skip
-    """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not."""
+    """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not.
+
+    A complete report that stands there is replaced by a complete one alone, see `partial_outputs`.
+    """
     from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.report.exporters import Outputs
 
-    files = outputs.files
+    partly = partial_outputs(outputs)
     latest: list[AuditReport] = []
 
     def keep(report: "AuditReport") -> None:
         latest[:] = [report]
-        if "json" in files and report.status == "running":
-            Outputs({"json": files["json"]}).write(report)
+        if "json" in partly.files and report.status == "running":
+            Outputs({"json": partly.files["json"]}).write(report)
 
     keep_freed_memory()
     try:
@@ -488,24 +510,35 @@ def _run(
             journal.remove()  # the next run will be another one
             journal = None
         if latest:
-            try:
-                outputs.write(latest[0])
-                tell_github(latest[0], files, github)
-            except LsaError as second:
-                note(str(second))
-            if to_stdout and isinstance(error, KeyboardInterrupt):
-                emit(latest[0].to_json())
-            elif files:
-                again = "; the same command with --resume goes on from there" if journal is not None else ""
-                note(f"what was measured is saved: {', '.join(outputs.paths())}{again}")
+            _save_part(latest[0], outputs, partly, journal, github, error, to_stdout)
         if journal is not None:
             journal.close()
         raise
     outputs.write(report)
-    tell_github(report, files, github)
+    remove_partial(outputs)
+    tell_github(report, outputs.files, github)
     if journal is not None:
         journal.remove()
     return report
+
+
+def _save_part(
+    report: "AuditReport", outputs: "Outputs", partly: "Outputs", journal: "Journal | None", github: bool | None,
+    error: BaseException, to_stdout: bool,
+) -> None:  # fmt: skip
+    """Save what was measured before the audit ended early, and say where."""
+    try:
+        partly.write(report)
+        tell_github(report, partly.files, github)
+    except LsaError as second:
+        note(str(second))
+        return
+    if to_stdout and isinstance(error, KeyboardInterrupt):
+        emit(report.to_json())
+    elif partly.files:
+        kept = "" if partly is outputs else f"; {outputs.files['json']} is a complete report and stays as it was"
+        again = "; the same command with --resume goes on from there" if journal is not None else ""
+        note(f"what was measured is saved: {', '.join(partly.paths())}{kept}{again}")
 
 
 def _show_plan(plan: "AuditPlan") -> None:

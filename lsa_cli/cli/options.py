@@ -178,4 +178,9 @@ def names_in(entries: list[str] | None) -> list[str] | None:
     return [name.strip() for entry in entries for name in entry.split(",") if name.strip()] or [""]
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="One line.", rich_help_panel="Output")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="The result in one line, and whether the limits hold.", rich_help_panel="Output"
+    ),
+]

@@ -96,6 +96,14 @@ class Outputs:
     def paths(self) -> list[str]:
         return [*self.files.values(), *(path for path in (self.csv, self.samples) if path is not None)]
 
+    def beside(self) -> "Outputs":
+        """The same with `.partial` in each name, but for what CI servers read and what is no regular file."""
+        return Outputs(
+            {name: path if name in _FOR_SERVERS else _partial(path) for name, path in self.files.items()},
+            None if self.csv is None else f"{self.csv.rstrip('/')}.partial",
+            None if self.samples is None else _partial(self.samples),
+        )
+
     def write(self, report: AuditReport) -> None:
         """Write everything; all are tried before the first failure is raised as RunError."""
         failures: list[RunError] = []
@@ -145,6 +153,15 @@ class Outputs:
                 check_writable("csv", str(table))
         existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path())
         _try_writing(existing, what)
+
+
+_FOR_SERVERS = ("junit", "sarif", "gitlab", "openmetrics")
+
+
+def _partial(path: str) -> str:
+    target = Path(path)
+    is_special = target.exists() and not target.is_file()
+    return path if is_special else str(target.with_name(f"{target.stem}.partial{target.suffix}"))
 
 
 def _write_file(report: AuditReport, name: str, path: str) -> None:
