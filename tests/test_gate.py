@@ -1,7 +1,7 @@
 import pytest
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.gate import Limit, check, is_breach, limits_of, parse_limits
+from lsa_cli.report.gate import Limit, check, decision, is_breach, limits_of, parse_limits
 from lsa_cli.report.schema import CheckMade, Evidence, Finding
 from tests.report.example import example, rate
 
@@ -109,6 +109,24 @@ def test_the_discrepancy_reaches_as_far_as_any_two_classes():
     assert result.measured == pytest.approx(0.20)
     assert result.high == pytest.approx(0.18 + (0.01**2 + 0.27**2) ** 0.5)
     assert result.state == "undecided"
+
+
+def test_the_last_line_says_what_was_decided():
+    def said(limits):
+        return decision(check(example(), limits_of(limits)))
+
+    assert said({"clean": 0.5}) == "PASSED: 1 of 1 limit holds"
+    assert said({"clean": 0.5, "robust": 0.1}) == "PASSED: 2 of 2 limits hold"
+    three = {"clean": 0.5, "robust": 0.9, "class.min": 0.2}
+    assert said(three) == "FAILED: 1 of 3 limits is breached, 1 is not decided"
+    assert said({"clean": 0.5, "class.min": 0.2}) == "NOT DECIDED: 1 of 2 limits is not decided"
+    warned = {"clean": 0.5, "robust": {"min": 0.9, "severity": "warning"}}
+    assert said(warned) == "PASSED: 1 of 1 limit holds; 1 of 1 warning does not hold"
+
+
+def test_an_interruption_is_nothing_that_a_limit_allows():
+    (result,) = check(example(status="interrupted"), limits_of({"robust": {"min": 0.1, "allow_not_run": True}}))
+    assert (result.passed, result.state) == (False, "undecided")
 
 
 def test_counts_and_times_have_no_interval():

@@ -175,7 +175,9 @@ def check_writable(name: str, path: str) -> None:
     if mode is not None and stat.S_ISDIR(mode):
         raise UsageError(f"{what} is a directory; give a file name")
     if not target.parent.is_dir():
-        raise UsageError(f"{what}: the folder {target.parent} does not exist; make it first")
+        raise UsageError(
+            f"{what}: the folder {target.parent if os.path.islink(path) else Path(path).parent} does not exist; make it first"
+        )
     if mode is None or stat.S_ISREG(mode):  # a device or pipe has no folder of its own to try
         _try_writing(target.parent, what)
 

@@ -159,10 +159,10 @@ def decision(results: Sequence[GateResult]) -> str:
         line = f"NOT DECIDED: {undecided} of {len(limits)} {noun} {'is' if undecided == 1 else 'are'} not decided"
     else:
         line = f"PASSED: {len(limits)} of {len(limits)} {noun} {'holds' if len(limits) == 1 else 'hold'}"
-    open_warnings = sum(not result.passed for result in warnings)
-    if open_warnings:
-        noun = "limit" if len(warnings) == 1 else "limits"
-        line += f"; {open_warnings} of {len(warnings)} {noun} that only {'warns' if len(warnings) == 1 else 'warn'} {'does' if open_warnings == 1 else 'do'} not hold"
+    missed = sum(not result.passed for result in warnings)
+    if missed:
+        noun = "warning" if len(warnings) == 1 else "warnings"
+        line += f"; {missed} of {len(warnings)} {noun} {'does' if missed == 1 else 'do'} not hold"
     return line
 
 

@@ -69,7 +69,7 @@ def print_decision(results: Sequence[GateResult], console: Console) -> None:
     """The last line of an output with limits: PASSED, FAILED or NOT DECIDED."""
     line = decision(results)
     style = {"P": "bold green", "F": "bold red", "N": "bold yellow"}[line[0]]
-    console.print(Text(line, style=style), soft_wrap=True)
+    console.print(Text(line, style=style), soft_wrap=not console.is_terminal)  # one line for whoever greps
 
 
 def one_line(report: AuditReport) -> str:

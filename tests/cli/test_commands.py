@@ -95,7 +95,7 @@ def test_every_output_is_written_also_when_a_gate_is_breached(lsa, tmp_path):
     assert "<svg" in (tmp_path / "a.html").read_text()
     again = lsa("gate", "a.json", "--fail-under", "robust=0.99", "--fail-under", "clean=0.5")
     assert again.code == 1
-    assert [line.split(":")[0] for line in again.out.splitlines()] == ["Gate BREACHED", "Gate held"]
+    assert [line.split(":")[0] for line in again.out.splitlines()] == ["Gate BREACHED", "Gate held", "FAILED"]
     assert lsa("gate", "a.json", "--fail-under", "clean=0.5").code == 0
     (tmp_path / "lsa.yaml").write_text("gate:\n  clean: 0.5\n  layer.max-error: 0.001\n")
     assert lsa("gate", "a.json", "--config", "lsa.yaml").code == 1

@@ -89,7 +89,7 @@ def test_severity_and_exit_zero(lsa, tmp_path):
     (tmp_path / "lsa.yaml").write_text("gate:\n  robust: {min: 0.9, severity: warning}\n  clean: 0.5\n")
     warned = lsa("gate", "a.json")
     assert (warned.code, "Gate (warning) BREACHED: robust" in warned.out) == (0, True)
-    assert lsa("gate", "a.json", "--quiet").out == "1 of 2 limits hold\n"
+    assert lsa("gate", "a.json", "--quiet").out == "PASSED: 1 of 1 limit holds; 1 of 1 warning does not hold\n"
     assert read_config(tmp_path / "lsa.yaml").gate["robust"] == Limit(min=0.9, severity="warning")
 
 

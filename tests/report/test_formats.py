@@ -1,9 +1,12 @@
 """Each format is read back by what reads it in the world: its own parser, or the standard's schema."""
 
+import csv
+import io
 import json
 import math
 import re
 import string
+import unicodedata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,10 +14,16 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from lsa_cli.errors import UsageError
 from lsa_cli.report import badge, card, github, gitlab, junit, openmetrics, problems, sarif
+from lsa_cli.report.exporters import EXPORTERS
 from lsa_cli.report.gate import check
+from lsa_cli.report.github import annotations
 from lsa_cli.report.schema import AuditReport, Finding, GateResult, Warning
+from lsa_cli.report.tables import write_csv
+from lsa_cli.report.terminal import print_report
 from tests.report.example import example
 from tests.report.test_gold import gated
 
@@ -322,3 +331,31 @@ def test_what_invalid_evidence_is_called():
     assert {issue["check_name"]: issue["severity"] for issue in json.loads(gitlab.render(report))}[
         "evidence-nan"
     ] == "blocker"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", " =", "\uff1d"])
+def test_no_cell_of_a_table_runs_in_a_spreadsheet(tmp_path, start):
+    report = example()
+    name = f"{start}cmd|' /C calc'!A0"
+    report = AuditReport.model_validate_json(report.to_json().replace('"cat"', json.dumps(name)))
+    write_csv(report, tmp_path)
+    cells = [cell for path in tmp_path.glob("*.csv") for row in csv.reader(path.open()) for cell in row]
+    assert any("calc" in cell for cell in cells)
+    for cell in cells:
+        is_number = re.fullmatch(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", cell)
+        assert is_number or not cell.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\uff1d")), cell
+
+
+def test_what_is_not_seen_is_shown_as_a_code(tmp_path):
+    """A class name that turns the text around, or has no width, in every format and on the terminal."""
+    hidden = "cat\u202egnp.exe\u200b\u2066\ufeff\u00ad\x1b[31m\x9b"
+    report = AuditReport.model_validate_json(example().to_json().replace('"cat"', json.dumps(hidden)))
+    texts = [EXPORTERS.get(name)(report) for name in EXPORTERS.names()]
+    write_csv(report, tmp_path)
+    texts += [path.read_text() for path in tmp_path.glob("*.csv")]
+    out = io.StringIO()
+    print_report(report, Console(file=out, width=200))
+    texts += [out.getvalue(), annotations(report), str(UsageError(hidden))]
+    for text in texts:
+        assert not [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    assert "\\u202egnp.exe\\u200b" in out.getvalue()
