@@ -84,6 +84,11 @@ class _Run:
         self.gradient = torch.where(rows, self.best_gradient, self.gradient)
         self.value = torch.where(to_best, self.best_value, self.value)
 
+    def turn(self) -> None:
+        """From the copy to the network itself: on from the best point, whose loss on the network is not known yet."""
+        self.x_adv = self.best
+        self.value, self.best_value = torch.full_like(self.value, torch.inf), torch.full_like(self.value, -torch.inf)
+
     def check(self, x: torch.Tensor, since: int) -> None:
         """At a checkpoint, `since` steps after the last one."""
         raise NotImplementedError
@@ -164,6 +169,7 @@ class APGD(Attack):
     restarts: int = 1
     eot: int = 1
     loss: ClassVar[str] = "ce"
+    on_copy: ClassVar[float] = 0.57
     hopeless: ClassVar[tuple[tuple[float, float], ...]] = ()  # share of the steps, loss below which a run ends there
 
     def __post_init__(self) -> None:
@@ -195,6 +201,7 @@ class APGD(Attack):
         sparse = self.threat.norm == "l1"
         # A normal step cut to the ball moves few inputs, a uniform point of the l1 ball all: half as strong.
         x_adv = search.x + normal_like(search.x) if sparse else search.threat.sample(search.x)
+        before = 0  # steps of the stages that are over
         for factor, steps in stages(self.threat.norm, self.steps):
             threat = _widened(search.threat, factor)
             eps = torch.as_tensor(threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(len(x_adv))
@@ -203,7 +210,11 @@ class APGD(Attack):
             given_up = search.milestones(self.hopeless, steps, LONG)
             since = {this: this - last for last, this in pairwise(checks)}
             for k in range(steps):
-                gradient, logits, value = expected_gradient(model, run.x_adv, search.y, loss, self.eot)
+                was_on_copy = search.is_on_copy
+                looked_at = search.looks_at(model, (before + k) / self.steps)
+                if was_on_copy and not search.is_on_copy:
+                    run.turn()
+                gradient, logits, value = expected_gradient(looked_at, run.x_adv, search.y, loss, self.eot)
                 run.look(gradient, value)
                 if factor == 1:
                     search.offer(run.x_adv, logits)
@@ -212,13 +223,14 @@ class APGD(Attack):
                     return
                 if k in since:
                     run.check(search.x, since[k])
-                if k in given_up and logits.shape[1] >= DLR_CLASSES:
+                if k in given_up and not search.is_on_copy and logits.shape[1] >= DLR_CLASSES:
                     run.drop(search, run.best_value < given_up[k])
                     if search.is_over:
                         return
                 run.move(search.x, _widened(search.threat, factor), k)
-            x_adv = run.best
-        search.offer(run.x_adv, expected_logits(model, run.x_adv, self.eot))
+            x_adv, before = run.best, before + steps
+        looked_at = search.looks_at(model, 1)
+        search.offer(run.x_adv, expected_logits(looked_at, run.x_adv, self.eot))
 
 
 def _widened(threat: Threat, factor: int) -> Threat:
@@ -245,6 +257,7 @@ class TargetedAPGD(APGD):
 
     targets: int = 9
     hopeless: ClassVar[tuple[tuple[float, float], ...]] = HOPELESS
+    on_copy: ClassVar[float] = HOPELESS[0][0]  # so that the network itself decides what is given up
 
     def __post_init__(self) -> None:
         super().__post_init__()

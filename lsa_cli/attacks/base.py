@@ -15,13 +15,11 @@ from torch import nn
 
 from lsa_cli.attacks import randomness
 from lsa_cli.attacks.losses import Loss
-from lsa_cli.attacks.search import Goal, searching
+from lsa_cli.attacks.search import Goal, Model, searching
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.errors import NumericalError, UsageError
 from lsa_cli.failures import backward_of_network
 from lsa_cli.registry import Registry
-
-Model = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,11 @@ class Attack:
     kind: "budget" stays within a threat model; "minimal" looks for the smallest change that breaks, and counts where
     that is within it; "noise" is blind to the network. uses_gradient: whether it needs the input gradient. norms: those
     that the attack is defined for.
+    on_copy: the share of each run's steps that look at a faster copy of the network where there is one, through
+    `Search.looks_at`; the others, and all of an attack that does not set it, look at the network itself.
     """
 
+    on_copy: ClassVar[float] = 0.0
     kind: ClassVar[str] = "budget"
     uses_gradient: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
@@ -60,6 +61,11 @@ class Attack:
             field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("threat", "bounds")
         }
 
+    @property
+    def begins_on_copy(self) -> bool:
+        """Whether a faster copy of the network is of use to it."""
+        return self.on_copy > 0
+
     @final
     def __call__(
         self,
@@ -70,13 +76,15 @@ class Attack:
         index: torch.Tensor | None = None,
         seed: int = 0,
         goal: Goal = "worst",
+        copy: Model | None = None,
     ) -> torch.Tensor:
         """Perturb x (N, ...) with labels y (N,); the result is detached and the model is as it was.
 
         index: (N,) each sample's place in its data set, which with `seed` fixes its random numbers;
-        default 0 .. N-1. goal: see `Search`. Gradients with respect to parameters are neither computed nor touched.
+        default 0 .. N-1. goal: see `Search`. copy: a faster network that gives about the same answers, for the share
+        `on_copy` of the steps. Gradients with respect to parameters are neither computed nor touched.
         """
-        return self.run(model, x, y, index=index, seed=seed, goal=goal)[0]
+        return self.run(model, x, y, index=index, seed=seed, goal=goal, copy=copy)[0]
 
     @final
     def run(
@@ -88,6 +96,7 @@ class Attack:
         index: torch.Tensor | None = None,
         seed: int = 0,
         goal: Goal = "worst",
+        copy: Model | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As calling it; returns (N, ...) perturbed inputs and (N,) int32, the look at which each first broke.
 
@@ -100,10 +109,11 @@ class Attack:
         devices = [x.device] if x.device.type == "cuda" else []
         with (
             undisturbed(model),
+            undisturbed(copy),
             torch.random.fork_rng(devices=devices),
             randomness.per_sample(seed, index, type(self).__name__),
             torch.enable_grad(),
-            searching(goal) as request,
+            searching(goal, model, copy, self.on_copy) as request,
         ):
             torch.manual_seed(seed * 1_000_003 + int(index[0]))
             x_adv = self.perturb(model, x.detach(), y).detach()
@@ -117,7 +127,7 @@ CORRUPTIONS: Registry[type[Attack]] = Registry("corruption")
 
 
 @contextmanager
-def undisturbed(model: Model) -> Iterator[None]:
+def undisturbed(model: Model | None) -> Iterator[None]:
     """Within: evaluation mode, parameters frozen. After: every module's mode and every flag as before."""
     if not isinstance(model, nn.Module):
         yield

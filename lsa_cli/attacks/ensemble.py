@@ -47,6 +47,7 @@ def cascade(
     index: torch.Tensor | None = None,
     seed: int = 0,
     goal: Goal = "break",
+    copy: Model | None = None,
 ) -> Cascaded:
     """Run the attacks in order on x (N, ...) with labels y (N,), with the random numbers that each has on its own.
 
@@ -55,6 +56,7 @@ def cascade(
 
     Whether a sample is broken is decided by one more look at what an attack returns, and within its own budget.
     What lies beyond (an attack of kind "minimal" returns the nearest adversarial wherever it is) is projected first.
+    copy: see `Attack.run`; `model` alone decides.
     """
     x = x.detach()
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
@@ -69,7 +71,7 @@ def cascade(
         if len(rows) == 0:
             break
         member = _for_rows(attack, rows)
-        x_adv, found_at = member.run(model, x[rows], y[rows], index=index[rows], seed=seed, goal=goal)
+        x_adv, found_at = member.run(model, x[rows], y[rows], index=index[rows], seed=seed, goal=goal, copy=copy)
         threat: Threat | None = getattr(member, "threat", None)
         if threat is not None:
             inside = threat.contains(x_adv, x[rows]).reshape(-1, *[1] * (x.ndim - 1))
@@ -106,10 +108,14 @@ class Ensemble(Attack):
     def passes(self) -> float:
         return sum(member.passes for member in self.members)
 
+    @property
+    def begins_on_copy(self) -> bool:
+        return any(member.begins_on_copy for member in self.members)
+
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)  # where whoever runs this reads what was found
         seed, index = drawn_for()
-        found = cascade(self.members, model, x, y, index=index, seed=seed, goal=search.goal)
+        found = cascade(self.members, model, x, y, index=index, seed=seed, goal=search.goal, copy=search.copy)
         search.x_adv, search.value, search.found_at = found.x_adv, found.margin, found.found_at
         return found.x_adv
 

@@ -1,7 +1,7 @@
 """FGSM (arXiv 1412.6572), PGD (1706.06083), MI-FGSM (1710.06081), Temperature-PGD (2105.14240): one loop, settings."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -49,6 +49,7 @@ class PGD(Attack):
     loss: str = "ce"
     momentum: float = 0.0
     eot: int = 1
+    on_copy: ClassVar[float] = 0.75
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,10 +92,11 @@ class PGD(Attack):
             search.still()
             x_adv = search.threat.sample(search.x) if self.random_start else search.x
             total = torch.zeros_like(x_adv)
-            for _ in range(self.steps):
+            for step in range(self.steps):
                 if search.is_over:
                     return search.x_adv
-                gradient, logits, _ = expected_gradient(model, x_adv, search.y, loss, self.eot)
+                looked_at = search.looks_at(model, step / self.steps)
+                gradient, logits, _ = expected_gradient(looked_at, x_adv, search.y, loss, self.eot)
                 search.offer(x_adv, logits)
                 if self.momentum:
                     gradient = total = self.momentum * total + _of_length_one(gradient)
@@ -102,7 +104,7 @@ class PGD(Attack):
                 x_adv = search.threat.project(x_adv + per_sample(self._length(search), x_adv) * direction, search.x)
                 x_adv, total = search.still(x_adv, total)
             if not search.is_over:
-                search.offer(x_adv, expected_logits(model, x_adv, self.eot))
+                search.offer(x_adv, expected_logits(search.looks_at(model, 1), x_adv, self.eot))
         return search.x_adv
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.threat import Threat
 
 Goal = Literal["worst", "break"]
+Model = Callable[[torch.Tensor], torch.Tensor]
 _ROUNDING = 1e-5  # of the largest logit; float32 differs by a tenth of it between batch sizes
 _LOOKS_BETWEEN_SYNCS = 8  # on CUDA, where asking whether any sample broke stops the device
 
@@ -22,6 +23,9 @@ _LOOKS_BETWEEN_SYNCS = 8  # on CUDA, where asking whether any sample broke stops
 @dataclass
 class _Request:
     goal: Goal
+    network: Model | None = None
+    copy: Model | None = None
+    share: float = 0.0
     searches: list["Search"] = field(default_factory=list)
 
 
@@ -29,9 +33,14 @@ _request: ContextVar[_Request | None] = ContextVar("lsa_search", default=None)
 
 
 @contextmanager
-def searching(goal: Goal) -> Iterator[_Request]:
-    """Within: searches have this goal, and are noted."""
-    request = _Request(goal)
+def searching(
+    goal: Goal, network: Model | None = None, copy: Model | None = None, share: float = 0.0
+) -> Iterator[_Request]:
+    """Within: searches have this goal, and are noted.
+
+    copy: a faster network that gives about the same answers; runs may look at it for this share of their steps.
+    """
+    request = _Request(goal, network, copy, share)
     token = _request.set(request)
     try:
         yield request
@@ -49,6 +58,9 @@ class Search:
     drops a sample once an adversarial of it was seen, so the batch shrinks and its steps are saved. Whether a
     sample breaks is the same with both, but for runs that an attack gives up as hopeless; its docstring tells.
 
+    Where there is a faster copy of the network, an attack may look at it for the first part of a run (`looks_at`). What
+    the copy answers only steers the run: everything that is kept here was shown to the network itself.
+
     Of the whole batch: x_adv (N, ...) the strongest inputs, value (N,) their margins, found_at (N,) int32 the look
     at which the first adversarial was seen, from 1; 0 where none was.
     Of the samples still worked on: x (M, ...), y (M,), threat with eps for each of them, rows (M,) their positions.
@@ -65,19 +77,63 @@ class Search:
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.found_at = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         self.looks = 0
+        self.copy = request.copy if request is not None else None
+        self._network = request.network if request is not None else None
+        self._share = request.share if request is not None else 0.0
+        self.is_on_copy = False
+
+    def looks_at(self, model: Model, done: float) -> Model:
+        """What a run is to look at when the share `done` of its steps is over, from now until the next call: the copy
+        in the first part, if there is one, and then `model`, the network itself.
+
+        At the turn the strongest input that the copy saw of each sample since the last turn is shown to the network.
+        """
+        if self.copy is not None and done < self._share:
+            if not self.is_on_copy:
+                self.is_on_copy = True
+                self._held, self._held_value = self.x, torch.full((len(self.x),), -torch.inf, device=self.x.device)
+            return self.copy
+        if self.is_on_copy:
+            self.is_on_copy = False
+            self._confirm(self._held_value > -torch.inf, self._held)
+        return model
 
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
         """Inputs (M, ...) for the samples still worked on, and their logits (M, K)."""
         self.looks += 1
-        value = margin(logits, self.y).float()
-        better = value > self.value[self.rows]
-        took = self.rows[better]
+        if self.is_on_copy:
+            self._hold(x_adv, margin(logits, self.y).float())
+        else:
+            self._keep(self.rows, x_adv, margin(logits, self.y).float())
+
+    def _keep(self, rows: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor) -> None:
+        """Inputs for the samples `rows`, and their margins on the network itself."""
+        better = value > self.value[rows]
+        took = rows[better]
         self.value[took] = value[better]
         self.x_adv[took] = x_adv[better]
-        self._note(value > 0)
+        self._note(rows[value > 0])
 
-    def _note(self, breaks: torch.Tensor) -> None:  # (M,) bool
-        self.found_at[self.rows[breaks & (self.found_at[self.rows] == 0)]] = self.looks
+    def _hold(self, x_adv: torch.Tensor, value: torch.Tensor) -> None:
+        """Inputs (M, ...), and their margins on the copy. The strongest waits for the turn; what breaks the copy is shown
+        to the network itself at once, as long as the sample is whole."""
+        better = value > self._held_value
+        self._held_value = torch.where(better, value, self._held_value)
+        self._held = torch.where(better.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, self._held)
+        self._confirm((value > 0) & (self.found_at[self.rows] == 0), x_adv)
+
+    def _confirm(self, which: torch.Tensor, x_adv: torch.Tensor) -> None:
+        """Show some, (M,) bool, of these inputs (M, ...) to the network itself."""
+        assert self._network is not None
+        at = which.nonzero().flatten()
+        if len(at):
+            with torch.no_grad():
+                logits = self._network(x_adv[at])
+            self._keep(self.rows[at], x_adv[at], margin(logits, self.y[at]).float())
+
+    def _note(self, rows: torch.Tensor) -> None:
+        """These samples were seen to break."""
+        self.found_at[rows[self.found_at[rows] == 0]] = self.looks
 
     @property
     def broken(self) -> torch.Tensor:  # (N,) bool
@@ -106,6 +162,8 @@ class Search:
         if isinstance(eps, torch.Tensor) and eps.ndim:
             self.threat = dataclasses.replace(self.threat, eps=eps[keep.to(eps.device)])
         self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
+        if self.is_on_copy:
+            self._held, self._held_value = self._held[keep], self._held_value[keep]
         randomness.keep(keep)
         return tuple(tensor[keep] for tensor in tensors)
 
@@ -125,7 +183,7 @@ class Search:
         x, y, threat, rows = self.x, self.y, self.threat, self.rows
         with randomness.kept_aside():
             yield
-        self.x, self.y, self.threat, self.rows = x, y, threat, rows
+        self.x, self.y, self.threat, self.rows, self.is_on_copy = x, y, threat, rows, False
         self.still()
 
 
@@ -138,11 +196,15 @@ class Nearest(Search):
 
     Nearest adversarials lie where rounding, which another batch size changes, may turn the verdict. One that is
     this near to the boundary only counts while the sample has no other.
+
+    Every look is at the network itself: a copy in bfloat16 has its boundary elsewhere, and runs that begin along it find
+    less (see FAB).
     """
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> None:
         super().__init__(x, y, threat)
         self.distance = torch.full((len(x),), torch.inf, device=x.device)
+        self._share = 0.0
 
     def still(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As Search; what is wrong as it is has no nearer adversarial and goes after the first look with any goal."""
@@ -161,5 +223,5 @@ class Nearest(Search):
         took = self.rows[nearer]
         self.distance[took], self.value[took] = distance[nearer], value[nearer]
         self.x_adv[took] = x_adv[nearer]
-        self._note(nearer & self.threat.allows(distance))
+        self._note(self.rows[nearer & self.threat.allows(distance)])
         return torch.where(value > 0, distance, torch.inf)

@@ -135,6 +135,7 @@ class _EarlyRun:
         if self.parts:  # one block is always taken
             part.clock = self.clock
         part.clean = part.clean_pass()
+        part.copy = self.parts[0].copy if self.parts else part.room.fit(part.find_copy)
         part.report = part.first_report()
         part.told = len(part.report.warnings)
         for position, named in enumerate(part.plan.cascade):
@@ -222,6 +223,7 @@ class _EarlyRun:
         whole.created = self.parts[0].created
         whole.clean = gather(part.clean for part in self.parts)
         whole.gradient_warnings = _distinct(warning for part in self.parts for warning in part.gradient_warnings)
+        whole.copy = self.parts[0].copy
         whole.report = whole.first_report()
         records, names = [part.record for part in self.parts], [named.label for named in plan.cascade]
         # A block that an attack had nothing left to do in does not know it: positions are by the whole list of attacks.

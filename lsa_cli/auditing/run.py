@@ -5,7 +5,7 @@ import datetime
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,19 @@ from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, 
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.statistics import two_phase
-from lsa_cli.auditing.twin import choose_twin, probe_size
 from lsa_cli.auditing.warnings import attack_warnings, layer_warnings
 from lsa_cli.config import merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError
 from lsa_cli.failures import is_out_of_memory
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
-from lsa_cli.models.precision import Twin, original
+from lsa_cli.models.precision import Copy, make_copy
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Evidence, Example, Metric, Stage, Warning
 from lsa_cli.report.tables import strongest
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
+_TRIED = 8  # samples that a faster copy is tried on
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 
@@ -137,16 +137,14 @@ class Run:
         self.record = Record.of(len(self.y))
         self.whole = self.drawn = np.zeros(len(self.y), dtype=bool)  # before the cascade: left whole, to meet it
         self.names = [layer.name for layer in plan.layers]
-        self.twin: Twin = original(plan.classifier, "it answers by chance" if plan.is_random else "--no-fast")
+        self.copy = Copy(None, "no attack has begun")
         self.room = Room(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
 
     def everything(self) -> AuditReport:
         plan = self.plan
         self.clean = self.clean_pass()
         self.clean_checks = self.check_clean()
-        # A twin is told by its answers, which of a random network say nothing: such a network is attacked as it is.
-        if plan.fast and (plan.attacks or plan.cascade) and not plan.is_random:
-            self.twin = self.room.fit(self.find_twin)
+        self.copy = self.room.fit(self.find_copy)
         self.report = self.first_report()
         self.update("running")
         for named in plan.attacks:
@@ -502,43 +500,40 @@ class Run:
             )
         )  # fmt: skip
 
-    def find_twin(self) -> Twin:
-        """The network that attacks run on, chosen on a few samples spread over all."""
+    def find_copy(self) -> Copy:
+        """What attacks begin on, tried on a few samples spread over all."""
         plan = self.plan
-        rows = np.linspace(0, len(plan.index) - 1, min(probe_size(len(plan.index)), len(plan.index))).astype(int)
-        x, y, index = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
-        return choose_twin(plan, x, y, index, self.room.size)
+        if plan.is_random:  # a copy is told by its answers, which here say nothing
+            return Copy(None, "it answers by chance")
+        if not plan.fast:
+            return Copy(None, "--no-fast")
+        if not any(named.attack.begins_on_copy for named in (*plan.attacks, *plan.cascade)):
+            return Copy(None, "no attack here begins on a faster copy")
+        rows = np.unique(np.linspace(0, len(plan.index) - 1, min(_TRIED, self.room.size)).astype(int))
+        x, y, _ = (torch.cat(parts) for parts in zip(*self.inputs(plan.index[rows], plan.batch_size), strict=True))
+        return make_copy(plan.classifier, x, y)
+
+    def attacked(self) -> str:
+        """What the attacks run on, in words."""
+        if self.copy.model is None:
+            return f"the network itself: {self.copy.described}"
+        met = [*self.plan.attacks, *self.plan.cascade]
+        beginning = dict.fromkeys(named.label for named in met if named.attack.begins_on_copy)
+        return f"{self.copy.described}, in the first part of {', '.join(beginning)}; the network itself in all else"
 
     def perturb(
         self, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
     ) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The attack's result, the looks at which samples broke, where it is finite, and the verdict on it.
-
-        Where the twin was broken and the network itself is not, the attack is run again, on the network itself.
-        """
-        x_adv, look, finite = self.perturb_on(self.twin.model, named, x, y, index, goal)
-        verified, margins = self.verify(x_adv, y, index)
-        if not self.twin.is_original:
-            again = torch.from_numpy((look > 0) & (margins <= 0)).to(x.device)
-            rows = again.nonzero().flatten()
-            if len(rows):
-                redone = self.perturb_on(self.plan.classifier, named, x[rows], y[rows], index[rows], goal)
-                x_adv[rows], kept = redone[0], rows.cpu().numpy()
-                look[kept], finite[kept] = redone[1:]
-                verified[kept], margins[kept] = self.verify(redone[0], y[rows], index[rows])
-        return x_adv, look, finite, verified, margins
-
-    def perturb_on(
-        self, model: nn.Module, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal
-    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-        """The attack's result, the looks at which samples broke, and where it is finite: elsewhere the input stands."""
-        with self.clock.stops(model):
-            x_adv, look = named.attack.run(model, x, y, index=index, seed=self.plan.seed, goal=goal)
+        """The attack's result, the looks at which samples broke, where it is finite (elsewhere the input stands), and the
+        verdict on it: classes and margins."""
+        plan, copy = self.plan, self.copy.model
+        with self.clock.stops(plan.classifier), self.clock.stops(copy) if copy is not None else nullcontext():
+            x_adv, look = named.attack.run(plan.classifier, x, y, index=index, seed=plan.seed, goal=goal, copy=copy)
         if x_adv.shape != x.shape:
             raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
         finite = torch.isfinite(x_adv.flatten(1)).all(1)
         x_adv = torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x_adv, x)
-        return x_adv, look.cpu().numpy(), finite.cpu().numpy()
+        return x_adv, look.cpu().numpy(), finite.cpu().numpy(), *self.verify(x_adv, y, index)
 
     def verify(self, x_adv: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Classes and margins in float32, in batches of another size than the attack used: the verdict."""
@@ -692,7 +687,7 @@ class Run:
             seconds=0.0,
             subject=subject_of(plan),
             data=data_of(plan),
-            protocol=protocol_of(plan).model_copy(update={"attacked": self.twin.described}),
+            protocol=protocol_of(plan).model_copy(update={"attacked": self.attacked()}),
             verdict=verdict,
             outcomes=[],
             warnings=warnings,

@@ -1,25 +1,26 @@
-"""The fast twin: a copy of a Classifier that attacks run on. Verdicts, layers and evidence are the original's.
+"""A faster copy of a Classifier that attacks begin on. Verdicts, layers and evidence are the network's own.
 
-Which twin a network gets follows from its structure and the device, never from a timing: the same command has to give
+Which copy a network gets follows from its structure and the device, never from a timing: the same command has to give
 the same report. What is done is our choice (`python -m benchmarks.attacks` times it): BatchNorm folded into the convolution
 before it, tensors with the channels last and, where the processor computes in it, bfloat16.
 
-A network in training has no twin: its weights move, and a copy could miss what else does. It gets the layout itself, so
+A network in training has no copy: its weights move, and a copy could miss what else does. It gets the layout itself, so
 that attacks and updates both have it (`python -m benchmarks.epoch`).
 """
 
-import copy
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.base import input_gradient, undisturbed
+from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
 
@@ -28,15 +29,11 @@ _SAME = 1e-4  # of the largest logit: what folding a deep network changes by rou
 
 
 @dataclass(frozen=True)
-class Twin:
-    """What attacks run on, and in words what it is: for the report.
+class Copy:
+    """model: the copy, None where there is none. described: what it is, or why there is none, in words for the report."""
 
-    model: the twin, or the original itself where `is_original`.
-    """
-
-    model: nn.Module
+    model: nn.Module | None
     described: str
-    is_original: bool
 
 
 class FastClassifier(nn.Module):
@@ -57,38 +54,38 @@ class FastClassifier(nn.Module):
         return logits.float()
 
 
-def original(classifier: Classifier, why: str) -> Twin:
-    return Twin(classifier, f"the network itself: {why}", True)
+def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
+    """The copy of a classifier, tried on x (N, ...) with labels y (N,), forward and backward; the classifier is left as it was.
 
-
-def make_twin(classifier: Classifier, x: torch.Tensor) -> Twin:
-    """The twin of a classifier, tried on x (N, ...); the original where none pays or none agrees with it.
-
-    The original is left as it was. In float32 the twin's logits must agree with the original's; bfloat16 is not held
-    to that, so whoever uses it has to look at the strength of the attacks (auditing.run does).
+    There is none where it would not pay, does not run or, in float32, does not compute the classifier's logits. In
+    bfloat16 logits and gradients differ; that attacks lose nothing by it is theirs to see to (`Search.looks_at`).
     """
     precision = copy_precision(x.device)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in classifier.modules())
     if convolutions == 0:
-        return original(classifier, "it has no convolutions")
-    with torch.no_grad(), undisturbed(classifier):
-        wanted = classifier(x)
+        return Copy(None, "it has no convolutions")
+    with undisturbed(classifier):
+        with torch.no_grad():
+            wanted = classifier(x)
         largest = float(wanted.abs().max())
         try:
-            body = copy.deepcopy(classifier)
+            body = deepcopy(classifier)
             body.eval().requires_grad_(False)
             folded = fold_norms(body, x)
             body.to(memory_format=torch.channels_last)
-            exact = FastClassifier(body, torch.float32)(x)
+            with torch.no_grad():
+                exact = FastClassifier(body, torch.float32)(x)
+            made = FastClassifier(body, precision).eval()
+            input_gradient(made, x, y, cross_entropy)
         except torch.OutOfMemoryError:  # what is attacked must not depend on the memory that is free
             raise
         except Exception as error:  # what cannot be copied, a view of what lies in another order, a look at the weights of a norm that is gone
-            return original(classifier, f"a faster copy does not run ({type(error).__name__})")
+            return Copy(None, f"a faster copy does not run ({type(error).__name__})")
         if not (math.isfinite(largest) and torch.allclose(exact, wanted, rtol=0, atol=_SAME * largest)):
-            return original(classifier, "a faster copy does not compute the same")
+            return Copy(None, "a faster copy does not compute the same")
     parts = [f"{folded} BatchNorm folded"] if folded else []
     described = ", ".join(["a copy in " + str(precision).removeprefix("torch."), "channels last", *parts])
-    return Twin(FastClassifier(body, precision).eval(), described, False)
+    return Copy(made, described)
 
 
 def copy_precision(device: torch.device) -> torch.dtype:
@@ -114,10 +111,10 @@ def copy_precision(device: torch.device) -> torch.dtype:
 def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
     """Fold each BatchNorm2d into the convolution whose output it takes, in place; how many were.
 
-    Only pairs that ran once each on x, the very tensor of the one reaching the other. Who else reads that tensor is not
-    seen, so the caller compares outputs.
+    Only pairs without hooks that ran once each on x, where the tensor of the one reached the other with nothing written
+    into it on the way. Who else reads that tensor is not seen, so the caller compares outputs.
     """
-    made: dict[int, nn.Conv2d] = {}
+    made: dict[int, tuple[nn.Conv2d, int]] = {}  # by the id of the output, and how often that had been written to
     alive: list[torch.Tensor] = []  # an id is good while its tensor lives
     runs: dict[nn.Module, int] = {}
     pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
@@ -125,12 +122,15 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
     def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         runs[module] = runs.get(module, 0) + 1
         if type(module) is nn.Conv2d:
-            made[id(output)] = module
+            made[id(output)] = module, output._version
             alive.append(output)
-        elif type(module) is nn.BatchNorm2d and id(inputs[0]) in made and module.track_running_stats:
-            pairs[module] = made[id(inputs[0])]
+        elif type(module) is nn.BatchNorm2d and module.track_running_stats:
+            conv, version = made.get(id(inputs[0]), (None, 0))
+            if conv is not None and inputs[0]._version == version:
+                pairs[module] = conv
 
-    watched = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)]
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    watched = [m for m in network.modules() if type(m) in kinds and not (m._forward_hooks or m._forward_pre_hooks)]
     hooks = [module.register_forward_hook(look) for module in watched]
     try:
         network(x[:2])
@@ -164,7 +164,7 @@ def runs_channels_last(classifier: Classifier, shape: tuple[int, ...]) -> bool:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), _buffers_kept(classifier):
         try:
-            tried = copy.deepcopy(classifier).to(memory_format=torch.channels_last)
+            tried = deepcopy(classifier).to(memory_format=torch.channels_last)
             for training in (False, True):
                 leaf = torch.zeros(2, *shape, device=device, requires_grad=True)
                 torch.autograd.grad(tried.train(training)(leaf).sum(), leaf)
