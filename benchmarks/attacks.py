@@ -1,4 +1,4 @@
-"""PGD-20 side by side: our attack, on the network and on its fast twin, against other libraries and a bare loop.
+"""PGD-20 side by side: our attack, on the network alone and with its faster copy, against other libraries and a bare loop.
 
     python -m benchmarks.attacks [--device cpu|cuda] [--threads 2] [--rounds 5] [--quick] [pgd audit]
 
@@ -58,16 +58,20 @@ def contender(name, model, x, eps):
 
     from lsa_cli.attacks import ATTACKS, make_threat
     from lsa_cli.cli.memory import keep_freed_memory
-    from lsa_cli.models.precision import make_twin
+    from lsa_cli.models.precision import make_copy
 
     size = 2.5 * eps / STEPS
     if name in OURS:
         keep_freed_memory()  # as the command does
-        target = model if name == OURS[1] else make_twin(model, x[:32]).model
+        copy = None
+        if name != OURS[1]:
+            with torch.no_grad():
+                answers = model(x[:8]).argmax(1)
+            copy = make_copy(model, x[:8], answers).model
         attack = ATTACKS.get("pgd")(make_threat("linf", eps), steps=STEPS)
         goal = "break" if name == OURS[2] else "worst"
         return lambda x, y, row: attack(
-            target, x, y, index=torch.arange(row, row + len(x), device=x.device), goal=goal
+            model, x, y, index=torch.arange(row, row + len(x), device=x.device), goal=goal, copy=copy
         )  # fmt: skip
     if name == "bare loop":
 
@@ -181,7 +185,7 @@ def _show(net, names, rounds):
 
 
 def audit(arguments):
-    """The default audit of mnist_cnn_at, noises aside, against its attacks alone on the same twin and batches; once
+    """The default audit of mnist_cnn_at, noises aside, against its attacks alone with the same copy and batches; once
     with the checks of the evidence, which cost the same for 1,000 samples as for a million, and once without."""
     from benchmarks.audit import SAMPLES, paired
     from lsa_cli.auditing.cost import numerics
@@ -189,7 +193,7 @@ def audit(arguments):
     from lsa_cli.auditing.run import Run
     from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.config import settings_from
-    from lsa_cli.models.precision import make_twin
+    from lsa_cli.models.precision import make_copy
 
     class Unexamined(Run):
         def examine(self):
@@ -202,7 +206,7 @@ def audit(arguments):
     )  # fmt: skip
     plan = make_plan(SAMPLES / "mnist_cnn_at.pt", settings, {})
     x, y = (tensor.to(plan.device) for tensor in _whole(plan))
-    twin = make_twin(plan.classifier, x[:32]).model
+    copy = make_copy(plan.classifier, x[:8], y[:8]).model
 
     def whole(kind):
         with numerics(plan):
@@ -212,7 +216,7 @@ def audit(arguments):
         with numerics(plan):
             for named in plan.attacks:
                 for a, b in zip(x.split(plan.batch_size), y.split(plan.batch_size), strict=True):
-                    named.attack.run(twin, a, b)
+                    named.attack.run(plan.classifier, a, b, copy=copy)
 
     print(f"\naudit of mnist_cnn_at, {limit} samples, against its attacks alone")
     for kind, what in ((Unexamined, "attacks, layer scan, diagnosis, verification"), (Run, "the same with evidence")):
@@ -229,7 +233,7 @@ def _whole(plan):
 
 
 def cuda(arguments):
-    """ResNet-18 on 10,000 images: PGD-20 and layer scan; the twin against the network itself."""
+    """ResNet-18 on 10,000 images: PGD-20 and layer scan; with the faster copy and without."""
     import torch
 
     from lsa_cli import audit as audit_it
