@@ -9,7 +9,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.evidence import Probe, examine
-from lsa_cli.auditing.evidence.concealed import LEVELS, OnGrid, TowardsNearestClasses
+from lsa_cli.auditing.evidence.concealed import LEVELS, OnGrid, TowardsNearestClasses, bare_logits
 from lsa_cli.auditing.evidence.network import directions
 from lsa_cli.auditing.evidence.stronger import FIRST, Survivors, stronger_attack
 from lsa_cli.auditing.evidence.trials import on_the_grid
@@ -108,6 +108,18 @@ def test_a_decoy_among_the_logits_is_passed_by(networks, images):
     findings = examined(Decoy(networks[0]), images, 0.15, last_of(networks[0]))
     assert {"stronger-attack-wins", "fresh-head-wins"} <= findings.keys()
     assert "but at most about" in findings["stronger-attack-wins"].message
+
+
+def test_logits_before_a_decoy_are_attacked_and_those_that_are_the_same_are_not(networks, images):
+    probe = Probe(Decoy(networks[0]), *images, torch.arange(96), make_threat("linf", 0.15))
+    bare = bare_logits(probe, last_of(networks[0]))
+    with torch.no_grad():
+        assert torch.allclose(bare(images[0]), logits(networks[0], images[0]), atol=1e-5)
+    plain = nn.Sequential(WrongSigns(networks[0], 0), nn.LogSoftmax(1))
+    assert bare_logits(Probe(plain, *images, torch.arange(96), probe.threat), last_of(networks[0])) is None
+    assert bare_logits(probe, networks[0]) is not None
+    assert bare_logits(probe, nn.Linear(1, 1)) is None
+    assert bare_logits(probe, next(m for m in networks[0].modules() if isinstance(m, nn.Conv2d))) is None
 
 
 def test_another_network_for_pictures_is_met_on_their_grid(networks, images):

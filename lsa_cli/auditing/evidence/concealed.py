@@ -129,6 +129,33 @@ def on_grid(x: torch.Tensor) -> torch.Tensor:
     return (x * LEVELS).round() / LEVELS
 
 
+def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
+    """What `module`, the last layer with weights, returns: the logits before anything that follows it.
+
+    None where that is not one number for each class, or no more than the logits themselves, shifted and scaled.
+    """
+
+    def outputs(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, K)
+        seen: list[torch.Tensor] = []
+        handle = module.register_forward_hook(lambda *passed: seen.append(passed[2]))
+        try:
+            probe.model(x)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or seen[0].shape != (len(x), probe.clean.shape[1]):
+            raise _NoFeatures
+        return seen[0].float()
+
+    try:
+        with torch.no_grad(), undisturbed(probe.model):
+            bare = probe.by_batch(outputs, probe.x)
+    except _NoFeatures:
+        return None
+    one, other = (rows - rows.mean(1, keepdim=True) for rows in (bare.double(), probe.clean.double()))
+    same = torch.nn.functional.cosine_similarity(one, other).min() > 1 - 1e-6
+    return None if same else outputs
+
+
 def fresh_head(probe: Probe, module: nn.Module) -> Model | None:
     """The network with another last layer: ridge regression of the classes on what `module` gets, fitted on the probe.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.square import Square
-from lsa_cli.auditing.evidence.concealed import OnGrid, fresh_head
+from lsa_cli.auditing.evidence.concealed import OnGrid, bare_logits, fresh_head
 from lsa_cli.auditing.evidence.judge import Checked
 from lsa_cli.auditing.evidence.network import (
     batch_dependence,
@@ -99,7 +99,8 @@ def _attacked(
     made = []
     if has_gradient:
         if broken is not None:
-            made.append(stronger_attack(all_left or Survivors.of(right.select(survives), len(probe))))
+            bare = bare_logits(probe, last) if last is not None else None
+            made.append(stronger_attack(all_left or Survivors.of(right.select(survives), len(probe)), bare))
         x_adv, climb = climbing(right)
         survives &= right.margin(x_adv) <= 0
         made += [climb, full_range(right), noise_of_equal_size(right, x_adv)]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lsa_cli.attacks import Attack
 from lsa_cli.attacks.apgd import APGD
+from lsa_cli.attacks.base import Model
 from lsa_cli.auditing.evidence.concealed import TowardsNearestClasses
 from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds, tail
 from lsa_cli.auditing.evidence.probe import Probe
@@ -39,8 +41,10 @@ class Survivors:
         return cls(len(probe), samples, lambda start, stop: probe.select(torch.arange(start, min(stop, len(probe)))))
 
 
-def stronger_attack(survivors: Survivors) -> Checked:
+def stronger_attack(survivors: Survivors, bare: Model | None = None) -> Checked:
     """Two attacks, one after the other: towards the nearest classes, and APGD on the cross-entropy.
+
+    bare: see `bare_logits`; where there are any, APGD on them is the third.
 
     The number of the audit is too high by the share of survivors that they break, times the share of samples that
     survived. More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of looks), and
@@ -54,7 +58,7 @@ def stronger_attack(survivors: Survivors) -> Checked:
     allowed, least = ALLOWED / share, TRUSTED / share
     while n < survivors.count:
         probe = survivors.take(n, max(FIRST, n + n // 2))
-        n, broken = n + len(probe), broken + _broken(probe)
+        n, broken = n + len(probe), broken + _broken(probe, bare)
         if exceeds(broken, n, allowed, ALPHA / _LOOKS) or _known(broken, n, least, survivors):
             break
     saw = {"broken": broken, "points too high": 100 * share * broken / n}
@@ -62,10 +66,11 @@ def stronger_attack(survivors: Survivors) -> Checked:
     return Checked("stronger attack", n, saw, (finding,) if finding is not None else ())
 
 
-def _broken(probe: Probe) -> int:
-    left = probe
-    for attack in (TowardsNearestClasses(threat=probe.threat), APGD(threat=probe.threat, steps=STEPS)):
-        left = left.select(left.margin(left.run(attack)) <= 0)
+def _broken(probe: Probe, bare: Model | None) -> int:
+    left, apgd = probe, APGD(threat=probe.threat, steps=STEPS)
+    attacks: list[tuple[Attack, Model | None]] = [(TowardsNearestClasses(threat=probe.threat), None), (apgd, None)]
+    for attack, attacked in [*attacks, *([(apgd, bare)] if bare is not None else [])]:
+        left = left.select(left.margin(left.run(attack, attacked)) <= 0)
         if not len(left):
             break
     return len(probe) - len(left)
