@@ -48,7 +48,10 @@ def refuse_disagreement(
 
 
 def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
-    """What torch.load returns, or why it refuses the file. Some file systems let no file be mapped."""
+    """What torch.load returns, or why it refuses the file for what it imports or how it was pickled.
+
+    Raises CheckpointError for a file that torch.load cannot read at all. Some file systems let no file be mapped.
+    """
     try:
         with _nothing_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -56,10 +59,16 @@ def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever a file makes of torch's reader
-        if mapped and not isinstance(error, pickle.UnpicklingError):
+        refused = isinstance(error, pickle.UnpicklingError)
+        if mapped and not refused:
             return _load(path, False)
-        lines = str(error).split("WeightsUnpickler error: ")[-1].splitlines()
-        return None, f"{type(error).__name__}: {(lines or [''])[0][:150]}"
+        lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
+        reason = f"{type(error).__name__}: {(lines or [''])[0][:150]}"
+        if not refused:
+            raise CheckpointError(
+                f"{path}: torch.load cannot read this file ({shown(reason)}); it is damaged, copy or save it again"
+            ) from error
+        return None, reason
 
 
 @contextmanager

@@ -22,6 +22,7 @@ _END, _END64, _LOCATOR = struct.Struct("<4sHHHHIIH"), struct.Struct("<4sQHHIIQQQ
 _LOCAL = struct.Struct("<4s22xHH")
 _IN_64_BITS = 2**32 - 1
 _LONGEST_END = 2**16 + _END.size
+_FOLDER = 0x10  # among the attributes that MS-DOS gives an entry
 _ZIP64, _OTHER_NAME = 0x0001, 0x7075  # extra fields: sizes of 64 bits; a name that replaces the entry's
 
 
@@ -91,6 +92,8 @@ def _named(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipIn
         if other != name:
             told = read_differently(f"its entries {shown(other)} and {shown(name)} differ by case alone")
             raise CheckpointError(f"{path}: {told}")
+        if entry.external_attr & _FOLDER:  # torch reads nothing of such an entry, and hands over memory as it is
+            raise CheckpointError(f"{path}: {read_differently(f'its entry {shown(name)} is marked as a folder')}")
         extra = _extra_fields(entry.extra)
         if _OTHER_NAME in extra or extra.count(_ZIP64) > 1:
             raise CheckpointError(f"{path}: {read_differently(f'its entry {shown(name)} has two names or two sizes')}")
