@@ -383,6 +383,7 @@ LEGACY = [
 
 def legacy(path, pickled, keys=None, data=None, head=LEGACY):
     keys = pickle.dumps(["0"], 2) if keys is None else keys
+    pickled = pickled.replace(b"tQ", b"NtQ")  # here a storage says, too, which part of another one it is
     path.write_bytes(b"".join([*head, pickled, keys, struct.pack("<q", 4) + FLOATS if data is None else data]))
     return path
 
@@ -973,15 +974,15 @@ ZIPS = {  # True: harmless, and read
     "absolute entry": (lambda path: torch_zip(path, whole(GOOD), **{"/etc/x": b""}), False),
     "backslash": (lambda path: torch_zip(path, whole(GOOD), **{"a\\..\\x": b""}), False),
     "two data.pkl": (lambda path: two_entries(path, "a/data.pkl", "a/data.pkl"), False),
-    "two roots": (lambda path: two_entries(path, "a/data.pkl", "b/data.pkl"), True),
+    "two roots": (lambda path: two_entries(path, "a/data.pkl", "b/data.pkl"), False),
     "two cases": (lambda path: two_entries(path, "a/data.pkl", "a/DATA.PKL"), False),
-    "null in a name": (lambda path: edited(path, lambda data, *_: data.replace(b"a/version", b"a/byteo\0\0")), True),
+    "null in a name": (lambda path: edited(path, lambda data, *_: data.replace(b"a/version", b"a/byteo\0\0")), False),
     "no data.pkl": (lambda path: zipped(path, {"a/data/0": FLOATS}), False),
     "data.pkl that is a folder": (lambda path: zipped(path, {"a/data.pkl/x": b"", "a/data/0": FLOATS}), False),
-    "no folder": (lambda path: zipped(path, {"data.pkl": whole(GOOD), "data/0": FLOATS}), True),
+    "no folder": (lambda path: zipped(path, {"data.pkl": whole(GOOD), "data/0": FLOATS}), False),
     "big-endian": (lambda path: zipped(path, {"a/data.pkl": whole(GOOD), "a/byteorder": b"big", "a/data/0": FLOATS}), False),
     "byte order of a megabyte": (lambda path: torch_zip(path, whole(GOOD), **{"a/byteorder": b"little" * 10**6}), False),
-    "link": (symlinks, True),
+    "link": (symlinks, False),
     "comment that looks like an end": (lambda path: edited(
         path, lambda data, directory, end: data[:-2] + b"\x16\0" + data[end:]), False),
     "garbage after the end": (lambda path: edited(path, lambda data, *_: data + b"x" * 100), True),
@@ -1003,7 +1004,7 @@ ZIPS = {  # True: harmless, and read
     "list past the end": (lambda path: edited(path, field(16, "<I", 2**32 - 2)), False),
     "list of 4 GB": (lambda path: edited(path, field(12, "<I", 2**32 - 2)), False),
     "no list": (lambda path: edited(path, field(12, "<I", 0)), False),
-    "several disks": (lambda path: edited(path, field(4, "<H", 7)), True),
+    "several disks": (lambda path: edited(path, field(4, "<H", 7)), False),
     "zip64, absurd count": (lambda path: edited(path, zip64(2**63, 10, 0)), False),
     "zip64, absurd size": (lambda path: edited(path, zip64(5, 2**63, 0)), False),
     "zip64, absurd offset": (lambda path: edited(path, zip64(5, 10, 2**64 - 1)), False),

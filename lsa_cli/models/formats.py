@@ -11,6 +11,7 @@ import math
 import os
 import stat
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -546,7 +547,7 @@ def _json(data: bytes | str, where: str, what: str) -> dict[str, Any]:
     try:
         text = data.decode() if isinstance(data, bytes) else data
         content = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=partial(_once, where, what))
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # AttributeError: where no text stands
         raise CheckpointError(
             f"{where}: its {what} is damaged ({str(error)[:80]}); copy or download it again"
         ) from error
@@ -559,8 +560,7 @@ def _once(where: str, what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]
     """A mapping whose keys stand once: of one that stands twice some readers take the first, and others the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise CheckpointError(f"{where}: {read_differently(f'its {what} has the key {shown(twice)} twice')}")
     return found
 
