@@ -18,6 +18,7 @@ from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
 from lsa_cli.auditing.sequential import bounds
+from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
 from lsa_cli.report.metrics import CLASS_WORDS, Measured, extreme
@@ -42,6 +43,7 @@ def decide_early(
     if distributed.world() > 1:
         raise UsageError("--gate-only decides one block of samples after the other, in one process; leave --nproc out")
     refuse_undecidable(plan, alpha)
+    refuse_unused(plan, gate_only=True)
     run = _EarlyRun(plan, alpha, progress or (lambda what, done, total: None), on_update or (lambda report: None))
     with numerics(plan), told_when_it_ends(run.update_if_any, lambda: plan.batch_size):
         return run.everything()

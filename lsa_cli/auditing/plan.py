@@ -21,6 +21,7 @@ from lsa_cli.auditing.limits import Room
 from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Network, Say, check_backward, open_network, refuse_without_layers
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
+from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
@@ -205,7 +206,7 @@ def make_plan(
         warnings=(*network.warnings, *selection_warnings, *preset_warnings, *cascade_warnings),
     )
     refuse_radius(plan)
-    return plan
+    return dataclasses.replace(plan, warnings=(*plan.warnings, *refuse_unused(plan)))
 
 
 def is_quick(plan: AuditPlan) -> bool:

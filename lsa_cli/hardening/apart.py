@@ -54,7 +54,7 @@ class ApartBase(Base):
     keeps maps of its own.
     """
 
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
     alpha: float = field(default=1.0, init=False)
     alpha_omega: float = field(default=1.0, init=False)
     alpha_blocks: dict[str, float] = field(default_factory=dict, init=False)

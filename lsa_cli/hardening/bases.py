@@ -47,7 +47,7 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 
 @dataclass
 class Base:
-    """needs_clean: the loss takes the clean logits. uses: which of the task's steps and step_size make a difference.
+    """needs_clean: the loss takes the clean logits. uses: which of the settings of the attack make a difference.
 
     eps_of_class, weight_of_class: (K,) factors of eps and of the cross-entropy, for methods that treat classes
     differently; None: all alike.
@@ -55,7 +55,7 @@ class Base:
 
     task: Task
     needs_clean: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ("steps", "step_size")
+    uses: ClassVar[tuple[str, ...]] = ("steps", "step_size", "attack_mode")
     eps_of_class: torch.Tensor | None = field(default=None, init=False)
     weight_of_class: torch.Tensor | None = field(default=None, init=False)
 
@@ -108,7 +108,7 @@ BASES: Registry[type[Base]] = Registry("base of adversarial training")
 class FGSMBase(Base):
     """One step of length eps, no random start."""
 
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
 
     def attack(self, threat: Threat) -> Attack:
         return FGSM(threat=threat)
@@ -135,7 +135,7 @@ class PGDBase(Base):
 class APGDBase(Base):
     """APGD on the cross-entropy in place of PGD."""
 
-    uses: ClassVar[tuple[str, ...]] = ("steps",)
+    uses: ClassVar[tuple[str, ...]] = ("steps", "attack_mode")
 
     def attack(self, threat: Threat) -> Attack:
         return APGD(threat=threat, steps=self.task.steps)
@@ -146,7 +146,7 @@ class APGDBase(Base):
 class FastBase(Base):
     """FGSM with a random start and a step of 1.25 eps (arXiv 2001.03994, Algorithm 3)."""
 
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
 
     def attack(self, threat: Threat) -> Attack:
         return FGSM(threat=threat, random_start=True)

@@ -52,7 +52,7 @@ _USUAL = {
         10,
     ),
 }  # fmt: skip
-_OF_ATTACK = ("steps", "step_size")
+_OF_ATTACK = ("steps", "step_size", "attack_mode")
 _GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which for MNIST's 0.3 are the source paper's
 _USUAL_VALIDATION, _LARGEST_VALIDATION = 0.1, 1000  # share of the training samples, and at most; what is said is done
 
@@ -382,6 +382,8 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
     if own.hold in ("first", "last") and own.top_k is not None:
         raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
     used = used_of_attack(plan.method, plan.options)
+    if own.warmup is not None and not used and not plan.regularizes and _base(plan.method, plan.options) is None:
+        raise UsageError(f"--warmup raises eps and gamma, and {plan.method} without a base has neither; leave it out")
     for name in _OF_ATTACK:
         if getattr(own, name) is not None and name not in used:
             base = _base(plan.method, plan.options)
@@ -390,7 +392,7 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
 
 
 def used_of_attack(method: str, options: dict[str, str]) -> tuple[str, ...]:
-    """Which of steps and step_size make a difference to a method with these options; a method of a plugin may use both."""
+    """Which settings of the attack make a difference to a method with these options; a method of a plugin may use all."""
     if not hasattr(HARDENINGS.get(method), "base"):
         return _OF_ATTACK
     base = _base(method, options)
