@@ -4,10 +4,13 @@ Colours are the classes s0 .. s7 of a palette that colour-blind readers can tell
 marks too. Every text from outside is escaped; what a plot shows is also said in its label.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
+
+from lsa_cli.errors import printable
 
 Point = tuple[float | None, float | None, float | None]  # value, low, high
 
@@ -79,11 +82,22 @@ def _mark(number: int, x: float, y: float, size: float, css: str, colour: int, h
 
 
 def short(name: str, length: int = 18) -> str:
-    """A name cut in the middle, where long names differ least."""
-    if len(name) <= length:
+    """A name in the room of `length` usual characters; a longer one is cut in the middle, where names differ least."""
+    name, room = printable(name), 1.1 * length * _CHARACTER
+    if len(name) <= length and _length(name) <= room:
         return name
-    head = (length - 1) // 2
-    return f"{name[:head]}…{name[-(length - 1 - head) :]}"
+    for count in range(min(length, len(name)), 2, -1):
+        head = (count - 1) // 2
+        cut = f"{name[:head]}…{name[-(count - 1 - head) :]}"
+        if _length(cut) <= room:
+            break
+    return cut
+
+
+def _length(text: str) -> float:
+    """About how many pixels a text takes: some characters are wider than most, those of East Asia twice as wide."""
+    wide = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 * (c in "%…@mwMW") for c in text)
+    return (len(text) + wide) * _CHARACTER
 
 
 def _ticks(top: float) -> list[float]:
@@ -137,11 +151,11 @@ def line_chart(
         parts.append(_text(_LEFT - 6, y(tick) + 4, f"{100 * tick:.0f}%" if percent else f"{tick:g}", "end"))
     foot, last = _TOP + plot_h + (14 if turned else 18), -1e9
     for i, label in enumerate(labels):
-        if x(i) - last >= (15 if turned else len(short(label)) * _CHARACTER * 0.9):  # else they would overlap
+        if x(i) - last >= (15 if turned else _length(short(label)) * 0.9):  # else they would overlap
             at = f'transform="rotate(-50 {x(i):.1f} {foot})"' if turned else ""
             parts.append(_text(x(i), foot, short(label), "end" if turned else "middle", at))
             last = x(i)
-    below = foot + (max((len(short(name)) for name in labels), default=0) * _CHARACTER * 0.75 + 6 if turned else 6)
+    below = foot + (max((_length(short(name)) for name in labels), default=0) * 0.75 + 6 if turned else 6)
     if x_title:
         parts.append(_text(_LEFT + plot_w / 2, below + 12, x_title))
         below += 18
@@ -168,7 +182,7 @@ def line_chart(
                 parts.append(_mark(number, x(i), y(value), 3, "dot", colours[number], hint))
     at_x, at_y = float(_LEFT), below + 22
     for number, line in enumerate(lines):
-        room = 50 + len(short(line.name)) * _CHARACTER
+        room = 50 + _length(short(line.name))
         if at_x + room > width and at_x > _LEFT:
             at_x, at_y = float(_LEFT), at_y + 19
         parts.append(
@@ -276,8 +290,8 @@ def heat_map(
 ) -> Markup:
     """Cells shaded by value / largest, with the numbers in them while there is room; no value: a dash."""
     wide = len(columns) <= 14
-    left = 20 + max((len(short(name, 22)) for name in rows), default=0) * _CHARACTER
-    head = 18 + max((len(short(name, 12)) for name in columns), default=0) * _CHARACTER * 0.72
+    left = 20 + max((_length(short(name, 22)) for name in rows), default=0)
+    head = 18 + max((_length(short(name, 12)) for name in columns), default=0) * 0.72
     cell_w, cell_h = (max(46, min(58, 800 // max(1, len(columns)))) if wide else max(14, 840 // len(columns))), 24
     known = [
         (v, row, column)

@@ -41,7 +41,11 @@ def content(settings):
 
 def without_times(part):
     if isinstance(part, dict):
-        return {name: without_times(value) for name, value in part.items() if name not in ("seconds", "settings", "settings_from")}
+        return {
+            name: without_times(value)
+            for name, value in part.items()
+            if name not in ("seconds", "settings", "settings_from")
+        }
     return [without_times(value) for value in part] if isinstance(part, list) else part
 
 
