@@ -1,6 +1,7 @@
 """Weights put into networks, strictly, from the many shapes that real files have."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -438,11 +439,16 @@ def test_loading_needs_little_memory_beside_the_network(tmp_path, form):
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PEAK), str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", textwrap.dedent(PEAK), str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        # Memory that is freed goes back to the system at once. By default glibc keeps up to two tensors of this size.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"},
     )
     looks, more = map(int, done.stdout.split())
     assert looks > 20
-    copies = 1.1 if form == "legacy" else 0.3  # where one tensor is a twelfth
+    copies = 1.1 if form == "legacy" else 0.2  # where one tensor is a twelfth
     assert 0 < more < copies * path.stat().st_size
 
 
