@@ -1,11 +1,13 @@
 """Our AutoAttack against recorded results of the official implementation, sample by sample and in time.
 
-    LSA_DATA_ROOT=... python -m benchmarks.autoattack [--n 100] [--patient] [--oracle DIR] [fgsm lenet_adv lenet_cln resnet2b fashion]
+    LSA_DATA_ROOT=... python -m benchmarks.autoattack [--n 100] [--patient] [--seeds 5] [--oracle DIR] [fgsm lenet_adv lenet_cln resnet2b fashion]
 
 Time is told in reference passes (one forward + input-gradient pass over the same rows on the same thread, just before
 and just after), as the record does: neither machine was free of other work. With --n the first rows only, and then
 the record has no time to compare with. --patient: no run is given up as hopeless; a verdict that differs from that
 of the run without it would be the price of giving up. Of every network also: how often the interval of `--full-on` would have held what all of them left.
+Every network is attacked twice, from a copy in float32 and from one in bfloat16, on any processor. --seeds 5: with each
+of 5 seeds from both copies and without a copy, and only the samples that are robust are compared.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Search
 from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.models.precision import make_copy
+from lsa_cli.models.precision import PRECISIONS, make_copy
 from tests.foreign_networks import LeNet5, ResNet2b, cifar10_test, small_cnn
 
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
@@ -65,18 +67,69 @@ def reference_pass(model, x, y):
     return statistics.median(seconds)
 
 
-def compare(name, data_root, oracle, n):
+def recorded(name, data_root, oracle, n):
+    """What the official implementation left of a network's first n rows, and the network, images and labels."""
     record = json.loads((oracle / f"{name}.json").read_text())
     n = min(n or record["n"], record["n"])
-    model, x, y = load(name, data_root, record, n)
+    return record, *load(name, data_root, record, n)
+
+
+def copy_in(precision, model, x, y):
+    """The copy of a network in this precision (float32, bfloat16), whatever the processor has."""
+    os.environ["LSA_COPY_PRECISION"] = precision
+    return make_copy(model, x[:8], y[:8]).model
+
+
+def survivors(attack, model, x, y, copy, seed):
+    """Which rows the network classifies correctly and the cascade leaves so: (N,) bool."""
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).nonzero().flatten()
+    found = cascade(attack.members, model, x[right], y[right], index=right, seed=seed, copy=copy)
+    left = torch.zeros(len(y), dtype=torch.bool)
+    left[right[found.broken_by < 0]] = True
+    return left
+
+
+def compare_seeds(name, data_root, oracle, n, seeds):
+    """What is left from each copy and without one, and the samples that are left from a copy with every seed alone."""
+    record, model, x, y = recorded(name, data_root, oracle, n)
+    attack = AutoAttack(make_threat(record["norm"], record["eps"]))
+    left = {
+        precision: torch.stack(
+            [
+                survivors(attack, model, x, y, copy_in(precision, model, x, y) if precision else None, seed)
+                for seed in range(seeds)
+            ]
+        )
+        for precision in ("", *PRECISIONS)
+    }
+    itself = left.pop("")
+    print(f"{name}, {len(y)} samples, seeds 0 to {seeds - 1}: robust", shares(itself), "without a copy")
+    for precision, runs in left.items():
+        always, never = int((runs.all(0) & ~itself.any(0)).sum()), int((itself.all(0) & ~runs.any(0)).sum())
+        more, fewer = int((runs & ~itself).sum()), int((itself & ~runs).sum())
+        print(
+            f"  {shares(runs)} from a copy in {precision}; left with every seed here and with none there: {always}, the "
+            f"reverse: {never}; pairs of runs of one sample that only this one, only that one leaves: {more}, {fewer}",
+            flush=True,
+        )
+
+
+def shares(left):
+    return " ".join(f"{share:.1%}" for share in left.float().mean(1).tolist())
+
+
+def compare(name, data_root, oracle, n, precision):
+    record, model, x, y = recorded(name, data_root, oracle, n)
+    n = len(y)
     official = torch.tensor(record["robust_correct"][:n], dtype=torch.bool)
     attack = AutoAttack(make_threat(record["norm"], record["eps"]))
     with torch.no_grad():
         right = (model(x).argmax(1) == y).nonzero().flatten()
     before = reference_pass(model, x, y)
     started = time.process_time()
-    copy = make_copy(model, x[:8], y[:8])
-    found = cascade(attack.members, model, x[right], y[right], index=right, copy=copy.model)
+    copy = copy_in(precision, model, x, y)
+    found = cascade(attack.members, model, x[right], y[right], index=right, copy=copy)
     with torch.no_grad():
         whole = margin(model(found.x_adv), y[right]) <= 0
     seconds = time.process_time() - started
@@ -86,7 +139,7 @@ def compare(name, data_root, oracle, n):
     assert attack.threat.contains(found.x_adv, x[right]).all()
     by = torch.bincount(found.broken_by[found.broken_by >= 0].long(), minlength=len(attack.members)).tolist()
     print(
-        f"{name}, {n} samples: robust {ours.float().mean():.2%}, official {official.float().mean():.2%}; "
+        f"{name}, {n} samples, from a copy in {precision}: robust {ours.float().mean():.2%}, official {official.float().mean():.2%}; "
         f"broken by us only {int((official & ~ours).sum())}, by the official only {int((ours & ~official).sum())}"
     )
     print("  broken by", ", ".join(f"{type(m).__name__} {count}" for m, count in zip(attack.members, by, strict=True)))
@@ -127,6 +180,9 @@ def main():
     parser.add_argument("names", nargs="*", help=", ".join(NETWORKS))
     parser.add_argument("--n", type=int, default=0, help="the first rows only")
     parser.add_argument("--patient", action="store_true", help="every run takes all its steps")
+    parser.add_argument(
+        "--seeds", type=int, default=0, help="compare the runs of so many seeds, with and without a copy"
+    )
     parser.add_argument("--oracle", type=Path, help="the records; default: `oracle` beside the data root")
     arguments = parser.parse_args()
     if "LSA_DATA_ROOT" not in os.environ:
@@ -138,8 +194,13 @@ def main():
     if arguments.patient:
         Search.milestones = lambda *_: {}
     torch.set_num_threads(1)
+    oracle = arguments.oracle or data_root.parent / "oracle"
     for name in arguments.names or NETWORKS:
-        compare(name, data_root, arguments.oracle or data_root.parent / "oracle", arguments.n)
+        if arguments.seeds:
+            compare_seeds(name, data_root, oracle, arguments.n, arguments.seeds)
+            continue
+        for precision in PRECISIONS:
+            compare(name, data_root, oracle, arguments.n, precision)
 
 
 if __name__ == "__main__":
