@@ -156,7 +156,7 @@ def peers(threads):
     import torch
 
     from lsa_cli.attacks import ATTACKS, make_threat
-    from lsa_cli.auditing.statistics import wilson
+    from lsa_cli.stats import wilson
 
     model, x, y = sample("mnist_cnn_at.pt", 1000)
     eps, steps, size = 0.3, 40, 0.01

@@ -26,9 +26,9 @@ from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.ensemble import AutoAttack, cascade
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Search
-from lsa_cli.auditing.statistics import two_phase
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import PRECISIONS, make_copy
+from lsa_cli.stats import two_phase
 from tests.foreign_networks import LeNet5, ResNet2b, cifar10_test, small_cnn
 
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)

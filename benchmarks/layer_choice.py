@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.paper_print import TITLES, print_row, spread
 from benchmarks.published import parse_row, robustness_and_generalisation
-from lsa_cli.report.correlation import spearman
+from lsa_cli.stats import spearman
 
 
 def read(path):

@@ -21,10 +21,10 @@ FLOORS = [
     {"registry"},
     {"imports"},
     {"distributed"},
-    {"errors", "files", "wording"},
+    {"errors", "files", "stats", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
-WITHOUT_TORCH = ("report", "config", "registry", "imports", "errors", "files", "wording")
+WITHOUT_TORCH = ("report", "config", "registry", "imports", "errors", "files", "stats", "wording")
 
 
 def part(path):

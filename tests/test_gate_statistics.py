@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lsa_cli.auditing.sequential import bounds, log_martingale
+from lsa_cli.stats import confidence_sequence, log_martingale
 
 SIZE = 10_000
 
@@ -73,9 +73,9 @@ def test_bounds_are_the_totals_that_are_left():
     for taken in range(size + 1):
         for ones in range(taken + 1):
             left = [m for m in range(size + 1) if value(m, ones, taken, size) < 1 / error]
-            assert bounds(ones, taken, size, error) == (left[0] / size, left[-1] / size)
-    assert bounds(0, 0, size, error) == (0.0, 1.0)
-    assert bounds(7, size, size, error) == (7 / size, 7 / size)
+            assert confidence_sequence(ones, taken, size, error) == (left[0] / size, left[-1] / size)
+    assert confidence_sequence(0, 0, size, error) == (0.0, 1.0)
+    assert confidence_sequence(7, size, size, error) == (7 / size, 7 / size)
 
 
 # ---- simulated: what the gate does on 10,000 samples --------------------------------------------------------------
@@ -109,10 +109,10 @@ def test_the_fast_decision_of_this_file_is_that_of_the_bounds():
         ones = paths(total, 3, generator)
         held, cost = decided(ones, limit, 0.01)
         for row in range(3):
-            low, high = bounds(int(ones[row, cost[row] - 1]), int(cost[row]), SIZE, 0.01)
+            low, high = confidence_sequence(int(ones[row, cost[row] - 1]), int(cost[row]), SIZE, 0.01)
             assert low >= limit if held[row] else high < limit
             if cost[row] > 1:
-                low, high = bounds(int(ones[row, cost[row] - 2]), int(cost[row]) - 1, SIZE, 0.01)
+                low, high = confidence_sequence(int(ones[row, cost[row] - 2]), int(cost[row]) - 1, SIZE, 0.01)
                 assert low < limit <= high
 
 

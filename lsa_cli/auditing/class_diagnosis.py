@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsa_cli.auditing.statistics import wilson
-from lsa_cli.report.correlation import spearman
 from lsa_cli.report.schema import AttackPair, ClassRow, ClassSummary, Rate
+from lsa_cli.stats import spearman, wilson
 
 
 def rate(flags: np.ndarray) -> Rate:

@@ -17,12 +17,12 @@ from lsa_cli.auditing.limits import Clock, OutOfTime
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
-from lsa_cli.auditing.sequential import bounds
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
 from lsa_cli.report.metrics import CLASS_WORDS, Measured, extreme
 from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
+from lsa_cli.stats import confidence_sequence
 
 DEFAULT_ALPHA = 0.01
 _FIRST_BLOCK = 64
@@ -156,7 +156,7 @@ class _EarlyRun:
         def share(flags: np.ndarray, size: int, error: float) -> Measured:
             if len(flags) == 0:
                 return Measured(None, why="no such sample was taken")
-            return Measured(float(flags.mean()), *bounds(int(flags.sum()), len(flags), size, error))
+            return Measured(float(flags.mean()), *confidence_sequence(int(flags.sum()), len(flags), size, error))
 
         def measure(metric: str) -> Measured:
             family, _, rest = metric.partition(".")

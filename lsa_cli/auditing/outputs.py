@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lsa_cli.auditing.evidence.judge import tail
 from lsa_cli.data import LabelledData, stratified_subset
 from lsa_cli.errors import CheckpointError, DataError, UsageError
 from lsa_cli.models.classifier import as_logits
 from lsa_cli.models.outputs import NAMED_LOGITS, describe
+from lsa_cli.stats import binomial_tail
 
 SAMPLES = 64  # that outputs are compared with the labels on
 _AT_ONCE = 16
@@ -35,7 +35,7 @@ class _Candidate:
 
     @property
     def agrees(self) -> bool:
-        return tail(self.right, self.n, self.chance) < _CHANCE
+        return binomial_tail(self.right, self.n, self.chance) < _CHANCE
 
     def __str__(self) -> str:
         return f"{self.name} ({self.logits.shape[1]} classes, right on {self.right} of {self.n})"

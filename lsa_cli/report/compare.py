@@ -12,7 +12,7 @@ two reports of one network a table calls nothing changed 19 times of 20 at least
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import sqrt
 from statistics import NormalDist
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from pydantic import Field
 from lsa_cli.errors import UsageError
 from lsa_cli.report.metrics import Measured, difference
 from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Rate, Row, Samples
+from lsa_cli.stats import mcnemar
 
 _CHANCE = 0.05
 _NORMAL = NormalDist()
@@ -187,13 +188,6 @@ class _Candidate:
             table=self.table, name=self.name, attack=self.attack, old=self.old, new=self.new, n=self.n, won=won,
             lost=lost, p=p, beyond_noise=beyond,
         )  # fmt: skip
-
-
-def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided McNemar p-value: under no change each changed sample is won or lost with equal chance."""
-    changed, rarer = won + lost, min(won, lost)
-    tail = sum(comb(changed, k) for k in range(rarer + 1))
-    return min(1.0, 2 * tail / 2**changed)
 
 
 def _widened(rate: Rate, error: float) -> Measured:

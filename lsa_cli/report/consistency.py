@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.correlation import spearman
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.tables import percent
+from lsa_cli.stats import spearman
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lsa_cli.report.schema import AuditReport, LayerAnalysis, Rate
+from lsa_cli.stats import newcombe
 
 METRICS = {
     "clean": "clean accuracy",
@@ -91,16 +92,13 @@ def extreme(rows: Sequence[Measured], pick: Callable[[Iterable[float]], float]) 
 def difference(a: Measured, b: Measured, note: str = "") -> Measured:
     """a - b for two shares of different samples; each must have its interval.
 
-    Interval: Newcombe's (1998, method 10), from the two intervals; the square-and-add rule.
+    Interval: Newcombe's (1998, method 10).
     """
     assert a.value is not None
     assert b.value is not None
-    gap = a.value - b.value
     if a.low is None or a.high is None or b.low is None or b.high is None:
-        return Measured(gap, note=note)
-    low = gap - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
-    high = gap + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Measured(gap, low, high, note=note)
+        return Measured(a.value - b.value, note=note)
+    return Measured(a.value - b.value, *newcombe(a.value, (a.low, a.high), b.value, (b.low, b.high)), note=note)
 
 
 def _rate(rate: Rate | None, why: str, note: str = "") -> Measured:

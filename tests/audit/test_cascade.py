@@ -14,7 +14,6 @@ from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.auditing import run as running
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
-from lsa_cli.auditing.statistics import clopper_pearson, two_phase, wilson
 from lsa_cli.config import settings_from
 from lsa_cli.errors import RunError, UsageError
 
@@ -299,37 +298,3 @@ def test_a_minimal_attack_gives_the_whole_curve_and_counts_within_the_radius(tas
     assert values[1] == outcome.robust.count == report.verdict.robust.count
     assert outcome.distance.largest > 0.02  # found beyond the radius too, and not counted there
     assert outcome.discarded == 0
-
-
-# ---- the two-phase interval ----------------------------------------------------------------------------
-
-
-def test_exact_intervals_are_those_of_the_tables():
-    """Values by the beta quantiles of any statistics package."""
-    assert clopper_pearson(0, 10, 0.05) == (0.0, pytest.approx(0.30850, abs=1e-4))
-    assert clopper_pearson(3, 20, 0.05) == (pytest.approx(0.03207, abs=1e-4), pytest.approx(0.37893, abs=1e-4))
-    assert clopper_pearson(10, 10, 0.05) == (pytest.approx(0.69150, abs=1e-4), 1.0)
-    assert clopper_pearson(0, 0, 0.05) == (0.0, 1.0)
-
-
-def test_all_survivors_checked_is_one_share():
-    assert two_phase(100, 60, 60, 10) == (0.5, *wilson(50, 100))
-
-
-@pytest.mark.parametrize(("robust_cheap", "miss"), [(0.5, 0.02), (0.9, 0.1), (0.3, 0.0), (0.6, 0.4), (0.98, 0.01)])
-@pytest.mark.parametrize("checked", [20, 100])
-def test_the_interval_covers_at_least_nominally(robust_cheap, miss, checked):
-    """The share of these samples and the population's, by simulation: each missed at most 5% of the time."""
-    generator = np.random.default_rng(0)
-    n, rounds = 400, 400
-    missed_sample = missed_population = 0
-    for _ in range(rounds):
-        survives = generator.random(n) < robust_cheap
-        weak = survives & (generator.random(n) < miss)
-        survivors = np.flatnonzero(survives)
-        drawn = generator.choice(survivors, min(checked, len(survivors)), replace=False)
-        _, low, high = two_phase(n, len(survivors), len(drawn), int(weak[drawn].sum()))
-        missed_sample += not low <= (len(survivors) - weak.sum()) / n <= high
-        missed_population += not low <= robust_cheap * (1 - miss) <= high
-    assert missed_sample <= 0.05 * rounds
-    assert missed_population <= 0.05 * rounds + 3 * (0.05 * 0.95 * rounds) ** 0.5 * (checked >= robust_cheap * n)

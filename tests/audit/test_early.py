@@ -9,9 +9,9 @@ from torch import nn
 from lsa_cli.auditing.early import decide_early
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
-from lsa_cli.auditing.sequential import bounds
 from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
+from lsa_cli.stats import confidence_sequence
 
 N = 1200
 
@@ -75,7 +75,7 @@ def test_it_stops_as_soon_as_all_are_decided(task, full):
     used = report.early.used
     assert 64 <= used < N / 2
     assert report.verdict.robust.n == used == len(report.samples.index)
-    low, high = bounds(report.verdict.robust.count, used, N, 0.02 / 2)
+    low, high = confidence_sequence(report.verdict.robust.count, used, N, 0.02 / 2)
     assert (report.gates[0].low, report.gates[0].high) == (low, high)
     assert low >= robust - 0.15
     assert [warning.code for warning in report.warnings].count("gate-only") == 1
@@ -95,7 +95,7 @@ def test_classes_share_the_chance(task, full):
     gate = {"class.min": rates[worst] - 0.25, f"class.{worst}": {"min": rates[worst] + 0.3, "severity": "warning"}}
     report = decide_early(plan_of(task, gate))
     assert [gate.state for gate in report.gates] == ["held", "breached"]
-    lows = [bounds(r.robust.count, r.robust.n, N // 4, 0.01 / 2 / 4)[0] for r in report.verdict.classes]
+    lows = [confidence_sequence(r.robust.count, r.robust.n, N // 4, 0.01 / 2 / 4)[0] for r in report.verdict.classes]
     assert report.gates[0].low == min(lows)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds, tail
+from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds
 from lsa_cli.models.classifier import PRESETS, Normalization, parse_input_range, parse_normalize, rescaled
 from lsa_cli.report.schema import Finding, Rate, Warning
+from lsa_cli.stats import binomial_tail
 
 SAMPLES, WRONG = 1000, 300  # at most so many samples, and so many wrong ones, try other normalisations
 CLAIM_TOLERANCE = 0.01  # one point between the makers' test and this one is no finding (our choice)
@@ -108,13 +109,13 @@ def normalization(
     wrong, kept = np.flatnonzero(~right), np.flatnonzero(right)
     level = ALPHA / max(1, len(alternatives))
     gained: dict[str, int] = {}
-    if tail(len(wrong), len(wrong), 0.5) < level:
+    if binomial_tail(len(wrong), len(wrong), 0.5) < level:
         gained = {name: int(right_under(name, wrong).sum()) for name in alternatives}
-    promising = [name for name in gained if tail(gained[name], gained[name], 0.5) < level]
+    promising = [name for name in gained if binomial_tail(gained[name], gained[name], 0.5) < level]
     better: dict[str, tuple[int, int]] = {}
     for name in sorted(promising, key=lambda name: -gained[name])[:3]:
         lost = int((~right_under(name, kept)).sum())
-        if tail(gained[name], gained[name] + lost, 0.5) < level:
+        if binomial_tail(gained[name], gained[name] + lost, 0.5) < level:
             better[name] = gained[name], lost
     saw = {"alternatives": len(gained), "right": len(kept)}
     if not better:
@@ -157,7 +158,7 @@ def class_order(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> C
     enough = max(_LEAST_MOVED, min(_ENOUGH_MOVED, _TIMES_CHANCE / classes))
     commonest = float(np.bincount(y, minlength=1).max()) / max(1, len(y))
     found = (
-        tail(gained, gained + lost, 0.5) < ALPHA
+        binomial_tail(gained, gained + lost, 0.5) < ALPHA
         and after[moved].mean() >= enough
         and exceeds(int(after.sum()), len(y), commonest)
     )
@@ -208,7 +209,7 @@ def lost_classes(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> 
         if len(others) < 2 or fine < len(others) / 2 or fine < 2 or right > _NEAR_ZERO * n:
             continue
         share = sum(r for _, r in others) / sum(m for m, _ in others) / 2
-        if tail(n - right, n, 1 - share) < ALPHA / len(present):
+        if binomial_tail(n - right, n, 1 - share) < ALPHA / len(present):
             lost.append(k)
     saw = {"classes": len(present), "lost": len(lost)}
     if not lost:

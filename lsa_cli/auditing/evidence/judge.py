@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lsa_cli.report.schema import CheckMade, Evidence, EvidenceVerdict, Finding
+from lsa_cli.stats import binomial_tail
 
 ALPHA = 0.001  # for each check: some fifteen of them together doubt an honest network in less than 1.5% of audits
 # What another attack may break of the samples that the gradient attacks left, by luck of its start: one more PGD
@@ -30,7 +31,7 @@ def exceeds(count: int, n: int, allowed: float, alpha: float = ALPHA) -> bool:
     (ties, rounding, the luck of a random start); a network whose true share is that or less is doubted with
     probability ALPHA at most. With allowed = 2% it takes 4 of 12, 6 of 48, 10 of 128, 36 of 1000.
     """
-    return n > 0 and tail(count, n, allowed) < alpha
+    return n > 0 and binomial_tail(count, n, allowed) < alpha
 
 
 def beats(broken: int, survivors: int, right: int, allowed: float = ALLOWED_BETTER) -> bool:
@@ -40,20 +41,6 @@ def beats(broken: int, survivors: int, right: int, allowed: float = ALLOWED_BETT
     The first alone would doubt a network that breaks nearly everywhere, for the handful that one run missed by luck.
     """
     return exceeds(broken, survivors, allowed) and exceeds(broken, right, ALLOWED_POINTS)
-
-
-def tail(count: int, n: int, share: float) -> float:
-    """P(X >= count) for X binomial with n draws of probability share."""
-    if count <= 0 or share >= 1:
-        return 1.0
-    if share <= 0:
-        return 0.0
-    log_yes, log_no = math.log(share), math.log1p(-share)
-    terms = (
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_yes + (n - k) * log_no
-        for k in range(count, n + 1)
-    )
-    return min(1.0, math.fsum(math.exp(term) for term in terms))
 
 
 def doubt(code: str, message: str, advice: str) -> Finding:

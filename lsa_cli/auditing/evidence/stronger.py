@@ -12,10 +12,10 @@ from lsa_cli.attacks import Attack
 from lsa_cli.attacks.apgd import APGD
 from lsa_cli.attacks.base import Model
 from lsa_cli.auditing.evidence.concealed import TowardsNearestClasses
-from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds, tail
+from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import Probe
-from lsa_cli.auditing.statistics import wilson
 from lsa_cli.report.schema import Finding
+from lsa_cli.stats import binomial_tail, wilson
 
 STEPS = 15  # of APGD
 FIRST = 48  # samples; at each further look half as many again
@@ -80,7 +80,7 @@ def _known(broken: int, n: int, least: float, survivors: Survivors) -> bool:
     """Whether the number is known to be less than TRUSTED too high."""
     if n == survivors.count:
         return broken < TRUSTED * survivors.samples
-    return least >= 1 or tail(n - broken, n, 1 - least) < _UNKNOWN / _LOOKS
+    return least >= 1 or binomial_tail(n - broken, n, 1 - least) < _UNKNOWN / _LOOKS
 
 
 def _finding(broken: int, n: int, survivors: Survivors, wins: bool, least: float) -> Finding | None:

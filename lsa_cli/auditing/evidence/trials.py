@@ -11,8 +11,9 @@ from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.evidence.concealed import OnGrid
-from lsa_cli.auditing.evidence.judge import Checked, beats, doubt, exceeds, tail
+from lsa_cli.auditing.evidence.judge import Checked, beats, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.stats import binomial_tail
 
 STEPS = 10  # of PGD
 DRAWS, DRAWN_STEPS = 8, 5  # of the smoothed surrogate
@@ -94,7 +95,7 @@ def noise_of_equal_size(probe: Probe, x_adv: torch.Tensor) -> Checked:
     worthless = (
         exceeds(by_noise, n, ALLOWED_NOISE)
         and exceeds(n - by_attack, n, ALLOWED_NOISE)
-        and tail(only_attack, only_attack + only_noise, 0.5) > 0.05
+        and binomial_tail(only_attack, only_attack + only_noise, 0.5) > 0.05
     )
     finding = doubt(
         "noise-as-strong",

@@ -1,0 +1,166 @@
+"""The statistics that audits and reports share: intervals of shares, exact tests, rank correlation, confidence sequences.
+
+Shares are in [0, 1]; an interval is (low, high). Nothing here knows what the numbers mean.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from statistics import NormalDist
+
+import numpy as np
+
+Interval = tuple[float, float]
+
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+# ---- one share -------------------------------------------------------------------------------------------
+
+
+def wilson(count: int, n: int) -> Interval | None:
+    """95% Wilson score interval of a binomial share, clipped to [0, 1]; None for n = 0."""
+    if n == 0:
+        return None
+    share, z2 = count / n, _Z95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return (0.0 if count == 0 else centre - half, 1.0 if count == n else centre + half)
+
+
+def clopper_pearson(count: int, n: int, error: float) -> Interval:
+    """Exact interval of a binomial share: it misses the true share with probability `error` at most; (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    low = 0.0 if count == 0 else _share_where(lambda p: binomial_tail(count, n, p), error / 2)
+    high = 1.0 if count == n else 1 - _share_where(lambda p: binomial_tail(n - count, n, p), error / 2)
+    return low, high
+
+
+def binomial_tail(count: int, n: int, share: float) -> float:
+    """P(X >= count) for X binomial with n draws of probability `share`: the p-value of the one-sided exact test."""
+    if count <= 0 or share >= 1:
+        return 1.0
+    if share <= 0 or count > n:
+        return 0.0
+    k = np.arange(count, n + 1)
+    logs = _log_binomials(n)[count:] + k * math.log(share) + (n - k) * math.log1p(-share)
+    return min(1.0, math.fsum(np.exp(logs)))
+
+
+@lru_cache(maxsize=8)
+def _log_binomials(n: int) -> np.ndarray:  # (n + 1,)
+    """log C(n, k) for k = 0 ... n."""
+    logs = np.array([math.lgamma(k + 1) for k in range(n + 1)])
+    return logs[n] - logs - logs[::-1]
+
+
+def _share_where(rising: Callable[[float], float], value: float) -> float:
+    """The share at which a rising function takes `value`, by bisection: the lower end of the last bracket."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if rising(middle) < value:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+# ---- two shares, two orders --------------------------------------------------------------------------------
+
+
+def newcombe(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
+    """Interval of a - b for shares of two independent samples, from their own intervals (Newcombe 1998, method 10)."""
+    gap = a - b
+    low = gap - math.hypot(a - of_a[0], of_b[1] - b)
+    high = gap + math.hypot(of_a[1] - a, b - of_b[0])
+    return low, high
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Exact two-sided McNemar p-value. Without a true change, each changed sample is won or lost with equal chance."""
+    return min(1.0, 2 * binomial_tail(max(won, lost), won + lost, 0.5))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float | None:  # (N,) each
+    """Rank correlation over the places where both are numbers; None with fewer than 3 of them, or without variation."""
+    both = np.isfinite(a) & np.isfinite(b)
+    if both.sum() < 3:
+        return None
+    first, second = ranks(a[both]), ranks(b[both])
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def ranks(values: np.ndarray) -> np.ndarray:  # (N,) -> (N,)
+    """Ranks from 1; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+# ---- two-phase sampling ------------------------------------------------------------------------------------
+
+
+def two_phase(n: int, survivors: int, checked: int, broken: int) -> tuple[float, float, float]:
+    """Share of n that survives a stronger attack too: the estimate, and a 95% interval.
+
+    `survivors` of n withstood the cheap attacks. A random part of them, `checked`, met the strong attack, which broke
+    `broken`. The share is a * (1 - m), with a the share of survivors and m the share of them that the strong attack
+    breaks. Each of the two exact intervals misses with probability 2.5% at most, so their product misses with 5% at most
+    (our choice: simple, and never too short). It covers the share of these n samples and that of the population.
+    Raises ValueError where nothing was checked.
+    """
+    if n == 0 or checked == 0:
+        raise ValueError("nothing was checked")
+    estimate = survivors / n * (1 - broken / checked)
+    if checked == survivors:  # one binomial share
+        low, high = wilson(survivors - broken, n) or (0.0, 1.0)
+        return estimate, low, high
+    (a_low, a_high), (m_low, m_high) = clopper_pearson(survivors, n, 0.025), clopper_pearson(broken, checked, 0.025)
+    return estimate, a_low * (1 - m_high), a_high * (1 - m_low)
+
+
+# ---- confidence sequences ----------------------------------------------------------------------------------
+# Samples are taken one by one, in random order and without replacement, from a set of N that holds m ones. After n
+# samples, s of them ones, with a uniform prior on m the chance of s is 1 / (n + 1); given m it is hypergeometric, and
+#
+#     M_n(m) = [1 / (n + 1)] / [C(m, s) C(N - m, n - s) / C(N, n)]
+#
+# is, for the true m, a nonnegative supermartingale that starts at 1: the prior over the posterior of m (arXiv 2006.04347,
+# the prior-posterior-ratio confidence sequence; arXiv 2010.09686 has its sibling for bounded means). By Ville's inequality
+# it ever reaches 1 / error with probability `error` at most, no matter when and how often one looks. So the set of m with
+# M_n(m) < 1 / error holds the truth at all times at once, and a decision may be taken as soon as all its members agree.
+
+
+def confidence_sequence(ones: int, taken: int, size: int, error: float) -> Interval:
+    """The smallest and the largest share of ones in the whole set that the samples taken so far leave possible.
+
+    0 <= ones <= taken <= size, size > 0. The true share is ever outside, over all moments together, with probability
+    `error` at most. Once all samples are taken, one share is left.
+    """
+    candidates = np.arange(ones, size - (taken - ones) + 1)
+    logs = log_martingale(candidates, np.asarray(ones), np.asarray(taken), size)
+    left = candidates[logs < -math.log(error)]
+    return float(left[0] / size), float(left[-1] / size)
+
+
+def log_martingale(total: np.ndarray, ones: np.ndarray, taken: np.ndarray, size: int) -> np.ndarray:
+    """log M for `total` ones among `size`, after `ones` of `taken` samples; the arrays broadcast. inf: impossible."""
+    table = _log_factorials(size)
+    total, ones, taken = np.broadcast_arrays(total, ones, taken)
+    possible = (ones <= total) & (taken - ones <= size - total)
+    m, s, n = (np.where(possible, array, 0) for array in (total, ones, taken))
+
+    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return table[a] - table[b] - table[a - b]
+
+    seen = choose(m, s) + choose(size - m, n - s) - choose(np.full_like(n, size), n)
+    return np.where(possible, -np.log(n + 1) - seen, np.inf)
+
+
+@lru_cache(maxsize=4)
+def _log_factorials(size: int) -> np.ndarray:  # (size + 1,)
+    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])

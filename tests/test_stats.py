@@ -1,0 +1,175 @@
+"""Every statistic against its definition, published values, and scipy and statsmodels."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmodels
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+from lsa_cli.stats import (
+    binomial_tail,
+    clopper_pearson,
+    log_martingale,
+    mcnemar,
+    newcombe,
+    ranks,
+    spearman,
+    two_phase,
+    wilson,
+)
+
+COUNTS = [(count, n) for n in (1, 2, 7, 48, 1000) for count in sorted({0, 1, n // 3, n - 1, n})]
+
+
+# ---- one share -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [  # Newcombe (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_reproduces_published_intervals(count, n, low, high):
+    assert wilson(count, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(("count", "n"), COUNTS)
+def test_wilson_is_that_of_statsmodels(count, n):
+    assert wilson(count, n) == pytest.approx(proportion_confint(count, n, method="wilson"), abs=1e-12)
+
+
+def test_wilson_ends_and_nothing():
+    assert wilson(10, 10)[1] == 1.0
+    assert wilson(0, 0) is None
+
+
+@pytest.mark.parametrize(("count", "n"), COUNTS)
+@pytest.mark.parametrize("error", [0.2, 0.05, 0.001])
+def test_exact_intervals_are_those_of_scipy(count, n, error):
+    expected = stats.binomtest(count, n).proportion_ci(1 - error, method="exact")
+    assert clopper_pearson(count, n, error) == pytest.approx((expected.low, expected.high), abs=1e-10)
+    assert clopper_pearson(0, 0, error) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("count", "n"), COUNTS)
+@pytest.mark.parametrize("share", [0.0, 1e-6, 0.02, 0.5, 0.97, 1.0])
+def test_the_tail_is_that_of_scipy(count, n, share):
+    assert binomial_tail(count, n, share) == pytest.approx(stats.binom.sf(count - 1, n, share), rel=1e-9, abs=1e-300)
+    assert binomial_tail(n + 1, n, share) == pytest.approx(0.0 if share < 1 else 1.0)
+
+
+def test_the_tail_is_the_binomial_one():
+    for n, share in ((1, 0.3), (12, 0.02), (48, 0.5)):
+        for count in range(n + 2):
+            exact = sum(math.comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(count, n + 1))
+            assert binomial_tail(count, n, share) == pytest.approx(exact, abs=1e-12)
+
+
+# ---- two shares, two orders --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((56, 70), (48, 80)), ((9, 10), (3, 10)), ((0, 20), (5, 30)), ((30, 30), (29, 30))]
+)
+def test_the_interval_of_a_difference_is_that_of_statsmodels(a, b):
+    expected = confint_proportions_2indep(*a, *b, compare="diff", method="newcomb")
+    assert newcombe(a[0] / a[1], wilson(*a), b[0] / b[1], wilson(*b)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 1), (3, 3), (5, 20), (40, 90), (1, 400), (700, 500)])
+def test_mcnemar_is_that_of_statsmodels(won, lost):
+    expected = mcnemar_of_statsmodels([[0, won], [lost, 0]], exact=True).pvalue
+    assert mcnemar(won, lost) == pytest.approx(expected, rel=1e-9)
+    assert mcnemar(lost, won) == mcnemar(won, lost)
+
+
+def test_mcnemar_is_the_exact_two_sided_sign_test():
+    """Against counting every way the changed samples could have gone."""
+    for changed in range(9):
+        ways = [sum(way) for way in product((0, 1), repeat=changed)]
+        for won in range(changed + 1):
+            extreme = sum(abs(way - changed / 2) >= abs(won - changed / 2) for way in ways) / len(ways)
+            assert mcnemar(won, changed - won) == pytest.approx(extreme)
+    assert mcnemar(0, 0) == 1.0
+
+
+def test_paired_tests_keep_their_promise_by_simulation():
+    """Changed samples that fall either way with equal chance: a table of rows calls a change at most 5% of the time."""
+    generator = np.random.default_rng(0)
+    changed = generator.integers(1, 60, 6000)
+    won = generator.binomial(changed, 0.5)
+    p = np.array([mcnemar(int(a), int(n - a)) for a, n in zip(won, changed, strict=True)])
+    for rows in (1, 5, 20):
+        tables = p.reshape(-1, rows)
+        assert (tables <= 0.05 / rows).any(1).mean() <= 0.05 + 3 * (0.05 * 0.95 / len(tables)) ** 0.5
+
+
+@pytest.mark.parametrize("values", [6, 1000])
+def test_rank_correlation_is_that_of_scipy(values):
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(0, values, 30).astype(float), generator.normal(size=30)
+    assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    np.testing.assert_array_equal(ranks(a), stats.rankdata(a))
+    a[3] = np.nan  # left out
+    keep = np.isfinite(a)
+    assert spearman(a, b) == pytest.approx(stats.spearmanr(a[keep], b[keep]).statistic)
+    assert spearman(np.ones(5), b[:5]) is None
+    assert spearman(a[:2], b[:2]) is None
+
+
+# ---- two-phase sampling ------------------------------------------------------------------------------------
+
+
+def test_the_interval_is_the_product_of_two_exact_ones():
+    value, low, high = two_phase(400, 300, 50, 5)
+    survive = stats.binomtest(300, 400).proportion_ci(0.975, method="exact")
+    miss = stats.binomtest(5, 50).proportion_ci(0.975, method="exact")
+    assert value == pytest.approx(0.75 * 0.9)
+    assert (low, high) == pytest.approx((survive.low * (1 - miss.high), survive.high * (1 - miss.low)))
+
+
+def test_nothing_checked_is_no_estimate():
+    with pytest.raises(ValueError, match="nothing was checked"):
+        two_phase(100, 0, 0, 0)
+
+
+def test_all_survivors_checked_is_one_share():
+    assert two_phase(100, 60, 60, 10) == (0.5, *wilson(50, 100))
+
+
+@pytest.mark.parametrize(("robust_cheap", "miss"), [(0.5, 0.02), (0.9, 0.1), (0.3, 0.0), (0.6, 0.4), (0.98, 0.01)])
+@pytest.mark.parametrize("checked", [20, 100])
+def test_the_interval_covers_at_least_nominally(robust_cheap, miss, checked):
+    """The share of these samples and the population's, by simulation: each missed at most 5% of the time."""
+    generator = np.random.default_rng(0)
+    n, rounds = 400, 400
+    missed_sample = missed_population = 0
+    for _ in range(rounds):
+        survives = generator.random(n) < robust_cheap
+        weak = survives & (generator.random(n) < miss)
+        survivors = np.flatnonzero(survives)
+        drawn = generator.choice(survivors, min(checked, len(survivors)), replace=False)
+        _, low, high = two_phase(n, len(survivors), len(drawn), int(weak[drawn].sum()))
+        missed_sample += not low <= (len(survivors) - weak.sum()) / n <= high
+        missed_population += not low <= robust_cheap * (1 - miss) <= high
+    assert missed_sample <= 0.05 * rounds
+    assert missed_population <= 0.05 * rounds + 3 * (0.05 * 0.95 * rounds) ** 0.5 * (checked >= robust_cheap * n)
+
+
+# ---- confidence sequences ----------------------------------------------------------------------------------
+
+
+def test_the_martingale_is_prior_over_posterior_by_scipy():
+    """What it promises is tested in test_gate_statistics.py."""
+    size = 200
+    for total, ones, taken in ((50, 10, 40), (120, 60, 90), (0, 0, 7), (200, 7, 7)):
+        seen = stats.hypergeom.logpmf(ones, size, total, taken)
+        found = log_martingale(np.array(total), np.array(ones), np.array(taken), size)
+        assert found == pytest.approx(-math.log(taken + 1) - seen, abs=1e-9)
