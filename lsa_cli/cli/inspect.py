@@ -190,7 +190,7 @@ def _description(path: Path, contents: "Contents", advice: list[str]) -> "Descri
 
 
 def _holds(kind: str, weights: "Weights | None") -> str:
-    from lsa_cli.models.pickles import is_module
+    from lsa_cli.models.pickles.modules import is_module
 
     if kind in _PROGRAMS:
         return "program"
@@ -230,7 +230,7 @@ def _entries(root: Any, found: list["Weights"], description: "Description | None
 
 
 def _in_words(value: Any) -> Any:
-    from lsa_cli.models.pickles import Call, TensorSpec
+    from lsa_cli.models.pickles.symbols import Call, TensorSpec
 
     if value is None or isinstance(value, (bool, int, float, str)):
         return _plain(value)
@@ -311,7 +311,7 @@ def _is_usual(name: str) -> bool:
 
 
 def _is_installed(name: str) -> bool:
-    from lsa_cli.models.pickles import INSTALLED
+    from lsa_cli.models.pickles.symbols import INSTALLED
 
     return _is_usual(name) or name.startswith(INSTALLED)
 

@@ -15,7 +15,16 @@ from typing import Any
 import torch
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.pickles import ITEM_SIZES, Call, Global, Members, StorageSpec, TensorSpec, read_differently, shown
+from lsa_cli.models.pickles.symbols import (
+    ITEM_SIZES,
+    Call,
+    Global,
+    Members,
+    StorageSpec,
+    TensorSpec,
+    read_differently,
+    shown,
+)
 
 # Calls that stay symbols for the machine, and values for torch, that hold no weights.
 _OPAQUE = {"torch.device", "torch.serialization._get_layout", "builtins.complex", "__builtin__.complex"}

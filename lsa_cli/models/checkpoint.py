@@ -12,7 +12,8 @@ import pydantic
 
 from lsa_cli.errors import CheckpointError, UsageError, is_plain
 from lsa_cli.models import formats
-from lsa_cli.models.pickles import Call, TensorSpec, is_module, tensors_of
+from lsa_cli.models.pickles.modules import is_module, tensors_of
+from lsa_cli.models.pickles.symbols import Call, TensorSpec
 from lsa_cli.registry import SHIPPED, unknown
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.files import temporary_beside
-from lsa_cli.models.pickles import (
+from lsa_cli.models.pickles.machine import LARGEST_PICKLE, read_symbols
+from lsa_cli.models.pickles.symbols import (
     ITEM_SIZES,
-    LARGEST_PICKLE,
     MOST_DIMENSIONS,
     Call,
     CutShort,
@@ -35,7 +35,6 @@ from lsa_cli.models.pickles import (
     TensorSpec,
     parts_of,
     read_differently,
-    read_symbols,
     refuse_oversized,
     shown,
 )

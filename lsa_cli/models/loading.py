@@ -16,7 +16,8 @@ from lsa_cli.models import recognition, rehydration
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.parametrizations import Stored, kinds_of, put_together, read
-from lsa_cli.models.pickles import Call, is_module
+from lsa_cli.models.pickles.modules import is_module
+from lsa_cli.models.pickles.symbols import Call
 from lsa_cli.models.recognition import View, is_step_counter, views
 from lsa_cli.models.surgery import operate
 from lsa_cli.models.wrappers import finish_lazy_layers, is_script

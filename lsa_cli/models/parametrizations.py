@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lsa_cli.models.pickles import TensorSpec
+from lsa_cli.models.pickles.symbols import TensorSpec
 
 Load = Callable[[TensorSpec], torch.Tensor]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.pickles import INSTALLED, Call, Global, Members, TensorSpec
+from lsa_cli.models.pickles.symbols import INSTALLED, Call, Global, Members, TensorSpec
 from lsa_cli.models.wrappers import unwrap_parts
 
 # Functions that networks keep as attributes, activations above all. Not those of torchvision and timm: some load files.

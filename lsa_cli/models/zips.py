@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.pickles import read_differently, shown
+from lsa_cli.models.pickles.symbols import read_differently, shown
 
 LARGEST_HEADER = 16 * 2**20
 MOST_ENTRIES = 100_000

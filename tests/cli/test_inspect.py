@@ -19,7 +19,7 @@ from torchvision.models import resnet18
 
 from lsa_cli.cli import inspect as inspecting
 from lsa_cli.models.architectures import runs_user_code
-from lsa_cli.models.pickles import Call, Global
+from lsa_cli.models.pickles.symbols import Call, Global
 from lsa_cli.models.recognition import shared_prefixes
 from lsa_cli.models.rehydration import rebuild
 from lsa_cli.registry import SHIPPED

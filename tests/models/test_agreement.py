@@ -15,7 +15,8 @@ from lsa_cli.errors import CheckpointError
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.models.formats import open_contents
 from lsa_cli.models.loading import load_network
-from lsa_cli.models.pickles import TensorSpec, read_symbols
+from lsa_cli.models.pickles.machine import read_symbols
+from lsa_cli.models.pickles.symbols import TensorSpec
 
 TRUE, FALSE = struct.pack("<4f", 1, 2, 3, 4), struct.pack("<4f", 5, 6, 7, 8)  # what torch reads, and what it does not
 

@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats import open_contents, sniff
-from lsa_cli.models.pickles import ITEM_SIZES, TensorSpec, tensors_of
+from lsa_cli.models.pickles.modules import tensors_of
+from lsa_cli.models.pickles.symbols import ITEM_SIZES, TensorSpec
 
 ROOT = Path(__file__).parent.parent.parent
 

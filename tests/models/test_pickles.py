@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.pickles import (
-    Call,
-    CutShort,
-    Global,
-    Members,
-    StorageSpec,
-    TensorSpec,
-    is_module,
-    read_symbols,
-    shown,
-    tensors_of,
-)
+from lsa_cli.models.pickles.machine import read_symbols
+from lsa_cli.models.pickles.modules import is_module, tensors_of
+from lsa_cli.models.pickles.symbols import Call, CutShort, Global, Members, StorageSpec, TensorSpec, shown
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
