@@ -79,8 +79,13 @@ def newcombe(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided McNemar p-value. Without a true change, each changed sample is won or lost with equal chance."""
-    return min(1.0, 2 * binomial_tail(max(won, lost), won + lost, 0.5))
+    """Exact two-sided McNemar p-value. Without a true change, each changed sample is won or lost with equal chance.
+
+    In whole numbers: a p-value such as 1/32 comes out exact.
+    """
+    changed = won + lost
+    tail = sum(math.comb(changed, k) for k in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2**changed)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:  # (N,) each

@@ -98,6 +98,7 @@ def test_mcnemar_is_the_exact_two_sided_sign_test():
             extreme = sum(abs(way - changed / 2) >= abs(won - changed / 2) for way in ways) / len(ways)
             assert mcnemar(won, changed - won) == pytest.approx(extreme)
     assert mcnemar(0, 0) == 1.0
+    assert mcnemar(6, 0) == 1 / 32
 
 
 def test_paired_tests_keep_their_promise_by_simulation():
