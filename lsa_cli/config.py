@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSche
 from lsa_cli.errors import LsaError, UsageError, is_plain
 from lsa_cli.files import read_regular
 from lsa_cli.registry import SHIPPED, parse_number, unknown
-from lsa_cli.report.gate import Limit, limits_of
-from lsa_cli.report.metrics import EVIDENCE_WORDS, FAMILIES
+from lsa_cli.report.limits import Limit, limits_of, metric_pattern
 from lsa_cli.report.tables import BESIDE
 
 CONFIG_NAME = "lsa.yaml"
@@ -31,7 +30,6 @@ _NAMES = {"type": ["array", "string"], "items": {"type": "string"}}
 Number = Annotated[float, WithJsonSchema(_NUMBER)]
 NumberText = Annotated[str, WithJsonSchema(_NUMBER)]
 Names = Annotated[list[str], WithJsonSchema(_NAMES)]
-_METRIC = rf"^(clean|robust|mvl|seconds|evidence\.({'|'.join(EVIDENCE_WORDS)})|({'|'.join(FAMILIES[:-1])})\..+)$"
 
 
 class _Settings(BaseModel):
@@ -195,7 +193,7 @@ class AuditSettings(_Settings):
     gate: dict[str, Limit] | None = Field(
         None,
         description="metric: limit, or metric: {min or max, severity, by, allow_not_run}",
-        json_schema_extra={"propertyNames": {"pattern": _METRIC}},
+        json_schema_extra={"propertyNames": {"pattern": metric_pattern()}},
     )
     harden: HardenSettings | None = Field(None, description="settings of lsa harden")
 

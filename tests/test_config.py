@@ -2,7 +2,7 @@ import pytest
 
 from lsa_cli.config import find_config, merge, read_config, settings_from
 from lsa_cli.errors import UsageError
-from lsa_cli.report.gate import Limit
+from lsa_cli.report.limits import Limit
 
 
 def written(folder, text):

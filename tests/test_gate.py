@@ -1,7 +1,8 @@
 import pytest
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.gate import Limit, check, decision, is_breach, limits_of, parse_limits
+from lsa_cli.report.gate import check, decision, is_breach
+from lsa_cli.report.limits import Limit, limits_of, parse_limits
 from lsa_cli.report.schema import CheckMade, Evidence, Finding
 from tests.report.example import example, rate
 

@@ -20,7 +20,8 @@ from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
-from lsa_cli.report.metrics import CLASS_WORDS, Measured, extreme
+from lsa_cli.report.limits import MetricName, parse_metric
+from lsa_cli.report.measurement import Measurement, extreme
 from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
 from lsa_cli.stats import confidence_sequence
 
@@ -74,10 +75,10 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
 
 
 def _is_share(plan: AuditPlan, metric: str) -> bool:
-    family, _, rest = metric.partition(".")
-    if family == "robust" and rest:
-        return _attack(plan, rest) is not None
-    return metric in ("clean", "robust") or (family == "class" and rest != "discrepancy")
+    name = parse_metric(metric)
+    if name.names == "class" and name.target not in plan.class_names:
+        return False
+    return name.is_accuracy and (name.names != "attack" or _attack(plan, name.target) is not None)
 
 
 def _attack(plan: AuditPlan, name: str) -> Named | None:
@@ -104,7 +105,8 @@ class _EarlyRun:
         self.limits = plan.limits
         self.decidable = {name: limit for name, limit in plan.limits.items() if _is_share(plan, name)}
         attacked = any(name != "clean" for name in self.decidable)
-        own = (_attack(plan, name.partition(".")[2]) for name in self.decidable if name.startswith("robust."))
+        wanted = [parse_metric(name) for name in self.decidable]
+        own = (_attack(plan, name.target) for name in wanted if name.names == "attack")
         self.met_by_all = frozenset(named.label for named in own if named is not None)
         self.clock = Clock(plan.budget)
         self.plan = dataclasses.replace(
@@ -153,29 +155,29 @@ class _EarlyRun:
         robust = np.concatenate([part.survivors() for part in self.parts])
         error = self.alpha / len(self.decidable)
 
-        def share(flags: np.ndarray, size: int, error: float) -> Measured:
+        def share(flags: np.ndarray, size: int, error: float) -> Measurement:
             if len(flags) == 0:
-                return Measured(None, why="no such sample was taken")
-            return Measured(float(flags.mean()), *confidence_sequence(int(flags.sum()), len(flags), size, error))
+                return Measurement(None, why="no such sample was taken")
+            return Measurement(float(flags.mean()), *confidence_sequence(int(flags.sum()), len(flags), size, error))
 
-        def measure(metric: str) -> Measured:
-            family, _, rest = metric.partition(".")
-            if metric in ("clean", "robust"):
-                return share(right if metric == "clean" else robust, len(population), error)
-            if family == "robust":
-                named = _attack(self.original, rest)
-                return share(self.under(named.label if named else rest), len(population), error)
+        def measure(metric: MetricName) -> Measurement:
+            if metric.names == "attack":
+                named = _attack(self.original, metric.target)
+                return share(self.under(named.label if named else metric.target), len(population), error)
+            if metric.family != "class":
+                return share(right if metric.family == "clean" else robust, len(population), error)
             names = list(self.plan.class_names)
-            chosen = range(len(names)) if rest in CLASS_WORDS else [names.index(rest)]
+            chosen = [names.index(metric.target)] if metric.names else range(len(names))
             each = error / len(chosen)
             return _lowest({names[k]: share(robust[y == k], int((population == k).sum()), each) for k in chosen})
 
         results = []
-        for metric, limit in self.limits.items():
-            if metric in self.decidable:
+        for text, limit in self.limits.items():
+            metric = parse_metric(text)
+            if text in self.decidable:
                 results.append(result_of(metric, limit, measure(metric), sequential=True))
             else:
-                results.append(result_of(metric, limit, Measured(None, why="--gate-only does not measure it")))
+                results.append(result_of(metric, limit, Measurement(None, why="--gate-only does not measure it")))
         return results
 
     def under(self, label: str) -> np.ndarray:  # (n,) bool
@@ -263,11 +265,11 @@ def _blocks(order: np.ndarray) -> Iterator[np.ndarray]:
         taken += size
 
 
-def _lowest(rates: Mapping[str, Measured]) -> Measured:
+def _lowest(rates: Mapping[str, Measurement]) -> Measurement:
     """The worst class: all reach a limit if the lowest lower end does, and one fails if the lowest upper end does."""
     unknown = [name for name, found in rates.items() if found.value is None]
     if unknown:
-        return Measured(None, why=f"no sample of class {unknown[0]} was taken")
+        return Measurement(None, why=f"no sample of class {unknown[0]} was taken")
     return extreme([dataclasses.replace(found, note=f"class {name}") for name, found in rates.items()], min)
 
 

@@ -31,7 +31,7 @@ from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import build, parse_number, parse_spec
-from lsa_cli.report.gate import Limit, check_targets
+from lsa_cli.report.limits import Limit, check_targets
 from lsa_cli.report.schema import Warning
 from lsa_cli.report.tables import eps_as_text
 

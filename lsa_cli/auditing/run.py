@@ -20,6 +20,7 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
 from lsa_cli.auditing import evidence, examples, metrics
+from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
 from lsa_cli.auditing.cost import LOOK, numerics, total_work
 from lsa_cli.auditing.draws import DRAWS, draw, mean_rate, random_network, spread, verdict_over_draws
@@ -31,7 +32,6 @@ from lsa_cli.auditing.plan import AuditPlan, Named, is_quick, make_plan
 from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.record import Record
-from lsa_cli.auditing.warnings import attack_warnings, layer_warnings
 from lsa_cli.config import merge, read_config, settings_from
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError

@@ -266,7 +266,8 @@ def audit(
     from lsa_cli.config import settings_from
     from lsa_cli.data import location_of
     from lsa_cli.models.architectures import parse_arguments
-    from lsa_cli.report.gate import is_breach, parse_limits
+    from lsa_cli.report.gate import is_breach
+    from lsa_cli.report.limits import parse_limits
 
     given = settings_from(
         {

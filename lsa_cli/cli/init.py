@@ -87,7 +87,7 @@ def init(
 
 def config_text(report: "AuditReport", given: "AuditSettings") -> str:
     """The file's text. given: what the user said, which the file then says."""
-    from lsa_cli.report.metrics import worst_class
+    from lsa_cli.report.measurement import worst_class
 
     subject, threat, verdict = report.subject, report.protocol.threat, report.verdict
     origin = {"option": "as given", "the checkpoint": "from the checkpoint"}.get(threat.origin, threat.origin)

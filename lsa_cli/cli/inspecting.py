@@ -83,9 +83,9 @@ def list_names(
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
     if kind == "metrics":
-        from lsa_cli.report.metrics import METRICS
+        from lsa_cli.report.limits import METRICS
 
-        emit("".join(f"{name:18} {meaning}\n" for name, meaning in METRICS.items()))
+        emit("".join(f"{metric.name:18} {metric.meaning}\n" for metric in METRICS))
         return
     registry = _registry(kind)
     from lsa_cli.imports import load_python_file

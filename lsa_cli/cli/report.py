@@ -60,7 +60,8 @@ def gate(
 ) -> None:
     """Decide from a saved report: exit 0 if every limit holds, 1 if one is breached or cannot be decided."""
     from lsa_cli.config import configurations, merge, settings_from
-    from lsa_cli.report.gate import check, is_breach, parse_limits
+    from lsa_cli.report.gate import check, is_breach
+    from lsa_cli.report.limits import parse_limits
     from lsa_cli.report.schema import read_report
     from lsa_cli.report.tables import RADIUS_CODE, is_of_others
     from lsa_cli.report.terminal import print_decision, print_gates

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.metrics import Measured, difference
+from lsa_cli.report.measurement import Measurement, difference
 from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Rate, Row, Samples
 from lsa_cli.stats import mcnemar
 
@@ -190,14 +190,14 @@ class _Candidate:
         )  # fmt: skip
 
 
-def _widened(rate: Rate, error: float) -> Measured:
+def _widened(rate: Rate, error: float) -> Measurement:
     """The 95% interval at another error, its halves in proportion to the normal quantile (our choice)."""
     assert rate.value is not None
     assert rate.low is not None
     assert rate.high is not None
     factor = _NORMAL.inv_cdf(1 - error / 2) / _NORMAL.inv_cdf(0.975)
     low, high = rate.value - factor * (rate.value - rate.low), rate.value + factor * (rate.high - rate.value)
-    return Measured(rate.value, max(0.0, low), min(1.0, high))
+    return Measurement(rate.value, max(0.0, low), min(1.0, high))
 
 
 # ---- what there is to compare ----------------------------------------------------------------------------

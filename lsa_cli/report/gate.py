@@ -7,120 +7,11 @@ without an interval. Of limits with `severity: warning` the result is told and c
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
-
-from lsa_cli.errors import UsageError
-from lsa_cli.registry import parse_number, unknown
-from lsa_cli.report.metrics import (
-    CLASS_WORDS,
-    EVIDENCE_WORDS,
-    LAYER_WORDS,
-    METRICS,
-    Measured,
-    exists,
-    is_share,
-    measure,
-    rises_with_quality,
-)
+from lsa_cli.report.limits import Limit, MetricName, check_targets, limits_of, parse_metric
+from lsa_cli.report.measurement import Measurement, measure_metric
 from lsa_cli.report.schema import AuditReport, GateResult
-
-Number = Annotated[
-    float,
-    BeforeValidator(lambda value: parse_number(value, "the limit")),
-    WithJsonSchema({"type": ["number", "string"], "description": "such as 0.4 or 8/255"}),
-]
-
-
-class Limit(BaseModel):
-    """The least (min) or the most (max) that a metric may be; one of the two."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min: Number | None = None
-    max: Number | None = None
-    severity: Literal["error", "warning"] = "error"
-    by: Literal["bound", "point"] = "bound"
-    allow_not_run: bool = False
-
-    @property
-    def value(self) -> float:
-        return self.min if self.min is not None else self.max  # type: ignore[return-value]
-
-    @property
-    def direction(self) -> Literal["at least", "at most"]:
-        return "at least" if self.min is not None else "at most"
-
-    def holds(self, number: float) -> bool:
-        return number >= self.value if self.min is not None else number <= self.value
-
-
-def limit_of(metric: str, given: Any) -> Limit:
-    """A bare number, or a mapping of the fields of `Limit`. Raises UsageError for what cannot be a limit."""
-    if not exists(metric):
-        raise UsageError(unknown("gate metric", metric, METRICS))
-    if isinstance(given, Limit):
-        return given
-    if not isinstance(given, Mapping):
-        given = {
-            "min" if rises_with_quality(metric) else "max": parse_number(given, f"the limit {metric}"),
-        }
-    try:
-        limit = Limit.model_validate(dict(given))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"the limit {metric}: {unknown('key', key, Limit.model_fields)}") from error
-        raise UsageError(f"the limit {metric}: {key}: {first['msg'].lower()} (given: {first['input']})") from error
-    if (limit.min is None) == (limit.max is None):
-        raise UsageError(f"the limit {metric} needs either min or max")
-    value = limit.value
-    if value < 0:
-        raise UsageError(f"the limit {metric}={value:g} is negative")
-    if is_share(metric) and value > 1:
-        raise UsageError(f"the limit {metric}={value:g} should be a share between 0 and 1, such as {value / 100:g}")
-    return limit
-
-
-def limits_of(given: Mapping[str, Any]) -> dict[str, Limit]:
-    return {str(metric): limit_of(str(metric), value) for metric, value in given.items()}
-
-
-def parse_limits(fail_under: Sequence[str], fail_on: str | None = None) -> dict[str, Limit]:
-    """["robust=0.4", "class.min=0.2"], and "doubtful" or "invalid", as limits; UsageError for anything else."""
-    limits: dict[str, Limit] = {}
-    for text in fail_under:
-        metric, equals, value = text.rpartition("=")
-        if not equals:
-            raise UsageError(f"--fail-under '{text}' should read METRIC=VALUE, for example robust=0.40")
-        if metric in limits:
-            raise UsageError(f"--fail-under: {metric} is given twice")
-        limits[metric] = limit_of(metric, value)
-    if fail_on is not None:
-        if fail_on not in EVIDENCE_WORDS:
-            raise UsageError(f"--fail-on: should be {' or '.join(EVIDENCE_WORDS)}, not '{fail_on}'")
-        limits[f"evidence.{fail_on}"] = Limit(max=0)
-    return limits
-
-
-def check_targets(
-    limits: Mapping[str, Limit], attacks: Sequence[str], classes: Sequence[str], layers: Sequence[str]
-) -> None:
-    """Raise UsageError for a limit on an attack, class or layer that the audit does not have, where it must."""
-    families = {
-        "robust": ("attack", attacks, ()),
-        "class": ("class", classes, CLASS_WORDS),
-        "layer": ("layer", layers, LAYER_WORDS),
-        "mvl": ("layer", layers, ()),
-    }
-    for metric, limit in limits.items():
-        family, dot, rest = metric.partition(".")
-        if dot and family in families and not limit.allow_not_run:
-            noun, names, words = families[family]
-            if rest not in words and rest not in names:
-                raise UsageError(f"the limit {metric}: {unknown(f'{noun} in this audit', rest, [*words, *names])}")
 
 
 def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
@@ -136,9 +27,10 @@ def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
     if report.status != "complete":
         why = f"the audit is not complete (status: {report.status})"
         # allow_not_run is for what an audit leaves out by its plan, not for what an interruption did.
-        strict = {metric: limit.model_copy(update={"allow_not_run": False}) for metric, limit in limits.items()}
-        return [result_of(metric, limit, Measured(None, why=why)) for metric, limit in strict.items()]
-    return [result_of(metric, limit, measure(report, metric)) for metric, limit in limits.items()]
+        strict = {text: limit.model_copy(update={"allow_not_run": False}) for text, limit in limits.items()}
+        return [result_of(parse_metric(text), limit, Measurement(None, why=why)) for text, limit in strict.items()]
+    names = {parse_metric(text): limit for text, limit in limits.items()}
+    return [result_of(name, limit, measure_metric(report, name)) for name, limit in names.items()]
 
 
 def is_breach(results: Sequence[GateResult]) -> bool:
@@ -170,7 +62,7 @@ def _are(count: int) -> str:
     return f"{count} {'is' if count == 1 else 'are'}"
 
 
-def result_of(metric: str, limit: Limit, found: Measured, *, sequential: bool = False) -> GateResult:
+def result_of(metric: MetricName, limit: Limit, found: Measurement, *, sequential: bool = False) -> GateResult:
     """sequential: the interval is a confidence sequence's, and decides whatever the limit says."""
     bounded = found.low is not None and found.high is not None and (limit.by == "bound" or sequential)
     if found.value is None:
@@ -184,7 +76,7 @@ def result_of(metric: str, limit: Limit, found: Measured, *, sequential: bool = 
         asked = f"{limit.direction} {limit.value:g} asked{'' if bounded or not interval else ', by the point'}"
         message = f"{metric}: measured {_text(metric, found.value)}{interval}{note}, {asked}"
     result = GateResult(
-        metric=metric, limit=limit.value, direction=limit.direction, measured=found.value, low=found.low,
+        metric=str(metric), limit=limit.value, direction=limit.direction, measured=found.value, low=found.low,
         high=found.high, passed=passed, message=message, severity=limit.severity,
         decided_by="sequence" if sequential else "bound" if bounded else "point",
     )  # fmt: skip
@@ -193,6 +85,5 @@ def result_of(metric: str, limit: Limit, found: Measured, *, sequential: bool = 
     return result
 
 
-def _text(metric: str, value: float) -> str:
-    counted = metric.partition(".")[0] in ("mvl", "evidence")
-    return f"{value:.0f}" if counted else f"{value:.4f}"
+def _text(metric: MetricName, value: float) -> str:
+    return f"{value:.0f}" if metric.kind.unit == "count" else f"{value:.4f}"

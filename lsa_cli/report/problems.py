@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lsa_cli.report.limits import find_metric
 from lsa_cli.report.schema import AuditReport, GateResult
 from lsa_cli.report.tables import BESIDE, number, strongest
 
@@ -76,11 +77,12 @@ def _problems(report: AuditReport) -> Iterator[Problem]:
 
 
 def _of_gate(gate: GateResult) -> Problem:
-    family, _, rest = gate.metric.partition(".")
-    kind: Kind = ""
-    if rest and rest not in ("min", "discrepancy", "max-error"):
-        kind = "layer" if family == "layer" else "class" if family == "class" else ""
-    return Problem(f"gate-{family}", gate.severity, gate.message, rest if kind else gate.metric, kind)
+    metric = find_metric(gate.metric)
+    if metric is not None and metric.family in ("layer", "class") and metric.names:
+        kind: Kind = "layer" if metric.family == "layer" else "class"
+        return Problem(f"gate-{metric.family}", gate.severity, gate.message, metric.target, kind)
+    family = gate.metric.partition(".")[0]
+    return Problem(f"gate-{family}", gate.severity, gate.message, gate.metric)
 
 
 def fingerprint(report: AuditReport, problem: Problem) -> str:

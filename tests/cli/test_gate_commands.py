@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lsa_cli.config import config_schema, read_config
-from lsa_cli.report.gate import Limit
+from lsa_cli.report.limits import Limit
 from tests.cli.conftest import ROOT
 from tests.report.example import example
 

@@ -86,9 +86,9 @@ def test_what_changed_comes_first_and_only_a_fall_is_a_regression():
 
 def test_without_samples_the_intervals_decide():
     """Newcombe 1998, method 10, from the Wilson intervals 56/70 and 48/80: 0.2, 95% [0.0524, 0.3339] (his table II)."""
-    from lsa_cli.report.metrics import Measured, difference
+    from lsa_cli.report.measurement import Measurement, difference
 
-    gap = difference(Measured(56 / 70, *wilson(56, 70)), Measured(48 / 80, *wilson(48, 80)))
+    gap = difference(Measurement(56 / 70, *wilson(56, 70)), Measurement(48 / 80, *wilson(48, 80)))
     assert (gap.value, gap.low, gap.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
     after = example()
     after.verdict.robust = Rate(count=5, n=100, value=0.05, low=0.02, high=0.1)
