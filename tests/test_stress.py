@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lsa_cli.auditing.journal import Journal, JournalInUse
-from lsa_cli.report.schema import read_report
+from lsa_cli.report.storage import read_report
 from tests.cli.conftest import ROOT
 
 MOON = ROOT / "sample_models" / "moon_mlp.pt"

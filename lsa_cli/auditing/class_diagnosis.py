@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lsa_cli.report.schema import AttackPair, ClassRow, ClassSummary, Rate
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import AttackPair, ClassRow, ClassSummary
 from lsa_cli.stats import spearman, wilson
 
 

@@ -9,7 +9,8 @@ import torch
 
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.class_diagnosis import rate
-from lsa_cli.report.schema import Draws, Rate, Verdict, Warning
+from lsa_cli.report.row import Draws, Rate
+from lsa_cli.report.schema import Verdict, Warning
 from lsa_cli.stats import wilson
 
 DRAWS = 10  # evaluations of each input of a random network (our choice)

@@ -11,7 +11,7 @@ from lsa_cli import __version__, distributed
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.models.checkpoint import Checkpoint
-from lsa_cli.report.schema import Data, Protocol, Subject, ThreatModel
+from lsa_cli.report.protocol import Data, Protocol, Subject, ThreatModel
 
 
 def _parameters(plan: AuditPlan) -> int:

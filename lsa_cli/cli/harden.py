@@ -322,7 +322,7 @@ def _refuse_outputs(out: Path, inputs: "list[str | Path]", html: str | None) -> 
 
 def _write_page(hardened: "Hardened", html: str) -> None:
     from lsa_cli.report.comparison_html import render
-    from lsa_cli.report.schema import write_text
+    from lsa_cli.report.storage import write_text
 
     if hardened.compared is not None:
         write_text(html, render(hardened.before, hardened.after, hardened.compared))

@@ -13,7 +13,8 @@ from lsa_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from lsa_cli.config import AuditSettings
-    from lsa_cli.report.schema import AuditReport, Rate
+    from lsa_cli.report.row import Rate
+    from lsa_cli.report.schema import AuditReport
 
 SAMPLES = 200
 SCHEMA_NAME = "lsa.schema.json"
@@ -52,7 +53,7 @@ def init(
     from lsa_cli.config import config_schema, settings_from
     from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.exporters import check_writable
-    from lsa_cli.report.schema import write_text
+    from lsa_cli.report.storage import write_text
     from lsa_cli.report.terminal import one_line
 
     files = [Path(output), Path(output).with_name(SCHEMA_NAME)]

@@ -23,7 +23,7 @@ def plot(
     import importlib.util
 
     from lsa_cli.report.plots import FORMATS, draw
-    from lsa_cli.report.schema import read_report, write_bytes
+    from lsa_cli.report.storage import read_report, write_bytes
 
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there are {', '.join(FORMATS)}")

@@ -26,7 +26,7 @@ def report(
 ) -> None:
     """Print a saved report, or convert it."""
     from lsa_cli.report.exporters import Outputs
-    from lsa_cli.report.schema import read_report
+    from lsa_cli.report.storage import read_report
     from lsa_cli.report.terminal import print_decision
 
     saved = read_report(file)
@@ -62,7 +62,7 @@ def gate(
     from lsa_cli.config import configurations, merge, settings_from
     from lsa_cli.report.gate import check, is_breach
     from lsa_cli.report.limits import parse_limits
-    from lsa_cli.report.schema import read_report
+    from lsa_cli.report.storage import read_report
     from lsa_cli.report.tables import RADIUS_CODE, is_of_others
     from lsa_cli.report.terminal import print_decision, print_gates
 
@@ -134,7 +134,7 @@ def compare(
     from lsa_cli.report.consistency import consistency as consistency_of
     from lsa_cli.report.consistency import print_consistency
     from lsa_cli.report.exporters import Outputs
-    from lsa_cli.report.schema import read_report, write_text
+    from lsa_cli.report.storage import read_report, write_text
 
     if len(files) < 2 and not consistency:
         raise UsageError("give two reports to compare, or one with --consistency to compare its attacks")

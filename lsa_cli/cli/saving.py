@@ -19,7 +19,7 @@ def standing(path: str | None) -> "AuditReport | None":
 
 
 def _report_at(path: str | None) -> "AuditReport | None":
-    from lsa_cli.report.schema import read_report
+    from lsa_cli.report.storage import read_report
 
     if path is None or not Path(path).is_file():
         return None

@@ -20,7 +20,7 @@ def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:
 
 def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str, ...]:
     """The most vulnerable layers of a saved report, under its strongest budget attack that scanned any."""
-    from lsa_cli.report.schema import read_report
+    from lsa_cli.report.storage import read_report
     from lsa_cli.report.tables import strongest
 
     outcome = strongest(read_report(path), scanned=True)

@@ -32,7 +32,9 @@ from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import Normalize
 from lsa_cli.report.compare import Comparison, compare
-from lsa_cli.report.schema import AuditReport, Protocol, write_text
+from lsa_cli.report.protocol import Protocol
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.storage import write_text
 from lsa_cli.wording import eps_as_text, plural
 
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
@@ -198,7 +200,7 @@ def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress,
 def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
     """The report on disk, if this plan would give the same."""
     from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
-    from lsa_cli.report.schema import read_report
+    from lsa_cli.report.storage import read_report
 
     def plain(protocol: Protocol) -> dict[str, Any]:
         free: Any = {"settings_from": True, "attacked": True, "threads": True, "settings": {"threads"}}

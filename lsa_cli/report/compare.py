@@ -20,7 +20,8 @@ from pydantic import Field
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.measurement import Measurement, difference
-from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Rate, Row, Samples
+from lsa_cli.report.row import Rate, Row
+from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Samples
 from lsa_cli.stats import mcnemar
 
 _CHANCE = 0.05

@@ -8,7 +8,8 @@ from markupsafe import Markup
 from lsa_cli.report.charts import Bar, Line, Point, bar_chart, line_chart
 from lsa_cli.report.compare import Change, Comparison
 from lsa_cli.report.page import SHOWN_CLASSES, page, point
-from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow, Rate
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow
 from lsa_cli.report.tables import draws_text, eps_as_text, file_name, settings_text, strongest, weakest_first
 
 _NAMED = 3  # regressions in the sentence that the page opens with; the tables have all

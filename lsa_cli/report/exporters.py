@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.registry import Registry
-from lsa_cli.report.schema import AuditReport, write_text
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.storage import write_text
 from lsa_cli.report.tables import TABLES, check_samples_file, write_csv, write_samples
 
 EXPORTERS: Registry[Callable[[AuditReport], str]] = Registry("exporter")

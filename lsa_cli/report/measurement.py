@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lsa_cli.report.limits import MetricName
-from lsa_cli.report.schema import AuditReport, LayerAnalysis, Rate
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import AuditReport, LayerAnalysis
 from lsa_cli.stats import newcombe
 
 

@@ -3,7 +3,8 @@ it too. Shares are in [0, 1]; a number that does not exist has no line."""
 
 from collections.abc import Mapping
 
-from lsa_cli.report.schema import AuditReport, Rate
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.tables import strongest
 
 _HELP = {

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.report.charts import short
-from lsa_cli.report.schema import AttackOutcome, AuditReport, Rate
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import AttackOutcome, AuditReport
 from lsa_cli.report.tables import eps_as_text, strongest, weakest_first
 
 if TYPE_CHECKING:

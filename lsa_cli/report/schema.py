@@ -5,122 +5,20 @@ exist is null, never 0. SCHEMA_VERSION: a new minor adds fields, a new major bre
 """
 
 import json
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
-from lsa_cli.errors import RunError, UsageError, printable
-from lsa_cli.files import read_regular, temporary_beside, write_irregular
+from lsa_cli.report.protocol import Data, Protocol, Subject
+from lsa_cli.report.row import Draws, Rate, Row
 
 SCHEMA_VERSION = "1.3"
 
 # Best first. quick look: no check objected, and the attacks were too few or too short for more.
 EvidenceVerdict = Literal["trusted", "quick look", "doubtful", "invalid"]
-_LARGEST_REPORT = 1 << 29  # bytes
 
 # A picture inside the report itself: no file, no address, nothing that a page could fetch or run.
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$", max_length=40_000)]
-
-
-def _printable(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_printable(key): _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-class Row(BaseModel):
-    """Part of a report. Names come from files of others: text in a report holds no control codes."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # commands start sooner
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_printable(cls, values: Any) -> Any:
-        return _printable(values)
-
-
-class Rate(Row):
-    """A share: count of n, with its 95% Wilson interval. value and bounds are null for n = 0."""
-
-    count: int
-    n: int
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-class Draws(Row):
-    """Accuracy of a network that answers by chance, over several evaluations of the same inputs."""
-
-    n: int = Field(description="evaluations")
-    mean: float
-    sd: float = Field(description="standard deviation over evaluations")
-    worst: Rate = Field(description="samples that are right in every evaluation")
-
-
-class Subject(Row):
-    """The model that was audited."""
-
-    checkpoint: str
-    sha256: str | None
-    size: int | None = Field(description="bytes of the file")
-    format: str
-    architecture: str
-    arch_args: dict[str, Any] = {}
-    parameters: int
-    mean: list[float] | None
-    std: list[float] | None
-    input_shape: list[int]
-    input_range: tuple[float, float] | None
-    output: str
-    class_names: list[str]
-    history: list[dict[str, Any]] = []
-    notes: list[str] = Field(default=[], description="what had to be done to read and build it")
-
-
-class Data(Row):
-    """The samples it was audited on."""
-
-    source: str
-    split: str
-    transform: str
-    n: int
-    available: int
-    selection: str = Field(description="all, or how the subset was drawn")
-    fingerprint: str = Field(description="sha256 over source, split, indices and labels")
-
-
-class ThreatModel(Row):
-    norm: str
-    eps: float
-    text: str = Field(description='as people write it: "8/255"')
-    origin: str = Field(description="where it comes from: option, configuration, checkpoint, or the data's usual one")
-
-
-class Protocol(Row):
-    """Everything that decides the numbers, and what they were computed with."""
-
-    threat: ThreatModel
-    attacks: list[str]
-    noises: list[str]
-    layers: list[str] = Field(description="selectors as given")
-    measure: str
-    aggregate: Literal["sample", "batch"]
-    eta: float
-    sigma: Literal["samples", "layers"]
-    top_k: int | None
-    seed: int
-    batch_size: int
-    device: str
-    threads: int
-    attacked: str = Field("the network itself", description="what attacks ran on; verdicts are the network's own")
-    settings: dict[str, Any] = Field(description="effective settings, by option name")
-    settings_from: dict[str, str] = Field(description="where each setting that is not a default comes from")
-    versions: dict[str, str]
 
 
 class LayerRow(Row):
@@ -431,61 +329,3 @@ class AuditReport(Row):
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def read_report(path: str | Path) -> AuditReport:
-    """A saved report. Raises UsageError when the file is missing, no report, or of a later major version.
-
-    path: a regular file, or a pipe that the shell has opened, such as /dev/stdin and `<(git show main:r.json)`.
-    """
-    try:
-        text = read_regular(path, _LARGEST_REPORT, pipes=True).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not a report: it is not JSON ({error})") from error
-    version = str(content.get("schema_version", "")) if isinstance(content, dict) else ""
-    if not version:
-        raise UsageError(f"{path} is not a report of `lsa audit`: it has no schema_version")
-    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-        raise UsageError(
-            f"{path} has report version {version}, and this lsa reads {SCHEMA_VERSION}; install the lsa that wrote it"
-        )
-    try:
-        return AuditReport.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path} is not a valid report: {where}: {first['msg']}") from error
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number that JSON has")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write through a temporary name in the same folder: readers see the old file or the whole new one.
-
-    A device or pipe (/dev/stderr) is written to, never replaced; a link keeps pointing at what is written.
-    Raises RunError when it cannot be written.
-    """
-    target = Path(os.path.realpath(path))
-    temporary = temporary_beside(target)
-    try:
-        if target.exists() and not target.is_file():
-            write_irregular(target, content)
-            return
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"{path} could not be written: {error.strerror or error}") from error

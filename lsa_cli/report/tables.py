@@ -6,17 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.report.schema import (
-    AttackOutcome,
-    AuditReport,
-    ClassRow,
-    Draws,
-    Estimate,
-    Metric,
-    Rate,
-    write_bytes,
-    write_text,
-)
+from lsa_cli.report.row import Draws, Rate
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Metric
+from lsa_cli.report.storage import write_bytes, write_text
 from lsa_cli.wording import eps_as_text as eps_as_text
 from lsa_cli.wording import setting_as_text
 

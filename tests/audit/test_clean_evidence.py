@@ -11,7 +11,7 @@ from lsa_cli import audit
 from lsa_cli.auditing.evidence import clean
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import parse_normalize
-from lsa_cli.report.schema import Rate
+from lsa_cli.report.row import Rate
 
 NAMES = [str(number) for number in range(12)]
 

@@ -114,7 +114,7 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(shell, tmp_path):
 
 def test_the_traceback_that_was_asked_for_is_no_breached_gate(lsa, monkeypatch):
     monkeypatch.setenv("LSA_TRACEBACK", "1")
-    monkeypatch.setattr("lsa_cli.report.schema.read_report", lambda path: 1 / 0)
+    monkeypatch.setattr("lsa_cli.report.storage.read_report", lambda path: 1 / 0)
     result = lsa("report", SAVED)
     assert (result.code, "Traceback" in result.err, "ZeroDivisionError" in result.err) == (3, True, True)
 

@@ -15,7 +15,7 @@ from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison_html import render
 from lsa_cli.report.hardening import print_hardening
-from lsa_cli.report.schema import read_report
+from lsa_cli.report.storage import read_report
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
 from tests.report.test_compare import paired
 

@@ -14,7 +14,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.hardening.plan import make_harden_plan
 from lsa_cli.hardening.run import layers_to_hold
 from lsa_cli.models.checkpoint import read_checkpoint
-from lsa_cli.report.schema import read_report
+from lsa_cli.report.storage import read_report
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
 
 MOON = ROOT / "sample_models" / "moon_mlp.pt"

@@ -1,5 +1,7 @@
 """A small report made by hand, for renderers and the gate."""
 
+from lsa_cli.report.protocol import Data, Protocol, Subject, ThreatModel
+from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import (
     AttackOutcome,
     AttackPair,
@@ -8,15 +10,10 @@ from lsa_cli.report.schema import (
     ClassSummary,
     Curve,
     CurvePoint,
-    Data,
     Distance,
     LayerAnalysis,
     LayerRow,
     Metric,
-    Protocol,
-    Rate,
-    Subject,
-    ThreatModel,
     Verdict,
     Warning,
 )

@@ -9,7 +9,8 @@ from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison import print_comparison
 from lsa_cli.report.comparison_html import render
 from lsa_cli.report.gate import check
-from lsa_cli.report.schema import Draws, Evidence, Rate, Samples
+from lsa_cli.report.row import Draws, Rate
+from lsa_cli.report.schema import Evidence, Samples
 from lsa_cli.report.tables import write_samples
 from lsa_cli.stats import mcnemar, wilson
 from tests.report.example import example, rate

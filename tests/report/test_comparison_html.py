@@ -7,7 +7,8 @@ import pytest
 from lsa_cli.errors import UsageError
 from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison_html import render
-from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Draws, Evidence, Finding
+from lsa_cli.report.row import Draws
+from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Evidence, Finding
 from tests.cli.conftest import lsa  # noqa: F401  a fixture
 from tests.report.example import example, rate
 from tests.report.test_compare import paired

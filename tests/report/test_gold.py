@@ -9,7 +9,8 @@ from rich.console import Console
 from lsa_cli.report.exporters import EXPORTERS
 from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations, outputs
-from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding, read_report
+from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding
+from lsa_cli.report.storage import read_report
 from lsa_cli.report.tables import frames, percent
 from lsa_cli.report.terminal import one_line, print_report
 from tests.report.example import example

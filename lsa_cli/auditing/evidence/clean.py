@@ -10,7 +10,8 @@ import numpy as np
 
 from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds
 from lsa_cli.models.classifier import PRESETS, Normalization, parse_input_range, parse_normalize, rescaled
-from lsa_cli.report.schema import Finding, Rate, Warning
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import Finding, Warning
 from lsa_cli.stats import binomial_tail
 
 SAMPLES, WRONG = 1000, 300  # at most so many samples, and so many wrong ones, try other normalisations

@@ -1,0 +1,45 @@
+"""Row: what every part of a report is made of."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lsa_cli.errors import printable
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+class Row(BaseModel):
+    """Part of a report. Names come from files of others: text in a report holds no control codes."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # commands start sooner
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_printable(cls, values: Any) -> Any:
+        return _printable(values)
+
+
+class Rate(Row):
+    """A share: count of n, with its 95% Wilson interval. value and bounds are null for n = 0."""
+
+    count: int
+    n: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Draws(Row):
+    """Accuracy of a network that answers by chance, over several evaluations of the same inputs."""
+
+    n: int = Field(description="evaluations")
+    mean: float
+    sd: float = Field(description="standard deviation over evaluations")
+    worst: Rate = Field(description="samples that are right in every evaluation")
