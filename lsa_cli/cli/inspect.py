@@ -21,17 +21,6 @@ if TYPE_CHECKING:
     from lsa_cli.models.checkpoint import Description, Weights
     from lsa_cli.models.formats import Contents
 
-_FORMATS = {
-    "torch-zip": "PyTorch file (torch.save, zip)",
-    "torch-legacy": "PyTorch file (torch.save, the format before 1.6)",
-    "torchscript": "TorchScript program",
-    "torch-export": "torch.export program",
-    "pickle": "bare pickle",
-    "safetensors": "safetensors",
-    "weights-index": "index of weights in several files",
-    "folder": "folder with weights and configuration",
-}
-_PROGRAMS = ("torchscript", "torch-export")
 _LARGEST_HASHED = 512 * 10**6
 _ROWS, _SETS, _NAMES = 20, 20, 12
 _WIDEST, _LONGEST_ADVICE = 200, 1000
@@ -190,9 +179,10 @@ def _description(path: Path, contents: "Contents", advice: list[str]) -> "Descri
 
 
 def _holds(kind: str, weights: "Weights | None") -> str:
+    from lsa_cli.models.formats import FORMATS
     from lsa_cli.models.pickles.modules import is_module
 
-    if kind in _PROGRAMS:
+    if FORMATS[kind].is_program:
         return "program"
     if weights is None:
         return "nothing"
@@ -267,13 +257,15 @@ def _command(
     checkpoint: str, contents: "Contents", sets: list[WeightSet], description: "Description | None", advice: list[str]
 ) -> str | None:
     """The audit of this file with the options that it needs; words in capitals are for the user to fill in."""
+    from lsa_cli.models.formats import FORMATS
+
     if not sets:
         return None
     chosen = next((item for item in sets if item.chosen), None)
     words = ["lsa", "audit", checkpoint]
     if chosen is None:
         words += ["--weights", sets[0].place]
-    if contents.format in _PROGRAMS or description is None:
+    if FORMATS[contents.format].is_program or description is None:
         words += _arch_options(contents, chosen or sets[0], advice)
     if description is None or description.data is None:
         words += ["--data", "SOURCE:LOCATION"]
@@ -283,7 +275,9 @@ def _command(
 
 
 def _arch_options(contents: "Contents", weights: WeightSet, advice: list[str]) -> list[str]:
-    is_program, is_network = contents.format in _PROGRAMS, weights.class_name is not None
+    from lsa_cli.models.formats import FORMATS
+
+    is_program, is_network = FORMATS[contents.format].is_program, weights.class_name is not None
     if is_network and not is_program and all(_is_installed(name) for name in contents.globals):
         return []  # rebuilt from installed classes
     known = weights.architectures
@@ -348,11 +342,13 @@ def _print(facts: Facts, show_all: bool) -> None:
 
 
 def _rows(facts: Facts, show_all: bool) -> list[tuple[str, "str | Text"]]:
+    from lsa_cli.models.formats import FORMATS
+
     hashed = facts.sha256 or f"not computed: {_bytes(facts.size).partition(' (')[0]}; --sha256 computes it"
     several = f" in {len(facts.files)} files" if len(facts.files) > 1 else ""
     rows: list[tuple[str, str | Text]] = [
         ("file", printable(facts.file)),
-        ("format", _FORMATS[facts.format]),
+        ("format", FORMATS[facts.format].title),
         ("size", f"{_bytes(facts.size)}{several}"),
         ("sha256", hashed),
         ("holds", _holds_text(facts)),
@@ -437,9 +433,11 @@ def _code(facts: Facts, show_all: bool) -> "Text":
     """What trusting the file would set going; of a program, its own classes are no imports."""
     from rich.text import Text
 
+    from lsa_cli.models.formats import FORMATS
+
     names = [name for name in facts.globals if not name.startswith("__torch__.")]
     unusual = [name for name in names if not _is_usual(name)]
-    if facts.format in _PROGRAMS:
+    if FORMATS[facts.format].is_program:
         text = Text("trusting it would run the program in the file; nothing of it was run")
         if unusual:
             text.append(f"; its pickle also names {_listed(unusual, show_all)}")

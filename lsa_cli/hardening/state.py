@@ -10,7 +10,7 @@ import torch
 from lsa_cli import distributed
 from lsa_cli.auditing.journal import refuse_changes
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.models.formats import write_atomically
+from lsa_cli.models.checkpoint import write_atomically
 
 
 def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

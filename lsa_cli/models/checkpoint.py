@@ -1,6 +1,7 @@
 """Checkpoint: what a model file says, read without running anything of it; and self-describing files written."""
 
 import hashlib
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from lsa_cli.errors import CheckpointError, UsageError, is_plain
-from lsa_cli.models import formats
+from lsa_cli.files import temporary_beside
+from lsa_cli.models.formats import Contents, open_contents
 from lsa_cli.models.pickles.modules import is_module, tensors_of
 from lsa_cli.models.pickles.symbols import Call, TensorSpec
 from lsa_cli.registry import SHIPPED, unknown
@@ -142,7 +144,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     be read safely; UsageError for a wrong choice.
     """
     path = Path(path)
-    contents = formats.open_contents(path)
+    contents = open_contents(path)
     found = find_weights(contents.root)
     notes: list[str] = []
     chosen = choose(path, contents, found, weights, notes)
@@ -153,7 +155,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     )  # fmt: skip
 
 
-def describe(path: Path, contents: formats.Contents) -> Description | None:
+def describe(path: Path, contents: Contents) -> Description | None:
     """What the file says of itself: our own description, or a timm or Hugging Face folder's config.json."""
     root = contents.root
     if isinstance(root, dict) and "lsa_checkpoint" in root:
@@ -192,7 +194,7 @@ def _from_timm(path: Path, config: dict[str, Any]) -> Description:
         raise CheckpointError(f"{path}/config.json: {first['loc'][0]} {first['msg']}") from error
 
 
-def _transformers_class(contents: formats.Contents) -> str | None:
+def _transformers_class(contents: Contents) -> str | None:
     config = contents.metadata.get("config.json")
     classes = config.get("architectures") if isinstance(config, dict) and "architecture" not in config else None
     return str(classes[0])[:100] if isinstance(classes, list) and classes else None
@@ -235,9 +237,7 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
 
 
-def choose(
-    path: Path, contents: formats.Contents, found: list[Weights], wanted: str | None, notes: list[str]
-) -> Weights:
+def choose(path: Path, contents: Contents, found: list[Weights], wanted: str | None, notes: list[str]) -> Weights:
     """The set called `wanted`, else the one that stands where weights usually do; how it was chosen goes to notes.
 
     Raises CheckpointError when there is none, UsageError when several could be meant.
@@ -281,7 +281,7 @@ def _by_wrapper(candidates: list[Weights]) -> Weights | None:
     return None
 
 
-def _no_weights(path: Path, contents: formats.Contents) -> str:
+def _no_weights(path: Path, contents: Contents) -> str:
     root = contents.root
     if contents.format == "pickle":
         names = ", ".join(contents.globals[:5]) or "nothing"
@@ -351,4 +351,19 @@ def sha256_of(files: tuple[Path, ...]) -> str:
 def write_checkpoint(path: str | Path, body: "nn.Module", description: Description) -> None:
     """Write a self-describing checkpoint: tensors and plain values, readable with weights_only=True."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in body.state_dict().items()}
-    formats.write_atomically(Path(path), {**description.model_dump(), "state_dict": weights})
+    write_atomically(Path(path), {**description.model_dump(), "state_dict": weights})
+
+
+def write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """torch.save through a temporary name, so that a reader sees the old file or the whole new one."""
+    import torch
+
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"{path} is no regular file; give a file name to write the checkpoint to")
+    temporary = temporary_beside(target)
+    try:
+        torch.save(content, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from lsa_cli.imports import Home, home_of
 from lsa_cli.models import recognition, rehydration
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
+from lsa_cli.models.formats import FORMATS
 from lsa_cli.models.parametrizations import Stored, kinds_of, put_together, read
 from lsa_cli.models.pickles.modules import is_module
 from lsa_cli.models.pickles.symbols import Call
@@ -24,7 +25,6 @@ from lsa_cli.models.wrappers import finish_lazy_layers, is_script
 
 _SAFEST_TORCH = (2, 10)
 _MOST_CLASSES, _LARGEST_ARGUMENT = 10**7, 10**4  # whole numbers in a network's arguments
-_PROGRAMS = {"torchscript": "TorchScript program", "torch-export": "torch.export program"}
 _NAME_IT = "name the network with --arch torchvision:resnet18, timm:NAME, pkg.mod:factory or path/to/file.py:factory"
 # Networks that torchvision's own weights are used in with an argument that leaves no trace in the weights.
 _TRACELESS = {"torchvision:googlenet": "transform_input", "torchvision:inception_v3": "transform_input"}
@@ -102,7 +102,7 @@ def load_network(
         arch, arch_args = checkpoint.description.architecture, {**checkpoint.description.arch_args, **arch_args}
     if arch is not None:
         return _from_arch(checkpoint, arch, arch_args, notes)
-    if checkpoint.format in _PROGRAMS:
+    if FORMATS[checkpoint.format].is_program:
         return _from_program(checkpoint, trust_code, say, device or torch.device("cpu"), notes)
     if checkpoint.weights.module is not None:
         return _from_module(checkpoint, checkpoint.weights.module, trust_code, say, notes)
@@ -158,7 +158,7 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
             arguments["num_classes"] = classes
             if checkpoint.description is None:
                 notes.append(f"num_classes={classes} read from the width of the last layer")
-    if checkpoint.weights.module is not None or checkpoint.format in _PROGRAMS:
+    if checkpoint.weights.module is not None or FORMATS[checkpoint.format].is_program:
         notes.append(f"weights taken out of a {_what(checkpoint)}, of which nothing was run")
     where = f"{checkpoint.path} and {arch}"
     surgeries = checkpoint.description.surgery if checkpoint.description is not None else []
@@ -188,7 +188,8 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 
 def _what(checkpoint: Checkpoint) -> str:
-    return _PROGRAMS.get(checkpoint.format, "network that was pickled whole")
+    kind = FORMATS[checkpoint.format]
+    return kind.title if kind.is_program else "network that was pickled whole"
 
 
 def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: torch.device, notes: list[str]) -> Loaded:

@@ -1,0 +1,93 @@
+"""What the readers of several formats share: JSON, shapes, tensors from stored bytes."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lsa_cli.errors import CheckpointError
+from lsa_cli.models.formats.zip import LARGEST_HEADER, MOST_ENTRIES
+from lsa_cli.models.pickles.symbols import MOST_DIMENSIONS, TensorSpec, read_differently, shown
+
+if TYPE_CHECKING:
+    import torch
+
+_MOST_BRACKETS = 10 * MOST_ENTRIES
+BIG_ENDIAN = "was saved on a big-endian machine, whose numbers lsa does not read; save it again"
+_TOO_LARGE = "is a damaged checkpoint: a tensor is larger than its stored numbers"
+
+
+def refuse_other_size(path: Path, key: str, found: int, expected: int) -> None:
+    if found < expected:
+        raise CheckpointError(f"{path} {_TOO_LARGE}")
+    if found > expected:
+        told = read_differently(f"the numbers {shown(key)} have {found:,} bytes, and its pickle says {expected:,}")
+        raise CheckpointError(f"{path}: {told}")
+
+
+def small_file(path: Path) -> bytes:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_HEADER + 1)
+    if len(content) > LARGEST_HEADER:
+        raise CheckpointError(f"{path} has more than {LARGEST_HEADER:,} bytes, more than any configuration; refused")
+    return content
+
+
+def json_of(data: bytes | str, where: str, what: str) -> dict[str, Any]:
+    if isinstance(data, bytes) and data.count(b"[") + data.count(b"{") > _MOST_BRACKETS:
+        raise CheckpointError(f"{where}: its {what} has more parts than any checkpoint's; refused")
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+        content = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=partial(_once, where, what))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # AttributeError: where no text stands
+        raise CheckpointError(
+            f"{where}: its {what} is damaged ({str(error)[:80]}); copy or download it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{where}: its {what} is {type(content).__name__}, not a mapping; damaged")
+    return content
+
+
+def _once(where: str, what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping whose keys stand once: of one that stands twice some readers take the first, and others the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise CheckpointError(f"{where}: {read_differently(f'its {what} has the key {shown(twice)} twice')}")
+    return found
+
+
+def whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise ValueError(value)
+    return value
+
+
+def shape_of(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) > MOST_DIMENSIONS:
+        raise ValueError(type(values).__name__)
+    return tuple(map(whole, values))
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def as_tensor(spec: TensorSpec, part: Callable[[int, int], bytearray]) -> "torch.Tensor":
+    """The stored bytes that a tensor covers, read by `part` (start, count), seen as the tensor."""
+    import torch
+
+    dtype = getattr(torch, spec.dtype)
+    if spec.numel == 0:
+        return torch.empty(spec.shape, dtype=dtype)
+    start, end = spec.covered
+    flat = torch.frombuffer(part(start, end - start), dtype=dtype)
+    return flat.as_strided(spec.shape, spec.stride)
