@@ -1,13 +1,16 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 from markupsafe import Markup
 
+from lsa_cli.report import view
 from lsa_cli.report.charts import Bar, Line, Share, bar_chart, heat_map, interval_chart, line_chart
 from lsa_cli.report.page import SHOWN_CLASSES, page, point
 from lsa_cli.report.schema import AttackOutcome, AuditReport
-from lsa_cli.report.tables import draws_text, file_name, listed, strongest, weakest_first
+from lsa_cli.report.tables import draws_text, file_name, listed, number, strongest, weakest_first
 from lsa_cli.wording import eps_as_text, plural, setting_as_text
 
 _LAYERS_IN_MAP = 60
@@ -30,6 +33,8 @@ def render(report: AuditReport) -> str:
         top=top,
         facts=_facts(report),
         scanned=sorted(scanned, key=lambda outcome: outcome is not top),
+        views=_views(report, top),
+        layer_table=partial(_layer_table, report),
         classes=weakest_first(report.verdict.classes),
         shown_classes=SHOWN_CLASSES,
         share_plot=_shares(report),
@@ -40,6 +45,28 @@ def render(report: AuditReport) -> str:
         layer_class_plot=_layer_by_class(report, top),
         confusion_plot=_confusion(report, top),
     )
+
+
+def _views(report: AuditReport, top: AttackOutcome | None) -> dict[str, view.Table | None]:
+    """The tables by name; None for what the report does not have."""
+    by_class = top.layers if top is not None and top.layers is not None and top.layers.mvl_by_class else None
+    attacks = view.attacks(report)
+    return {
+        "limits": view.limits(report),
+        "checks": view.checks(report.evidence) if report.evidence is not None else None,
+        "attacks": attacks.without("most vulnerable layers") if attacks is not None else None,
+        "cascade": view.cascade(report),
+        "metrics": view.metrics(report),
+        "pairs": view.pairs(report),
+        "vulnerable_by_class": view.vulnerable_by_class(report, by_class) if by_class is not None else None,
+        "classes": view.classes(report),
+    }
+
+
+def _layer_table(report: AuditReport, outcome: AttackOutcome) -> view.Table:
+    table = view.layers(report, outcome)
+    moved = outcome.layers.input_error if outcome.layers is not None else None
+    return replace(table, notes=(*table.notes, f"the same measure of the inputs themselves: {number(moved)}"))
 
 
 def _headline(report: AuditReport) -> tuple[str, str]:

@@ -1,17 +1,10 @@
 """The report as Markdown that fits a pull-request comment: the verdict, then what explains it, tables cut short."""
 
+from collections.abc import Iterator
+
+from lsa_cli.report import view
 from lsa_cli.report.schema import AuditReport, Evidence
-from lsa_cli.report.tables import (
-    QUICK_LOOK,
-    draws_text,
-    interval,
-    metric_text,
-    number,
-    percent,
-    settings_text,
-    strongest,
-    weakest_first,
-)
+from lsa_cli.report.tables import QUICK_LOOK, draws_text, interval, metric_text, percent, strongest
 from lsa_cli.wording import plural
 
 _ROWS = 20
@@ -19,14 +12,20 @@ _ROWS = 20
 
 def render(report: AuditReport) -> str:
     """GitHub-flavoured Markdown; long tables show their first 20 rows and say how many follow."""
-    subject, verdict, protocol = report.subject, report.verdict, report.protocol
+    parts = [*_verdict(report), *_limits(report), *_notices(report)]
+    for table in _tables(report):
+        parts += [f"### {cell(table.title)}", *_drawn(table), ""]
+    parts += [
+        f"**{cell(metric.name)}**: {cell(metric_text(metric))}; {cell(metric.meaning)}\n" for metric in report.metrics
+    ]
+    return "\n".join([*parts, _footer(report), ""])
+
+
+def _verdict(report: AuditReport) -> list[str]:
+    subject, verdict, threat, evidence = report.subject, report.verdict, report.protocol.threat, report.evidence
     lines = [f"## lsa audit: {cell(subject.checkpoint.rpartition('/')[2])}", ""]
     if report.status != "complete":
-        lines += [
-            f"> **This audit is not complete (status: {report.status}).** It shows what was measured.",
-            "",
-        ]
-    evidence = report.evidence
+        lines += [f"> **This audit is not complete (status: {report.status}).** It shows what was measured.", ""]
     if evidence is not None and evidence.verdict != "trusted":
         lines += [f"> **Evidence: {evidence.verdict}**{_about(evidence)}", ""]
         lines += [f"> **{f.code}**: {cell(f.message)}; {cell(f.advice)}\n" for f in evidence.findings]
@@ -36,72 +35,72 @@ def render(report: AuditReport) -> str:
     else:
         lines.append(
             f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
-            f"({protocol.threat.norm} {protocol.threat.text}, n = {verdict.robust.n}, upper bound); {clean}."
+            f"({threat.norm} {threat.text}, n = {verdict.robust.n}, upper bound); {clean}."
         )
     if verdict.draws is not None:
         lines.append(f"\n{draws_text(verdict.draws)}.")
     if verdict.meaning:
         lines.append(f"\nIn words: {cell(verdict.meaning)}.")
-    lines += ["", cell(verdict.statement), ""]
-    if report.gates:
-        lines += ["| gate | limit | measured | |", "|---|---|---|---|"]
-        for gate in sorted(report.gates, key=lambda gate: gate.passed)[:_ROWS]:
-            state = "held" if gate.passed else f"**{gate.state.upper()}**"
-            if not gate.passed and gate.severity == "warning":
-                state += " (warning)"
-            lines.append(
-                f"| {cell(gate.metric)} | {gate.direction} {gate.limit:g} | {number(gate.measured, 4)} | {state} |"
-            )
-        lines += _more(len(report.gates))
-    for warning in report.warnings:
-        lines.append(f"> **Warning** ({warning.code}): {cell(warning.message)}")
-        lines.append("")
-    if evidence is not None and evidence.verdict == "trusted":
-        lines += [f"Evidence: {evidence.verdict}{_about(evidence)}", ""]
+    return [*lines, "", cell(verdict.statement), ""]
+
+
+def _limits(report: AuditReport) -> list[str]:
+    """Those that do not hold first."""
+    first = report.model_copy(update={"gates": sorted(report.gates, key=lambda gate: gate.passed)})
+    table = view.limits(first)
+    return [] if table is None else [*_drawn(table.brief()), ""]
+
+
+def _notices(report: AuditReport) -> list[str]:
+    lines = [f"> **Warning** ({warning.code}): {cell(warning.message)}\n" for warning in report.warnings]
+    if report.evidence is not None and report.evidence.verdict == "trusted":
+        lines += [f"Evidence: {report.evidence.verdict}{_about(report.evidence)}", ""]
     if report.not_run:
-        lines += [f"> **Not run**, as the time was spent: {names(report.not_run)}", ""]
-    lines += _attacks(report)
-    lines += _cascade(report)
+        lines += [f"> **Not run**, as the time budget is exhausted: {names(report.not_run)}", ""]
+    return lines
+
+
+def _tables(report: AuditReport) -> Iterator[view.Table]:
+    attacks, cascade, classes = view.attacks(report), view.cascade(report), view.classes(report)
+    if attacks is not None:
+        yield attacks.without("median distance", "largest distance", "time", "kind")
+    if cascade is not None:
+        yield cascade.without("time")
     top = strongest(report)
     if top is not None and top.layers is not None:
-        lines += [
-            f"### Layers under {cell(top.name)}",
-            "",
-            f"Most vulnerable: {names(top.layers.mvl)} ({top.layers.mvl_rule})",
-            "",
-        ]
-        lines += [
-            "| layer | mean | 95% interval | gain | amplification | stability | |",
-            "|---|--:|---|--:|--:|--:|---|",
-        ]
-        lines += [
-            f"| {cell(row.name)} | {number(row.mean)} | {_span(row.low, row.high)} | {number(row.gain, 2)} | "
-            f"{number(row.amplification, 2)} | {percent(row.stability)} | {'MVL' if row.in_mvl else ''} |"
-            for row in top.layers.rows[:_ROWS]
-        ]
-        lines += _more(len(top.layers.rows))
-    lines += [
-        f"**{cell(metric.name)}**: {cell(metric_text(metric))}; {cell(metric.meaning)}\n" for metric in report.metrics
-    ]
-    if verdict.classes:
-        lines += [
-            "### Classes, worst first",
-            "",
-            "| class | n | clean | robust | 95% interval | mostly taken for |",
-            "|---|--:|--:|--:|---|---|",
-        ]
-        lines += [
-            f"| {cell(row.name)} | {row.robust.n} | {percent(row.clean.value)} | {percent(row.robust.value)} | "
-            f"{interval(row.robust)} | {cell(row.target or '')} |"
-            for row in weakest_first(verdict.classes)[:_ROWS]
-        ]
-        lines += _more(len(verdict.classes))
-    footer = (
+        yield view.layers(report, top, _ROWS).brief()
+    if classes is not None:
+        yield classes.brief()
+
+
+def _drawn(table: view.Table) -> list[str]:
+    """The table with at most _ROWS rows, and its notes below. A bar has no place here."""
+    table = table.without(*(column.title for column in table.columns if column.kind == "bar")).first(_ROWS)
+    lines = ["", *([f"{cell(table.caption)}", ""] if table.caption else [])]
+    lines.append(f"| {' | '.join(cell(column.title) for column in table.columns)} |")
+    lines.append(f"|{'|'.join('--:' if column.kind == 'number' else '---' for column in table.columns)}|")
+    for row in table.rows:
+        cells = [_text(each, column) for each, column in zip(row, table.columns, strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    for note in table.notes:
+        lines += ["", cell(note)]
+    return lines
+
+
+def _text(each: view.Cell, column: view.Column) -> str:
+    text = view.text_of(each)
+    if column.kind in ("name", "prose"):
+        text = cell(text)
+    return f"**{text}**" if isinstance(each, view.Mark) and each.tone in ("bad", "warn") else text
+
+
+def _footer(report: AuditReport) -> str:
+    subject, protocol, data = report.subject, report.protocol, report.data
+    return (
         f"<sub>{report.tool}, {report.created}; {cell(subject.architecture)}, sha256 {(subject.sha256 or '-')[:12]}; "
-        f"data {cell(report.data.source)}, {report.data.n} of {report.data.available} ({report.data.selection}); "
+        f"data {cell(data.source)}, {data.n} of {data.available} ({data.selection}); "
         f"seed {protocol.seed}, {cell(protocol.device)}, torch {protocol.versions.get('torch', '-')}</sub>"
     )
-    return "\n".join([*lines, footer, ""])
 
 
 def _about(evidence: Evidence) -> str:
@@ -110,51 +109,9 @@ def _about(evidence: Evidence) -> str:
     )
 
 
-def _attacks(report: AuditReport) -> list[str]:
-    if not report.outcomes:
-        return []
-    lines = [
-        "### Attacks and noises",
-        "",
-        "| | settings | accuracy | 95% interval | success rate | most vulnerable layers |",
-        "|---|---|--:|---|--:|---|",
-    ]
-    for outcome in report.outcomes:
-        success = f"{percent(outcome.success.value)} of {outcome.success.n}"
-        mvl = names(outcome.layers.mvl[:3]) if outcome.layers is not None else ""
-        lines.append(
-            f"| {cell(outcome.name)} | {cell(settings_text(outcome.settings))} | {percent(outcome.robust.value)} | "
-            f"{interval(outcome.robust)} | {success} | {mvl} |"
-        )
-    return [*lines, ""]
-
-
-def _cascade(report: AuditReport) -> list[str]:
-    if not report.cascade:
-        return []
-    lines = [
-        "### Cascade: each attack on what all before it left whole", "",
-        "| attack | settings | tried | broke | left whole | 95% interval |", "|---|---|--:|--:|--:|---|",
-    ]  # fmt: skip
-    lines += [
-        f"| {cell(stage.attack)} | {cell(settings_text(stage.settings))} | {stage.tried} | {stage.broke} | "
-        f"{percent(stage.robust.value)} | {interval(stage.robust)} |"
-        for stage in report.cascade
-    ]
-    return [*lines, ""]
-
-
-def _more(count: int) -> list[str]:
-    return ["", f"... and {count - _ROWS} more rows in the saved report", ""] if count > _ROWS else [""]
-
-
 def names(several: list[str]) -> str:
     """Names from outside in a row, as `cell` makes them safe."""
     return ", ".join(cell(name) for name in several) or "-"
-
-
-def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 def cell(text: str) -> str:

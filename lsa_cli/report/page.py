@@ -27,7 +27,7 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural
+        percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural, sentence=_sentence
     )  # fmt: skip
     script = _template("report.js")
     return environment.get_template(template).render(
@@ -44,6 +44,11 @@ def _template(name: str) -> str:
 
 def _short(value: float | None) -> str:
     return "-" if value is None else compact(value)
+
+
+def _sentence(text: str) -> str:
+    """With a capital letter."""
+    return text[:1].upper() + text[1:]
 
 
 def point(rate: Rate) -> Point:

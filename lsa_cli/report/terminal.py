@@ -1,17 +1,17 @@
 """The report on a terminal: the verdict first, then what explains it. Readable in a log file too."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from lsa_cli.report import view
 from lsa_cli.report.gate import decision
-from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, GateResult
+from lsa_cli.report.schema import AuditReport, Evidence, GateResult
 from lsa_cli.report.tables import (
     QUICK_LOOK,
     draws_text,
@@ -20,11 +20,8 @@ from lsa_cli.report.tables import (
     is_of_others,
     listed,
     metric_text,
-    number,
     percent,
-    settings_text,
     strongest,
-    weakest_first,
 )
 from lsa_cli.wording import eps_as_text, plural
 
@@ -32,16 +29,17 @@ _CLASSES = 20
 _LAYERS = 40
 _BAR = 16
 _FOLDED = 14
-_BARS = " "  # the heading of the column with bars
+_FOLDING = ("name", "prose")
+_STYLES = {"": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 
 
 def print_report(report: AuditReport, console: Console) -> None:
     """Print everything a reader needs to judge the model; long tables fold, the saved report has the rest."""
-    parts = (_header, _verdict, _attacks, _cascade, _layers, _classes)
-    for part in (make(report) for make in parts):
-        if part is not None:
-            console.print(part)
-            console.print()
+    for part in (_header(report), _verdict(report)):
+        console.print(part)
+        console.print()
+    for table in _tables(report):
+        print_table(table, console)
     for curve in report.curves:
         points = "  ".join(f"{eps_as_text(point.eps)}: {percent(point.robust.value)}" for point in curve.points)
         console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}"))
@@ -54,6 +52,18 @@ def print_report(report: AuditReport, console: Console) -> None:
     for warning in report.warnings:
         console.print(Text.assemble(("Warning ", "bold yellow"), f"({warning.code}): {warning.message}"))
     print_gates(report.gates, console)
+
+
+def _tables(report: AuditReport) -> Iterator[view.Table | None]:
+    yield view.attacks(report)
+    yield view.cascade(report)
+    found, top = view.scanned(report), strongest(report)
+    if found:
+        yield view.layers(report, top if top is not None and top.layers is not None else found[0][0], _LAYERS)
+    if len(found) > 1:
+        yield view.layer_means(report).first(_LAYERS)
+    classes = view.classes(report)
+    yield classes.first(_CLASSES) if classes is not None else None
 
 
 def print_gates(results: Sequence[GateResult], console: Console) -> None:
@@ -183,213 +193,61 @@ def _add_evidence(grid: Table, evidence: Evidence) -> None:
         grid.add_row("", Text(f"{finding.code}: {finding.message}; {finding.advice}", style=style))
 
 
-def _table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
-
-
 class _Fitting:
-    """A table without the columns, in this order, that the terminal is too narrow for; and a word on which those are."""
+    """A table without the columns that the terminal is too narrow for; and a sentence on which those are."""
 
-    def __init__(self, table: Table, spare: Sequence[str]) -> None:
-        self.table, self.spare = table, spare
+    def __init__(self, table: view.Table) -> None:
+        self.table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table, left_out = self.table, []
-        for name in self.spare:
-            if _width_needed(table, console, options) <= options.max_width:
+        for column in sorted(self.table.columns, key=lambda column: -column.spare):
+            if not column.spare or _width_needed(table, console, options) <= options.max_width:
                 break
-            table = _without(table, name)
-            left_out.append(name)
-        yield table
-        shown = [name for name in left_out if name != _BARS]
+            table = table.without(column.title)
+            left_out.append(column)
+        yield _drawn(table)
+        shown = [column.title for column in left_out if column.kind != "bar"]
         if shown:
-            yield Text(f"left out, for want of width: {', '.join(shown)}", style="dim")
+            yield Text(f"columns left out, as the terminal is narrow: {', '.join(shown)}", style="dim")
 
 
-def _without(table: Table, name: str) -> Table:
-    kept = [column for column in table.columns if column.header != name]
-    smaller = _table()
-    for column in kept:
-        smaller.add_column(
-            column.header, justify=column.justify, overflow=column.overflow, no_wrap=column.no_wrap, style=column.style
-        )
-    for cells in zip(*(column.cells for column in kept), strict=True):
-        smaller.add_row(*cells)
-    return smaller
-
-
-def _width_needed(table: Table, console: Console, options: ConsoleOptions) -> int:
+def _width_needed(table: view.Table, console: Console, options: ConsoleOptions) -> int:
     """Columns in which nothing is cut; those that fold may be as narrow as _FOLDED."""
-    widest = Measurement.get(console, options.update(max_width=1000), table).maximum
-    folding = [column for column in table.columns if column.overflow == "fold"]
-    widths = [max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in folding]
-    return widest - sum(max(0, width - _FOLDED) for width in widths)
+    widest = Measurement.get(console, options.update(max_width=1000), _drawn(table)).maximum
+    spared = 0
+    for place, column in enumerate(table.columns):
+        if column.kind in _FOLDING:
+            width = max(cell_len(text) for text in (column.title, *(view.text_of(row[place]) for row in table.rows)))
+            spared += max(0, width - _FOLDED)
+    return widest - spared
 
 
-def _titled(title: str, table: RenderableType, notes: list[str] | None = None) -> RenderableType:
+def _drawn(table: view.Table) -> Table:
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        folds = column.kind in _FOLDING
+        drawn.add_column(
+            Text(column.title), justify="right" if column.kind == "number" else "left", no_wrap=not folds,
+            overflow="fold" if folds else "ellipsis", style="dim" if column.kind == "prose" else "",
+        )  # fmt: skip
+    for place, row in enumerate(table.rows):
+        drawn.add_row(*(_cell(cell, place in table.marked) for cell in row))
+    return drawn
+
+
+def _cell(cell: view.Cell, marked: bool) -> Text:
+    if isinstance(cell, view.Bar):
+        return Text("█" * round(_BAR * cell.share), style="red" if marked else "cyan")
+    return Text(view.text_of(cell), style=_STYLES[cell.tone] if isinstance(cell, view.Mark) else "")
+
+
+def print_table(table: view.Table | None, console: Console) -> None:
     """A table under its title and above its notes, which wrap at the terminal's width, not at the table's."""
-    parts: list[RenderableType] = [Text(title, style="bold"), table]
-    return Group(*parts, *(Text(note, style="dim") for note in notes or []))
-
-
-def _attacks(report: AuditReport) -> RenderableType | None:
-    if not report.outcomes:
-        return None
-    table = _table()
-    table.add_column("attack", overflow="fold")
-    table.add_column("accuracy", justify="right", no_wrap=True)
-    table.add_column("95%", justify="left", no_wrap=True)
-    table.add_column("success", justify="right", no_wrap=True)
-    table.add_column("median distance", justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("settings", overflow="fold", style="dim")
-    for outcome in report.outcomes:
-        distance = outcome.distance
-        table.add_row(
-            Text(outcome.name),
-            percent(outcome.robust.value),
-            Text(interval(outcome.robust)),
-            f"{outcome.success.count}/{outcome.success.n}",
-            f"{distance.norm} {number(distance.median)}" if distance.n else "-",
-            f"{outcome.seconds:.1f} s",
-            Text(settings_text(outcome.settings)),
-        )
-    return _titled(
-        "Attacks and noises (accuracy: of all samples; success: of those right clean)",
-        _Fitting(table, ("time", "settings", "median distance")),
-    )
-
-
-def _cascade(report: AuditReport) -> RenderableType | None:
-    if not report.cascade:
-        return None
-    table = _table()
-    table.add_column("attack", overflow="fold")
-    table.add_column("tried", justify="right", no_wrap=True)
-    table.add_column("broke", justify="right", no_wrap=True)
-    table.add_column("left whole", justify="right", no_wrap=True)
-    table.add_column("95%", justify="left", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("settings", overflow="fold", style="dim")
-    for stage in report.cascade:
-        table.add_row(
-            Text(stage.attack), f"{stage.tried}", f"{stage.broke}", percent(stage.robust.value),
-            Text(interval(stage.robust)), f"{stage.seconds:.1f} s", Text(settings_text(stage.settings)),
-        )  # fmt: skip
-    return _titled(
-        "Cascade: each on the samples that all before it left whole (left whole: of all samples)",
-        _Fitting(table, ("time", "settings")),
-    )
-
-
-def _layers(report: AuditReport) -> RenderableType | None:
-    top = strongest(report)
-    scanned = [outcome for outcome in report.outcomes if outcome.layers is not None]
-    if not scanned:
-        return None
-    shown = top if top is not None and top.layers is not None else scanned[0]
-    parts: list[RenderableType] = [_layer_table(report, shown)]
-    if len(scanned) > 1:
-        parts += [Text(""), _side_by_side(report, scanned)]
-    return Group(*parts)
-
-
-_SPARE = (_BARS, "sd", "stability", "amplification", "gain", "95%")
-
-
-def _layer_table(report: AuditReport, outcome: AttackOutcome) -> RenderableType:
-    layers = outcome.layers
-    assert layers is not None
-    table = _table()
-    table.add_column("layer", overflow="fold")
-    table.add_column(_BARS, no_wrap=True)
-    table.add_column("mean", justify="right", no_wrap=True)
-    table.add_column("95%", no_wrap=True)
-    table.add_column("sd", justify="right", no_wrap=True)
-    table.add_column("gain", justify="right", no_wrap=True)
-    table.add_column("amplification", justify="right", no_wrap=True)
-    table.add_column("stability", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    largest = max((row.mean for row in layers.rows if row.mean is not None), default=0.0) or 1.0
-    rows = layers.rows
-    if len(rows) > _LAYERS:  # the most vulnerable ones matter; order of execution is kept
-        cut = sorted((row.mean or 0.0 for row in rows), reverse=True)[_LAYERS - 1]
-        rows = [row for row in rows if (row.mean or 0.0) >= cut][:_LAYERS]
-    for row in rows:
-        length = 0 if row.mean is None else round(_BAR * row.mean / largest)
-        table.add_row(
-            Text(row.name),
-            Text("█" * length, style="red" if row.in_mvl else "cyan"),
-            number(row.mean),
-            "" if row.low is None or row.high is None else Text(f"[{row.low:.3f}, {row.high:.3f}]"),
-            number(row.sd),
-            number(row.gain, 2),
-            number(row.amplification, 2),
-            percent(row.stability),
-            Text("MVL", style="bold red") if row.in_mvl else "",
-        )
-    hidden = len(layers.rows) - len(rows)
-    notes = [
-        f"mu {number(layers.mu)}, sigma {number(layers.sigma)} over {plural(layers.observations, 'sample')}; {layers.mvl_rule}"
-    ]
-    floors = [f"{row.name} {number(row.noise_floor)}" for row in rows if row.noise_floor is not None]
-    if floors:
-        notes.append(
-            f"noise floor (clean against clean again), taken off before layers are ranked: {', '.join(floors)}"
-        )
-    if hidden:
-        notes.append(f"{plural(hidden, 'layer')} with smaller means: in the saved report")
-    return _titled(
-        f"Layers under {outcome.name}: {report.protocol.measure}, clean against perturbed",
-        _Fitting(table, _SPARE),
-        notes,
-    )
-
-
-def _side_by_side(report: AuditReport, scanned: list[AttackOutcome]) -> RenderableType:
-    table = _table()
-    table.add_column("layer", overflow="fold")
-    for outcome in scanned:
-        table.add_column(escape(outcome.name), justify="right", no_wrap=True)
-    first = scanned[0].layers
-    assert first is not None
-    for position, row in enumerate(first.rows[:_LAYERS]):
-        cells = []
-        for outcome in scanned:
-            cell = outcome.layers.rows[position] if outcome.layers is not None else None
-            cells.append("-" if cell is None else f"{number(cell.mean)}{'*' if cell.in_mvl else ' '}")
-        table.add_row(Text(row.name), *cells)
-    return _titled(
-        "Mean by attack and noise (* most vulnerable)",
-        _Fitting(table, [escape(outcome.name) for outcome in scanned[:0:-1]]),
-    )
-
-
-def _classes(report: AuditReport) -> RenderableType | None:
-    rows = weakest_first(report.verdict.classes)
-    if not rows:
-        return None
-    table = _table()
-    table.add_column("class", overflow="fold")
-    table.add_column("n", justify="right", no_wrap=True)
-    table.add_column("clean", justify="right", no_wrap=True)
-    table.add_column("robust", justify="right", no_wrap=True)
-    table.add_column("95%", no_wrap=True)
-    table.add_column("mostly taken for", overflow="fold")
-    shown = rows if len(rows) <= _CLASSES else rows[:_CLASSES]
-    for row in shown:
-        target = "" if row.target is None else f"{row.target} ({percent(row.concentration)})"
-        table.add_row(
-            Text(row.name), str(row.robust.n), percent(row.clean.value), percent(row.robust.value),
-            Text(interval(row.robust)), Text(target),
-        )  # fmt: skip
-    summary = report.verdict.class_summary
-    notes = []
-    if summary is not None:
-        notes.append(
-            f"max discrepancy {percent(summary.max_discrepancy)}, sd {percent(summary.sd)}, NSD {number(summary.nsd)}"
-        )
-    if len(rows) > len(shown):
-        notes.append(f"{plural(len(rows) - len(shown), 'more class', 'more classes')} in the saved report")
-    fitting = _Fitting(table, ("mostly taken for",))
-    return _titled("Classes, worst first (robust: worst case over the budget attacks)", fitting, notes)
+    if table is None:
+        return
+    console.print(Text(f"{table.title} ({table.caption})" if table.caption else table.title, style="bold"))
+    console.print(_Fitting(table.brief()))
+    for note in table.notes:
+        console.print(Text(note, style="dim"))
+    console.print()

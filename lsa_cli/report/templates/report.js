@@ -9,11 +9,12 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      // Numbers by size, intervals by their lower end, a bound by itself, what has no number after them.
+      // Numbers by size, intervals by their lower end, a bound by itself, a distance without its norm; last what has no number.
       const key = row => {
         const text = row.cells[column].textContent.trim();
-        const value = parseFloat(text.replace(/^[\[<]/, ""));
-        return Number.isNaN(value) || !/^[\[<]?[-+\d.]/.test(text) ? text : value;
+        const plain = text.replace(/^(\[|<|l(inf|\d) )/, "");
+        const value = parseFloat(plain);
+        return Number.isNaN(value) || !/^[-+\d.]/.test(plain) ? text : value;
       };
       const rows = [...body.rows].map(row => [key(row), row]).sort(([x], [y]) => {
         if (typeof x !== typeof y) return typeof x === "number" ? -1 : 1;
