@@ -192,8 +192,8 @@ def audit(arguments):
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.auditing.run import Run
     from lsa_cli.cli.memory import keep_freed_memory
-    from lsa_cli.config import settings_from
     from lsa_cli.models.precision import make_copy
+    from lsa_cli.settings import settings_from
 
     class Unexamined(Run):
         def examine(self):

@@ -99,8 +99,8 @@ def sample(name, count):
     import torch
 
     from lsa_cli.auditing.plan import open_network
-    from lsa_cli.config import settings_from
     from lsa_cli.data import stratified_subset
+    from lsa_cli.settings import settings_from
 
     network = open_network(SAMPLES / name, settings_from({}), {})
     rows = stratified_subset(network.labels, count, 0)

@@ -19,9 +19,9 @@ from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import NOISES, make_threat
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.auditing.network import open_network
-from lsa_cli.config import settings_from
 from lsa_cli.hardening.trainer import split_validation
 from lsa_cli.registry import build
+from lsa_cli.settings import settings_from
 
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"
 EPS = 0.1  # at 0.3 no group of sites leaves anything that could be compared

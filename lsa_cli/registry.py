@@ -95,18 +95,26 @@ def load_attribute(spec: str, what: str) -> Any:
 # ---- specs ---------------------------------------------------------------------------------------------
 
 
-def parse_number(text: str | float, what: str = "value") -> float:
-    """0.03, "8/255", "1e-3" -> float. Anything else, NaN and infinity included, is a UsageError."""
+def read_number(text: str | float) -> float:
+    """0.03, "8/255", "1e-3" -> float. Raises ValueError for anything else, NaN and infinity included."""
     try:
         if isinstance(text, bool):
             raise ValueError
         numerator, slash, denominator = str(text).partition("/")
         value = float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
-        raise UsageError(f"{what}: '{text}' is not a number; write for example 0.03 or 8/255") from None
+        raise ValueError(f"'{text}' is not a number; write for example 0.03 or 8/255") from None
     if not math.isfinite(value):
-        raise UsageError(f"{what}: '{text}' is not a finite number")
+        raise ValueError(f"'{text}' is not a finite number")
     return value
+
+
+def parse_number(text: str | float, what: str = "value") -> float:
+    """As `read_number`; raises UsageError that begins with `what`."""
+    try:
+        return read_number(text)
+    except ValueError as error:
+        raise UsageError(f"{what}: {error}") from None
 
 
 def parse_spec(spec: str, noun: str) -> tuple[str, dict[str, str]]:

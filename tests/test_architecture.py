@@ -16,6 +16,7 @@ FLOORS = [
     {"auditing"},
     {"models"},
     {"attacks", "layers", "measures", "data", "config"},
+    {"settings"},
     {"failures"},
     {"report"},
     {"registry"},
@@ -24,7 +25,7 @@ FLOORS = [
     {"errors", "files", "stats", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
-WITHOUT_TORCH = ("report", "config", "registry", "imports", "errors", "files", "stats", "wording")
+WITHOUT_TORCH = ("report", "config", "settings", "registry", "imports", "errors", "files", "stats", "wording")
 
 
 def part(path):

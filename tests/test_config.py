@@ -1,8 +1,9 @@
 import pytest
 
-from lsa_cli.config import find_config, merge, read_config, settings_from
+from lsa_cli.config import find_config, read_config
 from lsa_cli.errors import UsageError
 from lsa_cli.report.limits import Limit
+from lsa_cli.settings import merge, settings_from
 
 
 def written(folder, text):
@@ -32,9 +33,9 @@ def test_values_as_people_write_them(tmp_path):
     [
         ("eps: 0.1\nattak: pgd\n", "line 2: unknown key 'attak': did you mean 'attack'"),
         ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps stands twice"),
-        ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: --eps: 'lots' is not a number"),
+        ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: eps: 'lots' is not a number"),
         ("gate:\n  clean: 0.5\n  robust: much\nseed: 1\n", "line 3: the limit robust: 'much' is not a number"),
-        ("seed: 1\neps_grid: [0, x]\n", "line 2: eps-grid: 'x' is not a number"),
+        ("seed: 1\neps_grid: [0, x]\n", "line 2: eps_grid: 'x' is not a number"),
         ("seed: 0\nsteps: many\n", "line 2: steps"),
         ("steps: 0\n", "at least 1"),
         (
@@ -58,7 +59,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, says):
 
 
 def test_an_empty_file_sets_nothing(tmp_path):
-    assert read_config(written(tmp_path, "# nothing yet\n")).model_dump(exclude_none=True) == {}
+    assert read_config(written(tmp_path, "# nothing yet\n")).given() == {}
 
 
 @pytest.mark.parametrize("line", ["arch: mine.py:build", "plugin: evil.py", "data: pkg.mod:factory"])
@@ -99,7 +100,7 @@ def test_options_win_and_the_origin_is_kept():
         ({"steps": 0}, "--steps"),
         ({"limit": "0"}, "--limit"),
         ({"limit": "some"}, "--limit"),
-        ({"no_such": 1}, "--no-such"),
+        ({"no_such": 1}, "unknown option 'no_such'"),
     ],
 )
 def test_bad_options_are_named(values, says):

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from lsa_cli.cli.report import schema_of
-from lsa_cli.config import AuditSettings, config_schema
 from lsa_cli.report.compare import compare
+from lsa_cli.settings import settings_from
+from lsa_cli.settings.schema import config_schema
 from tests.report.example import example
 
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
@@ -44,9 +45,7 @@ def fits(text):
     ],
 )
 def test_what_lsa_reads_an_editor_accepts(text):
-    AuditSettings.model_validate(
-        {str(k).replace("-", "_"): v for k, v in (yaml.safe_load(text) or {}).items() if k != "version"}
-    )
+    settings_from({name: value for name, value in (yaml.safe_load(text) or {}).items() if name != "version"})
     assert fits(text)
 
 

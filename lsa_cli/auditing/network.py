@@ -14,7 +14,6 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.auditing.trial import try_network
-from lsa_cli.config import AuditSettings, merge
 from lsa_cli.data import (
     ImageSize,
     LabelledData,
@@ -36,6 +35,7 @@ from lsa_cli.models.loading import Loaded, Say, load_network
 from lsa_cli.models.surgery import NoiseBody
 from lsa_cli.models.wrappers import copy_network, is_script, unwrapped
 from lsa_cli.report.schema import Warning
+from lsa_cli.settings import AuditSettings, merge
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ def _device_for(network: nn.Module, settings: AuditSettings) -> torch.device:
 def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
     if description is None:
         return AuditSettings()
-    return AuditSettings.model_construct(
+    return AuditSettings(
         arch=description.architecture or None,
         arch_args=(description.arch_args or None) if own_arch else None,  # of another network they mean nothing
-        returns=description.output if description.output != "logits" else None,
+        returns=description.output if description.output != "logits" else None,  # type: ignore[arg-type]  # checked where it is used
         output_index=description.output_index,
         data=description.data,
         norm=description.norm,
@@ -171,9 +171,7 @@ def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
 
 
 def _origins(origin: dict[str, str], settings: AuditSettings, said: AuditSettings) -> dict[str, str]:
-    from_checkpoint = {
-        name: "the checkpoint" for name in said.model_dump(exclude_none=True) if getattr(settings, name, None) is None
-    }
+    from_checkpoint = {name: "the checkpoint" for name in said.given() if getattr(settings, name, None) is None}
     return {**origin, **from_checkpoint}
 
 

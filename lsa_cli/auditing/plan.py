@@ -22,7 +22,6 @@ from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Network, Say, check_backward, open_network, refuse_without_layers
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
 from lsa_cli.auditing.unused import refuse_unused
-from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
 from lsa_cli.imports import load_python_file
@@ -34,6 +33,7 @@ from lsa_cli.registry import build, parse_number, parse_spec
 from lsa_cli.report.limits import Limit, check_targets
 from lsa_cli.report.schema import Warning
 from lsa_cli.report.tables import eps_as_text
+from lsa_cli.settings import AuditSettings
 
 DEFAULT_LIMIT = 1000
 DEFAULT_ATTACKS = ("fgsm", "pgd", "t-pgd")
@@ -132,7 +132,7 @@ def make_plan(
     index, selection_warnings = _choose_samples(network, settings, seed)
     threat, eps_text, eps_origin = _threat(network, network.warnings)
     if settings.preset is not None:
-        settings = settings.model_copy(update={"attack": chosen_attacks(settings.preset, threat.norm)})
+        settings = settings.replace(attack=chosen_attacks(settings.preset, threat.norm))
     said = settings.batch_size if isinstance(settings.batch_size, int) else None
     batch = said or int(np.clip(_BATCH_NUMBERS // int(np.prod(network.input_shape)), 1, _LARGEST_BATCH))
     room = Room(min(_ASKED_TWICE, batch), may_halve=True)
@@ -200,7 +200,7 @@ def make_plan(
         input_shape=network.input_shape,
         bounds=network.bounds,
         limits=settings.gate or {},
-        settings=settings.model_dump(exclude_none=True, exclude={"harden"}),
+        settings=settings.recorded(),
         origin=origin,
         notes=tuple(network.notes),
         warnings=(*network.warnings, *selection_warnings, *preset_warnings, *cascade_warnings),
@@ -223,7 +223,7 @@ def _preset(
     """What --quick and --full stand for; --full-on without a choice of attacks is of --full. Of a preset and a list of
     attacks the one in an option wins over a file's."""
     if settings.full_on is not None and settings.preset is None and settings.attack is None:
-        settings = settings.model_copy(update={"preset": "full"})
+        settings = settings.replace(preset="full")
         origin = {**origin, "preset": origin.get("full_on", "option")}
     if settings.preset is None:
         return settings, origin, []
@@ -238,7 +238,7 @@ def _preset(
             message = f"preset {settings.preset} of {by_preset} is not used: --attack chooses the attacks"
             origin = {name: where for name, where in origin.items() if name != "preset"}
             return (
-                settings.model_copy(update={"preset": None}),
+                settings.replace(preset=None),
                 origin,
                 [Warning(code="unused-setting", message=message)],
             )
@@ -250,7 +250,7 @@ def _preset(
         message = "--quick: few samples and short attacks only; the robust accuracy is a loose upper bound"
         warnings.append(Warning(code="quick", message=message))
     origin = {**origin, "attack": origin.get("preset", "option")}
-    return settings.model_copy(update=chosen), origin, warnings
+    return settings.replace(**chosen), origin, warnings
 
 
 def chosen_attacks(preset: str | None, norm: str) -> list[str]:

@@ -32,7 +32,7 @@ from lsa_cli.auditing.plan import AuditPlan, Named, is_quick, make_plan
 from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.record import Record
-from lsa_cli.config import merge, read_config, settings_from
+from lsa_cli.config import read_config
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError
 from lsa_cli.failures import is_out_of_memory
@@ -41,6 +41,7 @@ from lsa_cli.models.precision import Copy, make_copy
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Evidence, Example, Metric, Stage, Warning
 from lsa_cli.report.tables import strongest
+from lsa_cli.settings import merge, settings_from
 from lsa_cli.stats import two_phase
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)

@@ -13,7 +13,6 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.outputs import choose_output
-from lsa_cli.config import AuditSettings
 from lsa_cli.data import LabelledData, check_inputs
 from lsa_cli.errors import DataError, ForwardError, UsageError
 from lsa_cli.failures import said
@@ -21,6 +20,7 @@ from lsa_cli.layers import Layer, find_layers
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.loading import Loaded
 from lsa_cli.models.outputs import find_logits, named_tensors
+from lsa_cli.settings import AuditSettings
 
 _TRIED = 3  # samples
 _APART = 0.01  # of the largest logit: rounding differs with the size of a batch

@@ -10,9 +10,9 @@ import typer
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import emit, foreign_code, note, progress_bar
 from lsa_cli.errors import UsageError
+from lsa_cli.settings import AuditSettings
 
 if TYPE_CHECKING:
-    from lsa_cli.config import AuditSettings
     from lsa_cli.report.row import Rate
     from lsa_cli.report.schema import AuditReport
 
@@ -20,29 +20,14 @@ SAMPLES = 200
 SCHEMA_NAME = "lsa.schema.json"
 
 
+@o.takes(*o.NETWORK, "norm", "eps", "device", "threads", "quiet")
 def init(
     checkpoint: o.Checkpoint,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    weights: o.Weights = None,
-    trust_code: o.TrustCode = False,
-    normalize: o.Normalize = None,
-    input_range: o.InputRange = None,
-    returns: o.Returns = None,
-    output_index: o.OutputIndex = None,
-    data: o.Data = None,
-    split: o.Split = None,
-    input_size: o.InputSize = None,
-    match_classes: o.MatchClasses = None,
-    norm: o.Norm = None,
-    eps: o.Eps = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
+    given: AuditSettings,
     output: Annotated[
         str, typer.Option("--output", metavar="FILE", help="Where it is written.", rich_help_panel="Output")
     ] = "lsa.yaml",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel="Output")] = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Write a commented lsa.yaml: what was given, the threat, and limits that this checkpoint holds today.
 
@@ -50,43 +35,34 @@ def init(
     """
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.auditing.run import run_audit
-    from lsa_cli.config import config_schema, settings_from
-    from lsa_cli.models.architectures import parse_arguments
     from lsa_cli.report.exporters import check_writable
     from lsa_cli.report.storage import write_text
     from lsa_cli.report.terminal import one_line
+    from lsa_cli.settings.schema import config_schema
 
     files = [Path(output), Path(output).with_name(SCHEMA_NAME)]
     for file in files:
         check_writable("output", str(file))
         if file.exists() and not force:
             raise UsageError(f"{file} exists; say --force to replace it, or --output to write elsewhere")
-    given = settings_from(
-        {
-            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "returns": returns, "output_index": output_index,
-            "data": data, "split": split, "input_size": input_size, "match_classes": match_classes, "norm": norm,
-            "eps": eps, "device": device, "threads": threads,
-        }
-    )  # fmt: skip
-    short = given.model_copy(update={"noise": ["none"], "limit": SAMPLES})
+    short = given.replace(noise=["none"], limit=SAMPLES)
     with foreign_code():
         try:
             plan = make_plan(checkpoint, short, {}, say=note)
         except UsageError as error:
             if f"--limit {SAMPLES}" not in str(error):
                 raise
-            plan = make_plan(checkpoint, short.model_copy(update={"limit": "all"}), {}, say=note)
-        with progress_bar(not quiet) as progress:
+            plan = make_plan(checkpoint, short.replace(limit="all"), {}, say=note)
+        with progress_bar(not given.quiet) as progress:
             report = run_audit(plan, progress=progress)
     write_text(files[0], config_text(report, given))
     write_text(files[1], json.dumps(config_schema(), indent=1) + "\n")
-    if not quiet:
+    if not given.quiet:
         note(one_line(report))
     emit(f"written: {', '.join(map(str, files))}\n")
 
 
-def config_text(report: "AuditReport", given: "AuditSettings") -> str:
+def config_text(report: "AuditReport", given: AuditSettings) -> str:
     """The file's text. given: what the user said, which the file then says."""
     from lsa_cli.report.measurement import worst_class
 
@@ -94,7 +70,7 @@ def config_text(report: "AuditReport", given: "AuditSettings") -> str:
     origin = {"option": "as given", "the checkpoint": "from the checkpoint"}.get(threat.origin, threat.origin)
     # Not what belongs to a machine, nor trust: that is given anew by whoever runs a file's code.
     left_out = {"norm", "eps", "device", "threads", "trust_code"}
-    said = given.model_dump(exclude_none=True, exclude=left_out)
+    said = {name: value for name, value in given.given().items() if name not in left_out}
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_NAME}",
         "# Settings of `lsa audit` here. Any of its options may stand in this file by its name; what is typed wins over it.",

@@ -10,6 +10,7 @@ from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note
 from lsa_cli.errors import UsageError, printable
 from lsa_cli.registry import unknown
+from lsa_cli.settings import AuditSettings
 
 _KINDS = (
     "attacks",
@@ -26,39 +27,18 @@ _KINDS = (
 )
 
 
-def layers(
-    checkpoint: o.Checkpoint,
-    arch: o.Arch = None,
-    arch_args: o.ArchArgs = None,
-    weights: o.Weights = None,
-    trust_code: o.TrustCode = False,
-    normalize: o.Normalize = None,
-    input_range: o.InputRange = None,
-    output_index: o.OutputIndex = None,
-    data: o.Data = None,
-    split: o.Split = None,
-    input_size: o.InputSize = None,
-    match_classes: o.MatchClasses = None,
-    plugin: o.Plugin = None,
-    config: o.Config = None,
-) -> None:
+@o.takes(*(name for name in o.NETWORK if name != "returns"), "plugin", "config")
+def layers(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """List the layers of a checkpoint that can be scanned, in the order they run, and which selectors take them."""
     from rich.table import Table
     from rich.text import Text
 
     from lsa_cli.auditing.network import open_network, refuse_without_layers
-    from lsa_cli.config import configurations, merge, settings_from
+    from lsa_cli.config import configurations
     from lsa_cli.layers import SELECTORS
-    from lsa_cli.models.architectures import parse_arguments
+    from lsa_cli.settings import merge
 
-    given = settings_from(
-        {
-            "arch": arch, "arch_args": parse_arguments(arch_args) if arch_args else None, "weights": weights,
-            "trust_code": trust_code or None, "normalize": normalize, "input_range": input_range, "output_index": output_index, "data": data,
-            "split": split, "input_size": input_size, "match_classes": match_classes, "plugin": plugin,
-        }
-    )  # fmt: skip
-    files = configurations(config, checkpoint)
+    files = configurations(given.config, checkpoint)
     with foreign_code():
         network = open_network(checkpoint, *merge(("option", given), *files), say=note)
     refuse_without_layers(network, ())

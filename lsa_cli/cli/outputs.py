@@ -1,62 +1,17 @@
-"""Where a report goes: one option a format, the same for every command that makes or reads one; and GitHub's own files."""
+"""Where a report goes: files, stdout, and GitHub's own files."""
 
-import functools
-import inspect
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
-
+from lsa_cli.cli.console import note
 from lsa_cli.errors import UsageError
+from lsa_cli.settings import AuditSettings
 
 if TYPE_CHECKING:
+    from lsa_cli.report.exporters import Outputs
     from lsa_cli.report.schema import AuditReport
-
-# As in `lsa list exporters`, which cannot be asked here: --help imports nothing heavy.
-FORMATS = {
-    "json": ("FILE|-", "The report; - is stdout."),
-    "md": ("FILE", "Markdown for a pull request."),
-    "html": ("FILE", "One page with plots."),
-    "junit": ("FILE.xml", "JUnit XML: a test case a limit, and one a class."),
-    "sarif": ("FILE", "SARIF 2.1.0 for code scanning."),
-    "gitlab": ("FILE.json", "GitLab code quality."),
-    "openmetrics": ("FILE", "OpenMetrics text for Prometheus."),
-    "card": ("FILE.md", "A Hugging Face model card section."),
-    "badge": ("FILE.svg", "A badge with the robust accuracy."),
-}
-
-Github = Annotated[
-    bool | None,
-    typer.Option(
-        "--github/--no-github",
-        help="Annotations, step summary and outputs of a GitHub workflow (default of an audit: where it runs in one).",
-        rich_help_panel="Output",
-        show_default=False,
-    ),
-]
-
-
-def output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each of FORMATS in place of its parameter `files`, which gets {format: path}."""
-    signature = inspect.signature(command)
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        if parameter.name != "files":
-            parameters.append(parameter)
-            continue
-        for name, (metavar, help_text) in FORMATS.items():
-            option = typer.Option(f"--{name}", metavar=metavar, help=help_text, rich_help_panel="Output")
-            parameters.append(parameter.replace(name=name, default=None, annotation=Annotated[str | None, option]))
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        files = {name: given.pop(name) for name in FORMATS}
-        command(files={name: path for name, path in files.items() if path is not None}, **given)
-
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
 
 
 def split_stdout(files: Mapping[str, str]) -> tuple[dict[str, str], bool]:
@@ -75,3 +30,30 @@ def tell_github(report: "AuditReport", files: Mapping[str, str], asked: bool | N
     if asked or (asked is None and in_workflow()):
         sys.stderr.write(tell(report, files))
         sys.stderr.flush()
+
+
+def audit_outputs(checkpoint: str, settings: AuditSettings, to_stdout: bool) -> "Outputs":
+    """The files that an audit writes. The report itself is always saved, unless it goes to stdout."""
+    from lsa_cli.report.exporters import Outputs, check_writable
+
+    files = {name: path for name, path in (settings.files or {}).items() if path != "-"}
+    default = f"{Path(checkpoint).stem}.{'gate' if settings.gate_only else 'audit'}.json"
+    if to_stdout:
+        pass
+    elif settings.output is not None:
+        if "json" in files:
+            raise UsageError("--json and --output both say where the report goes; give one of them")
+        folder = Path(settings.output)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {folder} cannot be made: {error.strerror or error}") from error
+        files = {"json": str(folder / default), **files}
+    elif "json" not in files:
+        try:
+            check_writable("json", default)
+        except UsageError as error:
+            note(f"the report is not saved here ({error}); say --json FILE to save it elsewhere")
+        else:
+            files = {"json": default, **files}
+    return Outputs(files, settings.csv, settings.samples)

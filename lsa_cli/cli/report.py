@@ -7,67 +7,62 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, note, print_to_stdout, tell_findings
-from lsa_cli.cli.outputs import Github, output_options, split_stdout, tell_github
+from lsa_cli.cli.outputs import split_stdout, tell_github
 from lsa_cli.errors import EXIT_GATE, UsageError, printable
 from lsa_cli.registry import unknown
+from lsa_cli.settings import AuditSettings
 from lsa_cli.wording import plural
 
 ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)]
 
 
-@output_options
-def report(
-    file: ReportFile,
-    files: dict[str, str] | None = None,  # an option for each format
-    csv: o.CsvFolder = None,
-    samples: o.SamplesFile = None,
-    github: Github = None,
-    quiet: o.Quiet = False,
-) -> None:
+@o.takes(*o.REPORT, "quiet")
+def report(file: ReportFile, given: AuditSettings) -> None:
     """Print a saved report, or convert it."""
     from lsa_cli.report.exporters import Outputs
     from lsa_cli.report.storage import read_report
     from lsa_cli.report.terminal import print_decision
 
     saved = read_report(file)
-    wanted, to_stdout = split_stdout(files or {})
-    outputs = Outputs(wanted, csv, samples)
+    wanted, to_stdout = split_stdout(given.files or {})
+    outputs = Outputs(wanted, given.csv, given.samples)
     outputs.check([file])
     if to_stdout:
         emit(saved.to_json())
     outputs.write(saved)
-    tell_github(saved, {**wanted, "json": wanted.get("json", file)}, bool(github))
-    if outputs.paths() and not quiet:
+    tell_github(saved, {**wanted, "json": wanted.get("json", file)}, bool(given.github))
+    if outputs.paths() and not given.quiet:
         note(f"written: {', '.join(outputs.paths())}")
-    if not outputs.paths() and not to_stdout and not github:
-        print_to_stdout(saved, quiet)
-    if quiet or to_stdout:
+    is_printed = not (outputs.paths() or to_stdout or given.github)
+    if is_printed:
+        print_to_stdout(saved, bool(given.quiet))
+    if given.quiet or to_stdout:
         tell_findings(saved)
-    if saved.gates and not (outputs.paths() or to_stdout or github):
+    if saved.gates and is_printed:
         print_decision(saved.gates, data_console())
 
 
+@o.takes(*o.GATE, "quiet")
 def gate(
     file: ReportFile,
+    given: AuditSettings,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Limits under `gate:`; default: lsa.yaml beside the report, else here."),
+        typer.Option(
+            metavar="FILE",
+            help="Limits under `gate:`. Default: lsa.yaml beside the report, otherwise in the working directory.",
+        ),
     ] = None,
-    fail_under: o.FailUnder = None,
-    fail_on: o.FailOn = None,
-    exit_zero: o.ExitZero = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Decide from a saved report: exit 0 if every limit holds, 1 if one is breached or cannot be decided."""
-    from lsa_cli.config import configurations, merge, settings_from
+    from lsa_cli.config import configurations
     from lsa_cli.report.gate import check, is_breach
-    from lsa_cli.report.limits import parse_limits
     from lsa_cli.report.storage import read_report
     from lsa_cli.report.tables import RADIUS_CODE, is_of_others
     from lsa_cli.report.terminal import print_decision, print_gates
+    from lsa_cli.settings import merge
 
     saved = read_report(file)
-    given = settings_from({"gate": parse_limits(fail_under or [], fail_on) or None})
     settings, origin = merge(("option", given), *configurations(config, file))
     limits = settings.gate or {}
     if not limits:
@@ -88,10 +83,10 @@ def gate(
             note(f"limits set by {name}, which you did not name")
     results = check(saved, limits)
     console = data_console()
-    if not quiet:
+    if not settings.quiet:
         print_gates(results, console)
     print_decision(results, console)
-    if is_breach(results) and not exit_zero:
+    if is_breach(results) and not settings.exit_zero:
         raise typer.Exit(EXIT_GATE)
 
 
@@ -182,9 +177,9 @@ def schema(
 
 
 def schema_of(kind: str) -> str:
-    from lsa_cli.config import config_schema
     from lsa_cli.report.compare import Comparison
     from lsa_cli.report.schema import AuditReport
+    from lsa_cli.settings.schema import config_schema
 
     schemas = {
         "report": AuditReport.model_json_schema, "comparison": Comparison.model_json_schema, "config": config_schema,

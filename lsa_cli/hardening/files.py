@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsa_cli.config import AuditSettings
 from lsa_cli.data import location_of
 from lsa_cli.errors import UsageError
 from lsa_cli.report.exporters import check_writable
+from lsa_cli.settings import AuditSettings
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from lsa_cli.config import HardenSettings
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.base import HARDENINGS
 from lsa_cli.hardening.bases import BASES
 from lsa_cli.hardening.plan import method_of, needs_layers
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.tables import strongest
+from lsa_cli.settings import HardenSettings
 
 
 def before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
@@ -25,7 +25,7 @@ def before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list
         )
     gone = [name for name in ("mvl", "hold", "top_k") if getattr(own, name) is not None]
     notes = [f"{name} under harden: gives way to the layers that this audit flags" for name in gone]
-    return own.model_copy(update={"mvl": None, "top_k": None, "hold": "mvl"}), notes
+    return own.replace(mvl=None, top_k=None, hold="mvl"), notes
 
 
 def after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSettings, list[str]]:
@@ -53,7 +53,7 @@ def after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSetting
             found[name] = None if not used else settings.get(name) if said is None else said
             if said is not None and not used:
                 notes.append(f"{name} under harden: gives way: base {base} does not use it")
-    return own.model_copy(update=found), notes
+    return own.replace(**found), notes
 
 
 def _takes_layers(own: HardenSettings) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from lsa_cli.auditing.layer_scan import refuse_more
-from lsa_cli.config import HardenSettings
 from lsa_cli.errors import UsageError
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.registry import parse_number, unknown
+from lsa_cli.settings import HardenSettings
 
 
 def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:

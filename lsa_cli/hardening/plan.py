@@ -12,7 +12,6 @@ from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.layer_scan import refuse_more
 from lsa_cli.auditing.network import Network, Say, open_network
 from lsa_cli.auditing.plan import AuditPlan, climbing_means, eps_as_text, make_plan
-from lsa_cli.config import AuditSettings, HardenSettings
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.base import HARDENINGS, Hardening, Task
@@ -23,6 +22,7 @@ from lsa_cli.hardening.trainer import Recipe, split_validation, trainable_names
 from lsa_cli.layers import plain_modules
 from lsa_cli.models.architectures import runs_user_code
 from lsa_cli.registry import build, parse_spec
+from lsa_cli.settings import AuditSettings, HardenSettings
 
 DEFAULT_METHOD, DEFAULT_GAMMA, DEFAULT_HOLD = "at-lr", 0.5, "first"
 JUDGED_BY = ("fgsm", "pgd")  # attacks of the audits before and after
@@ -248,11 +248,11 @@ def _training_network(
     notes = []
     if settings.split in TEST_SPLITS and origin.get("split") != "option":
         notes.append(f"split {settings.split} of {origin.get('split')} is for audits; training takes the split train")
-        settings = settings.model_copy(update={"split": None})
+        settings = settings.replace(split=None)
     if settings.split is not None:
         return open_network(target, settings, origin, None, say), []
     try:
-        return open_network(target, settings.model_copy(update={"split": "train"}), origin, None, say), notes
+        return open_network(target, settings.replace(split="train"), origin, None, say), notes
     except SplitError as error:
         without = error
     network = open_network(target, settings, origin, None, say)
@@ -280,10 +280,10 @@ def _audit_plan(
         "noise": settings.noise or ["none"],
     }  # fmt: skip
     try:
-        plan = make_plan(target, settings.model_copy(update={**changes, "split": None}), origin, None, say)
+        plan = make_plan(target, settings.replace(**changes, split=None), origin, None, say)
     except SplitError:
         split = network.data.split or None
-        plan = make_plan(target, settings.model_copy(update={**changes, "split": split}), origin, None, say)
+        plan = make_plan(target, settings.replace(**changes, split=split), origin, None, say)
     if plan.eps_grid or not plan.attacks:
         return plan
     eps = float(plan.threat.eps)
@@ -294,11 +294,9 @@ def _audit_plan(
 
 def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     """The same audit, of the file that was written: read back and built as any other is."""
-    given = plan.given.model_copy(
-        update={"weights": None, "trust_code": None, "normalize": None, "returns": None, "output_index": None}
-    )
+    given = plan.given.replace(weights=None, trust_code=None, normalize=None, returns=None, output_index=None)
     if not runs_user_code(plan.network.arch):
-        given = given.model_copy(update={"arch": None, "arch_args": None})
+        given = given.replace(arch=None, arch_args=None)
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
     after = _audit_plan(out, given, origin, plan.network)
     before = plan.audit
@@ -313,7 +311,7 @@ def _recipe(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:
     """The usual recipe for inputs of this kind under what the user says, and the usual steps of the attack."""
     kind = "vectors" if len(shape) != 3 else "grey images" if shape[0] == 1 else "colour images"
     usual, steps = _USUAL[kind]
-    said = own.model_dump(exclude_none=True)
+    said = own.given()
     if own.schedule not in SCHEDULES:
         said.pop("schedule", None)  # the method's, see `method_of`
     recipe = replace(usual, **{name: said[name] for name in Recipe.__dataclass_fields__ if name in said})

@@ -18,7 +18,7 @@ from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
-from lsa_cli.config import HardenSettings, merge, read_config, settings_from
+from lsa_cli.config import read_config
 from lsa_cli.data import batches, check_inputs, fingerprint, runs_user_code
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.base import Hardening
@@ -35,6 +35,8 @@ from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.protocol import Protocol
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
+from lsa_cli.settings import HardenSettings, merge, settings_from
+from lsa_cli.settings.declare import keys_of
 from lsa_cli.wording import eps_as_text, plural
 
 _SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
@@ -75,7 +77,7 @@ def harden(
     Raises an LsaError that says what is wrong.
     """
     # Of the two meanings that layers, top_k, steps, step_size and batch_size have, training's is meant here.
-    own = {name: options.pop(name) for name in list(options) if name in HardenSettings.model_fields}
+    own = {name: options.pop(name) for name in list(options) if name in keys_of(HardenSettings)}
     parts = [("option", settings_from({**options, "harden": own}))]
     if config is not None:
         parts.append((str(config), read_config(Path(config))))

@@ -1,6 +1,5 @@
 """Networks that ship, and the ways to name one: lsa:NAME, torchvision:NAME, timm:NAME, pkg.mod:factory, file.py:factory."""
 
-import ast
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
@@ -226,19 +225,3 @@ def _timm_factory(name: str) -> Callable[..., nn.Module]:
         return timm.create_model(name.partition(".")[0], pretrained=False, **arguments)
 
     return build
-
-
-def parse_arguments(pairs: list[str]) -> dict[str, Any]:
-    """["num_classes=10", "norm='batch'"] -> {"num_classes": 10, "norm": "batch"}; plain words stay text."""
-    arguments: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError(f"--arch-args: '{pair}' should read name=value")
-        if key in arguments:
-            raise UsageError(f"--arch-args: {key} is given twice")
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = {"true": True, "false": False, "none": None}.get(value.lower(), value)
-    return arguments

@@ -13,8 +13,8 @@ from lsa_cli.attacks import apgd as module
 from lsa_cli.attacks.base import expected_gradient, expected_logits, input_gradient
 from lsa_cli.attacks.losses import cross_entropy, dlr, margin
 from lsa_cli.auditing.plan import open_network
-from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
+from lsa_cli.settings import settings_from
 
 NAMES = ["apgd-ce", "apgd-dlr", "apgd-t"]
 EPS = {"linf": 0.1, "l2": 1.0, "l1": 8.0}

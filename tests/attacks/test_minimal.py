@@ -10,8 +10,8 @@ from torch import nn
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.attacks.deepfool import nearest_plane, onto_plane
 from lsa_cli.auditing.plan import open_network
-from lsa_cli.config import settings_from
 from lsa_cli.errors import NumericalError, UsageError
+from lsa_cli.settings import settings_from
 
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}

@@ -6,7 +6,7 @@ import torch
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.plan import open_network
-from lsa_cli.config import settings_from
+from lsa_cli.settings import settings_from
 
 EPS = 0.1
 

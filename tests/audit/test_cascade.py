@@ -14,8 +14,8 @@ from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.auditing import run as running
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
-from lsa_cli.config import settings_from
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.settings import settings_from
 
 
 @pytest.fixture(scope="module")

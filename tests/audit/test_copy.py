@@ -13,9 +13,9 @@ from lsa_cli.attacks.fmn import FMN
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.auditing import run as running
 from lsa_cli.auditing.plan import make_plan
-from lsa_cli.config import settings_from
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import Copy, make_copy
+from lsa_cli.settings import settings_from
 from tests.foreign_networks import small_cnn
 
 

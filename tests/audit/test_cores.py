@@ -105,7 +105,7 @@ def test_a_run_goes_on_with_other_threads(tmp_path):
 
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.auditing.provenance import identity_of
-    from lsa_cli.config import settings_from
+    from lsa_cli.settings import settings_from
 
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     data = (torch.rand(6, 1, 2, 2), torch.tensor([0, 1] * 3))

@@ -9,8 +9,8 @@ from torch import nn
 from lsa_cli.auditing.early import decide_early
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
-from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
+from lsa_cli.settings import settings_from
 from lsa_cli.stats import confidence_sequence
 
 N = 1200

@@ -30,10 +30,10 @@ from lsa_cli.auditing.evidence.judge import ALPHA
 from lsa_cli.auditing.evidence.network import gradients, slopes
 from lsa_cli.auditing.evidence.trials import climbing, direct_again, noise_of_equal_size, rounding, smoothed_surrogate
 from lsa_cli.auditing.plan import open_network
-from lsa_cli.config import settings_from
 from lsa_cli.errors import NumericalError
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.report.schema import Evidence, Finding
+from lsa_cli.settings import settings_from
 from lsa_cli.stats import binomial_tail
 
 # ---- the rule ------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import torch
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.provenance import identity_of
-from lsa_cli.config import settings_from
 from lsa_cli.errors import UsageError
+from lsa_cli.settings import settings_from
 from tests.cli.conftest import ROOT
 
 PLAN = {"eps": 0.3, "attacks": ["pgd"], "bounds": (0.0, 1.0)}

@@ -7,12 +7,12 @@ from PIL import Image
 from torch import nn
 
 from lsa_cli.auditing.network import match_classes, open_network
-from lsa_cli.config import settings_from
 from lsa_cli.data import from_object
 from lsa_cli.errors import CheckpointError, DataError, UsageError
 from lsa_cli.models.architectures import mnist_cnn
 from lsa_cli.models.checkpoint import Description, read_checkpoint, write_checkpoint
 from lsa_cli.models.loading import is_hostile
+from lsa_cli.settings import settings_from
 
 
 def labelled(names, labels=(0, 1, 2)):

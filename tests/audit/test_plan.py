@@ -11,11 +11,11 @@ from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, NOISES, Attack, Threat
 from lsa_cli.auditing.outcome import settings_of
 from lsa_cli.auditing.plan import make_plan
-from lsa_cli.config import merge, settings_from
 from lsa_cli.errors import DataError, LayerError, UsageError
 from lsa_cli.models.architectures import moon_mlp
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.report.tables import eps_as_text
+from lsa_cli.settings import merge, settings_from
 
 
 @dataclass(frozen=True)

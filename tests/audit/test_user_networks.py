@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
-from lsa_cli.config import settings_from
 from lsa_cli.errors import BackwardError, CheckpointError, DataError, ForwardError, UsageError
+from lsa_cli.settings import settings_from
 
 CLASSES, N = 4, 48
 

@@ -130,9 +130,9 @@ def test_bad_architectures(refused, tmp_path, arch, says):
             )
         ),
         (["--metrics", ","], "--metrics: is empty"),
-        (["--output", ""], "--output is empty"),
-        (["--csv", ""], "--csv is empty"),
-        (["--gate-only", "--fail-under", "robust=0.1", "--alpha", ""], "--alpha: '' is not a number"),
+        (["--output", ""], "--output: is empty"),
+        (["--csv", ""], "--csv: is empty"),
+        (["--gate-only", "--fail-under", "robust=0.1", "--alpha", ""], "--alpha: is empty"),
     ],
 )  # fmt: skip
 def test_bad_options(refused, options, says):

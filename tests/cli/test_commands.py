@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lsa_cli.cli.outputs import FORMATS
+from lsa_cli.report.formats import FORMATS
 from tests.cli.conftest import ROOT
 
 SAMPLES = ROOT / "sample_models"

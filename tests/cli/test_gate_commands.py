@@ -10,8 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from lsa_cli.config import config_schema, read_config
+from lsa_cli.config import read_config
 from lsa_cli.report.limits import Limit
+from lsa_cli.settings.schema import config_schema
 from tests.cli.conftest import ROOT
 from tests.report.example import example
 

@@ -160,9 +160,9 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     ("asked", "serves"), [({}, True), ({"eps_grid": [0.0, 0.1]}, False), ({"metrics": ["eni"]}, False), ({"seed": 7}, False)]
 )  # fmt: skip
 def test_a_saved_audit_serves_only_the_plan_that_made_it(hardened, asked, serves):
-    from lsa_cli.config import settings_from
     from lsa_cli.hardening.plan import make_harden_plan
     from lsa_cli.hardening.run import _saved
+    from lsa_cli.settings import settings_from
 
     given = settings_from({"threads": 1, "limit": 100, "harden": {"epochs": 3, "gamma": 0.2}, **asked})
     plan = make_harden_plan(MOON, given, {}).audit
@@ -379,7 +379,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--mvl", "none.json"), "none.json"),
         (("--freeze", "conv*"), "matches no parameter"),
         (("--val-fraction", "0"), "both need some"),
-        (("--ema", "--swa"), "two averages"),
+        (("--ema", "--swa"), "--ema and --swa set the same; give one of them"),
         (("--lr", "0"), "--lr: should be above 0"),
         (("--epochs", "0"), "--epochs: should be at least 1"),
         (("--augment", "crop-flip"), "is for images"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lsa_cli.errors import UsageError
-from lsa_cli.models.architectures import ARCHITECTURES, build_architecture, parse_arguments, runs_user_code
+from lsa_cli.models.architectures import ARCHITECTURES, build_architecture, runs_user_code
+from lsa_cli.settings.values import parse_arguments
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from lsa_cli.auditing.network import open_network
 from lsa_cli.cli.inspect import gather
-from lsa_cli.config import settings_from
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.models.loading import load_network
+from lsa_cli.settings import settings_from
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated", "ignore:.*torch.jit")
 X = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(2))

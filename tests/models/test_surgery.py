@@ -7,11 +7,11 @@ import torch
 
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.network import open_network
-from lsa_cli.config import settings_from
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.surgery import _of_length_one, operate
+from lsa_cli.settings import settings_from
 
 
 def written(folder, samples, surgery, body=None):

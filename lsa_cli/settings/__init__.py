@@ -1,0 +1,43 @@
+"""The settings: each is declared once, as a field of `AuditSettings` or of its section `HardenSettings`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lsa_cli.settings.audit import AuditSettings
+from lsa_cli.settings.declare import EVERYWHERE, IN_PYTHON, Scope, SettingError, read_settings, settings_of
+from lsa_cli.settings.harden import HardenSettings
+
+__all__ = ["IN_PYTHON", "AuditSettings", "HardenSettings", "SettingError", "merge", "settings_from"]
+
+_ADDED_UP = ("gate", "files")
+
+
+def settings_from(values: Mapping[str, Any], scopes: tuple[Scope, ...] = EVERYWHERE) -> AuditSettings:
+    """Option values by name -> settings. Raises SettingError that names the option that is wrong."""
+    return read_settings(AuditSettings, values, scopes=scopes)
+
+
+def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, str]]:
+    """The first layer that sets a field wins; also, for each field that a report lists, which layer that was.
+
+    Each part of `harden`, each limit of `gate` and each format of `files` is a setting of its own.
+    """
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for name, settings in layers:
+        if settings.harden is not None:
+            first = merged.get("harden", HardenSettings())
+            merged["harden"] = HardenSettings(**{**settings.harden.given(), **first.given()})
+            origin["harden"] = f"{origin['harden']}, {name}" if "harden" in origin else name
+        for field, value in settings.given().items():
+            if field not in merged:
+                merged[field], origin[field] = value, name
+            elif field in _ADDED_UP:
+                merged[field] = {**value, **merged[field]}
+                origin[field] += f", {name}"
+    origin = {
+        one.name: origin[one.name]
+        for one in settings_of(AuditSettings)
+        if one.scope == "measured" and one.name in origin
+    }
+    return AuditSettings(**merged), origin
