@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from lsa_cli.report import comparison_html
-from lsa_cli.report.charts import Line, line_chart
+from lsa_cli.report.charts import line_chart
 from lsa_cli.report.compare import compare
+from lsa_cli.report.figures import Line, LineChart
 from lsa_cli.report.html import render
 from lsa_cli.report.schema import AuditReport
 from tests.browser import browser  # noqa: F401
@@ -195,6 +196,6 @@ def test_a_thousand_classes_stay_quick_and_small(shown):
 
 def test_a_line_is_not_drawn_through_a_gap():
     points = [(0.1, 0.0, 0.2), (None, None, None), (0.3, 0.2, 0.4), (0.4, None, None)]
-    drawing = line_chart("t", ["a", "b", "c", "d"], [Line("x", points)], "y")
+    drawing = line_chart(LineChart("t", ["a", "b", "c", "d"], [Line("x", points)], "y"))
     assert [path.count("L") for path in re.findall(r'<path d="M([^"]*)" class="line s0"', drawing)][:2] == [0, 1]
     assert drawing.count('class="band') == 2

@@ -1,7 +1,7 @@
-"""Plots of a report as SVG text: plain functions of numbers, no plotting library, colours from the page's style.
+"""Figures as SVG text for the page: no plotting library, colours from the page's style.
 
-Colours are the classes s0 .. s7 of a palette that colour-blind readers can tell apart, and lines differ in dashes and
-marks too. Every text from outside is escaped; what a plot shows is also said in its label.
+Colours are the classes s0 .. s7 for the places in COLOURS. Every text from outside is escaped; what a figure shows is also
+said in its label.
 """
 
 import unicodedata
@@ -11,39 +11,18 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lsa_cli.errors import printable
+from lsa_cli.report.figures import DASHES, MARKS, BarChart, HeatMap, LineChart, Point
 
-Point = tuple[float | None, float | None, float | None]  # value, low, high
-
-_DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4", "10 4", "4 2 1 2", "3 6")
-# A mark of half-width 1 around the origin: circle, square, triangle, diamond.
-_MARKS = (
-    "M-1,0a1,1 0 1,0 2,0a1,1 0 1,0 -2,0",
-    "M-.9-.9h1.8v1.8h-1.8z",
-    "M0-1.15L1.1.8H-1.1z",
-    "M0-1.25L1.25 0 0 1.25-1.25 0z",
-)
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 24, 12, 34
+# A mark of half-width 1 around the origin.
+_PATHS = {
+    "circle": "M-1,0a1,1 0 1,0 2,0a1,1 0 1,0 -2,0",
+    "square": "M-.9-.9h1.8v1.8h-1.8z",
+    "triangle": "M0-1.15L1.1.8H-1.1z",
+    "diamond": "M0-1.25L1.25 0 0 1.25-1.25 0z",
+}
+_LEFT, _RIGHT, _TOP, _HEIGHT = 56, 24, 12, 240
 _CHARACTER = 6.6  # width of one at 12 px, about
 _TOLD = 8  # rows of bars that are said aloud
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a line chart: its name, a point for each place on the x axis, and the places to stress. colour: where
-    not the next one."""
-
-    name: str
-    points: Sequence[Point]
-    stressed: frozenset[int] = frozenset()
-    colour: int | None = None
-
-
-@dataclass(frozen=True)
-class Bar:
-    """What one of the two bars of each row of a bar chart stands for."""
-
-    name: str
-    colour: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +56,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
 def _mark(number: int, x: float, y: float, size: float, css: str, colour: int, hint: str = "") -> Markup:
     title = Markup("<title>{}</title>").format(hint) if hint else Markup()
     return Markup('<path d="{}" transform="translate({} {}) scale({})" class="{} s{}">{}</path>').format(
-        _MARKS[number % len(_MARKS)], f"{x:.1f}", f"{y:.1f}", size, css, colour % 8, title
+        _PATHS[MARKS[number % len(MARKS)]], f"{x:.1f}", f"{y:.1f}", size, css, colour, title
     )
 
 
@@ -123,84 +102,114 @@ def _runs(points: Sequence[Point]) -> list[list[int]]:
     return [run for run in runs if run]
 
 
-def line_chart(
-    title: str, labels: Sequence[str], lines: Sequence[Line], y_title: str, x_title: str = "", *,
-    places: Sequence[float] | None = None, percent: bool = False,
-) -> Markup:  # fmt: skip
-    """Lines with their intervals as bands, and a legend. places: where on the x axis; default: at equal distances."""
-    turned = len(labels) > 10 or any(len(name) > 9 for name in labels)
-    width = 720 if places is not None else max(560, min(1080, 90 + 46 * len(labels)))
-    plot_h, plot_w = 240, width - _LEFT - _RIGHT
-    highest = max((v for line in lines for p in line.points for v in (p[0], p[2]) if v is not None), default=1.0)
-    ticks = _ticks(1.0 if percent else highest)
-    largest = max(places) if places else 1.0
+@dataclass(frozen=True)
+class _Plane:
+    """Where the places and values of a line chart lie on the drawing."""
 
-    def x(i: int) -> float:
-        share = (places[i] / largest if largest else 0.0) if places is not None else (i + 0.5) / max(1, len(labels))
-        return _LEFT + plot_w * (0.01 + 0.98 * share)
+    chart: LineChart
 
-    def y(v: float) -> float:
-        return _TOP + plot_h * (1 - v / ticks[-1])
+    @property
+    def width(self) -> int:
+        count = len(self.chart.labels)
+        return 720 if self.chart.places is not None else max(560, min(1080, 90 + 46 * count))
 
-    def shown(v: float) -> str:
-        return f"{100 * v:.1f}%" if percent else f"{v:.3f}"
+    @property
+    def ticks(self) -> list[float]:
+        ends = [v for line in self.chart.lines for p in line.points for v in (p[0], p[2]) if v is not None]
+        return _ticks(1.0 if self.chart.percent else max(ends, default=1.0))
 
-    parts = []
-    for tick in ticks:
-        parts.append(_rule(_LEFT, y(tick), width - _RIGHT, y(tick), "grid"))
-        parts.append(_text(_LEFT - 6, y(tick) + 4, f"{100 * tick:.0f}%" if percent else f"{tick:g}", "end"))
-    foot, last = _TOP + plot_h + (14 if turned else 18), -1e9
-    for i, label in enumerate(labels):
-        if x(i) - last >= (15 if turned else _length(short(label)) * 0.9):  # else they would overlap
-            at = f'transform="rotate(-50 {x(i):.1f} {foot})"' if turned else ""
-            parts.append(_text(x(i), foot, short(label), "end" if turned else "middle", at))
-            last = x(i)
-    below = foot + (max((_length(short(name)) for name in labels), default=0) * 0.75 + 6 if turned else 6)
-    if x_title:
-        parts.append(_text(_LEFT + plot_w / 2, below + 12, x_title))
-        below += 18
-    colours = [number if line.colour is None else line.colour for number, line in enumerate(lines)]
-    for number, line in enumerate(lines):
-        for run in _runs(line.points):
-            around = [(x(i), *(y(v) for v in line.points[i][1:] if v is not None)) for i in run]
-            band = [place for place in around if len(place) == 3]
-            if band:
-                edge = [f"{at:.1f},{low:.1f}" for at, low, _ in band]
-                edge += [f"{at:.1f},{high:.1f}" for at, _, high in reversed(band)]
-                parts.append(Markup('<path d="M{}Z" class="band s{}"/>').format("L".join(edge), colours[number] % 8))
-            path = "L".join(f"{x(i):.1f},{y(line.points[i][0] or 0.0):.1f}" for i in run)
-            parts.append(
-                Markup('<path d="M{}" class="line s{}" stroke-dasharray="{}"/>').format(
-                    path, colours[number] % 8, _DASHES[number % len(_DASHES)]
-                )
-            )
-        for i, (value, _, _) in enumerate(line.points):
-            if value is not None:
-                if i in line.stressed:
-                    parts.append(_mark(0, x(i), y(value), 7, "ring", colours[number]))
-                hint = f"{line.name}, {labels[i]}: {shown(value)}"
-                parts.append(_mark(number, x(i), y(value), 3, "dot", colours[number], hint))
-    at_x, at_y = float(_LEFT), below + 22
-    for number, line in enumerate(lines):
-        room = 50 + _length(short(line.name))
-        if at_x + room > width and at_x > _LEFT:
-            at_x, at_y = float(_LEFT), at_y + 19
-        parts.append(
-            Markup('<path d="M{},{}h28" class="line s{}" stroke-dasharray="{}"/>').format(
-                f"{at_x:.1f}", f"{at_y:.1f}", colours[number] % 8, _DASHES[number % len(_DASHES)]
-            )
-        )
-        parts.append(_mark(number, at_x + 14, at_y, 3, "dot", colours[number]))
-        parts.append(_text(at_x + 34, at_y + 4, short(line.name), "start"))
-        at_x += room
-    middle = _TOP + plot_h / 2
-    parts.append(_text(12, middle, y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"'))
+    def x(self, place: int) -> float:
+        places = self.chart.places
+        share = (place + 0.5) / max(1, len(self.chart.labels))
+        if places is not None:
+            share = places[place] / max(places) if max(places) else 0.0
+        return _LEFT + (self.width - _LEFT - _RIGHT) * (0.01 + 0.98 * share)
+
+    def y(self, value: float) -> float:
+        return _TOP + _HEIGHT * (1 - value / self.ticks[-1])
+
+    def text(self, value: float) -> str:
+        return f"{100 * value:.1f}%" if self.chart.percent else f"{value:.3f}"
+
+
+def line_chart(chart: LineChart) -> Markup:
+    """Lines with their intervals as bands, and a legend."""
+    plane = _Plane(chart)
+    parts, below = _axes(plane)
+    for number in range(len(chart.lines)):
+        parts += _line(plane, number)
+    legend, bottom = _legend(plane, below + 22)
+    middle = _TOP + _HEIGHT / 2
+    parts += [*legend, _text(12, middle, chart.y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"')]
     told = [
-        f"{line.name} from {shown(v[0])} to {shown(v[-1])}"
-        for line in lines
+        f"{line.name} from {plane.text(v[0])} to {plane.text(v[-1])}"
+        for line in chart.lines
         if (v := [p[0] for p in line.points if p[0] is not None])
     ]
-    return _svg(width, at_y + 12, title, "; ".join(told), parts)
+    return _svg(plane.width, bottom + 12, chart.title, "; ".join(told), parts)
+
+
+def _axes(plane: _Plane) -> tuple[list[Markup], float]:
+    """The grid with its labels, and where the drawing goes on below them."""
+    chart, parts = plane.chart, []
+    for tick in plane.ticks:
+        parts.append(_rule(_LEFT, plane.y(tick), plane.width - _RIGHT, plane.y(tick), "grid"))
+        parts.append(_text(_LEFT - 6, plane.y(tick) + 4, f"{100 * tick:.0f}%" if chart.percent else f"{tick:g}", "end"))
+    turned = len(chart.labels) > 10 or any(len(name) > 9 for name in chart.labels)
+    foot, last = _TOP + _HEIGHT + (14 if turned else 18), -1e9
+    for place, label in enumerate(chart.labels):
+        x = plane.x(place)
+        if x - last >= (15 if turned else _length(short(label)) * 0.9):  # else they would overlap
+            at = f'transform="rotate(-50 {x:.1f} {foot})"' if turned else ""
+            parts.append(_text(x, foot, short(label), "end" if turned else "middle", at))
+            last = x
+    longest = max((_length(short(name)) for name in chart.labels), default=0)
+    below = foot + (longest * 0.75 + 6 if turned else 6)
+    if chart.x_title:
+        parts.append(_text(_LEFT + (plane.width - _LEFT - _RIGHT) / 2, below + 12, chart.x_title))
+        below += 18
+    return parts, below
+
+
+def _line(plane: _Plane, number: int) -> list[Markup]:
+    """The band, the line and the marks of one line."""
+    line, colour, parts = plane.chart.lines[number], plane.chart.colour(number), []
+    for run in _runs(line.points):
+        around = [(plane.x(i), *(plane.y(v) for v in line.points[i][1:] if v is not None)) for i in run]
+        band = [place for place in around if len(place) == 3]
+        if band:
+            edge = [f"{at:.1f},{low:.1f}" for at, low, _ in band]
+            edge += [f"{at:.1f},{high:.1f}" for at, _, high in reversed(band)]
+            parts.append(Markup('<path d="M{}Z" class="band s{}"/>').format("L".join(edge), colour))
+        path = "L".join(f"{plane.x(i):.1f},{plane.y(line.points[i][0] or 0.0):.1f}" for i in run)
+        parts.append(_stroke(f"M{path}", number, colour))
+    for i, (value, _, _) in enumerate(line.points):
+        if value is not None:
+            x, y = plane.x(i), plane.y(value)
+            if i in line.stressed:
+                parts.append(_mark(0, x, y, 7, "ring", colour))
+            hint = f"{line.name}, {plane.chart.labels[i]}: {plane.text(value)}"
+            parts.append(_mark(number, x, y, 3, "dot", colour, hint))
+    return parts
+
+
+def _stroke(path: str, number: int, colour: int) -> Markup:
+    dashes = " ".join(map(str, DASHES[number % len(DASHES)]))
+    return Markup('<path d="{}" class="line s{}" stroke-dasharray="{}"/>').format(path, colour, dashes)
+
+
+def _legend(plane: _Plane, y: float) -> tuple[list[Markup], float]:
+    """A sample of each line with its name, and where the last row of them is."""
+    parts, x = [], float(_LEFT)
+    for number, line in enumerate(plane.chart.lines):
+        colour, room = plane.chart.colour(number), 50 + _length(short(line.name))
+        if x + room > plane.width and x > _LEFT:
+            x, y = float(_LEFT), y + 19
+        parts.append(_stroke(f"M{x:.1f},{y:.1f}h28", number, colour))
+        parts.append(_mark(number, x + 14, y, 3, "dot", colour))
+        parts.append(_text(x + 34, y + 4, short(line.name), "start"))
+        x += room
+    return parts, y
 
 
 def interval_chart(title: str, rows: Sequence[Share]) -> Markup:
@@ -208,10 +217,7 @@ def interval_chart(title: str, rows: Sequence[Share]) -> Markup:
     width, left, height = 720, 190, 30
     plot_w = width - left - 70
     bottom = _TOP + height * len(rows)
-    parts = []
-    for tick in (0, 0.25, 0.5, 0.75, 1.0):
-        x = left + plot_w * tick
-        parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
+    parts = _percent_axis(left, plot_w, bottom)
     for i, row in enumerate(rows):
         y, (value, low, high) = _TOP + height * i + 6, row.point
         parts.append(_text(left - 8, y + 13, short(row.name, 26), "end"))
@@ -243,20 +249,15 @@ def interval_chart(title: str, rows: Sequence[Share]) -> Markup:
     return _svg(width, bottom + 24, title, told, parts)
 
 
-def bar_chart(title: str, bars: tuple[Bar, Bar], rows: Sequence[tuple[str, Point, Point]]) -> Markup:
-    """Horizontal pairs of bars in [0, 1], each with its interval: (name, of the first bar, of the second) from top to
-    bottom, the second as a number beside them."""
+def bar_chart(chart: BarChart) -> Markup:
+    """Horizontal pairs of bars from 0 to 100%, from top to bottom; the value of the second stands beside them."""
     width, left, height = 720, 150, 30
-    plot_w = width - left - 70
-    parts = []
-    bottom = _TOP + height * len(rows)
-    for tick in (0, 0.25, 0.5, 0.75, 1.0):
-        x = left + plot_w * tick
-        parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
-    for i, (name, *points) in enumerate(rows):
+    plot_w, bottom = width - left - 70, _TOP + height * len(chart.groups)
+    parts = _percent_axis(left, plot_w, bottom)
+    for i, (name, points) in enumerate(chart.groups):
         y = _TOP + height * i
         parts.append(_text(left - 8, y + 19, short(name, 20), "end"))
-        for bar, at, (value, low, high) in zip(bars, (y + 4, y + 15), points, strict=True):
+        for bar, at, (value, low, high) in zip(chart.bars, (y + 4, y + 15), points, strict=True):
             if value is None:
                 parts.append(_text(left + 4, at + 9, "no samples", "start", 'class="faint"'))
                 continue
@@ -270,32 +271,43 @@ def bar_chart(title: str, bars: tuple[Bar, Bar], rows: Sequence[tuple[str, Point
                 parts.append(_rule(left + plot_w * low, at + 5, left + plot_w * high, at + 5, "error"))
         shown = points[1][0]
         parts.append(_text(width - 62, y + 19, "" if shown is None else f"{100 * shown:.1f}%", "start"))
-    at_x = left
-    for bar, what in zip(bars, (bars[0].name, f"{bars[1].name}; line: 95% interval"), strict=True):
+    at_x, first, second = left, chart.bars[0].name, chart.bars[1].name
+    for bar, what in zip(chart.bars, (first, f"{second}; line: 95% interval"), strict=True):
         parts.append(
             Markup('<rect x="{}" y="{}" width="12" height="10" class="bar s{}"/>').format(at_x, bottom + 26, bar.colour)
         )
         parts.append(_text(at_x + 18, bottom + 35, what, "start"))
         at_x += round(40 + len(what) * _CHARACTER)
+    return _svg(width, bottom + 44, chart.title, _bars_told(chart), parts)
+
+
+def _percent_axis(left: float, width: float, bottom: float) -> list[Markup]:
+    parts = []
+    for tick in (0, 0.25, 0.5, 0.75, 1.0):
+        x = left + width * tick
+        parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
+    return parts
+
+
+def _bars_told(chart: BarChart) -> str:
     told = []
-    for name, *pair in rows[:_TOLD]:
-        known = [(bar.name, value) for bar, (value, _, _) in zip(bars, pair, strict=True) if value is not None]
+    for name, points in chart.groups[:_TOLD]:
+        known = [(bar.name, value) for bar, (value, _, _) in zip(chart.bars, points, strict=True) if value is not None]
         told.append(f"{name} " + ", ".join(f"{100 * value:.1f}% {what}" for what, value in known))
-    more = [f"and {len(rows) - _TOLD} more"] if len(rows) > _TOLD else []
-    return _svg(width, bottom + 44, title, "; ".join([*told, *more]), parts)
+    more = [f"and {len(chart.groups) - _TOLD} more"] if len(chart.groups) > _TOLD else []
+    return "; ".join([*told, *more])
 
 
-def heat_map(
-    title: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]], digits: int
-) -> Markup:
+def heat_map(chart: HeatMap) -> Markup:
     """Cells shaded by value / largest, with the numbers in them while there is room; no value: a dash."""
+    rows, columns, digits = chart.rows, chart.columns, chart.digits
     wide = len(columns) <= 14
     left = 20 + max((_length(short(name, 22)) for name in rows), default=0)
     head = 18 + max((_length(short(name, 12)) for name in columns), default=0) * 0.72
     cell_w, cell_h = (max(46, min(58, 800 // max(1, len(columns)))) if wide else max(14, 840 // len(columns))), 24
     known = [
         (v, row, column)
-        for row, line in zip(rows, values, strict=True)
+        for row, line in zip(rows, chart.values, strict=True)
         for column, v in zip(columns, line, strict=True)
         if v is not None
     ]
@@ -308,7 +320,7 @@ def heat_map(
     for i, name in enumerate(rows):
         y = head + cell_h * i
         parts.append(_text(left - 8, y + 16, short(name, 22), "end"))
-        for j, value in enumerate(values[i]):
+        for j, value in enumerate(chart.values[i]):
             share = 0.0 if value is None else max(0.0, min(1.0, value / largest))
             text = "-" if value is None else f"{value:.{digits}f}"
             hint = Markup("<title>{} / {}: {}</title>").format(name, columns[j], text)
@@ -323,7 +335,4 @@ def heat_map(
                 parts.append(_text(left + cell_w * (j + 0.5), y + 16, text, "middle", css))
     top = max(known, default=None)
     told = "" if top is None else f"Largest: {top[0]:.{digits}f}, {top[1]} / {top[2]}"
-    return _svg(width, height, title, told, parts)
-
-
-__all__ = ["Bar", "Line", "Point", "Share", "bar_chart", "heat_map", "interval_chart", "line_chart", "short"]
+    return _svg(width, height, chart.title, told, parts)

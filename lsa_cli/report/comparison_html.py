@@ -1,16 +1,17 @@
 """A comparison as one page: what changed beyond noise first, then every number before and after, with its interval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
-from lsa_cli.report.charts import Bar, Line, Point, bar_chart, line_chart
+from lsa_cli.report.charts import bar_chart, line_chart
 from lsa_cli.report.compare import Change, Comparison
-from lsa_cli.report.page import SHOWN_CLASSES, page, point
+from lsa_cli.report.figures import NO_POINT, SHOWN_CLASSES, Bar, BarChart, Line, LineChart, Point, point, radius_curves
+from lsa_cli.report.page import page
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow
-from lsa_cli.report.tables import draws_text, eps_as_text, file_name, settings_text, strongest, weakest_first
+from lsa_cli.report.tables import draws_text, file_name, settings_text, strongest, weakest_first
 
 _NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
 _BARS = Bar("before", 0), Bar("after", 1)
@@ -71,17 +72,19 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
             key=lambda change: change.new > change.old,
         ),
         accuracies=accuracies,
-        accuracy_plot=bar_chart("Accuracy before and after", _BARS, [_bars(pair) for pair in accuracies]),
+        accuracy_plot=bar_chart(BarChart("Accuracy before and after", _BARS, [_bars(pair) for pair in accuracies])),
         worst=worst,
         draws=draws_text,
         classes=classes,
         class_plot=bar_chart(
-            "Robust accuracy by class, before and after", _BARS, [_bars(pair) for pair in classes[:SHOWN_CLASSES]]
+            BarChart(
+                "Robust accuracy by class, before and after", _BARS, [_bars(pair) for pair in classes[:SHOWN_CLASSES]]
+            )
         ),
         shown_classes=SHOWN_CLASSES,
         top=top,
         layers=layers,
-        layer_plot=_layer_curves(top) if top is not None else None,
+        layer_plot=_layer_curves(top, new.protocol.measure) if top is not None else None,
         curves=curves,
         curve_plot=_radius_curves(curves, new),
         other_radii=[c.attack for c in old.curves if c.attack in _by_attack(new) and c.attack not in curves],
@@ -184,33 +187,31 @@ def _curves(old: AuditReport, new: AuditReport) -> dict[str, tuple[Curve, Curve]
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def _bars(pair: _Pair) -> tuple[str, Point, Point]:
-    return pair.name, point(pair.old), point(pair.new)
+def _bars(pair: _Pair) -> tuple[str, tuple[Point, Point]]:
+    return pair.name, (point(pair.old), point(pair.new))
 
 
 def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> Markup | None:
-    radii = sorted({at.eps for pair in curves.values() for at in pair[0].points})
-    lines = []
-    for attack, pair in curves.items():
-        for colour, (which, curve) in enumerate(zip(("before", "after"), pair, strict=True)):
-            known = {at.eps: point(at.robust) for at in curve.points}
-            points = [known.get(eps, (None, None, None)) for eps in radii]
-            lines.append(Line(f"{attack}, {which}", points, colour=colour))
-    if not lines:
+    """Two lines for each attack, in the colours of before and after."""
+    named = [
+        (f"{attack}, {bar.name}", curve)
+        for attack, pair in curves.items()
+        for bar, curve in zip(_BARS, pair, strict=True)
+    ]
+    chart = radius_curves("Robust accuracy by radius, before and after", named, new.protocol.threat.norm)
+    if chart is None:
         return None
-    return line_chart(
-        "Robust accuracy by radius, before and after", [eps_as_text(eps) for eps in radii], lines, "robust accuracy",
-        f"eps ({new.protocol.threat.norm})", places=radii, percent=True,
-    )  # fmt: skip
+    lines = [replace(line, colour=_BARS[number % 2].colour) for number, line in enumerate(chart.lines)]
+    return line_chart(replace(chart, lines=lines))
 
 
-def _layer_curves(group: _Layers) -> Markup:
+def _layer_curves(group: _Layers, measure: str) -> Markup:
     lines = []
     for name, rows in (("before", [row.old for row in group.rows]), ("after", [row.new for row in group.rows])):
-        points = [(None, None, None) if row is None else (row.mean, row.low, row.high) for row in rows]
+        points = [NO_POINT if row is None else (row.mean, row.low, row.high) for row in rows]
         lines.append(Line(name, points, frozenset(i for i, row in enumerate(rows) if row is not None and row.in_mvl)))
     title = f"Mean comparison measure by layer under {group.attack}, before and after"
-    return line_chart(title, [row.name for row in group.rows], lines, "mean measure")
+    return line_chart(LineChart(title, [row.name for row in group.rows], lines, f"mean {measure}"))
 
 
 # ---- facts ---------------------------------------------------------------------------------------------

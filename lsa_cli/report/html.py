@@ -1,18 +1,32 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from markupsafe import Markup
 
 from lsa_cli.report import view
-from lsa_cli.report.charts import Bar, Line, Share, bar_chart, heat_map, interval_chart, line_chart
-from lsa_cli.report.page import SHOWN_CLASSES, page, point
+from lsa_cli.report.charts import Share, bar_chart, heat_map, interval_chart, line_chart
+from lsa_cli.report.figures import (
+    CLEAN,
+    OTHER,
+    ROBUST,
+    SHOWN_CLASSES,
+    class_bars,
+    confusion,
+    layer_by_class,
+    layer_curves,
+    point,
+    radius_curves,
+)
+from lsa_cli.report.page import page
 from lsa_cli.report.schema import AttackOutcome, AuditReport
 from lsa_cli.report.tables import draws_text, file_name, listed, number, strongest, weakest_first
-from lsa_cli.wording import eps_as_text, plural, setting_as_text
+from lsa_cli.wording import plural, setting_as_text
 
+T = TypeVar("T")
 _LAYERS_IN_MAP = 60
 _ATTACKS = 8
 
@@ -40,8 +54,8 @@ def render(report: AuditReport) -> str:
         share_plot=_shares(report),
         draws=draws_text,
         curve_plot=_curves(report),
-        layer_plots=_layer_curves(scanned),
-        class_plot=_class_bars(report),
+        layer_plots=_layer_curves(report, scanned),
+        class_plot=_drawn(bar_chart, class_bars("Accuracy by class", report)),
         layer_class_plot=_layer_by_class(report, top),
         confusion_plot=_confusion(report, top),
     )
@@ -106,100 +120,54 @@ def _sections(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tup
 def _shares(report: AuditReport) -> Markup:
     """Clean, each attack, all of them together, and the worst class, on one scale with the limits on them."""
     limits = {gate.metric: gate.limit for gate in report.gates if gate.direction == "at least"}
-    rows = [Share("clean", point(report.verdict.clean), 1, limits.get("clean"))]
+    rows = [Share("clean", point(report.verdict.clean), CLEAN, limits.get("clean"))]
     rows += [
         Share(
             outcome.name,
             point(outcome.robust),
-            6,
+            OTHER,
             limits.get(f"robust.{outcome.name}", limits.get(f"robust.{outcome.spec}")),
         )
         for outcome in report.outcomes
         if outcome.kind != "noise"
     ][:_ATTACKS]
     if report.verdict.robust is not None:
-        rows.append(Share("robust, worst case", point(report.verdict.robust), 0, limits.get("robust")))
+        rows.append(Share("robust, worst case", point(report.verdict.robust), ROBUST, limits.get("robust")))
         for row in weakest_first(report.verdict.classes)[:1]:
             limit = limits.get(f"class.{row.name}", limits.get("class.min"))
-            rows.append(Share(f"worst class: {row.name}", point(row.robust), 0, limit))
+            rows.append(Share(f"worst class: {row.name}", point(row.robust), ROBUST, limit))
     return interval_chart("Accuracy with 95% intervals; triangles are limits", rows)
 
 
 def _curves(report: AuditReport) -> Markup | None:
-    if not report.curves:
-        return None
-    radii = sorted({at.eps for curve in report.curves for at in curve.points})
-    lines = []
-    for curve in report.curves:
-        found = {at.eps: point(at.robust) for at in curve.points}
-        lines.append(Line(curve.attack, [found.get(eps, (None, None, None)) for eps in radii]))
-    return line_chart(
-        "Robust accuracy by radius", [eps_as_text(eps) for eps in radii], lines, "robust accuracy",
-        f"eps ({report.protocol.threat.norm})", places=radii, percent=True,
-    )  # fmt: skip
+    several = [(curve.attack, curve) for curve in report.curves]
+    return _drawn(line_chart, radius_curves("Robust accuracy by radius", several, report.protocol.threat.norm))
 
 
-def _layer_curves(scanned: Sequence[AttackOutcome]) -> list[tuple[str, Markup]]:
+def _layer_curves(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tuple[str, Markup]]:
     """Attacks and noises apart: noises move all layers much further, and would flatten the attacks' curves."""
     plots = []
     for what, noise in (("Under attacks", False), ("Under noises", True)):
-        chosen = [outcome for outcome in scanned if (outcome.kind == "noise") == noise]
-        lines = [
-            Line(
-                outcome.name,
-                [(row.mean, row.low, row.high) for row in outcome.layers.rows],
-                frozenset(i for i, row in enumerate(outcome.layers.rows) if row.in_mvl),
-            )
-            for outcome in chosen
-            if outcome.layers is not None
-        ]
-        if lines and chosen[0].layers is not None:
-            names = [row.name for row in chosen[0].layers.rows]
-            plots.append(
-                (what, line_chart(f"Mean comparison measure by layer, {what.lower()}", names, lines, "mean measure"))
-            )
+        chosen = [(outcome.name, outcome) for outcome in scanned if (outcome.kind == "noise") == noise]
+        title = f"Mean comparison measure by layer, {what.lower()}"
+        chart = layer_curves(title, chosen, report.protocol.measure)
+        if chart is not None:
+            plots.append((what, line_chart(chart)))
     return plots
 
 
-def _class_bars(report: AuditReport) -> Markup | None:
-    rows = weakest_first(report.verdict.classes)[:SHOWN_CLASSES]
-    if not rows:
-        return None
-    bars = Bar("clean", 1), Bar("robust (worst case)", 0)
-    return bar_chart("Accuracy by class", bars, [(row.name, point(row.clean), point(row.robust)) for row in rows])
-
-
-def _shown_classes(report: AuditReport) -> list[int]:
-    """The classes that the maps have room for: all in order, or the worst ones."""
-    names = report.subject.class_names
-    if len(names) <= SHOWN_CLASSES:
-        return list(range(len(names)))
-    worst = {row.name for row in weakest_first(report.verdict.classes)[:SHOWN_CLASSES]}
-    return [i for i, name in enumerate(names) if name in worst][:SHOWN_CLASSES]
-
-
 def _layer_by_class(report: AuditReport, top: AttackOutcome | None) -> Markup | None:
-    if top is None or top.layers is None or top.layers.by_class is None:
-        return None
-    chosen, names = _shown_classes(report), report.subject.class_names
-    rows = top.layers.rows[:_LAYERS_IN_MAP]
-    values = [[line[i] for i in chosen] for line in top.layers.by_class[:_LAYERS_IN_MAP]]
-    return heat_map(
-        f"Mean comparison measure by layer and class under {top.name}",
-        [row.name for row in rows], [names[i] for i in chosen], values, 2,
-    )  # fmt: skip
+    title = f"Mean comparison measure by layer and class under {top.name}" if top is not None else ""
+    return None if top is None else _drawn(heat_map, layer_by_class(title, report, top, _LAYERS_IN_MAP))
 
 
 def _confusion(report: AuditReport, top: AttackOutcome | None) -> Markup | None:
-    if top is None:
-        return None
-    chosen, names = _shown_classes(report), report.subject.class_names
-    shown = [names[i] for i in chosen]
-    # The diagonal (samples that held) would outshine everything else.
-    values: list[list[float | None]] = [
-        [None if i == j else float(top.confusion[i][j]) for j in chosen] for i in chosen
-    ]
-    return heat_map(f"Where {top.name} sends the samples of each class", shown, shown, values, 0)
+    title = f"Where {top.name} sends the samples of each class" if top is not None else ""
+    return None if top is None else heat_map(confusion(title, report, top))
+
+
+def _drawn(draw: Callable[[T], Markup], chart: T | None) -> Markup | None:
+    return None if chart is None else draw(chart)
 
 
 def _facts(report: AuditReport) -> list[tuple[str, str]]:

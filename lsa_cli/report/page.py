@@ -8,12 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lsa_cli.report.charts import Point
-from lsa_cli.report.row import Rate
+from lsa_cli.report.figures import COLOURS
 from lsa_cli.report.tables import interval, number, percent, settings_text
 from lsa_cli.wording import compact, plural
-
-SHOWN_CLASSES = 30  # in a plot; more than a reader can compare, and the tables have all
 
 
 def page(template: str, **values: Any) -> str:
@@ -31,6 +28,7 @@ def page(template: str, **values: Any) -> str:
     )  # fmt: skip
     script = _template("report.js")
     return environment.get_template(template).render(
+        colours=COLOURS,
         style=Markup(_template("report.css")),
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
@@ -49,7 +47,3 @@ def _short(value: float | None) -> str:
 def _sentence(text: str) -> str:
     """With a capital letter."""
     return text[:1].upper() + text[1:]
-
-
-def point(rate: Rate) -> Point:
-    return rate.value, rate.low, rate.high

@@ -1,16 +1,18 @@
 """`lsa plot`: what is drawn is what the reports say, in files that others open."""
 
 import io
+import re
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
 from lsa_cli.report import plots
+from lsa_cli.report.html import render
 from tests.report.example import example
 from tests.report.test_formats import HOSTILE
 
-pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib")
 
 
 def figures(*reports):
@@ -86,3 +88,18 @@ def test_many_layers_are_numbered_and_long_names_aslant():
     assert axes.get_xlabel() == "layer index"
     (axes,) = figures(example(names=("a-class-with-a-long-name", *"abcdefgh")))["classes-example"].axes
     assert {text.get_rotation() for text in axes.get_xticklabels()} == {45}
+
+
+def test_the_page_draws_the_same_lines_in_the_same_colours():
+    (axes,) = figures(example())["layers-attacks-example"].axes
+    page = render(example())
+    (drawing,) = re.findall(
+        r'<svg [^>]*aria-label="Mean comparison measure by layer, under attacks.*?</svg>', page, re.S
+    )
+    for line in axes.lines:
+        name, value = line.get_label(), line.get_ydata()[-1]
+        (colour,) = re.findall(rf'class="dot s(\d)"><title>{name}, relu2: {value:.3f}</title>', drawing)
+        assert f"--c{colour}: {line.get_color()};" in page
+    bars = figures(example())["classes-example"].axes[0].containers
+    colours = [matplotlib.colors.to_hex(drawn[0].get_facecolor()) for drawn in bars if hasattr(drawn, "patches")]
+    assert [f"--c{place}: {colour};" in page for place, colour in zip((1, 0), colours, strict=True)] == [True, True]
