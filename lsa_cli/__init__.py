@@ -10,14 +10,14 @@ __version__ = "0.1.0"
 __all__ = ["AuditReport", "__version__", "audit", "harden"]
 
 if TYPE_CHECKING:
-    from lsa_cli.auditing.run import audit
+    from lsa_cli.auditing.api import audit
     from lsa_cli.hardening.run import harden
     from lsa_cli.report.schema import AuditReport
 
 
 def __getattr__(name: str) -> Any:
     if name == "audit":
-        from lsa_cli.auditing.run import audit
+        from lsa_cli.auditing.api import audit
 
         return audit
     if name == "harden":

@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from lsa_cli import __version__, distributed
 from lsa_cli.attacks.base import undisturbed
@@ -28,11 +26,10 @@ from lsa_cli.auditing.journal import Arrays, Journal
 from lsa_cli.auditing.limits import Clock, OutOfTime, Room, out_of_memory
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
-from lsa_cli.auditing.plan import AuditPlan, Named, is_quick, make_plan
+from lsa_cli.auditing.plan import AuditPlan, Named, is_quick
 from lsa_cli.auditing.provenance import claimed_accuracy, data_of, protocol_of, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.record import Record
-from lsa_cli.config import read_config
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import DataError, RunError, UsageError
 from lsa_cli.failures import is_out_of_memory
@@ -41,38 +38,12 @@ from lsa_cli.models.precision import Copy, make_copy
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Evidence, Example, Metric, Stage, Warning
 from lsa_cli.report.tables import strongest
-from lsa_cli.settings import merge, settings_from
 from lsa_cli.stats import two_phase
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
 _TRIED = 8  # samples that a faster copy is tried on
 Measure = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Arrays]
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
-
-
-def audit(
-    target: str | Path | nn.Module,
-    *,
-    data: Any = None,
-    config: str | Path | None = None,
-    progress: Progress | None = None,
-    **options: Any,
-) -> AuditReport:
-    """Audit a checkpoint file, or a network in memory, and return the report; the CLI is a layer over this.
-
-    target: path of a checkpoint, or a torch.nn.Module (left as it was: mode, parameters, buffers, hooks).
-    data: a spec as for --data, (x, y) arrays with images in [0, 1] or uint8, or a data set of (input, label).
-    config: a lsa.yaml to read. options: the fields of `AuditSettings`, which are the options of `lsa audit`:
-    attack=["pgd:steps=40"], eps="8/255", limit="all", ...
-
-    Raises an LsaError that says what is wrong; no gate raises, see report.gates.
-    """
-    given = settings_from(options)
-    parts = [("option", given)]
-    if config is not None:
-        parts.append((str(config), read_config(Path(config))))
-    settings, origin = merge(*parts)
-    return run_audit(make_plan(target, settings, origin, data), progress=progress)
 
 
 def run_audit(

@@ -1,0 +1,52 @@
+"""`lsa_cli.audit`: what `lsa audit` does, from Python."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lsa_cli.auditing.early import DEFAULT_ALPHA, decide_early
+from lsa_cli.auditing.plan import make_plan
+from lsa_cli.auditing.run import Progress, run_audit
+from lsa_cli.config import read_config
+from lsa_cli.errors import UsageError
+from lsa_cli.report.exporters import Outputs
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.settings import IN_PYTHON, merge, settings_from
+
+
+def audit(
+    target: str | Path | nn.Module,
+    *,
+    data: Any = None,
+    config: str | Path | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> AuditReport:
+    """Audit a checkpoint file, or a network in memory, and return the report.
+
+    target: path of a checkpoint, or a torch.nn.Module (unchanged afterwards: mode, parameters, buffers, hooks).
+    data: a spec as for --data, (x, y) arrays with images in [0, 1] or uint8, or a data set of (input, label).
+    config: a lsa.yaml to read. progress: called with what runs, the work done and the work in all.
+    options: the options of `lsa audit` with underscores: attack=["pgd:steps=40"], eps="8/255", n="all", quick=True,
+    fail_under={"robust": 0.4}, html="report.html", ... (docs/reference.md). A file that is named is written.
+
+    Raises an LsaError that says what is wrong. A limit that does not hold raises nothing; see report.gates.
+    """
+    layers = [("option", settings_from(options, IN_PYTHON))]
+    if config is not None:
+        layers.append((str(config), read_config(Path(config))))
+    settings, origin = merge(*layers)
+    outputs = Outputs(settings.files or {}, settings.csv, settings.samples)
+    if "-" in outputs.files.values():
+        raise UsageError("- stands for stdout on the command line only; give a file name")
+    outputs.check([path for path in (target, config) if isinstance(path, (str, Path))])
+    if settings.gate_only and settings.limit is None:
+        settings = settings.replace(limit="all")
+    plan = make_plan(target, settings, origin, data)
+    if settings.gate_only:
+        report = decide_early(plan, DEFAULT_ALPHA if settings.alpha is None else settings.alpha, progress=progress)
+    else:
+        report = run_audit(plan, progress=progress)
+    outputs.write(report)
+    return report

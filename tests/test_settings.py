@@ -1,0 +1,184 @@
+"""A setting is declared once: the command line, lsa.yaml and Python take the same names and read them alike."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import lsa_cli
+from lsa_cli.cli import options as o
+from lsa_cli.config import configurations, read_config
+from lsa_cli.errors import UsageError
+from lsa_cli.settings import IN_PYTHON, AuditSettings, HardenSettings, settings_from
+from lsa_cli.settings.declare import IN_A_FILE, settings_of
+from lsa_cli.settings.schema import config_schema
+
+MOON = Path(__file__).parents[1] / "sample_models" / "moon_mlp.pt"
+# What is given where the type alone does not say what a value looks like.
+VALUES = {
+    "arch_args": "width=3", "limit": "30", "eps": "8/255", "step_size": "1e-3", "eps_grid": "0,1/255", "eta": "0.5",
+    "batch_size": "auto", "budget": "90s", "input_size": "64", "alpha": "0.05", "fail_under": "robust=0.4",
+    "fail_on": "doubtful", "returns": "probabilities", "match_classes": "number", "aggregate": "batch", "sigma": "layers",
+    "train_only": "flagged", "attack_mode": "train", "hold": "last", "optimizer": "sgd", "schedule": "cosine",
+    "augment": "none", "lr": "0.1", "weight_decay": "0", "val_fraction": "1/5", "warmup": "0.3", "awp": "0.005",
+    "clip": "0", "label_smoothing": "0.1", "gamma": "0.5",
+}  # fmt: skip
+
+
+def options_of(kind):
+    return [(one, option) for one in settings_of(kind) for option in one.options if one.scope in IN_A_FILE]
+
+
+def value_of(one, option):
+    if option.flag:
+        return True
+    return 3 if one.is_whole else VALUES.get(option.key, "word")
+
+
+def typed(kind, option, value):
+    """The settings that a command gets for this option."""
+    taken = []
+
+    @o.takes("seed", hardening=True) if kind is HardenSettings else o.takes()
+    def command(given: AuditSettings) -> None:
+        taken.append(given)
+
+    app = typer.Typer()
+    app.command()(command)
+    words = [option.declarations[0].partition("/")[0]] + ([] if option.flag else [str(value)])
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return taken[0]
+
+
+ALL = [(kind, one, option) for kind in (AuditSettings, HardenSettings) for one, option in options_of(kind)]
+
+
+@pytest.mark.parametrize(("kind", "one", "option"), ALL, ids=[f"{k.__name__[0]}-{p.key}" for k, _, p in ALL])
+def test_every_option_is_a_key_and_an_argument(tmp_path, kind, one, option):
+    value = value_of(one, option)
+    content = {option.name: value}
+    content = {"harden": content} if kind is HardenSettings else content
+    (tmp_path / "lsa.yaml").write_text(yaml.safe_dump(content))
+    in_file = read_config(tmp_path / "lsa.yaml")
+    jsonschema.validate(content, config_schema())
+    part = in_file.harden if kind is HardenSettings else in_file
+    assert getattr(part, one.name) is not None
+    own = {option.key: value}
+    own = {"harden": own} if kind is HardenSettings else own
+    if one.scope in IN_PYTHON:
+        assert settings_from(own, IN_PYTHON) == in_file
+    else:
+        with pytest.raises(UsageError, match="of the command"):
+            settings_from(own, IN_PYTHON)
+    assert typed(kind, option, value) == in_file
+
+
+def test_each_option_of_a_command_has_help_in_its_panel():
+    for _, one, option in ALL:
+        assert option.help.endswith((".", ")")), option.name
+        assert option.panel == one.panel
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ({"quick": True, "full": True}, "--quick and --full set the same"),
+        ({"n": 3, "limit": 4}, "--n and --limit set the same"),
+        ({"epss": 1}, "unknown option 'epss': did you mean 'eps'"),
+        ({"harden": {"epocs": 1}}, "unknown option of harden 'epocs': did you mean 'epochs'"),
+        ({"resume": True}, "--resume: is an option of the command"),
+        ({"quick": "perhaps"}, "--quick: should be true or false, not 'perhaps'"),
+        ({"seed": -1}, "--seed: should be at least 0, not -1"),
+        ({"seed": True}, "--seed: should be a number, not true"),
+        ({"steps": 2.5}, "--steps: should be a whole number, not 2.5"),
+        ({"attack": 3}, "--attack: should be a list, not 3"),
+        ({"fail_under": {"rubost": 0.4}}, "did you mean 'robust'"),
+        ({"fail_under": "robust=0.4", "gate": {"robust": 0.5}}, "robust is given twice"),
+        ({"input_size": 10**6}, "number of pixels up to"),
+        ({"harden": {"warmup": 1}}, "--warmup: should be below 1, not 1"),
+    ],
+)
+def test_what_python_refuses(text, says):
+    with pytest.raises(UsageError, match=says):
+        lsa_cli.audit(MOON, **text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\nqick: true\n", "line 2: unknown key 'qick': did you mean 'quick'"),
+        ("quick: true\nfull: true\n", "line 2: --quick and --full set the same"),
+        ("seed: 1\nfail-under:\n  robust: 0.4\n  clean: 40\n", "line 4: the limit clean=40"),
+        ("seed: 1\nnproc: 2\n", "line 2: nproc: is an option of the command"),
+        ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: should be at least 1, not 0"),
+    ],
+)
+def test_what_a_file_may_not_say(tmp_path, text, says):
+    (tmp_path / "lsa.yaml").write_text(text)
+    with pytest.raises(UsageError, match=says):
+        read_config(tmp_path / "lsa.yaml")
+
+
+def test_the_command_line_suggests_an_option():
+    done = subprocess.run(
+        [sys.executable, "-m", "lsa_cli", "audit", "x.pt", "--fail-undr", "robust=1"], capture_output=True
+    )
+    assert (done.returncode, b"--fail-under" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("line", ["html: page.html", "exit-zero: true", "gate_only: true", "github: true"])
+def test_a_file_that_nobody_chose_decides_no_output_and_no_exit_code(tmp_path, monkeypatch, line):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "lsa.yaml").write_text(f"seed: 1\n{line}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"line 2: .* found beside the checkpoint, not chosen by you"):
+        configurations(None, tmp_path / "other" / "model.pt")
+    assert configurations("other/lsa.yaml", tmp_path / "other" / "model.pt")
+
+
+def test_python_writes_the_files_that_it_names(tmp_path):
+    report = lsa_cli.audit(
+        MOON, n=40, attack="fgsm", noise="none", threads=1, no_fast=True, fail_under=["robust=0.01"], fail_on="invalid",
+        html=str(tmp_path / "r.html"), json=str(tmp_path / "r.json"), csv=str(tmp_path / "tables"),
+    )  # fmt: skip
+    assert (tmp_path / "r.json").read_text() == report.to_json()
+    assert {path.name for path in tmp_path.iterdir()} == {"r.html", "r.json", "tables"}
+    assert report.protocol.settings["limit"] == 40
+    assert report.protocol.settings["fast"] is False
+    assert {gate.metric for gate in report.gates} == {"robust", "evidence.invalid"}
+    assert not {"files", "csv"} & set(report.protocol.settings) | {"files", "csv"} & set(report.protocol.settings_from)
+    with pytest.raises(UsageError, match="stands for stdout on the command line only"):
+        lsa_cli.audit(MOON, json="-")
+
+
+def test_python_is_quick_and_decides_early():
+    quick = lsa_cli.audit(MOON, quick=True, threads=1)
+    assert (quick.protocol.settings["preset"], quick.data.n) == ("quick", 200)
+    early = lsa_cli.audit(MOON, attack="fgsm", gate_only=True, alpha=0.05, fail_under={"clean": 0.1}, threads=1)
+    assert (early.early.alpha, early.gates[0].passed) == (0.05, True)
+
+
+def test_settings_of_the_file_and_of_the_command_line_add_up(tmp_path):
+    (tmp_path / "lsa.yaml").write_text(
+        "n: 40\nattack: fgsm\nnoise: none\nno-fast: true\nhtml: page.html\nfail-under: {clean: 0.1}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "lsa_cli", "audit", MOON, "--config", "lsa.yaml", "--threads", "1", "--md", "r.md", "-q"],
+        cwd=tmp_path, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(MOON.parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"page.html", "r.md", "moon_mlp.audit.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert "PASSED: 1 of 1 limit holds" in done.stdout
+
+
+def test_help_imports_neither_torch_nor_pydantic():
+    code = (
+        "import sys, lsa_cli.cli.main; print({'torch', 'torchvision', 'pandas', 'yaml', 'pydantic'} & set(sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
