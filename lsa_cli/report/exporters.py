@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.files import is_irregular
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import AuditReport, write_text
 from lsa_cli.report.tables import TABLES, check_samples_file, write_csv, write_samples
@@ -160,8 +161,7 @@ _FOR_SERVERS = ("junit", "sarif", "gitlab", "openmetrics")
 
 def _partial(path: str) -> str:
     target = Path(path)
-    is_special = target.exists() and not target.is_file()
-    return path if is_special else str(target.with_name(f"{target.stem}.partial{target.suffix}"))
+    return path if is_irregular(path) else str(target.with_name(f"{target.stem}.partial{target.suffix}"))
 
 
 def _write_file(report: AuditReport, name: str, path: str) -> None:
