@@ -74,6 +74,11 @@ def temporary_beside(target: Path) -> Path:
     return target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
 
 
+def is_irregular(path: str | Path) -> bool:
+    """Is there something that is neither a regular file nor a link to one: a pipe, a device, a folder?"""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 def write_irregular(path: str | Path, content: bytes) -> None:
     """Write to a pipe or a device. Raises OSError, also for a pipe that nobody reads, instead of waiting for a reader."""
     with os.fdopen(open_without_waiting(path, os.O_WRONLY), "wb") as file:

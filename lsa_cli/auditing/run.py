@@ -307,6 +307,7 @@ class Run:
             evidence.claim(accuracy, claimed_accuracy(plan.checkpoint)),
             evidence.class_order(self.y, self.clean, plan.class_names),
             evidence.lost_classes(self.y, self.clean, plan.class_names),
+            evidence.near_chance(accuracy, len(plan.class_names)),
         ]
         if len(plan.input_shape) == 3 and plan.bounds == (0.0, 1.0):
             self.clock.allows(lambda: checks.insert(2, self.room.fit(self.try_normalizations)))
@@ -648,7 +649,6 @@ class Run:
         verdict, met = verdict_of(plan, self.clean, []), [*plan.attacks, *plan.cascade]
         warnings = [
             *plan.warnings,
-            *evidence.near_chance(verdict.clean, len(plan.class_names)),
             *self.gradient_warnings,
             *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if self.plan.is_random else []),
         ]

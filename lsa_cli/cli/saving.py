@@ -127,6 +127,7 @@ def run_and_save(
     A complete report that stands there is replaced by a complete one alone, see `partial_outputs`.
     """
     from lsa_cli.cli.memory import keep_freed_memory
+    from lsa_cli.files import is_irregular
     from lsa_cli.report.exporters import Outputs
 
     partly = partial_outputs(outputs)
@@ -134,8 +135,9 @@ def run_and_save(
 
     def keep(report: "AuditReport") -> None:
         latest[:] = [report]
-        if "json" in partly.files and report.status == "running":
-            Outputs({"json": partly.files["json"]}).write(report)
+        path = partly.files.get("json")
+        if path is not None and report.status == "running" and not is_irregular(path):  # a pipe gets one report
+            Outputs({"json": path}).write(report)
 
     keep_freed_memory()
     try:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lsa_cli.errors import RunError, UsageError
+from lsa_cli.files import is_irregular
 from lsa_cli.registry import Registry
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
@@ -161,8 +162,7 @@ _FOR_SERVERS = ("junit", "sarif", "gitlab", "openmetrics")
 
 def _partial(path: str) -> str:
     target = Path(path)
-    is_special = target.exists() and not target.is_file()
-    return path if is_special else str(target.with_name(f"{target.stem}.partial{target.suffix}"))
+    return path if is_irregular(path) else str(target.with_name(f"{target.stem}.partial{target.suffix}"))
 
 
 def _write_file(report: AuditReport, name: str, path: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.files import read_regular, temporary_beside, write_irregular
+from lsa_cli.files import is_irregular, read_regular, temporary_beside, write_irregular
 from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport
 
 _LARGEST_REPORT = 1 << 29  # bytes
@@ -59,8 +59,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     target = Path(os.path.realpath(path))
     temporary = temporary_beside(target)
     try:
-        if target.exists() and not target.is_file():
-            write_irregular(target, content)
+        if is_irregular(path):  # by the name that was given: /dev/stdout leads to a name that does not exist
+            write_irregular(path, content)
             return
         try:
             temporary.write_bytes(content)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lsa_cli import audit
+from lsa_cli.auditing.class_diagnosis import rate
 from lsa_cli.auditing.evidence import clean
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import parse_normalize
@@ -211,3 +212,24 @@ def test_tables_of_numbers_have_no_usual_normalisation():
     report = audit(body, data=data, attack="pgd", layers="none", eps=0.01, noise="none", threads=1)
     assert report.verdict.clean.value < 0.9
     assert "usual normalisations" not in [check.name for check in report.evidence.checks]
+
+
+# ---- chance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "classes", "found"),
+    [
+        (2, 65, 10, True),
+        (0, 65, 10, True),
+        (14, 100, 10, True),  # 10% is in [8.5, 22.1]
+        (18, 100, 10, False),
+        (100, 100, 2, False),
+        (60, 100, 2, False),
+        (58, 100, 2, True),
+        (0, 19, 10, False),  # too few samples to say so
+    ],
+)
+def test_a_network_that_only_guesses_is_doubted(right, n, classes, found):
+    checked = clean.near_chance(rate(np.arange(n) < right), classes)
+    assert codes(checked) == ["clean-accuracy-near-chance"] * found

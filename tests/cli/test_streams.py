@@ -119,6 +119,34 @@ def test_the_traceback_that_was_asked_for_is_no_breached_gate(lsa, monkeypatch):
     assert (result.code, "Traceback" in result.err, "ZeroDivisionError" in result.err) == (3, True, True)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="named pipes and /dev/stdout")
+def test_a_pipe_gets_one_complete_report(folder):
+    audit = [
+        sys.executable,
+        "-m",
+        "lsa_cli",
+        "audit",
+        MOON,
+        "-n",
+        "20",
+        "--attack",
+        "fgsm",
+        "--noise",
+        "none",
+        "--quiet",
+    ]
+    options = {"cwd": folder, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stderr": subprocess.PIPE}
+    done = subprocess.run([*audit, "--json", "/dev/stdout"], stdout=subprocess.PIPE, **options)
+    assert done.returncode == 0, done.stderr
+    assert b'"status"' in done.stdout
+    assert json.loads(done.stdout[: done.stdout.rindex(b"}") + 1])["status"] == "complete"
+    os.mkfifo(folder / "report")
+    with subprocess.Popen(["cat", "report"], cwd=folder, stdout=subprocess.PIPE) as reader:
+        done = subprocess.run([*audit, "--json", "report"], stdout=subprocess.DEVNULL, **options)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(reader.communicate(timeout=60)[0])["status"] == "complete"
+
+
 # ---- what is read --------------------------------------------------------------------------------------
 
 

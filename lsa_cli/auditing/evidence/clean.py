@@ -11,10 +11,11 @@ import numpy as np
 from lsa_cli.auditing.evidence.judge import ALPHA, Checked, doubt, exceeds
 from lsa_cli.models.classifier import PRESETS, Normalization, parse_input_range, parse_normalize, rescaled
 from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import Finding, Warning
+from lsa_cli.report.schema import Finding
 from lsa_cli.stats import binomial_tail
 
 SAMPLES, WRONG = 1000, 300  # at most so many samples, and so many wrong ones, try other normalisations
+_ENOUGH_FOR_CHANCE = 20
 CLAIM_TOLERANCE = 0.01  # one point between the makers' test and this one is no finding (our choice)
 _RANGES = ("0,1", "0,255", "-1,1")
 _SHOWN = 5
@@ -25,17 +26,20 @@ _TIMES_CHANCE, _LEAST_MOVED, _ENOUGH_MOVED = 5, 0.2, 0.5
 _NEAR_ZERO, _FINE = 0.05, 0.5  # accuracy of a class that is lost, and of those that are fine
 
 
-def near_chance(clean: Rate, classes: int) -> list[Warning]:
-    """A warning where the interval of clean accuracy reaches down to 1.25 times chance."""
-    if clean.low is None or clean.low > 1.25 / classes:
-        return []
-    return [
-        Warning(
-            code="clean-accuracy-near-chance",
-            message=f"clean accuracy is {clean.value:.1%}, near chance for {classes} classes: wrong normalisation, "
-            "class order or architecture?",
-        )
-    ]
+def near_chance(clean: Rate, classes: int) -> Checked:
+    """Is the network right more often than a guess? A finding where chance lies in the interval of clean accuracy.
+
+    Of fewer than 20 samples the interval says too little (our choice).
+    """
+    checked = clean.n if clean.n >= _ENOUGH_FOR_CHANCE and clean.low is not None else 0
+    finding = doubt(
+        "clean-accuracy-near-chance",
+        f"clean accuracy is {clean.value or 0:.1%} of {clean.n} samples, no more than guessing among {classes} classes "
+        "reaches: the network is not used as it was trained, or these are not its weights or its data",
+        "check --arch, --weights, --normalize, --input-range, --data and the order of the classes (--match-classes)",
+    )
+    found = checked and clean.low is not None and clean.low <= 1 / classes
+    return Checked("accuracy above chance", checked, {"chance": 1 / classes}, (finding,) if found else ())
 
 
 def claim(clean: Rate, claimed: tuple[float, str] | None) -> Checked:
