@@ -164,6 +164,7 @@ class APGD(Attack):
     the mean of. linf and l2 start at a uniformly random point of the ball (the official code: near its border).
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 100
     restarts: int = 1

@@ -8,7 +8,7 @@ works too and is seeded for each call, but then the batch size changes the numbe
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from lsa_cli.errors import NumericalError, UsageError
 from lsa_cli.failures import backward_of_network
 from lsa_cli.registry import Registry
 
+Role = Literal["one-step", "gradient", "search", "other"]
+
 
 @dataclass(frozen=True)
 class Attack:
@@ -29,12 +31,15 @@ class Attack:
     kind: "budget" stays within a threat model; "minimal" looks for the smallest change that breaks, and counts where
     that is within it; "noise" is blind to the network. uses_gradient: whether it needs the input gradient. norms: those
     that the attack is defined for.
+    role: what the evidence compares it as: an attack of one step, one that follows gradients, or one that searches
+    without them; "other" is not compared.
     on_copy: the share of each run's steps that look at a faster copy of the network where there is one, through
     `Search.looks_at`; the others, and all of an attack that does not set it, look at the network itself.
     """
 
     on_copy: ClassVar[float] = 0.0
     kind: ClassVar[str] = "budget"
+    role: ClassVar[Role] = "other"
     uses_gradient: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 

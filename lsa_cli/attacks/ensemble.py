@@ -169,6 +169,7 @@ class TemperatureGrid(Ensemble):
     the same random starts, as each would alone.
     """
 
+    role = "gradient"
     steps: int = 20
     step_size: float | None = None
     restarts: int = 1

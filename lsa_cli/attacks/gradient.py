@@ -20,6 +20,7 @@ class FGSM(Attack):
     random_start: from a random point of the budget, with a step of 1.25 eps (arXiv 2001.03994, Algorithm 3).
     """
 
+    role = "one-step"
     threat: Threat
     random_start: bool = False
 
@@ -41,6 +42,7 @@ class PGD(Attack):
     arXiv 1710.06081, Algorithm 1; 1.0 there). eot: passes through a random network that each look is the mean of.
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 20
     step_size: float | torch.Tensor | None = None

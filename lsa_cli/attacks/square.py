@@ -39,6 +39,7 @@ class Square(Attack):
     boundary is hopelessly far by the pace so far (our choice).
     """
 
+    role = "search"
     threat: Threat
     queries: int = 5000
     p_init: float = 0.8

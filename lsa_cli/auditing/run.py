@@ -466,7 +466,7 @@ class Run:
         threat = getattr(named.attack, "threat", self.plan.threat)
         self.measured.append(
             evidence.Measured(
-                label=named.label, role=evidence.role_of(named.name), budget=f"{threat.norm} {threat.eps:g}",
+                label=named.label, role=named.attack.role, budget=f"{threat.norm} {threat.eps:g}",
                 y=self.y, clean=diagnosis.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
                 found_at=found_at if found_at.any() and not self.plan.is_random else None, ran=ran,
             )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lsa_cli import __version__, distributed
-from lsa_cli.data import fingerprint, runs_user_code
+from lsa_cli.data import fingerprint, moved, runs_user_code
 from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.methods import Hardening
 from lsa_cli.hardening.plan import HardenPlan
@@ -102,13 +102,8 @@ def _data_beside(plan: HardenPlan, out: Path) -> str | None:
         if network.origin.get("data") == "the checkpoint" and network.checkpoint
         else Path()
     )
-    source, _, rest = spec.partition(":")
-    location, mark, query = rest.partition("?")
 
-    def moved(path: str) -> str:
+    def beside(path: str) -> str:
         return os.path.relpath(base / path, Path(os.path.realpath(out)).parent) if (base / path).exists() else path
 
-    options = [f"root={moved(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
-    if source != "torchvision":
-        location = moved(location)
-    return f"{source}:{location}{mark}{'&'.join(options)}"
+    return moved(spec, beside)

@@ -13,6 +13,7 @@ from lsa_cli import distributed
 from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
+from lsa_cli.config import read_config
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
 from lsa_cli.hardening.job import Job
