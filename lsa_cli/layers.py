@@ -1,4 +1,4 @@
-"""Every look inside a network: which layers there are, and a tap that shows their outputs as they run.
+"""The layers of a network, and a tap that reads or replaces their outputs while the network runs.
 
 A layer is one call of a module or of an activation function: `relu`, `relu#2` for the second call of the same
 module, `layer1.0:relu` for the first relu() that the code of module layer1.0 calls itself, and `:relu#2` for the

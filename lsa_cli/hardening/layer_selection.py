@@ -25,7 +25,7 @@ from lsa_cli.settings import HardenSettings
 if TYPE_CHECKING:
     from lsa_cli.hardening.plan import HardenPlan
 
-_SCANNED = 500  # held-out samples that the scan for vulnerable layers looks at
+_SCANNED = 500  # validation samples in the scan for vulnerable layers
 
 
 def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
     names = [layer.name for layer in audit.layers]
     attack, rows = PGD(threat=plan.threat), plan.validation[:_SCANNED]
 
-    def look(index: np.ndarray) -> Observation:
+    def scan_batch(index: np.ndarray) -> Observation:
         x = check_inputs(network.data.read(index), index, network.bounds, network.data.spec).to(network.device)
         y, places = (
             torch.from_numpy(network.labels[index]).to(network.device),
@@ -130,7 +130,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
             with_yardstick=False,
         )  # fmt: skip
 
-    seen = distributed.dealt(list(batches(rows, audit.batch_size)), look)
+    seen = distributed.dealt(list(batches(rows, audit.batch_size)), scan_batch)
     columns = {
         n: np.concatenate([getattr(one, n) for one in seen]) for n in ("layers", "yardstick", "input_error", "index")
     }
@@ -145,7 +145,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
 def before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
     """The settings of a hardening that follows an audit, before that audit has run; and notes on settings that it replaces.
 
-    scans: whether the audit looks at layers under an attack. Raises UsageError where its layers are needed and it does not.
+    scans: whether the audit scans layers under an attack. Raises UsageError where its layers are needed and it does not.
     """
     if not _takes_layers(own):
         return own, []
