@@ -36,7 +36,7 @@ def test_a_row_is_the_method_that_its_name_says(name):
     method = method_of(MOON, trial_of(MOON, name, 0), layers, 2, 1280, (2,))
     _, _, rest = name.partition("AT-")
     base, _, layer = rest.partition("-LR-L")
-    assert type(method.made) is TRAINABLE.get(OBJECTIVES[base] if base else "fgsm")
+    assert type(method.objective) is TRAINABLE.get(OBJECTIVES[base] if base else "fgsm")
     assert (method.task.threat.eps == 0) is (name == "Normal")
     assert (method.regularizer is not None) is ("-LR-" in name)
     assert method.task.layers == ((layers[int(layer)],) if layer else ())

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli import __version__, distributed
+from lsa_cli import distributed
+from lsa_cli._version import __version__
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lsa_cli import __version__, distributed
+from lsa_cli import distributed
+from lsa_cli._version import __version__
 from lsa_cli.data import fingerprint, moved, runs_user_code
 from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.methods import Hardening
