@@ -26,7 +26,9 @@ from benchmarks.paper_tables import activations
 from benchmarks.training import RECIPE, make_method
 from lsa_cli.attacks import make_threat
 from lsa_cli.data import LabelledData
-from lsa_cli.hardening.trainer import Job, _Training, trainable_names
+from lsa_cli.hardening.job import Job
+from lsa_cli.hardening.recipes import trainable_names
+from lsa_cli.hardening.trainer import _Training
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import Classifier
 

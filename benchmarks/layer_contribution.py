@@ -19,7 +19,7 @@ from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import NOISES, make_threat
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.auditing.network import open_network
-from lsa_cli.hardening.trainer import split_validation
+from lsa_cli.hardening.validation import split_validation
 from lsa_cli.registry import build
 from lsa_cli.settings import settings_from
 

@@ -32,7 +32,7 @@ from lsa_cli import audit, harden
 from lsa_cli.attacks import CORRUPTIONS
 from lsa_cli.data import open_data
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
-from lsa_cli.hardening.plan import used_of_attack
+from lsa_cli.hardening.method_settings import used_of_attack
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import PRESETS, Classifier
 from lsa_cli.registry import parse_spec

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.published import BASES, GRIDS, PUBLISHED, parse_row
+from benchmarks.published import GRIDS, OBJECTIVES, PUBLISHED, parse_row
 from benchmarks.training import RECIPE
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.data import LabelledData, stratified_subset
-from lsa_cli.hardening.trainer import Recipe
+from lsa_cli.hardening.recipes import Recipe
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import PRESETS, Normalization
 
@@ -165,7 +165,7 @@ CIFAR = Study(
     model="C", network=vgg19, normalization=PRESETS["cifar10"], data=cifar10, bounds=(0.0, 1.0),
     rows=("Normal", *_with_layers(("PGD", "TRADE", "APGD"), (1, 15))),
     recipe=replace(RECIPE, epochs=30, lr=0.05, optimizer="sgd", weight_decay=5e-4, warmup=0.1, augment="crop-flip"),
-    eps=dict.fromkeys(BASES.values(), 8 / 255), gamma={"default": 0.5}, scan_eps=0.03,
+    eps=dict.fromkeys(OBJECTIVES.values(), 8 / 255), gamma={"default": 0.5}, scan_eps=0.03,
     judged={"fgsm": None, "pgd": 1000, "cascade": 500},
     search_lr=(0.05,), search_eps=(8 / 255,), search_gamma=(0.1, 0.5, 2.0),
 )  # fmt: skip
@@ -192,7 +192,7 @@ STUDIES = {
             data=mnist, bounds=(0.0, 1.0), rows=("Normal", *_with_layers(("APGD", "PGD", "TRADE"), range(4))),
             # Five seeds of a row take more than an hour of one thread even so; all images and more epochs: --images, --epochs.
             recipe=replace(RECIPE, epochs=5, lr=2e-3, warmup=0.3, batch_size=64), images=10_000, steps=7, seeds=1,
-            eps=dict.fromkeys(BASES.values(), 0.3), gamma={"default": 0.5}, scan_eps=0.3,
+            eps=dict.fromkeys(OBJECTIVES.values(), 0.3), gamma={"default": 0.5}, scan_eps=0.3,
             judged={"fgsm": None, "pgd": 1000, "cascade": 100},
             search_lr=(2e-3,), search_eps=(0.3,), search_gamma=(0.1, 0.5, 2.0),
         ),

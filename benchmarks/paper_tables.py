@@ -32,7 +32,7 @@ from lsa_cli.attacks import ATTACKS
 from lsa_cli.attacks.ensemble import cascade
 from lsa_cli.auditing.observation import observe
 from lsa_cli.data import stratified_subset
-from lsa_cli.hardening.trainer import split_validation
+from lsa_cli.hardening.validation import split_validation
 from lsa_cli.layers import find_layers, select_layers
 from lsa_cli.measures import relative_error
 from lsa_cli.models.classifier import Classifier, predicted_class

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-BASES = {"FGSM": "fgsm", "PGD": "pgd", "TRADE": "trades", "FAST": "fast", "APGD": "apgd"}
+OBJECTIVES = {"FGSM": "fgsm", "PGD": "pgd", "TRADE": "trades", "FAST": "fast", "APGD": "apgd"}
 
 # Model: the eps of its columns.
 GRIDS = {
@@ -81,11 +81,13 @@ def parse_row(name):
     """ "Normal", "AT-PGD" or "AT-PGD-LR-L2" -> Row. Raises ValueError for anything else."""
     if name == "Normal":
         return Row(name, None, None)
-    found = re.fullmatch(rf"AT-({'|'.join(BASES)})(?:-LR-L(\d+))?", name)
+    found = re.fullmatch(rf"AT-({'|'.join(OBJECTIVES)})(?:-LR-L(\d+))?", name)
     if found is None:
-        raise ValueError(f"'{name}' is no row: Normal, AT-BASE or AT-BASE-LR-Li, with BASE one of {', '.join(BASES)}")
+        raise ValueError(
+            f"'{name}' is no row: Normal, AT-BASE or AT-BASE-LR-Li, with BASE one of {', '.join(OBJECTIVES)}"
+        )
     base, layer = found.groups()
-    return Row(name, BASES[base], None if layer is None else int(layer))
+    return Row(name, OBJECTIVES[base], None if layer is None else int(layer))
 
 
 def robustness_and_generalisation(accuracies: Sequence[float]) -> float:

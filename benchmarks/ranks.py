@@ -43,8 +43,9 @@ def rates(samples, rounds, folder):
     from lsa_cli import distributed
     from lsa_cli.attacks import make_threat
     from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
+    from lsa_cli.hardening.job import Job
     from lsa_cli.hardening.plan import make_harden_plan
-    from lsa_cli.hardening.trainer import Job, _Training
+    from lsa_cli.hardening.trainer import _Training
     from lsa_cli.settings import merge, settings_from
 
     settings, origin = merge(

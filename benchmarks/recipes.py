@@ -21,7 +21,7 @@ from lsa_cli.attacks.ensemble import AutoAttack, cascade
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.auditing.network import open_network
-from lsa_cli.hardening.trainer import split_validation
+from lsa_cli.hardening.validation import split_validation
 from lsa_cli.settings import settings_from
 
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 
 from lsa_cli.hardening import HARDENINGS
-from lsa_cli.hardening.base import Task
-from lsa_cli.hardening.trainer import Job, Recipe, train, trainable_names
+from lsa_cli.hardening.job import Job
+from lsa_cli.hardening.methods import Task
+from lsa_cli.hardening.recipes import Recipe, trainable_names
+from lsa_cli.hardening.trainer import train
 from lsa_cli.measures import relative_error
 from lsa_cli.registry import build
 

@@ -6,7 +6,8 @@ so that `lsa --help` stays quick.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lsa_cli._version import __version__
+
 __all__ = ["AuditReport", "__version__", "audit", "harden"]
 
 if TYPE_CHECKING:

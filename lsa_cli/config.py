@@ -1,7 +1,6 @@
 """lsa.yaml: which file is read, what it may say, and on which line it is wrong."""
 
 import os
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +107,18 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
     return settings
 
 
-# Sources that read data and run nothing of theirs.
-_SAFE_SOURCES = ("npz", "imagefolder", "torchvision", "csv", "hf", "webdataset", "cifar-c")
-
-
 def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...], int]) -> None:
+    """Raises UsageError for a file beside a checkpoint that names code to run, or data to download."""
+    from lsa_cli.data import may_download, runs_user_code  # not above: they need torch, and a configuration does not
+
     safe_arch = (settings.arch or "lsa:").partition(":")[0] in SHIPPED
-    safe_data = (settings.data or "npz:").partition(":")[0] in _SAFE_SOURCES
+    safe_data = settings.data is None or not runs_user_code(settings.data)
     safe = {"arch": safe_arch, "data": safe_data, "plugin": not settings.plugin, "trust_code": not settings.trust_code}
     for key, is_safe in safe.items():
         if not is_safe:
             what = "lets the checkpoint run its code" if key == "trust_code" else "names Python code"
             raise _not_chosen(path, lines.get((key,), 1), f"{key} {what}")
-    if settings.data and downloads(settings.data):
+    if settings.data and may_download(settings.data):
         raise _not_chosen(path, lines.get(("data",), 1), "data names what would be downloaded")
 
 
@@ -129,14 +127,6 @@ def _refuse_outputs(path: Path, content: dict[str, Any], lines: dict[tuple[str, 
     for key in content:
         if keys_of(AuditSettings)[key.replace("-", "_")][0].scope != "measured":
             raise _not_chosen(path, _line(lines, (key,)), f"{key} decides what is written, or how the command ends")
-
-
-def downloads(spec: str) -> bool:
-    """Whether opening this data set could fetch it from the network and write it to the disk."""
-    source, _, rest = spec.partition(":")
-    location, _, query = rest.partition("?")
-    asked = dict(urllib.parse.parse_qsl(query, keep_blank_values=True)).get("download", "false")
-    return asked != "false" or (source == "hf" and not Path(location).is_dir())
 
 
 def _not_chosen(path: Path, line: int, what: str) -> UsageError:

@@ -1,4 +1,4 @@
-"""Every look inside a network: which layers there are, and a tap that shows their outputs as they run.
+"""The layers of a network, and a tap that reads or replaces their outputs while the network runs.
 
 A layer is one call of a module or of an activation function: `relu`, `relu#2` for the second call of the same
 module, `layer1.0:relu` for the first relu() that the code of module layer1.0 calls itself, and `:relu#2` for the
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,72 +150,82 @@ class _FunctionalCalls(TorchFunctionMode):
         return found
 
 
-@contextmanager
-def tap(network: nn.Module, names: Collection[str] | None, visit: Visit, *, inputs: bool = False) -> Iterator[None]:
-    """Within: each time a layer of `names` (None: every layer) runs, visit(name, output); a tensor returned
-    replaces the output. Nothing is stored: an in-place operation that follows cannot spoil what was seen.
+class _Calls:
+    """The calls of one forward pass under `tap`, numbered; those that are wanted are shown to `visit`."""
 
-    inputs: visit(name, input) before the layer runs, and a tensor returned replaces its first argument.
+    def __init__(self, visit: Visit, wanted: set[str] | None, inputs: bool) -> None:
+        self.visit, self.wanted, self.inputs = visit, wanted, inputs
+        self.with_functional = wanted is None or any(":" in name for name in wanted)
+        self.counts: Counter[str] = Counter()
+        self.inside: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
 
-    All hooks are gone at the end, also after an error.
-    """
-    wanted = None if names is None else set(names)
-    functional = wanted is None or any(":" in name for name in wanted)
-    hooked = None if wanted is None or functional else {name.partition("#")[0] for name in wanted}
-    calls: Counter[str] = Counter()
-    inside: list[tuple[str, nn.Module]] = []
+    def may_want(self, path: str) -> bool:
+        """Whether a call of the module at `path` may be wanted."""
+        if self.wanted is None or self.with_functional:
+            return True
+        return any(name.partition("#")[0] == path for name in self.wanted)
 
-    def meet(name: str, output: Any) -> Any:
-        calls[name] += 1
-        numbered = name if calls[name] == 1 else f"{name}#{calls[name]}"
-        if wanted is not None and numbered not in wanted:
+    def begin(self, module: nn.Module, args: Any) -> None:
+        self.counts.clear()
+        self.inside.clear()
+
+    def enter(self, path: str, module: nn.Module, args: Any) -> None:
+        self.inside.append((path, module))
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.inside.pop()
+
+    def before(self, path: str, module: nn.Module, args: Any) -> Any:
+        return (self.meet(path, args[0]), *args[1:]) if args else args
+
+    def after(self, path: str, module: nn.Module, args: Any, output: Any) -> Any:
+        return self.meet(path, output)
+
+    def functional(self, function: str, output: Any) -> Any:
+        if self.inside and _is_activation(self.inside[-1][1]):
+            return output  # the module around it is the layer
+        return self.meet(f"{self.inside[-1][0] if self.inside else ''}:{function}", output)
+
+    def meet(self, name: str, output: Any) -> Any:
+        """Show one call to `visit` if it is wanted; returns the output, or what replaces it."""
+        self.counts[name] += 1
+        numbered = name if self.counts[name] == 1 else f"{name}#{self.counts[name]}"
+        if self.wanted is not None and numbered not in self.wanted:
             return output
         tensor = first_tensor(output)
-        replacement = None if tensor is None else visit(numbered, tensor)
+        replacement = None if tensor is None else self.visit(numbered, tensor)
         if replacement is None:
             return output
         if tensor is not output:
-            raise LayerError(
-                f"the {'input' if inputs else 'output'} of {numbered} is no plain tensor and cannot be replaced"
-            )
+            what = "input" if self.inputs else "output"
+            raise LayerError(f"the {what} of {numbered} is no plain tensor and cannot be replaced")
         return replacement
 
-    def functional_call(function: str, output: Any) -> Any:
-        if inside and _is_activation(inside[-1][1]):
-            return output  # the module around it is the layer
-        return meet(f"{inside[-1][0] if inside else ''}:{function}", output)
 
+@contextmanager
+def tap(network: nn.Module, names: Collection[str] | None, visit: Visit, *, inputs: bool = False) -> Iterator[None]:
+    """A context in which visit(name, output) is called each time a layer of `names` (None: every layer) runs.
+
+    A tensor that it returns replaces the output. Nothing is stored: an in-place operation that follows cannot change
+    what was seen. inputs: visit(name, input) is called before the layer runs, and a tensor that it returns replaces the
+    first argument. All hooks are removed at the end, also after an error.
+    """
+    calls = _Calls(visit, None if names is None else set(names), inputs)
     with ExitStack() as stack:
         for path, module in plain_modules(network):
             if module is network:
-
-                def begin(_module: nn.Module, _args: Any) -> None:
-                    calls.clear()
-                    inside.clear()
-
-                stack.callback(module.register_forward_pre_hook(begin).remove)
-            if functional:
-
-                def enter(module: nn.Module, _args: Any, path: str = path) -> None:
-                    inside.append((path, module))
-
-                def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-                    inside.pop()
-
-                stack.callback(module.register_forward_pre_hook(enter).remove)
-                stack.callback(module.register_forward_hook(leave).remove)
-            if path and (hooked is None or path in hooked):
-
-                def after(_module: nn.Module, _args: Any, output: Any, path: str = path) -> Any:
-                    return meet(path, output)
-
-                def before(_module: nn.Module, args: Any, path: str = path) -> Any:
-                    return (meet(path, args[0]), *args[1:]) if args else args
-
-                hook = module.register_forward_pre_hook(before) if inputs else module.register_forward_hook(after)
+                stack.callback(module.register_forward_pre_hook(calls.begin).remove)
+            if calls.with_functional:
+                stack.callback(module.register_forward_pre_hook(partial(calls.enter, path)).remove)
+                stack.callback(module.register_forward_hook(calls.leave).remove)
+            if path and calls.may_want(path):
+                if inputs:
+                    hook = module.register_forward_pre_hook(partial(calls.before, path))
+                else:
+                    hook = module.register_forward_hook(partial(calls.after, path))
                 stack.callback(hook.remove)
-        if functional:
-            stack.enter_context(_FunctionalCalls(functional_call, inputs))
+        if calls.with_functional:
+            stack.enter_context(_FunctionalCalls(calls.functional, inputs))
         yield
 
 

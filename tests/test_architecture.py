@@ -14,15 +14,15 @@ FLOORS = [
     {"cli"},
     {"hardening"},
     {"auditing"},
-    {"models"},
-    {"attacks", "layers", "measures", "data", "config"},
+    {"models", "config"},
+    {"attacks", "layers", "measures", "data"},
     {"settings"},
     {"failures"},
     {"report"},
     {"registry"},
     {"imports"},
     {"distributed"},
-    {"errors", "files", "stats", "wording"},
+    {"_version", "errors", "files", "stats", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
 WITHOUT_TORCH = ("report", "config", "settings", "registry", "imports", "errors", "files", "stats", "wording")

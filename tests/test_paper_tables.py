@@ -7,9 +7,9 @@ import torch
 from benchmarks.paper_print import gains
 from benchmarks.paper_studies import STUDIES, Trial, trial_of
 from benchmarks.paper_tables import activations, method_of, robust_curve
-from benchmarks.published import BASES, GRIDS, PUBLISHED, parse_row, robustness_and_generalisation
+from benchmarks.published import GRIDS, OBJECTIVES, PUBLISHED, parse_row, robustness_and_generalisation
 from lsa_cli.data import LabelledData
-from lsa_cli.hardening.bases import BASES as TRAINABLE
+from lsa_cli.hardening.objectives import OBJECTIVES as TRAINABLE
 from lsa_cli.models.classifier import Classifier
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_a_row_is_the_method_that_its_name_says(name):
     method = method_of(MOON, trial_of(MOON, name, 0), layers, 2, 1280, (2,))
     _, _, rest = name.partition("AT-")
     base, _, layer = rest.partition("-LR-L")
-    assert type(method.made) is TRAINABLE.get(BASES[base] if base else "fgsm")
+    assert type(method.objective) is TRAINABLE.get(OBJECTIVES[base] if base else "fgsm")
     assert (method.task.threat.eps == 0) is (name == "Normal")
     assert (method.regularizer is not None) is ("-LR-" in name)
     assert method.task.layers == ((layers[int(layer)],) if layer else ())

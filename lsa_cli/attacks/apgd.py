@@ -68,7 +68,7 @@ class _Run:
         """Drop these rows, (M,) bool."""
         vars(self).update(zip(vars(self), search.drop(rows, *vars(self).values()), strict=True))
 
-    def look(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
+    def observe(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
         """Take in the gradient and the loss (M,) at x_adv. A NaN is never the best."""
         self.gradient, self.value = gradient.nan_to_num(0), value
         better = value > self.best_value
@@ -105,9 +105,9 @@ class _Dense(_Run):
         super().__init__(x_adv, 2 * eps)
         self.rises, self.highest, self.halved = torch.zeros_like(eps), self.best_value, torch.zeros_like(eps).bool()
 
-    def look(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
+    def observe(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
         self.rises = self.rises + (value > self.value)
-        super().look(gradient, value)
+        super().observe(gradient, value)
 
     def check(self, x: torch.Tensor, since: int) -> None:
         oscillates = self.rises < RHO * since  # condition 1
@@ -160,10 +160,11 @@ class _Sparse(_Run):
 class APGD(Attack):
     """Auto-PGD on the cross-entropy: no step size to tune.
 
-    restarts: random starts, the worst case for each sample. eot: passes through a random network that each look is
+    restarts: random starts, the worst case for each sample. eot: passes through a stochastic network that each gradient is
     the mean of. linf and l2 start at a uniformly random point of the ball (the official code: near its border).
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 100
     restarts: int = 1
@@ -211,11 +212,11 @@ class APGD(Attack):
             since = {this: this - last for last, this in pairwise(checks)}
             for k in range(steps):
                 was_on_copy = search.is_on_copy
-                looked_at = search.looks_at(model, (before + k) / self.steps)
+                network = search.network_at(model, (before + k) / self.steps)
                 if was_on_copy and not search.is_on_copy:
                     run.turn()
-                gradient, logits, value = expected_gradient(looked_at, run.x_adv, search.y, loss, self.eot)
-                run.look(gradient, value)
+                gradient, logits, value = expected_gradient(network, run.x_adv, search.y, loss, self.eot)
+                run.observe(gradient, value)
                 if factor == 1:
                     search.offer(run.x_adv, logits)
                 run.keep_up(search)
@@ -229,8 +230,8 @@ class APGD(Attack):
                         return
                 run.move(search.x, _widened(search.threat, factor), k)
             x_adv, before = run.best, before + steps
-        looked_at = search.looks_at(model, 1)
-        search.offer(run.x_adv, expected_logits(looked_at, run.x_adv, self.eot))
+        network = search.network_at(model, 1)
+        search.offer(run.x_adv, expected_logits(network, run.x_adv, self.eot))
 
 
 def _widened(threat: Threat, factor: int) -> Threat:

@@ -8,7 +8,7 @@ works too and is seeded for each call, but then the batch size changes the numbe
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import nn
@@ -21,20 +21,25 @@ from lsa_cli.errors import NumericalError, UsageError
 from lsa_cli.failures import backward_of_network
 from lsa_cli.registry import Registry
 
+Role = Literal["one-step", "gradient", "search", "other"]
+
 
 @dataclass(frozen=True)
 class Attack:
-    """What moves an input.
+    """An algorithm that changes an input.
 
-    kind: "budget" stays within a threat model; "minimal" looks for the smallest change that breaks, and counts where
-    that is within it; "noise" is blind to the network. uses_gradient: whether it needs the input gradient. norms: those
-    that the attack is defined for.
-    on_copy: the share of each run's steps that look at a faster copy of the network where there is one, through
-    `Search.looks_at`; the others, and all of an attack that does not set it, look at the network itself.
+    kind: "budget" searches within the threat model; "minimal" searches for the smallest perturbation that changes the
+    class, which counts where it is within the threat model; "noise" does not query the network. uses_gradient: whether it
+    needs the input gradient. norms: the norms that the attack is defined for.
+    role: what the evidence compares it as: an attack of one step, one that follows gradients, or one that searches
+    without them; "other" is not compared.
+    on_copy: the share of the steps of each run that query an optimized copy of the network, if there is one, through
+    `Search.network_at`. All other steps query the network itself.
     """
 
     on_copy: ClassVar[float] = 0.0
     kind: ClassVar[str] = "budget"
+    role: ClassVar[Role] = "other"
     uses_gradient: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
@@ -81,8 +86,8 @@ class Attack:
         """Perturb x (N, ...) with labels y (N,); the result is detached and the model is as it was.
 
         index: (N,) each sample's place in its data set, which with `seed` fixes its random numbers;
-        default 0 .. N-1. goal: see `Search`. copy: a faster network that gives about the same answers, for the share
-        `on_copy` of the steps. Gradients with respect to parameters are neither computed nor touched.
+        default 0 .. N-1. goal: see `Search`. copy: an optimized copy of the network, for the share `on_copy` of the
+        steps. Gradients with respect to parameters are neither computed nor touched.
         """
         return self.run(model, x, y, index=index, seed=seed, goal=goal, copy=copy)[0]
 
@@ -98,9 +103,9 @@ class Attack:
         goal: Goal = "worst",
         copy: Model | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As calling it; returns (N, ...) perturbed inputs and (N,) int32, the look at which each first broke.
+        """As `__call__`. Returns (N, ...) perturbed inputs and (N,) int32, the query that first found each adversarial example.
 
-        0 where none was seen to break, or the attack keeps no `Search`.
+        0 where there is none, or the attack keeps no `Search`.
         """
         threat: Threat | None = getattr(self, "threat", None)
         if len(x) == 0 or (threat is not None and not torch.as_tensor(threat.eps).any()):

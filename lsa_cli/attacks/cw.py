@@ -22,6 +22,7 @@ class CW(Attack):
     the samples (the authors: for batches) whose objective fell by less than 1/10,000 within a tenth of the steps.
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 1000
     lr: float = 0.01

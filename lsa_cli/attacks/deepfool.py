@@ -103,6 +103,7 @@ class DeepFool(Attack):
     where the network is curved, and break at changes twice as large on networks trained to be robust.
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 50
     overshoot: float = 0.02

@@ -28,7 +28,7 @@ class Cascaded:
     """What a cascade found for each sample: (N, ...) or (N,).
 
     x_adv: the adversarial of the attack that broke it, else the strongest input seen. margin: there, positive where
-    broken. broken_by: that attack's position, -1 where none did. found_at: at which of that attack's looks, from 1
+    broken. broken_by: that attack's position, -1 where none did. found_at: at which of that attack's queries, from 1
     (1 as well where it keeps no `Search`); 0 where none did.
     """
 
@@ -54,7 +54,7 @@ def cascade(
     Goal "break": what one has broken the next does not see. Goal "worst": every attack runs to its end on every
     sample, at the price of all of them together, and the strongest input of all counts.
 
-    Whether a sample is broken is decided by one more look at what an attack returns, and within its own budget.
+    One more forward pass of what an attack returns decides whether a sample is broken within the attack's own budget.
     What lies beyond (an attack of kind "minimal" returns the nearest adversarial wherever it is) is projected first.
     copy: see `Attack.run`; `model` alone decides.
     """
@@ -169,6 +169,7 @@ class TemperatureGrid(Ensemble):
     the same random starts, as each would alone.
     """
 
+    role = "gradient"
     steps: int = 20
     step_size: float | None = None
     restarts: int = 1

@@ -32,6 +32,7 @@ class FAB(Attack):
     With goal "break" a linf run is given up where the nearest that it has found is hopelessly far from the budget (ours).
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 100
     restarts: int = 1

@@ -33,6 +33,7 @@ class FMN(Attack):
     And l2 steps end on the sphere, not within it, as in DDN (arXiv 1811.09600), and so slide along the boundary.
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 100
     step_size: float | None = None

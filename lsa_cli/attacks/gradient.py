@@ -20,6 +20,7 @@ class FGSM(Attack):
     random_start: from a random point of the budget, with a step of 1.25 eps (arXiv 2001.03994, Algorithm 3).
     """
 
+    role = "one-step"
     threat: Threat
     random_start: bool = False
 
@@ -38,9 +39,10 @@ class PGD(Attack):
     step_size: of all samples, or of each (N,); None is 2.5 * eps / steps (arXiv 1706.06083). restarts: random
     starts, the worst case for each sample. All steps are taken for every sample, so the result is the worst adversarial found, not the first.
     momentum: the decay of a sum of all gradients, each divided by its l1 norm, that steps follow (MI-FGSM,
-    arXiv 1710.06081, Algorithm 1; 1.0 there). eot: passes through a random network that each look is the mean of.
+    arXiv 1710.06081, Algorithm 1; 1.0 there). eot: passes through a stochastic network that each gradient is the mean of.
     """
 
+    role = "gradient"
     threat: Threat
     steps: int = 20
     step_size: float | torch.Tensor | None = None
@@ -95,8 +97,8 @@ class PGD(Attack):
             for step in range(self.steps):
                 if search.is_over:
                     return search.x_adv
-                looked_at = search.looks_at(model, step / self.steps)
-                gradient, logits, _ = expected_gradient(looked_at, x_adv, search.y, loss, self.eot)
+                network = search.network_at(model, step / self.steps)
+                gradient, logits, _ = expected_gradient(network, x_adv, search.y, loss, self.eot)
                 search.offer(x_adv, logits)
                 if self.momentum:
                     gradient = total = self.momentum * total + _of_length_one(gradient)
@@ -104,7 +106,7 @@ class PGD(Attack):
                 x_adv = search.threat.project(x_adv + per_sample(self._length(search), x_adv) * direction, search.x)
                 x_adv, total = search.still(x_adv, total)
             if not search.is_over:
-                search.offer(x_adv, expected_logits(search.looks_at(model, 1), x_adv, self.eot))
+                search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv, self.eot))
         return search.x_adv
 
 

@@ -69,19 +69,21 @@ def keep(mask: torch.Tensor) -> None:
         draws.index, draws.keys = draws.index[mask], draws.keys[mask]
 
 
-def in_parts(look: Callable[[slice], torch.Tensor], count: int, at_once: int) -> torch.Tensor:
-    """What `look` finds at slices of `count` samples, at most `at_once` long, put together. Within it draws are for the
-    slice's samples, and each gets the numbers that it would get in one pass over all."""
+def in_parts(compute: Callable[[slice], torch.Tensor], count: int, at_once: int) -> torch.Tensor:
+    """The results of `compute` on slices of `count` samples, at most `at_once` long, concatenated.
+
+    Each sample gets the random numbers that it gets in one pass over all samples.
+    """
     whole = _current.get()
     parts = [slice(start, start + at_once) for start in range(0, max(count, 1), at_once)]
     if whole is None or len(whole.keys) != count:
-        return torch.cat([look(part) for part in parts])
+        return torch.cat([compute(part) for part in parts])
     found, used = [], whole.used
     for part in parts:
         own = _Draws(whole.seed, whole.index[part], whole.keys[part], whole.used)
         token = _current.set(own)
         try:
-            found.append(look(part))
+            found.append(compute(part))
         finally:
             _current.reset(token)
         used = own.used

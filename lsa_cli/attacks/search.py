@@ -1,4 +1,4 @@
-"""Search: what an attack has found so far for each sample of its batch, and the samples it still works on."""
+"""Search: what an attack has found so far for each sample of its batch, and the samples that it still attacks."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from lsa_cli.attacks.threat import Threat
 Goal = Literal["worst", "break"]
 Model = Callable[[torch.Tensor], torch.Tensor]
 _ROUNDING = 1e-5  # of the largest logit; float32 differs by a tenth of it between batch sizes
-_LOOKS_BETWEEN_SYNCS = 8  # on CUDA, where asking whether any sample broke stops the device
+_QUERIES_BETWEEN_SYNCS = 8  # on CUDA, where asking whether any sample broke stops the device
 
 
 @dataclass
@@ -36,9 +36,9 @@ _request: ContextVar[_Request | None] = ContextVar("lsa_search", default=None)
 def searching(
     goal: Goal, network: Model | None = None, copy: Model | None = None, share: float = 0.0
 ) -> Iterator[_Request]:
-    """Within: searches have this goal, and are noted.
+    """A context in which searches have this goal. Yields the request, which lists them.
 
-    copy: a faster network that gives about the same answers; runs may look at it for this share of their steps.
+    copy: an optimized copy of the network, which runs may query for this share of their steps.
     """
     request = _Request(goal, network, copy, share)
     token = _request.set(request)
@@ -49,21 +49,21 @@ def searching(
 
 
 class Search:
-    """For attacks within a budget: the strongest input seen for each sample, and when the first adversarial was.
+    """For budget attacks: the strongest input found for each sample, and the query that found the first adversarial one.
 
-    Strongest is nearest to, or farthest beyond, the decision boundary (the largest margin loss). An adversarial
-    that was seen is never lost, and a NaN never wins. What is offered must be within the budget.
+    The strongest input has the largest margin loss. An adversarial example that was found is never lost, and a NaN is
+    never the strongest. Inputs that are offered must be within the budget.
 
-    Goal "worst", for the layer scan: every sample is worked on to the end. Goal "break", for the verdict: `still`
-    drops a sample once an adversarial of it was seen, so the batch shrinks and its steps are saved. Whether a
-    sample breaks is the same with both, but for runs that an attack gives up as hopeless; its docstring tells.
+    Goal "worst", for the layer scan: every sample is attacked to the end. Goal "break", for the verdict: `still` drops
+    a sample once an adversarial example of it is found, so the batch shrinks and its steps are saved. Both goals break
+    the same samples, except in runs that an attack gives up as hopeless, as its docstring says.
 
-    Where there is a faster copy of the network, an attack may look at it for the first part of a run (`looks_at`). What
-    the copy answers only steers the run: everything that is kept here was shown to the network itself.
+    Where there is an optimized copy of the network, an attack may query it in the first part of a run (`network_at`).
+    The copy only steers the run: the network itself has evaluated everything that is kept here.
 
-    Of the whole batch: x_adv (N, ...) the strongest inputs, value (N,) their margins, found_at (N,) int32 the look
-    at which the first adversarial was seen, from 1; 0 where none was.
-    Of the samples still worked on: x (M, ...), y (M,), threat with eps for each of them, rows (M,) their positions.
+    For the whole batch: x_adv (N, ...) the strongest inputs, value (N,) their margins, found_at (N,) int32 the query
+    that found the first adversarial example, from 1; 0 where there is none.
+    For the samples still attacked: x (M, ...), y (M,), threat with the eps of each, rows (M,) their positions.
     """
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> None:
@@ -76,54 +76,60 @@ class Search:
         self.x_adv = x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.found_at = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-        self.looks = 0
+        self.queries = 0
         self.copy = request.copy if request is not None else None
         self._network = request.network if request is not None else None
         self._share = request.share if request is not None else 0.0
         self.is_on_copy = False
 
-    def looks_at(self, model: Model, done: float) -> Model:
-        """What a run is to look at when the share `done` of its steps is over, from now until the next call: the copy
-        in the first part, if there is one, and then `model`, the network itself.
+    def network_at(self, model: Model, done: float) -> Model:
+        """The network to query after the share `done` of the steps of a run, until the next call.
 
-        At the turn the strongest input that the copy saw of each sample since the last turn is shown to the network.
+        That is the copy in the first part of the run, if there is one, and then `model`, the network itself. When they
+        change, the network itself evaluates the strongest input that the copy found for each sample.
         """
         if self.copy is not None and done < self._share:
             if not self.is_on_copy:
                 self.is_on_copy = True
-                self._held, self._held_value = self.x, torch.full((len(self.x),), -torch.inf, device=self.x.device)
+                self._best_on_copy, self._best_on_copy_value = (
+                    self.x,
+                    torch.full((len(self.x),), -torch.inf, device=self.x.device),
+                )
             return self.copy
         if self.is_on_copy:
             self.is_on_copy = False
-            self._confirm(self._held_value > -torch.inf, self._held)
+            self._confirm(self._best_on_copy_value > -torch.inf, self._best_on_copy)
         return model
 
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
-        """Inputs (M, ...) for the samples still worked on, and their logits (M, K)."""
-        self.looks += 1
+        """Record inputs (M, ...) of the samples still attacked, with their logits (M, K)."""
+        self.queries += 1
         if self.is_on_copy:
-            self._hold(x_adv, margin(logits, self.y).float())
+            self._keep_on_copy(x_adv, margin(logits, self.y).float())
         else:
             self._keep(self.rows, x_adv, margin(logits, self.y).float())
 
     def _keep(self, rows: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor) -> None:
-        """Inputs for the samples `rows`, and their margins on the network itself."""
+        """Record inputs of the samples `rows`, with their margins on the network itself."""
         better = value > self.value[rows]
         took = rows[better]
         self.value[took] = value[better]
         self.x_adv[took] = x_adv[better]
         self._note(rows[value > 0])
 
-    def _hold(self, x_adv: torch.Tensor, value: torch.Tensor) -> None:
-        """Inputs (M, ...), and their margins on the copy. The strongest waits for the turn; what breaks the copy is shown
-        to the network itself at once, as long as the sample is whole."""
-        better = value > self._held_value
-        self._held_value = torch.where(better, value, self._held_value)
-        self._held = torch.where(better.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, self._held)
+    def _keep_on_copy(self, x_adv: torch.Tensor, value: torch.Tensor) -> None:
+        """Record inputs (M, ...), with their margins on the copy.
+
+        The network itself evaluates the strongest one later, and at once those that the copy misclassifies, as long as the
+        sample is still robust.
+        """
+        better = value > self._best_on_copy_value
+        self._best_on_copy_value = torch.where(better, value, self._best_on_copy_value)
+        self._best_on_copy = torch.where(better.reshape(-1, *[1] * (x_adv.ndim - 1)), x_adv, self._best_on_copy)
         self._confirm((value > 0) & (self.found_at[self.rows] == 0), x_adv)
 
     def _confirm(self, which: torch.Tensor, x_adv: torch.Tensor) -> None:
-        """Show some, (M,) bool, of these inputs (M, ...) to the network itself."""
+        """Evaluate some, (M,) bool, of these inputs (M, ...) on the network itself, and record them."""
         assert self._network is not None
         at = which.nonzero().flatten()
         if len(at):
@@ -132,8 +138,8 @@ class Search:
             self._keep(self.rows[at], x_adv[at], margin(logits, self.y[at]).float())
 
     def _note(self, rows: torch.Tensor) -> None:
-        """These samples were seen to break."""
-        self.found_at[rows[self.found_at[rows] == 0]] = self.looks
+        """Mark these samples as broken."""
+        self.found_at[rows[self.found_at[rows] == 0]] = self.queries
 
     @property
     def broken(self) -> torch.Tensor:  # (N,) bool
@@ -141,20 +147,20 @@ class Search:
 
     @property
     def is_over(self) -> bool:
-        """Whether no sample is left to work on."""
+        """Whether no sample is left to attack."""
         return len(self.rows) == 0
 
     def still(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """An attack's own state, tensors (M, ...) each, cut down to the samples to go on with.
+        """The tensors (M, ...) of an attack's state, reduced to the samples that are still attacked.
 
-        With goal "worst" it comes back as it is. x, y, threat, rows and the random numbers are cut down too.
+        With goal "worst" they are returned unchanged. x, y, threat, rows and the random numbers are reduced too.
         """
-        if self.goal == "worst" or (self.x.is_cuda and self.looks % _LOOKS_BETWEEN_SYNCS):
+        if self.goal == "worst" or (self.x.is_cuda and self.queries % _QUERIES_BETWEEN_SYNCS):
             return tensors
         return self.drop(self.found_at[self.rows] > 0, *tensors)
 
     def drop(self, done: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As `still`, for the samples that the attack itself is done with, (M,) bool, whatever the goal."""
+        """As `still`, without the samples `done` (M,) bool that the attack itself has finished, with any goal."""
         if not bool(done.any()):
             return tensors
         keep = ~done
@@ -163,15 +169,15 @@ class Search:
             self.threat = dataclasses.replace(self.threat, eps=eps[keep.to(eps.device)])
         self.x, self.y, self.rows = self.x[keep], self.y[keep], self.rows[keep]
         if self.is_on_copy:
-            self._held, self._held_value = self._held[keep], self._held_value[keep]
+            self._best_on_copy, self._best_on_copy_value = self._best_on_copy[keep], self._best_on_copy_value[keep]
         randomness.keep(keep)
         return tuple(tensor[keep] for tensor in tensors)
 
     def milestones(self, hopeless: tuple[tuple[float, float], ...], total: int, least: int) -> dict[int, float]:
-        """When a run of `total` steps asks whether to give samples up, and the limit then: (share of the steps, limit).
+        """The steps after which a run of `total` steps may give samples up, each with its limit.
 
-        Only with goal "break" and in linf: in l2 runs were seen to come back from far. Never in runs of fewer than
-        `least` steps, where a slow start says little.
+        hopeless: (share of the steps, limit). Only with goal "break" and in linf: in l2, runs recover from far away. Never
+        in runs of fewer than `least` steps, where a slow start says little.
         """
         if self.goal == "worst" or self.threat.norm != "linf" or total < least:
             return {}
@@ -179,7 +185,7 @@ class Search:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Samples dropped within are worked on again after, but for those that `still` is done with."""
+        """A context after which samples dropped in it are attacked again, except those that `still` drops."""
         x, y, threat, rows = self.x, self.y, self.threat, self.rows
         with randomness.kept_aside():
             yield
@@ -188,17 +194,17 @@ class Search:
 
 
 class Nearest(Search):
-    """For attacks that look for the smallest change: the nearest adversarial seen for each sample.
+    """For minimal-norm attacks: the nearest adversarial example found for each sample.
 
-    What is offered may lie outside of the budget; the range is the attack's to keep. distance (N,): of the nearest
-    adversarial, infinite where none was seen, and then x_adv is the input itself. With goal "break" a sample is
-    dropped once an adversarial within the budget was seen.
+    Inputs that are offered may be outside of the budget; the attack keeps them in the input range. distance (N,): of the
+    nearest adversarial example, infinite where there is none, and then x_adv is the input itself. With goal "break" a
+    sample is dropped once an adversarial example within the budget is found.
 
-    Nearest adversarials lie where rounding, which another batch size changes, may turn the verdict. One that is
-    this near to the boundary only counts while the sample has no other.
+    Near the decision boundary rounding, which depends on the batch size, may change the class. An adversarial example
+    that is so near only counts while the sample has no other.
 
-    Every look is at the network itself: a copy in bfloat16 has its boundary elsewhere, and runs that begin along it find
-    less (see FAB).
+    Every query goes to the network itself: the boundary of a copy in bfloat16 is elsewhere, and runs that begin along it
+    find less (see FAB).
     """
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> None:
@@ -207,14 +213,14 @@ class Nearest(Search):
         self._share = 0.0
 
     def still(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """As Search; what is wrong as it is has no nearer adversarial and goes after the first look with any goal."""
-        if self.goal == "worst" and self.looks == 1:
+        """As Search. A sample that is misclassified without a change is dropped after the first query, with any goal."""
+        if self.goal == "worst" and self.queries == 1:
             return self.drop(self.distance[self.rows] == 0, *tensors)
         return super().still(*tensors)
 
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """As Search; returns the distance of each, (M,), infinite where it is no adversarial."""
-        self.looks += 1
+        """As Search. Returns the distance (M,) of each input, infinite where it is not adversarial."""
+        self.queries += 1
         value = margin(logits, self.y).float()
         distance = self.threat.distance(x_adv, self.x).float()
         best = self.distance[self.rows]

@@ -34,11 +34,12 @@ LONG = 1000  # queries from which on that is asked
 class Square(Attack):
     """Random search that keeps each square which brings the image nearer to the boundary; it needs no gradient.
 
-    queries: looks at a sample, the start among them. p_init: share of the picture that the first windows cover.
+    queries: forward passes of a sample, including that of the start. p_init: share of the picture that the first windows cover.
     restarts: runs, each with all of the queries, from new stripes. With goal "break" a linf run is given up where the
     boundary is hopelessly far by the pace so far (our choice).
     """
 
+    role = "search"
     threat: Threat
     queries: int = 5000
     p_init: float = 0.8

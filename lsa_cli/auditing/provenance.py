@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli import __version__, distributed
+from lsa_cli import distributed
+from lsa_cli._version import __version__
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.models.checkpoint import Checkpoint

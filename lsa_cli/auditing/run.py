@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli import __version__, distributed
+from lsa_cli import distributed
+from lsa_cli._version import __version__
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
@@ -467,7 +468,7 @@ class Run:
         threat = getattr(named.attack, "threat", self.plan.threat)
         self.measured.append(
             evidence.Measured(
-                label=named.label, role=evidence.role_of(named.name), budget=f"{threat.norm} {threat.eps:g}",
+                label=named.label, role=named.attack.role, budget=f"{threat.norm} {threat.eps:g}",
                 y=self.y, clean=diagnosis.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
                 found_at=found_at if found_at.any() and not self.plan.is_random else None, ran=ran,
             )

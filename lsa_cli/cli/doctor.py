@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lsa_cli import __version__
+from lsa_cli._version import __version__
 from lsa_cli.cli.console import emit
 from lsa_cli.errors import UsageError
 from lsa_cli.wording import plural

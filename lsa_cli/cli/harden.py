@@ -100,7 +100,7 @@ def plan_flagged(checkpoint: str, given: AuditSettings, scans: bool) -> tuple[Au
     Returns the settings that `harden_flagged` completes, and where each comes from.
     """
     from lsa_cli import distributed
-    from lsa_cli.hardening.following import before_audit
+    from lsa_cli.hardening.layer_selection import before_audit
     from lsa_cli.hardening.plan import make_harden_plan
 
     settings, origin = _merged(checkpoint, given.replace(split=None), lambda message: None)
@@ -116,7 +116,7 @@ def harden_flagged(
     checkpoint: str, flagged: tuple[AuditSettings, dict[str, str]], report: "AuditReport", out: Path, quiet: bool
 ) -> None:
     """`lsa audit --harden`, after it: hold the layers that it flagged, against the attack that was strongest in it."""
-    from lsa_cli.hardening.following import after_audit
+    from lsa_cli.hardening.layer_selection import after_audit
 
     settings, origin = flagged
     own, notes = after_audit(settings.harden or HardenSettings(), report)

@@ -91,7 +91,7 @@ def _registry(kind: str) -> Any:
         "layers": ("layers", "SELECTORS"),
         "measures": ("measures", "MEASURES"),
         "methods": ("hardening", "HARDENINGS"),
-        "bases": ("hardening.bases", "BASES"),
+        "bases": ("hardening.objectives", "OBJECTIVES"),
         "sources": ("data", "DATA_SOURCES"),
         "audit-metrics": ("auditing.metrics", "METRICS"),
         "exporters": ("report.exporters", "EXPORTERS"),

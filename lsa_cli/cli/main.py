@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from lsa_cli import __version__
+from lsa_cli._version import __version__
 from lsa_cli.cli.boundary import boundary
 
 

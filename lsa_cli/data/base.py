@@ -88,6 +88,38 @@ Source = Callable[[SourceRequest], LabelledData]
 DATA_SOURCES: Registry[Source] = Registry("data source")
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a source states of itself beside opening data.
+
+    is_path: the location names a file or folder. suffixes, marks: a file with one of these suffixes, or a folder that
+    holds one of these files, is probably meant for this source. fetches: whether opening (location, options) may
+    download data.
+    """
+
+    is_path: bool = True
+    suffixes: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    fetches: Callable[[str, Mapping[str, str]], bool] = lambda location, options: False
+
+
+_TRAITS: dict[Source, Traits] = {}
+
+
+def states(traits: Traits) -> Callable[[Source], Source]:
+    """Decorate a source with its traits; one without has the defaults."""
+
+    def keep(source: Source) -> Source:
+        _TRAITS[source] = traits
+        return source
+
+    return keep
+
+
+def traits_of(name: str) -> Traits:
+    return _TRAITS.get(DATA_SOURCES.get(name), Traits())
+
+
 def check_file(path: Path, spec: str) -> None:
     """Raises DataError where there is no regular file."""
     try:

@@ -12,10 +12,12 @@ from lsa_cli.data.base import (
     USUAL_LABELS,
     LabelledData,
     SourceRequest,
+    Traits,
     check_file,
     number_labels,
     pick_name,
     pick_split,
+    states,
 )
 from lsa_cli.data.images import ImageFiles, image_data
 from lsa_cli.errors import DataError, SplitError, UsageError
@@ -75,6 +77,7 @@ def _folder_split(root: Path, request: SourceRequest) -> str:
 
 
 @DATA_SOURCES.register("csv")
+@states(Traits(suffixes=(".csv",)))
 def open_csv(request: SourceRequest) -> LabelledData:
     """csv:FILE.csv[?root=DIR&path=COLUMN&label=COLUMN&ext=png]: a table of image files, relative to it or to root, and labels.
 

@@ -14,9 +14,11 @@ from lsa_cli.data.base import (
     USUAL_LABELS,
     LabelledData,
     SourceRequest,
+    Traits,
     number_labels,
     pick_name,
     pick_split,
+    states,
 )
 from lsa_cli.data.folders import path_files
 from lsa_cli.data.images import ImageFiles, Picture, image_data
@@ -31,6 +33,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @DATA_SOURCES.register("torchvision")
+@states(Traits(is_path=False, fetches=lambda location, options: options.get("download", "false") != "false"))
 def open_torchvision(request: SourceRequest) -> LabelledData:
     """torchvision:NAME?root=DIR[&split=test&download=true]: a torchvision data set; downloaded only if that is said."""
     from torchvision import datasets
@@ -126,6 +129,9 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 
 @DATA_SOURCES.register("hf")
+@states(
+    Traits(marks=("dataset_dict.json", "state.json"), fetches=lambda location, options: not Path(location).is_dir())
+)
 def open_hugging_face(request: SourceRequest) -> LabelledData:
     """hf:FOLDER_OR_NAME[?split=test&config=NAME&image=COLUMN&label=COLUMN]: with `pip install datasets`; runs no code of it.
 

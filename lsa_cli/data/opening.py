@@ -2,9 +2,10 @@
 
 import os
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
-from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, checked
+from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, checked, traits_of
 from lsa_cli.data.factories import from_factory
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, UsageError
@@ -45,7 +46,7 @@ def open_data(
             f"{_meant(spec)}"
         )
     location, _, query = rest.partition("?")
-    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=False))
+    options = _options(query)
     if source not in DATA_SOURCES:
         if source.isidentifier() and not can_import(source):
             hint = _meant(spec) or ", or pkg.mod:factory"
@@ -62,22 +63,44 @@ def open_data(
 def _meant(spec: str) -> str:
     """What a path without a source was probably meant as: "; for the folder val say imagefolder:val"; "" where none is."""
     path = Path(spec.partition("?")[0])
+    sources = {name: traits_of(name) for name in DATA_SOURCES.names()}
     if path.is_dir():
-        source = "imagefolder"
-        for file, other in (("dataset_dict.json", "hf"), ("state.json", "hf"), ("labels.npy", "cifar-c")):
-            source = other if (path / file).is_file() else source
-        return f"; for the folder {path} say --data {source}:{spec}"
-    source = {".npz": "npz", ".csv": "csv", ".tar": "webdataset"}.get(path.suffix.lower(), "")
-    return f"; for the file {path} say --data {source}:{spec}" if source and path.is_file() else ""
+        marked = (name for name, traits in sources.items() if any((path / file).is_file() for file in traits.marks))
+        return f"; for the folder {path} say --data {next(marked, 'imagefolder')}:{spec}"
+    fits = (name for name, traits in sources.items() if path.suffix.lower() in traits.suffixes)
+    source = next(fits, None) if path.is_file() else None
+    return f"; for the file {path} say --data {source}:{spec}" if source is not None else ""
+
+
+def may_download(spec: str) -> bool:
+    """Whether opening this data set could fetch it from the network and write it to the disk."""
+    source, _, rest = spec.partition(":")
+    location, _, query = rest.partition("?")
+    return source in DATA_SOURCES and traits_of(source).fetches(location, _options(query))
+
+
+def moved(spec: str, move: Callable[[str], str]) -> str:
+    """The spec with each path in it as `move` gives it: the location, if it is one, and ?root=."""
+    source, _, rest = spec.partition(":")
+    location, mark, query = rest.partition("?")
+    options = [f"root={move(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
+    if source in DATA_SOURCES and traits_of(source).is_path:
+        location = move(location)
+    return f"{source}:{location}{mark}{'&'.join(options)}"
+
+
+def _options(query: str) -> dict[str, str]:
+    return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, strict_parsing=False))
 
 
 def _beside(folder: Path, source: str, location: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:
     """The location and root in the checkpoint's folder. A checkpoint alone starts no download."""
+    traits = traits_of(source)
     if "root" in options:
         options = {**options, "root": str(folder / options["root"])}
-    if source != "torchvision":
+    if traits.is_path:
         location = str(folder / location)
-    if options.get("download") == "true" or (source == "hf" and not Path(location).is_dir()):
+    if traits.fetches(location, options):
         raise DataError(
             f"the checkpoint names data to download ({source}:{location}); if you trust it, give it with --data"
         )

@@ -6,4 +6,4 @@ import lsa_cli.hardening.class_fair
 import lsa_cli.hardening.learn2perturb
 import lsa_cli.hardening.noise_propagation
 import lsa_cli.hardening.self_gradient  # noqa: F401
-from lsa_cli.hardening.base import HARDENINGS as HARDENINGS
+from lsa_cli.hardening.methods import HARDENINGS as HARDENINGS

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.base import HARDENINGS, Batch, Hardening, Step, Task
-from lsa_cli.hardening.bases import BASES, Base
+from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
+from lsa_cli.hardening.objectives import OBJECTIVES, Objective
 from lsa_cli.hardening.regularizer import LayerRegularizer, record
 from lsa_cli.hardening.weights import adversarial_weights
 from lsa_cli.models.classifier import Classifier
@@ -30,27 +30,27 @@ class AdversarialTraining(Hardening):
     replays: int | None = None
     parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     seen: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)  # (N, K) of the last loss
-    made: Base = field(init=False)
+    objective: Objective = field(init=False)
     regularizer: LayerRegularizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         own = {"beta": self.beta, "replays": self.replays}
         given = {name: str(value) for name, value in own.items() if value is not None}
-        self.made = build(BASES.get(self.base), given, f"base '{self.base}'", task=self.task)
+        self.objective = build(OBJECTIVES.get(self.base), given, f"base '{self.base}'", task=self.task)
         if self.regularizes:
             task = self.task
             self.regularizer = LayerRegularizer(task.layers, task.gammas, task.measure, task.detach_clean)
 
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
-        for _ in range(self.made.updates):
-            x_adv = self.made.examples(model, batch)
+        for _ in range(self.objective.updates):
+            x_adv = self.objective.examples(model, batch)
             worse: AbstractContextManager[None] = nullcontext()
             if self.task.awp > 0 and batch.strength == 1:
                 ascent = self.losses(model, batch, x_adv.detach()).sum()
                 worse = adversarial_weights(model, ascent, self.task.awp)
             with worse:
                 yield self.losses(model, batch, x_adv).mean(), ("weights",)
-            self.made.learn(x_adv, batch)
+            self.objective.learn(x_adv, batch)
 
     def losses(self, model: Classifier, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:  # -> (N,)
         """J(x_adv, y), plus the regularizer. Clean and adversarial inputs pass one after the other, not in one batch:
@@ -58,15 +58,15 @@ class AdversarialTraining(Hardening):
         layers = self.regularizer.layers if self.regularizer is not None else ()
         clean_logits = None
         clean: dict[str, torch.Tensor] = {}
-        if self.made.needs_clean or layers:
+        if self.objective.needs_clean or layers:
             # A fixed target that nothing else needs has no graph to keep.
-            wanted = self.made.needs_clean or not self.task.detach_clean
+            wanted = self.objective.needs_clean or not self.task.detach_clean
             with torch.set_grad_enabled(wanted), record(model, layers) as clean:
                 clean_logits = model(batch.x)
-        with self.made.inside(model), record(model, layers) as perturbed:
+        with self.objective.inside(model), record(model, layers) as perturbed:
             logits = model(x_adv)
         self.seen = logits.detach()
-        losses = self.made.losses(logits, clean_logits, batch.y)
+        losses = self.objective.losses(logits, clean_logits, batch.y)
         self.parts = {"J": losses.detach()}
         if self.regularizer is not None:
             penalty, measures = self.regularizer(clean, perturbed)
@@ -75,10 +75,10 @@ class AdversarialTraining(Hardening):
         return losses
 
     def state(self) -> dict[str, Any]:
-        return self.made.state()
+        return self.objective.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.made.restore(state)
+        self.objective.restore(state)
 
 
 @HARDENINGS.register("at-lr")

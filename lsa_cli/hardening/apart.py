@@ -14,9 +14,9 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import per_sample
 from lsa_cli.errors import UsageError
 from lsa_cli.failures import backward_of_network
-from lsa_cli.hardening.base import Batch
-from lsa_cli.hardening.bases import BASES, Base, as_attacked
+from lsa_cli.hardening.methods import Batch
 from lsa_cli.hardening.noise_propagation import INPUT, injected, layers_of, with_noise
+from lsa_cli.hardening.objectives import OBJECTIVES, Objective, as_attacked
 from lsa_cli.layers import Layer
 from lsa_cli.models.classifier import Classifier
 
@@ -37,9 +37,9 @@ class _Made:
     inside: torch.Tensor
 
 
-@BASES.register("apart")
+@OBJECTIVES.register("apart")
 @dataclass
-class ApartBase(Base):
+class ApartObjective(Objective):
     """One step from a start that each image remembers, and a push inside each block; linf.
 
     Each image has a map omega, from which it starts at alpha_omega * omega; a step of alpha * sign(g) follows, clipped to

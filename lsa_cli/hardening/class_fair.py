@@ -23,8 +23,8 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.adversarial_training import AdversarialTraining
-from lsa_cli.hardening.base import HARDENINGS, Batch, Step
-from lsa_cli.hardening.bases import TradesBase
+from lsa_cli.hardening.methods import HARDENINGS, Batch, Step
+from lsa_cli.hardening.objectives import TradesObjective
 from lsa_cli.hardening.weights import blend, weights_of
 from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.surgery import operate
@@ -102,8 +102,8 @@ class ClassFair(AdversarialTraining):
             raise UsageError("class-fair: delta is for the average of weights; add fawa=true, or leave it out")
         if self.delta is not None and not 0 <= self.delta < 1:
             raise UsageError(f"class-fair: delta={self.delta:g} should be an accuracy of 0 or more and below 1")
-        if self.rule == "cfa" and isinstance(self.made, TradesBase):
-            self.made.beta_of_class = torch.full((self.task.classes,), self.made.beta)
+        if self.rule == "cfa" and isinstance(self.objective, TradesObjective):
+            self.objective.beta_of_class = torch.full((self.task.classes,), self.objective.beta)
         self.surgeries: list[dict[str, Any]] = []
         self.cost = torch.zeros(self.task.classes)
 
@@ -164,11 +164,11 @@ class ClassFair(AdversarialTraining):
         known = sums["count"] > 0
         robust, loss = (torch.where(known, value, value[known].mean()) for value in (robust, loss))
         if self.rule == "cfa":
-            self.made.eps_of_class = cfa_factors(robust, _EPS_SHIFT.get(self.base, _USUAL_EPS_SHIFT))
-            if isinstance(self.made, TradesBase):
-                self.made.beta_of_class = self.made.beta * cfa_factors(robust, _BETA_SHIFT)
-        elif self.rule == "dafa" and self.made.eps_of_class is None:  # once
-            self.made.eps_of_class = self.made.weight_of_class = dafa_weights(mass)
+            self.objective.eps_of_class = cfa_factors(robust, _EPS_SHIFT.get(self.base, _USUAL_EPS_SHIFT))
+            if isinstance(self.objective, TradesObjective):
+                self.objective.beta_of_class = self.objective.beta * cfa_factors(robust, _BETA_SHIFT)
+        elif self.rule == "dafa" and self.objective.eps_of_class is None:  # once
+            self.objective.eps_of_class = self.objective.weight_of_class = dafa_weights(mass)
         elif self.rule == "wat":
             self.cost = self.cost + loss
             self.loss_of_class = wat_weights(self.cost)
@@ -236,11 +236,11 @@ class ClassFair(AdversarialTraining):
     # ---- resume ----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        made = self.made
+        objective = self.objective
         return {
             "base": super().state(), "sums": self.sums, "cost": self.cost, "average": self.average,
             "averaged_epochs": self.averaged_epochs, "loss_of_class": self.loss_of_class,
-            "of_class": {name: getattr(made, name) for name in _OF_CLASS if hasattr(made, name)},
+            "of_class": {name: getattr(objective, name) for name in _OF_CLASS if hasattr(objective, name)},
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -249,7 +249,7 @@ class ClassFair(AdversarialTraining):
             setattr(self, name, state[name])
         self.cost = self.cost.cpu()  # a state is read to the device of the training
         for name, value in state["of_class"].items():
-            setattr(self.made, name, value)
+            setattr(self.objective, name, value)
 
 
 def is_fairer(tried: ClassDiagnosis, best: ClassDiagnosis, start: ClassDiagnosis, classes: int) -> bool:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.base import HARDENINGS, Batch, Hardening, Step, Task
-from lsa_cli.hardening.bases import BASES, Base
+from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
+from lsa_cli.hardening.objectives import OBJECTIVES, Objective
 from lsa_cli.hardening.sites import chosen, hidden_layers, sites_of
 from lsa_cli.layers import Layer
 from lsa_cli.models.classifier import Classifier
@@ -51,7 +51,7 @@ class Learn2Perturb(Hardening):
     beta: float | None = None
     replays: int | None = None
     parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
-    made: Base = field(init=False)
+    objective: Objective = field(init=False)
     surgeries: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Learn2Perturb(Hardening):
             )
         own = {"beta": self.beta, "replays": self.replays}
         given = {name: str(value) for name, value in own.items() if value is not None}
-        self.made = build(BASES.get(self.base), given, f"base '{self.base}'", task=self.task)
+        self.objective = build(OBJECTIVES.get(self.base), given, f"base '{self.base}'", task=self.task)
 
     @property
     def begins(self) -> float:
@@ -87,7 +87,7 @@ class Learn2Perturb(Hardening):
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
         noise = _noise(model)
         noise.on, noise.keyed = batch.progress >= _NOISE_FROM, False
-        for _ in range(self.made.updates):
+        for _ in range(self.objective.updates):
             if noise.on:
                 penalty = self.penalty(noise, batch.progress)
                 self.parts = {"noise": penalty.detach().expand(len(batch.x))}
@@ -96,7 +96,7 @@ class Learn2Perturb(Hardening):
             self.parts = {"J": losses.detach()}
             yield losses.mean(), ("weights", "noise") if noise.on else ("weights",)
             if x_adv is not None:
-                self.made.learn(x_adv, batch)
+                self.objective.learn(x_adv, batch)
             with torch.no_grad():
                 for scale in noise.scales:
                     scale.clamp_(min=_FLOOR)
@@ -114,19 +114,19 @@ class Learn2Perturb(Hardening):
             return F.cross_entropy(model(batch.x), batch.y, reduction="none", label_smoothing=smoothing), None
         clean_logits = model(batch.x)
         own = replace(batch, y=clean_logits.detach().argmax(1))
-        x_adv = self.made.examples(model, own)
+        x_adv = self.objective.examples(model, own)
         clean = F.cross_entropy(clean_logits, batch.y, reduction="none", label_smoothing=smoothing)
-        return (clean + self.made.losses(model(x_adv), clean_logits, batch.y)) / 2, x_adv
+        return (clean + self.objective.losses(model(x_adv), clean_logits, batch.y)) / 2, x_adv
 
     def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
         noise = _noise(model)
         noise.on = noise.keyed = True
 
     def state(self) -> dict[str, Any]:
-        return self.made.state()
+        return self.objective.state()
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.made.restore(state)
+        self.objective.restore(state)
 
 
 def _noise(model: Classifier) -> NoiseBody:

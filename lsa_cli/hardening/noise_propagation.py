@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import per_sample
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.base import HARDENINGS, Batch, Hardening, Step, Task
-from lsa_cli.hardening.bases import BASES, Base
+from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
+from lsa_cli.hardening.objectives import OBJECTIVES, Objective
 from lsa_cli.layers import Layer, find_layers, select_layers, tap
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import build, unknown
@@ -73,14 +73,14 @@ class NoisePropagation(Hardening):
     schedule: str = "ours"
     base: str | None = None
     parts: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
-    made: Base | None = field(default=None, init=False)
+    objective: Objective | None = field(default=None, init=False)
     names: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UsageError(unknown("schedule of anp", self.schedule, SCHEDULES))
         if self.base is not None:
-            self.made = build(BASES.get(self.base), {}, f"base '{self.base}'", task=self.task)
+            self.objective = build(OBJECTIVES.get(self.base), {}, f"base '{self.base}'", task=self.task)
             if self.base in ("free", "apart"):
                 raise UsageError(f"anp reads the gradients that base {self.base} needs for itself; use base=pgd")
         if self.sites != "mvl" and "mvl" in self.sites.split("+"):
@@ -98,10 +98,10 @@ class NoisePropagation(Hardening):
 
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
         noise, decay, updates = phase(self.schedule, batch.progress)
-        x = batch.x if self.made is None else self.made.examples(model, batch)
+        x = batch.x if self.objective is None else self.objective.examples(model, batch)
         registers: Registers = {}
         for left in reversed(range(updates)):
-            clean_logits = model(batch.x) if self.made is not None and self.made.needs_clean else None
+            clean_logits = model(batch.x) if self.objective is not None and self.objective.needs_clean else None
             logits, leaves = with_noise(model, x, self.names, registers, noise / updates)
             losses = self._losses(logits, clean_logits, batch.y)
             self.parts = {"J": losses.detach()}
@@ -113,8 +113,8 @@ class NoisePropagation(Hardening):
     def _losses(
         self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor
     ) -> torch.Tensor:  # (N, K), (N, K), (N,) -> (N,)
-        if self.made is not None:
-            return self.made.losses(logits, clean_logits, y)
+        if self.objective is not None:
+            return self.objective.losses(logits, clean_logits, y)
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.task.label_smoothing)
 
 

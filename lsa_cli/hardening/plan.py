@@ -11,48 +11,28 @@ from torch import nn
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.layer_scan import refuse_more
 from lsa_cli.auditing.network import Network, Say, open_network
-from lsa_cli.auditing.plan import AuditPlan, climbing_means, eps_as_text, make_plan
+from lsa_cli.auditing.plan import AuditPlan, climbing_means, make_plan
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
-from lsa_cli.hardening.base import HARDENINGS, Hardening, Task
-from lsa_cli.hardening.bases import BASES
-from lsa_cli.hardening.held import check_gamma, gammas, named_layers
-from lsa_cli.hardening.schedules import SCHEDULES
-from lsa_cli.hardening.trainer import Recipe, split_validation, trainable_names
+from lsa_cli.hardening.layer_selection import check_gamma, gammas, named_layers
+from lsa_cli.hardening.method_settings import (
+    DEFAULT_METHOD,
+    OF_ATTACK,
+    base_of,
+    method_of,
+    needs_layers,
+    used_of_attack,
+)
+from lsa_cli.hardening.methods import HARDENINGS, Hardening, Task
+from lsa_cli.hardening.recipes import Recipe, recipe_for, trainable_names
+from lsa_cli.hardening.validation import split_validation
 from lsa_cli.layers import plain_modules
 from lsa_cli.models.architectures import runs_user_code
-from lsa_cli.registry import build, parse_spec
+from lsa_cli.registry import build
 from lsa_cli.settings import AuditSettings, HardenSettings
 
-DEFAULT_METHOD, DEFAULT_GAMMA, DEFAULT_HOLD = "at-lr", 0.5, "first"
+DEFAULT_GAMMA, DEFAULT_HOLD = 0.5, "first"
 JUDGED_BY = ("fgsm", "pgd")  # attacks of the audits before and after
-# Recipe and attack steps by kind of input. All numbers are our choice; those for grey images were chosen on held-out
-# MNIST training images.
-_EVERYWHERE: dict[str, Any] = {
-    "batch_size": 128, "warmup": 0.3, "clip": 0.0, "label_smoothing": 0.0, "average": "none", "amp": False, "awp": 0.0,
-}  # fmt: skip
-_USUAL = {
-    "vectors": (
-        Recipe(
-            epochs=30, lr=1e-3, optimizer="adam", schedule="one-cycle", weight_decay=0.0, augment="none", **_EVERYWHERE
-        ),
-        10,
-    ),
-    "grey images": (
-        Recipe(
-            epochs=5, lr=2e-3, optimizer="adam", schedule="one-cycle", weight_decay=0.0, augment="none", **_EVERYWHERE
-        ),
-        7,
-    ),
-    "colour images": (
-        Recipe(
-            epochs=10, lr=0.02, optimizer="sgd", schedule="cosine", weight_decay=5e-4, augment="crop-flip",
-            **_EVERYWHERE,
-        ),
-        10,
-    ),
-}  # fmt: skip
-_OF_ATTACK = ("steps", "step_size", "attack_mode")
 _GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which for MNIST's 0.3 are the source paper's
 _USUAL_VALIDATION, _LARGEST_VALIDATION = 0.1, 1000  # share of the training samples, and at most; what is said is done
 
@@ -193,7 +173,7 @@ def make_harden_plan(
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")
-    recipe, steps = _recipe(own, network.input_shape)
+    recipe, steps = recipe_for(own, network.input_shape)
     chosen = named_layers(own, network.layers)
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
@@ -212,32 +192,6 @@ def make_harden_plan(
     if not plan.train_only_flagged or chosen:
         _refuse_lone_samples(plan, plan.trainable(chosen))
     return plan
-
-
-def needs_layers(method: str, options: dict[str, str], train_only: str | None) -> bool:
-    """Whether a method with these options works on layers that are named or chosen."""
-    return HARDENINGS.get(method).regularizes or train_only == "flagged" or options.get("sites") == "mvl"
-
-
-def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
-    """The method's name, and its options with those that are said elsewhere: base, and a schedule of the method."""
-    name, options = parse_spec(own.method or DEFAULT_METHOD, "method")
-    method = HARDENINGS.get(name)
-    if own.base is not None:
-        if "base" in options:
-            raise UsageError("--base and --method name:base= both name the base; give one of them")
-        base, more = parse_spec(own.base, "base")
-        options = {"base": base, **more, **options}
-    if own.schedule is not None and own.schedule not in SCHEDULES:
-        if not hasattr(method, "schedule"):
-            raise UsageError(
-                f"--schedule {own.schedule} is a method's, and {name} has no schedule of its own; the recipe's are "
-                f"{', '.join(SCHEDULES)}"
-            )
-        if "schedule" in options:
-            raise UsageError(f"--schedule {own.schedule} and --method both name the schedule of {name}; give one")
-        options["schedule"] = own.schedule
-    return name, options
 
 
 def _training_network(
@@ -307,19 +261,6 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     )  # fmt: skip
 
 
-def _recipe(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:
-    """The usual recipe for inputs of this kind under what the user says, and the usual steps of the attack."""
-    kind = "vectors" if len(shape) != 3 else "grey images" if shape[0] == 1 else "colour images"
-    usual, steps = _USUAL[kind]
-    said = own.given()
-    if own.schedule not in SCHEDULES:
-        said.pop("schedule", None)  # the method's, see `method_of`
-    recipe = replace(usual, **{name: said[name] for name in Recipe.__dataclass_fields__ if name in said})
-    if recipe.augment == "crop-flip" and len(shape) != 3:
-        raise UsageError(f"--augment crop-flip is for images; inputs here have shape {shape}")
-    return recipe, steps
-
-
 def _try_method(plan: HardenPlan) -> Hardening:
     """Wrong options and weights are told now, not after an audit and a scan.
 
@@ -380,40 +321,14 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
     if own.hold in ("first", "last") and own.top_k is not None:
         raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
     used = used_of_attack(plan.method, plan.options)
-    if own.warmup is not None and not used and not plan.regularizes and _base(plan.method, plan.options) is None:
+    if own.warmup is not None and not used and not plan.regularizes and base_of(plan.method, plan.options) is None:
         raise UsageError(f"--warmup raises eps and gamma, and {plan.method} without a base has neither; leave it out")
-    for name in _OF_ATTACK:
+    for name in OF_ATTACK:
         if getattr(own, name) is not None and name not in used:
-            base = _base(plan.method, plan.options)
+            base = base_of(plan.method, plan.options)
             why = f"{plan.method} without a base attacks nothing" if base is None else f"base {base} does not use it"
             raise UsageError(f"{_option(name)}: {why}; leave it out, or use --base pgd")
 
 
-def used_of_attack(method: str, options: dict[str, str]) -> tuple[str, ...]:
-    """Which settings of the attack make a difference to a method with these options; a method of a plugin may use all."""
-    if not hasattr(HARDENINGS.get(method), "base"):
-        return _OF_ATTACK
-    base = _base(method, options)
-    return BASES.get(base).uses if base is not None else ()
-
-
-def _base(method: str, options: dict[str, str]) -> str | None:
-    return options.get("base", getattr(HARDENINGS.get(method), "base", None))
-
-
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def described(plan: HardenPlan) -> dict[str, Any]:
-    """The training's settings as plain values: for the log, the history in the file, and --resume."""
-    recipe = plan.recipe
-    return {
-        "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
-        "eps_text": eps_as_text(float(plan.threat.eps)), "steps": plan.steps, "step_size": plan.step_size,
-        "attack_mode": plan.attack_mode, **{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
-        "measure": plan.audit.measure_name, "gamma": plan.gamma if plan.regularizes else None,
-        "detach_clean": plan.detach_clean, "freeze": list(plan.freeze), "train_only_flagged": plan.train_only_flagged,
-        "data": plan.network.data.spec, "split": plan.network.data.split, "training_samples": len(plan.train),
-        "validation_samples": len(plan.validation), "seed": plan.audit.seed,
-    }  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lsa_cli.hardening.adversarial_training import AdversarialTraining
-from lsa_cli.hardening.base import HARDENINGS
+from lsa_cli.hardening.methods import HARDENINGS
 from lsa_cli.hardening.sites import chosen, hidden_layers, sites_of
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import SelfGradientBody

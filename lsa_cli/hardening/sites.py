@@ -4,7 +4,7 @@ import torch
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.base import Task
+from lsa_cli.hardening.methods import Task
 from lsa_cli.layers import Layer, find_layers, select_layers, tap
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import Sites

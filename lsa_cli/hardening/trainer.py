@@ -1,12 +1,11 @@
-"""train(): the one loop of every hardening method. Resumes to the bit, and stops when the watchdog says so."""
+"""train(): the training loop of every hardening method. A resumed run gives the same bits as an uninterrupted one."""
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,21 +13,19 @@ import torch
 from torch import nn
 
 from lsa_cli import distributed
-from lsa_cli.attacks.base import Attack, undisturbed
 from lsa_cli.attacks.gradient import FGSM, PGD
-from lsa_cli.attacks.threat import Threat
-from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
-from lsa_cli.data import LabelledData, batches, check_inputs, prefetch
+from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.failures import backward_of_network
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
-from lsa_cli.hardening.base import Batch, Hardening
+from lsa_cli.hardening.job import Job
+from lsa_cli.hardening.methods import Batch
+from lsa_cli.hardening.recipes import OPTIMIZERS
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
+from lsa_cli.hardening.validation import diagnose
 from lsa_cli.hardening.watchdog import EpochResult, at_chance, trouble
 from lsa_cli.hardening.weights import Average, copied, weights_of
-from lsa_cli.layers import plain_name
-from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.precision import runs_channels_last
 
 _SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
@@ -36,49 +33,12 @@ _VALIDATION_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the weights move. lr: the highest learning rate; warmup: share of the training in which eps and gamma rise;
-    clip: largest norm of a gradient (0: none); average: none, ema or swa; amp: bfloat16 where autocast has it."""
-
-    epochs: int
-    lr: float
-    optimizer: str
-    weight_decay: float
-    schedule: str
-    batch_size: int
-    warmup: float
-    clip: float
-    label_smoothing: float
-    average: str
-    amp: bool
-    augment: str
-    awp: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that training needs. train, validation: places in `data`; identity: what decides the result."""
-
-    model: Classifier
-    method: Hardening
-    data: LabelledData
-    labels: np.ndarray
-    train: np.ndarray
-    validation: np.ndarray
-    threat: Threat
-    recipe: Recipe
-    trainable: frozenset[str]
-    device: torch.device
-    seed: int
-    state_file: Path
-    identity: dict[str, Any]
-    resume: bool
-
-
-@dataclass(frozen=True)
 class Trained:
-    """best, last: state_dicts of the network. best_epoch: 0 is the network before training, which is handed out where no
-    epoch was at full strength, or the watchdog ended the training and the best epoch is at chance. stopped: its words."""
+    """best, last: state_dicts of the network. history: the result of each epoch. stopped: the reason for early stopping.
+
+    best_epoch: 0 is the network before training. It is the best where no epoch is at full strength, and where training
+    stops early and the best epoch is no better than chance.
+    """
 
     best: dict[str, torch.Tensor]
     last: dict[str, torch.Tensor]
@@ -86,14 +46,6 @@ class Trained:
     history: list[EpochResult]
     stopped: str | None
 
-
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
-    "adamw": lambda parameters, recipe: torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
-    "sgd": lambda parameters, recipe: torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-    ),
-}
 
 Say = Callable[[str], None]
 Progress = Callable[[str, float, float], None]
@@ -110,7 +62,7 @@ def train(
     uninterrupted run does, to the bit on CPU. Raises RunError when the loss stops being finite before the first epoch
     is over.
     """
-    return _Training(job, progress, on_epoch).everything(on_resume)
+    return _Training(job, progress, on_epoch).run(on_resume)
 
 
 class _Training:
@@ -140,11 +92,11 @@ class _Training:
         self.sums: dict[str, float] = {}
         self.counted: dict[str, int] = {}
         self.spent = 0.0
-        self.best = self.untrained = self.handed_out()
+        self.best = self.untrained = self.weights_to_save()
         self.best_epoch, self.best_score = 0, -1.0
         self.saved = time.monotonic()
 
-    def everything(self, on_resume: Callable[[list[EpochResult]], None]) -> Trained:
+    def run(self, on_resume: Callable[[list[EpochResult]], None]) -> Trained:
         if self.job.resume:
             self.restore(read_state(self.job.state_file, self.job.identity, self.job.device))
             if distributed.rank() == 0:
@@ -154,9 +106,9 @@ class _Training:
             self.one_epoch()
             stopped = trouble(self.history, self.chance)
         if stopped is not None and self.best_epoch and at_chance(self.history[self.best_epoch - 1], self.chance):
-            self.best, self.best_epoch = self.untrained, 0  # the best of bad epochs is not handed out
+            self.best, self.best_epoch = self.untrained, 0  # an epoch at chance is not saved as the best
         self.model.to(memory_format=torch.contiguous_format)
-        return Trained(self.best, self.handed_out(), self.best_epoch, self.history, stopped)
+        return Trained(self.best, self.weights_to_save(), self.best_epoch, self.history, stopped)
 
     @property
     def chance(self) -> float:
@@ -204,7 +156,7 @@ class _Training:
             yield Batch(x, y, index, seed, at, strength), size
 
     def update(self, batch: Batch, count: int) -> None:
-        """All updates that the method asks for on one batch; gradients are summed over ranks before each."""
+        """All updates of the method on one batch. Gradients are summed over ranks before each update."""
         recipe = self.recipe
         # Dropout and the like draw from the global generator: by step, so that a resumed run draws the same, and by
         # rank, so that no two samples of a batch share what is drawn.
@@ -226,7 +178,7 @@ class _Training:
                 (loss * (len(batch.x) / count)).backward()
             for name in names:
                 self.apply(name)
-            self.note(loss, len(batch.x))
+            self.add_losses(loss, len(batch.x))
         if self.average is not None:
             self.average.update(self.model, batch.progress)
 
@@ -237,8 +189,8 @@ class _Training:
                 nn.utils.clip_grad_norm_(self.groups[name], self.recipe.clip)
             self.optimizers[name].step()
 
-    def note(self, loss: torch.Tensor, count: int) -> None:
-        """Add to the sums of the epoch's log."""
+    def add_losses(self, loss: torch.Tensor, count: int) -> None:
+        """Add the losses of one update to the sums for the log."""
         found = {"loss": loss.detach() * count} | {name: part.sum() for name, part in self.method.parts.items()}
         values = torch.stack([value.detach().double() for value in found.values()]).tolist()  # one wait for the device
         for name, value in zip(found, values, strict=True):
@@ -265,14 +217,14 @@ class _Training:
         means = self.means()
         self.average_statistics()
         fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
-        found = self.diagnose(robust) if self.method.diagnosed else None
+        found = diagnose(job, robust) if self.method.diagnosed else None
         if found is not None:
             self.method.end_epoch(self.model, found[1])
         with self.averaged() as is_averaged:
             if found is None or is_averaged:
-                found = self.diagnose(robust)
+                found = diagnose(job, robust)
             clean, under_pgd = found
-            _, under_fgsm = self.diagnose(fgsm)
+            _, under_fgsm = diagnose(job, fgsm)
         result = EpochResult(
             epoch, means.pop("loss"), means,
             clean, float(under_fgsm.robust.mean()), float(under_pgd.robust.mean()),
@@ -282,7 +234,7 @@ class _Training:
         score = self.method.score(under_pgd)
         whole = result.strength == 1 and epoch / recipe.epochs > self.method.begins  # the last epoch always is
         if score > self.best_score and whole and math.isfinite(result.loss):
-            self.best, self.best_epoch, self.best_score = self.handed_out(), epoch, score
+            self.best, self.best_epoch, self.best_score = self.weights_to_save(), epoch, score
         self.save()
         if distributed.rank() == 0:
             left = (recipe.epochs - epoch) * float(np.mean([one.seconds for one in self.history]))
@@ -314,14 +266,14 @@ class _Training:
     def average_of_weights(self) -> dict[str, torch.Tensor] | None:
         return self.method.averaged() if self.average is None else self.average.values
 
-    def handed_out(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights that the network would be handed out with: their average, where there is one."""
+    def weights_to_save(self) -> dict[str, torch.Tensor]:
+        """A copy of the weights that a checkpoint of this moment has: the average, where there is one."""
         values = self.average_of_weights()
         return weights_of(self.model) if values is None else copied(values)
 
     @contextmanager
     def averaged(self) -> Iterator[bool]:
-        """Within, the network has the weights that it would be handed out with; whether those are others."""
+        """A context in which the network has the weights to save. Yields whether those differ from the trained weights."""
         values = self.average_of_weights()
         if values is None:
             yield False
@@ -332,25 +284,6 @@ class _Training:
             yield True
         finally:
             self.model.load_state_dict(own)
-
-    def diagnose(self, attack: Attack) -> tuple[float, ClassDiagnosis]:
-        """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
-        job, model = self.job, self.model
-        found: list[dict[str, np.ndarray]] = []
-        for batch in validation_of(replace(job, validation=distributed.share(job.validation))):
-            x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=job.seed, goal="break")
-            with torch.no_grad(), undisturbed(model):
-                clean, adversarial = predicted_class(model(batch.x)), predicted_class(model(x_adv))
-            columns = {"row": batch.index, "clean": clean, "adversarial": adversarial}
-            found.append({name: column.cpu().numpy() for name, column in columns.items()})
-        gathered = [part for parts in distributed.gather_objects(found) for part in parts]
-        joined = {name: np.concatenate([part[name] for part in gathered]) for name in ("row", "clean", "adversarial")}
-        order = np.argsort(joined["row"])
-        y_all = job.labels[joined["row"][order]]
-        diagnosis = ClassDiagnosis(
-            y_all, joined["clean"][order], joined["adversarial"][order], np.ones(len(order), dtype=bool)
-        )
-        return float(diagnosis.right.mean()), diagnosis
 
     # ---- on disk ---------------------------------------------------------------------------------------
 
@@ -392,55 +325,3 @@ def normalizes_by_rank(model: nn.Module) -> bool:
         isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, synchronized)
         for module in model.modules()
     )
-
-
-def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
-    """The held-out samples, all on every rank."""
-    for rows, read in prefetch(job.data, job.validation, size):
-        x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
-        y, index = torch.from_numpy(job.labels[rows]).to(job.device), torch.from_numpy(rows).to(job.device)
-        yield Batch(x, y, index, job.seed, 1.0, 1.0)
-
-
-def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) places: `share` of the samples, at most `most`, stratified by class, held out.
-
-    Raises UsageError when a part would be empty.
-    """
-    from lsa_cli.data import stratified_subset
-
-    count = min(most, round(share * len(labels)))
-    if not 0 < count < len(labels):
-        raise UsageError(
-            f"--val-fraction {share:g} of {len(labels)} samples leaves {len(labels) - count} to train on and {count} "
-            "to choose the best epoch by; both need some"
-        )
-    validation = stratified_subset(labels, count, seed)
-    return np.setdiff1d(np.arange(len(labels)), validation), validation
-
-
-def trainable_names(
-    model: Classifier, freeze: Sequence[str], only: Sequence[str] | None, *, none_left: bool = False
-) -> frozenset[str]:
-    """Names of the parameters that move. freeze: globs over names of parameters or modules; only: modules' names.
-
-    Raises UsageError for a glob that matches nothing, or when nothing is left and none_left does not allow it.
-    """
-    import fnmatch
-
-    names = [name for name, _ in model.named_parameters()]
-    kept = set(names)
-    bare = {name: plain_name(model.body, name.removeprefix("body.")) for name in names}
-    for glob in freeze:
-        hit = {n for n in names if fnmatch.fnmatchcase(bare[n], glob) or fnmatch.fnmatchcase(bare[n], f"{glob}.*")}
-        if not hit:
-            shown = ", ".join(list(bare.values())[:8])
-            raise UsageError(
-                f"--freeze '{glob}' matches no parameter; there are {shown}{', ...' if len(bare) > 8 else ''}"
-            )
-        kept -= hit
-    if only is not None:
-        kept &= {n for n in names if any(bare[n] == m or bare[n].startswith(f"{m}.") for m in only)}
-    if not kept and not none_left:
-        raise UsageError("no parameter is left to train; freeze less, or use --train-only all")
-    return frozenset(kept)

@@ -58,7 +58,7 @@ def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
     """The copy of a classifier, tried on x (N, ...) with labels y (N,), forward and backward; the classifier is left as it was.
 
     There is none where it would not pay, does not run or, in float32, does not compute the classifier's logits. In
-    bfloat16 logits and gradients differ; that attacks lose nothing by it is theirs to see to (`Search.looks_at`).
+    bfloat16 logits and gradients differ; that attacks lose nothing by it is theirs to see to (`Search.network_at`).
     """
     precision = copy_precision(x.device)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in classifier.modules())
@@ -119,7 +119,7 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
     runs: dict[nn.Module, int] = {}
     pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
 
-    def look(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def watch(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         runs[module] = runs.get(module, 0) + 1
         if type(module) is nn.Conv2d:
             made[id(output)] = module, output._version
@@ -131,7 +131,7 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
 
     kinds = (nn.Conv2d, nn.BatchNorm2d)
     watched = [m for m in network.modules() if type(m) in kinds and not (m._forward_hooks or m._forward_pre_hooks)]
-    hooks = [module.register_forward_hook(look) for module in watched]
+    hooks = [module.register_forward_hook(watch) for module in watched]
     try:
         network(x[:2])
     finally:

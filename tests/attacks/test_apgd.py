@@ -78,7 +78,7 @@ def run_with(values, halved=False, highest=-torch.inf):
     run = module._Dense(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0.1]))
     for k, value in enumerate(values):
         run.x_adv = torch.full((1, 3), float(k))
-        run.look(torch.full((1, 3), float(k)), torch.tensor([value]))
+        run.observe(torch.full((1, 3), float(k)), torch.tensor([value]))
     run.halved, run.highest = torch.tensor([halved]), torch.tensor([highest])
     return run
 
@@ -120,10 +120,10 @@ def test_steps_are_those_of_equations_1_and_2_by_hand():
     threat = make_threat("linf", 0.5, bounds=None)
     x = torch.tensor([[0.0, 0.0]])
     run = module._Dense(x, x, torch.tensor([0.1]))  # eta = 0.2
-    run.look(torch.tensor([[3.0, -1.0]]), torch.tensor([0.0]))
+    run.observe(torch.tensor([[3.0, -1.0]]), torch.tensor([0.0]))
     run.move(x, threat, 0)
     torch.testing.assert_close(run.x_adv, torch.tensor([[0.2, -0.2]]))
-    run.look(torch.tensor([[1.0, 1.0]]), torch.tensor([1.0]))
+    run.observe(torch.tensor([[1.0, 1.0]]), torch.tensor([1.0]))
     run.move(x, threat, 1)  # z = (0.4, 0.0); x + 0.75 (z - x) + 0.25 (x - before)
     torch.testing.assert_close(run.x_adv, torch.tensor([[0.2 + 0.15 + 0.05, -0.2 + 0.15 - 0.05]]))
 
@@ -131,13 +131,13 @@ def test_steps_are_those_of_equations_1_and_2_by_hand():
 def test_l1_steps_move_fewer_inputs_and_shrink_as_in_the_paper():
     x = torch.zeros(1, 6)
     run = module._Sparse(torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]), x, torch.tensor([4.0]))
-    run.look(torch.tensor([[0.1, -5.0, 0.0, 4.0, -0.2, 0.3]]), torch.tensor([0.0]))
+    run.observe(torch.tensor([[0.1, -5.0, 0.0, 4.0, -0.2, 0.3]]), torch.tensor([0.0]))
     run.move(x, make_threat("l1", 100.0, bounds=None), 0)  # 3 / 1.5 = 2 inputs, half of eta = 4 each
     assert run.x_adv.tolist() == [[1.0, -1.0, 1.0, 2.0, 0.0, 0.0]]
     run.check(x, since=1)  # the best point moves 3 inputs as before: a shorter step
     assert run.length.item() == pytest.approx(4 / 1.5)
     run.x_adv = torch.tensor([[0.0, 2.0, 0.0, 0.0, 0.0, 0.0]])
-    run.look(torch.ones(1, 6), torch.tensor([1.0]))
+    run.observe(torch.ones(1, 6), torch.tensor([1.0]))
     run.x_adv = torch.full((1, 6), 9.0)
     run.check(x, since=1)  # sparser: the first step size again, from the best point
     assert run.length.item() == 4.0
@@ -152,7 +152,7 @@ def test_an_l1_step_moves_fewer_inputs_than_the_best_point(moves, next_moves):
     x, start = torch.zeros(1, 20), torch.zeros(1, 20)
     start[0, :moves] = 1.0
     run = module._Sparse(start, x, torch.tensor([4.0]))
-    run.look(torch.arange(1.0, 21.0)[None], torch.tensor([0.0]))
+    run.observe(torch.arange(1.0, 21.0)[None], torch.tensor([0.0]))
     run.move(x, make_threat("l1", 100.0, bounds=None), 0)
     assert int((run.x_adv != start).sum()) == next_moves
 

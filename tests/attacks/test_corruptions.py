@@ -11,8 +11,8 @@ from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2 import functional as images
 
 from lsa_cli.attacks import CORRUPTIONS, NOISES, uniform_like
-from lsa_cli.attacks.corruption import (
-    GlassBlur,
+from lsa_cli.attacks.corruption import GlassBlur
+from lsa_cli.attacks.image_transforms import (
     correlate,
     disk,
     enlarged,

@@ -320,12 +320,12 @@ def test_the_first_run_starts_at_the_input_and_restarts_elsewhere(name):
         seen.append(inputs.detach())
         return model(inputs)
 
-    def looks(seed, **options):
+    def queries(seed, **options):
         seen.clear()
         x_adv = attack(name, "l2", steps=3, targets=1, **options)(watched, x, y, seed=seed)
         return list(seen), make_threat("l2", 1.0).distance(x_adv, x)
 
-    (once, alone), (first, distance), (second, _) = looks(0), looks(0, restarts=2), looks(1, restarts=2)
+    (once, alone), (first, distance), (second, _) = queries(0), queries(0, restarts=2), queries(1, restarts=2)
     assert all(torch.equal(one, other) for one, other in zip(first[:7], second[:7], strict=True))
     assert torch.equal(first[1], x)
     assert not torch.equal(first[7], second[7])

@@ -145,17 +145,17 @@ class Counted(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body, self.looks = network(size=(16, 16)), 0
+        self.body, self.queries = network(size=(16, 16)), 0
 
     def forward(self, x):
-        self.looks += len(x)
+        self.queries += len(x)
         return self.body((6 * x).sin()) * torch.tensor([1.0, 5.0, 0.3, 2.0])  # the likeliest rival is not the nearest
 
 
 def outcome(attack, x, y):
     """What it finds, and how many samples it looks at for that."""
     counted = Counted()
-    return attack(counted, x, y), counted.looks
+    return attack(counted, x, y), counted.queries
 
 
 # Another value of a setting, where twice the value is none that is allowed.

@@ -142,11 +142,11 @@ class EverWorse(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.looks = 0
+        self.queries = 0
 
     def forward(self, x):
-        self.looks += 1
-        return torch.tensor([0.0, -1 / self.looks]).expand(len(x), 2)
+        self.queries += 1
+        return torch.tensor([0.0, -1 / self.queries]).expand(len(x), 2)
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (50,), (1, 1, 1)])

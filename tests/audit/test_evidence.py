@@ -21,7 +21,6 @@ from lsa_cli.auditing.evidence import (
     probe_passes,
     probe_size,
     refuse_useless_logits,
-    role_of,
     trained_on_the_same,
     useless_logits,
     verdict,
@@ -444,7 +443,7 @@ def measured(name, broken, budget="linf 0.1", **options):
     """Of class 1, all right clean; broken (N,) bool are taken for class 2."""
     y = np.ones(len(broken), dtype=np.int64)
     options = {"counted": np.ones(len(broken), dtype=bool), **options}
-    return Measured(name, role_of(name), budget, y, y.copy(), np.where(broken, 2, 1), **options)
+    return Measured(name, ATTACKS.get(name).role, budget, y, y.copy(), np.where(broken, 2, 1), **options)
 
 
 def first(count, n=1000):

@@ -11,7 +11,7 @@ from lsa_cli.data import from_object
 from lsa_cli.errors import CheckpointError, DataError, UsageError
 from lsa_cli.models.architectures import mnist_cnn
 from lsa_cli.models.checkpoint import Description, read_checkpoint, write_checkpoint
-from lsa_cli.models.loading import is_hostile
+from lsa_cli.models.hostile import is_hostile
 from lsa_cli.settings import settings_from
 
 

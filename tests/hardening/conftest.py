@@ -6,8 +6,10 @@ import torch
 
 from lsa_cli.attacks import make_threat
 from lsa_cli.data import LabelledData
-from lsa_cli.hardening.base import HARDENINGS, Batch, Task
-from lsa_cli.hardening.trainer import Job, Recipe, train, trainable_names
+from lsa_cli.hardening.job import Job
+from lsa_cli.hardening.methods import HARDENINGS, Batch, Task
+from lsa_cli.hardening.recipes import Recipe, trainable_names
+from lsa_cli.hardening.trainer import train
 from lsa_cli.measures import MEASURES
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import build

@@ -8,9 +8,9 @@ from lsa_cli.attacks import make_threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening import trainer as trainer_module
-from lsa_cli.hardening.bases import BASES
 from lsa_cli.hardening.class_fair import cfa_factors, dafa_weights, is_fairer, raised, wat_weights
-from lsa_cli.hardening.trainer import validation_of
+from lsa_cli.hardening.objectives import OBJECTIVES
+from lsa_cli.hardening.validation import validation_of
 from lsa_cli.models.classifier import Classifier
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network
 
@@ -64,13 +64,13 @@ def test_wat_weights_are_exponential_and_one_on_average():
 
 def test_cfa_gives_each_class_its_radius(batch):
     method = fair(rule="cfa")
-    assert method.made.threat(batch).eps == pytest.approx(0.1)  # until an epoch has been seen
+    assert method.objective.threat(batch).eps == pytest.approx(0.1)  # until an epoch has been seen
     logits = torch.nn.functional.one_hot(torch.where(batch.y == 2, 0, batch.y), 3).float()  # class 2 is never right
     told(method, batch, logits)
-    assert torch.allclose(method.made.eps_of_class, torch.tensor([1.5, 1.5, 0.5]))
-    eps = method.made.threat(batch).eps
+    assert torch.allclose(method.objective.eps_of_class, torch.tensor([1.5, 1.5, 0.5]))
+    eps = method.objective.threat(batch).eps
     assert torch.allclose(eps, 0.1 * torch.tensor([1.5, 1.5, 0.5])[batch.y])
-    x_adv = method.made.examples(small_network().eval(), batch)
+    x_adv = method.objective.examples(small_network().eval(), batch)
     moved = (x_adv - batch.x).flatten(1).abs().amax(1)
     assert (moved <= eps + 1e-6).all()
     assert torch.allclose(moved, eps, atol=1e-6)
@@ -82,25 +82,25 @@ def test_a_step_that_was_given_is_the_same_share_of_each_class_eps(base, batch):
     import dataclasses
 
     method, model = fair(rule="dafa", base=base, changes={"step_size": 0.02}), small_network().eval()
-    assert method.made.attack(method.made.threat(batch)).step_size == pytest.approx(0.02)
-    method.made.eps_of_class = torch.tensor([1.5, 1.0, 0.5])
-    steps = method.made.attack(method.made.threat(batch)).step_size
+    assert method.objective.attack(method.objective.threat(batch)).step_size == pytest.approx(0.02)
+    method.objective.eps_of_class = torch.tensor([1.5, 1.0, 0.5])
+    steps = method.objective.attack(method.objective.threat(batch)).step_size
     assert torch.allclose(steps, 0.02 * torch.tensor([1.5, 1.0, 0.5]).double()[batch.y])
     rows = batch.y == 2
     alone = dataclasses.replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows])
-    assert torch.equal(method.made.examples(model, alone), method.made.examples(model, batch)[rows])
+    assert torch.equal(method.objective.examples(model, alone), method.objective.examples(model, batch)[rows])
 
 
 def test_cfa_gives_each_class_its_beta_and_keeps_the_size_of_the_loss(batch):
     method = fair(rule="cfa", base="trades", beta=6)
     logits, clean = torch.randn(12, 3), torch.randn(12, 3)
-    start = method.made.losses(logits, clean, batch.y)
+    start = method.objective.losses(logits, clean, batch.y)
     p, q = clean.softmax(1), logits.softmax(1)
     cross, divergence = -p.log()[torch.arange(12), batch.y], (p * (p / q).log()).sum(1)
     assert torch.allclose(start, (cross + 6 * divergence) / 7, rtol=1e-4)
     told(method, batch, torch.nn.functional.one_hot(batch.y, 3).float())  # all right: t = 1
-    assert torch.allclose(method.made.eps_of_class, torch.tensor(1.3))  # 0.3 is lambda_1 of TRADES
-    assert torch.allclose(method.made.losses(logits, clean, batch.y), (cross + 9 * divergence) / 10, rtol=1e-4)
+    assert torch.allclose(method.objective.eps_of_class, torch.tensor(1.3))  # 0.3 is lambda_1 of TRADES
+    assert torch.allclose(method.objective.losses(logits, clean, batch.y), (cross + 9 * divergence) / 10, rtol=1e-4)
     assert torch.allclose(cfa_factors(torch.tensor([0.2]), 0.5), torch.tensor([0.7]))
 
 
@@ -109,12 +109,12 @@ def test_dafa_weighs_the_cross_entropy_and_the_radius_once(batch):
     method, logits = fair(rule="dafa"), torch.randn(12, 3)
     told(method, batch, logits)
     mass = torch.stack([logits.softmax(1)[batch.y == label].mean(0) for label in range(3)])
-    weights = method.made.weight_of_class
+    weights = method.objective.weight_of_class
     assert torch.allclose(weights, dafa_weights(mass), atol=1e-6)
     plain = torch.nn.functional.cross_entropy(logits, batch.y, reduction="none")
-    assert torch.allclose(method.made.losses(logits, None, batch.y), plain * weights[batch.y])
+    assert torch.allclose(method.objective.losses(logits, None, batch.y), plain * weights[batch.y])
     told(method, batch, torch.randn(12, 3))
-    assert torch.equal(method.made.weight_of_class, weights)
+    assert torch.equal(method.objective.weight_of_class, weights)
 
 
 def test_wat_weighs_the_whole_loss_by_what_classes_cost_so_far(batch):
@@ -134,7 +134,7 @@ def test_a_class_that_was_not_seen_counts_as_an_average_one(batch):
     part = dataclasses.replace(batch, x=batch.x[:2], y=torch.tensor([0, 1]))
     method = fair(rule="cfa")
     told(method, part, torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]))
-    assert torch.allclose(method.made.eps_of_class, torch.tensor([1.5, 0.5, 1.0]))
+    assert torch.allclose(method.objective.eps_of_class, torch.tensor([1.5, 0.5, 1.0]))
 
 
 # ---- averages and choice -------------------------------------------------------------------------------
@@ -188,11 +188,11 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(rule, tmp_path, mo
     assert not same(whole.last, plain.last)
 
 
-@pytest.mark.parametrize("base", BASES.names())
+@pytest.mark.parametrize("base", OBJECTIVES.names())
 def test_every_base_can_be_made_fair_and_hold_layers(base, tmp_path):
     method = fair("class-fair-lr", layers=("2", "6"), base=base, rule="cfa")
     trained = run(make_job(tmp_path, method, recipe=recipe(warmup=0.0)))
-    assert method.made.eps_of_class is not None
+    assert method.objective.eps_of_class is not None
     assert {"J", "2", "6"} <= set(trained.history[-1].parts)
     assert all(tensor.isfinite().all() for tensor in trained.last.values())
 

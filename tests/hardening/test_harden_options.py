@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
 from lsa_cli.errors import UsageError
+from lsa_cli.hardening.layer_selection import layers_to_hold
 from lsa_cli.hardening.plan import make_harden_plan
-from lsa_cli.hardening.run import layers_to_hold
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.storage import read_report
 from lsa_cli.settings import settings_from

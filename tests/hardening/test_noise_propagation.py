@@ -129,7 +129,7 @@ def test_a_base_makes_the_examples_and_the_loss(batch):
     method, model = prepared({"base": "trades", "sites": "input"})
     losses = list(updates(method, model.eval(), batch))
     at = make_method("at", {"base": "trades"}, layers=())
-    expected = at.losses(model, batch, at.made.examples(model, batch)).mean().item()
+    expected = at.losses(model, batch, at.objective.examples(model, batch)).mean().item()
     assert losses[0] == pytest.approx(expected, rel=1e-5)
     assert losses[1] > losses[0]
 

@@ -74,7 +74,7 @@ def test_without_weight_it_changes_nothing(batch):
     def losses(name, gamma):
         model = small_network().eval()
         method = make_method(name, layers=("2", "6") if name == "at-lr" else (), gamma=gamma)
-        x_adv = method.made.examples(model, batch)
+        x_adv = method.objective.examples(model, batch)
         return method.losses(model, batch, x_adv)
 
     assert torch.equal(losses("at", 0.0), losses("at-lr", 0.0))
@@ -84,4 +84,4 @@ def test_without_weight_it_changes_nothing(batch):
 def test_the_perturbation_comes_from_the_loss_alone(batch):
     model = small_network()
     weak, strong = make_method(gamma=0.0), make_method(gamma=100.0)
-    assert torch.equal(weak.made.examples(model, batch), strong.made.examples(model, batch))
+    assert torch.equal(weak.objective.examples(model, batch), strong.objective.examples(model, batch))

@@ -10,9 +10,10 @@ import torch
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.hardening import trainer as trainer_module
 from lsa_cli.hardening.augmentation import crop_flip
-from lsa_cli.hardening.bases import BASES
+from lsa_cli.hardening.objectives import OBJECTIVES
+from lsa_cli.hardening.recipes import trainable_names
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
-from lsa_cli.hardening.trainer import split_validation, trainable_names
+from lsa_cli.hardening.validation import split_validation
 from lsa_cli.hardening.watchdog import EpochResult, trouble
 from lsa_cli.hardening.weights import Average, adversarial_weights
 from lsa_cli.models.classifier import Classifier
@@ -20,7 +21,7 @@ from lsa_cli.models.surgery import operate
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network, stripes
 
 
-@pytest.mark.parametrize("base", BASES.names())
+@pytest.mark.parametrize("base", OBJECTIVES.names())
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(base, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
     options = {"base": base}
@@ -80,7 +81,7 @@ def test_names_of_what_is_trained():
         trainable_names(model, ["*"], None)
 
 
-@pytest.mark.parametrize("base", BASES.names())
+@pytest.mark.parametrize("base", OBJECTIVES.names())
 def test_bfloat16_trains_nearly_the_same(base, tmp_path):
     def first_parts(amp):
         model = small_network()

@@ -16,7 +16,9 @@ from torch import nn
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, read_checkpoint, write_checkpoint
-from lsa_cli.models.loading import load_network, load_strictly, refuse_unsafe_torch
+from lsa_cli.models.fitting import load_strictly
+from lsa_cli.models.hostile import refuse_unsafe_torch
+from lsa_cli.models.loading import load_network
 from tests import foreign_networks
 
 
@@ -404,7 +406,7 @@ PEAK = """
     import sys, threading, torch
     from torch import nn
     from lsa_cli.models.checkpoint import read_checkpoint
-    from lsa_cli.models.loading import load_strictly
+    from lsa_cli.models.fitting import load_strictly
 
     def resident():
         with open("/proc/self/statm") as file:

@@ -24,7 +24,7 @@ from lsa_cli.auditing.evidence.clean import (
     rows_to_try,
     usual_normalizations,
 )
-from lsa_cli.auditing.evidence.compare import Measured, compare, role_of
+from lsa_cli.auditing.evidence.compare import Measured, compare
 from lsa_cli.auditing.evidence.examine import FORWARD, examine, probe_passes, probe_size
 from lsa_cli.auditing.evidence.judge import Checked, evidence_of, exceeds, verdict
 from lsa_cli.auditing.evidence.network import random_forward
@@ -53,7 +53,6 @@ __all__ = [
     "probe_size",
     "random_forward",
     "refuse_useless_logits",
-    "role_of",
     "rows_to_try",
     "trained_on_the_same",
     "useless_logits",

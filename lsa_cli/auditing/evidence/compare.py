@@ -2,21 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from lsa_cli.attacks.base import Role
 from lsa_cli.auditing.evidence.judge import Checked, beats, doubt, exceeds
-
-Role = Literal["one-step", "gradient", "search", "other"]
-_ROLES: dict[str, Role] = {
-    "fgsm": "one-step",
-    "square": "search",
-    **dict.fromkeys(
-        ("pgd", "t-pgd", "t-pgd-grid", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "cw", "deepfool", "fmn"),
-        "gradient",
-    ),
-}
 
 # Shares that honest networks may show, for `exceeds`; our choices.
 ALLOWED_LOST = 0.01  # adversarials on the very boundary, where another batch size rounds the other way
@@ -27,7 +17,7 @@ ALLOWED_NAN = 0.01
 class Measured:
     """What one budget attack did, (N,) arrays over the audit's samples, as `ClassDiagnosis` has them.
 
-    role: see `role_of`. budget: its threat, in words that are equal where the threats are. found_at: the look at which
+    role: see `Attack`. budget: its threat, in words that are equal where the threats are. found_at: the look at which
     an adversarial was first seen, 0 for none; None where the attack keeps no search. ran: samples it was run on, where
     a cascade left some out; None for all.
     """
@@ -54,11 +44,6 @@ class Measured:
     @property
     def broken(self) -> np.ndarray:  # (N,) bool
         return self.tried & self.counted & (self.adversarial != self.y)
-
-
-def role_of(name: str) -> Role:
-    """What an attack of this registered name is to be compared as; cascades and what others wrote are "other"."""
-    return _ROLES.get(name, "other")
 
 
 def compare(attacks: Sequence[Measured]) -> list[Checked]:

@@ -1,4 +1,4 @@
-"""Hardening: what a method is given, and what it yields to the one training loop."""
+"""Hardening: what a training method receives, and what it yields to the training loop."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,10 +60,10 @@ class Hardening:
     parts: sums over samples of the parts of the last loss, for the log; (tensor on the device, number of samples).
     """
 
-    regularizes: ClassVar[bool] = False  # it holds layers with the layer regularizer
-    diagnosed: ClassVar[bool] = False  # `end_epoch` is told how the classes fare
-    adds_weights: ClassVar[bool] = False  # its surgery does, so that something trains even where all others are frozen
-    chosen_by: ClassVar[str] = "robust accuracy"  # what `score` is, in words
+    regularizes: ClassVar[bool] = False  # the method uses the layer-wise regularizer
+    diagnosed: ClassVar[bool] = False  # `end_epoch` receives a class diagnosis
+    adds_weights: ClassVar[bool] = False  # its surgery adds weights, which train even where all others are frozen
+    chosen_by: ClassVar[str] = "robust accuracy"  # the name of what `score` returns
 
     task: Task
     parts: dict[str, torch.Tensor]
@@ -71,12 +71,12 @@ class Hardening:
 
     @property
     def averages(self) -> bool:
-        """Whether it hands out an average of weights of its own, see `averaged`."""
+        """Whether the method saves an average of weights of its own, see `averaged`."""
         return False
 
     @property
     def begins(self) -> float:
-        """The progress of the training from which it does what it is for; an epoch that is over by then is not handed out."""
+        """Share of the training after which the method is in effect. Epochs that end before are never the best epoch."""
         return 0.0
 
     def prepare(self, model: Classifier) -> None:
@@ -94,14 +94,14 @@ class Hardening:
         pass
 
     def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
-        """Where `diagnosed` is set. diagnosis: of the weights that train, on the held-out training samples, under PGD at full eps."""
+        """Called where `diagnosed` is set. diagnosis: of the trained weights on the validation samples, under PGD at full eps."""
 
     def averaged(self) -> dict[str, torch.Tensor] | None:
-        """The weights to judge and hand out, if not those that train."""
+        """The weights to validate and to save, if those are not the trained weights themselves."""
         return None
 
     def score(self, diagnosis: ClassDiagnosis) -> float:
-        """How good the network is that would be handed out; the epoch with the largest score is kept."""
+        """The quality of the network on the validation samples. The epoch with the largest score is saved."""
         return float(diagnosis.robust.mean())
 
     def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.bases import BASES
+from lsa_cli.hardening.objectives import OBJECTIVES
 from tests.hardening.conftest import make_method, make_task, small_network
 
 
 def base(name, **options):
-    return BASES.get(name)(task=make_task(), **options)
+    return OBJECTIVES.get(name)(task=make_task(), **options)
 
 
-@pytest.mark.parametrize("name", BASES.names())
+@pytest.mark.parametrize("name", OBJECTIVES.names())
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_examples_keep_budget_range_and_network(name, mode, batch):
     model = small_network().train()
     before = {key: value.clone() for key, value in model.state_dict().items() if "num_batches" not in key}
-    made = BASES.get(name)(task=make_task(attack_mode=mode))
+    made = OBJECTIVES.get(name)(task=make_task(attack_mode=mode))
     x_adv = made.examples(model, batch)
     assert made.task.threat.contains(x_adv, batch.x).all()
     assert model.training
@@ -26,7 +26,7 @@ def test_examples_keep_budget_range_and_network(name, mode, batch):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", [name for name in BASES.names() if name != "free"])
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name != "free"])
 def test_examples_are_worse_than_the_inputs(name, batch):
     model = small_network().eval()
     x_adv = base(name).examples(model, batch)
@@ -34,7 +34,7 @@ def test_examples_are_worse_than_the_inputs(name, batch):
     assert cross_entropy(model(x_adv), batch.y) > cross_entropy(model(batch.x), batch.y)
 
 
-@pytest.mark.parametrize("name", BASES.names())
+@pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_the_warm_up_starts_from_the_clean_inputs(name, batch):
     import dataclasses
 

@@ -1,4 +1,6 @@
-"""What adversarial training trains on: the examples of one batch, and the loss on them.
+"""Training objectives of adversarial training: how the examples of a batch are made, and the loss on them.
+
+The option --base names one.
 
 Madry's with FGSM, PGD or APGD (arXiv 1412.6572, 1706.06083, 2003.01690), Fast (2001.03994), Free (1904.12843),
 TRADES (1901.08573), MART (openreview rklOg6EFwS).
@@ -19,7 +21,7 @@ from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.base import Batch, Task
+from lsa_cli.hardening.methods import Batch, Task
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import Registry
 
@@ -46,8 +48,10 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 
 
 @dataclass
-class Base:
-    """needs_clean: the loss takes the clean logits. uses: which of the settings of the attack make a difference.
+class Objective:
+    """How the adversarial examples of a batch are made, and the loss on them.
+
+    needs_clean: the loss takes the clean logits. uses: the attack settings that change the examples.
 
     eps_of_class, weight_of_class: (K,) factors of eps and of the cross-entropy, for methods that treat classes
     differently; None: all alike.
@@ -61,11 +65,11 @@ class Base:
 
     @property
     def updates(self) -> int:
-        """On one batch."""
+        """Number of weight updates on one batch."""
         return 1
 
     def threat(self, batch: Batch) -> Threat:
-        """At the strength that the warm-up has reached."""
+        """The threat at the eps that the warm-up has reached."""
         eps = self.task.threat.eps * batch.strength
         return replace(self.task.threat, eps=eps * _of_samples(self.eps_of_class, batch.y))
 
@@ -87,11 +91,11 @@ class Base:
         return losses * _of_samples(self.weight_of_class, y)
 
     def inside(self, model: Classifier) -> AbstractContextManager[None]:
-        """Around the pass of the examples through the network: what is perturbed inside it."""
+        """A context for the forward pass of the examples, for objectives that perturb hidden layers."""
         return nullcontext()
 
     def learn(self, x_adv: torch.Tensor, batch: Batch) -> None:
-        """After the update: x_adv.grad holds the input gradient, if x_adv asked for one."""
+        """Called after the update. x_adv.grad holds the input gradient where x_adv requires one."""
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -100,12 +104,12 @@ class Base:
         pass
 
 
-BASES: Registry[type[Base]] = Registry("base of adversarial training")
+OBJECTIVES: Registry[type[Objective]] = Registry("base of adversarial training")
 
 
-@BASES.register("fgsm")
+@OBJECTIVES.register("fgsm")
 @dataclass
-class FGSMBase(Base):
+class FGSMObjective(Objective):
     """One step of length eps, no random start."""
 
     uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
@@ -114,9 +118,9 @@ class FGSMBase(Base):
         return FGSM(threat=threat)
 
 
-@BASES.register("pgd")
+@OBJECTIVES.register("pgd")
 @dataclass
-class PGDBase(Base):
+class PGDObjective(Objective):
     """Madry's adversarial training."""
 
     def attack(self, threat: Threat) -> Attack:
@@ -130,9 +134,9 @@ class PGDBase(Base):
         return length.clamp_min(1e-12) if length.ndim else max(float(length), 1e-12)
 
 
-@BASES.register("apgd")
+@OBJECTIVES.register("apgd")
 @dataclass
-class APGDBase(Base):
+class APGDObjective(Objective):
     """APGD on the cross-entropy in place of PGD."""
 
     uses: ClassVar[tuple[str, ...]] = ("steps", "attack_mode")
@@ -141,9 +145,9 @@ class APGDBase(Base):
         return APGD(threat=threat, steps=self.task.steps)
 
 
-@BASES.register("fast")
+@OBJECTIVES.register("fast")
 @dataclass
-class FastBase(Base):
+class FastObjective(Objective):
     """FGSM with a random start and a step of 1.25 eps (arXiv 2001.03994, Algorithm 3)."""
 
     uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
@@ -152,9 +156,9 @@ class FastBase(Base):
         return FGSM(threat=threat, random_start=True)
 
 
-@BASES.register("free")
+@OBJECTIVES.register("free")
 @dataclass
-class FreeBase(Base):
+class FreeObjective(Objective):
     """Every batch is used `replays` times, and the input gradient of each update moves its perturbation.
 
     arXiv 1904.12843, Algorithm 1. One pass gives both gradients, so the perturbation also feels the regularizer,
@@ -218,9 +222,9 @@ class _Divergence(Attack):
         return x_adv
 
 
-@BASES.register("trades")
+@OBJECTIVES.register("trades")
 @dataclass
-class TradesBase(PGDBase):
+class TradesObjective(PGDObjective):
     """CE(x, y) + beta * KL(p(x) || p(x_adv)) (arXiv 1901.08573, eq. 5); beta is 1/lambda there, 6 in its tables.
 
     With a beta for each class the sum is divided by 1 + beta, so that no class weighs more by that alone (CFA).
@@ -245,9 +249,9 @@ class TradesBase(PGDBase):
         return (clean + beta * divergence) / (1 + beta)
 
 
-@BASES.register("mart")
+@OBJECTIVES.register("mart")
 @dataclass
-class MartBase(PGDBase):
+class MartObjective(PGDObjective):
     """BCE(x_adv, y) + beta * KL(p(x) || p(x_adv)) * (1 - p_y(x)): what is misclassified counts more.
 
     Wang et al., ICLR 2020 (openreview rklOg6EFwS), eq. 11; BCE is the cross-entropy plus -log(1 - largest wrong

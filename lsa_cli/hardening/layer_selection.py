@@ -1,0 +1,198 @@
+"""Which layers a hardening holds, and the weight of each: named, flagged by an audit or a scan, or chosen by their place."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from lsa_cli import distributed
+from lsa_cli.attacks.gradient import PGD
+from lsa_cli.auditing.layer_scan import LayerScan, MvlRule, refuse_more
+from lsa_cli.auditing.observation import Observation, observe
+from lsa_cli.data import batches, check_inputs
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.method_settings import method_of, needs_layers
+from lsa_cli.hardening.methods import HARDENINGS
+from lsa_cli.hardening.objectives import OBJECTIVES
+from lsa_cli.layers import Layer, select_layers
+from lsa_cli.models.loading import Say
+from lsa_cli.registry import parse_number, unknown
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.tables import strongest
+from lsa_cli.settings import HardenSettings
+
+if TYPE_CHECKING:
+    from lsa_cli.hardening.plan import HardenPlan
+
+_SCANNED = 500  # validation samples in the scan for vulnerable layers
+
+
+def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:
+    """Those that --layers or a saved report names, of the network's; empty where a rule is to choose."""
+    if own.mvl is not None and own.layers is not None:
+        raise UsageError("--mvl and --layers both name the layers to hold; give one of them")
+    if own.mvl is not None:
+        return _from_report(own.mvl, layers, own.top_k)
+    return tuple(layer.name for layer in select_layers(layers, own.layers)) if own.layers else ()
+
+
+def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str, ...]:
+    """The most vulnerable layers of a saved report, under its strongest budget attack that scanned any."""
+    from lsa_cli.report.storage import read_report
+    from lsa_cli.report.tables import strongest
+
+    outcome = strongest(read_report(path), scanned=True)
+    if outcome is None or outcome.layers is None or not outcome.layers.mvl:
+        raise UsageError(f"--mvl {path}: this report scanned no layers under an attack; audit without --layers none")
+    found = outcome.layers.mvl
+    if top_k is not None:
+        ranked = sorted(
+            (row for row in outcome.layers.rows if row.mean is not None), key=lambda row: -(row.mean or 0.0)
+        )
+        refuse_more(top_k, len(ranked), path)
+        found = [row.name for row in ranked[:top_k]]
+    unknown_here = [name for name in found if name not in {layer.name for layer in layers}]
+    if unknown_here:
+        raise UsageError(
+            f"--mvl {path}: this network has no layer {unknown_here[0]}; is it the report of another model?"
+        )
+    return tuple(found)
+
+
+def gammas(text: str, layers: Sequence[str]) -> tuple[float, ...]:
+    """ "0.5" for every layer, or "relu1=0.5,relu2=0.1" with one for each. Raises UsageError otherwise."""
+    said = _parsed(text)
+    if isinstance(said, float):
+        return (said,) * len(layers)
+    if set(said) != set(layers):
+        raise UsageError(f"--gamma '{text}' should give one weight of 0 or more to each of {', '.join(layers)}")
+    return tuple(said[name] for name in layers)
+
+
+def check_gamma(text: str, layers: Sequence[str]) -> None:
+    """Before it is known which of `layers` are held: weights are numbers, names those of layers."""
+    said = _parsed(text)
+    for name in said if isinstance(said, dict) else ():
+        if name not in layers:
+            raise UsageError(f"--gamma '{text}': {unknown('layer', name, layers)}")
+
+
+def _parsed(text: str) -> float | dict[str, float]:
+    if "=" not in text:
+        value = parse_number(text, "--gamma")
+        if value < 0:
+            raise UsageError(f"--gamma {text} is negative; the regularizer would tear the layers apart")
+        return value
+    said = {
+        name.strip(): parse_number(value, "--gamma")
+        for name, _, value in (part.rpartition("=") for part in text.split(","))
+    }
+    if min(said.values()) < 0:
+        raise UsageError(f"--gamma '{text}' should give weights of 0 or more")
+    return said
+
+
+# ---- chosen by a rule ------------------------------------------------------------
+
+
+def layers_to_hold(plan: "HardenPlan", say: Say) -> tuple[str, ...]:
+    """By the rule asked for: the layers that a scan flags, or the first or last hidden layer.
+
+    The source paper holds the most vulnerable layers. The first hidden one by default is our choice: of the rules that
+    `python -m benchmarks.layer_choice` compares, none picked layers that gained more under AutoAttack.
+    """
+    flagged = flagged_layers(plan)
+    say(f"most vulnerable, by a scan of held-out training samples: {', '.join(flagged)}")
+    if plan.hold == "mvl":
+        return flagged
+    held = plan.held_by_place
+    place = "last hidden layer" if plan.hold == "last" else "first hidden layer behind weights that train"
+    say(f"held: {held}, the {place}; to hold the most vulnerable ones say --hold mvl")
+    return (held,)
+
+
+def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
+    """The most vulnerable layers under PGD at full eps, on held-out training samples and not on test samples."""
+    network, audit = plan.network, plan.audit
+    names = [layer.name for layer in audit.layers]
+    attack, rows = PGD(threat=plan.threat), plan.validation[:_SCANNED]
+
+    def scan_batch(index: np.ndarray) -> Observation:
+        x = check_inputs(network.data.read(index), index, network.bounds, network.data.spec).to(network.device)
+        y, places = (
+            torch.from_numpy(network.labels[index]).to(network.device),
+            torch.from_numpy(index).to(network.device),
+        )
+        x_adv = attack(network.classifier, x, y, index=places, seed=audit.seed)
+        return observe(
+            network.classifier, names, audit.measure, plan.threat, x, x_adv, places, seed=audit.seed,
+            with_yardstick=False,
+        )  # fmt: skip
+
+    seen = distributed.dealt(list(batches(rows, audit.batch_size)), scan_batch)
+    columns = {
+        n: np.concatenate([getattr(one, n) for one in seen]) for n in ("layers", "yardstick", "input_error", "index")
+    }
+    scan = LayerScan.from_rows(names, columns["layers"], columns["yardstick"], columns["input_error"], columns["index"])
+    rule = audit.rule if plan.top_k is None else MvlRule(top_k=plan.top_k)
+    return tuple(names[position] for position in scan.most_vulnerable(rule).positions)
+
+
+# ---- taken from an audit ------------------------------------------------------------
+
+
+def before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
+    """The settings of a hardening that follows an audit, before that audit has run; and notes on settings that it replaces.
+
+    scans: whether the audit scans layers under an attack. Raises UsageError where its layers are needed and it does not.
+    """
+    if not _takes_layers(own):
+        return own, []
+    if not scans:
+        raise UsageError(
+            "--harden holds the layers that an attack moved most, and this audit scans none: leave out what turns layers "
+            "or attacks off, or name layers under `harden:` in lsa.yaml"
+        )
+    gone = [name for name in ("mvl", "hold", "top_k") if getattr(own, name) is not None]
+    notes = [f"{name} under harden: gives way to the layers that this audit flags" for name in gone]
+    return own.replace(mvl=None, top_k=None, hold="mvl"), notes
+
+
+def after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSettings, list[str]]:
+    """The settings of `before_audit` with the layers and the attack of the report; and notes on them.
+
+    Raises UsageError where the audit came to no layers, as when its time ran out.
+    """
+    top, found, notes = strongest(report, scanned=True), dict[str, Any](), []
+    if _takes_layers(own):
+        if top is None or top.layers is None or not top.layers.mvl:
+            raise UsageError(
+                "--harden holds the layers that an attack moved most, and none was scanned under an attack"
+            )
+        found |= {"layers": top.layers.mvl, "hold": None}
+        notes.append(f"hardening {', '.join(top.layers.mvl)}, flagged under {top.name}")
+    if top is not None and _takes_base(own):
+        base = next((name for name in ("apgd", "fgsm") if top.spec.startswith(name)), "pgd")
+        found["base"] = base
+        notes.append(f"hardening with base {base}, for {top.name}")
+        # A minimal-norm attack's steps are of another kind: of them, training takes nothing.
+        settings = top.settings if top.kind == "budget" else {}
+        for name in ("steps", "step_size"):
+            said = getattr(own, name)
+            used = name in OBJECTIVES.get(base).uses
+            found[name] = None if not used else settings.get(name) if said is None else said
+            if said is not None and not used:
+                notes.append(f"{name} under harden: gives way: base {base} does not use it")
+    return own.replace(**found), notes
+
+
+def _takes_layers(own: HardenSettings) -> bool:
+    """Whether layers are held and the user names none."""
+    return own.layers is None and needs_layers(*method_of(own), own.train_only)
+
+
+def _takes_base(own: HardenSettings) -> bool:
+    """Whether the method trains against an attack and the user names none."""
+    method, options = method_of(own)
+    return "base" not in options and getattr(HARDENINGS.get(method), "base", None) is not None

@@ -1,0 +1,110 @@
+"""The checkpoints that a hardening writes, and what they say of how they came about."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsa_cli import distributed
+from lsa_cli._version import __version__
+from lsa_cli.data import fingerprint, moved, runs_user_code
+from lsa_cli.hardening.files import Files
+from lsa_cli.hardening.methods import Hardening
+from lsa_cli.hardening.plan import HardenPlan
+from lsa_cli.hardening.recipes import Recipe
+from lsa_cli.hardening.trainer import Trained, normalizes_by_rank
+from lsa_cli.models.architectures import runs_user_code as arch_runs_user_code
+from lsa_cli.models.checkpoint import Description, write_checkpoint
+from lsa_cli.models.classifier import Normalize
+from lsa_cli.wording import eps_as_text
+
+
+def described(plan: HardenPlan) -> dict[str, Any]:
+    """The training's settings as plain values: for the log, the history in the file, and --resume."""
+    recipe = plan.recipe
+    return {
+        "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
+        "eps_text": eps_as_text(float(plan.threat.eps)), "steps": plan.steps, "step_size": plan.step_size,
+        "attack_mode": plan.attack_mode, **{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
+        "measure": plan.audit.measure_name, "gamma": plan.gamma if plan.regularizes else None,
+        "detach_clean": plan.detach_clean, "freeze": list(plan.freeze), "train_only_flagged": plan.train_only_flagged,
+        "data": plan.network.data.spec, "split": plan.network.data.split, "training_samples": len(plan.train),
+        "validation_samples": len(plan.validation), "seed": plan.audit.seed,
+    }  # fmt: skip
+
+
+def identity_of(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
+    """Everything that decides the trained weights."""
+    checkpoint, network = plan.network.checkpoint, plan.network
+    return {
+        **described(plan), "layers": list(layers), "checkpoint sha256": checkpoint.sha256 if checkpoint else None,
+        "architecture": network.arch, "samples": fingerprint(network.data, plan.train), "torch": str(torch.__version__),
+        "ranks": distributed.world(),
+    }  # fmt: skip
+
+
+def write_checkpoints(
+    plan: HardenPlan, method: Hardening, layers: tuple[str, ...], trained: Trained, files: Files
+) -> None:
+    """The best epoch by robust accuracy on held-out samples under the name asked for, and the last one beside it."""
+    if distributed.rank() != 0:
+        return
+    body = plan.network.classifier.body
+    for path, weights, epoch in (
+        (files.out, trained.best, trained.best_epoch),
+        (files.last, trained.last, len(trained.history)),
+    ):
+        plan.network.classifier.load_state_dict(weights)
+        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out, method.surgeries))
+
+
+def _description(
+    plan: HardenPlan, layers: tuple[str, ...], trained: Trained, epoch: int, out: Path, surgeries: list[dict[str, Any]]
+) -> Description:
+    network, normalize = plan.network, plan.network.classifier.normalize
+    known = network.description
+    parent = network.checkpoint
+    entry = {
+        **described(plan), "layers": list(layers), "epoch": epoch, "epochs_done": len(trained.history),
+        "stopped": trained.stopped, "parent": parent.path.name if parent else None,
+        "parent_sha256": parent.sha256 if parent else None, "lsa": __version__, "torch": str(torch.__version__),
+        "ranks": distributed.world(), "batch_norm_by_rank": normalizes_by_rank(network.classifier),
+        "held_out": trained.history[epoch - 1].plain() if epoch else None,
+    }  # fmt: skip
+    has_mean = isinstance(normalize, Normalize)
+    foreign = arch_runs_user_code(network.arch)
+    return Description(
+        architecture="" if foreign else network.arch,
+        arch_args={} if foreign else network.arch_args,
+        mean=normalize.mean.tolist() if has_mean else None,
+        std=normalize.std.tolist() if has_mean else None,
+        input_shape=list(network.input_shape),
+        input_range=network.bounds,
+        class_names=list(network.class_names),
+        output=network.classifier.output,
+        output_index=None if any(s["kind"] == "logit-offset" for s in surgeries) else network.classifier.which,
+        data=_data_beside(plan, out),
+        data_name=(known.data_name if known else None) or network.data.name or None,
+        norm=plan.threat.norm,
+        eps=float(plan.threat.eps),
+        surgery=[*(known.surgery if known else []), *surgeries],
+        history=[*(known.history if known else []), entry],
+    )
+
+
+def _data_beside(plan: HardenPlan, out: Path) -> str | None:
+    """The data that the audit used, as seen from the new file's folder; None where it is the user's own code."""
+    spec, network = plan.network.settings.data, plan.network
+    if spec is None or runs_user_code(spec):
+        return None
+    base = (
+        Path(network.checkpoint.path).parent
+        if network.origin.get("data") == "the checkpoint" and network.checkpoint
+        else Path()
+    )
+
+    def beside(path: str) -> str:
+        return os.path.relpath(base / path, Path(os.path.realpath(out)).parent) if (base / path).exists() else path
+
+    return moved(spec, beside)

@@ -1,0 +1,59 @@
+"""The held-out training samples: which they are, and how the network in training fares on them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from lsa_cli import distributed
+from lsa_cli.attacks.base import Attack, undisturbed
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.data import check_inputs, prefetch, stratified_subset
+from lsa_cli.errors import UsageError
+from lsa_cli.hardening.job import Job
+from lsa_cli.hardening.methods import Batch
+from lsa_cli.models.classifier import predicted_class
+
+
+def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) places: `share` of the samples, at most `most`, stratified by class, held out.
+
+    Raises UsageError when a part would be empty.
+    """
+    count = min(most, round(share * len(labels)))
+    if not 0 < count < len(labels):
+        raise UsageError(
+            f"--val-fraction {share:g} of {len(labels)} samples leaves {len(labels) - count} to train on and {count} "
+            "to choose the best epoch by; both need some"
+        )
+    validation = stratified_subset(labels, count, seed)
+    return np.setdiff1d(np.arange(len(labels)), validation), validation
+
+
+def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
+    """The held-out samples, all on every rank."""
+    for rows, read in prefetch(job.data, job.validation, size):
+        x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
+        y, index = torch.from_numpy(job.labels[rows]).to(job.device), torch.from_numpy(rows).to(job.device)
+        yield Batch(x, y, index, job.seed, 1.0, 1.0)
+
+
+def diagnose(job: Job, attack: Attack) -> tuple[float, ClassDiagnosis]:
+    """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
+    model = job.model
+    found: list[dict[str, np.ndarray]] = []
+    for batch in validation_of(replace(job, validation=distributed.share(job.validation))):
+        x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=job.seed, goal="break")
+        with torch.no_grad(), undisturbed(model):
+            clean, adversarial = predicted_class(model(batch.x)), predicted_class(model(x_adv))
+        columns = {"row": batch.index, "clean": clean, "adversarial": adversarial}
+        found.append({name: column.cpu().numpy() for name, column in columns.items()})
+    gathered = [part for parts in distributed.gather_objects(found) for part in parts]
+    joined = {name: np.concatenate([part[name] for part in gathered]) for name in ("row", "clean", "adversarial")}
+    order = np.argsort(joined["row"])
+    y_all = job.labels[joined["row"][order]]
+    diagnosis = ClassDiagnosis(
+        y_all, joined["clean"][order], joined["adversarial"][order], np.ones(len(order), dtype=bool)
+    )
+    return float(diagnosis.right.mean()), diagnosis

@@ -1,0 +1,63 @@
+"""What no checkpoint needs: names in a pickle that reach for the system, and releases of torch with unsafe loading."""
+
+import re
+
+from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.models.checkpoint import Checkpoint
+
+_SAFEST_TORCH = (2, 10)
+# What checkpoints of any kind have no use for and hostile pickles have. Not what safety rests on: nothing is called.
+_SYSTEM = {
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "ctypes", "importlib", "imp", "runpy", "pty", "code",
+    "codeop", "webbrowser", "commands", "popen2", "pdb", "bdb", "timeit", "profile", "cProfile", "trace", "pip", "pydoc",
+    "marshal", "pickle", "_pickle", "cPickle", "dill", "asyncio", "http", "urllib", "urllib2", "requests", "httpx", "ftplib",
+    "smtplib", "tempfile", "linecache", "platform", "pkgutil", "ensurepip", "venv", "idlelib", "lib2to3", "nturl2path",
+}  # fmt: skip
+_LOADERS = (
+    "torch.load", "torch.hub.", "torch.jit.load", "torch.package.", "torch.serialization.load", "torch.ops.load_library",
+    "torch.utils.cpp_extension.", "torch._inductor.", "torch.distributed.elastic.", "numpy.load", "numpy.f2py.",
+    "types.FunctionType", "types.CodeType", "operator.attrgetter", "operator.methodcaller",
+)  # fmt: skip
+_BUILTINS = {
+    "eval",
+    "exec",
+    "execfile",
+    "compile",
+    "__import__",
+    "open",
+    "input",
+    "breakpoint",
+    "apply",
+    "file",
+    "globals",
+}
+_WAYS_ROUND = {
+    "os", "sys", "subprocess", "__globals__", "__builtins__", "__subclasses__", "__getattribute__", "__reduce__",
+}  # fmt: skip
+
+
+def refuse_hostile(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for a file that reaches for the system. Nothing of it would run: but who wrote it?"""
+    hostile = [name for name in checkpoint.globals if is_hostile(name)]
+    if hostile:
+        raise CheckpointError(
+            f"{checkpoint.path} would call {', '.join(hostile[:3])} when it is unpickled, as no checkpoint needs to: it "
+            "is refused as hostile; get the weights from a source that you trust"
+        )
+
+
+def is_hostile(name: str) -> bool:
+    """Whether a global that a pickle names is a way to the system, to other code or to other files."""
+    root, *rest = name.split(".")
+    if root in ("builtins", "__builtin__") and not _BUILTINS.isdisjoint(rest):
+        return True
+    return root in _SYSTEM or name.startswith(_LOADERS) or not _WAYS_ROUND.isdisjoint(rest)
+
+
+def refuse_unsafe_torch(version: str) -> None:
+    """Raises UsageError for torch releases where weights_only=True can be got around (CVE-2025-32434, -2026-24747)."""
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _SAFEST_TORCH:
+        raise UsageError(
+            f"torch {version} has known ways around its safe loading of checkpoints; install torch "
+            f"{_SAFEST_TORCH[0]}.{_SAFEST_TORCH[1]} or later"
+        )
