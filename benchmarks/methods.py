@@ -38,7 +38,7 @@ from lsa_cli.models.classifier import PRESETS, Classifier
 from lsa_cli.registry import parse_spec
 from lsa_cli.report.hardening import rho
 from lsa_cli.report.schema import ClassSummary
-from lsa_cli.report.tables import eps_as_text
+from lsa_cli.wording import eps_as_text
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
 PLAIN = "plain"

@@ -9,7 +9,7 @@ import yaml
 from lsa_cli.errors import UsageError
 from lsa_cli.files import read_regular
 from lsa_cli.registry import SHIPPED
-from lsa_cli.report.tables import BESIDE
+from lsa_cli.report.origin import BESIDE
 from lsa_cli.settings import AuditSettings, SettingError
 from lsa_cli.settings.declare import IN_A_FILE, keys_of, read_settings
 

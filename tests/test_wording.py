@@ -7,7 +7,8 @@ import re
 import pytest
 
 from lsa_cli.report import html, markdown
-from lsa_cli.report.tables import settings_text, write_csv
+from lsa_cli.report.tables import write_csv
+from lsa_cli.report.text import settings_text
 from lsa_cli.wording import compact, eps_as_text, plural, setting_as_text
 from tests.report.example import example
 

@@ -12,8 +12,9 @@ from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.radius import sources_in_words
+from lsa_cli.report.origin import is_of_others
 from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
-from lsa_cli.report.tables import eps_as_text, is_of_others
+from lsa_cli.wording import eps_as_text
 
 
 def finite(value: Any) -> float | None:

@@ -32,8 +32,8 @@ from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import build, parse_number, parse_spec
 from lsa_cli.report.limits import Limit, check_targets
 from lsa_cli.report.schema import Warning
-from lsa_cli.report.tables import eps_as_text
 from lsa_cli.settings import AuditSettings
+from lsa_cli.wording import eps_as_text
 
 DEFAULT_LIMIT = 1000
 DEFAULT_ATTACKS = ("fgsm", "pgd", "t-pgd")

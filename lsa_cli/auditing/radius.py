@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from lsa_cli.auditing.evidence.judge import Checked, doubt
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import parse_number
-from lsa_cli.report.tables import RADIUS_CODE, eps_as_text, is_of_others
+from lsa_cli.report.origin import RADIUS_CODE, is_of_others
+from lsa_cli.wording import eps_as_text
 
 if TYPE_CHECKING:
     from lsa_cli.attacks import Threat

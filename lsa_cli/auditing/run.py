@@ -37,8 +37,8 @@ from lsa_cli.failures import is_out_of_memory
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.precision import Copy, make_copy
 from lsa_cli.report.gate import check
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Curve, CurvePoint, Estimate, Evidence, Example, Metric, Stage, Warning
-from lsa_cli.report.tables import strongest
 from lsa_cli.stats import two_phase
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)

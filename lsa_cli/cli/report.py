@@ -1,7 +1,7 @@
 """`lsa report`, `lsa gate`, `lsa check`, `lsa compare`, `lsa schema`: from saved reports, without torch."""
 
 import json as json_module
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from lsa_cli.errors import EXIT_GATE, UsageError, printable
 from lsa_cli.registry import unknown
 from lsa_cli.settings import AuditSettings
 from lsa_cli.wording import plural
+
+if TYPE_CHECKING:
+    from lsa_cli.report.schema import AuditReport
 
 ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)]
 
@@ -57,8 +60,8 @@ def gate(
     """Decide from a saved report: exit 0 if every limit holds, 1 if one is breached or cannot be decided."""
     from lsa_cli.config import configurations
     from lsa_cli.report.gate import check, is_breach
+    from lsa_cli.report.origin import RADIUS_CODE, is_of_others
     from lsa_cli.report.storage import read_report
-    from lsa_cli.report.tables import RADIUS_CODE, is_of_others
     from lsa_cli.report.terminal import print_decision, print_gates
     from lsa_cli.settings import merge
 
@@ -124,34 +127,33 @@ def compare(
     Accuracies are compared sample by sample (exact McNemar test) where both reports hold the same samples. More than two
     reports, of several models: whether the same classes are weak under every attack and in every model.
     """
-    from lsa_cli.report.compare import compare as compare_reports
-    from lsa_cli.report.comparison import one_line, print_comparison
-    from lsa_cli.report.consistency import consistency as consistency_of
-    from lsa_cli.report.consistency import print_consistency
-    from lsa_cli.report.exporters import Outputs
-    from lsa_cli.report.storage import read_report, write_text
+    from lsa_cli.report.storage import read_report
 
     if len(files) < 2 and not consistency:
         raise UsageError("give two reports to compare, or one with --consistency to compare its attacks")
     reports = [read_report(file) for file in files]
-    if consistency or len(reports) > 2:
-        asked = {"--fail-on-regression": fail_on_regression, "--html": html is not None}
-        for which in [option for option, given in asked.items() if given][:1]:
-            raise UsageError(f"{which} is for two reports of one protocol, old and new; leave it out here")
-        wanted, to_stdout = split_stdout({} if json is None else {"json": json})
-        Outputs(wanted).check(files)
-        study = consistency_of(reports)
-        if "json" in wanted:
-            write_text(wanted["json"], study.to_json())
-        if to_stdout:
-            emit(study.to_json())
-        else:
-            print_consistency(study, data_console())
+    if not consistency and len(reports) == 2:
+        _compare_two(reports[0], reports[1], files, json, html, fail_on_regression, quiet)
         return
+    asked = {"--fail-on-regression": fail_on_regression, "--html": html is not None}
+    for which in [option for option, given in asked.items() if given][:1]:
+        raise UsageError(f"{which} is for two reports of one protocol, old and new; leave it out here")
+    _compare_classes(reports, files, json)
+
+
+def _compare_two(
+    old: "AuditReport", new: "AuditReport", files: list[str], json: str | None, html: str | None,
+    fail_on_regression: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """What changed between two reports of one protocol. files: they were read from these."""
+    from lsa_cli.report.compare import compare as compare_reports
+    from lsa_cli.report.comparison import one_line, print_comparison
+    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.storage import write_text
+
     named = {name: path for name, path in (("json", json), ("html", html)) if path is not None}
     wanted, to_stdout = split_stdout(named)
     Outputs(wanted).check(files)
-    old, new = reports
     found = compare_reports(old, new)
     if "json" in wanted:
         write_text(wanted["json"], found.to_json())
@@ -167,6 +169,23 @@ def compare(
         print_comparison(found, data_console())
     if fail_on_regression and found.regressions:
         raise typer.Exit(EXIT_GATE)
+
+
+def _compare_classes(reports: list["AuditReport"], files: list[str], json: str | None) -> None:
+    """Whether the same classes are weak in all reports. files: they were read from these."""
+    from lsa_cli.report.consistency import consistency, print_consistency
+    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.storage import write_text
+
+    wanted, to_stdout = split_stdout({} if json is None else {"json": json})
+    Outputs(wanted).check(files)
+    study = consistency(reports)
+    if "json" in wanted:
+        write_text(wanted["json"], study.to_json())
+    if to_stdout:
+        emit(study.to_json())
+    else:
+        print_consistency(study, data_console())
 
 
 def schema(

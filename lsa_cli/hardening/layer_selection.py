@@ -18,8 +18,8 @@ from lsa_cli.hardening.objectives import OBJECTIVES
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.models.loading import Say
 from lsa_cli.registry import parse_number, unknown
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import strongest
 from lsa_cli.settings import HardenSettings
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:
 
 def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str, ...]:
     """The most vulnerable layers of a saved report, under its strongest budget attack that scanned any."""
+    from lsa_cli.report.ranking import strongest
     from lsa_cli.report.storage import read_report
-    from lsa_cli.report.tables import strongest
 
     outcome = strongest(read_report(path), scanned=True)
     if outcome is None or outcome.layers is None or not outcome.layers.mvl:

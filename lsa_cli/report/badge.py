@@ -3,7 +3,7 @@
 from xml.sax.saxutils import escape, quoteattr
 
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import percent
+from lsa_cli.report.text import percent
 
 # White text on each of them has a contrast of at least 4.5.
 _GREEN, _RED, _AMBER, _BLUE, _GREY = "#1a7f37", "#b3261e", "#8a5a00", "#0f5c99", "#59636e"

@@ -5,8 +5,9 @@ from typing import Any
 import yaml
 
 from lsa_cli.report.markdown import cell, names
+from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import interval, percent, strongest, weakest_first
+from lsa_cli.report.text import interval, percent
 from lsa_cli.wording import plural
 
 _CLASSES = 20

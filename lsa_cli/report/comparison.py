@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report.compare import Change, Comparison
-from lsa_cli.report.tables import number, percent
+from lsa_cli.report.text import number, percent
 
 _TITLES = {"accuracy": "Accuracy", "class": "Classes (robust)", "layer": "Layers (mean measure)"}
 

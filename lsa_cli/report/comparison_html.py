@@ -9,9 +9,10 @@ from lsa_cli.report.charts import bar_chart, line_chart
 from lsa_cli.report.compare import Change, Comparison
 from lsa_cli.report.figures import NO_POINT, SHOWN_CLASSES, Bar, BarChart, Line, LineChart, Point, point, radius_curves
 from lsa_cli.report.page import page
+from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow
-from lsa_cli.report.tables import draws_text, file_name, settings_text, strongest, weakest_first
+from lsa_cli.report.text import draws_text, file_name, settings_text
 
 _NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
 _BARS = Bar("before", 0), Bar("after", 1)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import percent
+from lsa_cli.report.text import percent
 from lsa_cli.stats import spearman
 
 

@@ -6,9 +6,9 @@ The page draws them as SVG (charts.py), `lsa plot` by matplotlib (plots.py). Bot
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lsa_cli.report.ranking import weakest_first
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve
-from lsa_cli.report.tables import weakest_first
 from lsa_cli.wording import eps_as_text
 
 # Colour-blind readers can tell these apart, and all stand out from white. Lines differ in dashes and marks too.

@@ -7,9 +7,10 @@ from lsa_cli.errors import RunError
 from lsa_cli.files import open_without_waiting
 from lsa_cli.report.markdown import render as markdown
 from lsa_cli.report.problems import Level, Problem, place, problems
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import percent, strongest
 from lsa_cli.report.terminal import one_line
+from lsa_cli.report.text import percent
 
 _SUMMARY_LIMIT = 1024 * 1024  # bytes a step; GitHub drops a longer summary whole
 _ANNOTATIONS = 10  # a level and step; GitHub drops the rest

@@ -11,7 +11,7 @@ from lsa_cli.report.compare import Comparison
 from lsa_cli.report.measurement import worst_class
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
-from lsa_cli.report.tables import interval, number, percent
+from lsa_cli.report.text import interval, number, percent
 from lsa_cli.wording import eps_as_text
 
 _Tested = str | tuple[str, str]  # a rate by its name in the table, or (attack, layer)

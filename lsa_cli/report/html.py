@@ -22,8 +22,9 @@ from lsa_cli.report.figures import (
     radius_curves,
 )
 from lsa_cli.report.page import page
+from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AttackOutcome, AuditReport
-from lsa_cli.report.tables import draws_text, file_name, listed, number, strongest, weakest_first
+from lsa_cli.report.text import draws_text, file_name, listed, number
 from lsa_cli.wording import plural, setting_as_text
 
 T = TypeVar("T")

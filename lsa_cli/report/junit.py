@@ -3,8 +3,8 @@
 from xml.etree import ElementTree
 
 from lsa_cli.report.schema import AuditReport, ClassRow, GateResult
-from lsa_cli.report.tables import interval, percent
 from lsa_cli.report.terminal import one_line
+from lsa_cli.report.text import interval, percent
 
 
 def render(report: AuditReport) -> str:

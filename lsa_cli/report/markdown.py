@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from lsa_cli.report import view
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence
-from lsa_cli.report.tables import QUICK_LOOK, draws_text, interval, metric_text, percent, strongest
+from lsa_cli.report.text import QUICK_LOOK, draws_text, interval, metric_text, percent
 from lsa_cli.wording import plural
 
 _ROWS = 20

@@ -3,9 +3,9 @@ it too. Shares are in [0, 1]; a number that does not exist has no line."""
 
 from collections.abc import Mapping
 
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import strongest
 
 _HELP = {
     "lsa_audit_info": "What was audited, and with what; always 1.",

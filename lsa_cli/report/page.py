@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lsa_cli.report.figures import COLOURS
-from lsa_cli.report.tables import interval, number, percent, settings_text
+from lsa_cli.report.text import interval, number, percent, settings_text
 from lsa_cli.wording import compact, plural
 
 

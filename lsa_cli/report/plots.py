@@ -28,8 +28,8 @@ from lsa_cli.report.figures import (
     point,
     radius_curves,
 )
+from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.tables import strongest, weakest_first
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from lsa_cli.report.limits import find_metric
+from lsa_cli.report.origin import BESIDE
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, GateResult
-from lsa_cli.report.tables import BESIDE, number, strongest
+from lsa_cli.report.text import number
 
 Level = Literal["error", "warning", "note"]
 Kind = Literal["layer", "class", ""]

@@ -1,184 +1,143 @@
-"""A report as tidy tables: one row an observation, plain names, shares in [0, 1]; and numbers as people read them."""
+"""A report as tidy tables for programs: one row an observation, plain names, shares in [0, 1]. CSV and Parquet files."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import RunError, UsageError
-from lsa_cli.report.row import Draws, Rate
-from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, Estimate, Metric
+from lsa_cli.report.row import Rate
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow
 from lsa_cli.report.storage import write_bytes, write_text
-from lsa_cli.wording import eps_as_text as eps_as_text
-from lsa_cli.wording import setting_as_text
+from lsa_cli.report.text import settings_text
 
 if TYPE_CHECKING:
     import pandas
 
-TABLES = (
-    "attacks", "layers", "classes", "layer_by_class", "confusion", "pairs", "curves", "metrics", "cascade", "evidence",
-    "gates", "samples",
-)  # fmt: skip
-
-
-QUICK_LOOK = (
-    "the attacks are few or short, so that the number is a loose upper bound; the default attacks or --full say more"
-)
-RADIUS_CODE = "radius-not-chosen"  # of the finding that the checkpoint sets a radius of next to nothing
-BESIDE = " beside the checkpoint"  # behind the path of a lsa.yaml that was found there, and that nobody chose
-
-
-def is_of_others(origin: str) -> bool:
-    """Whether a setting comes from whoever made the checkpoint, and not from the user of lsa or the data's custom."""
-    return origin == "the checkpoint" or origin.endswith(BESIDE)
-
-
-def strongest(report: AuditReport, scanned: bool = False) -> AttackOutcome | None:
-    """The budget attack that left the fewest samples robust; the first of equals. scanned: of those that scanned layers."""
-    budget = [
-        outcome
-        for outcome in report.outcomes
-        if outcome.kind != "noise" and (not scanned or (outcome.layers is not None and outcome.layers.rows))
-    ]
-    return min(budget, key=lambda outcome: outcome.robust.count) if budget else None
-
-
-def percent(value: float | None) -> str:
-    """0.8734 -> "87.3%". Never rounds to 100% or 0% what is not quite that."""
-    if value is None:
-        return "-"
-    text = f"{100 * value:.1f}"
-    if text == "100.0" and value < 1:
-        text = "99.9"
-    if text == "0.0" and value > 0:
-        text = "0.1"
-    return f"{text}%"
-
-
-def interval(rate: Rate) -> str:
-    """ "[85.1, 89.2]", in percent; empty where there are no samples."""
-    return "" if rate.low is None or rate.high is None else f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def listed(values: Sequence[float]) -> str:
-    """Means and deviations of channels: "0.4914, 0.4822, 0.4465"."""
-    return ", ".join(f"{value:.4g}" for value in values)
-
-
-def file_name(path: str) -> str:
-    """The last part of a path of any system."""
-    return path.replace("\\", "/").rpartition("/")[2]
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """An attack's hyperparameters in one line: "linf, eps 0.3, steps 20, step size 0.0375"."""
-    parts = []
-    for key, value in settings.items():
-        if key == "norm":
-            parts.append(str(value))
-        elif value is not None:
-            parts.append(f"{key.replace('_', ' ')} {setting_as_text(key, value)}")
-    return ", ".join(parts)
-
-
-def estimate_text(estimate: Estimate) -> str:
-    """What the whole cascade would have left, from a part of the survivors."""
-    return (
-        f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] estimated: it broke "
-        f"{estimate.broken} of {estimate.checked} drawn at random from {estimate.survivors} survivors"
-    )
-
-
-def metric_text(metric: Metric) -> str:
-    """A metric in one line: "intensity 3.21 ratio (mean: 2.80, 0.5: 2.51; n = 128, pgd)"."""
-    quantiles = ", ".join(f"{share}: {number(value)}" for share, value in metric.quantiles.items())
-    about = "; ".join(part for part in (quantiles, f"n = {metric.n}, {metric.attack}") if part)
-    return f"{metric.name} {number(metric.value)} {metric.unit} ({about})"
-
-
-def draws_text(draws: Draws) -> str:
-    """Of a random network: that a number is a mean, and how the evaluations differ."""
-    return (
-        f"mean of {draws.n} evaluations of a random network, sd {100 * draws.sd:.1f} points; right in every one: "
-        f"{percent(draws.worst.value)}"
-    )
-
-
-def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
-    """Classes by robust accuracy, worst first; classes without samples last."""
-    return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
+Rows = list[dict[str, Any]]
 
 
 def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
     """The tables of a report by name, those that have rows: attacks, cascade, layers, classes, ..., samples."""
     import pandas as pd
 
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+    several = {name: rows(report) for name, rows in TABLES.items()}
+    return {name: pd.DataFrame(rows) for name, rows in several.items() if rows}
+
+
+def _attacks(report: AuditReport) -> Rows:
+    return [
+        {
+            **_key(outcome),
+            "settings": settings_text(outcome.settings),
+            **_spread("robust", outcome.robust),
+            **_spread("success", outcome.success),
+            **({} if outcome.draws is None else {"draws_sd": outcome.draws.sd, "worst": outcome.draws.worst.value}),
+            **{f"distance_{key}": value for key, value in outcome.distance.model_dump().items()},
+            "seconds": outcome.seconds,
+        }
+        for outcome in report.outcomes
+    ]
+
+
+def _layers(report: AuditReport) -> Rows:
+    return [
+        {
+            **_key(outcome), "layer": layer.name, "layer_kind": layer.kind, "position": position,
+            **layer.model_dump(exclude={"name", "kind", "shape"}),
+        }
+        for outcome in report.outcomes
+        if outcome.layers is not None
+        for position, layer in enumerate(outcome.layers.rows)
+    ]  # fmt: skip
+
+
+def _classes(report: AuditReport) -> Rows:
+    """Under each attack, and then in the worst case over the budget attacks."""
+    rows = [{**_key(outcome), **_class_row(row)} for outcome in report.outcomes for row in outcome.classes]
+    return rows + [{"attack": "worst case", "kind": "budget", **_class_row(row)} for row in report.verdict.classes]
+
+
+def _layer_by_class(report: AuditReport) -> Rows:
+    return [
+        {**_key(outcome), "layer": layer.name, "class": name, "mean": value}
+        for outcome in report.outcomes
+        if outcome.layers is not None
+        for layer, values in zip(outcome.layers.rows, outcome.layers.by_class or [], strict=False)
+        for name, value in zip(report.subject.class_names, values, strict=True)
+    ]
+
+
+def _confusion(report: AuditReport) -> Rows:
     names = report.subject.class_names
-    for outcome in report.outcomes:
-        key = {"attack": outcome.name, "kind": outcome.kind}
-        rows["attacks"].append(
-            {
-                **key,
-                "settings": settings_text(outcome.settings),
-                **_spread("robust", outcome.robust),
-                **_spread("success", outcome.success),
-                **({} if outcome.draws is None else {"draws_sd": outcome.draws.sd, "worst": outcome.draws.worst.value}),
-                **{f"distance_{k}": v for k, v in outcome.distance.model_dump().items()},
-                "seconds": outcome.seconds,
-            }
-        )
-        if outcome.layers is not None:
-            for position, layer in enumerate(outcome.layers.rows):
-                row = {"layer": layer.name, "layer_kind": layer.kind, "position": position}
-                rows["layers"].append({**key, **row, **layer.model_dump(exclude={"name", "kind", "shape"})})
-            for layer, values in zip(outcome.layers.rows, outcome.layers.by_class or [], strict=False):
-                rows["layer_by_class"] += [
-                    {**key, "layer": layer.name, "class": name, "mean": value}
-                    for name, value in zip(names, values, strict=True)
-                ]
-        rows["classes"] += [{**key, **_class_row(row)} for row in outcome.classes]
-        rows["confusion"] += [
-            {**key, "true": true, "predicted": predicted, "count": count}
-            for true, line in zip(names, outcome.confusion, strict=True)
-            for predicted, count in zip(names, line, strict=True)
-        ]
-    rows["classes"] += [{"attack": "worst case", "kind": "budget", **_class_row(r)} for r in report.verdict.classes]
-    rows["pairs"] = [pair.model_dump() for pair in report.pairs]
-    for curve in report.curves:
-        rows["curves"] += [
-            {"attack": curve.attack, "eps": point.eps, **_spread("robust", point.robust)} for point in curve.points
-        ]
-    rows["cascade"] = [
+    return [
+        {**_key(outcome), "true": true, "predicted": predicted, "count": count}
+        for outcome in report.outcomes
+        for true, line in zip(names, outcome.confusion, strict=True)
+        for predicted, count in zip(names, line, strict=True)
+    ]
+
+
+def _pairs(report: AuditReport) -> Rows:
+    return [pair.model_dump() for pair in report.pairs]
+
+
+def _curves(report: AuditReport) -> Rows:
+    return [
+        {"attack": curve.attack, "eps": point.eps, **_spread("robust", point.robust)}
+        for curve in report.curves
+        for point in curve.points
+    ]
+
+
+def _metrics(report: AuditReport) -> Rows:
+    """A row for each quantile; one without a quantile where a metric has none."""
+    return [
+        {**metric.model_dump(exclude={"quantiles", "meaning"}), "quantile": share, "at_quantile": value}
+        for metric in report.metrics
+        for share, value in (metric.quantiles or {"": None}).items()
+    ]
+
+
+def _cascade(report: AuditReport) -> Rows:
+    return [
         {
             "attack": stage.attack, "settings": settings_text(stage.settings), "tried": stage.tried, "broke": stage.broke,
             **_spread("robust", stage.robust), "seconds": stage.seconds,
         }
         for stage in report.cascade
     ]  # fmt: skip
-    if report.evidence is not None:
-        rows["evidence"] = [
-            {"check": check.name, "n": check.n, "saw": what, "value": value, "findings": " ".join(check.findings)}
-            for check in report.evidence.checks
-            for what, value in check.saw.items()
-        ]
-    rows["metrics"] = [
-        {**metric.model_dump(exclude={"quantiles", "meaning"}), "quantile": share, "at_quantile": value}
-        for metric in report.metrics
-        for share, value in (metric.quantiles or {"": None}).items()
+
+
+def _evidence(report: AuditReport) -> Rows:
+    return [
+        {"check": check.name, "n": check.n, "saw": what, "value": value, "findings": " ".join(check.findings)}
+        for check in (report.evidence.checks if report.evidence is not None else ())
+        for what, value in check.saw.items()
     ]
-    rows["gates"] = [gate.model_dump() for gate in report.gates]
-    if report.samples is not None:
-        columns = report.samples.model_dump()
-        columns |= {f"held_{name}": [int(flag) for flag in flags] for name, flags in columns.pop("held").items()}
-        rows["samples"] = [
-            dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-        ]  # fmt: skip
-    return {name: pd.DataFrame(content) for name, content in rows.items() if content}
+
+
+def _gates(report: AuditReport) -> Rows:
+    return [gate.model_dump() for gate in report.gates]
+
+
+def _samples(report: AuditReport) -> Rows:
+    if report.samples is None:
+        return []
+    columns = report.samples.model_dump()
+    columns |= {f"held_{name}": [int(flag) for flag in flags] for name, flags in columns.pop("held").items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+TABLES: dict[str, Callable[[AuditReport], Rows]] = {
+    "attacks": _attacks, "layers": _layers, "classes": _classes, "layer_by_class": _layer_by_class,
+    "confusion": _confusion, "pairs": _pairs, "curves": _curves, "metrics": _metrics, "cascade": _cascade,
+    "evidence": _evidence, "gates": _gates, "samples": _samples,
+}  # fmt: skip
+
+
+def _key(outcome: AttackOutcome) -> dict[str, str]:
+    return {"attack": outcome.name, "kind": outcome.kind}
 
 
 def _spread(name: str, rate: Rate) -> dict[str, Any]:
@@ -190,13 +149,12 @@ def _spread(name: str, rate: Rate) -> dict[str, Any]:
 
 def _class_row(row: ClassRow) -> dict[str, Any]:
     return {
-        "class": row.name,
-        **_spread("clean", row.clean),
-        **_spread("robust", row.robust),
-        "target": row.target,
+        "class": row.name, **_spread("clean", row.clean), **_spread("robust", row.robust), "target": row.target,
         "concentration": row.concentration,
-    }
+    }  # fmt: skip
 
+
+# ---- files -------------------------------------------------------------------------------------------------
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")

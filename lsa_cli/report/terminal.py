@@ -11,18 +11,10 @@ from rich.text import Text
 
 from lsa_cli.report import view
 from lsa_cli.report.gate import decision
+from lsa_cli.report.origin import is_of_others
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence, GateResult
-from lsa_cli.report.tables import (
-    QUICK_LOOK,
-    draws_text,
-    estimate_text,
-    interval,
-    is_of_others,
-    listed,
-    metric_text,
-    percent,
-    strongest,
-)
+from lsa_cli.report.text import QUICK_LOOK, draws_text, estimate_text, interval, listed, metric_text, percent
 from lsa_cli.wording import eps_as_text, plural
 
 _CLASSES = 20

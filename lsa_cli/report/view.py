@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lsa_cli.report.ranking import weakest_first
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, LayerAnalysis, LayerRow
-from lsa_cli.report.tables import interval, number, percent, settings_text, weakest_first
+from lsa_cli.report.text import interval, number, percent, settings_text
 from lsa_cli.wording import plural
 
 Tone = Literal["", "good", "warn", "bad"]

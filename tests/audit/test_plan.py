@@ -14,8 +14,8 @@ from lsa_cli.auditing.plan import make_plan
 from lsa_cli.errors import DataError, LayerError, UsageError
 from lsa_cli.models.architectures import moon_mlp
 from lsa_cli.models.checkpoint import Description, write_checkpoint
-from lsa_cli.report.tables import eps_as_text
 from lsa_cli.settings import merge, settings_from
+from lsa_cli.wording import eps_as_text
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations, outputs
 from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding
 from lsa_cli.report.storage import read_report
-from lsa_cli.report.tables import frames, percent
+from lsa_cli.report.tables import frames
 from lsa_cli.report.terminal import one_line, print_report
+from lsa_cli.report.text import percent
 from tests.report.example import example
 
 GOLD = Path(__file__).parent.parent / "gold"

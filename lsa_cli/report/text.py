@@ -1,0 +1,77 @@
+"""Numbers and parts of a report as people read them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lsa_cli.report.row import Draws, Rate
+from lsa_cli.report.schema import Estimate, Metric
+from lsa_cli.wording import setting_as_text
+
+QUICK_LOOK = (
+    "the attacks are few or short, so that the number is a loose upper bound; the default attacks or --full say more"
+)
+
+
+def percent(value: float | None) -> str:
+    """0.8734 -> "87.3%". Never rounds to 100% or 0% what is not quite that."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f}"
+    if text == "100.0" and value < 1:
+        text = "99.9"
+    if text == "0.0" and value > 0:
+        text = "0.1"
+    return f"{text}%"
+
+
+def interval(rate: Rate) -> str:
+    """ "[85.1, 89.2]", in percent; empty where there are no samples."""
+    return "" if rate.low is None or rate.high is None else f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def listed(values: Sequence[float]) -> str:
+    """Means and deviations of channels: "0.4914, 0.4822, 0.4465"."""
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def file_name(path: str) -> str:
+    """The last part of a path of any system."""
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """An attack's hyperparameters in one line: "linf, eps 0.3, steps 20, step size 0.0375"."""
+    parts = []
+    for key, value in settings.items():
+        if key == "norm":
+            parts.append(str(value))
+        elif value is not None:
+            parts.append(f"{key.replace('_', ' ')} {setting_as_text(key, value)}")
+    return ", ".join(parts)
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """What the whole cascade would have left, from a part of the survivors."""
+    return (
+        f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] estimated: it broke "
+        f"{estimate.broken} of {estimate.checked} drawn at random from {estimate.survivors} survivors"
+    )
+
+
+def metric_text(metric: Metric) -> str:
+    """A metric in one line: "intensity 3.21 ratio (mean: 2.80, 0.5: 2.51; n = 128, pgd)"."""
+    quantiles = ", ".join(f"{share}: {number(value)}" for share, value in metric.quantiles.items())
+    about = "; ".join(part for part in (quantiles, f"n = {metric.n}, {metric.attack}") if part)
+    return f"{metric.name} {number(metric.value)} {metric.unit} ({about})"
+
+
+def draws_text(draws: Draws) -> str:
+    """Of a random network: that a number is a mean, and how the evaluations differ."""
+    return (
+        f"mean of {draws.n} evaluations of a random network, sd {100 * draws.sd:.1f} points; right in every one: "
+        f"{percent(draws.worst.value)}"
+    )
