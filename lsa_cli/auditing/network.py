@@ -1,6 +1,6 @@
 """Network: the classifier of a file, built and tried once on the data it is to be audited with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,16 @@ def _own_device(name: str) -> torch.device:
     return torch.device("cuda", distributed.local_rank())
 
 
+@dataclass(frozen=True)
+class Built:
+    """A network that is read and built, without data. target: the file that it is from, or the network in memory."""
+
+    target: str | Path | nn.Module
+    checkpoint: Checkpoint | None
+    loaded: Loaded
+    device: torch.device
+
+
 def open_network(
     target: str | Path | nn.Module,
     settings: AuditSettings,
@@ -104,26 +114,29 @@ def open_network(
     data: Any = None,
     say: Say = lambda message: None,
 ) -> Network:
-    """Read, build and try a network once on its data. Raises an LsaError that says what does not fit.
+    """`build_network`, and `on_data` with the data of the settings. Raises an LsaError that says what does not fit."""
+    return on_data(build_network(target, settings, say), settings, origin, data)
 
-    say: told what trusting a file's code imports, before it is done.
+
+def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: Say = lambda message: None) -> Built:
+    """Read and build a network. Raises an LsaError where that is not possible.
+
+    say: told what the trusted code of a file imports, before it is imported.
     """
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
     if isinstance(target, nn.Module):
         device = _device_for(target, settings)
-        return _with_data(target, None, _in_memory(target, settings, device), settings, origin, data, device)
+        return Built(target, None, _in_memory(target, settings, device), device)
     checkpoint = read_checkpoint(target, settings.weights)
-    said = _said_by(checkpoint.description, own_arch=settings.arch is None)
-    origin = _origins(origin, settings, said)
-    settings = merge(("", settings), ("the checkpoint", said))[0]
+    settings, _ = _with_description(settings, {}, checkpoint.description)
     device = pick_device(settings.device or "auto")
     loaded = load_network(
         checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
     )  # fmt: skip
     if settings.noise_off:
         _switch_noise_off(loaded)
-    return _with_data(target, checkpoint, loaded, settings, origin, data, device)
+    return Built(target, checkpoint, loaded, device)
 
 
 def _switch_noise_off(loaded: Loaded) -> None:
@@ -170,18 +183,27 @@ def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
     )
 
 
-def _origins(origin: dict[str, str], settings: AuditSettings, said: AuditSettings) -> dict[str, str]:
+def _with_description(
+    settings: AuditSettings, origin: dict[str, str], description: Description | None
+) -> tuple[AuditSettings, dict[str, str]]:
+    """The settings, and what the checkpoint says of itself where they say nothing; and where each is from."""
+    said = _said_by(description, own_arch=settings.arch is None)
     from_checkpoint = {name: "the checkpoint" for name in said.given() if getattr(settings, name, None) is None}
-    return {**origin, **from_checkpoint}
+    return merge(("", settings), ("the checkpoint", said))[0], {**origin, **from_checkpoint}
 
 
 # ---- the network and its data --------------------------------------------------------------------------
 
 
-def _with_data(
-    target: Any, checkpoint: Checkpoint | None, loaded: Loaded, settings: AuditSettings, origin: dict[str, str], data: Any,
-    device: torch.device,
-) -> Network:  # fmt: skip
+def on_data(built: Built, settings: AuditSettings, origin: dict[str, str], data: Any = None) -> Network:
+    """The built network with the data of the settings, tried on it once. Networks on several data share their weights.
+
+    data: arrays or a data set given in Python. Raises an LsaError that says what does not fit.
+    """
+    target, checkpoint, device = built.target, built.checkpoint, built.device
+    if checkpoint is not None:
+        settings, origin = _with_description(settings, origin, checkpoint.description)
+    loaded = replace(built.loaded, notes=[*built.loaded.notes])
     description = checkpoint.description if checkpoint is not None else None
     warnings: list[Warning] = []
     classifier = Classifier(

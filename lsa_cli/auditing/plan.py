@@ -19,7 +19,7 @@ from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import Room
 from lsa_cli.auditing.metrics import METRICS
-from lsa_cli.auditing.network import Network, Say, check_backward, open_network, refuse_without_layers
+from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.data import LabelledData, check_inputs, stratified_subset
@@ -115,10 +115,12 @@ def make_plan(
     origin: dict[str, str],
     data: Any = None,
     say: Say = lambda message: None,
+    built: Built | None = None,
 ) -> AuditPlan:
     """Resolve every setting. Raises an LsaError, before anything costs time, for what cannot be meant.
 
-    say: told what `open_network` tells, and whether this machine is busy.
+    say: told what `build_network` tells, and whether this machine is busy. built: the network of the target, if it is built
+    already.
     """
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
@@ -126,7 +128,7 @@ def make_plan(
     measure = MEASURES.get(measure_name)
     settings, origin, preset_warnings = _preset(settings, origin)
     _resolve_names(settings)
-    network = open_network(target, settings, origin, data, say)
+    network = on_data(built or build_network(target, settings, say), settings, origin, data)
     settings, origin = network.settings, network.origin
     seed = settings.seed if settings.seed is not None else 0
     index, selection_warnings = _choose_samples(network, settings, seed)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.layer_scan import refuse_more
-from lsa_cli.auditing.network import Network, Say, open_network
+from lsa_cli.auditing.network import Built, Network, Say, build_network, on_data
 from lsa_cli.auditing.plan import AuditPlan, climbing_means, make_plan
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
@@ -154,12 +154,13 @@ def make_harden_plan(
     """
     own = settings.harden or HardenSettings()
     method, options = method_of(own)
-    network, notes = _training_network(target, settings, origin, say)
+    built = build_network(target, settings, say)
+    network, notes = _training_network(built, settings, origin)
     if not network.shows_layers:
         raise CheckpointError(
             f"{target} is a program ({network.arch}) and cannot be trained; give --arch to harden its weights"
         )
-    audit = _audit_plan(target, settings, origin, network, say)
+    audit = _audit_plan(built, settings, origin, network.data.split, say)
     if not float(audit.threat.eps) > 0:
         raise UsageError("--eps 0 leaves nothing to train against; give a radius, for example 8/255")
     said = own.val_fraction
@@ -194,9 +195,7 @@ def make_harden_plan(
     return plan
 
 
-def _training_network(
-    target: str | Path, settings: AuditSettings, origin: dict[str, str], say: Say
-) -> tuple[Network, list[str]]:
+def _training_network(built: Built, settings: AuditSettings, origin: dict[str, str]) -> tuple[Network, list[str]]:
     """The network on its training split; where the source has no splits, on all it holds. A file's split for audits is
     not trained on."""
     notes = []
@@ -204,12 +203,12 @@ def _training_network(
         notes.append(f"split {settings.split} of {origin.get('split')} is for audits; training takes the split train")
         settings = settings.replace(split=None)
     if settings.split is not None:
-        return open_network(target, settings, origin, None, say), []
+        return on_data(built, settings, origin), []
     try:
-        return open_network(target, settings.replace(split="train"), origin, None, say), notes
+        return on_data(built, settings.replace(split="train"), origin), notes
     except SplitError as error:
         without = error
-    network = open_network(target, settings, origin, None, say)
+    network = on_data(built, settings, origin)
     if network.data.split in TEST_SPLITS:
         raise DataError(
             f"there is no training data: {without}; a network is not trained on its test samples, give --data "
@@ -219,25 +218,20 @@ def _training_network(
 
 
 def _audit_plan(
-    target: str | Path,
-    settings: AuditSettings,
-    origin: dict[str, str],
-    network: Network,
-    say: Say = lambda message: None,
+    built: Built, settings: AuditSettings, origin: dict[str, str], split: str, say: Say = lambda message: None
 ) -> AuditPlan:
     """How the network is judged before and after: on test data, by the attacks asked for or FGSM and PGD.
 
-    Where the source has no test split, on the split that is trained on.
+    Where the source has no test split, on `split`, which is trained on.
     """
     changes: dict[str, Any] = {
         "harden": None, "preset": None, "full_on": None, "gate": None, "attack": settings.attack or list(JUDGED_BY),
         "noise": settings.noise or ["none"],
     }  # fmt: skip
     try:
-        plan = make_plan(target, settings.replace(**changes, split=None), origin, None, say)
+        plan = make_plan(built.target, settings.replace(**changes, split=None), origin, None, say, built)
     except SplitError:
-        split = network.data.split or None
-        plan = make_plan(target, settings.replace(**changes, split=split), origin, None, say)
+        plan = make_plan(built.target, settings.replace(**changes, split=split or None), origin, None, say, built)
     if plan.eps_grid or not plan.attacks:
         return plan
     eps = float(plan.threat.eps)
@@ -252,7 +246,7 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     if not runs_user_code(plan.network.arch):
         given = given.replace(arch=None, arch_args=None)
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
-    after = _audit_plan(out, given, origin, plan.network)
+    after = _audit_plan(build_network(out, given), given, origin, plan.network.data.split)
     before = plan.audit
     attacks = tuple(map(climbing_means, before.attacks)) if after.is_random else before.attacks
     return replace(

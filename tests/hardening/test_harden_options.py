@@ -63,6 +63,17 @@ def planned(**own):
     return make_harden_plan(MOON, settings_from({"threads": 1, "limit": 40, "harden": own}), {})
 
 
+def test_planning_reads_the_checkpoint_once_for_training_and_audits(monkeypatch):
+    from lsa_cli.auditing import network
+
+    read = []
+    monkeypatch.setattr(network, "read_checkpoint", lambda *args: read.append(args) or read_checkpoint(*args))
+    plan = planned()
+    assert len(read) == 1
+    assert (plan.network.data.split, plan.audit.data.split) == ("train", "test")
+    assert plan.network.classifier.body is plan.audit.classifier.body
+
+
 # ---- --resume ------------------------------------------------------------------------------------------
 
 
