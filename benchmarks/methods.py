@@ -32,7 +32,7 @@ from lsa_cli import audit, harden
 from lsa_cli.attacks import CORRUPTIONS
 from lsa_cli.data import open_data
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
-from lsa_cli.hardening.method_settings import used_of_attack
+from lsa_cli.hardening.method_settings import attack_settings_used
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import PRESETS, Classifier
 from lsa_cli.registry import parse_spec
@@ -146,7 +146,7 @@ def judged(checkpoint, study, given, seconds):
 
 def training_of(row, study):
     """Without the steps of an attack where the row's base takes none."""
-    used = used_of_attack(*parse_spec(row, "method"))
+    used = attack_settings_used(*parse_spec(row, "method"))
     return {name: value for name, value in study.training.items() if name != "steps" or name in used}
 
 

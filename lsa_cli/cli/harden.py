@@ -95,16 +95,16 @@ def _train(
 
 
 def plan_flagged(checkpoint: str, given: AuditSettings, scans: bool) -> tuple[AuditSettings, dict[str, str]]:
-    """`lsa audit --harden`, before the audit: what can be refused is refused now. scans: see `before_audit`.
+    """`lsa audit --harden`, before the audit: what can be refused is refused now. scans: see `settings_before_audit`.
 
     Returns the settings that `harden_flagged` completes, and where each comes from.
     """
     from lsa_cli import distributed
-    from lsa_cli.hardening.layer_selection import before_audit
+    from lsa_cli.hardening.layer_selection import settings_before_audit
     from lsa_cli.hardening.plan import make_harden_plan
 
     settings, origin = _merged(checkpoint, given.replace(split=None), lambda message: None)
-    own, notes = before_audit(settings.harden or HardenSettings(), scans)
+    own, notes = settings_before_audit(settings.harden or HardenSettings(), scans)
     settings = settings.replace(harden=own)
     distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin))
     for message in notes:
@@ -116,10 +116,10 @@ def harden_flagged(
     checkpoint: str, flagged: tuple[AuditSettings, dict[str, str]], report: "AuditReport", out: Path, quiet: bool
 ) -> None:
     """`lsa audit --harden`, after it: hold the layers that it flagged, against the attack that was strongest in it."""
-    from lsa_cli.hardening.layer_selection import after_audit
+    from lsa_cli.hardening.layer_selection import settings_after_audit
 
     settings, origin = flagged
-    own, notes = after_audit(settings.harden or HardenSettings(), report)
+    own, notes = settings_after_audit(settings.harden or HardenSettings(), report)
     for message in notes:
         note(message)
     _train(checkpoint, settings.replace(harden=own), origin, out, False, quiet)

@@ -1,4 +1,4 @@
-"""Which layers a hardening holds, and the weight of each: named, flagged by an audit or a scan, or chosen by their place."""
+"""Which layers a hardening regularizes: named ones, those that an audit or a scan flags, or one by its place."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,9 +29,9 @@ _SCANNED = 500  # validation samples in the scan for vulnerable layers
 
 
 def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:
-    """Those that --layers or a saved report names, of the network's; empty where a rule is to choose."""
+    """The layers that --layers or a saved report names; empty where a rule chooses them. Raises UsageError."""
     if own.mvl is not None and own.layers is not None:
-        raise UsageError("--mvl and --layers both name the layers to hold; give one of them")
+        raise UsageError("--mvl and --layers both name the layers to regularize; give one of them")
     if own.mvl is not None:
         return _from_report(own.mvl, layers, own.top_k)
     return tuple(layer.name for layer in select_layers(layers, own.layers)) if own.layers else ()
@@ -71,7 +71,7 @@ def gammas(text: str, layers: Sequence[str]) -> tuple[float, ...]:
 
 
 def check_gamma(text: str, layers: Sequence[str]) -> None:
-    """Before it is known which of `layers` are held: weights are numbers, names those of layers."""
+    """Check --gamma before the regularized layers are known. Raises UsageError for no number, or no name of `layers`."""
     said = _parsed(text)
     for name in said if isinstance(said, dict) else ():
         if name not in layers:
@@ -96,20 +96,20 @@ def _parsed(text: str) -> float | dict[str, float]:
 # ---- chosen by a rule ------------------------------------------------------------
 
 
-def layers_to_hold(plan: "HardenPlan", say: Say) -> tuple[str, ...]:
-    """By the rule asked for: the layers that a scan flags, or the first or last hidden layer.
+def layers_to_regularize(plan: "HardenPlan", say: Say) -> tuple[str, ...]:
+    """The layers that the rule --hold chooses: those that a scan flags, or the first or last hidden layer.
 
-    The source paper holds the most vulnerable layers. The first hidden one by default is our choice: of the rules that
-    `python -m benchmarks.layer_choice` compares, none picked layers that gained more under AutoAttack.
+    The source paper (arXiv 2202.02626) regularizes the most vulnerable layers. The default, the first hidden layer, is our
+    choice: no rule that `python -m benchmarks.layer_choice` compares gains more under AutoAttack.
     """
     flagged = flagged_layers(plan)
-    say(f"most vulnerable, by a scan of held-out training samples: {', '.join(flagged)}")
+    say(f"most vulnerable layers, by a scan of held-out samples: {', '.join(flagged)}")
     if plan.hold == "mvl":
         return flagged
-    held = plan.held_by_place
+    layer = plan.layer_by_place
     place = "last hidden layer" if plan.hold == "last" else "first hidden layer behind weights that train"
-    say(f"held: {held}, the {place}; to hold the most vulnerable ones say --hold mvl")
-    return (held,)
+    say(f"regularized layer: {layer}, the {place}; --hold mvl regularizes the most vulnerable layers")
+    return (layer,)
 
 
 def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
 # ---- taken from an audit ------------------------------------------------------------
 
 
-def before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
+def settings_before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
     """The settings of a hardening that follows an audit, before that audit has run; and notes on settings that it replaces.
 
     scans: whether the audit scans layers under an attack. Raises UsageError where its layers are needed and it does not.
@@ -151,24 +151,24 @@ def before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list
         return own, []
     if not scans:
         raise UsageError(
-            "--harden holds the layers that an attack moved most, and this audit scans none: leave out what turns layers "
-            "or attacks off, or name layers under `harden:` in lsa.yaml"
+            "--harden regularizes the most vulnerable layers, and this audit scans none: leave out the options that turn "
+            "layers or attacks off, or name layers under `harden:` in lsa.yaml"
         )
     gone = [name for name in ("mvl", "hold", "top_k") if getattr(own, name) is not None]
-    notes = [f"{name} under harden: gives way to the layers that this audit flags" for name in gone]
+    notes = [f"{name} under harden: is replaced by the layers that this audit flags" for name in gone]
     return own.replace(mvl=None, top_k=None, hold="mvl"), notes
 
 
-def after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSettings, list[str]]:
-    """The settings of `before_audit` with the layers and the attack of the report; and notes on them.
+def settings_after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSettings, list[str]]:
+    """The settings of `settings_before_audit` with the layers and the attack of the report; and notes on them.
 
-    Raises UsageError where the audit came to no layers, as when its time ran out.
+    Raises UsageError where the audit scanned no layers, for example when its time budget was exhausted.
     """
     top, found, notes = strongest(report, scanned=True), dict[str, Any](), []
     if _takes_layers(own):
         if top is None or top.layers is None or not top.layers.mvl:
             raise UsageError(
-                "--harden holds the layers that an attack moved most, and none was scanned under an attack"
+                "--harden regularizes the most vulnerable layers, and the audit scanned none under an attack"
             )
         found |= {"layers": top.layers.mvl, "hold": None}
         notes.append(f"hardening {', '.join(top.layers.mvl)}, flagged under {top.name}")
@@ -176,23 +176,23 @@ def after_audit(own: HardenSettings, report: AuditReport) -> tuple[HardenSetting
         base = next((name for name in ("apgd", "fgsm") if top.spec.startswith(name)), "pgd")
         found["base"] = base
         notes.append(f"hardening with base {base}, for {top.name}")
-        # A minimal-norm attack's steps are of another kind: of them, training takes nothing.
+        # Steps of a minimal-norm attack mean something else, so training does not take them over.
         settings = top.settings if top.kind == "budget" else {}
         for name in ("steps", "step_size"):
             said = getattr(own, name)
             used = name in OBJECTIVES.get(base).uses
             found[name] = None if not used else settings.get(name) if said is None else said
             if said is not None and not used:
-                notes.append(f"{name} under harden: gives way: base {base} does not use it")
+                notes.append(f"{name} under harden: is not used by base {base}")
     return own.replace(**found), notes
 
 
 def _takes_layers(own: HardenSettings) -> bool:
-    """Whether layers are held and the user names none."""
+    """Whether the method needs layers and the settings name none."""
     return own.layers is None and needs_layers(*method_of(own), own.train_only)
 
 
 def _takes_base(own: HardenSettings) -> bool:
-    """Whether the method trains against an attack and the user names none."""
+    """Whether the method has an objective and the settings name none."""
     method, options = method_of(own)
     return "base" not in options and getattr(HARDENINGS.get(method), "base", None) is not None

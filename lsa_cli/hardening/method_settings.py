@@ -1,4 +1,4 @@
-"""Which method settings name, with which options, and which other settings it uses."""
+"""The method that the settings name, its options, and the other settings that it uses."""
 
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.methods import HARDENINGS
@@ -8,16 +8,16 @@ from lsa_cli.registry import parse_spec
 from lsa_cli.settings import HardenSettings
 
 DEFAULT_METHOD = "at-lr"
-OF_ATTACK = ("steps", "step_size", "attack_mode")
+ATTACK_SETTINGS = ("steps", "step_size", "attack_mode")
 
 
 def needs_layers(method: str, options: dict[str, str], train_only: str | None) -> bool:
-    """Whether a method with these options works on layers that are named or chosen."""
+    """Whether a method with these options needs layers, named or chosen by a rule."""
     return HARDENINGS.get(method).regularizes or train_only == "flagged" or options.get("sites") == "mvl"
 
 
 def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
-    """The method's name, and its options with those that are said elsewhere: base, and a schedule of the method."""
+    """The name of the method and its options, including --base and a --schedule of the method. Raises UsageError."""
     name, options = parse_spec(own.method or DEFAULT_METHOD, "method")
     method = HARDENINGS.get(name)
     if own.base is not None:
@@ -37,10 +37,10 @@ def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def used_of_attack(method: str, options: dict[str, str]) -> tuple[str, ...]:
-    """Which settings of the attack make a difference to a method with these options; a method of a plugin may use all."""
+def attack_settings_used(method: str, options: dict[str, str]) -> tuple[str, ...]:
+    """The attack settings that change what a method with these options does. A method of a plugin may use all."""
     if not hasattr(HARDENINGS.get(method), "base"):
-        return OF_ATTACK
+        return ATTACK_SETTINGS
     base = base_of(method, options)
     return OBJECTIVES.get(base).uses if base is not None else ()
 

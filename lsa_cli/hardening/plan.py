@@ -16,12 +16,12 @@ from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.layer_selection import check_gamma, gammas, named_layers
 from lsa_cli.hardening.method_settings import (
+    ATTACK_SETTINGS,
     DEFAULT_METHOD,
-    OF_ATTACK,
+    attack_settings_used,
     base_of,
     method_of,
     needs_layers,
-    used_of_attack,
 )
 from lsa_cli.hardening.methods import HARDENINGS, Hardening, Task
 from lsa_cli.hardening.recipes import Recipe, recipe_for, trainable_names
@@ -34,15 +34,19 @@ from lsa_cli.settings import AuditSettings, HardenSettings
 DEFAULT_GAMMA, DEFAULT_HOLD = 0.5, "first"
 JUDGED_BY = ("fgsm", "pgd")  # attacks of the audits before and after
 _GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which for MNIST's 0.3 are the source paper's
-_USUAL_VALIDATION, _LARGEST_VALIDATION = 0.1, 1000  # share of the training samples, and at most; what is said is done
+_USUAL_VALIDATION, _LARGEST_VALIDATION = (
+    0.1,
+    1000,
+)  # share of the training samples, and at most; --val-fraction sets another share without a limit
 
 
 @dataclass(frozen=True)
 class HardenPlan:
-    """audit: how network and result are judged. network: the one to train, with its training data.
+    """The resolved settings of a hardening.
 
-    train, validation: places in the training data. layers: asked for by name, empty where a rule is to choose
-    them; hold: that rule; top_k: how many layers the scan flags.
+    audit: the audits before and after. network: the network to train, with its training data. train, validation: indices
+    into the training data. layers: the layers named, empty where the rule `hold` chooses them. top_k: number of layers
+    that the scan flags.
     """
 
     audit: AuditPlan
@@ -72,9 +76,9 @@ class HardenPlan:
         return HARDENINGS.get(self.method).regularizes
 
     @property
-    def held_by_place(self) -> str:
-        """The first or the last of the layers that are scanned: the first that weights which train come before, since
-        nothing moves those ahead of it."""
+    def layer_by_place(self) -> str:
+        """The first or the last scanned layer. The first is the first with trained weights in it or before it: the
+        regularizer cannot change the layers ahead of those."""
         layers = self.audit.layers
         if self.hold == "last":
             return layers[-1].name
@@ -89,7 +93,7 @@ class HardenPlan:
 
     @property
     def chosen_by(self) -> str:
-        """What the best epoch is the best in."""
+        """The name of the score that the best epoch has the highest of."""
         return HARDENINGS.get(self.method).chosen_by
 
     @property
@@ -265,12 +269,12 @@ def _try_method(plan: HardenPlan) -> Hardening:
         return plan.make_method(plan.layers or hidden[:1])
     if not plan.audit.layers:
         raise UsageError(
-            "layers to hold are chosen from those that the audits scan, which is none; name them with --layers"
+            "the layers to regularize are chosen from those that the audits scan, which is none; name them with --layers"
         )
     if plan.top_k is not None:
         refuse_more(plan.top_k, len(plan.audit.layers), "the scan")
     if plan.hold != "mvl":
-        return plan.make_method((plan.held_by_place,))
+        return plan.make_method((plan.layer_by_place,))
     check_gamma(plan.gamma, [layer.name for layer in plan.audit.layers])
     return replace(plan, gamma=str(DEFAULT_GAMMA)).make_method(hidden[:1])
 
@@ -307,17 +311,19 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
     if not plan.needs_layers:
         for name in ("mvl", "layers", "hold", "top_k"):
             if getattr(own, name) is not None:
-                raise UsageError(f"{_option(name)} names layers to hold, and {plan.method} holds none; use {holding}")
+                raise UsageError(
+                    f"{_option(name)} names layers to regularize, and {plan.method} regularizes none; use {holding}"
+                )
     if own.layers is not None and own.top_k is not None:
         raise UsageError("--layers names the layers, and --top-k counts those that a scan flags; give one of them")
     if plan.layers and own.hold is not None:
         raise UsageError("--hold is the rule for layers that are not named, and --layers or --mvl names them; give one")
     if own.hold in ("first", "last") and own.top_k is not None:
         raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
-    used = used_of_attack(plan.method, plan.options)
+    used = attack_settings_used(plan.method, plan.options)
     if own.warmup is not None and not used and not plan.regularizes and base_of(plan.method, plan.options) is None:
         raise UsageError(f"--warmup raises eps and gamma, and {plan.method} without a base has neither; leave it out")
-    for name in OF_ATTACK:
+    for name in ATTACK_SETTINGS:
         if getattr(own, name) is not None and name not in used:
             base = base_of(plan.method, plan.options)
             why = f"{plan.method} without a base attacks nothing" if base is None else f"base {base} does not use it"

@@ -17,7 +17,7 @@ from lsa_cli.config import read_config
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
 from lsa_cli.hardening.job import Job
-from lsa_cli.hardening.layer_selection import layers_to_hold
+from lsa_cli.hardening.layer_selection import layers_to_regularize
 from lsa_cli.hardening.log import tensorboard, write_log
 from lsa_cli.hardening.methods import Hardening
 from lsa_cli.hardening.plan import HardenPlan, make_harden_plan, plan_after
@@ -102,7 +102,7 @@ def run_harden(
         before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
         if plan.needs_layers and not layers:
-            layers = layers_to_hold(plan, say)
+            layers = layers_to_regularize(plan, say)
         method = plan.make_method(layers)
         trained = _trained(plan, method, layers, files, resume, show, say)
         try:

@@ -319,7 +319,7 @@ def test_a_fitted_offset_is_kept_when_the_result_is_hardened_again(lsa):  # noqa
 def test_the_most_vulnerable_layers_of_anp_come_from_a_scan(lsa):  # noqa: F811
     result = lsa("harden", MOON, "-o", "h.pt", "--method", "anp:sites=mvl", "--epochs", 1, "--threads", 1, "-n", 40)
     assert result.code == 0, result.err
-    assert "most vulnerable, by a scan" in result.err
+    assert "most vulnerable layers, by a scan" in result.err
     assert read_checkpoint("h.pt").description.history[-1]["layers"] == ["elu3"]
 
 
@@ -372,7 +372,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
     [
         (("--method", "at-rl"), "did you mean 'at-lr'"),
         (("--method", "at", "--gamma", "1"), "--gamma is for methods with the regularizer"),
-        (("--method", "at", "--layers", "elu1"), "--layers names layers to hold, and at holds none"),
+        (("--method", "at", "--layers", "elu1"), "--layers names layers to regularize, and at regularizes none"),
         (("--layers", "elu9"), "elu9"),
         (("--gamma", "elu3=1"), "--gamma 'elu3=1' should give one weight"),
         (("--gamma", "-1"), "negative"),
@@ -387,7 +387,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("-o", "hard.txt"), "ends in .pt or .pth"),
         (("-o", "no/such/folder/hard.pt"), "does not exist"),
         (("-o", MOON), "moon_mlp.pt is a file that is read here"),
-        (("-o", ""), "ends in .pt or .pth"),
+        (("-o", ""), "--out: is empty"),
         (("--html", "no/such/folder/hard.html"), "does not exist"),
         (("--html", "-"), "give a file name"),
         (("--html", "moon_mlp.hard.compare.json"), "is a file that the hardening writes"),
@@ -398,7 +398,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--hold", "first", "--top-k", "2"), "with it --hold is mvl"),
         (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),
         (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),
-        (("--method", "at", "--hold", "mvl"), "--hold names layers to hold, and at holds none"),
+        (("--method", "at", "--hold", "mvl"), "--hold names layers to regularize, and at regularizes none"),
         (("--eps", "0"), "eps"),
         *(
             ((f"--{name}", ""), f"--{name}: is empty")

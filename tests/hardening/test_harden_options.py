@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.layer_selection import layers_to_hold
+from lsa_cli.hardening.layer_selection import layers_to_regularize
 from lsa_cli.hardening.plan import make_harden_plan
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.storage import read_report
@@ -259,11 +259,11 @@ def test_a_weight_can_name_the_layer_that_is_held_by_default():
 @pytest.mark.parametrize(("hold", "layer"), [(None, "elu1"), ("first", "elu1"), ("last", "elu3")])
 def test_a_layer_is_held_by_its_place(hold, layer):
     settings = {} if hold is None else {"hold": hold}
-    assert layers_to_hold(planned(**settings), lambda message: None) == (layer,)
+    assert layers_to_regularize(planned(**settings), lambda message: None) == (layer,)
 
 
 def test_the_first_layer_that_is_held_is_one_that_training_moves():
-    assert layers_to_hold(planned(freeze=["fc1"]), lambda message: None) == ("elu2",)
+    assert layers_to_regularize(planned(freeze=["fc1"]), lambda message: None) == ("elu2",)
 
 
 def test_weights_of_layers_that_a_scan_flags_are_matched_once_these_are_known():
@@ -437,7 +437,7 @@ def chained(lsa, harden, *options, attack="pgd:steps=3"):  # noqa: F811
 def test_a_rule_in_the_file_gives_way_to_the_layers_just_flagged(lsa, line):  # noqa: F811
     entry, result = chained(lsa, [line])
     assert result.code == 0, result.err
-    assert f"{line.partition(':')[0]} under harden: gives way to the layers that this audit flags" in result.err
+    assert f"{line.partition(':')[0]} under harden: is replaced by the layers that this audit flags" in result.err
     with open("moon_mlp.audit.json") as file:
         assert entry["layers"] == json.load(file)["outcomes"][0]["layers"]["mvl"]
 
@@ -463,17 +463,17 @@ def test_steps_that_the_base_just_found_does_not_use_give_way(lsa):  # noqa: F81
     entry, result = chained(lsa, ["steps: 4"], attack="fgsm")
     assert result.code == 0, result.err
     assert entry["base"] == "fgsm"
-    assert "steps under harden: gives way: base fgsm does not use it" in result.err
+    assert "steps under harden: is not used by base fgsm" in result.err
 
 
 @pytest.mark.parametrize(
     ("lines", "options", "says"),
     [
-        (["method: at", "hold: mvl"], (), "at holds none"),
+        (["method: at", "hold: mvl"], (), "at regularizes none"),
         (["method: at", "gamma: 1"], (), "--gamma is for methods with the regularizer"),
         (["gamma: elu9=1"], (), "unknown layer 'elu9'"),
         (["base: fgsm", "steps: 3"], (), "--steps: base fgsm does not use it"),
-        ([], ("--layers", "none"), "--harden holds the layers that an attack moved most, and this audit scans none"),
+        ([], ("--layers", "none"), "--harden regularizes the most vulnerable layers, and this audit scans none"),
         (["freeze: conv*"], (), "matches no parameter"),
     ],
 )
