@@ -177,7 +177,7 @@ class APGD(Attack):
         super().__post_init__()
         for name in ("steps", "restarts", "eot"):
             if getattr(self, name) < 1:
-                raise UsageError(f"apgd: {name} should be at least 1, not {getattr(self, name)}")
+                raise UsageError(f"apgd: {name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def passes(self) -> float:
@@ -263,7 +263,7 @@ class TargetedAPGD(APGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.targets < 1:
-            raise UsageError(f"apgd-t: targets should be at least 1, not {self.targets}")
+            raise UsageError(f"apgd-t: targets must be at least 1, not {self.targets}")
 
     @property
     def passes(self) -> float:

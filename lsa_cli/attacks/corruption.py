@@ -49,9 +49,9 @@ class Corruption(Noise):
 
     def __post_init__(self) -> None:
         if not isinstance(self.severity, int) or not 1 <= self.severity <= 5:
-            raise UsageError(f"the severity of a corruption is a whole number from 1 to 5, not {self.severity}")
+            raise UsageError(f"the severity of a corruption must be a whole number from 1 to 5, not {self.severity}")
         if self.bounds is None:
-            raise UsageError("corruptions need the range of the pixels, and these inputs declare none")
+            raise UsageError("corruptions need inputs with a known pixel range, and these inputs have none")
 
     def moved(self, x: torch.Tensor) -> torch.Tensor:
         assert self.bounds is not None
@@ -60,7 +60,9 @@ class Corruption(Noise):
             raise UsageError(f"corruptions take images (channels x height x width), and these inputs are {shape}")
         side = min(x.shape[2:])
         if side < SMALLEST:
-            raise UsageError(f"corruptions take images of {SMALLEST} x {SMALLEST} pixels or more; a side has {side}")
+            raise UsageError(
+                f"corruptions need images of at least {SMALLEST} x {SMALLEST} pixels; a side of these has {side}"
+            )
         low, high = self.bounds
         strengths = self.imagenet if side >= LARGE else self.cifar
         image = ((x - low) / (high - low)).clamp(0, 1)

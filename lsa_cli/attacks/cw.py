@@ -35,9 +35,9 @@ class CW(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.searches < 1:
-            raise UsageError(f"cw needs a step and a search, not {self.steps} and {self.searches}")
+            raise UsageError(f"cw: steps and searches must be at least 1, not {self.steps} and {self.searches}")
         if self.lr <= 0 or self.initial_weight <= 0:
-            raise UsageError("cw needs a positive lr and a positive initial_weight")
+            raise UsageError("cw: lr and initial_weight must be positive")
 
     @property
     def passes(self) -> float:

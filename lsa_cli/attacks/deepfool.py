@@ -115,9 +115,11 @@ class DeepFool(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.classes < 2:
-            raise UsageError(f"deepfool needs one step and two classes, not {self.steps} and {self.classes}")
+            raise UsageError(
+                f"deepfool: steps must be at least 1 and classes at least 2, not {self.steps} and {self.classes}"
+            )
         if self.overshoot <= 0:
-            raise UsageError(f"the overshoot should be positive, not {self.overshoot:g}")
+            raise UsageError(f"deepfool: overshoot must be positive, not {self.overshoot:g}")
 
     @property
     def passes(self) -> float:

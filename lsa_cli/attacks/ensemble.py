@@ -157,7 +157,7 @@ class AutoAttack(Ensemble):
             return *untargeted, *square, apgd_t, fab_t
         if self.version == "rand":
             return APGD(threat, steps, eot=EOT), APGDDLR(threat, steps, eot=EOT)
-        raise UsageError(f"there is no version '{self.version}' of autoattack: there are standard, plus and rand")
+        raise UsageError(f"autoattack: unknown version '{self.version}'; choose standard, plus or rand")
 
 
 @ATTACKS.register("t-pgd-grid")
@@ -178,7 +178,7 @@ class TemperatureGrid(Ensemble):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.members:
-            raise UsageError("t-pgd-grid needs a temperature")
+            raise UsageError("t-pgd-grid: temperatures must name at least one temperature")
 
     @property
     def settings(self) -> dict[str, Any]:

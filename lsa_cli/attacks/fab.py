@@ -47,10 +47,10 @@ class FAB(Attack):
         super().__post_init__()
         if self.steps < 1 or self.restarts < 1 or self.targets < 1:
             raise UsageError(
-                f"fab needs a step, a restart and a target, not {self.steps}, {self.restarts} and {self.targets}"
+                f"fab: steps, restarts and targets must be at least 1, not {self.steps}, {self.restarts} and {self.targets}"
             )
         if not (0 <= self.alpha_max <= 1 and 0 < self.beta < 1 and self.eta >= 1):
-            raise UsageError("fab needs alpha_max from 0 to 1, beta between 0 and 1, and eta of at least 1")
+            raise UsageError("fab: alpha_max must be in [0, 1], beta between 0 and 1, and eta at least 1")
 
     @property
     def passes(self) -> float:

@@ -45,9 +45,11 @@ class FMN(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or (self.step_size is not None and self.step_size <= 0):
-            raise UsageError(f"fmn needs a step, and a size of it, not {self.steps} and {self.step_size}")
+            raise UsageError(
+                f"fmn: steps must be at least 1 and step_size positive, not {self.steps} and {self.step_size}"
+            )
         if not 0 < self.gamma_final <= self.gamma < 1:
-            raise UsageError("fmn needs 0 < gamma_final <= gamma < 1")
+            raise UsageError("fmn: the settings must satisfy 0 < gamma_final <= gamma < 1")
 
     @property
     def passes(self) -> float:

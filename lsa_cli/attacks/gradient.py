@@ -56,14 +56,14 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1 or self.restarts < 1:
-            raise UsageError(f"pgd needs at least one step and one restart, not {self.steps} and {self.restarts}")
+            raise UsageError(f"pgd: steps and restarts must be at least 1, not {self.steps} and {self.restarts}")
         least = float(self.step_size.min()) if isinstance(self.step_size, torch.Tensor) else self.step_size
         if least is not None and least <= 0:
-            raise UsageError(f"the step size should be positive, not {least:g}")
+            raise UsageError(f"the step size must be positive, not {least:g}")
         if self.momentum < 0:
-            raise UsageError(f"the momentum should not be negative, as {self.momentum:g} is")
+            raise UsageError(f"the momentum must be 0 or more, not {self.momentum:g}")
         if self.eot < 1:
-            raise UsageError(f"eot should be at least 1, not {self.eot}")
+            raise UsageError(f"eot must be at least 1, not {self.eot}")
         LOSSES.get(self.loss)
 
     @property
@@ -127,9 +127,9 @@ class TemperaturePGD(PGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature <= 0:
-            raise UsageError(f"the temperature should be positive, not {self.temperature:g}")
+            raise UsageError(f"the temperature must be positive, not {self.temperature:g}")
         if self.loss != "ce":
-            raise UsageError("t-pgd climbs a tempered cross-entropy; for another loss use pgd:loss=...")
+            raise UsageError("t-pgd maximises a tempered cross-entropy; for another loss use pgd:loss=...")
 
     @property
     def settings(self) -> dict[str, Any]:

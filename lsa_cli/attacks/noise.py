@@ -24,7 +24,7 @@ class Noise(Attack):
 
     def __post_init__(self) -> None:
         if self.needs_range and self.bounds is None:
-            raise UsageError("salt and pepper set inputs to the end of their range, and these inputs declare none")
+            raise UsageError("salt and pepper need inputs with a known range, and these inputs have none")
 
     @property
     def passes(self) -> float:

@@ -112,7 +112,7 @@ def drawn_for() -> tuple[int, torch.Tensor]:
 def _draws_for(x: torch.Tensor) -> _Draws:
     draws = _current.get()
     if draws is None or len(draws.keys) != len(x):
-        raise RuntimeError("random numbers are drawn one row for each sample, inside Attack.perturb only")
+        raise RuntimeError("random numbers are drawn one row per sample, inside Attack.perturb only")
     return draws
 
 

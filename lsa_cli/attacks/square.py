@@ -50,9 +50,9 @@ class Square(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.queries < 1 or self.restarts < 1:
-            raise UsageError(f"square needs at least one query and one restart, not {self.queries}, {self.restarts}")
+            raise UsageError(f"square: queries and restarts must be at least 1, not {self.queries} and {self.restarts}")
         if not 0 < self.p_init <= 1:
-            raise UsageError(f"p_init is a share of the picture, above 0 and up to 1, not {self.p_init:g}")
+            raise UsageError(f"square: p_init is a share of the image, above 0 and at most 1, not {self.p_init:g}")
 
     @property
     def passes(self) -> float:

@@ -43,7 +43,7 @@ def fit_to_network(
             f"{spec}: the images are {words[found]} and the network takes {plural(channels, 'channel')}; {fix}"
         )
     if size is not None and size.explicit and found is None:
-        raise DataError(f"{spec}: inputs of shape {shape} are no images; leave out --input-size")
+        raise DataError(f"{spec}: inputs of shape {shape} are not images; leave out --input-size")
     steps: list[Fit] = []
     said = []
     if (found, asked) == (1, 3):
@@ -117,7 +117,7 @@ def open_npz(request: SourceRequest) -> LabelledData:
     spec = f"npz:{request.location}"
     path = Path(request.location)
     if path.is_dir():
-        raise DataError(f"{spec}: {path} is a folder and no .npz file; for images in folders say imagefolder:{path}")
+        raise DataError(f"{spec}: {path} is a folder, not an .npz file; for images in folders use imagefolder:{path}")
     check_file(path, spec)
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -130,9 +130,7 @@ def open_npz(request: SourceRequest) -> LabelledData:
     except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
         raise DataError(f"{spec} cannot be read as an .npz of plain arrays: {error}") from error
     if x.shape[:1] != y.shape[:1] or not x.shape:
-        raise DataError(
-            f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; there must be one label a sample"
-        )
+        raise DataError(f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; give one label per sample")
     if x.dtype.kind not in "uif":
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 or floating numbers")
     if x.dtype.kind in "ui" and x.dtype != np.uint8:
@@ -186,7 +184,7 @@ def _pick_array_split(names: list[str], found: list[set[str]], request: SourceRe
     if asked is None and "" in there:
         return ""
     if asked is None and there == {"train"}:
-        raise SplitError(f"{spec}: it holds training data alone; to audit on that say --split train")
+        raise SplitError(f"{spec}: it holds only training data; to audit on that, pass --split train")
     if asked is None and there:
         return pick_split(sorted(there), request, spec)
     split = next((split for split, spellings in _SPLITS.items() if asked in spellings), asked)
@@ -227,7 +225,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
     if corruption not in names:
         raise UsageError(f"{spec}: {unknown('corruption', corruption, names)}")
     if severity not in [str(number) for number in range(1, _SEVERITIES + 1)]:
-        said = "no severity is given" if severity is None else f"severity={severity} makes no sense"
+        said = "no severity is given" if severity is None else f"severity={severity} is not a severity"
         raise UsageError(f"{spec}: {said}; add {request.adding('severity=N')}, 1 (weakest) to {_SEVERITIES}")
     spec += f"?corruption={corruption}&severity={severity}"
     images, labels = _mapped(folder / f"{corruption}.npy"), _mapped(folder / "labels.npy")
@@ -236,7 +234,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
                         "images (n, H, W, C)")  # fmt: skip
     if labels.shape != images.shape[:1] or len(labels) % _SEVERITIES:
         raise DataError(
-            f"{spec}: {len(images)} images and labels of shape {labels.shape}; there must be one label an image, and "
+            f"{spec}: {len(images)} images and labels of shape {labels.shape}; give one label per image, and "
             f"{_SEVERITIES} severities of as many images each"
         )
     block = len(labels) // _SEVERITIES

@@ -76,7 +76,7 @@ class SourceRequest:
             raise UsageError(f"--data: {unknown('mode', mode, MODES)}")
         if self.channels in (1, 3) and self.channels != MODES[mode]:
             raise UsageError(
-                f"--data: mode={mode} makes images of {MODES[mode]} channels, and the network takes {self.channels}"
+                f"--data: mode={mode} makes images of {MODES[mode]} channels, but the network takes {self.channels}"
             )
         return MODES[mode]
 
@@ -162,7 +162,7 @@ def number_labels(values: Sequence[Any], what: Callable[[int], str]) -> tuple[np
     texts = ["" if value is None else str(value).strip() for value in values]
     for row, text in enumerate(texts):
         if not text:
-            raise DataError(f"{what(row)} has no label; give every sample one")
+            raise DataError(f"{what(row)} has no label; give every sample a label")
     if all(map(_NUMBER.fullmatch, texts)):
         for row, text in enumerate(texts):
             if not _WHOLE.fullmatch(text) or int(text.partition(".")[0]) > LARGEST_LABEL:
@@ -183,7 +183,7 @@ def pick_name(names: Sequence[str], usual: Sequence[str], option: str, request: 
     likely = [name for name in names if name.strip().lower().replace(" ", "_").replace("-", "_") in usual]
     if len(likely) == 1:
         return likely[0]
-    trouble = f"{' and '.join(likely)} could each be the {option}" if likely else f"which is the {option} is not clear"
+    trouble = f"{' and '.join(likely)} could all be the {option}" if likely else f"which is the {option} is not clear"
     raise UsageError(f"{spec}: {trouble}; add {request.adding(f'{option}=NAME')}, with one of {listed}")
 
 

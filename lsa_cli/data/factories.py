@@ -41,7 +41,7 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
         raise
     except Exception as error:
         raise DataError(
-            f"{spec} gave {type(made).__name__} that cannot be read ({type(error).__name__}: {error}); give (x, y) "
+            f"{spec} returned {type(made).__name__} that cannot be read ({type(error).__name__}: {error}); give (x, y) "
             "arrays, or a data set of (image tensor, label) pairs"
         ) from error
 
@@ -73,7 +73,9 @@ def from_object(
     if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
         x, y = (_array(part) for part in made)
         if x.shape[:1] != y.shape[:1] or not x.shape:
-            raise DataError(f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; one label a sample")
+            raise DataError(
+                f"{spec}: inputs of shape {x.shape} and labels of shape {y.shape}; give one label per sample"
+            )
         if x.dtype.kind not in "uifb":
             raise DataError(f"{spec}: inputs are {x.dtype}; give uint8 or floating numbers")
         images, layout = channels_first(x, spec)
@@ -97,14 +99,14 @@ def from_object(
         fit, said = _fit(tuple(as_is(np.array([0])).shape[1:]), spec, channels, size)
         transform = "; ".join([*said, *filter(None, [plain.transform.removeprefix("; ")])]) or "none"
         return dataclasses.replace(plain, read=_pair_reader(made, spec, fit), transform=transform)
-    raise DataError(f"{spec} gave {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
+    raise DataError(f"{spec} returned {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
 
 
 def _stacked(labels: Any, spec: str) -> np.ndarray:
     try:
         return np.asarray(labels) if not isinstance(labels, torch.Tensor) else _array(labels)
     except ValueError as error:
-        raise DataError(f"{spec}: labels have different shapes ({error}); give one class number a sample") from error
+        raise DataError(f"{spec}: labels have different shapes ({error}); give one class number per sample") from error
 
 
 def _fit(shape: tuple[int, ...], spec: str, channels: int | None, size: ImageSize | None) -> tuple[Fit, list[str]]:

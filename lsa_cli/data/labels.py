@@ -1,4 +1,4 @@
-"""Labels as files and Python objects hold them -> one class number a sample."""
+"""Labels as files and Python objects hold them -> one class number per sample."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def class_numbers(values: np.ndarray, spec: str) -> tuple[np.ndarray, str]:  # (
         values, said = _from_one_hot(values, spec), f"one-hot labels of shape {values.shape} turned into class numbers"
     if values.ndim != 1:
         raise DataError(
-            f"{spec}: labels have shape {values.shape}; give one class number a sample, as (n,), (n, 1) or one-hot (n, K)"
+            f"{spec}: labels have shape {values.shape}; give one class number per sample, as (n,), (n, 1) or one-hot (n, K)"
         )
     for wrong, why in (
         (values < 0, "classes count from 0"),
@@ -56,7 +56,7 @@ def _from_one_hot(values: np.ndarray, spec: str) -> np.ndarray:
         row = int(others.argmax())
         raise DataError(
             f"{spec}: labels have shape {values.shape} and are not one-hot (sample {row} has {values[row].tolist()[:8]}); "
-            "give one class number a sample"
+            "give one class number per sample"
         )
     counts = values.astype(np.int64).sum(1)
     if (counts != 1).any():

@@ -149,7 +149,7 @@ def open_hugging_face(request: SourceRequest) -> LabelledData:
         image = _column_of(dataset, datasets.Image, (), "image", request, spec)
         label = _column_of(dataset, datasets.ClassLabel, USUAL_LABELS, "label", request, spec)
         if not isinstance(dataset.features[image], datasets.Image):
-            raise DataError(f"{spec}: the column {image} is no image but {dataset.features[image]}")
+            raise DataError(f"{spec}: the column {image} is not an image but {dataset.features[image]}")
         feature = dataset.features[label]
         values = dataset.select_columns([label])[:][label]
         # Undecoded: the image files' own bytes, which are decoded as those of any other source.

@@ -97,7 +97,9 @@ def _braces(pattern: str) -> list[str]:
     if counted:
         first, last = int(counted[1]), int(counted[2])
         if last - first >= 1_000_000:
-            raise UsageError(f"--data: {brace[0]} counts {last - first + 1:,} shards; is that meant?")
+            raise UsageError(
+                f"--data: {brace[0]} names {last - first + 1:,} shards, which is more than lsa reads; check the range"
+            )
         pieces = [f"{number:0{len(counted[1])}}" for number in range(first, last + 1)]
     else:
         pieces = brace[1].split(",")

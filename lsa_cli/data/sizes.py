@@ -28,9 +28,11 @@ class ImageSize:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1:
-            raise UsageError(f"an image size of {self.height} x {self.width} makes no sense; give pixels from 1")
+            raise UsageError(f"an image size must be at least 1 x 1 pixels, not {self.height} x {self.width}")
         if self.resize is not None and self.resize < max(self.height, self.width):
-            raise UsageError(f"images resized to {self.resize} hold no centre of {self.height} x {self.width}")
+            raise UsageError(
+                f"cannot crop {self.height} x {self.width} pixels from images that are resized to {self.resize}"
+            )
 
     @property
     def text(self) -> str:

@@ -176,7 +176,7 @@ def test_hyperparameters_that_cannot_be_meant_are_refused(name, options):
 
 @pytest.mark.parametrize("name", ["salt", "pepper"])
 def test_salt_and_pepper_need_a_range(name):
-    with pytest.raises(UsageError, match="declare none"):
+    with pytest.raises(UsageError, match="these inputs have none"):
         NOISES.get(name)(bounds=None)
 
 

@@ -210,7 +210,7 @@ def test_a_severity_is_one_of_five(name, severity):
 
 @every
 def test_a_range_is_needed(name):
-    with pytest.raises(UsageError, match="declare none"):
+    with pytest.raises(UsageError, match="these inputs have none"):
         CORRUPTIONS.get(name)(bounds=None)
 
 
@@ -218,7 +218,7 @@ def test_a_range_is_needed(name):
 def test_vectors_and_tiny_images_are_refused(name):
     with pytest.raises(UsageError, match=r"corruptions take images .*inputs are 12$"):
         corrupt(name, torch.rand(4, 12))
-    with pytest.raises(UsageError, match=r"8 x 8 pixels or more; a side has 7$"):
+    with pytest.raises(UsageError, match=r"8 x 8 pixels; a side of these has 7$"):
         corrupt(name, torch.rand(4, 1, 9, 7))
 
 

@@ -40,7 +40,7 @@ def test_splits_of_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"x": np.zeros((3, 2)), "y": np.zeros(4, int)}, "one label a sample"),
+        ({"x": np.zeros((3, 2)), "y": np.zeros(4, int)}, "one label per sample"),
         ({"x": np.zeros((3, 2)), "y": np.array([0, -1, 2])}, "label of sample 1 is -1"),
         ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, "no samples"),
         ({"x": np.zeros((2, 2)), "y": np.array([0.5, 1])}, "whole class numbers"),
@@ -53,7 +53,7 @@ def test_splits_of_arrays(tmp_path):
             {"x": np.zeros((2, 2)), "y": np.zeros((2, 3, 4), int)},
             r"labels have shape \(2, 3, 4\); give one class number",
         ),
-        ({"x": np.zeros((2, 2)), "y": np.array([[0, 1]])}, r"y \(1, 2\); there must be one label a sample"),
+        ({"x": np.zeros((2, 2)), "y": np.array([[0, 1]])}, r"y \(1, 2\); give one label per sample"),
         (
             {"x": np.zeros((2, 2)), "y": np.array([0, 2**63], np.uint64)},
             "sample 1 is 9223372036854775808; no network has",
@@ -156,7 +156,7 @@ def test_names_of_arrays(tmp_path, names, split, found):
 def test_names_of_arrays_that_could_mean_two_things_are_asked_for(tmp_path):
     x, y = np.zeros((3, 2)), np.zeros(3, int)
     spec = npz(tmp_path, x_test=x, test_images=x + 1, y_test=y)
-    with pytest.raises(UsageError, match=r"x_test and test_images could each be the images; add \?x=NAME"):
+    with pytest.raises(UsageError, match=r"x_test and test_images could all be the images; add \?x=NAME"):
         open_data(spec)
     assert open_data(f"{spec}?x=test_images").read(np.array([0])).tolist() == [[1.0, 1.0]]
     with pytest.raises(SplitError, match="training data alone; to audit on that say --split train"):
@@ -178,7 +178,7 @@ def test_a_path_without_its_source_is_told_the_source(tmp_path):
         with pytest.raises(UsageError, match=says):
             open_data(typed)
     with pytest.raises(
-        DataError, match=f"is a folder and no .npz file; for images in folders say imagefolder:{tmp_path}"
+        DataError, match=f"is a folder, not an .npz file; for images in folders use imagefolder:{tmp_path}"
     ):
         open_data(f"npz:{tmp_path}")
 
@@ -234,7 +234,7 @@ def test_grey_and_colour_are_not_mixed_up(tmp_path):
     read = open_data(f"{grey}?mode=rgb", channels=3).read(np.array([2]))
     assert read.shape == (1, 3, 6, 6)
     assert (read == torch.from_numpy(colour[2, :1]) / 255).all()
-    with pytest.raises(UsageError, match="mode=gray makes images of 1 channels, and the network takes 3"):
+    with pytest.raises(UsageError, match="mode=gray makes images of 1 channels, but the network takes 3"):
         open_data(f"{spec}?mode=gray", channels=3)
     with pytest.raises(UsageError, match="unknown mode 'grey': did you mean 'gray'"):
         open_data(f"{spec}?mode=grey")
@@ -251,7 +251,7 @@ def test_arrays_keep_their_size_unless_one_is_asked_for(tmp_path):
     data = open_data(spec, size=square_size(70))
     assert data.read(np.arange(3)).shape == (3, 3, 70, 70)
     assert data.transform.endswith("shorter side resized to 80 (bilinear), centre 70 x 70 cropped, by --input-size 70")
-    with pytest.raises(DataError, match="are no images; leave out --input-size"):
+    with pytest.raises(DataError, match="are not images; leave out --input-size"):
         open_data(npz(tmp_path, x=np.zeros((2, 5)), y=np.zeros(2, int)), size=square_size(8))
 
 
@@ -309,7 +309,7 @@ def test_a_severity_of_a_corruption(corrupted, severity):
         ("", UsageError, r"add \?corruption=NAME with one of fog, gaussian_noise"),
         ("?corruption=fgo&severity=1", UsageError, "did you mean 'fog'"),
         ("?corruption=fog", UsageError, "no severity is given; add &severity=N, 1 "),
-        ("?corruption=fog&severity=6", UsageError, "severity=6 makes no sense"),
+        ("?corruption=fog&severity=6", UsageError, "severity=6 is not a severity"),
         ("?corruption=fog&severity=1&split=train", SplitError, "test images only"),
         ("?corruption=fog&severty=1", UsageError, "did you mean 'severity'"),
         ("/none?corruption=fog&severity=1", DataError, "there is no .*labels.npy"),

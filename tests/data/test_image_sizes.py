@@ -75,7 +75,7 @@ def test_sizes_in_words():
         usual_size(224, 224, "the checkpoint").text
         == "shorter side resized to 256 (bilinear), centre 224 x 224 cropped, by the checkpoint"
     )
-    with pytest.raises(UsageError, match="0 x 0 makes no sense"):
+    with pytest.raises(UsageError, match="at least 1 x 1 pixels, not 0 x 0"):
         square_size(0)
     with pytest.raises(UsageError, match="hold no centre"):
         ImageSize(224, 224, 200)

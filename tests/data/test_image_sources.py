@@ -250,7 +250,7 @@ def test_splits_of_a_table(tmp_path):
             DataError,
             r"2 of 2 image files are missing, first .*a\.png; .*root=DIR",
         ),
-        ("file,image,label\n", "", UsageError, "file and image could each be the path; add .*path=NAME"),
+        ("file,image,label\n", "", UsageError, "file and image could all be the path; add .*path=NAME"),
         ("who,label\n", "", UsageError, "which is the path is not clear; .*one of who, label"),
         ("file,label\n", "?path=fil", UsageError, "there is no 'fil' for path=; there are file, label"),
         ("file,x\n", "", UsageError, "which is the label is not clear"),
@@ -440,7 +440,7 @@ def test_columns_of_hugging_face(hugging):
         "n": datasets.Value("int64"),
     }
     datasets.Dataset.from_dict(table, features=datasets.Features(features)).save_to_disk(root / "two")
-    with pytest.raises(UsageError, match=r"a and b could each be the image; add .*image=NAME"):
+    with pytest.raises(UsageError, match=r"a and b could all be the image; add .*image=NAME"):
         open_data(f"hf:{root}/two")
     data = open_data(f"hf:{root}/two?image=b")
     assert (data.class_names, data.labels.tolist()) == (("owl",), [0])

@@ -262,7 +262,7 @@ def test_broken_test_data_is_an_error_and_not_a_missing_split(lsa, tmp_path):  #
     np.savez(tmp_path / "all.npz", **{**arrays, "y_test": arrays["y_test"][:-1]})
     result = lsa("harden", MOON, "--data", "npz:all.npz", "--eps", "0.3", "--epochs", 1, "--threads", 1, "-o", "h.pt")
     assert result.code == 2
-    assert "there must be one label a sample" in result.err
+    assert "give one label per sample" in result.err
     assert list(tmp_path.glob("h.*")) == []
 
 
