@@ -160,7 +160,7 @@ def _pick_arrays(names: list[str], request: SourceRequest, spec: str) -> tuple[s
         if len(of[split]) > 1:
             what = {"x": "images", "y": "labels"}[option]
             raise UsageError(
-                f"{spec}: {' and '.join(of[split])} could each be the {what}; add {request.adding(f'{option}=NAME')}"
+                f"{spec}: {' and '.join(of[split])} could all be the {what}; add {request.adding(f'{option}=NAME')}"
             )
         said[option] = of[split][0]
     return said["x"], said["y"], split

@@ -106,7 +106,7 @@ def test_factories(tmp_path):
     data = open_data(f"{file}:pairs")
     assert data.labels.tolist() == [0, 1]
     assert data.read(np.array([0, 1])).shape == (2, 1, 2, 2)
-    with pytest.raises(DataError, match="gave int"):
+    with pytest.raises(DataError, match="returned int"):
         open_data(f"{file}:wrong")
     with pytest.raises(DataError, match="OSError: no disk"):
         open_data(f"{file}:fails")

@@ -77,7 +77,7 @@ def test_sizes_in_words():
     )
     with pytest.raises(UsageError, match="at least 1 x 1 pixels, not 0 x 0"):
         square_size(0)
-    with pytest.raises(UsageError, match="hold no centre"):
+    with pytest.raises(UsageError, match="cannot crop"):
         ImageSize(224, 224, 200)
 
 

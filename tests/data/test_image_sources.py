@@ -446,7 +446,7 @@ def test_columns_of_hugging_face(hugging):
     assert (data.class_names, data.labels.tolist()) == (("owl",), [0])
     assert torch.equal(data.read(np.array([0]))[0], unit(picture(1)))
     assert open_data(f"hf:{root}/two?image=b&label=n").labels.tolist() == [3]
-    with pytest.raises(DataError, match="the column n is no image"):
+    with pytest.raises(DataError, match="the column n is not an image"):
         open_data(f"hf:{root}/two?image=n")
     with pytest.raises(UsageError, match="there is no 'c' for label="):
         open_data(f"hf:{root}/two?image=a&label=c")
