@@ -159,7 +159,7 @@ def test_names_of_arrays_that_could_mean_two_things_are_asked_for(tmp_path):
     with pytest.raises(UsageError, match=r"x_test and test_images could all be the images; add \?x=NAME"):
         open_data(spec)
     assert open_data(f"{spec}?x=test_images").read(np.array([0])).tolist() == [[1.0, 1.0]]
-    with pytest.raises(SplitError, match="training data alone; to audit on that say --split train"):
+    with pytest.raises(SplitError, match="only training data; to audit on that, pass --split train"):
         open_data(npz(tmp_path, x_train=x, y_train=y))
     with pytest.raises(
         DataError, match="no array y_test or labels_test for the split 'test'; it holds x_test, y_train"
