@@ -166,7 +166,7 @@ def _compare_two(
     elif quiet:
         emit(one_line(found) + "\n")
     else:
-        print_comparison(found, data_console())
+        print_comparison(old, new, found, data_console())
     if fail_on_regression and found.regressions:
         raise typer.Exit(EXIT_GATE)
 

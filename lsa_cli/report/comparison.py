@@ -1,19 +1,19 @@
 """A comparison on a terminal: what changed beyond noise first, then every number before and after."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from lsa_cli.report import pairs
 from lsa_cli.report.compare import Change, Comparison
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.terminal import print_table
 from lsa_cli.report.text import number, percent
+from lsa_cli.report.view import Table
 
-_TITLES = {"accuracy": "Accuracy", "class": "Classes (robust)", "layer": "Layers (mean measure)"}
 
-
-def print_comparison(found: Comparison, console: Console) -> None:
+def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, console: Console) -> None:
     beyond = [change for change in found.changes if change.beyond_noise]
     console.print(Text.assemble(("old  ", "dim"), found.old.checkpoint, ("\nnew  ", "dim"), found.new.checkpoint, "\n"))
     if beyond:
@@ -32,13 +32,19 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(Text(f"  evidence: {found.old.evidence or 'none'} -> {found.new.evidence or 'none'}"))
     if found.by_chance is not None:
         console.print(Text(f"  {found.by_chance}"))
-    for key, title in _TITLES.items():
-        changes = [change for change in found.changes if change.table == key]
-        if changes:
-            console.print()
-            console.print(_table(title, changes))
     console.print()
+    for table in _tables(old, new, pairs.by_name(found)):
+        print_table(table, console)
     console.print(Text(one_line(found), "bold red" if found.regressions else "bold"))
+
+
+def _tables(old: AuditReport, new: AuditReport, changes: pairs.Changes) -> Iterator[Table]:
+    yield pairs.share_table("Accuracy", "accuracy", pairs.accuracies(old, new, changes))
+    classes = pairs.classes(old, new, changes)
+    if classes:
+        yield pairs.share_table("Robust accuracy by class", "class", classes)
+    for group in pairs.layers(old, new, changes):
+        yield pairs.layer_table(group)
 
 
 def one_line(found: Comparison) -> str:
@@ -62,22 +68,3 @@ def _words(change: Change) -> str:
 
 def _pairs(change: Change) -> str:
     return "" if change.won is None else f"; {change.won} samples won, {change.lost} lost"
-
-
-def _table(title: str, changes: Sequence[Change]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for heading in ("old", "new", "change", "won/lost", "p"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
-    for change in changes:
-        shown = number if change.table == "layer" else percent
-        gap = (
-            f"{change.new - change.old:+.3f}" if change.table == "layer" else f"{100 * (change.new - change.old):+.1f}"
-        )
-        table.add_row(
-            Text(change.label), shown(change.old), shown(change.new), gap,
-            "" if change.won is None else f"{change.won}/{change.lost}", "" if change.p is None else f"{change.p:.2g}",
-            "beyond noise" if change.beyond_noise else "",
-        )  # fmt: skip
-    return table

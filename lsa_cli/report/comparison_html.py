@@ -1,61 +1,29 @@
 """A comparison as one page: what changed beyond noise first, then every number before and after, with its interval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from markupsafe import Markup
 
+from lsa_cli.report import pairs
 from lsa_cli.report.charts import bar_chart, line_chart
-from lsa_cli.report.compare import Change, Comparison
+from lsa_cli.report.compare import Comparison
 from lsa_cli.report.figures import NO_POINT, SHOWN_CLASSES, Bar, BarChart, Line, LineChart, Point, point, radius_curves
 from lsa_cli.report.page import page
-from lsa_cli.report.ranking import strongest, weakest_first
-from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import AuditReport, ClassRow, Curve, LayerAnalysis, LayerRow
+from lsa_cli.report.pairs import Changes, LayerGroup, Pair
+from lsa_cli.report.schema import AuditReport, Curve
 from lsa_cli.report.text import draws_text, file_name, settings_text
 
 _NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
 _BARS = Bar("before", 0), Bar("after", 1)
-_Changes = dict[tuple[str, str, str | None], Change]  # by table, name and attack
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A share before and after; change: None where no test was made."""
-
-    name: str
-    old: Rate
-    new: Rate
-    change: Change | None
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer under one attack; a side is None where that network has no such layer."""
-
-    name: str
-    old: LayerRow | None
-    new: LayerRow | None
-    change: Change | None
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """All layers under one attack."""
-
-    attack: str
-    noise: bool
-    old: LayerAnalysis
-    new: LayerAnalysis
-    rows: list[_Layer]
 
 
 def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
     """The page as text. found: compare(old, new). Strings of both reports are treated as hostile."""
-    changes: _Changes = {(change.table, change.name, change.attack): change for change in found.changes}
-    accuracies, classes = _accuracies(old, new, changes), _classes(old, new, changes)
-    layers, curves = _layers(old, new, changes), _curves(old, new)
-    worst = [_worst(report) for report in (old, new)]
+    changes = pairs.by_name(found)
+    accuracies, classes = pairs.accuracies(old, new, changes), pairs.classes(old, new, changes)
+    layers, curves = pairs.layers(old, new, changes), _curves(old, new)
+    worst = [pairs.worst_class(report) for report in (old, new)]
     mood, headline = _headline(found, changes)
     top = next((group for group in layers if not group.noise), None)
     return page(
@@ -76,6 +44,9 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
         accuracy_plot=bar_chart(BarChart("Accuracy before and after", _BARS, [_bars(pair) for pair in accuracies])),
         worst=worst,
         draws=draws_text,
+        accuracy_table=pairs.share_table("Accuracies", "accuracy", accuracies),
+        class_table=pairs.share_table("Classes", "class", classes),
+        layer_table=pairs.layer_table,
         classes=classes,
         class_plot=bar_chart(
             BarChart(
@@ -93,7 +64,7 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
     )
 
 
-def _headline(found: Comparison, changes: _Changes) -> tuple[str, str]:
+def _headline(found: Comparison, changes: Changes) -> tuple[str, str]:
     """good, bad or plain, and the sentence that the page opens with."""
     main = changes.get(("accuracy", "robust", None)) or changes.get(("accuracy", "clean", None))
     first = "Nothing was measured in both"
@@ -110,7 +81,7 @@ def _headline(found: Comparison, changes: _Changes) -> tuple[str, str]:
 
 
 def _sections(
-    classes: Sequence[_Pair], layers: Sequence[_Layers], curves: dict[str, tuple[Curve, Curve]]
+    classes: Sequence[Pair], layers: Sequence[LayerGroup], curves: dict[str, tuple[Curve, Curve]]
 ) -> list[tuple[str, str]]:
     parts = [
         ("verdict", "What changed", True),
@@ -122,52 +93,6 @@ def _sections(
         ("reading", "How to read this", True),
     ]
     return [(name, title) for name, title, there in parts if there]
-
-
-# ---- pairs ---------------------------------------------------------------------------------------------
-
-
-def _accuracies(old: AuditReport, new: AuditReport, changes: _Changes) -> list[_Pair]:
-    pairs = [_Pair("clean", old.verdict.clean, new.verdict.clean, changes.get(("accuracy", "clean", None)))]
-    for one, other in zip(old.outcomes, new.outcomes, strict=True):
-        change = changes.get(("accuracy", "accuracy", one.name))
-        pairs.append(_Pair(f"under {one.name}", one.robust, other.robust, change))
-    if old.verdict.robust is not None and new.verdict.robust is not None:
-        change = changes.get(("accuracy", "robust", None))
-        pairs.append(_Pair("robust, worst case", old.verdict.robust, new.verdict.robust, change))
-    before, after = _worst(old), _worst(new)
-    if before is not None and after is not None:
-        pairs.append(_Pair("worst class", before.robust, after.robust, None))
-    return pairs
-
-
-def _worst(report: AuditReport) -> ClassRow | None:
-    return next(iter(weakest_first(report.verdict.classes)), None)
-
-
-def _classes(old: AuditReport, new: AuditReport, changes: _Changes) -> list[_Pair]:
-    """Weakest after first."""
-    pairs = [
-        _Pair(row.name, one.robust, row.robust, changes.get(("class", f"class {row.name}", None)))
-        for one, row in zip(old.verdict.classes, new.verdict.classes, strict=True)
-    ]
-    return sorted(pairs, key=lambda pair: (pair.new.value is None, pair.new.value or 0.0))
-
-
-def _layers(old: AuditReport, new: AuditReport, changes: _Changes) -> list[_Layers]:
-    """The attack that leaves the fewest samples robust in the end comes first."""
-    groups = []
-    for one, other in zip(old.outcomes, new.outcomes, strict=True):
-        if one.layers is None or other.layers is None:
-            continue
-        before, after = ({row.name: row for row in part.rows} for part in (one.layers, other.layers))
-        rows = [
-            _Layer(name, before.get(name), after.get(name), changes.get(("layer", name, one.name)))
-            for name in dict.fromkeys([*before, *after])
-        ]
-        groups.append(_Layers(one.name, one.kind == "noise", one.layers, other.layers, rows))
-    top = strongest(new)
-    return sorted(groups, key=lambda group: (group.noise, top is None or group.attack != top.name))
 
 
 def _by_attack(report: AuditReport) -> dict[str, Curve]:
@@ -188,7 +113,7 @@ def _curves(old: AuditReport, new: AuditReport) -> dict[str, tuple[Curve, Curve]
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def _bars(pair: _Pair) -> tuple[str, tuple[Point, Point]]:
+def _bars(pair: Pair) -> tuple[str, tuple[Point, Point]]:
     return pair.name, (point(pair.old), point(pair.new))
 
 
@@ -206,7 +131,7 @@ def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> 
     return line_chart(replace(chart, lines=lines))
 
 
-def _layer_curves(group: _Layers, measure: str) -> Markup:
+def _layer_curves(group: LayerGroup, measure: str) -> Markup:
     lines = []
     for name, rows in (("before", [row.old for row in group.rows]), ("after", [row.new for row in group.rows])):
         points = [NO_POINT if row is None else (row.mean, row.low, row.high) for row in rows]
