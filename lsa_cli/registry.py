@@ -40,6 +40,10 @@ class Registry(Generic[T]):
 
         return add
 
+    def registered(self) -> list[T]:
+        """What is registered so far, without what entry points would add."""
+        return list(self._entries.values())
+
     def names(self) -> list[str]:
         load_entry_points()
         return list(self._entries)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lsa_cli.settings.reference import reference
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path for pattern in ("*.md", "docs/*.md", "benchmarks/**/*.md", "sample_models/*.md") for path in ROOT.glob(pattern)
@@ -82,3 +84,10 @@ def test_the_configuration_of_the_docs_is_valid(tmp_path):
     command = [sys.executable, "-m", "lsa_cli", "check", str(tmp_path / "lsa.yaml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'lsa.yaml'}: 6 limits\n"), done.stderr
+
+
+def test_the_reference_page_is_current(request):
+    page = ROOT / "docs" / "reference.md"
+    if request.config.getoption("--update-gold"):
+        page.write_text(reference())
+    assert page.read_text() == reference(), "run pytest tests/test_docs.py --update-gold and look at the change"

@@ -1,5 +1,6 @@
 """A setting is declared once: the command line, lsa.yaml and Python take the same names and read them alike."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -170,7 +171,7 @@ def test_settings_of_the_file_and_of_the_command_line_add_up(tmp_path):
     )
     done = subprocess.run(
         [sys.executable, "-m", "lsa_cli", "audit", MOON, "--config", "lsa.yaml", "--threads", "1", "--md", "r.md", "-q"],
-        cwd=tmp_path, capture_output=True, text=True, env={**__import__("os").environ, "PYTHONPATH": str(MOON.parents[1])},
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(MOON.parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert {"page.html", "r.md", "moon_mlp.audit.json"} <= {path.name for path in tmp_path.iterdir()}
@@ -182,3 +183,37 @@ def test_help_imports_neither_torch_nor_pydantic():
         "import sys, lsa_cli.cli.main; print({'torch', 'torchvision', 'pandas', 'yaml', 'pydantic'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+PLUGIN = """
+from lsa_cli.report.formats import register
+
+@register("one-line", "FILE.txt", "One line for a log.")
+def one_line(report):
+    return f"robust {report.verdict.robust.count}\\n"
+"""
+
+
+def test_a_format_of_a_plugin_has_an_option_a_key_and_an_argument(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    (tmp_path / "lsa.yaml").write_text("plugin: mine.py\nfiles: {one-line: b.txt}\n")
+    environment = {**os.environ, "PYTHONPATH": str(MOON.parents[1])}
+    short = ["-n", "40", "--attack", "fgsm", "--noise", "none", "--layers", "none", "--threads", "1"]
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=tmp_path, capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("-m", "lsa_cli", "audit", MOON, *short, "-q")
+    run("-m", "lsa_cli", "audit", MOON, *short, "--plugin", "mine.py", "--one-line", "a.txt", "--nproc", "2")
+    code = f"import lsa_cli; lsa_cli.audit({str(MOON)!r}, n=40, attack='fgsm', noise='none', layers='none', threads=1, "
+    run("-c", code + "plugin='mine.py', one_line='c.txt')")
+    run("-m", "lsa_cli", "report", "moon_mlp.audit.json", "--plugin=mine.py", "--one-line=d.txt")
+    assert "One line for a log." in run("-m", "lsa_cli", "audit", "--plugin", "mine.py", "--help")
+    assert "One line for a log." in run("-m", "lsa_cli", "list", "formats", "--plugin", "mine.py")
+    texts = {name: (tmp_path / f"{name}.txt").read_text() for name in "abcd"}
+    assert len(set(texts.values())) == 1
+    assert texts["a"].startswith("robust ")

@@ -10,7 +10,8 @@ from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import Progress, run_audit
 from lsa_cli.config import read_config
 from lsa_cli.errors import UsageError
-from lsa_cli.report.exporters import Outputs
+from lsa_cli.imports import load_python_file
+from lsa_cli.report.outputs import Outputs
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.settings import IN_PYTHON, merge, settings_from
 
@@ -33,6 +34,8 @@ def audit(
 
     Raises an LsaError that says what is wrong. A limit that does not hold raises nothing; see report.gates.
     """
+    for plugin in [options["plugin"]] if isinstance(options.get("plugin"), str) else options.get("plugin") or []:
+        load_python_file(plugin, "plugin")  # before the other options, because it may bring a format
     layers = [("option", settings_from(options, IN_PYTHON))]
     if config is not None:
         layers.append((str(config), read_config(Path(config))))

@@ -21,7 +21,7 @@ from lsa_cli.wording import plural
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.plan import AuditPlan
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
     from lsa_cli.report.schema import AuditReport
 
 

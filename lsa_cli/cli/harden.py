@@ -128,7 +128,7 @@ def harden_flagged(
 def _refuse_outputs(out: Path, inputs: "list[str | Path]", html: str | None) -> None:
     """Every file that is going to be written can be, and none is one that is read, or another of them."""
     from lsa_cli.hardening.files import Files, refuse_outputs
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
 
     refuse_outputs(out, inputs)
     if html == "-":

@@ -35,7 +35,7 @@ def init(
     """
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.auditing.run import run_audit
-    from lsa_cli.report.exporters import check_writable
+    from lsa_cli.report.outputs import check_writable
     from lsa_cli.report.storage import write_text
     from lsa_cli.report.terminal import one_line
     from lsa_cli.settings.schema import config_schema

@@ -10,6 +10,7 @@ from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note
 from lsa_cli.errors import UsageError, printable
 from lsa_cli.registry import unknown
+from lsa_cli.report.formats import Format
 from lsa_cli.settings import AuditSettings
 
 _KINDS = (
@@ -20,7 +21,7 @@ _KINDS = (
     "measures",
     "audit-metrics",
     "sources",
-    "exporters",
+    "formats",
     "methods",
     "bases",
     "metrics",
@@ -56,7 +57,7 @@ def list_names(
     kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
     plugin: o.Plugin = None,
 ) -> None:
-    """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, exporters, hardening methods or bases.
+    """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, formats, hardening methods or bases.
 
     And the metrics that a limit can name.
     """
@@ -94,12 +95,14 @@ def _registry(kind: str) -> Any:
         "bases": ("hardening.objectives", "OBJECTIVES"),
         "sources": ("data", "DATA_SOURCES"),
         "audit-metrics": ("auditing.metrics", "METRICS"),
-        "exporters": ("report.exporters", "EXPORTERS"),
+        "formats": ("report.formats", "FORMATS"),
     }[kind]
     return getattr(import_module(f"lsa_cli.{module}"), name)
 
 
 def _summary(thing: Any) -> str:
+    if isinstance(thing, Format):
+        return thing.help
     text = inspect.cleandoc(thing.__doc__ or "")
     return " ".join(text.split("\n\n")[0].split())
 

@@ -7,6 +7,9 @@ from typer.core import TyperGroup
 
 from lsa_cli._version import __version__
 from lsa_cli.cli.boundary import boundary
+from lsa_cli.cli.options import Command, brings_formats, signed
+
+_with_formats: dict[str, Command] = {}  # the commands that have an option for each format
 
 
 class ErrorBoundary(TyperGroup):
@@ -15,6 +18,15 @@ class ErrorBoundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with boundary():
             return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command; with an option for each format of a plugin, where the words name one that is not known."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in _with_formats and brings_formats(rest):
+            again = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            again.command(name)(signed(_with_formats[name]))
+            command = typer.main.get_command(again)
+        return name, command, rest
 
 
 app = typer.Typer(
@@ -49,13 +61,14 @@ def _register() -> None:
     from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, plot, report
     from lsa_cli.cli.launch import on_ranks
 
-    app.command("audit")(on_ranks(audit.audit))
+    _with_formats.update(audit=on_ranks(audit.audit), report=report.report)
+    for name, command in _with_formats.items():
+        app.command(name)(command)
     app.command("init")(init.init)
     app.command("harden")(on_ranks(harden.harden))
     app.command("inspect")(inspect.inspect)
     app.command("layers")(inspecting.layers)
     app.command("list")(inspecting.list_names)
-    app.command("report")(report.report)
     app.command("compare")(report.compare)
     app.command("gate")(report.gate)
     app.command("check")(report.check)

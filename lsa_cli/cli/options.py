@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from lsa_cli.cli.console import foreign_code
+from lsa_cli.registry import load_entry_points
+from lsa_cli.report.formats import FORMATS
 from lsa_cli.settings import AuditSettings, HardenSettings, settings_from
 from lsa_cli.settings.declare import Option, Setting, settings_of
 
@@ -19,7 +22,7 @@ NETWORK = (
     "input_size", "match_classes",
 )  # fmt: skip
 GATE = ("gate", "exit_zero")
-REPORT = ("samples", "files", "csv", "github")
+REPORT = ("samples", "files", "csv", "github", "plugin")
 
 
 def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
@@ -29,26 +32,70 @@ def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
     """
 
     def decorate(command: Command) -> Command:
-        chosen = [one for one in settings_of(AuditSettings) if not names or one.name in names]
-        own = list(settings_of(HardenSettings)) if hardening else []
-        signature = inspect.signature(command)
-        parameters: list[inspect.Parameter] = []
-        for parameter in signature.parameters.values():
-            own_one = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            parameters += [own_one] if parameter.name != "given" else [*_parameters(own), *_parameters(chosen)]
+        own_parameters = inspect.signature(command).parameters.values()
+
+        def declared() -> tuple[list[Setting], list[Setting]]:
+            chosen = [one for one in settings_of(AuditSettings) if not names or one.name in names]
+            return list(settings_of(HardenSettings)) if hardening else [], chosen
+
+        def parameters() -> list[inspect.Parameter]:
+            own, chosen = declared()
+            found: list[inspect.Parameter] = []
+            for parameter in own_parameters:
+                there = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                found += [there] if parameter.name != "given" else [*_parameters(own), *_parameters(chosen)]
+            return found
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            settings: dict[str, Any] = _taken(given, chosen)
+            if given.keys() - {parameter.name for parameter in parameters()}:
+                load_plugins(given["plugin"])  # in a process that --nproc starts
+            own, chosen = declared()
+            settings = _taken(given, chosen)
             if hardening:
                 settings["harden"] = _taken(given, own)
             command(given=settings_from(settings), **given)
 
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
+        run.parameters = parameters  # type: ignore[attr-defined]
+        return signed(run)
 
     return decorate
+
+
+def signed(command: Command) -> Command:
+    """The command, with a parameter for each option that is declared now: a plugin may have brought a format."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(**given)
+
+    parameters = command.parameters()  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def load_plugins(files: Iterable[str]) -> None:
+    """Run the user's files, and what installed packages announce."""
+    from lsa_cli.imports import load_python_file
+
+    load_entry_points()
+    with foreign_code():
+        for file in files:
+            load_python_file(file, "--plugin")
+
+
+def brings_formats(words: list[str]) -> bool:
+    """Load the plugins of a command line that has an option which is not known; whether they brought a format."""
+    known = {f"--{option.name}" for one in settings_of(AuditSettings) for option in one.options} | {"--no-github"}
+    asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+    if asked <= known:
+        return False
+    before = len(FORMATS.registered())
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    files = [word.partition("=")[2] or after for word, after in pairs if word.partition("=")[0] == "--plugin"]
+    load_plugins(files)
+    return len(FORMATS.registered()) > before
 
 
 def _taken(given: dict[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.settings import AuditSettings
 
 if TYPE_CHECKING:
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
     from lsa_cli.report.schema import AuditReport
 
 
@@ -34,7 +34,7 @@ def tell_github(report: "AuditReport", files: Mapping[str, str], asked: bool | N
 
 def audit_outputs(checkpoint: str, settings: AuditSettings, to_stdout: bool) -> "Outputs":
     """The files that an audit writes. The report itself is always saved, unless it goes to stdout."""
-    from lsa_cli.report.exporters import Outputs, check_writable
+    from lsa_cli.report.outputs import Outputs, check_writable
 
     files = {name: path for name, path in (settings.files or {}).items() if path != "-"}
     default = f"{Path(checkpoint).stem}.{'gate' if settings.gate_only else 'audit'}.json"

@@ -22,7 +22,7 @@ ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved re
 @o.takes(*o.REPORT, "quiet")
 def report(file: ReportFile, given: AuditSettings) -> None:
     """Print a saved report, or convert it."""
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
     from lsa_cli.report.storage import read_report
     from lsa_cli.report.terminal import print_decision
 
@@ -148,7 +148,7 @@ def _compare_two(
     """What changed between two reports of one protocol. files: they were read from these."""
     from lsa_cli.report.compare import compare as compare_reports
     from lsa_cli.report.comparison import one_line, print_comparison
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
     from lsa_cli.report.storage import write_text
 
     named = {name: path for name, path in (("json", json), ("html", html)) if path is not None}
@@ -174,7 +174,7 @@ def _compare_two(
 def _compare_classes(reports: list["AuditReport"], files: list[str], json: str | None) -> None:
     """Whether the same classes are weak in all reports. files: they were read from these."""
     from lsa_cli.report.consistency import consistency, print_consistency
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
     from lsa_cli.report.storage import write_text
 
     wanted, to_stdout = split_stdout({} if json is None else {"json": json})

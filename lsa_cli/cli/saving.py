@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lsa_cli.auditing.journal import Journal
     from lsa_cli.auditing.plan import AuditPlan
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
     from lsa_cli.report.schema import AuditReport
 
 
@@ -128,7 +128,7 @@ def run_and_save(
     """
     from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.files import is_irregular
-    from lsa_cli.report.exporters import Outputs
+    from lsa_cli.report.outputs import Outputs
 
     partly = partial_outputs(outputs)
     latest: list[AuditReport] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lsa_cli.data import location_of
 from lsa_cli.errors import UsageError
-from lsa_cli.report.exporters import check_writable
+from lsa_cli.report.outputs import check_writable
 from lsa_cli.settings import AuditSettings
 
 

@@ -1,14 +1,58 @@
-"""The formats of a report: one entry a format, from which its option and its key in lsa.yaml come."""
+"""The formats of a report. One entry makes a format: its name, its option, its help, and what renders it.
 
-# name: (what the option takes, help)
-FORMATS = {
-    "json": ("FILE|-", "The report; - writes it to stdout."),
-    "md": ("FILE", "Markdown for a pull request."),
-    "html": ("FILE", "One page with plots."),
-    "junit": ("FILE.xml", "JUnit XML: a test case per limit, and one per class."),
-    "sarif": ("FILE", "SARIF 2.1.0 for code scanning."),
-    "gitlab": ("FILE.json", "GitLab code quality."),
-    "openmetrics": ("FILE", "OpenMetrics text for Prometheus."),
-    "card": ("FILE.md", "A section of a Hugging Face model card."),
-    "badge": ("FILE.svg", "A badge with the robust accuracy."),
-}
+A plugin registers a format in the same way, and gets an option in the same way:
+
+    @register("toml", "FILE.toml", "TOML, for our dashboards.")
+    def to_toml(report): ...  # -> str
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from lsa_cli.registry import Registry
+
+if TYPE_CHECKING:
+    from lsa_cli.report.schema import AuditReport
+
+Render = Callable[["AuditReport"], str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format. metavar: what its option takes. help: one sentence."""
+
+    name: str
+    metavar: str
+    help: str
+    render: Render
+
+
+FORMATS: Registry[Format] = Registry("format")
+
+
+def register(name: str, metavar: str, help: str) -> Callable[[Render], Render]:
+    """Decorator: the function, report -> text, renders the format `name`, which gets the option --name."""
+
+    def add(render: Render) -> Render:
+        FORMATS.register(name)(Format(name, metavar, help, render))
+        return render
+
+    return add
+
+
+def _renders(module: str) -> Render:
+    """The function `render` of a module of this package, imported when it is used."""
+    return lambda report: import_module(f"lsa_cli.report.{module}").render(report)
+
+
+register("json", "FILE|-", "The report, as lsa reads it back; - writes it to stdout.")(lambda report: report.to_json())
+register("md", "FILE", "Markdown for a pull request.")(_renders("markdown"))
+register("html", "FILE", "One self-contained page with plots.")(_renders("html"))
+register("junit", "FILE.xml", "JUnit XML: a test case per limit, and one per class.")(_renders("junit"))
+register("sarif", "FILE", "SARIF 2.1.0 for code scanning.")(_renders("sarif"))
+register("gitlab", "FILE.json", "GitLab code quality, for a merge request.")(_renders("gitlab"))
+register("openmetrics", "FILE", "OpenMetrics text for Prometheus.")(_renders("openmetrics"))
+register("card", "FILE.md", "A section of a Hugging Face model card, with its metadata.")(_renders("card"))
+register("badge", "FILE.svg", "A badge with the robust accuracy.")(_renders("badge"))

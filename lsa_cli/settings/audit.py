@@ -64,6 +64,11 @@ def _no_finding(value: Any) -> Any:
     return parse_limits([], str(value))
 
 
+def _formats() -> tuple[Option, ...]:
+    """One option for each format that is registered, those of plugins included."""
+    return tuple(Option(one.name, one.help, one.metavar, read=_in_format(one.name)) for one in FORMATS.registered())
+
+
 def _in_format(name: str) -> Callable[[Any], dict[str, str]]:
     return lambda path: {name: checked(str, path)}
 
@@ -342,7 +347,7 @@ class AuditSettings(Settings):
         _OUTPUT,
         "Files by format.",
         scope="written",
-        options=tuple(Option(name, help, metavar, read=_in_format(name)) for name, (metavar, help) in FORMATS.items()),
+        options=_formats,
     )
     csv: str | None = setting(_OUTPUT, "Folder for tidy tables, one CSV file each.", metavar="DIR", scope="written")
     github: bool | None = setting(

@@ -87,10 +87,10 @@ def setting(
     scope: Scope = "measured",
     name: str | None = None,
     off: str | None = None,
-    options: tuple[Option, ...] | None = None,
+    options: tuple[Option, ...] | Callable[[], tuple[Option, ...]] | None = None,
 ) -> Any:
     """Declare a field. default: in words, where it is the same for every checkpoint. options: instead of one of its own
-    name; the field's name is then a key without an option. name: of the option, where it is not the field's."""
+    name; the field's name is then a key without an option. A function gives those that there are when it is called. name: of the option, where it is not the field's."""
     said = {
         "panel": panel, "help": help, "metavar": metavar, "short": short, "default": default, "scope": scope, "name": name,
         "off": off, "options": options,
@@ -141,16 +141,30 @@ def _cached(work: Callable[[type[Settings]], T]) -> Callable[[type[Settings]], T
     return functools.cache(work)  # type: ignore[return-value]  # mypy takes a class for unhashable
 
 
-@_cached
 def settings_of(kind: type[Settings]) -> tuple[Setting, ...]:
     """Every setting that `kind` declares, in order."""
+    return tuple(_with_options(one, make) for one, make in _declared(kind))
+
+
+def _with_options(one: Setting, make: Callable[[], tuple[Option, ...]] | None) -> Setting:
+    if make is None:
+        return one
+    return dataclasses.replace(one, options=tuple(dataclasses.replace(option, panel=one.panel) for option in make()))
+
+
+@_cached
+def _declared(kind: type[Settings]) -> list[tuple[Setting, Callable[[], tuple[Option, ...]] | None]]:
+    """The settings, and for those whose options can become more the function that makes these."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return tuple(_setting(field, hints[field.name]) for field in dataclasses.fields(kind))
+    fields = [(field, field.metadata["options"]) for field in dataclasses.fields(kind)]
+    return [(_setting(field, hints[field.name]), made if callable(made) else None) for field, made in fields]
 
 
 def _setting(field: "dataclasses.Field[Any]", hint: Any) -> Setting:
     said = field.metadata
     one = Setting(field.name, hint, said["help"], said["panel"], said["scope"], said["default"], ())
+    if callable(said["options"]):
+        return one
     if said["options"] is not None:
         options = tuple(dataclasses.replace(option, panel=said["panel"]) for option in said["options"])
         return dataclasses.replace(one, options=options)
@@ -176,7 +190,6 @@ def _choices(hint: Any) -> str | None:
     return "|".join(typing.get_args(hint)) if typing.get_origin(hint) is Literal else None
 
 
-@_cached
 def keys_of(kind: type[Settings]) -> dict[str, tuple[Setting, Option | None]]:
     """Every name that a value may be given by, with _ for -; without an option where it is the field's own name."""
     keys: dict[str, tuple[Setting, Option | None]] = {}

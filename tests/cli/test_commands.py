@@ -148,7 +148,7 @@ def test_layers_and_lists(lsa):
         "layers": ["activations", "learnable", "blocks"],
         "measures": ["relative-error", "cosine-distance", "l2"],
         "sources": ["npz", "imagefolder", "torchvision"],
-        "exporters": list(FORMATS),
+        "formats": FORMATS.names(),
     }
     for kind, words in wanted.items():
         result = lsa("list", kind)
@@ -314,7 +314,7 @@ def test_every_format_is_written_on_a_breach_and_again_from_the_saved_report(lsa
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     monkeypatch.setenv("GITHUB_OUTPUT", str(tmp_path / "output.txt"))
-    given = [word for name in FORMATS for word in (f"--{name}", f"a.{name}")]
+    given = [word for name in FORMATS.names() for word in (f"--{name}", f"a.{name}")]
     result = lsa("audit", MNIST, *QUICK, "--fail-under", "robust=0.99", *given, "--samples", "a.parquet")
     assert result.code == 1
     assert "::error file=" in result.err
@@ -327,9 +327,9 @@ def test_every_format_is_written_on_a_breach_and_again_from_the_saved_report(lsa
         name: saved["samples"][name] for name in ("index", "label", "clean")
     }
     assert len(saved["examples"]) == 6
-    again = [word for name in FORMATS for word in (f"--{name}", f"b.{name}")]
+    again = [word for name in FORMATS.names() for word in (f"--{name}", f"b.{name}")]
     assert lsa("report", "a.json", *again, "--samples", "b.parquet").code == 0
-    for name in [*FORMATS, "parquet"]:
+    for name in [*FORMATS.names(), "parquet"]:
         assert (tmp_path / f"b.{name}").read_bytes() == (tmp_path / f"a.{name}").read_bytes(), name
     assert (tmp_path / "summary.md").read_text().count("## lsa audit") == 1  # a conversion tells GitHub when asked
     assert "::error" in lsa("report", "a.json", "--github").err

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report import badge, card, github, gitlab, junit, openmetrics, problems, sarif
-from lsa_cli.report.exporters import EXPORTERS
+from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations
 from lsa_cli.report.schema import AuditReport, Finding, GateResult, Warning
@@ -350,7 +350,7 @@ def test_what_is_not_seen_is_shown_as_a_code(tmp_path):
     """A class name that turns the text around, or has no width, in every format and on the terminal."""
     hidden = "cat\u202egnp.exe\u200b\u2066\ufeff\u00ad\x1b[31m\x9b"
     report = AuditReport.model_validate_json(example().to_json().replace('"cat"', json.dumps(hidden)))
-    texts = [EXPORTERS.get(name)(report) for name in EXPORTERS.names()]
+    texts = [FORMATS.get(name).render(report) for name in FORMATS.names()]
     write_csv(report, tmp_path)
     texts += [path.read_text() for path in tmp_path.glob("*.csv")]
     out = io.StringIO()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lsa_cli.report.exporters import EXPORTERS
+from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations, outputs
 from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding
@@ -55,11 +55,11 @@ FILES = {
     "json": "report.json", "md": "report.md", "junit": "junit.xml", "sarif": "report.sarif", "gitlab": "gitlab.json",
     "openmetrics": "metrics.txt", "card": "card.md", "badge": "badge.svg",
 }  # fmt: skip
-RENDERED |= {file: lambda name=name: EXPORTERS.get(name)(gated()) for name, file in FILES.items()}
+RENDERED |= {file: lambda name=name: FORMATS.get(name).render(gated()) for name, file in FILES.items()}
 
 
 def test_every_format_has_a_gold_file():
-    assert set(EXPORTERS.names()) == {*FILES, "html"}  # the page is looked at in tests/test_browser.py
+    assert set(FORMATS.names()) == {*FILES, "html"}  # the page is looked at in tests/test_browser.py
 
 
 @pytest.mark.parametrize("name", RENDERED)
@@ -91,7 +91,7 @@ def test_percentages_never_round_to_all_or_nothing(value, text):
 
 def test_hostile_names_break_no_table():
     report = example(names=("a|b\n<script>", "*x*[link](http://y)"))
-    text = EXPORTERS.get("md")(report)
+    text = FORMATS.get("md").render(report)
     assert "<script>" not in text
     assert r"a\|b" in text
     assert r"\[link\]" in text

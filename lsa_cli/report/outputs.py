@@ -1,4 +1,4 @@
-"""The formats a saved report can be turned into. One function a format: report -> text."""
+"""Where a report goes: the files that are asked for, checked before the audit and written after it."""
 
 import os
 import stat
@@ -9,82 +9,10 @@ from pathlib import Path
 
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.files import is_irregular
-from lsa_cli.registry import Registry
+from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
 from lsa_cli.report.tables import TABLES, check_samples_file, write_csv, write_samples
-
-EXPORTERS: Registry[Callable[[AuditReport], str]] = Registry("exporter")
-
-
-@EXPORTERS.register("json")
-def to_json(report: AuditReport) -> str:
-    """The whole report, the format that lsa reads back; `lsa schema report` prints its JSON Schema."""
-    return report.to_json()
-
-
-@EXPORTERS.register("md")
-def to_markdown(report: AuditReport) -> str:
-    """Markdown that fits a pull-request comment."""
-    from lsa_cli.report.markdown import render
-
-    return render(report)
-
-
-@EXPORTERS.register("html")
-def to_html(report: AuditReport) -> str:
-    """One self-contained page with plots, readable without network."""
-    from lsa_cli.report.html import render
-
-    return render(report)
-
-
-@EXPORTERS.register("junit")
-def to_junit(report: AuditReport) -> str:
-    """JUnit XML: a test case a limit, and one a class."""
-    from lsa_cli.report.junit import render
-
-    return render(report)
-
-
-@EXPORTERS.register("sarif")
-def to_sarif(report: AuditReport) -> str:
-    """SARIF 2.1.0 for code-scanning pages."""
-    from lsa_cli.report.sarif import render
-
-    return render(report)
-
-
-@EXPORTERS.register("gitlab")
-def to_gitlab(report: AuditReport) -> str:
-    """GitLab code quality: what a merge request shows."""
-    from lsa_cli.report.gitlab import render
-
-    return render(report)
-
-
-@EXPORTERS.register("openmetrics")
-def to_metrics(report: AuditReport) -> str:
-    """OpenMetrics text for Prometheus."""
-    from lsa_cli.report.openmetrics import render
-
-    return render(report)
-
-
-@EXPORTERS.register("card")
-def to_card(report: AuditReport) -> str:
-    """A section of a Hugging Face model card, with its metadata."""
-    from lsa_cli.report.card import render
-
-    return render(report)
-
-
-@EXPORTERS.register("badge")
-def to_badge(report: AuditReport) -> str:
-    """An SVG badge with the robust accuracy."""
-    from lsa_cli.report.badge import render
-
-    return render(report)
 
 
 @dataclass(frozen=True)
@@ -166,7 +94,7 @@ def _partial(path: str) -> str:
 
 
 def _write_file(report: AuditReport, name: str, path: str) -> None:
-    write_text(path, EXPORTERS.get(name)(report))
+    write_text(path, FORMATS.get(name).render(report))
 
 
 def check_writable(name: str, path: str) -> None:

@@ -1,0 +1,79 @@
+"""The reference page of the settings, docs/reference.md, from their declarations."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from lsa_cli.settings.audit import AuditSettings
+from lsa_cli.settings.declare import Option, Setting, Settings, settings_of
+from lsa_cli.settings.harden import HardenSettings
+
+_HEAD = """\
+# Reference of settings
+
+This page is made from the code: `pytest tests/test_docs.py --update-gold` writes it.
+
+A setting has one name. `--full-on 100` on the command line is `full-on: 100` (or `full_on: 100`) in `lsa.yaml` and
+`audit(..., full_on=100)` in Python. A flag is `true` there: `--quick`, `quick: true`, `quick=True`. A short name such as `-n` works
+too: `n: 100`. The command line wins over `lsa.yaml`, which wins over what the checkpoint says.
+
+Marks: ¹ on the command line and in `lsa.yaml` only; ² on the command line only.
+"""
+_HARDEN = """\
+The settings below stand in the section `harden:` of `lsa.yaml`. `lsa harden` also takes the settings of an audit for the model, the
+data, the threat model, the measure, `--limit`, `--device`, `--threads`, `--nproc`, `--seed`, `--plugin` and `--quiet`; in `lsa.yaml`
+they stand outside the section.
+"""
+_MARKS = {"told": "¹", "once": "²"}
+_BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
+
+
+def reference() -> str:
+    """The page, as Markdown."""
+    lines = [_HEAD, "## `lsa audit`\n", *_tables(AuditSettings), "## `lsa harden`\n", _HARDEN, *_tables(HardenSettings)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _tables(kind: type[Settings]) -> Iterator[str]:
+    settings = settings_of(kind)
+    for panel in dict.fromkeys(one.panel for one in settings):
+        rows = [row for one in settings if one.panel == panel for row in _rows(one)]
+        yield f"### {f'Hardening: {panel.lower()}' if kind is HardenSettings else panel}\n"
+        yield "| option | value | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _rows(one: Setting) -> Iterator[str]:
+    for option in one.options:
+        names = ", ".join(f"`{name}`" for name in option.declarations[::-1])
+        yield _row(f"{names}{_MARKS.get(one.scope, '')}", _value(one, option), option.help)
+    if all(option.key != one.name for option in one.options) and one.name not in ("harden", "files"):
+        yield _row(f"`{one.name}:` in `lsa.yaml` and Python", "|".join(_words(one.type)), one.help)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _value(one: Setting, option: Option) -> str:
+    if option.flag:
+        return ""
+    shown = f"`{option.metavar}`" if option.metavar else "whole number" if one.is_whole else _kind(one.type)
+    return ", ".join([shown, *_bounds(one.type)])
+
+
+def _kind(hint: Any) -> str:
+    return "number" if get_args(hint)[:1] == (float,) else "text"
+
+
+def _words(hint: Any) -> list[str]:
+    return [f"`{word}`" for word in get_args(hint) if isinstance(word, str)] or [
+        "`true`, `false`" if hint is bool else ""
+    ]
+
+
+def _bounds(hint: Any) -> Iterator[str]:
+    for part in get_args(hint)[1:]:
+        if type(part) in _BOUNDS:
+            word, name = _BOUNDS[type(part)]
+            yield f"{word} {getattr(part, name)}"
