@@ -1,4 +1,4 @@
-"""What no checkpoint needs: names in a pickle that reach for the system, and releases of torch with unsafe loading."""
+"""Refuse hostile pickles, which name functions of the system, and releases of torch whose loading is unsafe."""
 
 import re
 
@@ -6,7 +6,7 @@ from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 
 _SAFEST_TORCH = (2, 10)
-# What checkpoints of any kind have no use for and hostile pickles have. Not what safety rests on: nothing is called.
+# Modules that hostile pickles use and checkpoints do not. Safety does not depend on this list: nothing is called.
 _SYSTEM = {
     "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "ctypes", "importlib", "imp", "runpy", "pty", "code",
     "codeop", "webbrowser", "commands", "popen2", "pdb", "bdb", "timeit", "profile", "cProfile", "trace", "pip", "pydoc",
@@ -37,7 +37,7 @@ _WAYS_ROUND = {
 
 
 def refuse_hostile(checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError for a file that reaches for the system. Nothing of it would run: but who wrote it?"""
+    """Raise CheckpointError for a file that names functions of the system. None would run, but its weights are suspect."""
     hostile = [name for name in checkpoint.globals if is_hostile(name)]
     if hostile:
         raise CheckpointError(
@@ -47,7 +47,7 @@ def refuse_hostile(checkpoint: Checkpoint) -> None:
 
 
 def is_hostile(name: str) -> bool:
-    """Whether a global that a pickle names is a way to the system, to other code or to other files."""
+    """Whether a global in a pickle gives access to the system, to other code or to other files."""
     root, *rest = name.split(".")
     if root in ("builtins", "__builtin__") and not _BUILTINS.isdisjoint(rest):
         return True
@@ -55,7 +55,7 @@ def is_hostile(name: str) -> bool:
 
 
 def refuse_unsafe_torch(version: str) -> None:
-    """Raises UsageError for torch releases where weights_only=True can be got around (CVE-2025-32434, -2026-24747)."""
+    """Raise UsageError for releases of torch in which weights_only=True is not safe (CVE-2025-32434, CVE-2026-24747)."""
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < _SAFEST_TORCH:
         raise UsageError(
             f"torch {version} has known ways around its safe loading of checkpoints; install torch "

@@ -1,7 +1,8 @@
-"""A model file opened: which format it is, and what is in it, as symbols and tensors that are read when they are wanted.
+"""Model files: recognising the format, and reading it as symbols and tensors.
 
-Nothing that a file holds is imported or called (see `pickles`), and only headers are read until a tensor is wanted. What
-torch.load can read is then compared with what torch reads (see `agreement`). No module here needs torch until then.
+Nothing in a file is imported or called (see `pickles`). Opening a file reads only its headers; a tensor is read when
+it is loaded. A file that torch.load can read is then compared with what torch reads (see `agreement`). These modules
+import torch only to load a tensor.
 """
 
 from lsa_cli.models.formats import legacy, safetensors, shards, torch_export, torch_zip  # noqa: F401  (each registers itself)

@@ -1,4 +1,4 @@
-"""What a model file is once it is opened, and the list of formats, to which every format adds itself."""
+"""Contents of an opened model file, and the table of formats, in which every format registers itself."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ _ALWAYS_ALLOWED = 64 * 2**20
 
 @dataclass(frozen=True)
 class Contents:
-    """A model file opened: root as symbols, and `load` for the tensors in it, each in memory of its own.
+    """An opened model file.
 
-    globals: every name that a real unpickling would import. metadata: what stands beside the weights as plain
-    values (safetensors metadata, a folder's config.json). files: what it is made of. stored: of a file that
-    torch.load may be able to read, the bytes of a part in order. compare: raises CheckpointError where torch.load
-    reads that file as anything else, and returns why torch refuses it, if it does; `load` compares first, `peek` reads
-    a tensor without asking torch, for a look at a file.
+    root: its content as symbols. load: reads one tensor, into memory of its own. globals: the names that unpickling would
+    import. metadata: plain values beside the weights (safetensors metadata, config.json of a folder). files: the files
+    that it consists of. stored: yields the bytes of one part in order; None where torch.load cannot read the format.
+    compare: raises CheckpointError where torch.load reads the file differently, and returns the reason where torch
+    refuses it. `load` compares first; `peek` reads a tensor without the comparison, to inspect a file.
     """
 
     format: str
@@ -45,9 +45,9 @@ class Contents:
 class Format:
     """A format that lsa reads.
 
-    title: what a person calls it. open: reads the headers of a file of this format, which `sniff` has named. is_program:
-    whether using the network of such a file runs code in the file. holds_weights: whether a folder or an index may
-    name a file of this format as its weights.
+    name: as `sniff` returns it. title: as messages show it. open: reads the headers of a file of this format. is_program:
+    whether the file is a program, so that using its network runs code of the file. holds_weights: whether a folder or an
+    index may name a file of this format as its weights.
     """
 
     name: str
@@ -65,7 +65,7 @@ def register(*formats: Format) -> None:
 
 
 def open_contents(path: Path) -> Contents:
-    """Open a model file or folder of a format that `sniff` knows. Raises CheckpointError."""
+    """Open a model file or folder. Raises CheckpointError for an unknown format, and for a damaged or hostile file."""
     kind = sniff(path)
     with _told(path):
         contents = FORMATS[kind].open(path)
@@ -93,7 +93,7 @@ def open_contents(path: Path) -> Contents:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """What the system says of a file, as a CheckpointError."""
+    """A context that turns errors of the system into a CheckpointError."""
     try:
         yield
     except RecursionError as error:
@@ -105,7 +105,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _refuse_amplified(contents: Contents, path: Path) -> None:
-    """Raises for tensors that need much more memory than the file has bytes, because they share stored numbers."""
+    """Raise CheckpointError for tensors that share stored numbers and need much more memory than the file has bytes."""
     size = sum(file.stat().st_size for file in contents.files)
     needed = sum(max(spec.nbytes, spec.covered[1] - spec.covered[0]) for spec in _specs(contents.root))
     if needed > _MOST_TIMES_SHARED * size + _ALWAYS_ALLOWED:
@@ -115,7 +115,7 @@ def _refuse_amplified(contents: Contents, path: Path) -> None:
 
 
 def _specs(root: Any) -> list[TensorSpec]:
-    """Every tensor that a tree of symbols refers to, each once."""
+    """All tensors in a tree of symbols, each once."""
     found: list[TensorSpec] = []
     stack, seen = [root], set()
     while stack:

@@ -1,4 +1,4 @@
-"""Pickles that stand in a file by themselves: torch.save before torch 1.6, and a bare pickle."""
+"""Files that begin with a pickle: torch.save before torch 1.6, and a bare pickle."""
 
 import struct
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def _open_legacy(path: Path) -> Contents:
 
 
 def _open_pickle(path: Path) -> Contents:
-    """A bare pickle: looked at, never read. Its tensors, if any, are pickles within."""
+    """A bare pickle, read as symbols. Its tensors, if any, are pickles inside it, which are not read."""
     with path.open("rb") as file:
         symbols = _pickle_at(file, 0, path)
 
@@ -70,7 +70,7 @@ def _open_pickle(path: Path) -> Contents:
 
 
 def _pickle_at(file: BufferedReader, position: int, path: Path) -> Symbols:
-    """The pickle that starts at `position`, read in growing windows because its length stands nowhere."""
+    """The pickle that starts at `position`. Its length is not stored, so it is read in growing windows."""
     window = 2**20
     while True:
         file.seek(position)

@@ -1,4 +1,4 @@
-"""What the readers of several formats share: JSON, shapes, tensors from stored bytes."""
+"""Helpers of several formats: JSON, shapes, tensors from stored bytes."""
 
 import json
 from collections import Counter
@@ -53,7 +53,7 @@ def json_of(data: bytes | str, where: str, what: str) -> dict[str, Any]:
 
 
 def _once(where: str, what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping whose keys stand once: of one that stands twice some readers take the first, and others the last."""
+    """A mapping in which every key occurs once. Of a repeated key some readers take the first, others the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
@@ -82,7 +82,7 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def as_tensor(spec: TensorSpec, part: Callable[[int, int], bytearray]) -> "torch.Tensor":
-    """The stored bytes that a tensor covers, read by `part` (start, count), seen as the tensor."""
+    """The tensor over the stored bytes that it covers, which `part(start, count)` reads."""
     import torch
 
     dtype = getattr(torch, spec.dtype)

@@ -1,7 +1,8 @@
 """safetensors: a header in JSON, then the numbers.
 
-The file is read here and not by the library, which maps it into memory: a file that shrinks while it is mapped ends
-the process, and of a key that stands twice in the header it takes one without a word.
+lsa reads the format itself and does not use the library of the same name, for two reasons. The library maps the file
+into memory, and a file that shrinks while it is mapped ends the process with a bus error. And it accepts a header in
+which a key occurs twice.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Weights in several files with an index, and folders with weights and configuration."""
+"""Weights in several files with an index, and folders with weights and a configuration."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ _MOST_FILES = 200
 
 
 def _open_index(path: Path) -> Contents:
-    """Weights in several files, with a JSON index of which tensor is where."""
+    """Weights in several files, with a JSON index that says which file holds which tensor."""
     index = json_of(small_file(path), str(path), "index")
     names = index["weight_map"]
     parts: dict[str, Contents] = {}
@@ -62,7 +62,7 @@ def _open_inside(folder: Path, name: str, index: bool = False) -> Contents:
 
 
 def _stay_inside(file: Path, folder: Path) -> None:
-    """A link may lead elsewhere in the folder, or to the store of Hugging Face's cache, and nowhere else."""
+    """Raise CheckpointError for a link that leaves the folder. Links into the cache of Hugging Face are allowed."""
     allowed = (folder.resolve(), folder.absolute().parent.parent.resolve() / "blobs")
     try:
         leaves = file.is_symlink() and not any(file.resolve().is_relative_to(root) for root in allowed)

@@ -1,4 +1,4 @@
-"""Which format these bytes are. The first bytes decide, never the suffix."""
+"""Recognise the format of a model file by its first bytes, never by its suffix."""
 
 import os
 import stat
@@ -9,9 +9,9 @@ from lsa_cli.models.formats.reading import json_of, small_file
 from lsa_cli.models.formats.zip import LARGEST_HEADER, entries_of
 from lsa_cli.models.pickles.symbols import shown
 
-_LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9")  # a number, after what the protocol of the pickle starts with
+_LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9")  # the magic number of torch.save, after the first bytes of the pickle
 _LARGEST_FILE = 64 * 2**30
-# What people pass by mistake, by its first bytes, and what to do instead.
+# Files that are given by mistake: first bytes, what the file is, what to do instead.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG", "a PNG image", "give the model file instead"),
     (b"\xff\xd8\xff", "a JPEG image", "give the model file instead"),
@@ -33,9 +33,9 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
 
 
 def sniff(path: Path) -> str:
-    """The format: torch-zip, torch-legacy, torchscript, torch-export, pickle, safetensors, weights-index or folder.
+    """The name of the format, one of `FORMATS`.
 
-    Raises CheckpointError, naming what the file is and the way out, for everything else.
+    Raises CheckpointError for everything else. The message says what the file is and what to do.
     """
     try:
         return _sniff(path, path.stat())
@@ -43,7 +43,7 @@ def sniff(path: Path) -> str:
         raise CheckpointError(f"there is no file {path}; check the path (you are in {Path.cwd()})") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # what has no meaning to the system: a null character, half a surrogate pair
+    except ValueError as error:  # a null character, or half a surrogate pair
         raise CheckpointError(f"{shown(str(path))} is no name that a file can have") from error
 
 
@@ -64,7 +64,7 @@ def _sniff(path: Path, status: os.stat_result) -> str:
     if head[:1] == b"\x80" and _LEGACY_TORCH in head[2:20]:
         return "torch-legacy"
     if head[5:9] == b"\0\0\0{":
-        return "safetensors"  # before the marks below: the length it starts with can look like any of them
+        return "safetensors"  # first, because its length field can equal any of the marks below
     for magic, what, advice in _FOREIGN:
         if head.startswith(magic):
             raise CheckpointError(f"{path} is {what}, not a checkpoint; {advice}")
@@ -93,7 +93,7 @@ def _sniff(path: Path, status: os.stat_result) -> str:
 
 
 def _looks_like_onnx(head: bytes) -> bool:
-    """A protobuf that starts with ir_version (field 1, a small number) and then a producer (field 2) or a graph."""
+    """Whether it is a protobuf that starts with ir_version (field 1, a small number), then a producer (field 2) or a graph."""
     return len(head) > 4 and head[0] == 0x08 and head[1] < 0x40 and head[2] in (0x12, 0x1A, 0x3A)
 
 

@@ -1,4 +1,4 @@
-"""Programs of torch.export (.pt2): their weights, which a list in JSON describes."""
+"""Programs of torch.export (.pt2): the weights, which a list in JSON describes."""
 
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,9 @@
-"""Zip files of torch.save, TorchScript and torch.export: read only where every reader finds the same entries.
+"""Zip files of torch.save, TorchScript and torch.export.
 
-torch, Python and other tools look for the list of entries in different ways, compare names in different ways and
-believe different copies of a size. A file in which that could matter is refused.
+`zipfile` reads the list of entries. The checks here refuse a file in which another reader could find other entries:
+torch, Python and other tools search for the list in different ways, compare names in different ways and trust different
+copies of a size. The bytes of an entry are read here, because a tensor needs a part of an entry, and in Python 3.11
+`zipfile` reads every entry from its beginning.
 """
 
 import struct
@@ -27,7 +29,7 @@ _ZIP64, _OTHER_NAME = 0x0001, 0x7075  # extra fields: sizes of 64 bits; a name t
 
 
 def entries_of(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries of a zip file by name, after everything has been refused that no checkpoint has."""
+    """The entries of a zip file by name. Raises CheckpointError for what no checkpoint has."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
             listed = archive.infolist()
@@ -111,7 +113,7 @@ def _extra_fields(extra: bytes) -> list[int]:
 
 
 class _Bounded:
-    """A file of which zipfile reads the list of entries: it would take any length that the file claims for it."""
+    """A file whose reads have a largest size. zipfile would allocate any length that the file claims for its list."""
 
     def __init__(self, file: BufferedReader) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
@@ -153,14 +155,14 @@ class Zip:
         return self._entry(name).file_size
 
     def read(self, name: str, at_most: int) -> bytes:
-        """The whole of a small entry."""
+        """The bytes of a small entry. Raises CheckpointError where it has more than `at_most`."""
         size = self.size_of(name)
         if size > at_most:
             raise CheckpointError(f"{self.path}: {shown(name)} has {size:,} bytes, more than any checkpoint's")
         return bytes(self.part(name, 0, size))
 
     def part(self, name: str, start: int, count: int) -> bytearray:
-        """Some bytes of an entry, after the checksum of the whole has been compared once."""
+        """`count` bytes of an entry. The checksum of the whole entry is compared before the first one."""
         entry = self._entry(name)
         if name not in self.checked and entry.CRC:
             for _ in self.chunks(name):
@@ -169,7 +171,7 @@ class Zip:
             return read_exactly(file, self._begin(file, entry) + start, count)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of an entry in order; raises at the end when its checksum is wrong."""
+        """The bytes of an entry in order. Raises CheckpointError at the end where the checksum is wrong."""
         entry = self._entry(name)
         with self.path.open("rb") as file:
             found = 0
@@ -195,7 +197,7 @@ class Zip:
         return entry
 
     def _begin(self, file: BufferedReader, entry: zipfile.ZipInfo) -> int:
-        """Where the bytes of an entry start; it may not reach into the next."""
+        """The position of the first byte of an entry. Raises CheckpointError where it reaches into the next entry."""
         if not 0 <= entry.header_offset <= self.size - _LOCAL.size:
             raise self._damaged()
         file.seek(entry.header_offset)

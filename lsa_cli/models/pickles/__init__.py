@@ -1,1 +1,1 @@
-"""What a pickle says, read as symbols: no import and no call of it is made."""
+"""Pickles read as symbols: nothing that a pickle names is imported or called."""

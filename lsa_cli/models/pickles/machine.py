@@ -1,7 +1,7 @@
-"""The pickle machine on symbols: it turns the instructions of a pickle into what they would build.
+"""A pickle machine that builds symbols.
 
-A pickle is a program that can import and call anything. Here nothing is imported or called, so any pickle can be
-looked at, whatever is in it.
+A pickle is a program that can import and call anything. This machine imports and calls nothing, so it can read any
+pickle safely.
 """
 
 import pickletools
@@ -29,13 +29,13 @@ from lsa_cli.models.pickles.symbols import (
 from lsa_cli.models.pickles.torch_calls import DICTIONARIES, KNOWN, QUANTISED, UNREAD, Storages
 
 LARGEST_PICKLE = 64 * 2**20
-# A tensor takes 40 instructions. So many of anything take seconds and some hundred megabytes.
+# Limits on instructions and copies. A tensor takes 40 instructions; this many take seconds and some hundred megabytes.
 _MOST_STEPS = 1_000_000
 _MOST_GLOBALS = 10_000
 _LARGEST_TREE = 2 * _MOST_STEPS
-# More would be slow to compare or to repeat; of no function of torch that is known here.
+# No known function of torch takes more; more would be slow to compare.
 _MOST_ARGUMENTS = 16
-# Keys that are neither text nor plain numbers may have one hash, and then take the square of their number.
+# Keys that are neither text nor plain numbers can share one hash, and then take quadratic time.
 _MOST_ODD_KEYS = 1000
 _LARGEST_KEY = 2**60
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -90,9 +90,9 @@ def read_symbols(data: bytes, where: str) -> Symbols:
 
 
 def _refuse_bomb(root: Any) -> None:
-    """Containers may hold one another many times, so that few bytes say more than fits anywhere once written out.
+    """Raise Refused for containers that hold one another so often that the content has too many parts as a tree.
 
-    Counts what the tree below each container would have when written out; what follows may then take it for a tree.
+    Later code may then treat the content as a tree.
     """
     sizes: dict[int, int] = {}
     stack: list[tuple[Any, bool]] = [(root, False)] if isinstance(root, CONTAINERS) else []
@@ -109,7 +109,7 @@ def _refuse_bomb(root: Any) -> None:
 
 
 class _Machine:
-    """The pickle machine of the standard library's pickletools, on symbols."""
+    """Executes the instructions that pickletools lists, on symbols."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -241,7 +241,7 @@ class _Machine:
             target.update(self._pairs(values))
 
     def _pairs(self, values: list[Any]) -> dict[Any, Any]:
-        """Keys that are names or numbers stay; others become text that tells them apart."""
+        """Keys that are text or numbers stay; others become text that is unique."""
         return {self.key(key): value for key, value in zip(values[::2], values[1::2], strict=True)}
 
     def key(self, key: Any) -> Any:
@@ -255,7 +255,7 @@ class _Machine:
         return f"<{type(key).__name__} {self.odd_keys}>"
 
     def charge(self, size: int) -> None:
-        """A small pickle must not grow by repeating itself: everything that is copied comes off one budget."""
+        """Count what is copied against one budget, so that a small pickle cannot grow by repeating itself. Raises Refused."""
         self.copied += size
         if self.copied > _MOST_STEPS:
             raise Refused("its pickle copies more than any checkpoint's; refused")
@@ -299,7 +299,7 @@ class _Machine:
         self._call(function, arguments)
 
     def op_newobj(self, argument: Any) -> None:
-        """cls.__new__, which fills no dictionary and no set."""
+        """cls.__new__, which leaves dictionaries and sets empty."""
         arguments, function = self.stack.pop(), self.stack.pop()
         name = _python_3(function)
         if name in DICTIONARIES or name == "builtins.set":
@@ -319,7 +319,7 @@ class _Machine:
         self.stack.append(self.value_of(function, arguments))
 
     def value_of(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        """What a call returns, where its meaning is known; else the Call."""
+        """The result of a call whose meaning is known; otherwise the Call. Raises Refused."""
         name = _python_3(function)
         if name in DICTIONARIES:
             return self._dictionary(function, arguments)
@@ -372,7 +372,7 @@ class _Machine:
 
 
 def _python_3(function: Any) -> str:
-    """The name of a function, also where Python 2 pickled it; of what is no name, nothing."""
+    """The name of a function, with the names of Python 2 translated; "" for what is not a name."""
     if not isinstance(function, Global):
         return ""
     return f"builtins.{function.name}" if function.module == "__builtin__" else str(function)

@@ -1,4 +1,4 @@
-"""A network that was pickled whole or scripted, as symbols: its weights under the names of its state_dict."""
+"""The weights of a network that was pickled whole or scripted, under the names of its state_dict."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,9 +12,10 @@ _LONGEST_NAME = 1000
 
 
 def tensors_of(root: Any) -> dict[str, TensorSpec]:
-    """Weights of a module that was pickled whole or scripted, under the names its state_dict would have.
+    """The weights of a module that was pickled whole or scripted, by their names in its state_dict.
 
-    Of an eager module: parameters and persistent buffers. Of a TorchScript one: every tensor attribute.
+    For an eager module: parameters and persistent buffers. For a TorchScript module: every tensor attribute. Raises
+    CheckpointError for a module that is nested without end.
     """
     found: dict[str, TensorSpec] = {}
     _collect(root, "", found, 0, iter(range(_MOST_ENTRIES)))
@@ -58,7 +59,7 @@ _ENDLESS = "the module in the file is nested without end; damaged or hostile"
 
 
 def _charged(items: Iterable[Any], budget: Iterator[int]) -> Iterator[Any]:
-    """Modules may hold each other, or themselves: every entry that is looked at comes off one budget."""
+    """Count every entry against one budget, since modules may hold each other or themselves."""
     for item in items:
         if next(budget, None) is None:
             raise CheckpointError(_ENDLESS)

@@ -1,7 +1,7 @@
-"""The symbols that a pickle is read as: names, calls, tensors, and what no checkpoint does.
+"""Symbols: what the content of a pickle is read as.
 
-A global becomes a `Global`, a call a `Call`, and a tensor a `TensorSpec` that knows which bytes of the file it covers.
-Only containers and plain values become themselves.
+A global becomes a `Global`, a call a `Call`, a tensor a `TensorSpec` that says which bytes of the file it covers.
+Containers and plain values stay themselves.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 from lsa_cli.errors import CheckpointError
 
-# Packages whose networks may be rebuilt from a file: their code is installed, the file only says how it is wired.
+# Packages whose networks are rebuilt from a file. Their code is installed; the file only says how it is combined.
 INSTALLED = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
 MOST_DIMENSIONS = 64
 _LARGEST_REPEAT = 2**24
@@ -49,14 +49,14 @@ class Call:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Members:
-    """A set: its members may be symbols, so it stays a list."""
+    """A set. Its members may be symbols, which have no hash, so they are a list."""
 
     items: list[Any]
 
 
 @dataclass(frozen=True)
 class StorageSpec:
-    """numel elements of dtype, in the part of the file called key, from element offset on."""
+    """`numel` elements of type `dtype`, in the part `key` of the file, from element `offset`."""
 
     key: str
     dtype: str
@@ -80,14 +80,14 @@ class TensorSpec:
 
     @property
     def end(self) -> int:
-        """One past the last stored element that it covers."""
+        """The index after the last stored element that the tensor covers."""
         if self.numel == 0:
             return 0
         return 1 + self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
     @property
     def covered(self) -> tuple[int, int]:
-        """Bytes of the stored part that it covers, from and up to."""
+        """The first byte of the stored part that the tensor covers, and the byte after the last."""
         size = ITEM_SIZES[self.dtype]
         return (self.offset * size, self.end * size) if self.numel else (0, 0)
 
@@ -98,9 +98,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Symbols:
-    """The root of a pickle as symbols, every global it names in order, and where the pickle ends.
+    """A pickle as symbols.
 
-    storages: the type of the elements in each part of the file that it refers to; sizes: the number of them.
+    root: its content. globals: the names that it would import, in order. end: the length of the pickle in bytes. storages,
+    sizes: the type and the number of the elements in each part of the file that it refers to.
     """
 
     root: Any
@@ -111,15 +112,15 @@ class Symbols:
 
 
 class CutShort(CheckpointError):
-    """A pickle that goes on after the end of the bytes given."""
+    """A pickle that is longer than the bytes given."""
 
 
 class Refused(Exception):
-    """What no checkpoint does; becomes a CheckpointError that names the file."""
+    """The pickle does what no checkpoint does. It becomes a CheckpointError that names the file."""
 
 
 def read_differently(how: str) -> str:
-    """The sentence about a file of which one reader takes other weights than another; `how` is where they part."""
+    """The message for a file that different readers read differently. how: the difference."""
     return (
         f"it reads differently in different readers ({how}), so that what is audited may not be what is used; save it "
         "again with torch.save, in an environment that you trust"
@@ -127,7 +128,7 @@ def read_differently(how: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of the file in an error message: short, on one line, and never a structure, which may have no end."""
+    """A value of the file for an error message: short, on one line. A structure is shown as its type, as it may be endless."""
     if isinstance(value, (str, Global)):
         text = str(value)
         return ascii(text if len(text) <= 60 else text[:60] + "...")
@@ -138,7 +139,7 @@ CONTAINERS = (dict, list, tuple, Members, Call)
 
 
 def parts_of(item: Any) -> Iterable[Any]:
-    """What a container or a call holds."""
+    """The parts of a container or a call."""
     if isinstance(item, Call):
         return (item.arguments, item.state, item.items, item.function)
     if isinstance(item, Members):
@@ -146,12 +147,12 @@ def parts_of(item: Any) -> Iterable[Any]:
     return item.values() if isinstance(item, dict) else item
 
 
-def refuse_oversized(spec: TensorSpec, held: int) -> None:
-    """Raises for a tensor that covers more than the `held` stored numbers, or repeats few of them hugely (stride 0).
+def refuse_oversized(spec: TensorSpec, stored: int) -> None:
+    """Raise Refused for a tensor that covers more than the `stored` numbers, or repeats few of them very often (stride 0).
 
-    An empty one may not be huge in its other dimensions either: they say how wide a network has to be.
+    An empty tensor may not be large in its other dimensions either, since they decide the size of the network.
     """
     size = spec.numel or math.prod(filter(None, spec.shape))
-    if spec.end > held or size > max(held, _LARGEST_REPEAT):
+    if spec.end > stored or size > max(stored, _LARGEST_REPEAT):
         text = "x".join(shown(part) for part in spec.shape[:8])
-        raise Refused(f"it holds a tensor of shape {text} over {held:,} stored numbers; damaged or hostile")
+        raise Refused(f"it holds a tensor of shape {text} over {stored:,} stored numbers; damaged or hostile")

@@ -1,4 +1,4 @@
-"""Calls in a pickle whose meaning is known: what torch.save writes for tensors and their stored numbers."""
+"""Calls in a pickle whose meaning is known: those that torch.save writes for tensors and stored numbers."""
 
 import re
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from lsa_cli.models.pickles.symbols import (
     shown,
 )
 
-# What torch.load(weights_only=True) may call, and what is not read here: it could take any memory or mean anything.
+# Calls that torch.load(weights_only=True) allows and lsa does not read: they could take any memory or mean anything.
 UNREAD = re.compile(
     r"torch\.(cuda\.)?(sparse\.)?\w*(Tensor|Storage)|torch\.storage\.\w+Storage|torch\.nn\.parameter\.Parameter"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
 )
-# Attributes of a tensor that are its content or belong to its class: to set one changes what the tensor is.
+# Attributes that are the content of a tensor or belong to its class. Setting one changes the tensor.
 _OF_A_TENSOR = {
     "H", "T", "data", "device", "dtype", "grad", "grad_dtype", "grad_fn", "imag", "is_leaf", "layout", "mH", "mT", "name",
     "names", "real", "requires_grad", "retains_grad", "shape", "volatile", "_backward_hooks", "_base", "_cdata", "_grad",
@@ -45,7 +45,7 @@ QUANTISED = (
 
 
 class Storages:
-    """The parts of stored numbers that one pickle refers to. types: of their elements; sizes: how many those are."""
+    """The stored numbers that one pickle refers to. types, sizes: type and number of the elements of each part."""
 
     def __init__(self) -> None:
         self.types: dict[str, str] = {}
@@ -53,9 +53,9 @@ class Storages:
         self.views: dict[str, tuple[str, int, int]] = {}
 
     def refer(self, identity: Any) -> Any:
-        """The storage that a persistent id names; of a module in a legacy file, the module.
+        """The storage that a persistent id names, or the module, where a legacy file names one.
 
-        Raises Refused for an id of any other kind, and where two ids of one storage disagree.
+        Raises Refused for another kind of id, and where two ids of one storage disagree.
         """
         if isinstance(identity, tuple) and identity[:1] == ("module",):  # legacy: (module, class, file, source text)
             return identity[1]
@@ -85,14 +85,14 @@ class Storages:
         return StorageSpec(key, dtype, numel, offset)
 
     def refuse_odd_views(self) -> None:
-        """Raises where a part of stored numbers has the name of other stored numbers: one reader takes these."""
+        """Raise Refused where a part of stored numbers has the name of other stored numbers, since readers differ then."""
         both = self.views.keys() & self.types.keys()
         if both:
             raise Refused(read_differently(f"{shown(min(both))} names stored numbers and a part of some"))
 
 
 class Machine(Protocol):
-    """What the calls below need of the machine that meets them."""
+    """The methods of the pickle machine that the calls below use."""
 
     def charge(self, size: int) -> None: ...
     def key(self, key: Any) -> Any: ...
@@ -150,7 +150,7 @@ def _parameter(machine: Machine, call: Call, data: Any, grad: Any, hooks: Any, s
 
 
 def _of_type(machine: Machine, call: Call, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A tensor with attributes. One of a class of the user's own stays a call: only that class knows its numbers."""
+    """A tensor with attributes. A tensor of a user's class stays a Call, since only that class knows its numbers."""
     if not isinstance(arguments, tuple):
         raise TypeError("arguments are no tuple")
     data = machine.value_of(function, arguments)
@@ -160,7 +160,7 @@ def _of_type(machine: Machine, call: Call, function: Any, kind: Any, arguments: 
 
 
 def _refuse_content(state: Any) -> None:
-    """Raises for attributes of a tensor that are its numbers, or stand in place of what its class does."""
+    """Raise Refused for attributes that replace the numbers of a tensor or the methods of its class."""
     for part in state if isinstance(state, tuple) else (state,):
         for name in part or ():
             if not isinstance(name, str) or name.startswith("__") or name in _OF_A_TENSOR:
@@ -187,7 +187,7 @@ def _size(machine: Machine, call: Call, sizes: Any = ()) -> Any:
 
 
 def _bytes(machine: Machine, call: Call, content: Any = b"", encoding: Any = None) -> Any:
-    """bytes, which protocol 2 writes as text that is to be encoded, and bytearray, which holds either."""
+    """bytes and bytearray. Protocol 2 writes bytes as text to encode."""
     if isinstance(content, Call):
         return call
     if isinstance(content, str) and encoding in ("latin1", "latin-1"):
