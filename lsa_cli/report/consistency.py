@@ -4,19 +4,19 @@ The paper's own formulas could not be read; what each number here is, its name s
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.terminal import print_table
 from lsa_cli.report.text import percent
+from lsa_cli.report.view import Cell, Column, Table
 from lsa_cli.stats import spearman
 
 
@@ -149,32 +149,35 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def print_consistency(found: Consistency, console: Console) -> None:
     """The class vectors, the matrix, where stronger attacks gain, and what it comes to in two sentences."""
-    vectors = Table(title="Robust accuracy by class", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "model", "attack", *found.classes):
-        vectors.add_column(Text(title), justify="left" if title in ("model", "attack") else "right")
-    for place, vector in enumerate(found.vectors, start=1):
-        cells = [percent(None if np.isnan(value) else float(value)) for value in vector.values]
-        vectors.add_row(str(place), Text(vector.model), Text(vector.attack), *cells)
-    console.print(vectors)
-    console.print(Text("Spearman correlation of these rows", style="italic"))
-    matrix = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", *(str(place) for place in range(1, len(found.vectors) + 1))):
-        matrix.add_column(title, justify="right")
-    for place, row in enumerate(found.correlations, start=1):
-        matrix.add_row(str(place), *("-" if np.isnan(value) else f"{value:+.2f}" for value in row))
-    console.print(matrix)
-    if found.gains:
-        gains = Table(title="Where stronger attacks gain", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for title in ("model", "weaker", "stronger", "samples", "on weak classes"):
-            gains.add_column(title, justify="right" if title in ("samples", "on weak classes") else "left")
-        for gain in found.gains:
-            share = gain.on_weak / gain.gain
-            gains.add_row(
-                Text(gain.model), Text(gain.weaker), Text(gain.stronger), str(gain.gain), f"{100 * share:.1f}%"
-            )
-        console.print(gains)
+    for table in _tables(found):
+        print_table(table, console)
     for line in sentences(found):
         console.print(Text(line))
+
+
+def _tables(found: Consistency) -> Iterator[Table]:
+    number = Column("", "number")
+    vectors: list[tuple[Cell, ...]] = []
+    for place, vector in enumerate(found.vectors, start=1):
+        cells = [percent(None if np.isnan(value) else float(value)) for value in vector.values]
+        vectors.append((str(place), vector.model, vector.attack, *cells))
+    by_class = [Column(title, "number", spare=place) for place, title in enumerate(found.classes, start=1)]
+    columns = (number, Column("model", "name"), Column("attack", "name"), *by_class)
+    yield Table("Robust accuracy by class", columns, tuple(vectors))
+    places = [Column(str(place), "number") for place in range(1, len(found.vectors) + 1)]
+    matrix: list[tuple[Cell, ...]] = [
+        (str(place), *("-" if np.isnan(value) else f"{value:+.2f}" for value in row))
+        for place, row in enumerate(found.correlations, start=1)
+    ]
+    yield Table("Spearman correlation of these rows", (number, *places), tuple(matrix))
+    if found.gains:
+        gains: list[tuple[Cell, ...]] = [
+            (gain.model, gain.weaker, gain.stronger, str(gain.gain), f"{100 * gain.on_weak / gain.gain:.1f}%")
+            for gain in found.gains
+        ]
+        names = [Column(title, "name") for title in ("model", "weaker", "stronger")]
+        counts = [Column(title, "number") for title in ("samples", "on weak classes")]
+        yield Table("Where stronger attacks gain", (*names, *counts), tuple(gains))
 
 
 def sentences(found: Consistency) -> list[str]:

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report.compare import Comparison
 from lsa_cli.report.measurement import worst_class
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
+from lsa_cli.report.terminal import print_table
 from lsa_cli.report.text import interval, number, percent
+from lsa_cli.report.view import Cell, Column, Table
 from lsa_cli.wording import eps_as_text
 
 _Tested = str | tuple[str, str]  # a rate by its name in the table, or (attack, layer)
@@ -40,32 +40,35 @@ def print_hardening(
     found: their comparison, whose changes beyond noise get a star; None where they cannot be compared.
     """
     tested = _tested(found)
-    old, new = _rates(before), _rates(after)
-    table = Table(title="Before and after", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("", "before", "", "after", "", "change"):
-        table.add_column(title, justify="right" if title else "left")
-    for name in old:
-        if name in new:
-            a, b = old[name], new[name]
-            change = "" if a.value is None or b.value is None else f"{100 * (b.value - a.value):+.1f}"
-            change = f"*{change}" if tested.get(name) else change
-            table.add_row(name, percent(a.value), interval(a), percent(b.value), interval(b), change)
-    _add_fairness(before, after, table)
-    for attack, curve in _scores(before).items():
-        other = _scores(after).get(attack)
-        if other is not None:
-            radii = ", ".join(eps_as_text(point.eps) for point in curve.points)
-            table.add_row(
-                f"R&G score, {attack}", f"{curve.score:.1f}", "", f"{other.score:.1f}", f"eps {radii}",
-                f"{other.score - curve.score:+.1f}",
-            )  # fmt: skip
-    console.print(table)
-    _print_layers(before, after, tested, held, console)
+    print_table(_rate_table(before, after, tested), console)
+    print_table(_layer_table(before, after, tested, held), console)
     if found is not None:
         star = "* beyond noise" if any(tested.values()) else "no change is beyond noise"
         console.print(Text(f"{star}; scores, NSD, rho and the worst class are not tested"))
     for line in worse(before, after, held, tested):
         console.print(Text(line, style="yellow"))
+
+
+def _rate_table(before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool]) -> Table:
+    old, new = _rates(before), _rates(after)
+    rows: list[tuple[Cell, ...]] = []
+    for name in (name for name in old if name in new):
+        a, b = old[name], new[name]
+        change = "" if a.value is None or b.value is None else f"{100 * (b.value - a.value):+.1f}"
+        star = "*" if change and tested.get(name) else ""
+        rows.append((name, percent(a.value), interval(a), percent(b.value), interval(b), star + change))
+    rows += _fairness(before, after)
+    for attack, curve in _scores(before).items():
+        other = _scores(after).get(attack)
+        if other is not None:
+            radii = ", ".join(eps_as_text(point.eps) for point in curve.points)
+            gap = f"{other.score - curve.score:+.1f}"
+            rows.append((f"R&G score, {attack}", f"{curve.score:.1f}", "", f"{other.score:.1f}", f"eps {radii}", gap))
+    columns = (
+        Column("", "name"), Column("before", "number"), Column(""), Column("after", "number"), Column(""),
+        Column("change", "number"),
+    )  # fmt: skip
+    return Table("Before and after", columns, tuple(rows))
 
 
 def _tested(found: Comparison | None) -> dict[_Tested, bool]:
@@ -89,37 +92,33 @@ def rho(before: ClassSummary, after: ClassSummary) -> float | None:
     return (after.worst - before.worst) / before.worst + (after.mean - before.mean) / before.mean
 
 
-def _add_fairness(before: AuditReport, after: AuditReport, table: Table) -> None:
+def _fairness(before: AuditReport, after: AuditReport) -> list[tuple[Cell, ...]]:
     """How unlike the classes are in the worst case over the attacks, and what the worst class and the mean gained."""
     old, new = before.verdict.class_summary, after.verdict.class_summary
     if old is None or new is None:
-        return
+        return []
     change = "" if old.nsd is None or new.nsd is None else f"{new.nsd - old.nsd:+.3f}"
-    table.add_row("NSD of classes", number(old.nsd), "sd / mean", number(new.nsd), "", change)
     gained = rho(old, new)
-    table.add_row("rho", "", "", "", "worst + mean, relative", "-" if gained is None else f"{gained:+.3f}")
+    return [
+        ("NSD of classes", number(old.nsd), "sd / mean", number(new.nsd), "", change),
+        ("rho", "", "", "", "worst + mean, relative", "-" if gained is None else f"{gained:+.3f}"),
+    ]
 
 
-def _print_layers(
-    before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool], held: tuple[str, ...], console: Console
-) -> None:
+def _layer_table(
+    before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool], held: tuple[str, ...]
+) -> Table:
     floors = [row.noise_floor for o in after.outcomes if o.layers is not None for row in o.layers.rows]
     less = " above what the network's noise moves" if any(floor is not None for floor in floors) else ""
-    title = f"Layers ({before.protocol.measure}, mean{less})"
-    layers = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("attack", "layer", "before", "after", "change", "most vulnerable", "held"):
-        layers.add_column(head, overflow="fold", justify="right" if head == "change" else "left")
+    rows: list[tuple[Cell, ...]] = []
     for attack, layer, a, b, state in _layers(before, after):
-        layers.add_row(
-            attack,
-            Text(layer),
-            number(a),
-            number(b),
-            f"{'*' if tested.get((attack, layer)) else ''}{b - a:+.3f}",
-            state,
-            "yes" if layer in held else "",
-        )
-    console.print(layers)
+        gap = f"{'*' if tested.get((attack, layer)) else ''}{b - a:+.3f}"
+        rows.append((attack, layer, number(a), number(b), gap, state, "yes" if layer in held else ""))
+    columns = (
+        Column("attack", "name"), Column("layer", "name"), Column("before", "number"), Column("after", "number"),
+        Column("change", "number"), Column("most vulnerable"), Column("held"),
+    )  # fmt: skip
+    return Table("Layers", columns, tuple(rows), f"{before.protocol.measure}, mean{less}")
 
 
 def _layers(before: AuditReport, after: AuditReport) -> list[tuple[str, str, float, float, str]]:

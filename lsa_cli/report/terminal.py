@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +20,7 @@ _CLASSES = 20
 _LAYERS = 40
 _BAR = 16
 _FOLDED = 14
+_GAP = 3  # between columns
 _FOLDING = ("name", "prose")
 _STYLES = {"": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 
@@ -192,27 +192,26 @@ class _Fitting:
         self.table = table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table, left_out = self.table, []
-        for column in sorted(self.table.columns, key=lambda column: -column.spare):
-            if not column.spare or _width_needed(table, console, options) <= options.max_width:
+        columns, left_out = self.table.columns, []
+        room = sum(_width_needed(self.table, place) + _GAP for place in range(len(columns))) - 1
+        for place in sorted(range(len(columns)), key=lambda place: -columns[place].spare):
+            if not columns[place].spare or room <= options.max_width:
                 break
-            table = table.without(column.title)
-            left_out.append(column)
-        yield _drawn(table)
-        shown = [column.title for column in left_out if column.kind != "bar"]
-        if shown:
-            yield Text(f"columns left out, as the terminal is narrow: {', '.join(shown)}", style="dim")
+            room -= _width_needed(self.table, place) + _GAP
+            left_out.append(place)
+        yield _drawn(self.table.chosen(place not in left_out for place in range(len(columns))))
+        titles = [columns[place].title for place in left_out if columns[place].kind != "bar"]
+        if titles:
+            yield Text(f"columns left out, as the terminal is narrow: {', '.join(titles)}", style="dim")
 
 
-def _width_needed(table: view.Table, console: Console, options: ConsoleOptions) -> int:
-    """Columns in which nothing is cut; those that fold may be as narrow as _FOLDED."""
-    widest = Measurement.get(console, options.update(max_width=1000), _drawn(table)).maximum
-    spared = 0
-    for place, column in enumerate(table.columns):
-        if column.kind in _FOLDING:
-            width = max(cell_len(text) for text in (column.title, *(view.text_of(row[place]) for row in table.rows)))
-            spared += max(0, width - _FOLDED)
-    return widest - spared
+def _width_needed(table: view.Table, place: int) -> int:
+    """So that nothing in the column is cut; one that folds may be as narrow as _FOLDED."""
+    column = table.columns[place]
+    if column.kind == "bar":
+        return _BAR
+    width = max(cell_len(text) for text in (column.title, *(view.text_of(row[place]) for row in table.rows)))
+    return min(width, _FOLDED) if column.kind in _FOLDING else width
 
 
 def _drawn(table: view.Table) -> Table:

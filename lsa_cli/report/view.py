@@ -57,13 +57,14 @@ class Table:
     marked: frozenset[int] = frozenset()
 
     def without(self, *titles: str) -> "Table":
-        return self._chosen(column.title not in titles for column in self.columns)
+        return self.chosen(column.title not in titles for column in self.columns)
 
     def brief(self) -> "Table":
         """Without the columns of detail."""
-        return self._chosen(not column.detail for column in self.columns)
+        return self.chosen(not column.detail for column in self.columns)
 
-    def _chosen(self, which: Iterable[bool]) -> "Table":
+    def chosen(self, which: Iterable[bool]) -> "Table":
+        """The columns for which `which` is true."""
         kept = [place for place, chosen in enumerate(which) if chosen]
         rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
         return replace(self, columns=tuple(self.columns[place] for place in kept), rows=rows)

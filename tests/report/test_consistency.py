@@ -1,12 +1,14 @@
 """The consistency study on hand-made reports: matrix, classes weak everywhere, where stronger attacks gain."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lsa_cli.errors import UsageError
-from lsa_cli.report.consistency import consistency, sentences
+from lsa_cli.report.consistency import consistency, print_consistency, sentences
 from lsa_cli.report.schema import AttackPair, ClassRow
 from tests.cli.conftest import lsa  # noqa: F401  a fixture
 from tests.report.example import example, outcome, rate
@@ -124,3 +126,14 @@ def test_what_is_no_number_is_null():
     content = json.loads(consistency([made]).to_json())
     assert content["attacks"][0]["robust"][1] is None
     assert content["spearman"][0][1] is None
+
+
+def test_a_narrow_terminal_leaves_out_classes_and_no_column_of_the_same_name():
+    made = report("one.pt", fgsm=[60, 20, 50, 30], pgd=[50, 10, 40, 30])
+    made.subject.class_names = ["attack", "b", "c", "attack"]
+    shown = Console(width=32, file=io.StringIO())
+    print_consistency(consistency([made]), shown)
+    rows = [line.split() for line in shown.file.getvalue().splitlines()]
+    assert ["model", "attack"] in [row[:2] for row in rows]
+    assert ["1", "one.pt", "fgsm"] in [row[:3] for row in rows]
+    assert ["columns", "left", "out,"] in [row[:3] for row in rows]
