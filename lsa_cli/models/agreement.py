@@ -1,4 +1,4 @@
-"""Whether torch.load reads a file as the machine of `pickles` does: what is audited has to be what torch loads.
+"""Compare how torch.load and the machine of `pickles` read a file: lsa must audit what torch loads.
 
 The machine has looked at the file before, so that nothing here runs on what it refuses. torch reads with
 weights_only=True, which runs nothing of the file; then every key, value, shape and byte of the two readings is
@@ -40,7 +40,7 @@ class _Differs(Exception):
 def refuse_disagreement(
     path: Path, root: Any, mapped: bool, stored: Callable[[str], Iterator[bytes]]
 ) -> str | None:  # fmt: skip
-    """Raises CheckpointError where torch.load reads `path` as anything else than `root`.
+    """Raise CheckpointError where torch.load reads `path` as anything else than `root`.
 
     mapped: whether the format lets torch map the file instead of reading it into memory. stored: the bytes of one of
     its parts, in order. Returns why torch refuses the file, if it does, for what it imports or how it was pickled: a
@@ -57,7 +57,7 @@ def refuse_disagreement(
 
 
 def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
-    """What torch.load returns, or why it refuses the file for what it imports or how it was pickled.
+    """The result of torch.load, or its reason to refuse the file.
 
     Raises CheckpointError for a file that torch.load cannot read at all. Some file systems let no file be mapped.
     """
@@ -82,7 +82,7 @@ def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
 
 @contextmanager
 def _nothing_allowed() -> Iterator[None]:
-    """Without the classes that some package has told torch to trust in every file."""
+    """A context in which torch does not trust the classes that packages have registered as safe."""
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -116,7 +116,7 @@ def _compare(root: Any, result: Any, stored: Callable[[str], Iterator[bytes]]) -
 
 
 def _parts(symbol: Any, value: Any, place: Place) -> Iterator[tuple[Any, Any, Place]]:
-    """What two containers hold, one beside the other."""
+    """The parts of two containers in pairs."""
     kind = dict if isinstance(symbol, dict) else list if isinstance(symbol, list) else tuple
     if not isinstance(value, kind):
         raise _Differs(place, f"a {type(value).__name__}, not a {kind.__name__}")
@@ -170,7 +170,7 @@ def _compare_tensor(
 
 
 def _compare_bytes(storages: dict[StorageSpec, torch.UntypedStorage], stored: Callable[[str], Iterator[bytes]]) -> None:
-    """Every part of the file once, against what torch has in memory or mapped."""
+    """Compare the bytes of every part of the file once with those that torch has in memory."""
     bases: dict[str, int] = {}
     for spec, storage in storages.items():
         size = ITEM_SIZES[spec.dtype]

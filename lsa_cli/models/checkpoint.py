@@ -1,4 +1,4 @@
-"""Checkpoint: what a model file says, read without running anything of it; and self-describing files written."""
+"""Checkpoint: the content of a model file, read without running any of its code; and writing of self-describing files."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ _CLAIMS = (
 
 
 class Description(pydantic.BaseModel):
-    """What a self-describing checkpoint says of itself, beside its weights: plain values only.
+    """The description in a self-describing checkpoint, beside its weights: plain values only.
 
     A file is not trusted, so it may name networks and data sets that ship, and files beside it; it may not
     name Python code: architecture is "" where the network is the user's own code, which --arch names.
@@ -79,7 +79,7 @@ class Description(pydantic.BaseModel):
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights in a file: the keys that lead to it, its tensors, and the module it was pickled in, if any."""
+    """One set of weights in a file: the keys that lead to it, its tensors, and the module that it was pickled in, if any."""
 
     keys: tuple[str, ...]
     tensors: dict[str, TensorSpec]
@@ -95,7 +95,7 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the parameters, as far as names tell: BatchNorm's statistics and counters are none.
+        """Number of parameters, as far as names tell. BatchNorm's statistics and counters do not count.
 
         A tensor that stands under several names counts once.
         """
@@ -115,7 +115,7 @@ def is_parameter(name: str, spec: TensorSpec) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model file, looked at: weights that can be read, what it says of itself, and what was chosen on the way.
+    """The content of a model file: its weights, its description, and notes on choices that were made.
 
     compare: raises CheckpointError where torch.load reads the file as anything else, and returns why torch refuses it,
     if it does. claimed_accuracy: the accuracy noted beside the weights, as a share, and under which name. transformers_class:
@@ -137,7 +137,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
-    """Look into a model file or folder; no tensor is read yet.
+    """Read the headers of a model file or folder. Tensors are read later.
 
     weights: which of several sets, by its place in the file ("model_ema", "0"), or by the start of the names of some
     weights ("student"). Raises CheckpointError, saying what the file is instead, when it holds no weights that can
@@ -156,7 +156,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
 
 
 def describe(path: Path, contents: Contents) -> Description | None:
-    """What the file says of itself: our own description, or a timm or Hugging Face folder's config.json."""
+    """The description in the file: that of lsa, or config.json of a timm or Hugging Face folder; None where there is none."""
     root = contents.root
     if isinstance(root, dict) and "lsa_checkpoint" in root:
         described = {key: value for key, value in root.items() if key != "state_dict"}
@@ -201,7 +201,7 @@ def _transformers_class(contents: Contents) -> str | None:
 
 
 def find_weights(root: Any) -> list[Weights]:
-    """Every set of weights in a file, in the order of its entries; an optimizer's tensors are none."""
+    """All sets of weights in a file, in order. Tensors of an optimizer are not weights."""
     return list(_find(root, (), set()))
 
 
@@ -233,12 +233,12 @@ def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weight
 
 
 def _is_pair(item: Any) -> bool:
-    """Whether an item of an object is an entry of a dictionary: of a class of the user's own, say."""
+    """Whether an item of an object is an entry of a dictionary, for example of a user's class of dictionary."""
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
 
 
 def choose(path: Path, contents: Contents, found: list[Weights], wanted: str | None, notes: list[str]) -> Weights:
-    """The set called `wanted`, else the one that stands where weights usually do; how it was chosen goes to notes.
+    """The set of weights called `wanted`, else the one in the usual place. The reason is added to `notes`.
 
     Raises CheckpointError when there is none, UsageError when several could be meant.
     """
@@ -265,13 +265,13 @@ def choose(path: Path, contents: Contents, found: list[Weights], wanted: str | N
 
 
 def _under(weights: Weights, start: str) -> Weights:
-    """The weights whose names start with `start` and a dot, without it."""
+    """The weights whose names start with `start` and a dot, under the rest of their names."""
     names = {name: spec for name, spec in weights.tensors.items() if name.startswith(f"{start}.")}
     return Weights((*weights.keys, start), {name.removeprefix(f"{start}."): spec for name, spec in names.items()})
 
 
 def _by_wrapper(candidates: list[Weights]) -> Weights | None:
-    """The only one, the one at the top, or the first under one of the usual names."""
+    """The only set, the one at the top, or the first under one of the usual names."""
     if len(candidates) == 1:
         return candidates[0]
     for wrapper in ("", *_WRAPPERS):
@@ -299,7 +299,7 @@ def _no_weights(path: Path, contents: Contents) -> str:
 
 
 def claim(root: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None = None) -> tuple[float, str] | None:
-    """The clean accuracy that a training script noted beside the weights, as a share, and under which name.
+    """The clean accuracy that a training script stored beside the weights, as a share, and its name; None without one.
 
     load: reads numbers that were noted as tensors. A number up to 1 is a share, a larger one percent.
     """
@@ -318,7 +318,7 @@ def claim(root: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None = None)
 
 
 def _number(value: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None) -> float | None:
-    """A number that stands there as such, as a tensor or as numpy's. An integer 1 may count anything: it is none."""
+    """A number, a tensor of one number, or a number of numpy; otherwise None. The integer 1 may be a count, so it is None."""
     if isinstance(value, TensorSpec):
         value = load(value).item() if load is not None and value.numel == 1 else None
     elif isinstance(value, Call) and value.class_name.endswith(".multiarray.scalar"):
@@ -329,7 +329,7 @@ def _number(value: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None) -> 
 
 
 def _numpy_number(call: Call) -> float | None:
-    """What numpy.dtype("f8") and eight bytes stand for."""
+    """The number in a pickled scalar of numpy: a dtype and its bytes."""
     try:
         kind, content = call.arguments
         return struct.unpack({"f8": "<d", "f4": "<f"}[kind.arguments[0]], content)[0]
@@ -338,7 +338,7 @@ def _numpy_number(call: Call) -> float | None:
 
 
 def sha256_of(files: tuple[Path, ...]) -> str:
-    """Of one file its SHA-256; of several, the SHA-256 of theirs in order."""
+    """The SHA-256 of one file; for several files, the SHA-256 of their digests in order."""
     digests = []
     for path in files:
         with path.open("rb") as file:
@@ -349,13 +349,13 @@ def sha256_of(files: tuple[Path, ...]) -> str:
 
 
 def write_checkpoint(path: str | Path, body: "nn.Module", description: Description) -> None:
-    """Write a self-describing checkpoint: tensors and plain values, readable with weights_only=True."""
+    """Write a self-describing checkpoint of tensors and plain values, which weights_only=True can read."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in body.state_dict().items()}
     write_atomically(Path(path), {**description.model_dump(), "state_dict": weights})
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:
-    """torch.save through a temporary name, so that a reader sees the old file or the whole new one."""
+    """torch.save to a temporary file and rename it, so that a reader finds the old file or the complete new one."""
     import torch
 
     target = Path(os.path.realpath(path))

@@ -1,4 +1,4 @@
-"""Classifier: the network as everyone else sees it, from [0, 1] images to (N, K) float32 logits."""
+"""Classifier: a network with its normalisation, from [0, 1] images to (N, K) float32 logits."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -87,13 +87,13 @@ class Normalize(nn.Module):
 
 
 def normalization_of(classifier: "Classifier") -> Normalization:
-    """Mean and std of what a classifier does to its images; None where it does nothing."""
+    """Mean and std of a classifier's normalisation; None where it has none."""
     normalize = classifier.normalize
     return (normalize.mean.tolist(), normalize.std.tolist()) if isinstance(normalize, Normalize) else None
 
 
 def with_normalization(classifier: "Classifier", normalization: Normalization) -> "Classifier":
-    """The same network behind another normalisation; the body is shared."""
+    """The same network with another normalisation. The body is shared."""
     other = Classifier(classifier.body, normalization, classifier.class_names, classifier.output, classifier.home)
     for name in ("flatten", "which", "in_pairs", "with_graph"):
         setattr(other, name, getattr(classifier, name))
@@ -127,12 +127,12 @@ def as_logits(scores: torch.Tensor, count: int, returns: str = "logits") -> torc
 
 
 def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
-    """The class with the largest logit; -1 where a logit is NaN, because there no class was predicted."""
+    """(N, K) -> (N,) the class with the largest logit; -1 where a logit is NaN."""
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
 
 class Classifier(nn.Module):
-    """normalize + body + output adapter; the only owner of mean and std.
+    """normalize + body + output adapter. No other class knows mean and std.
 
     A body with one output is a binary head: its score z becomes the two logits (0, z), whose cross-entropy is
     the usual binary cross-entropy. output="probabilities": the body ends in softmax or sigmoid, and the logarithm

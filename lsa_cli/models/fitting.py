@@ -16,7 +16,10 @@ from lsa_cli.models.wrappers import finish_lazy_layers
 
 @dataclass(frozen=True)
 class Fit:
-    """How weights under one reading of their names fit a network. counters: BatchNorm's, absent or odd."""
+    """How weights, under one reading of their names, fit a network.
+
+    counters: step counters of BatchNorm that are absent or unusual. missing, unexpected, wrong: names of weights.
+    """
 
     view: View[Stored]
     counters: list[str] = field(default_factory=list)
@@ -103,7 +106,7 @@ def _fit(view: View[Stored], own: Mapping[str, torch.Tensor]) -> Fit:
 
 
 def _starts(tensors: Iterable[str]) -> list[str]:
-    """Leading parts of names, each with its dot, the shortest first: "module.", "module.model."."""
+    """Prefixes of names, each with its dot, the shortest first: "module.", "module.model."."""
     found = {name[: place + 1] for name in tensors for place, letter in enumerate(name) if letter == "."}
     return sorted(found, key=lambda start: (start.count("."), start))
 
@@ -118,7 +121,7 @@ def _fit_of_part(tensors: Mapping[str, Stored], start: str, own: Mapping[str, to
 
 
 def _is_nothing_else(parts: list[Fit], tensors: Mapping[str, Stored], checkpoint: Checkpoint) -> bool:
-    """Whether beside a part that fits there are only the same weights again and the mean and std of the images."""
+    """Whether the file holds, beside a part that fits, only the same weights again and the mean and std of images."""
     first, *others = (fit.view for fit in parts)
     rest = {name for name in tensors if not name.startswith(tuple(view.removed[0] for view in (first, *others)))}
     if not all(_is_mean_or_std(name, tensors[name]) for name in rest):
@@ -134,12 +137,12 @@ def _are_equal(one: Mapping[str, Stored], other: Mapping[str, Stored], checkpoin
 
 
 def _is_mean_or_std(name: str, item: Stored) -> bool:
-    """By the names that the `robustness` library has for it; any other mean may be a part of what is computed."""
+    """Whether it has a name that the `robustness` library uses. Any other mean may be part of the computation."""
     return name.rpartition(".")[2] in ("new_mean", "new_std") and math.prod(item.shape) in (1, 3)
 
 
 def normalization_in(fit: Fit, checkpoint: Checkpoint) -> str | None:
-    """Mean and std beside the network, as MEAN/STD."""
+    """The mean and std beside the network, as MEAN/STD; None where there are none."""
     tensors = checkpoint.weights.tensors
     for name in fit.view.left_out:
         start, last = name.rpartition(".")[::2]
@@ -151,12 +154,12 @@ def normalization_in(fit: Fit, checkpoint: Checkpoint) -> str | None:
 
 
 def _has_shape(tensor: torch.Tensor, spec: Stored) -> bool:
-    """Whether a tensor of the network has the shape of the weight. One of a lazy layer will have it."""
+    """Whether a tensor of the network has the shape of the weight. A lazy layer takes any shape."""
     return nn.parameter.is_lazy(tensor) or spec.shape == tuple(tensor.shape)
 
 
 def _kind(dtype: str) -> str:
-    """float, complex, or int and bool: copying from one to another would not keep the values."""
+    """The kind of a dtype: float, complex, or int. Copying between kinds would change values."""
     return next((kind for kind in ("float", "complex") if kind in dtype), "int")
 
 

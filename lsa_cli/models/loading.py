@@ -1,4 +1,4 @@
-"""From a Checkpoint to a network: the architecture, the weights loaded strictly, and what was done for it."""
+"""From a Checkpoint to a network: choose the architecture, build it, load the weights strictly."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -55,7 +55,7 @@ def load_network(
     say: Say = lambda message: None,
     device: torch.device | None = None,
 ) -> Loaded:
-    """The network of a file: of the architecture named, else the file's own, else the one that its weights fit.
+    """The network of a file: of the architecture given, else the file's own, else the one that its weights fit.
 
     say: told what trusted code imports, before it does. device: where a trusted program is loaded; every other
     network is built on the CPU. Raises UsageError when the architecture is unknown, CheckpointError when the weights
@@ -126,7 +126,7 @@ def _refuse_enormous(arguments: dict[str, Any]) -> None:
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Of the weights, put together where they stand in parts."""
+    """Shapes of the weights, with weights that are stored in parts put together."""
     return {name: item.shape for name, item in put_together(checkpoint.weights.tensors).items()}
 
 

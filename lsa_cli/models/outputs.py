@@ -1,4 +1,4 @@
-"""What a network returns: the tensors in it by name, and the one that holds the class scores."""
+"""The output of a network: the tensors in it by name, and the one that holds the logits."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Weights that are stored in parts, put together again: pruning, weight norm and spectral norm are arithmetic on weights.
+"""Compute weights that are stored in parts: pruning, weight norm and spectral norm are arithmetic on weights.
 
 What is computed is what torch's own hooks compute in evaluation mode, in float32. Other parametrizations (orthogonal
 ones, the user's own) cannot be told from their tensors and are left as they are.
@@ -18,7 +18,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass(frozen=True)
 class Made:
-    """A weight that is computed from others. kind: "pruning", "weight norm" or "spectral norm"; dim: of the norm."""
+    """A weight that is computed from others. kind: "pruning", "weight norm" or "spectral norm". dim: dimension of the norm."""
 
     kind: str
     parts: tuple["Stored", ...]
@@ -48,7 +48,7 @@ def read(stored: Stored, load: Load) -> torch.Tensor:
 
 
 def put_together(tensors: Mapping[str, Stored], body: nn.Module | None = None) -> dict[str, Stored]:
-    """Weights by the names that they have without parametrization; the very same names where there is none.
+    """Weights under the names that they have without parametrization.
 
     body: the network that they are for, which tells along which dimension spectral norm goes.
     """
@@ -63,7 +63,7 @@ def put_together(tensors: Mapping[str, Stored], body: nn.Module | None = None) -
 
 
 def _replace(tensors: dict[str, Stored], name: str, body: nn.Module | None) -> None:
-    """If parts of a weight start at `name`, the weight in their place."""
+    """The weight whose parts start at `name`; None where there is none."""
     base, _, last = name.rpartition("_")
     if last == "orig" and f"{base}_mask" in tensors:
         _put(tensors, base, "pruning", (name, f"{base}_mask"))
@@ -119,7 +119,7 @@ def _module_of(base: str, body: nn.Module | None) -> nn.Module | None:
 
 
 def kinds_of(tensors: Mapping[str, Stored]) -> dict[str, int]:
-    """How many weights were put together, by the kind of their parts."""
+    """The number of weights that were computed from parts, by kind."""
     kinds: dict[str, int] = {}
     waiting: list[Stored] = list(tensors.values())
     while waiting:

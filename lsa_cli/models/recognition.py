@@ -1,4 +1,4 @@
-"""Which known architecture a set of weights belongs to, by the names and shapes of its tensors.
+"""Recognise the architecture of a set of weights by the names and shapes of its tensors.
 
 `signatures.json` holds one line for each classifier of torchvision and each network that ships, so that nothing
 has to be built to compare. Made by `python -m lsa_cli.models.recognition`. The number of classes is left out of a
@@ -44,7 +44,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class View(Generic[T]):
-    """Weights by shorter names: the parts removed from all names, and the full names of what was left out."""
+    """Weights under shorter names. removed: the prefixes removed from all names. left_out: full names of tensors not used."""
 
     tensors: dict[str, T]
     removed: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def views(tensors: Mapping[str, T]) -> Iterator[View[T]]:
 
 
 def shared_prefixes(names: Iterable[str]) -> list[str]:
-    """Leading parts that `views` may remove from all names of a network, the outermost first: ["module.", "_orig_mod."]."""
+    """Prefixes that `views` may remove from all names, the outermost first: ["module.", "_orig_mod."]."""
     *_, shortest = _shortened(View(dict.fromkeys(names)))
     return list(shortest.removed)
 
@@ -94,7 +94,7 @@ def _is_beside(name: str) -> bool:
 
 
 def is_step_counter(name: str) -> bool:
-    """BatchNorm's num_batches_tracked, which old files lack and evaluation does not use."""
+    """Whether it is num_batches_tracked of BatchNorm, which old files lack and evaluation does not use."""
     return name.endswith("num_batches_tracked")
 
 
@@ -103,7 +103,7 @@ def is_step_counter(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Match:
-    """arch and the arguments that build the network; the number of classes, where its head was read from the weights."""
+    """The architecture and its arguments. classes: read from the head of the weights; None without a head."""
 
     arch: str
     arguments: dict[str, Any]
@@ -139,7 +139,7 @@ def _count(shapes: Shapes) -> int:
 
 
 def digest(shapes: Shapes, heads: Iterable[str]) -> str:
-    """Of names and shapes, apart from the number of rows of the head and from BatchNorm's step counters."""
+    """A hash of names and shapes, without the rows of the head and BatchNorm's step counters."""
     lines = sorted(
         f"{name}:{'x'.join(map(str, ('*', *shape[1:]) if name in heads else shape))}"
         for name, shape in shapes.items()
@@ -155,7 +155,7 @@ def _table() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Near:
-    """An architecture that weights nearly fit: names only it has, only they have, and both have in other shapes."""
+    """An architecture that weights nearly fit. missing, other, reshaped: names only it has, only they have, and of other shapes."""
 
     arch: str
     missing: list[str]
@@ -169,7 +169,7 @@ class Near:
 
 
 def nearest(shapes: Shapes, count: int = 3) -> list[Near]:
-    """Known architectures that share most names and shapes, best first. For an error message: it takes seconds."""
+    """Known architectures that share most names and shapes, the best first. It takes seconds; error messages use it."""
     readings = [view.tensors for view in views(shapes)]
     sizes = [_count(names) for names in readings]
     rows = sorted(_table(), key=lambda row: min(abs(row["count"] - size) for size in sizes))
@@ -183,7 +183,7 @@ def nearest(shapes: Shapes, count: int = 3) -> list[Near]:
 
 
 def _compare(row: dict[str, Any], theirs: Shapes, ours: Shapes) -> tuple[float, Near]:
-    """The share of names and shapes in common, where the width of the head does not count."""
+    """The share of names and shapes in common, without the width of the head."""
     cut = dict.fromkeys(row["heads"], 1)
     known, names = ({name for name in part if not is_step_counter(name)} for part in (theirs, ours))
     both = known & names
@@ -196,7 +196,7 @@ def _compare(row: dict[str, Any], theirs: Shapes, ours: Shapes) -> tuple[float, 
 
 
 def build_empty(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> "nn.Module":
-    """A network whose weights have shapes and no numbers: to be looked at, never run. Raises UsageError.
+    """A network on the meta device: its weights have shapes and no numbers. Raises UsageError.
 
     at_most: parameters, beyond which building stops. Not `torch.device("meta")`: regnets and others compute with
     small tensors while they are built.
@@ -231,7 +231,7 @@ def build_empty(arch: str, arguments: dict[str, Any], at_most: int | None = None
 
 
 def most_parameters(shapes: Shapes) -> int:
-    """More than a network has whose weights these are."""
+    """An upper bound on the number of parameters of a network with these weights."""
     return 4 * len(shapes) + 1000
 
 
@@ -241,12 +241,12 @@ def outline(arch: str, arguments: dict[str, Any], at_most: int | None = None) ->
 
 
 def shapes_of(network: "nn.Module") -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a network's state; what else modules keep there is no weight."""
+    """Names and shapes of the tensors in a network's state. Other objects in it are not weights."""
     return {name: tuple(item.shape) for name, item in network.state_dict().items() if hasattr(item, "shape")}
 
 
 def head_of(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> list[str]:
-    """Names of the weights whose size is the number of classes: none where the network has no num_classes."""
+    """Names of the weights whose size is the number of classes; empty where the network has no num_classes."""
     try:
         seven, eleven = (outline(arch, {**arguments, "num_classes": classes}, at_most) for classes in (7, 11))
     except UsageError:
@@ -272,7 +272,7 @@ def signature(arch: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def known_architectures() -> list[tuple[str, dict[str, Any]]]:
-    """What the table should hold: torchvision's classifiers and the networks that ship."""
+    """All architectures of the table: the classifiers of torchvision and the networks of lsa."""
     from torchvision import models
 
     from lsa_cli.models.architectures import ARCHITECTURES

@@ -1,4 +1,4 @@
-"""Whole networks from a file: of classes that are installed, without unpickling; of anything else, only when trusted."""
+"""Networks that were pickled whole: rebuilt from installed classes without unpickling, or unpickled when trusted."""
 
 import enum
 import functools
@@ -30,7 +30,7 @@ _DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dty
 
 
 class _Unknown(Exception):
-    """Something that only the file's own code could rebuild."""
+    """The network needs code of the file to be rebuilt."""
 
 
 def rebuild(symbol: Call, load: Callable[[TensorSpec], torch.Tensor]) -> tuple[nn.Module | None, str]:
@@ -56,7 +56,7 @@ def rebuild(symbol: Call, load: Callable[[TensorSpec], torch.Tensor]) -> tuple[n
 
 
 def _without_parallel(symbol: Call) -> Call:
-    """The network inside DataParallel and DistributedDataParallel, which cannot be made without their devices."""
+    """The network inside DataParallel and DistributedDataParallel, which cannot be built without their devices."""
     while symbol.class_name in _PARALLEL and isinstance(symbol.state, dict):
         modules = symbol.state.get("_modules")
         inner = modules.get("module") if isinstance(modules, dict) else None
@@ -156,7 +156,7 @@ def _member(symbol: Call) -> enum.Enum:
 
 
 def _is_network(found: Any) -> bool:
-    """A class of networks, but no GraphModule (torchvision has one): those make code of their attributes."""
+    """Whether it is a class of networks. GraphModule, which torchvision has, is not: it compiles code from its attributes."""
     return isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, torch.fx.GraphModule)
 
 
@@ -173,7 +173,7 @@ def _function(symbol: Global) -> Any:
 
 
 def _installed(symbol: Global, packages: tuple[str, ...]) -> Any:
-    """What a global names, when it was defined in one of those packages and not merely imported there."""
+    """The object that a global names, if one of these packages defines it and does not only import it."""
     if not f"{symbol.module}.".startswith(packages) or not symbol.name.isidentifier() or symbol.name.startswith("__"):
         raise _Unknown(str(symbol))
     try:
@@ -188,7 +188,7 @@ def _installed(symbol: Global, packages: tuple[str, ...]) -> Any:
 
 
 class Program(nn.Module):
-    """A compiled program as a network: it runs, but shows no layers, and its mode is what it was compiled in."""
+    """A compiled program as a network. Its layers are not visible, and its mode is fixed."""
 
     def __init__(self, program: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()

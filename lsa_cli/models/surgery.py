@@ -1,4 +1,4 @@
-"""Structure that a hardened network needs in use: what a checkpoint says was done to its architecture, done again.
+"""Changes to an architecture that a hardened network needs in use, applied again as its checkpoint says.
 
 A surgery is plain values, {"kind": NAME, ...}, in the order in which they were made; the weights that follow fit the
 network after all of them. Nothing here is needed for training alone.
@@ -69,7 +69,7 @@ _MOST_NUMBERS = 10**8  # that surgery may add: VGG-19 at 224 x 224 with noise at
 
 
 def _checked(network: nn.Module, sites: Mapping[str, Sequence[int]]) -> Sites:
-    """Raises CheckpointError for places that the network does not have or that nothing could fill."""
+    """Raise CheckpointError for layers that the network does not have, or that cannot be changed."""
     if not sites:
         raise CheckpointError("it names no layers")
     modules = {path: plain_name(network, path) for path, _ in network.named_modules()}
@@ -94,7 +94,7 @@ def _refuse_enormous(numbers: int) -> None:
 
 
 class NoiseBody(Wrapper):
-    """A network with learnt Gaussian noise at the inputs of some layers; see the hardening method learn2perturb.
+    """A network with learnt Gaussian noise at the inputs of some layers; see the method learn2perturb.
 
     scales: one a place, of the shape that a sample has there, (C, H, W) or (D,). The input a becomes a + scale * n with
     n from N(0, I), in training and in use; on: noise can be switched off. keyed: inside an attack or an audit each sample

@@ -1,4 +1,4 @@
-"""Wrappers around a network that change where it runs, not what it computes: they are taken off."""
+"""Remove wrappers of a network that change where it runs and not what it computes."""
 
 import copy
 import sys
@@ -50,7 +50,7 @@ def is_script(network: nn.Module) -> bool:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Within: parts of a network that are compiled run as they are written, so that hooks inside them are called."""
+    """A context in which compiled parts of a network run uncompiled, so that hooks inside them are called."""
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -59,7 +59,7 @@ def eager() -> Iterator[None]:
 
 
 def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy, also of a network that keeps tensors of its last pass (features that it returns the gradient of)."""
+    """A deep copy, also of a network that keeps tensors of its last forward pass."""
     memo: dict[int, Any] = {}
     for module in network.modules():
         for value in vars(module).values():
