@@ -1,4 +1,4 @@
-"""What is done to training images on the way. Draws belong to (seed, sample): batches and ranks change nothing."""
+"""Augmentation of training images. Random numbers depend on seed and sample, not on batches or ranks."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Files of a hardening: where it writes, and that it replaces nothing that it reads."""
+"""The files that a hardening writes, and the check that it does not replace a file that it reads."""
 
 import os
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from lsa_cli.settings import AuditSettings
 
 @dataclass(frozen=True)
 class Files:
-    """Where a hardening writes: all beside the checkpoint asked for."""
+    """The files that a hardening writes, all beside the checkpoint `out`."""
 
     out: Path
 
@@ -26,7 +26,7 @@ class Files:
 
     @property
     def started(self) -> Path:
-        """There while a run is not over: what it is, for a kill before its first state."""
+        """Exists while a run is not finished. It holds the identity of the run, for a kill before its first state."""
         return self.beside("started.json")
 
     @property
@@ -56,15 +56,14 @@ class Files:
 
 
 def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: AuditSettings) -> list[str | Path]:
-    """The files that are named to be read."""
+    """The files that the command reads."""
     mvl = settings.harden.mvl if settings.harden is not None else None
     data = location_of(settings.data) if settings.data is not None else None
     return [path for path in (checkpoint, config, mvl, data, *(settings.plugin or ())) if path is not None]
 
 
 def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Raises UsageError for a result that could not be written after hours of training, or would replace one of `inputs`
-    by itself or by a file beside it."""
+    """Raise UsageError for a result that cannot be written, or that would replace one of `inputs`, also by a file beside it."""
     if out.suffix not in (".pt", ".pth"):
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
     read = {os.path.realpath(path) for path in inputs}

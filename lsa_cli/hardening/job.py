@@ -1,4 +1,4 @@
-"""Job: everything that a training needs, resolved."""
+"""Job: everything that training needs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,10 @@ from lsa_cli.models.classifier import Classifier
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that training needs. train, validation: places in `data`; identity: what decides the result."""
+    """Everything that training needs.
+
+    train, validation: indices into `data`. identity: the settings that decide the result, which a resumed run must have.
+    """
 
     model: Classifier
     method: Hardening

@@ -1,4 +1,4 @@
-"""What is written of every epoch: a line in the log, and scalars for TensorBoard."""
+"""The log of epochs: a line of JSON each, and scalars for TensorBoard."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def write_log(path: Path, results: list[EpochResult], fresh: bool) -> None:
 
 
 def tensorboard(files: Files) -> Callable[[str, float, int], None]:
-    """Scalars for TensorBoard, where it is installed."""
+    """A function that writes (name, value, epoch) for TensorBoard, where it is installed."""
     if distributed.rank() != 0:
         return lambda name, value, epoch: None
     try:

@@ -28,7 +28,7 @@ from lsa_cli.registry import Registry
 
 @contextmanager
 def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
-    """The network in the mode in which it is attacked.
+    """A context that gives the network in the mode in which it is attacked.
 
     "eval": what an attacker of the finished network meets, which is the default. "train": batch statistics and
     dropout as in the update; running statistics do not move meanwhile.
@@ -127,7 +127,7 @@ class PGDObjective(Objective):
         return PGD(threat=threat, steps=self.task.steps, step_size=self._step_size(threat))
 
     def _step_size(self, threat: Threat) -> float | torch.Tensor | None:  # or (N,)
-        """That was given, shorter with the warm-up and with a class's own eps: the same share of eps always."""
+        """The step size of the settings, scaled with the eps of the warm-up and of the class; None where none is set."""
         if self.task.step_size is None:
             return None
         length = self.task.step_size * torch.as_tensor(threat.eps).double() / float(self.task.threat.eps)

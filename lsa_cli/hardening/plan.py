@@ -1,4 +1,4 @@
-"""HardenPlan: every setting of a hardening, resolved before anything costs time."""
+"""HardenPlan: all settings of a hardening, resolved and checked before the first audit."""
 
 import math
 from dataclasses import dataclass, replace
@@ -93,7 +93,7 @@ class HardenPlan:
 
     @property
     def chosen_by(self) -> str:
-        """The name of the score that the best epoch has the highest of."""
+        """The name of the score that decides the best epoch."""
         return HARDENINGS.get(self.method).chosen_by
 
     @property
@@ -110,7 +110,7 @@ class HardenPlan:
         )  # fmt: skip
 
     def make_method(self, layers: tuple[str, ...]) -> Hardening:
-        """Raises UsageError for options that the method does not have."""
+        """The method for these layers. Raises UsageError for options that it does not have."""
         return build(HARDENINGS.get(self.method), self.options, f"method '{self.method}'", task=self.task(layers))
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
@@ -121,16 +121,16 @@ class HardenPlan:
         return trainable_names(self.network.classifier, self.freeze, only, none_left=adds)
 
     def parameters(self, names: frozenset[str]) -> set[int]:
-        """The ids of the network's parameters with these names."""
+        """The ids of the parameters with these names."""
         return {id(parameter) for name, parameter in self.network.classifier.named_parameters() if name in names}
 
     def _weighted_before(self, name: str) -> list[str]:
-        """Modules of the layers with weights that run before the layer `name`, in their order."""
+        """Modules with weights that run before the layer `name`, in order."""
         place = [layer.name for layer in self.network.layers].index(name)
         return [_module_of(layer.name) for layer in self.network.layers[:place] if layer.is_learnable]
 
     def _weights_of(self, layers: tuple[str, ...]) -> list[str]:
-        """Modules with the flagged layers' own weights; of an activation, the layer with weights that ran last before it."""
+        """Modules with the weights of these layers. An activation has none; the last layer with weights before it counts."""
         named = dict(plain_modules(self.network.classifier.body))
         found: list[str] = []
         for name in layers:
@@ -152,7 +152,7 @@ def make_harden_plan(
     origin: dict[str, str],
     say: Say = lambda message: None,
 ) -> HardenPlan:
-    """Resolve every setting. Raises an LsaError for what cannot be meant.
+    """Resolve every setting. Raises an LsaError for settings that are invalid or contradict each other.
 
     settings: of the audits before and after, with those of the training under `harden`.
     """
@@ -200,8 +200,10 @@ def make_harden_plan(
 
 
 def _training_network(built: Built, settings: AuditSettings, origin: dict[str, str]) -> tuple[Network, list[str]]:
-    """The network on its training split; where the source has no splits, on all it holds. A file's split for audits is
-    not trained on."""
+    """The network with its training split, or with all data where the source has no splits; and notes on that choice.
+
+    A split that a settings file names for audits is not used for training. Raises DataError without training data.
+    """
     notes = []
     if settings.split in TEST_SPLITS and origin.get("split") != "option":
         notes.append(f"split {settings.split} of {origin.get('split')} is for audits; training takes the split train")
@@ -224,7 +226,7 @@ def _training_network(built: Built, settings: AuditSettings, origin: dict[str, s
 def _audit_plan(
     built: Built, settings: AuditSettings, origin: dict[str, str], split: str, say: Say = lambda message: None
 ) -> AuditPlan:
-    """How the network is judged before and after: on test data, by the attacks asked for or FGSM and PGD.
+    """The audit before and after: on test data, with the attacks of the settings, or FGSM and PGD.
 
     Where the source has no test split, on `split`, which is trained on.
     """
@@ -245,7 +247,7 @@ def _audit_plan(
 
 
 def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
-    """The same audit, of the file that was written: read back and built as any other is."""
+    """The same audit of the file that was written. The network is read from it and built like any other."""
     given = plan.given.replace(weights=None, trust_code=None, normalize=None, returns=None, output_index=None)
     if not runs_user_code(plan.network.arch):
         given = given.replace(arch=None, arch_args=None)
@@ -260,7 +262,7 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
 
 
 def _try_method(plan: HardenPlan) -> Hardening:
-    """Wrong options and weights are told now, not after an audit and a scan.
+    """Build the method once, so that wrong options raise UsageError now and not after an audit and a scan.
 
     Where a scan is to choose the layers, any hidden one stands for them.
     """
@@ -280,7 +282,7 @@ def _try_method(plan: HardenPlan) -> Hardening:
 
 
 def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
-    """BatchNorm that trains needs two values for each channel, and of one sample's vector it has one."""
+    """Raise UsageError where BatchNorm trains on one sample: it needs two values for each channel."""
     if plan.recipe.batch_size > 1:
         return
     trained = plan.parameters(moving)
@@ -296,7 +298,7 @@ def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
 
 
 def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
-    """An option that would change nothing is an error, not a silence."""
+    """Raise UsageError for an option that would change nothing."""
     method = HARDENINGS.get(plan.method)
     holding = f"{plan.method}-lr" if f"{plan.method}-lr" in HARDENINGS else DEFAULT_METHOD
     if not plan.regularizes:

@@ -1,4 +1,4 @@
-"""Recipe: how the weights move while they train, the usual recipe for each kind of input, and which weights move."""
+"""Recipe: the settings of the optimizer, their defaults for each kind of input, and the weights that train."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -17,8 +17,11 @@ from lsa_cli.settings import HardenSettings
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the weights move. lr: the highest learning rate; warmup: share of the training in which eps and gamma rise;
-    clip: largest norm of a gradient (0: none); average: none, ema or swa; amp: bfloat16 where autocast has it."""
+    """The settings of the optimizer.
+
+    lr: the highest learning rate. warmup: share of the training in which eps and gamma rise. clip: largest norm of a
+    gradient (0: no limit). average: none, ema or swa. amp: compute in bfloat16 where autocast supports it.
+    """
 
     epochs: int
     lr: float
@@ -73,7 +76,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimiz
 
 
 def recipe_for(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:
-    """The usual recipe for inputs of this kind under what the user says, and the usual steps of the attack."""
+    """The recipe: the settings over the defaults for this kind of input; and the default steps of the attack."""
     kind = "vectors" if len(shape) != 3 else "grey images" if shape[0] == 1 else "colour images"
     usual, steps = _USUAL[kind]
     said = own.given()
@@ -88,7 +91,7 @@ def recipe_for(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int
 def trainable_names(
     model: Classifier, freeze: Sequence[str], only: Sequence[str] | None, *, none_left: bool = False
 ) -> frozenset[str]:
-    """Names of the parameters that move. freeze: globs over names of parameters or modules; only: modules' names.
+    """Names of the parameters that train. freeze: globs over names of parameters or modules. only: names of modules.
 
     Raises UsageError for a glob that matches nothing, or when nothing is left and none_left does not allow it.
     """

@@ -1,4 +1,4 @@
-"""The layer-wise regularizer of AT-LR (arXiv 2202.02626, Algorithm 3): hold what the flagged layers say."""
+"""The layer-wise regularizer of AT-LR (arXiv 2202.02626, Algorithm 3)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ Representations = dict[str, torch.Tensor]
 
 @contextmanager
 def record(model: Classifier, names: Sequence[str]) -> Iterator[Representations]:
-    """Within: the outputs of the named layers as the network runs, with their graph.
+    """A context that records the outputs of the named layers while the network runs, with their graph.
 
     Clones, because an activation that works in place would overwrite what was recorded.
     """

@@ -1,4 +1,4 @@
-"""The checkpoints that a hardening writes, and what they say of how they came about."""
+"""The checkpoints that a hardening writes, with the history that they contain."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ from lsa_cli.wording import eps_as_text
 
 
 def described(plan: HardenPlan) -> dict[str, Any]:
-    """The training's settings as plain values: for the log, the history in the file, and --resume."""
+    """The settings of the training as plain values, for the history in the file and for --resume."""
     recipe = plan.recipe
     return {
         "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
@@ -35,7 +35,7 @@ def described(plan: HardenPlan) -> dict[str, Any]:
 
 
 def identity_of(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
-    """Everything that decides the trained weights."""
+    """All that decides the trained weights, as plain values. A resumed run must have the same."""
     checkpoint, network = plan.network.checkpoint, plan.network
     return {
         **described(plan), "layers": list(layers), "checkpoint sha256": checkpoint.sha256 if checkpoint else None,
@@ -47,7 +47,7 @@ def identity_of(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
 def write_checkpoints(
     plan: HardenPlan, method: Hardening, layers: tuple[str, ...], trained: Trained, files: Files
 ) -> None:
-    """The best epoch by robust accuracy on held-out samples under the name asked for, and the last one beside it."""
+    """Write the best epoch to `files.out`, and the last epoch to `files.last`."""
     if distributed.rank() != 0:
         return
     body = plan.network.classifier.body
@@ -94,7 +94,7 @@ def _description(
 
 
 def _data_beside(plan: HardenPlan, out: Path) -> str | None:
-    """The data that the audit used, as seen from the new file's folder; None where it is the user's own code."""
+    """The data of the audits, relative to the folder of the new file; None where it is Python code of the user."""
     spec, network = plan.network.settings.data, plan.network
     if spec is None or runs_user_code(spec):
         return None

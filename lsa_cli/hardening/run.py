@@ -65,7 +65,7 @@ def harden(
     resume: bool = False,
     **options: Any,
 ) -> Hardened:
-    """Harden a checkpoint file and write the result to `out`; the CLI is a layer over this.
+    """Harden a checkpoint file and write the result to `out`, as `lsa harden` does.
 
     options: the fields of `HardenSettings` (method, base, layers, epochs, ...) and of `AuditSettings`.
 
@@ -142,7 +142,7 @@ def run_harden(
 
 @contextmanager
 def _unmarked_where_it_cannot_go_on(files: Files) -> Iterator[None]:
-    """An error that the same command would meet again leaves no mark of a run that --resume could go on with."""
+    """A context that removes the mark of a started run after an error that the same command would raise again."""
     try:
         yield
     except RankLost:
@@ -158,7 +158,7 @@ def epoch_in_words(epoch: int) -> str:
 
 
 def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | None, str | None]:
-    """The comparison, or why there is none: hours of training are not lost for that."""
+    """The comparison, or the reason why there is none. A missing comparison does not discard the training."""
     try:
         return compare(before, after), None
     except UsageError as error:
@@ -166,8 +166,11 @@ def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | Non
 
 
 def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: Say) -> bool:
-    """Whether there is a state to go on from. If not, `files.started` says from now on what has begun, so that a kill
-    before the first state can be told from an older result."""
+    """Whether a saved state exists to resume from.
+
+    If not, it writes `files.started`, so that a run that is killed before its first state differs from an older result.
+    Raises UsageError where the files are of another run.
+    """
     if (asked or restarted) and files.state.exists():
         return True
     identity = identity_of(plan, plan.layers)
@@ -183,7 +186,7 @@ def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: 
 
 
 def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress, say: Say) -> AuditReport:
-    """The report of the network as it was; a resumed run finds it on disk."""
+    """The report of the network before training. A resumed run reads it from disk."""
     saved = distributed.first(lambda: _saved(plan, path) if resume and path.exists() else None)
     if saved is not None:
         return saved
@@ -195,7 +198,7 @@ def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress,
 
 
 def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
-    """The report on disk, if this plan would give the same."""
+    """The report on disk, if this plan would give the same report; otherwise None."""
     from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
     from lsa_cli.report.storage import read_report
 

@@ -1,4 +1,4 @@
-"""What changes while training goes on: pure functions of progress in [0, 1]."""
+"""Schedules of the learning rate and of the warm-up: functions of the progress of training in [0, 1]."""
 
 import math
 from collections.abc import Callable
@@ -37,5 +37,5 @@ def learning_rate(schedule: str, progress: float) -> float:
 
 
 def warmed_up(progress: float, share: float) -> float:
-    """The part of eps, and of gamma, at this point: rising in a line to 1 over the first `share` of the training."""
+    """The share of eps and gamma at this point. It rises linearly to 1 over the first `share` of the training."""
     return 1.0 if share <= 0 else min(1.0, progress / share)

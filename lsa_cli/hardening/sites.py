@@ -1,4 +1,4 @@
-"""Where a method works inside a network: layers by name, and the shape that a sample has there."""
+"""The layers in which a method changes a network, by name, with the shape of one sample there."""
 
 import torch
 
@@ -11,7 +11,7 @@ from lsa_cli.models.surgery import Sites
 
 
 def hidden_layers(model: Classifier, task: Task) -> list[Layer]:
-    """In the order in which they run, by one pass over noise of the shape of the training images."""
+    """The layers in the order in which they run, found by one forward pass of noise."""
     x = _example(model, task)
     with undisturbed(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         return [layer for layer in find_layers(model.body, lambda: model.scores(x), len(x)) if not layer.is_output]

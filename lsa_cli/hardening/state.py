@@ -1,4 +1,4 @@
-"""The state of a training on disk: written whole or not at all, read only for the same run."""
+"""The state of a training on disk. It is written completely or not at all, and read only for the same run."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from lsa_cli.models.checkpoint import write_atomically
 
 
 def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
-    """Tensors and plain values. Raises RunError when the disk does not take it."""
+    """Write tensors and plain values. Raises RunError where the file cannot be written."""
     try:
         write_atomically(path, {**state, "identity": json.dumps(identity)})
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
@@ -22,7 +22,7 @@ def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> 
 
 
 def refuse_another_start(path: Path, identity: dict[str, Any]) -> None:
-    """Raises UsageError, naming what changed, unless this run is the one that was started there."""
+    """Raise UsageError, naming the changes, where `path` marks another run than this one."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -31,7 +31,7 @@ def refuse_another_start(path: Path, identity: dict[str, Any]) -> None:
 
 
 def refuse_without_state(path: Path) -> None:
-    """Raises UsageError where there is nothing to resume."""
+    """Raise UsageError where there is nothing to resume."""
     if not path.is_file():
         raise UsageError(
             f"--resume: there is no interrupted training at {path}; leave --resume out, which starts over and replaces the result"
@@ -39,8 +39,10 @@ def refuse_without_state(path: Path) -> None:
 
 
 def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The first rank's, on every rank. Raises UsageError where there is none, or it belongs to another run; then it names
-    what changed."""
+    """The state of the first rank, on every rank.
+
+    Raises UsageError where there is none, or where it belongs to another run; the message names the changes.
+    """
     distributed.first(lambda: refuse_without_state(path))
     try:
         content = distributed.first(path.read_bytes)

@@ -55,8 +55,9 @@ def train(
     job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None],
     on_resume: Callable[[list[EpochResult]], None] = lambda history: None,
 ) -> Trained:  # fmt: skip
-    """Train job.model in place. on_epoch(result, seconds left) after each epoch; on_resume(epochs so far); of several ranks
-    on the first.
+    """Train job.model in place.
+
+    The first rank calls on_epoch(result, seconds left) after each epoch, and on_resume(results so far) after a resume.
 
     The state is on disk after every epoch and every two minutes; with job.resume it goes on from there and ends as an
     uninterrupted run does, to the bit on CPU. Raises RunError when the loss stops being finite before the first epoch
@@ -135,10 +136,9 @@ class _Training:
         self.finish_epoch(epoch + 1)
 
     def epoch_batches(self, epoch: int, done: int) -> Iterator[tuple[Batch, int]]:
-        """This rank's part of every batch that is left in the epoch, and how many samples the whole batch has.
+        """The part of this rank of every batch that is left in the epoch, and the number of samples of the whole batch.
 
-        A remainder smaller than a batch waits for the next epoch's order: BatchNorm cannot train on one sample, and
-        every rank needs a part.
+        A remainder smaller than a batch is left out: BatchNorm cannot train on one sample, and every rank needs a part.
         """
         job, size = self.job, self.size
         order = np.random.default_rng([job.seed, epoch]).permutation(job.train)
@@ -203,7 +203,7 @@ class _Training:
             )
 
     def training_mode(self) -> None:
-        """Training mode, but for modules of which every parameter is frozen: their statistics are frozen with them."""
+        """Set training mode, except in modules whose parameters are all frozen: their running statistics stay too."""
         self.model.train()
         for module in self.model.modules():
             own = list(module.parameters())
@@ -245,7 +245,7 @@ class _Training:
         return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
 
     def means(self) -> dict[str, float]:
-        """Of the epoch's losses and their parts over all ranks, each over the updates in which it was."""
+        """Means of the losses of the epoch and of their parts, over all ranks and the updates that have them."""
         gathered = distributed.gather_objects((self.sums, self.counted))
         names = list(dict.fromkeys(name for sums, _ in gathered for name in sums))
         return {
@@ -254,7 +254,7 @@ class _Training:
         }
 
     def average_statistics(self) -> None:
-        """Running statistics of layers that normalise by batch become the mean over ranks; so does their average."""
+        """Average the running statistics of BatchNorm over ranks, also in the average of weights."""
         names = [
             f"{prefix}.{name}"
             for prefix, module in self.model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)
@@ -319,7 +319,7 @@ class _Training:
 
 
 def normalizes_by_rank(model: nn.Module) -> bool:
-    """Whether layers take the mean over the part of a batch that a rank has, and not over the batch."""
+    """Whether BatchNorm normalises each rank's part of a batch, and not the whole batch."""
     synchronized = nn.SyncBatchNorm
     return distributed.world() > 1 and any(
         isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, synchronized)

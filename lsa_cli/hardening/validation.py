@@ -1,4 +1,4 @@
-"""The held-out training samples: which they are, and how the network in training fares on them."""
+"""The held-out training samples: their choice, and the accuracy of the network on them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +17,7 @@ from lsa_cli.models.classifier import predicted_class
 
 
 def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(train, validation) places: `share` of the samples, at most `most`, stratified by class, held out.
+    """(train, validation) indices. `share` of the samples, at most `most`, stratified by class, are held out.
 
     Raises UsageError when a part would be empty.
     """
@@ -32,7 +32,7 @@ def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> 
 
 
 def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
-    """The held-out samples, all on every rank."""
+    """Batches of the held-out samples. Every rank gets all of them."""
     for rows, read in prefetch(job.data, job.validation, size):
         x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
         y, index = torch.from_numpy(job.labels[rows]).to(job.device), torch.from_numpy(rows).to(job.device)
@@ -40,7 +40,7 @@ def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
 
 
 def diagnose(job: Job, attack: Attack) -> tuple[float, ClassDiagnosis]:
-    """Clean accuracy and verdicts on the held-out samples, in float32 and evaluation mode."""
+    """Clean accuracy, and the class diagnosis under `attack`, on the held-out samples, in float32 and evaluation mode."""
     model = job.model
     found: list[dict[str, np.ndarray]] = []
     for batch in validation_of(replace(job, validation=distributed.share(job.validation))):

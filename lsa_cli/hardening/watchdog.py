@@ -1,4 +1,4 @@
-"""Watchdog: whether the last epoch says that training has gone wrong, and what to change."""
+"""Watchdog: stop training early when the last epoch shows that it fails, with the reason and what to change."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _PATIENCE = 3  # epochs at chance before they count as not learning
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One epoch, as the log has it.
+    """The results of one epoch, as they are logged.
 
     loss and parts: means over training samples. clean, fgsm, robust: accuracies on the held-out samples; robust is
     under PGD. strength: of the warm-up at the epoch's end. seconds: of the epoch.
@@ -27,7 +27,7 @@ class EpochResult:
     seconds: float
 
     def plain(self) -> dict[str, Any]:
-        """For JSON, which has no number for what is not finite: None there."""
+        """The values for JSON, in which None stands for numbers that are not finite."""
         values = asdict(self)
         return values | {
             "loss": _finite(self.loss),
@@ -40,12 +40,12 @@ def _finite(value: float) -> float | None:
 
 
 def at_chance(result: EpochResult, chance: float) -> bool:
-    """Right hardly more often than guessing, which with one large class is right often."""
+    """Whether the accuracy is hardly better than that of always guessing the largest class."""
     return result.clean <= chance + 0.2 * min(chance, 1 - chance)
 
 
 def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
-    """What went wrong by the last epoch, with the mend; None where nothing did.
+    """The reason to stop after the last epoch, with what to change; None where there is none.
 
     chance: accuracy of guessing. Catastrophic overfitting (arXiv 2001.03994, section 5.4): single steps no longer fool
     the network and many steps fool it always. Robust accuracy under PGD at half its best or less, while accuracy

@@ -1,4 +1,4 @@
-"""What is done to weights beside an optimizer's step: averages of them (EMA, SWA), and adversarial ones (AWP)."""
+"""Averages of weights (EMA, SWA) and adversarial weight perturbation (AWP)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,18 +15,18 @@ _AWP_TINY = 1e-20
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of its parameters and buffers."""
+    """A copy of the parameters and buffers of a network."""
     return copied(model.state_dict())
 
 
 def copied(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """In the usual layout, whatever the training's is."""
+    """Copies in contiguous layout, whatever the layout in training is."""
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in values.items()}
 
 
 @torch.no_grad()
 def blend(values: dict[str, torch.Tensor], model: nn.Module, share: float) -> None:
-    """Move saved weights and floating buffers by `share` of the way to those of the model; counters are taken over."""
+    """Move `values` by `share` of the way to the weights and floating buffers of the model. Counters are copied."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             values[name].lerp_(tensor, share)
@@ -45,7 +45,7 @@ class Average:
         self.values = weights_of(model)
 
     def update(self, model: nn.Module, progress: float) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         if self.kind == "swa" and progress < _SWA_START:
             new = 1.0
         else:
@@ -64,10 +64,11 @@ class Average:
 
 @contextmanager
 def adversarial_weights(model: nn.Module, loss: torch.Tensor, size: float) -> Iterator[None]:
-    """Within: weights moved by `size` of their own norm, tensor by tensor, where the loss rises fastest.
+    """A context in which each weight tensor is moved by `size` of its norm in the direction that raises the loss most.
 
     Adversarial weight perturbation (AWP, arXiv 2004.05884, eq. 8 and 10, one step); tensors of one dimension (biases,
-    norms) stay. loss: a sum over samples, so that ranks move alike. Leaving it takes the move back, so a step taken within is added to the weights as they were.
+    norms) stay. loss: a sum over samples, so that ranks move alike. At the end the move is taken back, so that an optimizer's step inside is added to the
+    original weights.
     """
     moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     with backward_of_network():
