@@ -4,7 +4,7 @@ from lsa_cli.data import arrays, folders, libraries, shards  # noqa: F401  the s
 from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest
 from lsa_cli.data.batches import batches, check_inputs, fingerprint, prefetch, stratified_subset
 from lsa_cli.data.factories import from_object
-from lsa_cli.data.opening import location_of, may_download, moved, open_data, runs_user_code
+from lsa_cli.data.opening import location_of, may_download, open_data, runs_user_code, with_paths
 from lsa_cli.data.sizes import ImageSize, square_size, torchvision_size, usual_size
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "from_object",
     "location_of",
     "may_download",
-    "moved",
     "open_data",
     "prefetch",
     "runs_user_code",
@@ -26,4 +25,5 @@ __all__ = [
     "stratified_subset",
     "torchvision_size",
     "usual_size",
+    "with_paths",
 ]

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli.data.base import DATA_SOURCES, MODES, LabelledData, SourceRequest, Traits, check_file, pick_split, states
+from lsa_cli.data.base import (
+    DATA_SOURCES,
+    MODES,
+    LabelledData,
+    SourceRequest,
+    Traits,
+    check_file,
+    pick_split,
+    with_traits,
+)
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError, UsageError
 from lsa_cli.files import refuse_irregular
@@ -107,7 +116,7 @@ def _array_data(
 
 
 @DATA_SOURCES.register("npz")
-@states(Traits(suffixes=(".npz",)))
+@with_traits(Traits(suffixes=(".npz",)))
 def open_npz(request: SourceRequest) -> LabelledData:
     """npz:FILE[?split=test&x=NAME&y=NAME]: arrays x and y (images and labels, ...), or x_test, test_images, ...; uint8 or float.
 
@@ -208,7 +217,7 @@ _CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "ho
 
 
 @DATA_SOURCES.register("cifar-c")
-@states(Traits(marks=("labels.npy",)))
+@with_traits(Traits(marks=("labels.npy",)))
 def open_cifar_c(request: SourceRequest) -> LabelledData:
     """cifar-c:DIR?corruption=fog&severity=3: NAME.npy with severities 1 to 5 in order, and labels.npy; read from disk."""
     request.allow("cifar-c", "corruption", "severity")

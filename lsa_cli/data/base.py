@@ -90,24 +90,26 @@ DATA_SOURCES: Registry[Source] = Registry("data source")
 
 @dataclass(frozen=True)
 class Traits:
-    """What a source states of itself beside opening data.
+    """Properties of a source, which it states itself.
 
-    is_path: the location names a file or folder. suffixes, marks: a file with one of these suffixes, or a folder that
-    holds one of these files, is probably meant for this source. fetches: whether opening (location, options) may
-    download data.
+    runs_code: whether data that a checkpoint or a settings file beside it names may run code; then only the user may name
+    it. is_path: whether the location names a file or folder. suffixes, marks: a file with one of these suffixes, or a
+    folder with one of these files in it, is probably meant for this source. downloads: whether opening
+    (location, options) may download data.
     """
 
+    runs_code: bool = False
     is_path: bool = True
     suffixes: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
-    fetches: Callable[[str, Mapping[str, str]], bool] = lambda location, options: False
+    downloads: Callable[[str, Mapping[str, str]], bool] = lambda location, options: False
 
 
 _TRAITS: dict[Source, Traits] = {}
 
 
-def states(traits: Traits) -> Callable[[Source], Source]:
-    """Decorate a source with its traits; one without has the defaults."""
+def with_traits(traits: Traits) -> Callable[[Source], Source]:
+    """Decorate a source with its traits."""
 
     def keep(source: Source) -> Source:
         _TRAITS[source] = traits
@@ -117,7 +119,8 @@ def states(traits: Traits) -> Callable[[Source], Source]:
 
 
 def traits_of(name: str) -> Traits:
-    return _TRAITS.get(DATA_SOURCES.get(name), Traits())
+    """The traits of a registered source. A source that states none, as in a plugin, counts as running code."""
+    return _TRAITS.get(DATA_SOURCES.get(name), Traits(runs_code=True))
 
 
 def check_file(path: Path, spec: str) -> None:

@@ -17,7 +17,7 @@ from lsa_cli.data.base import (
     number_labels,
     pick_name,
     pick_split,
-    states,
+    with_traits,
 )
 from lsa_cli.data.images import ImageFiles, image_data
 from lsa_cli.errors import DataError, SplitError, UsageError
@@ -33,6 +33,7 @@ def path_files(paths: list[Path]) -> ImageFiles:
 
 
 @DATA_SOURCES.register("imagefolder")
+@with_traits(Traits())
 def open_imagefolder(request: SourceRequest) -> LabelledData:
     """imagefolder:DIR[?split=test&order=text]: one folder a class, named after it; a split is a folder above those.
 
@@ -77,7 +78,7 @@ def _folder_split(root: Path, request: SourceRequest) -> str:
 
 
 @DATA_SOURCES.register("csv")
-@states(Traits(suffixes=(".csv",)))
+@with_traits(Traits(suffixes=(".csv",)))
 def open_csv(request: SourceRequest) -> LabelledData:
     """csv:FILE.csv[?root=DIR&path=COLUMN&label=COLUMN&ext=png]: a table of image files, relative to it or to root, and labels.
 

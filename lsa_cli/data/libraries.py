@@ -18,7 +18,7 @@ from lsa_cli.data.base import (
     number_labels,
     pick_name,
     pick_split,
-    states,
+    with_traits,
 )
 from lsa_cli.data.folders import path_files
 from lsa_cli.data.images import ImageFiles, Picture, image_data
@@ -33,7 +33,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @DATA_SOURCES.register("torchvision")
-@states(Traits(is_path=False, fetches=lambda location, options: options.get("download", "false") != "false"))
+@with_traits(Traits(is_path=False, downloads=lambda location, options: options.get("download", "false") != "false"))
 def open_torchvision(request: SourceRequest) -> LabelledData:
     """torchvision:NAME?root=DIR[&split=test&download=true]: a torchvision data set; downloaded only if that is said."""
     from torchvision import datasets
@@ -129,8 +129,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 
 @DATA_SOURCES.register("hf")
-@states(
-    Traits(marks=("dataset_dict.json", "state.json"), fetches=lambda location, options: not Path(location).is_dir())
+@with_traits(
+    Traits(marks=("dataset_dict.json", "state.json"), downloads=lambda location, options: not Path(location).is_dir())
 )
 def open_hugging_face(request: SourceRequest) -> LabelledData:
     """hf:FOLDER_OR_NAME[?split=test&config=NAME&image=COLUMN&label=COLUMN]: with `pip install datasets`; runs no code of it.

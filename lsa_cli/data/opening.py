@@ -14,8 +14,9 @@ from lsa_cli.registry import unknown
 
 
 def runs_user_code(spec: str) -> bool:
-    """Whether opening `spec` imports Python that the user names."""
-    return spec.partition(":")[0] not in DATA_SOURCES
+    """Whether opening `spec` may run code: a Python factory, or a source that states so or states nothing."""
+    source = spec.partition(":")[0]
+    return source not in DATA_SOURCES or traits_of(source).runs_code
 
 
 def location_of(spec: str) -> str:
@@ -43,13 +44,13 @@ def open_data(
     if not colon:
         raise UsageError(
             f"--data '{spec}' should read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
-            f"{_meant(spec)}"
+            f"{_suggestion(spec)}"
         )
     location, _, query = rest.partition("?")
     options = _options(query)
     if source not in DATA_SOURCES:
         if source.isidentifier() and not can_import(source):
-            hint = _meant(spec) or ", or pkg.mod:factory"
+            hint = _suggestion(spec) or ", or pkg.mod:factory"
             raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}{hint}")
         return from_factory(spec, options.get("split") if split is None else split, channels, size)
     if relative_to is not None:
@@ -60,8 +61,8 @@ def open_data(
     return checked(DATA_SOURCES.get(source)(request))
 
 
-def _meant(spec: str) -> str:
-    """What a path without a source was probably meant as: "; for the folder val say imagefolder:val"; "" where none is."""
+def _suggestion(spec: str) -> str:
+    """The probable source of a path without one, as "; for the folder val say --data imagefolder:val"; otherwise ""."""
     path = Path(spec.partition("?")[0])
     sources = {name: traits_of(name) for name in DATA_SOURCES.names()}
     if path.is_dir():
@@ -73,14 +74,14 @@ def _meant(spec: str) -> str:
 
 
 def may_download(spec: str) -> bool:
-    """Whether opening this data set could fetch it from the network and write it to the disk."""
+    """Whether opening this data set may download it."""
     source, _, rest = spec.partition(":")
     location, _, query = rest.partition("?")
-    return source in DATA_SOURCES and traits_of(source).fetches(location, _options(query))
+    return source in DATA_SOURCES and traits_of(source).downloads(location, _options(query))
 
 
-def moved(spec: str, move: Callable[[str], str]) -> str:
-    """The spec with each path in it as `move` gives it: the location, if it is one, and ?root=."""
+def with_paths(spec: str, move: Callable[[str], str]) -> str:
+    """The spec with `move` applied to each path in it: the location, if it is a path, and ?root=."""
     source, _, rest = spec.partition(":")
     location, mark, query = rest.partition("?")
     options = [f"root={move(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
@@ -94,13 +95,13 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _beside(folder: Path, source: str, location: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """The location and root in the checkpoint's folder. A checkpoint alone starts no download."""
+    """The location and root, relative to the folder of the checkpoint. Raises DataError for data to download."""
     traits = traits_of(source)
     if "root" in options:
         options = {**options, "root": str(folder / options["root"])}
     if traits.is_path:
         location = str(folder / location)
-    if traits.fetches(location, options):
+    if traits.downloads(location, options):
         raise DataError(
             f"the checkpoint names data to download ({source}:{location}); if you trust it, give it with --data"
         )

@@ -18,7 +18,7 @@ from lsa_cli.data.base import (
     check_file,
     number_labels,
     pick_name,
-    states,
+    with_traits,
 )
 from lsa_cli.data.images import ENDINGS, ImageFiles, image_data
 from lsa_cli.errors import DataError, SplitError, UsageError
@@ -50,7 +50,7 @@ class _Sample:
 
 
 @DATA_SOURCES.register("webdataset")
-@states(Traits(suffixes=(".tar",)))
+@with_traits(Traits(suffixes=(".tar",)))
 def open_webdataset(request: SourceRequest) -> LabelledData:
     """webdataset:test-{000..003}.tar[?image=jpg&label=cls&key=NAME]: local tar shards, as a brace range or with *.
 

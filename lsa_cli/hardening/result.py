@@ -8,7 +8,7 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli._version import __version__
-from lsa_cli.data import fingerprint, moved, runs_user_code
+from lsa_cli.data import fingerprint, runs_user_code, with_paths
 from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.methods import Hardening
 from lsa_cli.hardening.plan import HardenPlan
@@ -107,4 +107,4 @@ def _data_beside(plan: HardenPlan, out: Path) -> str | None:
     def beside(path: str) -> str:
         return os.path.relpath(base / path, Path(os.path.realpath(out)).parent) if (base / path).exists() else path
 
-    return moved(spec, beside)
+    return with_paths(spec, beside)

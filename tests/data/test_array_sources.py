@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lsa_cli.data import open_data, runs_user_code, square_size, usual_size
+from lsa_cli.data import DATA_SOURCES, may_download, open_data, runs_user_code, square_size, usual_size
+from lsa_cli.data.base import Traits, with_traits
 from lsa_cli.data.factories import from_object
 from lsa_cli.errors import DataError, SplitError, UsageError
 
@@ -343,6 +344,14 @@ def test_a_checkpoint_starts_no_download_and_no_code(tmp_path):
     assert runs_user_code("pkg.mod:factory")
     for source in ("npz", "csv", "imagefolder", "torchvision", "hf", "webdataset", "cifar-c"):
         assert not runs_user_code(f"{source}:x")
+
+
+def test_a_source_of_a_plugin_counts_as_code_unless_it_states_that_it_runs_none(monkeypatch):
+    monkeypatch.setattr(DATA_SOURCES, "_entries", dict(DATA_SOURCES._entries))
+    DATA_SOURCES.register("silent")(lambda request: None)
+    DATA_SOURCES.register("plain")(with_traits(Traits(downloads=lambda location, options: True))(lambda request: None))
+    assert (runs_user_code("silent:x"), runs_user_code("plain:x")) == (True, False)
+    assert (may_download("silent:x"), may_download("plain:x")) == (False, True)
 
 
 def test_data_beside_a_checkpoint(tmp_path):
