@@ -101,3 +101,39 @@ def test_reading_a_report_and_a_configuration_loads_no_torch():
     code += "print(sorted({'torch', 'torchvision', 'click'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_the_package_itself_imports_only_its_version():
+    """Names of the public interface are imported when they are first used."""
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    found = [node.module for node in body if isinstance(node, ast.ImportFrom)]
+    assert found == ["typing", "lsa_cli._version"]
+    for path in FILES:
+        names = {module.split(".")[1] for module in imports(path) if module.startswith("lsa_cli.")}
+        assert names <= set().union(*FLOORS), path
+
+
+# Longer files and functions are listed, each with its reason. The list may only become shorter.
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
+LONGER_FILES = {
+    "auditing/plan.py": "every setting of an audit is resolved in one order",
+    "auditing/run.py": "to be divided into execution, attacks and results",
+    "cli/inspect.py": "to be divided into the facts of a file and their tables",
+}
+LONGER_FUNCTIONS = {
+    "auditing/observation.py observe": "one forward pass whose arrays belong together",
+    "auditing/observation.py observe_all": "one forward pass whose arrays belong together",
+    "auditing/plan.py make_plan": "every setting of an audit is resolved in one order",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_fit_on_a_few_pages(path):
+    text, name = path.read_text(), str(path.relative_to(PACKAGE))
+    assert len(text.splitlines()) <= MOST_LINES or name in LONGER_FILES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= MOST_LINES_OF_A_FUNCTION or f"{name} {node.name}" in LONGER_FUNCTIONS, (
+                f"{node.name}: {lines}"
+            )
