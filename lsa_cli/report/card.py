@@ -4,43 +4,24 @@ from typing import Any
 
 import yaml
 
-from lsa_cli.report.markdown import cell, names
+from lsa_cli.report import view
+from lsa_cli.report.markdown import cell, names, table_lines
 from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.text import interval, percent
-from lsa_cli.wording import plural
+from lsa_cli.report.text import percent
 
 _CLASSES = 20
 
 
 def render(report: AuditReport) -> str:
     """YAML between two rules, then Markdown: to be pasted into, or be, a README.md."""
-    verdict, protocol, data = report.verdict, report.protocol, report.data
-    threat = f"{protocol.threat.norm}, eps {protocol.threat.text}"
-    lines = ["## Adversarial robustness", ""]
+    verdict, protocol = report.verdict, report.protocol
+    table = view.summary(report, _public(report.data.source))
+    lines = [f"## {table.title}", ""]
     if report.status != "complete":
         lines += [f"> This audit is not complete (status: {report.status}); it shows what was measured.", ""]
-    lines += [
-        f"| on {cell(_public(data.source))} ({plural(data.n, 'sample')}) | | 95% interval |",
-        "|---|--:|---|",
-        f"| clean accuracy | {percent(verdict.clean.value)} | {interval(verdict.clean)} |",
-    ]
-    if verdict.robust is not None:
-        lines.append(
-            f"| robust accuracy, worst of {names(verdict.attacks)} ({threat}) | {percent(verdict.robust.value)} | "
-            f"{interval(verdict.robust)} |"
-        )
-    if verdict.meaning:
-        lines.append(f"| in words | {cell(verdict.meaning)} | |")
-    if report.evidence is not None:
-        lines.append(
-            f"| evidence for it ({plural(len(report.evidence.checks), 'check')}) | {report.evidence.verdict} | |"
-        )
+    lines += [*table_lines(table)[1:], ""]
     rows = weakest_first(verdict.classes)
-    if rows:
-        worst = rows[0]
-        lines.append(f"| worst class, {cell(worst.name)} | {percent(worst.robust.value)} | {interval(worst.robust)} |")
-    lines.append("")
     if verdict.robust is not None:
         lines += [
             "Robust accuracy is an upper bound, for this threat model only: a stronger attack can find it lower.", "",

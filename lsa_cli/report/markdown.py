@@ -1,5 +1,6 @@
 """The report as Markdown that fits a pull-request comment: the verdict, then what explains it, tables cut short."""
 
+import re
 from collections.abc import Iterator
 
 from lsa_cli.report import view
@@ -9,13 +10,14 @@ from lsa_cli.report.text import QUICK_LOOK, draws_text, interval, metric_text, p
 from lsa_cli.wording import plural
 
 _ROWS = 20
+_PLAIN = re.compile(r"[-+\w .,%/\[\]]*")  # numbers and intervals: no markup can be made of these
 
 
 def render(report: AuditReport) -> str:
     """GitHub-flavoured Markdown; long tables show their first 20 rows and say how many follow."""
     parts = [*_verdict(report), *_limits(report), *_notices(report)]
     for table in _tables(report):
-        parts += [f"### {cell(table.title)}", *_drawn(table), ""]
+        parts += [f"### {cell(table.title)}", *table_lines(table), ""]
     parts += [
         f"**{cell(metric.name)}**: {cell(metric_text(metric))}; {cell(metric.meaning)}\n" for metric in report.metrics
     ]
@@ -49,7 +51,7 @@ def _limits(report: AuditReport) -> list[str]:
     """Those that do not hold first."""
     first = report.model_copy(update={"gates": sorted(report.gates, key=lambda gate: gate.passed)})
     table = view.limits(first)
-    return [] if table is None else [*_drawn(table.brief()), ""]
+    return [] if table is None else [*table_lines(table.brief()), ""]
 
 
 def _notices(report: AuditReport) -> list[str]:
@@ -74,8 +76,8 @@ def _tables(report: AuditReport) -> Iterator[view.Table]:
         yield classes.brief()
 
 
-def _drawn(table: view.Table) -> list[str]:
-    """The table with at most _ROWS rows, and its notes below. A bar has no place here."""
+def table_lines(table: view.Table) -> list[str]:
+    """The table with at most 20 rows, its caption above and its notes below, without bars."""
     table = table.without(*(column.title for column in table.columns if column.kind == "bar")).first(_ROWS)
     lines = ["", *([f"{cell(table.caption)}", ""] if table.caption else [])]
     lines.append(f"| {' | '.join(cell(column.title) for column in table.columns)} |")
@@ -90,7 +92,7 @@ def _drawn(table: view.Table) -> list[str]:
 
 def _text(each: view.Cell, column: view.Column) -> str:
     text = view.text_of(each)
-    if column.kind in ("name", "prose"):
+    if column.kind in ("name", "prose") or not _PLAIN.fullmatch(text):
         text = cell(text)
     return f"**{text}**" if isinstance(each, view.Mark) and each.tone in ("bad", "warn") else text
 

@@ -91,6 +91,28 @@ def span(low: float | None, high: float | None) -> str:
 # ---- the verdict -------------------------------------------------------------------------------------------
 
 
+def summary(report: AuditReport, data: str) -> Table:
+    """The numbers to quote. data: the samples, as the heading names them."""
+    verdict, threat = report.verdict, report.protocol.threat
+    rows: list[tuple[Cell, ...]] = [("clean accuracy", percent(verdict.clean.value), interval(verdict.clean))]
+    if verdict.robust is not None:
+        name = f"robust accuracy, worst of {', '.join(verdict.attacks) or '-'} ({threat.norm}, eps {threat.text})"
+        rows.append((name, percent(verdict.robust.value), interval(verdict.robust)))
+    if verdict.meaning:
+        rows.append(("in words", verdict.meaning, ""))
+    if report.evidence is not None:
+        made = plural(len(report.evidence.checks), "check")
+        rows.append((f"evidence for it ({made})", report.evidence.verdict, ""))
+    for row in weakest_first(verdict.classes)[:1]:
+        rows.append((f"worst class, {row.name}", percent(row.robust.value), interval(row.robust)))
+    columns = (
+        Column(f"on {data} ({plural(report.data.n, 'sample')})", "name"),
+        Column("", "number"),
+        Column("95% interval"),
+    )
+    return Table("Adversarial robustness", columns, tuple(rows))
+
+
 def limits(report: AuditReport) -> Table | None:
     """Each limit and whether it holds."""
     rows: list[tuple[Cell, ...]] = []
