@@ -12,7 +12,7 @@ __all__ = ["AuditReport", "__version__", "audit", "harden"]
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.api import audit
-    from lsa_cli.hardening.run import harden
+    from lsa_cli.hardening.api import harden
     from lsa_cli.report.schema import AuditReport
 
 
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return audit
     if name == "harden":
-        from lsa_cli.hardening.run import harden
+        from lsa_cli.hardening.api import harden
 
         return harden
     if name == "AuditReport":

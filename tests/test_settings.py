@@ -75,7 +75,7 @@ def test_every_option_is_a_key_and_an_argument(tmp_path, kind, one, option):
     if one.scope in IN_PYTHON:
         assert settings_from(own, IN_PYTHON) == in_file
     else:
-        with pytest.raises(UsageError, match="of the command"):
+        with pytest.raises(UsageError, match="belongs to the command line"):
             settings_from(own, IN_PYTHON)
     assert typed(kind, option, value) == in_file
 
@@ -93,7 +93,7 @@ def test_each_option_of_a_command_has_help_in_its_panel():
         ({"n": 3, "limit": 4}, "--n and --limit set the same"),
         ({"epss": 1}, "unknown option 'epss': did you mean 'eps'"),
         ({"harden": {"epocs": 1}}, "unknown option of harden 'epocs': did you mean 'epochs'"),
-        ({"resume": True}, "--resume: is an option of the command"),
+        ({"resume": True}, "--resume: belongs to the command line"),
         ({"quick": "perhaps"}, "--quick: should be true or false, not 'perhaps'"),
         ({"seed": -1}, "--seed: should be at least 0, not -1"),
         ({"seed": True}, "--seed: should be a number, not true"),
@@ -116,7 +116,7 @@ def test_what_python_refuses(text, says):
         ("seed: 1\nqick: true\n", "line 2: unknown key 'qick': did you mean 'quick'"),
         ("quick: true\nfull: true\n", "line 2: --quick and --full set the same"),
         ("seed: 1\nfail-under:\n  robust: 0.4\n  clean: 40\n", "line 4: the limit clean=40"),
-        ("seed: 1\nnproc: 2\n", "line 2: nproc: is an option of the command"),
+        ("seed: 1\nnproc: 2\n", "line 2: nproc: belongs to the command line"),
         ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: should be at least 1, not 0"),
     ],
 )
@@ -217,3 +217,18 @@ def test_a_format_of_a_plugin_has_an_option_a_key_and_an_argument(tmp_path):
     texts = {name: (tmp_path / f"{name}.txt").read_text() for name in "abcd"}
     assert len(set(texts.values())) == 1
     assert texts["a"].startswith("robust ")
+
+
+def test_harden_from_python_takes_training_s_settings_and_writes_its_page(tmp_path):
+    short = {"method": "at", "base": "fgsm", "epochs": 1, "n": 20, "threads": 1, "ema": True}
+    page = tmp_path / "page.html"
+    hardened = lsa_cli.harden(MOON, tmp_path / "h.pt", batch_size=256, html=str(page), **short)
+    assert (hardened.before.data.n, hardened.out.exists(), "<html" in page.read_text()) == (20, True, True)
+    for wrong, says in (
+        ({"json": "r.json"}, "--json: belongs to an audit"),
+        ({"epocs": 2}, "unknown option 'epocs'"),
+        ({"swa": True}, "--ema and --swa set the same"),
+        ({"html": str(MOON)}, "is what is read here"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            lsa_cli.harden(MOON, tmp_path / "h.pt", **{**short, **wrong})

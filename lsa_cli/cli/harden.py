@@ -8,7 +8,7 @@ import typer
 from lsa_cli.cli import launch, speaking
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note, progress_bar
-from lsa_cli.errors import EXIT_BROKEN, UsageError
+from lsa_cli.errors import EXIT_BROKEN
 from lsa_cli.settings import AuditSettings, HardenSettings
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     and FILE.log.jsonl.
     """
     from lsa_cli.config import find_config
-    from lsa_cli.hardening.files import inputs_of
+    from lsa_cli.hardening.files import inputs_of, refuse_outputs
 
     settings, origin = _merged(checkpoint, given, note)
     own = settings.harden or HardenSettings()
     out = Path(f"{Path(checkpoint).stem}.hard.pt" if own.out is None else own.out)
     inputs = inputs_of(checkpoint, find_config(given.config, checkpoint)[0], settings)
-    launch.first(lambda: _refuse_outputs(out, inputs, own.html))
+    launch.first(lambda: refuse_outputs(out, inputs, own.html))
     _train(checkpoint, settings, origin, out, bool(given.resume), bool(settings.quiet), own.html)
 
 
@@ -87,7 +87,7 @@ def _train(
             note(f"the state is in {Files(out).state}; the same command with --resume goes on from there")
         raise
     if html is not None and speaking.writes():
-        _write_page(hardened, html)
+        hardened.write_page(html)
     _tell(plan, hardened, html, quiet)
     if hardened.stopped is not None:
         note(f"stopped early: {hardened.stopped}")
@@ -123,26 +123,6 @@ def harden_flagged(
     for message in notes:
         note(message)
     _train(checkpoint, settings.replace(harden=own), origin, out, False, quiet)
-
-
-def _refuse_outputs(out: Path, inputs: "list[str | Path]", html: str | None) -> None:
-    """Every file that is going to be written can be, and none is one that is read, or another of them."""
-    from lsa_cli.hardening.files import Files, refuse_outputs
-    from lsa_cli.report.outputs import Outputs
-
-    refuse_outputs(out, inputs)
-    if html == "-":
-        raise UsageError("--html - : a page does not go to stdout; give a file name")
-    if html is not None:
-        Outputs({"html": html}).check(inputs, Files(out).all())
-
-
-def _write_page(hardened: "Hardened", html: str) -> None:
-    from lsa_cli.report.comparison_html import render
-    from lsa_cli.report.storage import write_text
-
-    if hardened.compared is not None:
-        write_text(html, render(hardened.before, hardened.after, hardened.compared))
 
 
 def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: bool) -> None:

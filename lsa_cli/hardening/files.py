@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lsa_cli.data import location_of
 from lsa_cli.errors import UsageError
-from lsa_cli.report.outputs import check_writable
+from lsa_cli.report.outputs import Outputs, check_writable
 from lsa_cli.settings import AuditSettings
 
 
@@ -62,8 +62,12 @@ def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: Audit
     return [path for path in (checkpoint, config, mvl, data, *(settings.plugin or ())) if path is not None]
 
 
-def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise UsageError for a result that cannot be written, or that would replace one of `inputs`, also by a file beside it."""
+def refuse_outputs(out: Path, inputs: Iterable[str | Path], html: str | None = None) -> None:
+    """Raise UsageError for a result that cannot be written, or that would replace one of `inputs`, also by a file beside it.
+
+    html: a page that is written too.
+    """
+    inputs = list(inputs)
     if out.suffix not in (".pt", ".pth"):
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
     read = {os.path.realpath(path) for path in inputs}
@@ -74,3 +78,7 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path]) -> None:
             which = "" if file == out else f"also writes {file}, which "
             raise UsageError(f"--out {out} {which}is {what}; give another file name")
     check_writable("out", str(out))
+    if html == "-":
+        raise UsageError("--html - : a page does not go to stdout; give a file name")
+    if html is not None:
+        Outputs({"html": html}).check(inputs, Files(out).all())

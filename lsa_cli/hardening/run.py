@@ -13,14 +13,13 @@ from lsa_cli import distributed
 from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
-from lsa_cli.config import read_config
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
-from lsa_cli.hardening.files import Files, inputs_of, refuse_outputs
+from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.layer_selection import layers_to_regularize
 from lsa_cli.hardening.log import tensorboard, write_log
 from lsa_cli.hardening.methods import Hardening
-from lsa_cli.hardening.plan import HardenPlan, make_harden_plan, plan_after
+from lsa_cli.hardening.plan import HardenPlan, plan_after
 from lsa_cli.hardening.result import identity_of, write_checkpoints
 from lsa_cli.hardening.state import refuse_another_start, refuse_without_state
 from lsa_cli.hardening.trainer import Progress, Say, Trained, normalizes_by_rank, train
@@ -31,8 +30,6 @@ from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.protocol import Protocol
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
-from lsa_cli.settings import HardenSettings, merge, settings_from
-from lsa_cli.settings.declare import keys_of
 from lsa_cli.wording import eps_as_text, plural
 
 
@@ -55,31 +52,12 @@ class Hardened:
     best_epoch: int
     stopped: str | None
 
+    def write_page(self, path: str) -> None:
+        """Both audits as one HTML page; nothing where they cannot be compared."""
+        from lsa_cli.report.comparison_html import render
 
-def harden(
-    checkpoint: str | Path,
-    out: str | Path,
-    *,
-    config: str | Path | None = None,
-    progress: Progress | None = None,
-    resume: bool = False,
-    **options: Any,
-) -> Hardened:
-    """Harden a checkpoint file and write the result to `out`, as `lsa harden` does.
-
-    options: the fields of `HardenSettings` (method, base, layers, epochs, ...) and of `AuditSettings`.
-
-    Raises an LsaError that says what is wrong.
-    """
-    # Of the two meanings that layers, top_k, steps, step_size and batch_size have, training's is meant here.
-    own = {name: options.pop(name) for name in list(options) if name in keys_of(HardenSettings)}
-    parts = [("option", settings_from({**options, "harden": own}))]
-    if config is not None:
-        parts.append((str(config), read_config(Path(config))))
-    settings, origin = merge(*parts)
-    refuse_outputs(Path(out), inputs_of(checkpoint, config, settings))
-    plan = make_harden_plan(checkpoint, settings, origin)
-    return run_harden(plan, Path(out), resume=resume, progress=progress)
+        if self.compared is not None:
+            write_text(path, render(self.before, self.after, self.compared))
 
 
 def run_harden(

@@ -245,7 +245,8 @@ def _read(kind: type[Settings], key: str, value: Any, noun: str, scopes: tuple[S
         raise SettingError((key,), unknown(noun, key, [name for name in known if len(name) > 1]), whole=True)
     one, option = known[name]
     if one.scope not in scopes:
-        raise SettingError((key,), "is an option of the command line only; leave it out here")
+        whose = "an audit" if one.scope == "written" else "the command line"
+        raise SettingError((key,), f"belongs to {whose}; leave it out here")
     section = one.type if isinstance(one.type, type) and issubclass(one.type, Settings) else None
     if section is not None and option is None:
         return one, _section(section, key, value, noun, scopes)

@@ -1,0 +1,45 @@
+"""`lsa_cli.harden`: what `lsa harden` does, from Python."""
+
+from pathlib import Path
+from typing import Any
+
+from lsa_cli.config import read_config
+from lsa_cli.hardening.files import inputs_of, refuse_outputs
+from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.hardening.run import Hardened, run_harden
+from lsa_cli.hardening.trainer import Progress
+from lsa_cli.settings import IN_PYTHON, HardenSettings, merge, settings_from
+from lsa_cli.settings.declare import keys_of, read_settings
+
+
+def harden(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    progress: Progress | None = None,
+    resume: bool = False,
+    **options: Any,
+) -> Hardened:
+    """Harden a checkpoint file, write the result to `out`, and return the audits before and after.
+
+    config: a lsa.yaml to read. progress: called with what runs, the work done and the work in all. resume: go on with an
+    interrupted run. options: the options of `lsa harden` with underscores: method="at-lr", epochs=5, html="page.html", ...
+    (docs/reference.md).
+
+    Raises an LsaError that says what is wrong.
+    """
+    # layers, top_k, steps, step_size and batch_size have two meanings: training's is meant here.
+    named = {name: options.pop(name) for name in list(options) if name in keys_of(HardenSettings)}
+    own = read_settings(HardenSettings, named, scopes=IN_PYTHON)
+    layers = [("option", settings_from({**options, "harden": own}, ("measured",)))]
+    if config is not None:
+        layers.append((str(config), read_config(Path(config))))
+    settings, origin = merge(*layers)
+    html = settings.harden.html if settings.harden is not None else None
+    refuse_outputs(Path(out), inputs_of(checkpoint, config, settings), html)
+    plan = make_harden_plan(checkpoint, settings, origin)
+    hardened = run_harden(plan, Path(out), resume=resume, progress=progress)
+    if html is not None:
+        hardened.write_page(html)
+    return hardened
