@@ -14,7 +14,7 @@ from lsa_cli.data import batches, check_inputs
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.method_settings import method_of, needs_layers
 from lsa_cli.hardening.methods import HARDENINGS
-from lsa_cli.hardening.objectives import OBJECTIVES
+from lsa_cli.hardening.objectives import OBJECTIVES, objective_for
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.models.loading import Say
 from lsa_cli.registry import parse_number, unknown
@@ -173,7 +173,7 @@ def settings_after_audit(own: HardenSettings, report: AuditReport) -> tuple[Hard
         found |= {"layers": top.layers.mvl, "hold": None}
         notes.append(f"hardening {', '.join(top.layers.mvl)}, flagged under {top.name}")
     if top is not None and _takes_base(own):
-        base = next((name for name in ("apgd", "fgsm") if top.spec.startswith(name)), "pgd")
+        base = objective_for(top.spec)
         found["base"] = base
         notes.append(f"hardening with base {base}, for {top.name}")
         # Steps of a minimal-norm attack mean something else, so training does not take them over.

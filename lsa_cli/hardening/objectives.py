@@ -51,7 +51,8 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 class Objective:
     """How the adversarial examples of a batch are made, and the loss on them.
 
-    needs_clean: the loss takes the clean logits. uses: the attack settings that change the examples.
+    needs_clean: the loss takes the clean logits. uses: the attack settings that change the examples. attack_names: the
+    beginnings of the names of attacks that it is the objective for, when a hardening follows an audit.
 
     eps_of_class, weight_of_class: (K,) factors of eps and of the cross-entropy, for methods that treat classes
     differently; None: all alike.
@@ -60,6 +61,7 @@ class Objective:
     task: Task
     needs_clean: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ("steps", "step_size", "attack_mode")
+    attack_names: ClassVar[tuple[str, ...]] = ()
     eps_of_class: torch.Tensor | None = field(default=None, init=False)
     weight_of_class: torch.Tensor | None = field(default=None, init=False)
 
@@ -113,6 +115,7 @@ class FGSMObjective(Objective):
     """One step of length eps, no random start."""
 
     uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
+    attack_names: ClassVar[tuple[str, ...]] = ("fgsm",)
 
     def attack(self, threat: Threat) -> Attack:
         return FGSM(threat=threat)
@@ -140,6 +143,7 @@ class APGDObjective(Objective):
     """APGD on the cross-entropy in place of PGD."""
 
     uses: ClassVar[tuple[str, ...]] = ("steps", "attack_mode")
+    attack_names: ClassVar[tuple[str, ...]] = ("apgd",)
 
     def attack(self, threat: Threat) -> Attack:
         return APGD(threat=threat, steps=self.task.steps)
@@ -283,3 +287,9 @@ def _of_samples(factors: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor |
 
 def _divergence(clean_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)
     return F.kl_div(logits.log_softmax(1), clean_logits.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+def objective_for(attack: str) -> str:
+    """The name of the objective that trains against an attack of this spec; pgd where none states it."""
+    stated = (name for name in OBJECTIVES.names() if attack.startswith(OBJECTIVES.get(name).attack_names))
+    return next(stated, "pgd")
