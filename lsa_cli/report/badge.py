@@ -30,7 +30,7 @@ def render(report: AuditReport) -> str:
 
 
 def _value(report: AuditReport) -> tuple[str, str, str]:
-    """What it says, its colour, and why that one."""
+    """Its text, its colour, and the reason for the colour."""
     robust, threat = report.verdict.robust, report.protocol.threat
     if robust is None or robust.value is None:
         return "not measured", _GREY, "no budget attack was run"
@@ -52,4 +52,4 @@ def _value(report: AuditReport) -> tuple[str, str, str]:
             _GREEN,
             "the limits hold" + ("" if all(gate.passed for gate in report.gates) else ", with warnings"),
         )
-    return text, _BLUE, "no limit was asked for"
+    return text, _BLUE, "no limit is set"

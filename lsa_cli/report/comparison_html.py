@@ -160,8 +160,8 @@ def _facts(old: AuditReport, new: AuditReport) -> list[tuple[str, str, str]]:
     made = new.subject.history[-1] if new.subject.history else {}
     if old.subject.sha256 is not None and made.get("parent_sha256") == old.subject.sha256:
         shown = {key: made.get(key) for key in ("method", "base", "epochs", "seed")}
-        held = made.get("layers")
+        layers = made.get("layers")
         parts = [settings_text({key: value for key, value in shown.items() if value is not None})]
-        parts += [f"layers {', '.join(map(str, held))}"] if isinstance(held, list) and held else []
+        parts += [f"layers {', '.join(map(str, layers))}"] if isinstance(layers, list) and layers else []
         facts.append(("Hardened by", "", ", ".join(parts)))
     return facts

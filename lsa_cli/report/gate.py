@@ -1,9 +1,8 @@
-"""The gate: limits held against a report. A pure function of the two; a limit that cannot be decided is no pass.
+"""The gate: compares the numbers of a report with limits. A limit that cannot be decided does not pass.
 
-One rule. A number with a 95% interval holds a limit when the whole interval does, breaches it when none of the
-interval does, and is undecided in between: then the samples do not tell, and more of them would. So chance
-neither turns a build green nor calls a model worse. `by: point` lets the number itself decide, and so it is for numbers
-without an interval. Of limits with `severity: warning` the result is told and changes no exit code.
+There is one rule. A number with a 95% interval holds a limit when its whole interval does, breaches it when no part of the
+interval does, and is undecided in between: more samples are needed. So chance does not decide a build. `by: point` lets the number itself decide, and so it is for numbers
+without an interval. A limit with `severity: warning` is reported and does not change the exit code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from lsa_cli.report.schema import AuditReport, GateResult
 
 
 def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
-    """Each limit, as `limit_of` takes it, held against the report, in the order given.
+    """The result of each limit, as `limit_of` takes it, in the order given.
 
     Raises UsageError for a class, layer or attack that a complete report does not know.
     """

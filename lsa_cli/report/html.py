@@ -101,7 +101,7 @@ def _headline(report: AuditReport) -> tuple[str, str]:
         return "warn", "The limits hold, with warnings"
     if report.gates:
         return "good", f"All {len(report.gates)} limits hold" if len(report.gates) > 1 else "The limit holds"
-    return "plain", "No limit was asked for"
+    return "plain", "No limit is set"
 
 
 def _sections(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tuple[str, str]]:

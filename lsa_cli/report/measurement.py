@@ -11,7 +11,7 @@ from lsa_cli.stats import newcombe
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a report says of a metric. value: None where it says nothing, for the reason `why`; note: what it is made of."""
+    """The value of a metric in a report. value: None where there is none, for the reason `why`; note: where it comes from."""
 
     value: float | None
     low: float | None = None

@@ -17,7 +17,7 @@ _HELP = {
     "lsa_class_robust_accuracy_ratio": "The worst case, by class.",
     "lsa_layer_measure": "Mean comparison measure of a layer under the strongest attack.",
     "lsa_layer_most_vulnerable": "1 for a most vulnerable layer under the strongest attack.",
-    "lsa_evidence_findings": "Reasons not to believe the robust accuracy, by how bad they are.",
+    "lsa_evidence_findings": "Reasons to doubt the robust accuracy, by level.",
     "lsa_gate_passed": "1 when the limit holds, 0 when it does not or could not be decided.",
     "lsa_gate_limit": "The limit itself.",
 }

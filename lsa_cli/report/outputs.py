@@ -1,4 +1,4 @@
-"""Where a report goes: the files that are asked for, checked before the audit and written after it."""
+"""The files that a report is written to: checked before the audit, written after it."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ from lsa_cli.report.tables import TABLES, check_samples_file, write_csv, write_s
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a report is asked to go. files: path by format; csv: a folder; samples: a table of single samples."""
+    """The outputs of a report. files: path by format; csv: a folder; samples: a table of single samples."""
 
     files: dict[str, str] = field(default_factory=dict)
     csv: str | None = None

@@ -1,4 +1,4 @@
-"""What a report has to complain about, one line each: what SARIF, GitHub and GitLab show next to the code.
+"""The problems in a report, one line each: SARIF, GitHub and GitLab show them next to the code.
 
 A limit that holds is no problem. Rule names are stable: they are made of what was limited or of the finding's code.
 """
@@ -21,9 +21,9 @@ Kind = Literal["layer", "class", ""]
 
 _WHAT = {
     "gate": "A limit that does not hold, or that could not be decided",
-    "evidence": "A reason not to believe the robust accuracy as it stands",
-    "warning": "Something in the audit that a reader should know",
-    "audit": "The audit did not do all that it was asked to do",
+    "evidence": "A reason to doubt the robust accuracy",
+    "warning": "A warning about the audit",
+    "audit": "The audit is not complete",
     "layer": "A layer whose output moves most when the input is perturbed",
 }
 

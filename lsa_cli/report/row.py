@@ -16,7 +16,7 @@ def _printable(value: Any) -> Any:
 
 
 class Row(BaseModel):
-    """Part of a report. Names come from files of others: text in a report holds no control codes."""
+    """Part of a report. Names may come from untrusted files, so control codes in any text are escaped."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # commands start sooner
 
@@ -37,9 +37,9 @@ class Rate(Row):
 
 
 class Draws(Row):
-    """Accuracy of a network that answers by chance, over several evaluations of the same inputs."""
+    """Accuracy of a stochastic network over several evaluations of the same inputs."""
 
     n: int = Field(description="evaluations")
     mean: float
     sd: float = Field(description="standard deviation over evaluations")
-    worst: Rate = Field(description="samples that are right in every evaluation")
+    worst: Rate = Field(description="samples that are classified correctly in every evaluation")

@@ -14,7 +14,7 @@ from lsa_cli.report.row import Draws, Rate, Row
 
 SCHEMA_VERSION = "1.3"
 
-# Best first. quick look: no check objected, and the attacks were too few or too short for more.
+# Best first. quick look: no check found a reason for doubt, but the attacks were few or short.
 EvidenceVerdict = Literal["trusted", "quick look", "doubtful", "invalid"]
 
 # A picture inside the report itself: no file, no address, nothing that a page could fetch or run.
@@ -97,7 +97,7 @@ class Distance(Row):
 
 
 class AttackOutcome(Row):
-    """What one attack or noise did to all samples, run to its end: what the layer scan looks at."""
+    """The result of one attack or noise on all samples. Layers are scanned under it."""
 
     name: str
     kind: Literal["budget", "minimal", "noise"] = Field(
@@ -121,14 +121,14 @@ class AttackOutcome(Row):
 
 
 class Stage(Row):
-    """One attack of the cascade: run on the samples that all before it left whole, each until it breaks."""
+    """One attack of the cascade. It runs on the samples that are still robust after all attacks before it."""
 
     attack: str
     spec: str
     settings: dict[str, Any]
     tried: int = Field(description="samples it was run on")
     broke: int
-    robust: Rate = Field(description="of all samples: right clean and whole after this attack; an upper bound")
+    robust: Rate = Field(description="share of all samples that are still robust after this attack; an upper bound")
     seconds: float
 
 
@@ -158,18 +158,18 @@ class Curve(Row):
 
 
 class Estimate(Row):
-    """What the whole cascade would have found, from the random part of the survivors that it was run on."""
+    """The robust accuracy after the whole cascade, estimated from the random part of the survivors that it ran on."""
 
     value: float
     low: float = Field(description="95% interval, in which sampling of samples and of survivors both enter")
     high: float
-    survivors: int = Field(description="samples whole after the attacks that met all of them")
+    survivors: int = Field(description="samples still robust after the attacks that ran on all samples")
     checked: int = Field(description="of these, drawn at random for the cascade")
     broken: int = Field(description="of those, broken by it")
 
 
 class Metric(Row):
-    """A number that was asked for with --metrics, measured on some samples and their adversarials."""
+    """A further metric (option --metrics), measured on some samples and their adversarial examples."""
 
     name: str
     n: int = Field(description="samples it was measured on")
@@ -181,13 +181,15 @@ class Metric(Row):
 
 
 class Samples(Row):
-    """One row a sample, as columns: what broke it first, when, and how far beyond the boundary."""
+    """One row per sample, stored as columns: what broke it first, when, and by which margin."""
 
     index: list[int] = Field(description="place in the data set")
     label: list[int]
     clean: list[int] = Field(description="class predicted for the sample as it is")
     broken_by: list[str | None] = Field(description="the first attack in the order of the audit; null for none")
-    look: list[int | None] = Field(description="at which of its looks at the network, from 1; null if not recorded")
+    look: list[int | None] = Field(
+        description="number of the forward pass at which the sample broke, from 1; null if not recorded"
+    )
     margin: list[float | None] = Field(
         description="best wrong logit minus the true one: there, or the largest that any attack reached"
     )
@@ -219,7 +221,7 @@ class Warning(Row):
 
 
 class Finding(Row):
-    """A reason not to believe the robust accuracy as it stands."""
+    """A reason to doubt the robust accuracy."""
 
     code: str
     level: Literal["doubtful", "invalid"] = Field(description="invalid: the number means nothing")
@@ -228,7 +230,7 @@ class Finding(Row):
 
 
 class CheckMade(Row):
-    """One check of the evidence, whether it found something or not."""
+    """One check of the evidence."""
 
     name: str
     n: int = Field(description="samples it looked at; for some checks modules or attacks")
@@ -237,17 +239,17 @@ class CheckMade(Row):
 
 
 class Evidence(Row):
-    """Why to believe the verdict: checks for gradient masking, chance, and attacks that failed without a word."""
+    """Reasons to trust or doubt the verdict: checks for gradient masking, randomness, and attacks that fail silently."""
 
     verdict: EvidenceVerdict = Field(
-        description="quick look: no check objected, but the audit was --quick or took single steps only"
+        description="quick look: no check found a reason for doubt, but the audit was --quick or took single steps only"
     )
     findings: list[Finding]
     checks: list[CheckMade]
 
 
 class GateResult(Row):
-    """One limit: held, breached, or not decided (which is not a pass)."""
+    """One limit: held, breached, or not decided. A limit that is not decided does not pass."""
 
     metric: str
     limit: float
@@ -264,7 +266,7 @@ class GateResult(Row):
 
     @property
     def state(self) -> Literal["held", "breached", "undecided"]:
-        """undecided: not measured, or the interval holds the limit. That is no pass."""
+        """undecided: not measured, or the limit lies within the interval."""
         if self.passed:
             return "held"
         if self.measured is None:
@@ -292,7 +294,7 @@ class Example(Row):
 
     index: int = Field(description="place in the data set")
     label: str
-    predicted: str = Field(description="class that the network takes the perturbed input for")
+    predicted: str = Field(description="class predicted for the perturbed input")
     attack: str
     margin: float | None = Field(description="best wrong logit minus the true one")
     distance: float | None = Field(description="size of the perturbation in the attack's norm")
@@ -316,7 +318,9 @@ class AuditReport(Row):
     verdict: Verdict
     outcomes: list[AttackOutcome]
     cascade: list[Stage] = Field(default=[], description="attacks that only count for the verdict, in order")
-    not_run: list[str] = Field(default=[], description="what the time budget left out")
+    not_run: list[str] = Field(
+        default=[], description="attacks and noises that did not run because the time budget was exhausted"
+    )
     pairs: list[AttackPair] = []
     curves: list[Curve] = []
     metrics: list[Metric] = []
@@ -325,7 +329,9 @@ class AuditReport(Row):
     gates: list[GateResult] = []
     early: Early | None = Field(default=None, description="null for an audit of all its samples")
     samples: Samples | None = None
-    examples: list[Example] = Field(default=[], max_length=6, description="broken samples, the surest mistakes first")
+    examples: list[Example] = Field(
+        default=[], max_length=6, description="samples that an attack broke, the most confident mistakes first"
+    )
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

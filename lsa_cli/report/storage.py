@@ -42,7 +42,7 @@ def read_report(path: str | Path) -> AuditReport:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number that JSON has")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def write_text(path: str | Path, text: str) -> None:

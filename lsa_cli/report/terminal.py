@@ -92,7 +92,7 @@ def one_line(report: AuditReport) -> str:
 
 
 def _doubts(report: AuditReport) -> str:
-    """What the evidence says against the number, before it."""
+    """The verdict of the evidence and its findings, in front of the number; empty for trusted."""
     evidence = report.evidence
     if evidence is None or evidence.verdict == "trusted":
         return ""
@@ -169,12 +169,12 @@ def _verdict(report: AuditReport) -> RenderableType:
     if report.evidence is not None and not report.evidence.findings:
         _add_evidence(grid, report.evidence)
     if report.not_run:
-        grid.add_row("not run", Text(f"{', '.join(report.not_run)}: the time was spent", style="yellow"))
+        grid.add_row("not run", Text(f"{', '.join(report.not_run)}: the time budget is exhausted", style="yellow"))
     return grid
 
 
 def _add_evidence(grid: Table, evidence: Evidence) -> None:
-    """No colour says "trusted": it is the absence of a reason for doubt, and no praise of the number."""
+    """ "trusted" has no colour: no check found a reason for doubt, which is no proof."""
     style = {"trusted": "", "quick look": "yellow", "doubtful": "yellow", "invalid": "bold red"}[evidence.verdict]
     made = "  " + ", ".join(
         plural(len(rows), noun) for noun, rows in (("check", evidence.checks), ("finding", evidence.findings))

@@ -55,7 +55,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def estimate_text(estimate: Estimate) -> str:
-    """What the whole cascade would have left, from a part of the survivors."""
+    """The estimated robust accuracy after the whole cascade, and what it is estimated from."""
     return (
         f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] estimated: it broke "
         f"{estimate.broken} of {estimate.checked} drawn at random from {estimate.survivors} survivors"
