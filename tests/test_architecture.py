@@ -118,7 +118,6 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 LONGER_FILES = {
     "auditing/plan.py": "every setting of an audit is resolved in one order",
     "auditing/run.py": "to be divided into execution, attacks and results",
-    "cli/inspect.py": "to be divided into the facts of a file and their tables",
 }
 LONGER_FUNCTIONS = {
     "auditing/observation.py observe": "one forward pass whose arrays belong together",

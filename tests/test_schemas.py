@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from lsa_cli.cli.report import schema_of
+from lsa_cli.cli.schema import schema_of
 from lsa_cli.report.compare import compare
 from lsa_cli.settings import settings_from
 from lsa_cli.settings.schema import config_schema

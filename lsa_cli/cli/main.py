@@ -58,21 +58,35 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import audit, doctor, harden, init, inspect, inspecting, plot, report
+    from lsa_cli.cli import (
+        audit,
+        check,
+        compare,
+        doctor,
+        gate,
+        harden,
+        init,
+        inspect,
+        layers,
+        list_names,
+        plot,
+        report,
+        schema,
+    )
     from lsa_cli.cli.launch import on_ranks
 
     _with_formats.update(audit=on_ranks(audit.audit), report=report.report)
-    for name, command in _with_formats.items():
-        app.command(name)(command)
+    app.command("audit")(_with_formats["audit"])
     app.command("init")(init.init)
     app.command("harden")(on_ranks(harden.harden))
     app.command("inspect")(inspect.inspect)
-    app.command("layers")(inspecting.layers)
-    app.command("list")(inspecting.list_names)
-    app.command("compare")(report.compare)
-    app.command("gate")(report.gate)
-    app.command("check")(report.check)
-    app.command("schema")(report.schema)
+    app.command("layers")(layers.layers)
+    app.command("list")(list_names.list_names)
+    app.command("report")(_with_formats["report"])
+    app.command("compare")(compare.compare)
+    app.command("gate")(gate.gate)
+    app.command("check")(check.check)
+    app.command("schema")(schema.schema)
     app.command("doctor")(doctor.doctor)
     app.command("plot")(plot.plot)
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
-from lsa_cli.cli import inspect as inspecting
+from lsa_cli.cli import facts as gathering
 from lsa_cli.models.architectures import runs_user_code
 from lsa_cli.models.pickles.symbols import Call, Global
 from lsa_cli.models.recognition import shared_prefixes
@@ -312,7 +312,7 @@ def test_what_is_known_without_torch_is_what_torch_knows():
         name: rebuild(Call(Global(*name.rsplit(".", 1)), (), NO_PARTS), load=None)[0] is not None for name in names
     }
     assert list(is_rebuilt.values()) == [True] * 3 + [False] * 4
-    assert is_rebuilt == {name: inspecting._is_installed(name) for name in names}
+    assert is_rebuilt == {name: gathering._is_installed(name) for name in names}
     assert not any(runs_user_code(f"{source}:name") for source in SHIPPED)
 
 
@@ -368,7 +368,7 @@ def test_the_hash_is_computed_or_not_as_asked(lsa, facts, tmp_path, monkeypatch)
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     assert facts(path)["sha256"] == expected
     assert facts(path, "--no-sha256")["sha256"] is None
-    monkeypatch.setattr(inspecting, "_LARGEST_HASHED", 100)
+    monkeypatch.setattr(gathering, "_LARGEST_HASHED", 100)
     assert facts(path)["sha256"] is None
     assert facts(path, "--sha256")["sha256"] == expected
 

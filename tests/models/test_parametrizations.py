@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from lsa_cli.auditing.network import open_network
-from lsa_cli.cli.inspect import gather
+from lsa_cli.cli.facts import gather
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.models.loading import load_network

@@ -1,0 +1,22 @@
+"""`lsa check`: read configurations, and run nothing."""
+
+from typing import Annotated
+
+import typer
+
+from lsa_cli.cli.console import emit
+from lsa_cli.errors import printable
+from lsa_cli.wording import plural
+
+
+def check(
+    files: Annotated[list[str], typer.Argument(metavar="LSA.YAML...", help="Configurations.", show_default=False)],
+) -> None:
+    """Read configurations as `lsa audit` would, so that a mistake shows before anything runs. Exit 2 for the first one."""
+    from pathlib import Path
+
+    from lsa_cli.config import read_config
+
+    for file in files:
+        limits = read_config(Path(file)).gate or {}
+        emit(f"{printable(file)}: {plural(len(limits), 'limit')}\n")
