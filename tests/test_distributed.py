@@ -351,14 +351,14 @@ def test_ranks_that_torchrun_starts_again_go_on(fragile, lsa, monkeypatch):  # n
 def test_a_killed_rank_ends_the_audit_and_it_goes_on(fragile, lsa, monkeypatch):  # noqa: F811
     temporary = fragile / "temporary"
     temporary.mkdir()
-    dies = {"DIE_AT": "eval:20", "TMPDIR": str(temporary)}
-    options = ("audit", *OWN, "-n", 41, "--batch-size", 7, "--attack", "fgsm", "--noise", "none", "--quiet", "--json")
+    dies = {"DIE_AT": "eval:75", "TMPDIR": str(temporary)}  # in the second block of samples
+    options = ("audit", *OWN, "-n", 200, "--batch-size", 7, "--attack", "fgsm", "--noise", "none", "--quiet", "--json")
     killed = call(*options, "two.json", "--nproc", 2, cwd=fragile, env=dies)
     assert killed.code == 3
     assert [line for line in said(killed) if "error" in line] == [KILLED]
     assert not list(temporary.iterdir())
     kept = [path.name for path in (fragile / "two.json.journal").glob("*.npz")]
-    assert "clean-000000.npz" in kept
+    assert "block-rank0-000000.npz" in kept
     resumed = call(*options, "two.json", "--nproc", 2, "--resume", cwd=fragile, env=dies)
     assert resumed.code == 0, resumed.err
     monkeypatch.setenv("DIE_AT", "eval:0")
@@ -368,15 +368,16 @@ def test_a_killed_rank_ends_the_audit_and_it_goes_on(fragile, lsa, monkeypatch):
 
 
 def test_what_the_user_can_mend_is_said_once(fragile):
-    # The sample is in the second rank's part, and the first one must not wait for it.
+    # The sample is in the second rank's share of the first block, and the first rank must not wait for it.
+    sample = np.sort(np.random.default_rng([0, 17]).permutation(400)[:64])[-1]
     with np.load(fragile / "unit.npz") as unit:
         arrays = dict(unit)
-    arrays["x_test"][399, 0] = np.nan
+    arrays["x_test"][sample, 0] = np.nan
     np.savez(fragile / "unit.npz", **arrays)
     options = ("audit", *OWN, "-n", "all", "--attack", "fgsm", "--json", "a.json")
     result = call(*options, "--nproc", 2, cwd=fragile, env={"DIE_AT": "eval:0"})
     assert result.code == 2
-    assert said(result) == ["lsa: error: npz:unit.npz: sample 399 holds NaN or infinity; remove or repair it"]
+    assert said(result) == [f"lsa: error: npz:unit.npz: sample {sample} holds NaN or infinity; remove or repair it"]
     assert result.out == ""
     assert not list(fragile.glob("a.json*"))
 

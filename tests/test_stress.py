@@ -198,7 +198,7 @@ def test_a_stopped_gate_only_run(tmp_path):
 
 
 def test_data_that_vanishes(tmp_path):
-    """An image folder that is deleted once the first attack is through: exit 3, and its results are kept."""
+    """An image folder that is deleted in the first block of samples: exit 3, and the results of the block are kept."""
     from PIL import Image
 
     with np.load(ROOT / "sample_models" / "mnist.npz") as saved:
@@ -218,7 +218,8 @@ def test_data_that_vanishes(tmp_path):
     assert code == 3, err
     assert "could be read when the audit began" in err
     saved = read_report(report)
-    assert (saved.status, [outcome.name for outcome in saved.outcomes]) == ("failed", ["fgsm"])
+    assert (saved.status, [outcome.name for outcome in saved.outcomes]) == ("failed", ["fgsm", "pgd"])
+    assert saved.data.n == 64
     assert leftovers(tmp_path) == []
 
 

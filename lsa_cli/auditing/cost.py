@@ -29,9 +29,14 @@ def total_work(plan: AuditPlan) -> float:
         if named.attack.kind != "minimal"  # whose one run gives the whole curve
     )
     count = len(plan.index)
+    return each * count + cascade_work(plan) + attacked * evidence.probe_passes(evidence.probe_size(count))
+
+
+def cascade_work(plan: AuditPlan) -> float:
+    """The part of `total_work` that is the cascade's."""
+    count = len(plan.index)
     survivors = min(count, plan.full_on or count) * _USUAL_SURVIVORS
-    cascaded = survivors * sum(named.attack.passes for named in plan.cascade)
-    return each * count + cascaded + attacked * evidence.probe_passes(evidence.probe_size(count))
+    return survivors * sum(named.attack.passes for named in plan.cascade)
 
 
 def estimate_seconds(plan: AuditPlan) -> float:

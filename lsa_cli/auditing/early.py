@@ -1,22 +1,19 @@
-"""decide_early(): an audit that takes samples in random order and stops as soon as every limit is decided.
+"""decide_early(): an audit that stops as soon as every limit is decided.
 
 What is decided is what a full audit by the same attacks would find on the same samples. All limits together are
-decided wrongly with a chance of alpha at most: each has its share of alpha (Bonferroni), and its own confidence sequence.
+decided wrongly with a probability of alpha at most: each has its share of alpha (Bonferroni), and its own confidence
+sequence.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lsa_cli import distributed
-from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
-from lsa_cli.auditing.cost import numerics
-from lsa_cli.auditing.limits import Clock, OutOfTime
+from lsa_cli.auditing.execution import Progress
 from lsa_cli.auditing.plan import AuditPlan, Named
-from lsa_cli.auditing.record import Record
-from lsa_cli.auditing.run import Progress, Run, told_when_it_ends
+from lsa_cli.auditing.results import BlockResult
+from lsa_cli.auditing.run import run_audit
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
@@ -26,8 +23,6 @@ from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
 from lsa_cli.stats import confidence_sequence
 
 DEFAULT_ALPHA = 0.01
-_FIRST_BLOCK = 64
-_GROWTH = 0.25  # a block is at most this share of what was taken before: the most that is taken too much
 
 
 def decide_early(
@@ -41,13 +36,10 @@ def decide_early(
 
     Raises UsageError for limits that are no shares of samples, where they must be decided, and where there are none.
     """
-    if distributed.world() > 1:
-        raise UsageError("--gate-only decides one block of samples after the other, in one process; leave --nproc out")
     refuse_undecidable(plan, alpha)
     refuse_unused(plan, gate_only=True)
-    run = _EarlyRun(plan, alpha, progress or (lambda what, done, total: None), on_update or (lambda report: None))
-    with numerics(plan), told_when_it_ends(run.update_if_any, lambda: plan.batch_size):
-        return run.everything()
+    rule = GateRule(plan, alpha)
+    return run_audit(rule.reduced(), progress=progress, on_update=on_update, rule=rule)
 
 
 def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
@@ -85,75 +77,32 @@ def _attack(plan: AuditPlan, name: str) -> Named | None:
     return next((named for named in plan.attacks if name in (named.label, named.spec)), None)
 
 
-class _Part(Run):
-    """The audit of one block of samples. An attack with a limit of its own meets more than the survivors."""
+class GateRule:
+    """The `StoppingRule` that is met when the samples so far decide every limit."""
 
-    met_by_all: frozenset[str] = frozenset()
-    told: int = 0  # warnings that are not of the attacks
-
-    def targets(self, named: Named) -> np.ndarray:  # (N,) bool
-        return self.clean == self.y if named.label in self.met_by_all else self.survivors()
-
-
-class _EarlyRun:
-    """Blocks of samples, until their counts decide."""
-
-    def __init__(
-        self, plan: AuditPlan, alpha: float, progress: Progress, on_update: Callable[[AuditReport], None]
-    ) -> None:
-        self.alpha, self.progress, self.on_update = alpha, progress, on_update
-        self.limits = plan.limits
-        self.decidable = {name: limit for name, limit in plan.limits.items() if _is_share(plan, name)}
-        attacked = any(name != "clean" for name in self.decidable)
+    def __init__(self, plan: AuditPlan, alpha: float) -> None:
+        self.plan, self.alpha = plan, alpha
+        self.decidable = [name for name in plan.limits if _is_share(plan, name)]
         wanted = [parse_metric(name) for name in self.decidable]
         own = (_attack(plan, name.target) for name in wanted if name.names == "attack")
-        self.met_by_all = frozenset(named.label for named in own if named is not None)
-        self.clock = Clock(plan.budget)
-        self.plan = dataclasses.replace(
-            plan, attacks=(), cascade=(*plan.attacks, *plan.cascade) if attacked else (), noises=(), layers=(), eps_grid=(),
-            limits={}, budget=None,
-        )  # fmt: skip
-        self.original = plan
-        self.parts: list[_Part] = []
+        self.on_all_right = frozenset(named.label for named in own if named is not None)
+        self.attacks = (*plan.attacks, *plan.cascade) if any(name != "clean" for name in self.decidable) else ()
 
-    def everything(self) -> AuditReport:
-        """Take blocks until every limit is decided, or the time is over."""
-        order = np.random.default_rng([self.plan.seed, 17]).permutation(len(self.plan.index))
-        for rows in _blocks(order):
-            self.progress("gate", sum(len(part.y) for part in self.parts), len(order))
-            try:
-                self.take(self.plan.index[np.sort(rows)])
-            except OutOfTime:
-                break
-            if all(result.state != "undecided" for result in self.decide()):
-                break
-            if self.clock.is_late():
-                break
-        return self.update("complete")
-
-    def take(self, index: np.ndarray) -> None:
-        part = _Part(
-            dataclasses.replace(self.plan, index=index), lambda what, done, total: None, lambda report: None, None
+    def reduced(self) -> AuditPlan:
+        """The plan with what decides shares of samples alone: every attack meets what those before it left."""
+        return dataclasses.replace(
+            self.plan, attacks=(), cascade=self.attacks, noises=(), layers=(), eps_grid=(), metrics=(), limits={}
         )
-        part.met_by_all = self.met_by_all
-        if self.parts:  # one block is always taken
-            part.clock = self.clock
-        part.clean = part.clean_pass()
-        part.copy = self.parts[0].copy if self.parts else part.room.fit(part.find_copy)
-        part.report = part.first_report()
-        part.told = len(part.report.warnings)
-        for position, named in enumerate(part.plan.cascade):
-            part.one_stage(named, position)
-        self.parts.append(part)
 
-    # ---- deciding --------------------------------------------------------------------------------------
+    def is_met(self, total: BlockResult) -> bool:
+        return all(result.state != "undecided" for result in self.decide(total))
 
-    def decide(self) -> list[GateResult]:
+    def decide(self, total: BlockResult) -> list[GateResult]:
         """Every limit, from the samples so far: undecided where more of them are needed."""
-        y, population = np.concatenate([part.y for part in self.parts]), self.plan.labels[self.plan.index]
-        right = np.concatenate([part.clean == part.y for part in self.parts])
-        robust = np.concatenate([part.survivors() for part in self.parts])
-        error = self.alpha / len(self.decidable)
+        labels, population = [named.label for named in self.attacks], self.plan.labels[self.plan.index]
+        error = self.alpha / max(1, len(self.decidable))
+        missing = [label for label in labels if label not in total.attacks]
+        robust = total.survivors([label for label in labels if label in total.attacks])
 
         def share(flags: np.ndarray, size: int, error: float) -> Measurement:
             if len(flags) == 0:
@@ -161,18 +110,25 @@ class _EarlyRun:
             return Measurement(float(flags.mean()), *confidence_sequence(int(flags.sum()), len(flags), size, error))
 
         def measure(metric: MetricName) -> Measurement:
+            if metric.family == "clean":
+                return share(total.right, len(population), error)
+            if missing:
+                return Measurement(None, why=f"there was no time for {missing[0]}")
             if metric.names == "attack":
-                named = _attack(self.original, metric.target)
-                return share(self.under(named.label if named else metric.target), len(population), error)
+                named = _attack(self.plan, metric.target)
+                assert named is not None
+                return share(total.diagnosis(named.label).robust, len(population), error)
             if metric.family != "class":
-                return share(right if metric.family == "clean" else robust, len(population), error)
+                return share(robust, len(population), error)
             names = list(self.plan.class_names)
             chosen = [names.index(metric.target)] if metric.names else range(len(names))
             each = error / len(chosen)
-            return _lowest({names[k]: share(robust[y == k], int((population == k).sum()), each) for k in chosen})
+            return _lowest(
+                {names[k]: share(robust[total.label == k], int((population == k).sum()), each) for k in chosen}
+            )
 
         results = []
-        for text, limit in self.limits.items():
+        for text, limit in self.plan.limits.items():
             metric = parse_metric(text)
             if text in self.decidable:
                 results.append(result_of(metric, limit, measure(metric), sequential=True))
@@ -180,27 +136,11 @@ class _EarlyRun:
                 results.append(result_of(metric, limit, Measurement(None, why="--gate-only does not measure it")))
         return results
 
-    def under(self, label: str) -> np.ndarray:  # (n,) bool
-        """Right clean and under one attack, which every such sample met."""
-        return np.concatenate([d.robust for part in self.parts for named, d in part.cascaded if named.label == label])
-
-    # ---- telling ---------------------------------------------------------------------------------------
-
-    def update_if_any(self, status: str) -> None:
-        """Before the first block there is nothing to report."""
-        if self.parts:
-            self.update(status)
-
-    def update(self, status: str) -> AuditReport:
-        """One report of all blocks."""
-        whole = self.joined()
-        used, size = len(whole.y), len(self.plan.index)
-        whole.update(status)
-        report = whole.report
-        assert report is not None
-        seconds = self.clock.seconds
-        report.seconds = round(seconds, 3)
-        report.early = Early(used=used, population=size, alpha=self.alpha, full_seconds=round(seconds / used * size, 1))
+    def complete(self, report: AuditReport, total: BlockResult) -> None:
+        """Add the decisions to the report, and what they are about."""
+        used, size = len(total), len(self.plan.index)
+        full_seconds = round(report.seconds / used * size, 1)
+        report.early = Early(used=used, population=size, alpha=self.alpha, full_seconds=full_seconds)
         report.data.selection = f"the first {used:,} of {size:,} in random order, seed {self.plan.seed}"
         report.verdict.statement += f" It is of a --gate-only run, which stopped after {used:,} of {size:,} samples because they decided the limits."
         report.warnings.append(
@@ -210,59 +150,7 @@ class _EarlyRun:
                 "rates and intervals elsewhere in this report are for orientation, since they ended the run",
             )
         )
-        report.gates = self.decide()
-        self.on_update(report)
-        return report
-
-    def joined(self) -> Run:
-        """The blocks as if they had been one, in the order of the data set."""
-        index = np.concatenate([part.plan.index for part in self.parts])
-        order = np.argsort(index)
-
-        def gather(arrays: Iterable[Any]) -> np.ndarray:
-            return np.concatenate(list(arrays))[order]
-
-        plan = dataclasses.replace(self.plan, index=index[order])
-        whole = Run(plan, self.progress, lambda report: None, None)
-        whole.created = self.parts[0].created
-        whole.clean = gather(part.clean for part in self.parts)
-        whole.gradient_warnings = _distinct(warning for part in self.parts for warning in part.gradient_warnings)
-        whole.copy = self.parts[0].copy
-        whole.report = whole.first_report()
-        records, names = [part.record for part in self.parts], [named.label for named in plan.cascade]
-        # A block that an attack had nothing left to do in does not know it: positions are by the whole list of attacks.
-        places = [np.array([*(names.index(name) for name in r.attacks), -1]) for r in records]
-        whole.record = Record(
-            gather(place[r.broken_by] for r, place in zip(records, places, strict=True)), gather(r.look for r in records),
-            gather(r.margin for r in records), gather(r.distance for r in records), names,
-        )  # fmt: skip
-        whole.report.warnings += _distinct(
-            w for part in self.parts if part.report for w in part.report.warnings[part.told :]
-        )
-        for position, named in enumerate(plan.cascade):
-            several = [part.cascaded[position][1] for part in self.parts]
-            fields = ("y", "clean", "adversarial", "counted")
-            joint = ClassDiagnosis(*(gather(getattr(d, name) for d in several) for name in fields))
-            whole.cascaded.append((named, joint))
-            stages = [part.report.cascade[position] for part in self.parts if part.report is not None]
-            left = np.logical_and.reduce([d.robust for _, d in whole.cascaded])
-            whole.report.cascade.append(
-                stages[0].model_copy(
-                    update={
-                        "tried": sum(stage.tried for stage in stages), "broke": sum(stage.broke for stage in stages),
-                        "robust": rate(left), "seconds": round(sum(stage.seconds for stage in stages), 3),
-                    }
-                )
-            )  # fmt: skip
-        return whole
-
-
-def _blocks(order: np.ndarray) -> Iterator[np.ndarray]:
-    taken = 0
-    while taken < len(order):
-        size = max(_FIRST_BLOCK, int(_GROWTH * taken))
-        yield order[taken : taken + size]
-        taken += size
+        report.gates = self.decide(total)
 
 
 def _lowest(rates: Mapping[str, Measurement]) -> Measurement:
@@ -271,8 +159,3 @@ def _lowest(rates: Mapping[str, Measurement]) -> Measurement:
     if unknown:
         return Measurement(None, why=f"no sample of class {unknown[0]} was taken")
     return extreme([dataclasses.replace(found, note=f"class {name}") for name, found in rates.items()], min)
-
-
-def _distinct(warnings: Iterable[Warning]) -> list[Warning]:
-    """One of each kind: the first block that saw it speaks for all."""
-    return list({warning.code: warning for warning in warnings}.values())

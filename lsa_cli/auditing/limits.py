@@ -1,4 +1,4 @@
-"""What an audit has to get by with: the time it was given, and the memory of the device."""
+"""The limits of a machine: the time budget of an audit, and the memory of the device."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -17,22 +17,23 @@ T = TypeVar("T")
 
 
 class OutOfTime(Exception):
-    """The time budget is spent."""
+    """The time budget is exhausted."""
 
 
 @dataclass
 class Clock:
-    """budget: seconds from now, None for as long as it takes."""
+    """budget: seconds from now, None for as long as it takes. reserve: seconds of it that are kept for later work."""
 
     budget: float | None
     began: float = field(default_factory=time.monotonic)
+    reserve: float = 0.0
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.began
 
     def is_late(self) -> bool:
-        return self.budget is not None and self.seconds > self.budget
+        return self.budget is not None and self.seconds > self.budget - self.reserve
 
     def allows(self, work: Callable[[], None]) -> bool:
         """Whether it could be done before the time was over, on all ranks."""
@@ -67,8 +68,8 @@ class Clock:
 
 
 @dataclass
-class Room:
-    """size: how many samples the device takes at once; halved when it runs out of memory, where that may be."""
+class BatchSize:
+    """size: how many samples the device takes at once; halved when it runs out of memory, where that is allowed."""
 
     size: int
     may_halve: bool

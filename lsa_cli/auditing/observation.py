@@ -1,8 +1,9 @@
-"""Observation: what one look at clean and perturbed inputs tells, per sample. No representation is kept."""
+"""Observation: what one forward pass of clean and perturbed inputs tells, per sample. No representation is kept."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,18 @@ class Observation:
         return Observation(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Perturbed inputs x_adv (N, ...), and the threat in whose norm they are measured.
+
+    with_yardstick: whether random noise of the same size is observed beside them.
+    """
+
+    x_adv: torch.Tensor
+    threat: Threat
+    with_yardstick: bool = True
+
+
 def observe(
     classifier: Classifier,
     layers: Sequence[str],
@@ -52,33 +65,54 @@ def observe(
     x_adv: torch.Tensor,
     index: torch.Tensor,
     *,
-    seed: int = 0,
     with_yardstick: bool = True,
+    **options: Any,
+) -> Observation:
+    """`observe_all` of the clean inputs x and one x_adv, (N, ...) each."""
+    moved = Moved(x_adv, threat, with_yardstick)
+    return observe_all(classifier, layers, measure, x, [moved], index, **options)[0]
+
+
+def observe_all(
+    classifier: Classifier,
+    layers: Sequence[str],
+    measure: Measure,
+    x: torch.Tensor,
+    moved: Sequence[Moved],
+    index: torch.Tensor,
+    *,
+    seed: int = 0,
     with_floor: bool = False,
     whole_batch: bool = False,
-) -> Observation:
-    """One pass without gradients over [x, x_adv, x + noise as large as x_adv - x, x once more], each (N, ...).
+) -> list[Observation]:
+    """One pass without gradients over x (N, ...), every x_adv and its yardstick, and for the noise floor x once more.
 
-    Each layer is reduced to one number a sample while it runs, so the memory is that of one layer. Valid in
-    evaluation mode, which is set and restored. whole_batch: one ratio for the batch tensor, as the authors'
-    package computes it.
+    Returns one observation for each of `moved`. Each layer is reduced to one number a sample while it runs, so the
+    memory is that of one layer. Valid in evaluation mode, which is set and restored. whole_batch: one ratio for the
+    batch tensor, as the authors' package computes it.
     """
     count = len(x)
-    distance = threat.distance(x_adv, x)
-    inputs, kinds = [x, x_adv], [0]
-    if with_yardstick:
-        with per_sample(seed, index.to(x.device), "yardstick"):
-            inputs.append(threat.random_direction(x, distance))
-            kinds.append(1)
+    distances = [one.threat.distance(one.x_adv, x) for one in moved]
+    # Of a random network every row draws for itself: noise that clean and perturbed input share would not show.
+    inputs, draws, slots = [x], [0], []  # slots: (position in moved, kind: 0 adversarial, 1 yardstick, 2 floor)
+    for position, (one, distance) in enumerate(zip(moved, distances, strict=True)):
+        inputs.append(one.x_adv)
+        draws.append(1)
+        slots.append((position, 0))
+        if one.with_yardstick:
+            with per_sample(seed, index.to(x.device), "yardstick"):
+                inputs.append(one.threat.random_direction(x, distance))
+            draws.append(2)
+            slots.append((position, 1))
     if with_floor:
         inputs.append(x)
-        kinds.append(2)
+        draws.append(3)
 
-    def compare(clean: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (R,)
-        clean, moved = clean.float(), moved.float()
+    def compare(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (R,)
+        clean, other = clean.float(), other.float()
         if whole_batch or clean.ndim == 1:  # or a layer of one number for each sample
-            clean, moved = (output.reshape(1 if whole_batch else len(output), -1) for output in (clean, moved))
-        return measure(clean, moved)
+            clean, other = (output.reshape(1 if whole_batch else len(output), -1) for output in (clean, other))
+        return measure(clean, other)
 
     seen: dict[str, torch.Tensor] = {}
 
@@ -86,24 +120,29 @@ def observe(
         clean, *others = output.detach().split(count)
         seen[name] = torch.stack([compare(clean, other) for other in others])
 
-    # Of a random network every row draws for itself: noise that clean and perturbed input share would not show.
-    rows_of_all = torch.cat([index + (number << 40) for number in range(len(inputs))]).to(x.device)
+    rows_of_all = torch.cat([index + (number << 40) for number in draws]).to(x.device)
     chance = draw(seed, rows_of_all, 0) if with_floor else nullcontext()
     with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce), chance:
-        logits = classifier(torch.cat(inputs))
-    rows = 1 if whole_batch else count
-    values = torch.full((3, rows, len(layers)), torch.nan, device=x.device)
-    for position, name in enumerate(layers):
-        values[kinds, :, position] = seen[name]
+        answers = predicted_class(classifier(torch.cat(inputs))).split(count)
+    values = torch.full((len(moved), 3, 1 if whole_batch else count, len(layers)), torch.nan, device=x.device)
+    for number, name in enumerate(layers):
+        for row, (position, kind) in enumerate(slots):
+            values[position, kind, :, number] = seen[name][row]
+        if with_floor:
+            values[:, 2, :, number] = seen[name][-1]
     # An infinite measure comes from an infinite activation: it has no mean, so it counts as undefined.
-    values = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
-    return Observation(
-        index=index.cpu().numpy(),
-        predicted=predicted_class(logits[count : 2 * count]).cpu().numpy(),
-        distance=distance.double().cpu().numpy(),
-        within=threat.contains(x_adv, x).cpu().numpy(),
-        layers=values[0],
-        yardstick=values[1],
-        noise_floor=values[2],
-        input_error=compare(x, x_adv).double().cpu().numpy(),
-    )
+    found = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
+    predicted = {position: answers[1 + row] for row, (position, kind) in enumerate(slots) if kind == 0}
+    return [
+        Observation(
+            index=index.cpu().numpy(),
+            predicted=predicted[position].cpu().numpy(),
+            distance=distances[position].double().cpu().numpy(),
+            within=one.threat.contains(one.x_adv, x).cpu().numpy(),
+            layers=found[position, 0],
+            yardstick=found[position, 1],
+            noise_floor=found[position, 2],
+            input_error=compare(x, one.x_adv).double().cpu().numpy(),
+        )
+        for position, one in enumerate(moved)
+    ]

@@ -12,6 +12,7 @@ from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.radius import sources_in_words
+from lsa_cli.auditing.results import AttackRows
 from lsa_cli.report.origin import is_of_others
 from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
 from lsa_cli.wording import eps_as_text
@@ -40,22 +41,14 @@ def weight_norms(plan: AuditPlan) -> np.ndarray | None:
     return module.weight.detach().flatten(1).norm(dim=1).double().cpu().numpy()
 
 
-def outcome_of(
-    plan: AuditPlan,
-    named: Named,
-    seen: Observation,
-    diagnosis: ClassDiagnosis,
-    *,
-    mismatches: int,
-    seconds: float,
-) -> AttackOutcome:
-    """One attack's rows; `seen` is ordered by sample, as `diagnosis` is."""
-    rows = diagnosis.rows(plan.class_names)
+def outcome_of(plan: AuditPlan, named: Named, found: AttackRows, diagnosis: ClassDiagnosis) -> AttackOutcome:
+    """One attack in the report: its counts, distances, layers and classes. `found` and `diagnosis` have the same samples."""
+    rows, seen = diagnosis.rows(plan.class_names), found.seen
     attack_threat = getattr(named.attack, "threat", plan.threat)
     measured = {
-        "budget": seen.distance[diagnosis.broken],
-        "minimal": seen.distance[diagnosis.right & (diagnosis.adversarial != diagnosis.y)],
-        "noise": seen.distance,
+        "budget": found.distance[diagnosis.broken],
+        "minimal": found.distance[diagnosis.right & (diagnosis.adversarial != diagnosis.y)],
+        "noise": found.distance,
     }[named.attack.kind]
     return AttackOutcome(
         name=named.label,
@@ -71,13 +64,14 @@ def outcome_of(
             median=float(np.median(measured)) if len(measured) else None,
             largest=float(measured.max()) if len(measured) else None,
         ),
-        seconds=round(seconds, 3),
-        layers=analyse_layers(plan, seen) if plan.layers else None,
+        seconds=round(found.seconds, 3),
+        layers=analyse_layers(plan, seen) if plan.layers and seen is not None else None,
         classes=rows,
         class_summary=summarise(rows, weight_norms(plan)),
         confusion=diagnosis.confusion(len(plan.class_names)).tolist(),
-        mismatches=mismatches,
-        discarded=int((~diagnosis.counted).sum()) if named.attack.kind == "budget" else 0,
+        mismatches=int((found.predicted != seen.predicted).sum()) if seen is not None else 0,
+        discarded=int((~found.finite).sum())
+        + (int((~diagnosis.counted).sum()) if named.attack.kind == "budget" else 0),
     )
 
 

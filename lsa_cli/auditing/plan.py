@@ -17,7 +17,7 @@ from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
-from lsa_cli.auditing.limits import Room
+from lsa_cli.auditing.limits import BatchSize
 from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
@@ -137,8 +137,8 @@ def make_plan(
         settings = settings.replace(attack=chosen_attacks(settings.preset, threat.norm))
     said = settings.batch_size if isinstance(settings.batch_size, int) else None
     batch = said or int(np.clip(_BATCH_NUMBERS // int(np.prod(network.input_shape)), 1, _LARGEST_BATCH))
-    room = Room(min(_ASKED_TWICE, batch), may_halve=True)
-    is_random = room.fit(lambda: _answers_by_chance(network, index[: room.size], threat))
+    tried = BatchSize(min(_ASKED_TWICE, batch), may_halve=True)
+    is_random = tried.fit(lambda: _answers_by_chance(network, index[: tried.size], threat))
     attacks, cascade = _attacks(settings, threat, is_random)
     if settings.full_on is not None and not cascade:
         raise UsageError("--full-on says how many survivors meet the cascade, and there is none; add --full")

@@ -11,7 +11,7 @@ from torch import nn
 from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
 from lsa_cli.attacks.ensemble import AutoAttack
-from lsa_cli.auditing import run as running
+from lsa_cli.auditing import limits
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import RunError, UsageError
@@ -98,19 +98,25 @@ def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task):
     assert everyone.verdict.estimate.value == pytest.approx(whole.verdict.robust.value)
 
 
-def test_a_cascade_that_did_not_end_gives_no_estimate_of_the_whole(task):
+def test_an_estimate_is_of_samples_that_met_the_whole_cascade(task):
     body, x, y = task
-    settings = settings_from({"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", CASCADE], "full_on": 40})
+    settings = settings_from({"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", CASCADE], "full_on": 90})
     seen = []
 
-    def stop_after_two(report):
-        seen.append((len(report.cascade), report.verdict.estimate))
-        if len(report.cascade) == 2 and report.status == "running":
+    def stop_at_the_first_estimate(report):
+        seen.append(report)
+        if report.verdict.estimate is not None and report.status == "running":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_audit(make_plan(body, settings, {}, (x, y)), on_update=stop_after_two)
-    assert seen == [(0, None), (0, None), (1, None), (2, None), (2, None)]
+        run_audit(make_plan(body, settings, {}, (x, y)), on_update=stop_at_the_first_estimate)
+    *before, _, last = seen
+    assert max(len(report.cascade) for report in before) == 3
+    assert all(report.verdict.estimate is None for report in before)
+    assert (last.status, last.verdict.estimate.checked, last.cascade[0].tried) == ("interrupted", 64, 64)
+    whole = run(task, full_on=90).verdict.estimate
+    assert whole.checked == 90
+    assert whole.survivors == last.verdict.estimate.survivors
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,8 @@ def test_an_attack_of_the_cascade_that_misbehaves_is_told(task):
     (stage,) = report.cascade
     assert stage.broke == 0
     told = {warning.code: warning.message for warning in report.warnings}
-    assert told["attack-not-finite"].startswith("test-careless: 3 perturbed inputs")
-    assert told["out-of-budget"].startswith(f"test-careless: {stage.tried - 3} perturbed inputs left the budget")
+    assert told["attack-not-finite"].startswith("test-careless: 9 perturbed inputs")  # of three blocks
+    assert told["out-of-budget"].startswith(f"test-careless: {stage.tried - 9} perturbed inputs left the budget")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +166,7 @@ def test_an_attack_of_the_cascade_that_misbehaves_is_told(task):
         ({"budget": "soon"}, "90s, 10m or 1h30m"),
         ({"budget": "1h30"}, "90s, 10m or 1h30m"),
         ({"budget": "0s"}, "90s, 10m or 1h30m"),
-        ({"batch_size": "many"}, "a whole number or auto"),
+        ({"batch_size": "many"}, "a whole number of at least 1, or auto"),
     ],
 )
 def test_settings_that_make_no_sense(task, options, says):
@@ -206,19 +212,36 @@ def test_a_budget_ends_within_an_attack(task):
     assert slow.passes < 200
 
 
-def test_with_a_budget_there_is_evidence_before_the_cascade_takes_the_time(task):
+class Counting(nn.Module):
+    """Counts the samples that it has seen; a pass without a gradient is a third of one."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body, self.seen = body, 0.0
+
+    def forward(self, x):
+        self.seen += len(x) * (1 if torch.is_grad_enabled() else 0.35)
+        return self.body(x)
+
+
+def test_with_a_budget_there_are_fewer_samples_and_time_for_the_evidence(task, monkeypatch):
+    """The clock of this test counts the samples that the network sees."""
     body, x, y = task
-    plan = make_plan(
-        body,
-        settings_from({"eps": 0.02, "noise": ["none"], "threads": 1, "attack": ["fgsm", CASCADE], "budget": "1h"}),
-        {},
-        (x, y),
-    )
-    whole = running.Run(plan, lambda what, done, total: None, lambda report: None, None)
-    whole.clock.is_late = lambda: bool(whole.report and whole.report.evidence)
-    report = whole.everything()
-    assert report.not_run == ["apgd-ce", "apgd-t", "fab-t", "square", "evidence on the cascade", "examples"]
+    counting = Counting(body)
+    monkeypatch.setattr(limits.time, "monotonic", lambda: counting.seen)
+    options = {"eps": 0.02, "noise": "none", "threads": 1, "fast": False, "attack": ["pgd:steps=400", CASCADE]}
+    report = audit(counting, data=(x, y), **options, budget=45_000)
+    assert (report.status, report.not_run) == ("complete", [])
+    assert 64 <= report.data.n < 150
+    assert report.data.n == report.verdict.robust.n == report.cascade[0].robust.n == len(report.samples.index)
+    assert report.data.selection == f"the first {report.data.n} of 150 in random order, seed 0"
+    assert [warning.code for warning in report.warnings].count("fewer-samples") == 1
     assert report.evidence.verdict == "trusted"
+    assert report.seconds < 45_000
+    whole = audit(counting, data=(x, y), **options)
+    assert whole.data.selection == "all"
+    broken = dict(zip(whole.samples.index, whole.samples.broken_by, strict=True))
+    assert [broken[index] for index in report.samples.index] == report.samples.broken_by
 
 
 class Small(nn.Module):

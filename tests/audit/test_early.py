@@ -153,12 +153,14 @@ def test_an_interrupted_run_tells_what_it_has(task):
     told = []
 
     def stop(what, done, total):
-        if done:
+        if what == "pgd":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         decide_early(plan_of(task, {"robust": 0.55}), progress=stop, on_update=told.append)
     assert (told[-1].status, told[-1].early.used) == ("interrupted", 64)
+    assert [stage.attack for stage in told[-1].cascade] == ["fgsm"]
+    assert told[-1].gates[0].state == "undecided"
 
 
 def test_an_attack_that_nothing_was_left_for(task):

@@ -12,6 +12,7 @@ from torch import nn
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.evidence import (
     Checked,
+    LogitsSummary,
     Measured,
     Probe,
     compare,
@@ -320,15 +321,15 @@ def test_an_extra_softmax_makes_the_number_meaningless(base, digits):
     with torch.no_grad():
         logits = base(digits[0]).numpy()
         soft = base(digits[0]).softmax(1).numpy()
-    assert useless_logits(logits).findings == ()
-    (finding,) = useless_logits(soft).findings
+    assert useless_logits(LogitsSummary.of(logits)).findings == ()
+    (finding,) = useless_logits(LogitsSummary.of(soft)).findings
     assert (finding.code, finding.level) == ("probabilities", "invalid")
-    assert useless_logits(soft, raw_probabilities=True).findings == ()
+    assert useless_logits(LogitsSummary.of(soft), raw_probabilities=True).findings == ()
     for broken, code in ((logits * np.nan, "logits-not-finite"), (logits * 0, "constant-logits")):
-        assert [f.code for f in useless_logits(broken).findings] == [code]
-        assert evidence_of([useless_logits(broken)]).verdict == "invalid"
+        assert [f.code for f in useless_logits(LogitsSummary.of(broken)).findings] == [code]
+        assert evidence_of([useless_logits(LogitsSummary.of(broken))]).verdict == "invalid"
     with pytest.raises(NumericalError, match=r"^net: the network returns probabilities, .*; remove the final softmax"):
-        refuse_useless_logits(soft, False, "net")
+        refuse_useless_logits(LogitsSummary.of(soft), False, "net")
 
 
 # ---- single checks -------------------------------------------------------------------------------------

@@ -105,13 +105,15 @@ def test_a_killed_audit_resumes_to_the_same_report(tmp_path):
     whole = subprocess.run([*command, "--json", "whole.json"], **run)
     assert whole.returncode == 0, whole.stderr
     kills = 0
-    for at_least in (4, 11, 16):
+    for at_least in (0, 1, 2):  # in the first block, in the second one, and after the last one
         process = subprocess.Popen(
             [*command, "--json", "killed.json", *(["--resume"] if kills else [])],
             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         journal = tmp_path / "killed.json.journal"
-        while process.poll() is None and len(list(journal.glob("*.npz"))) < at_least:
+        while process.poll() is None and (
+            not (journal / "plan.json").exists() or len(list(journal.glob("*.npz"))) < at_least
+        ):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL

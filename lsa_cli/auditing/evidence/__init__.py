@@ -6,6 +6,7 @@ the `network` by itself and by `trials` of attacks, those of `concealed` and of 
 """
 
 from lsa_cli.auditing.evidence.before import (
+    LogitsSummary,
     check_labels,
     empty_classes,
     refuse_useless_logits,
@@ -34,6 +35,7 @@ from lsa_cli.auditing.evidence.stronger import Survivors
 __all__ = [
     "FORWARD",
     "Checked",
+    "LogitsSummary",
     "Measured",
     "Probe",
     "Survivors",

@@ -1,6 +1,7 @@
 """What can be known before any attack: of the logits, the labels, and what the checkpoint says."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,38 +16,71 @@ from lsa_cli.report.schema import Finding, Warning
 _LIST_AT_MOST = 5
 
 
-def refuse_useless_logits(logits: np.ndarray, raw_probabilities: bool, source: str) -> Checked:
+@dataclass(frozen=True)
+class LogitsSummary:
+    """What `useless_logits` has to know of clean logits; two summaries add up.
+
+    n: samples. not_finite: of these, samples with a NaN or infinite logit. low, high (K,): smallest and largest logit
+    of each class. sums_to_one: whether the logits of every sample do.
+    """
+
+    n: int
+    not_finite: int
+    low: np.ndarray
+    high: np.ndarray
+    sums_to_one: bool
+
+    @staticmethod
+    def of(logits: np.ndarray) -> "LogitsSummary":  # (N, K), N > 0
+        finite = np.isfinite(logits).all(1)
+        return LogitsSummary(
+            len(logits), int((~finite).sum()), logits.min(0), logits.max(0),
+            bool((np.abs(logits.sum(1) - 1) < 1e-3).all()),
+        )  # fmt: skip
+
+    def __add__(self, other: "LogitsSummary") -> "LogitsSummary":
+        return LogitsSummary(
+            self.n + other.n, self.not_finite + other.not_finite, np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high), self.sums_to_one and other.sums_to_one,
+        )  # fmt: skip
+
+    @property
+    def are_probabilities(self) -> bool:
+        if len(self.low) == 2 and self.low[0] == self.high[0] == 0:  # a single score
+            return bool(self.low[1] >= 0 and self.high[1] <= 1)
+        return bool((self.low >= 0).all() and (self.high <= 1 + 1e-5).all() and self.sums_to_one)
+
+
+def refuse_useless_logits(seen: LogitsSummary, raw_probabilities: bool, source: str) -> Checked:
     """The check `useless_logits`. Raises NumericalError where it finds something; source: the network's name."""
-    checked = useless_logits(logits, raw_probabilities)
+    checked = useless_logits(seen, raw_probabilities)
     for finding in checked.findings:
         raise NumericalError(f"{source}: {finding.message}; {finding.advice}")
     return checked
 
 
-def useless_logits(logits: np.ndarray, raw_probabilities: bool = False) -> Checked:
-    """logits (N, K) of clean samples: is one NaN or infinite, are they all the same, are they probabilities?
+def useless_logits(seen: LogitsSummary, raw_probabilities: bool = False) -> Checked:
+    """Of the logits of clean samples: is one NaN or infinite, are they all the same, are they probabilities?
 
     raw_probabilities: what the network returns is known to be probabilities, already turned into logits.
     """
-    finite = np.isfinite(logits).all(1)
-    saw = {"NaN or infinite": float((~finite).sum())}
     finding = None
-    if not finite.all():
+    if seen.not_finite:
         finding = Finding(
             code="logits-not-finite",
             level="invalid",
-            message=f"the network's output is NaN or infinite for {int((~finite).sum())} of {len(logits)} clean "
+            message=f"the network's output is NaN or infinite for {seen.not_finite} of {seen.n} clean "
             "samples, so no accuracy means anything",
             advice="check the weights, the normalisation and the precision",
         )
-    elif len(logits) > 1 and (np.ptp(logits, axis=0) == 0).all():
+    elif seen.n > 1 and (seen.low == seen.high).all():
         finding = Finding(
             code="constant-logits",
             level="invalid",
-            message=f"the network returns the same output for all {len(logits)} samples",
+            message=f"the network returns the same output for all {seen.n} samples",
             advice="it does not look at its input (wrong weights, wrong scale, or a dead layer)",
         )
-    elif not raw_probabilities and len(logits) > 1 and _are_probabilities(logits):
+    elif not raw_probabilities and seen.n > 1 and seen.are_probabilities:
         finding = Finding(
             code="probabilities",
             level="invalid",
@@ -54,15 +88,8 @@ def useless_logits(logits: np.ndarray, raw_probabilities: bool = False) -> Check
             advice="remove the final softmax or sigmoid, or say --returns probabilities so that their logarithm is "
             "attacked",
         )
-    return Checked("useless logits", len(logits), saw, () if finding is None else (finding,))
-
-
-def _are_probabilities(logits: np.ndarray) -> bool:
-    if logits.shape[1] == 2 and (logits[:, 0] == 0).all():
-        scores = logits[:, 1]  # a single-output head
-        return bool((scores >= 0).all() and (scores <= 1).all())
-    sums_to_one = np.abs(logits.sum(1) - 1) < 1e-3
-    return bool((logits >= 0).all() and (logits <= 1 + 1e-5).all() and sums_to_one.all())
+    saw = {"NaN or infinite": float(seen.not_finite)}
+    return Checked("useless logits", seen.n, saw, () if finding is None else (finding,))
 
 
 def without_gradient(model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # (N, ...), (N,) -> (N,) bool

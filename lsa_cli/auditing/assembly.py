@@ -1,0 +1,197 @@
+"""make_report(): the report of an audit, as a function of what was measured."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lsa_cli._version import __version__
+from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
+from lsa_cli.auditing import evidence
+from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
+from lsa_cli.auditing.draws import mean_rate, random_network, spread, verdict_over_draws
+from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
+from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.auditing.probing import clean_checks
+from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
+from lsa_cli.auditing.record import Record
+from lsa_cli.auditing.results import BlockResult
+from lsa_cli.report.schema import (
+    AttackOutcome,
+    AuditReport,
+    Curve,
+    CurvePoint,
+    Estimate,
+    Evidence,
+    Example,
+    Metric,
+    Samples,
+    Stage,
+    Warning,
+)
+from lsa_cli.stats import two_phase
+
+
+@dataclass
+class Extras:
+    """What a report has besides the sum of blocks: see `probing`. not_run: what the time budget left out."""
+
+    created: str
+    attacked: str = ""
+    normalization: evidence.Checked | None = None
+    evidence: Evidence | None = None
+    metrics: list[Metric] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    not_run: list[str] = field(default_factory=list)
+
+
+def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditReport:
+    """The report of the samples in `total`, which is in order; status "running", no seconds and no gates yet.
+
+    Attacks that `total` lacks were not run to their end on any block, and are missing in the report.
+    """
+    planned, plan = len(plan.index), dataclasses.replace(plan, index=total.index)
+    scan, cascade, noises = (
+        [named for named in several if named.label in total.attacks]
+        for several in (plan.attacks, plan.cascade, plan.noises)
+    )
+    diagnoses = {n.label: total.diagnosis(n.label) for n in (*scan, *cascade)}
+    diagnoses |= {n.label: total.diagnosis(n.label, is_noise=True) for n in noises}
+    budget = [(named, diagnoses[named.label]) for named in (*scan, *cascade)]
+    verdict = verdict_of(plan, total.clean, budget, _estimate(plan, total))
+    outcomes = {n.label: _outcome(plan, n, total, diagnoses[n.label]) for n in (*scan, *noises)}
+    data = data_of(plan)
+    if len(total) < planned:
+        data.selection = f"the first {len(total):,} of {planned:,} in random order, seed {plan.seed}"
+    found = extras.evidence
+    if found is None:
+        so_far = evidence.evidence_of(clean_checks(plan, total, extras.normalization))
+        found = so_far if so_far.findings else None
+    if plan.is_random:
+        verdict = verdict_over_draws(verdict, total.wrong, _fooled(total, [n for n, _ in budget]))
+    return AuditReport(
+        tool=f"lsa {__version__}",
+        status="running",
+        created=extras.created,
+        seconds=0.0,
+        subject=subject_of(plan),
+        data=data,
+        protocol=protocol_of(plan).model_copy(update={"attacked": extras.attacked}),
+        verdict=verdict,
+        outcomes=list(outcomes.values()),
+        cascade=_stages(plan, total, cascade),
+        not_run=extras.not_run,
+        pairs=compare_attacks([(n.label, diagnoses[n.label]) for n in scan], len(plan.class_names)),
+        curves=[_curve(plan, n, total) for n in scan if n.label in total.curves],
+        metrics=extras.metrics,
+        warnings=_warnings(plan, total, outcomes),
+        evidence=found,
+        samples=_samples(total, budget, [n.label for n in (*scan, *noises)], diagnoses) if budget else None,
+        examples=extras.examples,
+    )
+
+
+def not_run(plan: AuditPlan, total: BlockResult) -> tuple[list[str], list[str]]:
+    """The attacks that `total` lacks, and then its noises and curves."""
+    attacks = [n.label for n in (*plan.attacks, *plan.cascade) if n.label not in total.attacks]
+    noises = [n.label for n in plan.noises if n.label not in total.attacks]
+    curves = [f"{n.label} curve" for n in plan.attacks if plan.eps_grid and n.label not in total.curves]
+    return attacks, noises + curves
+
+
+def _outcome(plan: AuditPlan, named: Named, total: BlockResult, diagnosis: ClassDiagnosis) -> AttackOutcome:
+    rows = total.attacks[named.label]
+    outcome = outcome_of(plan, named, rows, diagnosis)
+    if plan.is_random:
+        wrong = total.wrong | (rows.wrong & diagnosis.counted[:, None])
+        outcome.draws, outcome.robust = spread(wrong), mean_rate(wrong)
+    return outcome
+
+
+def _stages(plan: AuditPlan, total: BlockResult, cascade: list[Named]) -> list[Stage]:
+    stages, met = [], [named.label for named in plan.attacks if named.label in total.attacks]
+    for named in cascade:
+        rows = total.attacks[named.label]
+        met.append(named.label)
+        stages.append(
+            Stage(
+                attack=named.label, spec=named.spec, settings=settings_of(named.attack), tried=int(rows.ran.sum()),
+                broke=int(total.diagnosis(named.label).broken.sum()), robust=rate(total.survivors(met)),
+                seconds=round(rows.seconds, 3),
+            )
+        )  # fmt: skip
+    return stages
+
+
+def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
+    """What the whole cascade would leave of all survivors of the scan, from the part of them that it met."""
+    if plan.full_on is None or any(named.label not in total.attacks for named in plan.cascade):
+        return None
+    labels = [named.label for named in (*plan.attacks, *plan.cascade)]
+    checked = total.attacks[plan.cascade[0].label].ran
+    if not checked.any():
+        return None
+    survivors = int(total.survivors(labels[: len(plan.attacks)]).sum())
+    n, broken = int(checked.sum()), int((checked & ~total.survivors(labels)).sum())
+    value, low, high = two_phase(len(total), survivors, n, broken)
+    return Estimate(value=value, low=low, high=high, survivors=survivors, checked=n, broken=broken)
+
+
+def _fooled(total: BlockResult, budget: list[Named]) -> np.ndarray:  # (N, R) bool
+    """In which evaluations of a random network any attack breaks a sample."""
+    fooled = np.zeros_like(total.wrong)
+    for named in budget:
+        rows = total.attacks[named.label]
+        fooled |= rows.wrong & rows.within[:, None]
+    return fooled
+
+
+def _curve(plan: AuditPlan, named: Named, total: BlockResult) -> Curve:
+    """Robust accuracy at each radius of the grid; of an attack of kind "minimal" one run gives all of them."""
+    rows, points = total.attacks[named.label], []
+    for number, eps in enumerate(plan.eps_grid):
+        broken = total.curves[named.label][:, number]
+        if named.attack.kind == "minimal":
+            reached = rows.distance <= eps * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+            broken = (rows.predicted != total.label) & reached
+        points.append(CurvePoint(eps=eps, robust=rate(total.right & ~broken)))
+    score = sum(100 * (point.robust.value or 0.0) for point in points)
+    return Curve(attack=named.label, points=points, score=score)
+
+
+def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOutcome]) -> list[Warning]:
+    met = [*plan.attacks, *plan.cascade]
+    warnings = [
+        *plan.warnings,
+        *evidence.zero_gradients(int(total.no_gradient.sum()), len(total)),
+        *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_random else []),
+    ]
+    for named in (*met, *plan.noises):
+        rows = total.attacks.get(named.label)
+        if rows is None or not rows.ran.any():
+            continue
+        outcome = outcomes.get(named.label)
+        mismatches = outcome.mismatches if outcome is not None and not plan.is_random else 0
+        within = rows.within if named.attack.kind != "noise" else np.ones(len(total), dtype=bool)
+        warnings += attack_warnings(
+            named, mismatches, within[rows.ran], rows.finite[rows.ran], rows.predicted[rows.ran]
+        )
+        warnings += layer_warnings(outcome) if outcome is not None else []
+    return warnings
+
+
+def _samples(
+    total: BlockResult, budget: list[tuple[Named, ClassDiagnosis]], on_all: list[str], diagnoses: dict[str, ClassDiagnosis]
+) -> Samples:  # fmt: skip
+    """One row a sample. on_all: attacks and noises that met every sample."""
+    record = Record.of(len(total))
+    for named, diagnosis in budget:
+        met = np.flatnonzero(total.attacks[named.label].ran)
+        if len(met):
+            rows = total.attacks[named.label].take(met)
+            reached = np.where(rows.within, rows.margin, np.nan)  # what lies beyond the budget is not reached
+            record.note(named.label, diagnosis.broken[met], met, rows.found_at, reached, rows.distance)
+    for label in on_all:
+        record.hold(label, diagnoses[label].robust)
+    return record.rows(total.index, total.label, total.clean)

@@ -1,0 +1,176 @@
+"""audit_block(): a block of samples goes through everything, and one result comes out."""
+
+import dataclasses
+from collections.abc import Callable, Collection
+
+import numpy as np
+import torch
+
+from lsa_cli.attacks.search import Goal
+from lsa_cli.attacks.threat import Threat
+from lsa_cli.auditing import evidence
+from lsa_cli.auditing.attacking import at_radius, perturb, predict, threat_of, wrong_by_draw
+from lsa_cli.auditing.cost import LOOK
+from lsa_cli.auditing.execution import Batch, Execution
+from lsa_cli.auditing.limits import OutOfTime
+from lsa_cli.auditing.observation import Moved, Observation, observe_all
+from lsa_cli.auditing.plan import Named
+from lsa_cli.auditing.results import AttackRows, BlockResult
+from lsa_cli.models.classifier import predicted_class
+
+
+def audit_block(
+    run: Execution,
+    index: np.ndarray,
+    *,
+    is_first: bool = False,
+    on_part: Callable[[BlockResult], None] = lambda part: None,
+    scan: bool = True,
+    cascade: bool = True,
+    on_all_right: Collection[str] = (),
+) -> tuple[BlockResult | None, bool]:
+    """Clean pass, every attack and noise, one observation of them all, the cascade on the survivors, and curves.
+
+    Returns the result and whether it is whole: where the time budget ends, what follows is missing. is_first: the clean
+    pass ends whatever the time, since without it there is no report. on_part: gets the result as far as it goes, after
+    every attack. on_all_right: attacks of the cascade that meet all samples that are right, not the survivors alone.
+    """
+    plan = run.plan
+    result: BlockResult | None = None
+    try:
+        inputs, result = _clean_pass(run, index, in_any_case=is_first)
+        on_part(result)
+        moved: dict[str, torch.Tensor] = {}
+        for named in (*plan.attacks, *plan.noises) if scan else ():
+            moved[named.label], rows = _attack(run, named, inputs, "worst")
+            result = result.with_attack(named.label, rows)
+            on_part(result)
+        for label, seen in _observations(run, inputs, moved).items():
+            result = result.with_attack(label, dataclasses.replace(result.attacks[label], seen=seen))
+        on_part(result)
+        del moved
+        for named in plan.cascade if cascade else ():
+            result = _stage(run, named, inputs, result, named.label in on_all_right)
+            on_part(result)
+        for named in plan.attacks if scan and plan.eps_grid else ():
+            result = result.with_curve(named.label, _curve(run, named, inputs, result))
+    except OutOfTime:
+        return result, False
+    return result, True
+
+
+def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[Batch, BlockResult]:
+    """The samples, as one batch that stays on the host, and the network's answers to them."""
+    plan = run.plan
+    attacked = bool(plan.attacks or plan.cascade)
+
+    def ask(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> BlockResult:
+        if not in_any_case:
+            run.stop_if_late()
+        logits = predict(plan, x, places).cpu()
+        no_gradient = (
+            evidence.without_gradient(plan.classifier, x, y).numpy() if attacked else np.zeros(len(x), dtype=bool)
+        )
+        run.step("clean accuracy", (evidence.FORWARD + attacked) * len(x))
+        return BlockResult(
+            index=places.cpu().numpy(),
+            label=y.cpu().numpy(),
+            clean=predicted_class(logits).numpy(),
+            wrong=wrong_by_draw(plan, x, y, places),
+            no_gradient=no_gradient,
+            logits=evidence.LogitsSummary.of(logits.numpy()),
+        )
+
+    kept: list[Batch] = []
+    total: BlockResult | None = None
+    for batch in run.read(index):
+        kept.append(batch)
+        for found in run.by_batch(ask, *batch):
+            total = found if total is None else total + found
+    assert total is not None
+    x, y, places = (torch.cat(parts) for parts in zip(*kept, strict=True))
+    return (x, y, places), total
+
+
+def _attack(
+    run: Execution, named: Named, inputs: Batch, goal: Goal, threat: Threat | None = None
+) -> tuple[torch.Tensor, AttackRows]:
+    """The perturbed inputs on the host, and what the network makes of them."""
+
+    def attack(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, AttackRows]:
+        run.stop_if_late()
+        x_adv, rows = perturb(run, named, x, y, places, goal, threat)
+        run.step(named.label, named.attack.passes * len(x))
+        return x_adv.cpu(), rows
+
+    found = list(run.by_batch(attack, *inputs))
+    total = found[0][1]
+    for _, rows in found[1:]:
+        total = total + rows
+    return torch.cat([x_adv for x_adv, _ in found]), total
+
+
+def _stage(run: Execution, named: Named, inputs: Batch, result: BlockResult, on_all_right: bool) -> BlockResult:
+    """An attack of the cascade, on what all before it left, re-packed into full batches."""
+    budget = [other.label for other in (*run.plan.attacks, *run.plan.cascade) if other.label in result.attacks]
+    rows = np.flatnonzero(result.right if on_all_right else result.survivors(budget))
+    if not len(rows):
+        return result.with_attack(named.label, none_of(result))
+    chosen = torch.from_numpy(rows)
+    x, y, places = (tensor[chosen] for tensor in inputs)
+    _, found = _attack(run, named, (x, y, places), "break")
+    return result.with_attack(named.label, found.spread_over(rows, result.clean))
+
+
+def none_of(result: BlockResult) -> AttackRows:
+    """The rows of an attack that none of the samples met."""
+    nothing, count = np.zeros(len(result), dtype=bool), len(result)
+    unknown = np.full(count, np.nan)
+    return AttackRows(
+        ran=nothing, predicted=result.clean, within=nothing, finite=~nothing, found_at=np.zeros(count, dtype=np.int32),
+        margin=unknown, distance=unknown, wrong=np.zeros_like(result.wrong), seconds=0.0,
+    )  # fmt: skip
+
+
+def _observations(run: Execution, inputs: Batch, moved: dict[str, torch.Tensor]) -> dict[str, Observation]:
+    """One forward pass through the scanned layers, of the clean inputs and all perturbed ones together."""
+    plan = run.plan
+    names = [layer.name for layer in plan.layers]
+    (x, _, places), all_of_them = inputs, [named for named in (*plan.attacks, *plan.noises) if named.label in moved]
+
+    def with_yardstick(named: Named) -> bool:
+        return bool(names) and named.attack.kind != "noise"
+
+    def observed(several: list[Named]) -> list[Observation]:
+        def observe(x: torch.Tensor, places: torch.Tensor, *x_adv: torch.Tensor) -> list[Observation]:
+            run.stop_if_late()
+            run.step("layers", LOOK * len(x) * len(several))
+            return observe_all(
+                plan.classifier, names, plan.measure, x,
+                [Moved(one, threat_of(plan, n), with_yardstick(n)) for n, one in zip(several, x_adv, strict=True)],
+                places, seed=plan.seed, with_floor=plan.is_random, whole_batch=plan.whole_batch,
+            )  # fmt: skip
+
+        kinds = 1 + sum(1 + with_yardstick(named) for named in several) + plan.is_random
+        at_once = 1 if plan.whole_batch else kinds
+        found = run.by_batch(observe, x, places, *(moved[named.label] for named in several), inputs_each=at_once)
+        return [Observation.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    # Whole batches cannot be cut, and of a small batch all perturbed inputs together could be more than memory holds.
+    together = not plan.whole_batch and run.batch.size > 2 * len(all_of_them) + 2
+    groups = [all_of_them] if together and all_of_them else [[named] for named in all_of_them]
+    return {named.label: seen for group in groups for named, seen in zip(group, observed(group), strict=True)}
+
+
+def _curve(run: Execution, named: Named, inputs: Batch, result: BlockResult) -> np.ndarray:  # (N, E) bool
+    """At each radius of the grid, which samples that are right break; step sizes grow with the radius."""
+    plan, right = run.plan, np.flatnonzero(result.right)
+    broken = np.zeros((len(result), len(plan.eps_grid)), dtype=bool)
+    if named.attack.kind == "minimal" or not len(right):  # one run of a minimal attack has the whole curve
+        return broken
+    x, y, places = (tensor[torch.from_numpy(right)] for tensor in inputs)
+    for number, eps in enumerate(plan.eps_grid):
+        threat = dataclasses.replace(threat_of(plan, named), eps=eps)
+        _, rows = _attack(run, at_radius(named, threat_of(plan, named), eps), (x, y, places), "break", threat)
+        broken[right, number] = (rows.predicted != y.numpy()) & rows.within
+    return broken

@@ -1,0 +1,170 @@
+"""How an audit runs on this machine: blocks of samples, batches that fit in memory, ranks, the journal, and the time."""
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from lsa_cli import distributed
+from lsa_cli.auditing.cost import total_work
+from lsa_cli.auditing.journal import Journal
+from lsa_cli.auditing.limits import BatchSize, Clock, OutOfTime, out_of_memory
+from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.auditing.results import BlockResult, common
+from lsa_cli.data import batches, check_inputs, prefetch
+from lsa_cli.errors import DataError, RunError
+from lsa_cli.failures import is_out_of_memory
+from lsa_cli.models.precision import Copy
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labels (N,), places in the data set (N,)
+Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
+T = TypeVar("T")
+
+FIRST_BLOCK = 64
+_GROWTH = 0.25  # a block is at most this share of what was taken before: the most that a stop loses, or takes too much
+_MARGIN = 3  # of time that is kept: attacks that end early make the speed look higher than it is
+_BATCHES_IN_A_BLOCK = 4  # at most, so that memory is bounded
+
+
+def sample_order(plan: AuditPlan) -> np.ndarray:
+    """The order (N,) in which samples are taken: random, decided by the seed alone. Any beginning is a random sample."""
+    return plan.index[np.random.default_rng([plan.seed, 17]).permutation(len(plan.index))]
+
+
+def blocks(plan: AuditPlan, order: np.ndarray) -> Iterator[np.ndarray]:
+    """The samples in `order`, block by block, each block ordered by place in the data set.
+
+    The first block is small, so that there is a result soon; later ones grow with what was taken before. Where a number
+    of the report is of whole batches, blocks are of whole batches.
+    """
+    taken, ranks = 0, distributed.world()
+    most = max(FIRST_BLOCK, _BATCHES_IN_A_BLOCK * plan.batch_size * ranks)
+    while taken < len(order):
+        size = min(most, max(FIRST_BLOCK, int(_GROWTH * taken)))
+        if plan.whole_batch:
+            size = math.ceil(size / plan.batch_size) * plan.batch_size
+        yield np.sort(order[taken : taken + size])
+        taken += size
+
+
+class Execution:
+    """Runs work on samples: reads them, cuts them into batches that fit, and shares blocks among ranks."""
+
+    def __init__(self, plan: AuditPlan, progress: Progress, journal: Journal | None) -> None:
+        self.plan, self.progress, self.journal = plan, progress, journal
+        self.clock = Clock(plan.budget)
+        self.batch = BatchSize(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
+        self.copy = Copy(None, "no attack has begun")
+        self.has_begun = False  # a first result exists: data that cannot be read from then on have changed
+        self.done, self.total = 0.0, total_work(plan)
+
+    def step(self, label: str, work: float) -> None:
+        """Tell progress. work: forward + gradient passes over one sample; the other ranks come as far meanwhile."""
+        self.done += work * distributed.world()
+        self.progress(label, min(self.done, self.total), self.total)
+
+    def read(self, index: np.ndarray) -> Generator[Batch, None, None]:
+        """Inputs, labels and places of some samples, batch by batch; the next ones are read meanwhile."""
+        plan = self.plan
+        waiting = prefetch(plan.data, index, plan.batch_size)
+        while True:
+            try:
+                batch = next(waiting, None)
+            except DataError as error:
+                if not self.has_begun:
+                    raise
+                raise RunError(f"{error}; it could be read when the audit began") from error
+            if batch is None:
+                return
+            rows, found = batch
+            x = check_inputs(found, rows, plan.bounds, plan.data.spec)
+            yield x, torch.from_numpy(plan.labels[rows]), torch.from_numpy(rows)
+
+    def read_all(self, index: np.ndarray) -> Batch:
+        """Some samples as one batch, on the device."""
+        x, y, places = (torch.cat(parts) for parts in zip(*self.read(index), strict=True))
+        device = self.plan.device
+        return x.to(device), y.to(device), places.to(device)
+
+    def by_batch(self, work: Callable[..., T], *tensors: torch.Tensor, inputs_each: int = 1) -> Iterator[T]:
+        """What `work` gives for each batch of tensors (N, ...), moved to the device.
+
+        inputs_each: how many inputs go through the network at once for each sample, without gradients: where there are
+        more than three, batches are smaller. A batch is halved where the device runs out of memory and its size was
+        ours to choose.
+        """
+        start, device = 0, self.plan.device
+        while start < len(tensors[0]):
+            most = min(self.batch.size, len(tensors[0]) - start)
+            size = max(1, min(most, 3 * self.batch.size // inputs_each))
+            try:
+                found = work(*(tensor[start : start + size].to(device) for tensor in tensors))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                try:
+                    self.batch.halve_or_raise(error, most if size == most else self.batch.size)
+                except Exception as last:
+                    raise out_of_memory(most) from last
+                continue
+            yield found
+            start += size
+
+    def on_ranks(
+        self, stage: str, number: int, index: np.ndarray, work: Callable[[np.ndarray], tuple[BlockResult | None, bool]]
+    ) -> tuple[BlockResult | None, bool]:
+        """The sum over ranks of what `work` gives for their shares of a block, and whether all came to its end in time.
+
+        A share that the journal holds is read, not run.
+        """
+        results = distributed.gather_objects(distributed.agreed(lambda: self._share(stage, number, index, work)))
+        found = [result for result in results if result is not None]
+        whole = all(in_time for _, in_time in found)
+        measured = [result for result, _ in found if result is not None]
+        return common(measured) if len(measured) == len(found) else None, whole
+
+    def _share(
+        self, stage: str, number: int, index: np.ndarray, work: Callable[[np.ndarray], tuple[BlockResult | None, bool]]
+    ) -> tuple[BlockResult | None, bool] | None:
+        """This rank's share: (result, whether it is whole); None where there are fewer batches than ranks."""
+        mine = distributed.share(self._parts(index))
+        if not mine:
+            return None
+        stage = f"{stage}-rank{distributed.rank()}"
+        saved = self.journal.get(stage, number) if self.journal is not None else None
+        if saved is not None:
+            return BlockResult.from_arrays(saved), True
+        result, whole = work(np.concatenate(mine))
+        if whole and result is not None and self.journal is not None:
+            self.journal.put(stage, number, result.to_arrays())
+        return result, whole
+
+    def _parts(self, index: np.ndarray) -> list[np.ndarray]:
+        """`index` in batches. For several ranks they are smaller, so that each rank has as many of the same size;
+        results do not depend on it, unless they are of whole batches."""
+        size, ranks = self.plan.batch_size, distributed.world()
+        if ranks > 1 and not self.plan.whole_batch:
+            rounds = math.ceil(len(index) / (size * ranks))
+            size = math.ceil(len(index) / (rounds * ranks))
+        return list(batches(index, size))
+
+    def keep_time(self, passes: float) -> None:
+        """Let blocks end before the time does, by what so many passes take at the speed so far: half of it at most."""
+        if self.clock.budget is not None and self.done:
+            needed = _MARGIN * passes * self.clock.seconds / self.done
+            self.clock.reserve = min(needed, self.clock.budget / 2)
+
+    def in_time(self, work: Callable[[], T]) -> list[T]:
+        """What `work` gives, in a list; an empty list where the time does not allow it, on any rank."""
+        found: list[T] = []
+        return found if self.clock.allows(lambda: found.append(self.batch.fit(work))) else []
+
+    def stop_if_late(self) -> None:
+        if self.clock.is_late():
+            raise OutOfTime
+
+
+def as_arrays(*tensors: torch.Tensor) -> list[Any]:
+    return [tensor.cpu().numpy() for tensor in tensors]

@@ -1,0 +1,180 @@
+"""What an audit finds out on a few samples after it has measured all: evidence, other normalisations, metrics, pictures."""
+
+import numpy as np
+import torch
+
+from lsa_cli.attacks.base import undisturbed
+from lsa_cli.auditing import evidence, examples, metrics
+from lsa_cli.auditing.attacking import perturb, threat_of
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
+from lsa_cli.auditing.draws import draw
+from lsa_cli.auditing.execution import Execution
+from lsa_cli.auditing.plan import AuditPlan, Named, is_quick
+from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
+from lsa_cli.auditing.radius import check_radius
+from lsa_cli.auditing.results import BlockResult
+from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
+from lsa_cli.report.ranking import strongest
+from lsa_cli.report.schema import AuditReport, Evidence, Example, Metric
+
+# ---- the network, used as it was trained? -----------------------------------------------------------------
+
+
+def clean_checks(plan: AuditPlan, total: BlockResult, normalization: evidence.Checked | None) -> list[evidence.Checked]:
+    """What clean predictions say of how the network is used. normalization: the check of others, where it was made."""
+    return [
+        check_radius(plan),
+        evidence.claim(rate(total.right), claimed_accuracy(plan.checkpoint)),
+        *([normalization] if normalization is not None else []),
+        evidence.class_order(total.label, total.clean, plan.class_names),
+        evidence.lost_classes(total.label, total.clean, plan.class_names),
+        evidence.near_chance(rate(total.right), len(plan.class_names)),
+    ]
+
+
+def can_be_normalized(plan: AuditPlan) -> bool:
+    """Whether inputs are images in [0, 1], for which there are usual normalisations."""
+    return len(plan.input_shape) == 3 and plan.bounds == (0.0, 1.0)
+
+
+def try_normalizations(run: Execution, total: BlockResult) -> evidence.Checked:
+    """Whether the network is right more often with another usual normalisation."""
+    plan, channels = run.plan, run.plan.input_shape[0]
+    used = normalization_of(plan.classifier)
+    usual = evidence.usual_normalizations(channels)
+    others = {name: value for name, value in usual.items() if not evidence.is_same(value, used, channels)}
+    rows = evidence.rows_to_try(total.right, plan.seed)
+
+    def right_under(name: str, chosen: np.ndarray) -> np.ndarray:
+        places = rows[chosen]
+        order = np.argsort(places)
+        model, right = with_normalization(plan.classifier, others[name]), np.zeros(len(places), dtype=bool)
+
+        def ask(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> np.ndarray:
+            run.stop_if_late()
+            with torch.no_grad(), undisturbed(model), draw(plan.seed, index, 0):
+                return (predicted_class(model(x)) == y).cpu().numpy()
+
+        found = [answers for batch in run.read(total.index[places[order]]) for answers in run.by_batch(ask, *batch)]
+        right[order] = np.concatenate(found) if found else right[order]
+        return right
+
+    said = next((name for name, value in usual.items() if evidence.is_same(value, used, channels)), "that of the audit")
+    return evidence.normalization(total.right[rows], list(others), right_under, said)
+
+
+# ---- the attacks, strong enough? --------------------------------------------------------------------------
+
+
+def examine(run: Execution, total: BlockResult, clean: list[evidence.Checked]) -> Evidence | None:
+    """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""
+    plan = run.plan
+    measured = _measured(plan, total)
+    if not measured:
+        made = evidence.evidence_of(clean)
+        return made if made.findings else None
+    budget = [attack.label for attack in measured]
+    rows = np.random.default_rng([plan.seed, 13]).permutation(len(total))[: evidence.probe_size(len(total))]
+    rows = np.sort(rows)
+    probe = _probe(run, total.index[rows])
+    survivors = total.survivors(budget)
+    broken = torch.from_numpy((total.right & ~survivors)[rows])
+    with run.clock.stops(plan.classifier):
+        last = plan.last_layer.module if plan.last_layer is not None else None
+        examined = evidence.examine(probe, broken=broken, survivors=_left(run, total, survivors), last=last)
+    trained_on = evidence.trained_on_the_same(subject_of(plan).history, plan.data.spec, plan.data.split)
+    raw = plan.classifier.output == "probabilities"
+    checked = [
+        *clean, evidence.useless_logits(total.logits, raw), trained_on, *examined, *evidence.compare(measured)
+    ]  # fmt: skip
+    run.step("evidence", evidence.probe_passes(len(rows)))
+    return evidence.evidence_of(checked, is_quick(plan))
+
+
+def _probe(run: Execution, index: np.ndarray) -> evidence.Probe:
+    plan = run.plan
+    return evidence.Probe(plan.classifier, *run.read_all(index), plan.threat, plan.seed, run.batch.size)
+
+
+def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> evidence.Survivors:
+    """The samples that no attack broke, in random order."""
+    left = np.flatnonzero(survivors)
+    order = np.random.default_rng([run.plan.seed, 23]).permutation(left)
+
+    def take(start: int, stop: int) -> evidence.Probe:
+        return _probe(run, total.index[np.sort(order[start:stop])])
+
+    return evidence.Survivors(len(left), len(total), take)
+
+
+def _measured(plan: AuditPlan, total: BlockResult) -> list[evidence.Measured]:
+    """What every budget attack did that was run on a sample at least."""
+    several = []
+    for named in (*plan.attacks, *plan.cascade):
+        rows = total.attacks.get(named.label)
+        if rows is None or not rows.ran.any():
+            continue
+        threat, diagnosis = threat_of(plan, named), total.diagnosis(named.label)
+        # Of a random network a sample that broke in one pass and holds in the next is chance, no loss of the attack.
+        found_at = rows.found_at if rows.found_at.any() and not plan.is_random else None
+        several.append(
+            evidence.Measured(
+                label=named.label, role=named.attack.role, budget=f"{threat.norm} {threat.eps:g}",
+                y=total.label, clean=total.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
+                found_at=found_at, ran=rows.ran,
+            )
+        )  # fmt: skip
+    return several
+
+
+# ---- what was asked for besides ---------------------------------------------------------------------------
+
+
+def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
+    """The metrics asked for, on a few samples under the attack of the scan that left the fewest robust."""
+    plan = run.plan
+    named = min(_scanned(plan, total), key=lambda pair: pair[1].robust.sum())[0]
+    rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(total))[: metrics.SAMPLES])
+    x, y, index = run.read_all(total.index[rows])
+    x_adv = torch.cat(list(run.by_batch(lambda x, y, index: perturb(run, named, x, y, index, "worst")[0], x, y, index)))
+    given = metrics.Given(plan.classifier, plan.bounds, plan.seed, run.batch.size)
+    rows_found: list[Metric] = []
+    for name in plan.metrics:
+        with draw(plan.seed, index, 0):
+            found = metrics.METRICS.get(name)(given, x, x_adv, y)
+        rows_found += [row.model_copy(update={"attack": row.attack or named.label}) for row in found]
+    return rows_found
+
+
+def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> list[Example]:
+    """Pictures of a few samples that the strongest attack broke. It meets them again: as randomness belongs to the
+    sample, it finds the same."""
+    plan, top = run.plan, strongest(report)
+    if top is None or plan.bounds != (0.0, 1.0):
+        return []
+    named, diagnosis = next((n, d) for n, d in _scanned(plan, total) if n.label == top.name)
+    rows = np.sort(examples.surest_mistakes(diagnosis.broken, total.attacks[top.name].margin, total.label))
+    if not len(rows):
+        return []
+    x, y, index = run.read_all(total.index[rows])
+    if not examples.are_pictures(x):
+        return []
+    found = list(run.by_batch(lambda x, y, index: perturb(run, named, x, y, index, "worst"), x, y, index))
+    x_adv = torch.cat([moved for moved, _ in found])
+    predicted, margins, distance = (
+        np.concatenate([getattr(rows, name) for _, rows in found]) for name in ("predicted", "margin", "distance")
+    )
+    return [
+        examples.example(
+            x[i].cpu().numpy(), x_adv[i].cpu().numpy(), index=int(index[i]), attack=named.label,
+            label=plan.class_names[int(y[i])], predicted=plan.class_names[predicted[i]], margin=float(margins[i]),
+            distance=float(distance[i]),
+        )
+        for i in range(len(x))
+        if predicted[i] >= 0 and predicted[i] != int(y[i])
+    ]  # fmt: skip
+
+
+def _scanned(plan: AuditPlan, total: BlockResult) -> list[tuple[Named, ClassDiagnosis]]:
+    """The budget attacks that were run on all samples."""
+    return [(named, total.diagnosis(named.label)) for named in plan.attacks if named.label in total.attacks]
