@@ -74,7 +74,9 @@ def run_audit(
             state.take_part_through_cascade()
         if rule is None:
             state.probe()
-        return state.update("complete")
+        report = state.update("complete")
+    distributed.barrier()  # whoever started the ranks ends the others when one exits with an error, as for a breached gate
+    return report
 
 
 class _Audit:
