@@ -33,7 +33,7 @@ def _scores(report: AuditReport) -> dict[str, Curve]:
 
 
 def print_hardening(
-    before: AuditReport, after: AuditReport, found: Comparison | None, held: tuple[str, ...], console: Console
+    before: AuditReport, after: AuditReport, found: Comparison | None, regularized: tuple[str, ...], console: Console
 ) -> None:
     """Rates with their intervals, R&G scores, layers; then a plain sentence for everything that got worse.
 
@@ -41,11 +41,11 @@ def print_hardening(
     """
     tested = _tested(found)
     print_table(_rate_table(before, after, tested), console)
-    print_table(_layer_table(before, after, tested, held), console)
+    print_table(_layer_table(before, after, tested, regularized), console)
     if found is not None:
         star = "* beyond noise" if any(tested.values()) else "no change is beyond noise"
         console.print(Text(f"{star}; scores, NSD, rho and the worst class are not tested"))
-    for line in worse(before, after, held, tested):
+    for line in worse(before, after, regularized, tested):
         console.print(Text(line, style="yellow"))
 
 
@@ -106,17 +106,17 @@ def _fairness(before: AuditReport, after: AuditReport) -> list[tuple[Cell, ...]]
 
 
 def _layer_table(
-    before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool], held: tuple[str, ...]
+    before: AuditReport, after: AuditReport, tested: Mapping[_Tested, bool], regularized: tuple[str, ...]
 ) -> Table:
     floors = [row.noise_floor for o in after.outcomes if o.layers is not None for row in o.layers.rows]
     less = " above what the network's noise moves" if any(floor is not None for floor in floors) else ""
     rows: list[tuple[Cell, ...]] = []
     for attack, layer, a, b, state in _layers(before, after):
         gap = f"{'*' if tested.get((attack, layer)) else ''}{b - a:+.3f}"
-        rows.append((attack, layer, number(a), number(b), gap, state, "yes" if layer in held else ""))
+        rows.append((attack, layer, number(a), number(b), gap, state, "yes" if layer in regularized else ""))
     columns = (
         Column("attack", "name"), Column("layer", "name"), Column("before", "number"), Column("after", "number"),
-        Column("change", "number"), Column("most vulnerable"), Column("held"),
+        Column("change", "number"), Column("most vulnerable"), Column("regularized"),
     )  # fmt: skip
     return Table("Layers", columns, tuple(rows), f"{before.protocol.measure}, mean{less}")
 
@@ -139,7 +139,9 @@ def _layers(before: AuditReport, after: AuditReport) -> list[tuple[str, str, flo
     return rows
 
 
-def worse(before: AuditReport, after: AuditReport, held: tuple[str, ...], tested: Mapping[_Tested, bool]) -> list[str]:
+def worse(
+    before: AuditReport, after: AuditReport, regularized: tuple[str, ...], tested: Mapping[_Tested, bool]
+) -> list[str]:
     """Where it did not help, in sentences."""
     noise = {True: ", beyond noise", False: ", within noise", None: ""}
     lines = []
@@ -151,9 +153,9 @@ def worse(before: AuditReport, after: AuditReport, held: tuple[str, ...], tested
         elif a is not None and b == a and name != "clean":
             lines.append(f"no help: {name} stays at {percent(a)}")
     for attack, layer, a, b, _ in _layers(before, after):
-        if layer in held and b >= a:
+        if layer in regularized and b >= a:
             lines.append(
-                f"no help: {layer}, which was held, moves no less under {attack} ({a:.3f} before, {b:.3f} after)"
+                f"no help: {layer}, which was regularized, moves no less under {attack} ({a:.3f} before, {b:.3f} after)"
             )
     return lines
 
