@@ -6,7 +6,7 @@ from typing import Any
 
 EXIT_OK = 0
 EXIT_GATE = 1  # a gate was breached, or could not be decided
-EXIT_USAGE = 2  # the user can mend it: options, configuration, a checkpoint or data set that cannot be used
+EXIT_USAGE = 2  # usage or input error: options, configuration, a checkpoint or data set that cannot be used
 EXIT_BROKEN = 3  # the run broke on the way; what was measured is on disk
 EXIT_INTERRUPTED = 130
 

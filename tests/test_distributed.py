@@ -227,7 +227,7 @@ def test_running_statistics_are_those_of_all_ranks(three):
 def test_a_batch_that_cannot_be_shared_is_refused(three):
     for found in three:
         assert found["too small"] == (
-            "UsageError", "--batch-size 5 has no part for each of 3 ranks; give at least 6"
+            "UsageError", "--batch-size 5 is too small for 3 ranks; give at least 6"
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from lsa_cli.wording import plural
 def check(
     files: Annotated[list[str], typer.Argument(metavar="LSA.YAML...", help="Configurations.", show_default=False)],
 ) -> None:
-    """Read configurations as `lsa audit` would, so that a mistake shows before anything runs. Exit 2 for the first one."""
+    """Check lsa.yaml files and run nothing. Exit 2 for the first mistake."""
     from pathlib import Path
 
     from lsa_cli.config import read_config

@@ -14,22 +14,24 @@ if TYPE_CHECKING:
 
 
 def compare(
-    files: Annotated[list[str], typer.Argument(metavar="FILE.json FILE.json ...", help="Saved reports: old, new.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE.json FILE.json ...", help="Saved reports, the old one first.")
+    ],
     consistency: Annotated[
         bool,
-        typer.Option(
-            "--consistency", help="Whether the same classes are weak everywhere; with three reports or more, always."
-        ),
+        typer.Option("--consistency", help="Compare which classes are weak. With three reports or more, always."),
     ] = False,
     fail_on_regression: Annotated[
         bool,
-        typer.Option("--fail-on-regression", help="Exit 1 if an accuracy fell beyond noise, or the evidence did."),
+        typer.Option(
+            "--fail-on-regression", help="Exit 1 if an accuracy fell beyond noise, or the evidence verdict fell."
+        ),
     ] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="As JSON; - is stdout.")] = None,
     html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="One page, before and after.")] = None,
     quiet: o.Quiet = False,
 ) -> None:
-    """What changed between two reports, beyond noise first; refuses other protocols, and names the difference.
+    """Compare two reports: changes beyond noise first. Reports of different settings or samples are refused.
 
     Accuracies are compared sample by sample (exact McNemar test) where both reports hold the same samples. More than two
     reports, of several models: whether the same classes are weak under every attack and in every model.

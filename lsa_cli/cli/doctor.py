@@ -1,4 +1,4 @@
-"""`lsa doctor`: what this machine and installation have, and what would be fast here and what not."""
+"""`lsa doctor`: what this machine and installation have, and what makes audits fast here."""
 
 import os
 import platform
@@ -25,9 +25,9 @@ _ENOUGH_DISK = 1 << 30
 
 
 def doctor() -> None:
-    """Show versions, devices, bfloat16 and threads, measured; say what would be fast here and what not.
+    """Show versions, devices, bfloat16 and threads, and measure what makes audits fast on this machine.
 
-    Exit 0 if an audit can run, 2 if something has to be mended first.
+    Exit 0 if an audit can run, 2 if there is a problem to fix first.
     """
     try:
         import torch
@@ -68,7 +68,7 @@ def doctor() -> None:
     problems = list(_folders(lines))
     width = max(len(name) for name, _ in lines)
     emit("".join(f"{name:{width}}  {text}\n" for name, text in lines) + "\n")
-    emit("".join(f"{line}\n" for line in [*advice, *(f"mend: {problem}" for problem in problems)]))
+    emit("".join(f"{line}\n" for line in [*advice, *(f"fix: {problem}" for problem in problems)]))
     if problems:
         raise UsageError(problems[0])
 

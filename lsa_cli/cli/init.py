@@ -29,7 +29,7 @@ def init(
     ] = "lsa.yaml",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel="Output")] = False,
 ) -> None:
-    """Write a commented lsa.yaml: what was given, the threat, and limits that this checkpoint holds today.
+    """Write a commented lsa.yaml: the given options, the threat model, and limits that this checkpoint holds today.
 
     The limits come from a short audit by the default attacks. The JSON Schema for editors is written beside it.
     """

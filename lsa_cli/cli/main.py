@@ -37,8 +37,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Audit the adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class; "
     "and harden it.\n\n"
-    "Exit codes: 0 done and every gate held; 1 a gate was breached or not decided; 2 something you can mend "
-    "(options, configuration, a checkpoint or data set that cannot be used); 3 the run broke; 130 interrupted.",
+    "Exit codes: 0 every limit holds; 1 a limit is breached or not decided; 2 usage or input error (options, "
+    "configuration, a checkpoint or data set that cannot be used); 3 the run broke; 130 interrupted.",
 )
 
 

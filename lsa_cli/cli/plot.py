@@ -13,9 +13,9 @@ from lsa_cli.wording import plural
 def plot(
     files: Annotated[list[str], typer.Argument(metavar="FILE.json...", help="Saved reports.", show_default=False)],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder for the figures.")] = "plots",
-    form: Annotated[str, typer.Option("--format", metavar="svg|png|pdf", help="Of the figures.")] = "svg",
+    form: Annotated[str, typer.Option("--format", metavar="svg|png|pdf", help="Format of the figures.")] = "svg",
 ) -> None:
-    """Figures of one or several saved reports: layer and robustness curves, classes, maps, before and after.
+    """Draw figures of saved reports: layer and robustness curves, classes, maps, before and after.
 
     Several reports, such as a network's before and after hardening, are also drawn into one figure. Needs matplotlib:
     pip install matplotlib.

@@ -11,9 +11,11 @@ from lsa_cli.registry import unknown
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="report|comparison|config", help="Of what.", show_default=False)],
+    kind: Annotated[
+        str, typer.Argument(metavar="report|comparison|config", help="What the schema describes.", show_default=False)
+    ],
 ) -> None:
-    """Print a JSON Schema: of reports, of comparisons, of lsa.yaml."""
+    """Print the JSON Schema of reports, of comparisons or of lsa.yaml."""
     emit(schema_of(kind))
 
 

@@ -90,5 +90,5 @@ class LayerRegularizedTraining(AdversarialTraining):
 
     def __post_init__(self) -> None:
         if not self.task.layers:
-            raise UsageError("at-lr holds layers, and none were named; give --layers, --mvl audit.json, or use at")
+            raise UsageError("at-lr regularizes layers, and none is named; give --layers, --mvl audit.json, or use at")
         super().__post_init__()

@@ -95,13 +95,13 @@ class ClassFair(AdversarialTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rule == "offset":
-            raise UsageError("class-fair: the offset is no rule, and goes with any of them; say offset=true")
+            raise UsageError("class-fair: offset is not a rule; add offset=true to any rule")
         if self.rule not in RULES:
             raise UsageError(unknown("rule of class-fair", self.rule, RULES))
         if self.delta is not None and not self.averages:
-            raise UsageError("class-fair: delta is for the average of weights; add fawa=true, or leave it out")
+            raise UsageError("class-fair: delta belongs to the average of weights; add fawa=true, or leave it out")
         if self.delta is not None and not 0 <= self.delta < 1:
-            raise UsageError(f"class-fair: delta={self.delta:g} should be an accuracy of 0 or more and below 1")
+            raise UsageError(f"class-fair: delta={self.delta:g} must be an accuracy of 0 or more and below 1")
         if self.rule == "cfa" and isinstance(self.objective, TradesObjective):
             self.objective.beta_of_class = torch.full((self.task.classes,), self.objective.beta)
         self.surgeries: list[dict[str, Any]] = []

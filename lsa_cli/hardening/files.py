@@ -72,8 +72,8 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path], html: str | None = N
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
     read = {os.path.realpath(path) for path in inputs}
     for file in Files(out).all():
-        what = "a folder" if file.is_dir() else "no regular file" if file.exists() and not file.is_file() else None
-        what = "a file that is read here" if os.path.realpath(file) in read else what
+        what = "a folder" if file.is_dir() else "not a regular file" if file.exists() and not file.is_file() else None
+        what = "a file that this run reads" if os.path.realpath(file) in read else what
         if what is not None:
             which = "" if file == out else f"also writes {file}, which "
             raise UsageError(f"--out {out} {which}is {what}; give another file name")

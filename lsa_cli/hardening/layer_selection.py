@@ -44,7 +44,7 @@ def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str
 
     outcome = strongest(read_report(path), scanned=True)
     if outcome is None or outcome.layers is None or not outcome.layers.mvl:
-        raise UsageError(f"--mvl {path}: this report scanned no layers under an attack; audit without --layers none")
+        raise UsageError(f"--mvl {path}: this report has no layer scan under an attack; audit without --layers none")
     found = outcome.layers.mvl
     if top_k is not None:
         ranked = sorted(
@@ -66,7 +66,7 @@ def gammas(text: str, layers: Sequence[str]) -> tuple[float, ...]:
     if isinstance(said, float):
         return (said,) * len(layers)
     if set(said) != set(layers):
-        raise UsageError(f"--gamma '{text}' should give one weight of 0 or more to each of {', '.join(layers)}")
+        raise UsageError(f"--gamma '{text}' must give one weight of 0 or more to each of {', '.join(layers)}")
     return tuple(said[name] for name in layers)
 
 
@@ -82,14 +82,14 @@ def _parsed(text: str) -> float | dict[str, float]:
     if "=" not in text:
         value = parse_number(text, "--gamma")
         if value < 0:
-            raise UsageError(f"--gamma {text} is negative; the regularizer would tear the layers apart")
+            raise UsageError(f"--gamma {text} is negative; give a weight of 0 or more")
         return value
     said = {
         name.strip(): parse_number(value, "--gamma")
         for name, _, value in (part.rpartition("=") for part in text.split(","))
     }
     if min(said.values()) < 0:
-        raise UsageError(f"--gamma '{text}' should give weights of 0 or more")
+        raise UsageError(f"--gamma '{text}' must give weights of 0 or more")
     return said
 
 

@@ -56,11 +56,9 @@ class Learn2Perturb(Hardening):
 
     def __post_init__(self) -> None:
         if self.gamma < 0:
-            raise UsageError(f"learn2perturb: gamma should be 0 or more, not {self.gamma:g}")
+            raise UsageError(f"learn2perturb: gamma must be 0 or more, not {self.gamma:g}")
         if self.task.awp > 0:
-            raise UsageError(
-                "--awp moves the weights of at and at-lr, and learn2perturb has no such step; leave it out"
-            )
+            raise UsageError("--awp works with at and at-lr, not with learn2perturb; leave it out")
         own = {"beta": self.beta, "replays": self.replays}
         given = {name: str(value) for name, value in own.items() if value is not None}
         self.objective = build(OBJECTIVES.get(self.base), given, f"base '{self.base}'", task=self.task)
@@ -148,5 +146,7 @@ def natural_seats(layers: list[Layer]) -> list[str]:
             block = next((block for block in blocks if layer.name.startswith((f"{block}.", f"{block}:"))), None)
             last[block or layer.name] = layer.name
     if not last:
-        raise UsageError("learn2perturb: the network shows no activations to put noise before; name layers with sites=")
+        raise UsageError(
+            "learn2perturb: no activation was found in the network to add noise before; name noise sites with sites="
+        )
     return list(last.values())

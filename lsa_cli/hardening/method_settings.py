@@ -22,13 +22,13 @@ def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
     method = HARDENINGS.get(name)
     if own.base is not None:
         if "base" in options:
-            raise UsageError("--base and --method name:base= both name the base; give one of them")
+            raise UsageError("--base and --method name:base= both name the base objective; give one of them")
         base, more = parse_spec(own.base, "base")
         options = {"base": base, **more, **options}
     if own.schedule is not None and own.schedule not in SCHEDULES:
         if not hasattr(method, "schedule"):
             raise UsageError(
-                f"--schedule {own.schedule} is a method's, and {name} has no schedule of its own; the recipe's are "
+                f"--schedule {own.schedule} is the schedule of a method, and {name} has none; schedules of the learning rate are "
                 f"{', '.join(SCHEDULES)}"
             )
         if "schedule" in options:

@@ -82,11 +82,13 @@ class NoisePropagation(Hardening):
         if self.base is not None:
             self.objective = build(OBJECTIVES.get(self.base), {}, f"base '{self.base}'", task=self.task)
             if self.base in ("free", "apart"):
-                raise UsageError(f"anp reads the gradients that base {self.base} needs for itself; use base=pgd")
+                raise UsageError(
+                    f"anp does not work with base {self.base}, which needs the same gradients; use base=pgd"
+                )
         if self.sites != "mvl" and "mvl" in self.sites.split("+"):
-            raise UsageError("anp: sites=mvl stands alone; name the layers to join others to them")
+            raise UsageError("anp: sites=mvl cannot be combined with other sites; name the layers instead")
         if self.task.awp > 0:
-            raise UsageError("anp moves activations, and --awp weights: leave --awp out, or use --method at")
+            raise UsageError("--awp works with at and at-lr, not with anp; leave it out, or use --method at")
 
     @property
     def begins(self) -> float:

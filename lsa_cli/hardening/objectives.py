@@ -176,7 +176,7 @@ class FreeObjective(Objective):
 
     def __post_init__(self) -> None:
         if self.replays < 1:
-            raise UsageError(f"base free: replays should be at least 1, not {self.replays}")
+            raise UsageError(f"base free: replays must be at least 1, not {self.replays}")
 
     @property
     def updates(self) -> int:
@@ -278,7 +278,7 @@ class MartObjective(PGDObjective):
 
 def _refuse_negative(base: str, beta: float) -> None:
     if beta < 0:
-        raise UsageError(f"base {base}: beta should be 0 or more, not {beta:g}")
+        raise UsageError(f"base {base}: beta must be 0 or more, not {beta:g}")
 
 
 def _of_samples(factors: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor | float:  # (K,), (N,) -> (N,)

@@ -166,7 +166,7 @@ def make_harden_plan(
         )
     audit = _audit_plan(built, settings, origin, network.data.split, say)
     if not float(audit.threat.eps) > 0:
-        raise UsageError("--eps 0 leaves nothing to train against; give a radius, for example 8/255")
+        raise UsageError("--eps 0 allows no adversarial examples; give a radius, for example 8/255")
     said = own.val_fraction
     share, most = (_USUAL_VALIDATION, _LARGEST_VALIDATION) if said is None else (said, len(network.labels))
     train, validation = split_validation(network.labels, share, most, audit.seed)
@@ -193,7 +193,9 @@ def make_harden_plan(
     _refuse_unused(own, plan)
     made = _try_method(plan)
     if made.averages and recipe.average != "none":
-        raise UsageError(f"{method} averages weights itself, so --{recipe.average} cannot; leave one of the two out")
+        raise UsageError(
+            f"{method} averages the weights itself; leave out --{recipe.average}, or the average of {method}"
+        )
     if not plan.train_only_flagged or chosen:
         _refuse_lone_samples(plan, plan.trainable(chosen))
     return plan
@@ -217,7 +219,7 @@ def _training_network(built: Built, settings: AuditSettings, origin: dict[str, s
     network = on_data(built, settings, origin)
     if network.data.split in TEST_SPLITS:
         raise DataError(
-            f"there is no training data: {without}; a network is not trained on its test samples, give --data "
+            f"there is no training data: {without}; a network is never trained on its test samples; give --data "
             "SOURCE:LOCATION with a train split, or --split"
         )
     return network, [*notes, f"{network.data.spec} has no splits: all of it is training data"]
@@ -292,7 +294,7 @@ def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
             own = {id(parameter) for parameter in layer.module.parameters()}
             if not own or own & trained:
                 raise UsageError(
-                    f"--batch-size 1: {name} is {layer.kind} and takes the mean over a batch; give at least 2, or "
+                    f"--batch-size 1: {name} is {layer.kind}, which needs the mean over a batch; give at least 2, or "
                     f"--freeze {name}"
                 )
 
@@ -317,14 +319,14 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
                     f"{_option(name)} names layers to regularize, and {plan.method} regularizes none; use {holding}"
                 )
     if own.layers is not None and own.top_k is not None:
-        raise UsageError("--layers names the layers, and --top-k counts those that a scan flags; give one of them")
+        raise UsageError("--layers names layers, and --top-k takes those that a scan flags; give one of them")
     if plan.layers and own.hold is not None:
-        raise UsageError("--hold is the rule for layers that are not named, and --layers or --mvl names them; give one")
+        raise UsageError("--hold chooses layers, and --layers or --mvl names them; give one of them")
     if own.hold in ("first", "last") and own.top_k is not None:
-        raise UsageError("--top-k counts layers that a scan flags; with it --hold is mvl")
+        raise UsageError("--top-k takes layers that a scan flags; use it with --hold mvl, or leave --hold out")
     used = attack_settings_used(plan.method, plan.options)
     if own.warmup is not None and not used and not plan.regularizes and base_of(plan.method, plan.options) is None:
-        raise UsageError(f"--warmup raises eps and gamma, and {plan.method} without a base has neither; leave it out")
+        raise UsageError(f"--warmup raises eps and gamma, and {plan.method} without a base uses neither; leave it out")
     for name in ATTACK_SETTINGS:
         if getattr(own, name) is not None and name not in used:
             base = base_of(plan.method, plan.options)

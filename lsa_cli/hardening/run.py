@@ -101,7 +101,7 @@ def run_harden(
             if trained.stopped is None:
                 raise
             raise RunError(
-                f"stopped early: {trained.stopped}; {out} holds {epoch_in_words(trained.best_epoch)}, and cannot be "
+                f"stopped early: {trained.stopped}; {out} holds {epoch_in_words(trained.best_epoch)}, which cannot be "
                 f"audited: {error}"
             ) from error
         compared, incomparable = _compared(before, after)

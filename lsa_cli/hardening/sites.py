@@ -33,7 +33,7 @@ def sites_of(model: Classifier, task: Task, names: list[str], *, inputs: bool) -
         model.ask(x)
     missed = [name for name in names if name not in found]
     if missed:
-        raise UsageError(f"the network did not run the layer {missed[0]}; see `lsa layers`")
+        raise UsageError(f"the network does not use the layer {missed[0]}; see `lsa layers`")
     return found
 
 

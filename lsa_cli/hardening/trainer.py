@@ -84,7 +84,7 @@ class _Training:
         least = distributed.world() * (2 if normalizes_by_rank(self.model) else 1)
         if distributed.world() > 1 and self.size < least:
             raise UsageError(
-                f"--batch-size {self.size} has no part for each of {distributed.world()} ranks; give at least {least}"
+                f"--batch-size {self.size} is too small for {distributed.world()} ranks; give at least {least}"
             )
         self.per_epoch = len(job.train) // self.size
         self.total = self.per_epoch * self.recipe.epochs

@@ -25,7 +25,7 @@ def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> 
     if not 0 < count < len(labels):
         raise UsageError(
             f"--val-fraction {share:g} of {len(labels)} samples leaves {len(labels) - count} to train on and {count} "
-            "to choose the best epoch by; both need some"
+            "to choose the best epoch; both need at least one"
         )
     validation = stratified_subset(labels, count, seed)
     return np.setdiff1d(np.arange(len(labels)), validation), validation

@@ -221,7 +221,7 @@ def _timm_factory(name: str) -> Callable[..., nn.Module]:
 
     def build(**arguments: Any) -> nn.Module:
         if not barred.isdisjoint(arguments):
-            raise ValueError(f"{', '.join(sorted(barred & set(arguments)))} is no argument of a network")
+            raise ValueError(f"{', '.join(sorted(barred & set(arguments)))} is not an argument of a network")
         return timm.create_model(name.partition(".")[0], pretrained=False, **arguments)
 
     return build

@@ -221,7 +221,7 @@ def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weight
     tensors = {str(key): item for key, item in entries if isinstance(item, TensorSpec)}
     if len(tensors) < sum(isinstance(item, TensorSpec) for _, item in entries):
         raise CheckpointError(
-            f"two of the weights in '{'.'.join(place)}' have one name, a number and its text; refused"
+            f"two weights in '{'.'.join(place)}' have the same name, once as a number and once as text; refused"
         )
     if isinstance(value, dict) and tensors and len(tensors) >= 0.9 * len(entries):
         yield Weights(place, tensors)
@@ -360,7 +360,7 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
 
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        raise CheckpointError(f"{path} is no regular file; give a file name to write the checkpoint to")
+        raise CheckpointError(f"{path} is not a regular file; give a file name to write the checkpoint to")
     temporary = temporary_beside(target)
     try:
         torch.save(content, temporary)

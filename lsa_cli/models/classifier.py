@@ -30,10 +30,10 @@ def parse_input_range(text: str) -> Scale:
     """ "0,255" or "-1,1": the numbers that a black and a white pixel are for the network."""
     parts = text.split(",")
     if len(parts) != 2:
-        raise UsageError(f"--input-range '{text}' should read LOW,HIGH, such as 0,255 or -1,1")
+        raise UsageError(f"--input-range '{text}' must be LOW,HIGH, such as 0,255 or -1,1")
     low, high = (parse_number(part.strip(), "--input-range") for part in parts)
     if low >= high:
-        raise UsageError(f"--input-range '{text}': the first number should be the smaller one")
+        raise UsageError(f"--input-range '{text}': the first number must be the smaller one")
     return low, high
 
 
@@ -44,18 +44,20 @@ def parse_normalize(text: str, scale: Scale = (0.0, 1.0)) -> Normalization:
     if text in PRESETS:
         if scale != (0.0, 1.0):
             raise UsageError(
-                f"--normalize {text} speaks of images in [0, 1]; with --input-range give its MEAN/STD in that range"
+                f"--normalize {text} is for images in [0, 1]; with --input-range, give MEAN/STD in that range"
             )
         return PRESETS[text]
     mean_text, slash, std_text = text.partition("/")
     if not slash:
         raise UsageError(
-            f"--normalize '{text}': there are {', '.join(PRESETS)}, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25"
+            f"--normalize '{text}': give {', '.join(PRESETS)}, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25"
         )
     mean = tuple(parse_number(part, "--normalize") for part in mean_text.split(","))
     std = tuple(parse_number(part, "--normalize") for part in std_text.split(","))
     if len(mean) != len(std) or min(std) <= 0:
-        raise UsageError(f"--normalize '{text}': as many means as standard deviations, and those positive")
+        raise UsageError(
+            f"--normalize '{text}': give as many means as standard deviations, and only positive standard deviations"
+        )
     return mean, std
 
 
@@ -154,7 +156,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if output not in OUTPUTS:
-            raise UsageError(f"--returns '{output}': there are {', '.join(OUTPUTS)}")
+            raise UsageError(f"--returns '{output}': give {' or '.join(OUTPUTS)}")
         self.normalize = nn.Identity() if normalization is None else Normalize(*normalization)
         self.body = body
         self.class_names = tuple(class_names) if class_names is not None else None

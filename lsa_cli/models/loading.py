@@ -122,7 +122,7 @@ def _refuse_enormous(arguments: dict[str, Any]) -> None:
     for name, value in arguments.items():
         largest = _MOST_CLASSES if name == "num_classes" else _LARGEST_ARGUMENT
         if isinstance(value, int) and not -largest <= value <= largest:
-            raise UsageError(f"the argument {name} of the network is beyond {largest:,}, as that of no network is")
+            raise UsageError(f"the argument {name} of the network is larger than {largest:,}, which no network needs")
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -175,7 +175,7 @@ def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Sa
         )
     else:
         raise CheckpointError(
-            f"{checkpoint.path} holds {module.class_name}, which is no network; save model.state_dict()"
+            f"{checkpoint.path} holds {module.class_name}, which is not a network; save model.state_dict()"
         )
     say_types(checkpoint.weights.tensors.values(), notes)
     body = body.float()
@@ -207,4 +207,4 @@ def _recognised(checkpoint: Checkpoint) -> recognition.Match:
         )
     near = " | ".join(map(str, recognition.nearest(shapes)))
     nearest = f"; nearest are {near}" if near else ""
-    raise UsageError(f"{checkpoint.path} holds weights of no network that lsa knows by itself{nearest}; {_NAME_IT}")
+    raise UsageError(f"{checkpoint.path} holds weights that fit no network that lsa knows{nearest}; {_NAME_IT}")

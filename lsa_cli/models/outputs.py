@@ -56,7 +56,7 @@ def find_logits(output: Any, which: str | None = None) -> torch.Tensor:
     if found:
         return next((tensor for tensor in found.values() if tensor.ndim == 2), next(iter(found.values())))
     raise CheckpointError(
-        f"the network returns {type(output).__name__}, in which no class scores were found; "
+        f"the network returns {type(output).__name__}, in which lsa finds no logits; "
         "wrap it so that it returns an (N, K) tensor, a tuple or dict that holds one, or has .logits"
     )
 

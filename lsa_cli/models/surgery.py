@@ -32,7 +32,7 @@ def operate(body: nn.Module, surgeries: Sequence[dict[str, Any]]) -> nn.Module:
         try:
             body = SURGERIES.get(str(kind))(body, **options)
         except LsaError as error:
-            raise CheckpointError(f"the checkpoint's surgery cannot be done: {error}") from error
+            raise CheckpointError(f"the checkpoint's surgery cannot be applied: {error}") from error
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise CheckpointError(f"the checkpoint's surgery '{kind}' does not fit the network: {first}") from error
@@ -58,7 +58,9 @@ def _add_offset(body: nn.Module, args: Any, output: Any, which: str | None) -> t
     scores, offset = find_logits(output, which), body.logit_offset
     width = scores.shape[1] if scores.ndim > 1 else 1
     if width != len(offset):
-        raise CheckpointError(f"the checkpoint has a logit offset for {len(offset)} scores; the network gives {width}")
+        raise CheckpointError(
+            f"the checkpoint has a logit offset for {len(offset)} logits; the network returns {width}"
+        )
     return scores + offset.reshape(-1, *[1] * (scores.ndim - 2))
 
 
@@ -129,7 +131,7 @@ class NoiseBody(Wrapper):
             output = self.network(x)
         if len(met) < len(self.places):
             missed = next(name for name in self.places if name not in met)
-            raise CheckpointError(f"the network has noise at {missed}, and did not run that layer")
+            raise CheckpointError(f"the network has noise at {missed}, and does not use that layer")
         return output
 
     def _normal(self, given: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) or (1, ...), float32
@@ -165,7 +167,7 @@ class SelfGradientBody(Wrapper):
     def __init__(self, network: nn.Module, sites: Sites, returns: str = "logits", which: str | None = None) -> None:
         super().__init__()
         if returns not in OUTPUTS:
-            raise CheckpointError(f"a network returns {' or '.join(OUTPUTS)}, and not {returns}")
+            raise CheckpointError(f"a network returns {' or '.join(OUTPUTS)}, not {returns}")
         self.network, self.returns, self.which = network, returns, which
         self.places = {name: number for number, name in enumerate(sites)}
         self.maps = nn.ModuleList(
@@ -199,7 +201,7 @@ class SelfGradientBody(Wrapper):
             loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
         if len(hidden) < len(self.places):
             missed = next(name for name in self.places if name not in hidden)
-            raise CheckpointError(f"the network feeds gradients into {missed}, and did not run that layer")
+            raise CheckpointError(f"the network feeds gradients into {missed}, and does not use that layer")
         found = torch.autograd.grad(loss, list(hidden.values()), create_graph=keeps_graph, materialize_grads=True)
         return {name: _of_length_one(gradient) for name, gradient in zip(hidden, found, strict=True)}
 

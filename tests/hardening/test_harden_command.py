@@ -332,7 +332,7 @@ def test_two_averages_of_weights_are_refused(refused):  # noqa: F811
         "--ema",
         "--threads",
         1,
-        says="class-fair averages weights itself, so --ema",
+        says="class-fair averages the weights itself; leave out --ema",
     )
 
 
@@ -374,11 +374,11 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--method", "at", "--gamma", "1"), "--gamma is for methods with the regularizer"),
         (("--method", "at", "--layers", "elu1"), "--layers names layers to regularize, and at regularizes none"),
         (("--layers", "elu9"), "elu9"),
-        (("--gamma", "elu3=1"), "--gamma 'elu3=1' should give one weight"),
+        (("--gamma", "elu3=1"), "--gamma 'elu3=1' must give one weight"),
         (("--gamma", "-1"), "negative"),
         (("--mvl", "none.json"), "none.json"),
         (("--freeze", "conv*"), "matches no parameter"),
-        (("--val-fraction", "0"), "both need some"),
+        (("--val-fraction", "0"), "both need at least one"),
         (("--ema", "--swa"), "--ema and --swa set the same; give one of them"),
         (("--lr", "0"), "--lr: should be above 0"),
         (("--epochs", "0"), "--epochs: should be at least 1"),
@@ -386,7 +386,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--split", "dev"), "dev"),
         (("-o", "hard.txt"), "ends in .pt or .pth"),
         (("-o", "no/such/folder/hard.pt"), "does not exist"),
-        (("-o", MOON), "moon_mlp.pt is a file that is read here"),
+        (("-o", MOON), "moon_mlp.pt is a file that this run reads"),
         (("-o", ""), "--out: is empty"),
         (("--html", "no/such/folder/hard.html"), "does not exist"),
         (("--html", "-"), "give a file name"),
@@ -421,7 +421,7 @@ def test_nothing_that_is_read_is_replaced_by_a_file_beside_the_result(refused, t
     (tmp_path / "c.before.json").write_text("{}")
     (tmp_path / "own.yaml").write_text("harden: {mvl: c.before.json}\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    says = "--out b.pt also writes b.last.pt, which is a file that is read here"
+    says = "--out b.pt also writes b.last.pt, which is a file that this run reads"
     refused("harden", "b.last.pt", "-o", "b.pt", says=says)
     refused("harden", "b.last.pt", "-o", "c.pt", "--mvl", "c.before.json", says="also writes c.before.json")
     refused("harden", "b.last.pt", "-o", "c.pt", "--config", "own.yaml", says="also writes c.before.json")

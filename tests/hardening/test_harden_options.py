@@ -219,7 +219,7 @@ def test_a_stop_is_told_even_if_what_it_left_cannot_be_audited(refused, monkeypa
     monkeypatch.setattr(trainer, "trouble", lambda history, chance: "not learning; use a smaller --lr")
     refused(
         "harden", MOON, "-o", "h.pt", "--method", "at", "--base", "fgsm", *BRIEF, code=3,
-        says="stopped early: not learning; use a smaller --lr; h.pt holds epoch 1, and cannot be audited: the network is dead",
+        says="stopped early: not learning; use a smaller --lr; h.pt holds epoch 1, which cannot be audited: the network is dead",
         leaves=("h.pt", "h.last.pt", "h.before.json", "h.log.jsonl", "h.started.json", "h.state.pt"),
     )  # fmt: skip
 
@@ -269,7 +269,7 @@ def test_the_first_layer_that_is_held_is_one_that_training_moves():
 def test_weights_of_layers_that_a_scan_flags_are_matched_once_these_are_known():
     plan = planned(gamma="elu1=0.2,elu2=0.1", hold="mvl")
     assert plan.task(("elu2", "elu1")).gammas == (0.1, 0.2)
-    with pytest.raises(UsageError, match="should give one weight of 0 or more to each of elu3"):
+    with pytest.raises(UsageError, match="must give one weight of 0 or more to each of elu3"):
         plan.task(("elu3",))
 
 
@@ -283,7 +283,7 @@ def test_numbers_and_names_of_weights_are_checked_before_a_scan(gamma, says):
 
 
 def test_batch_norm_of_vectors_is_not_trained_on_single_samples(own_code):
-    with pytest.raises(UsageError, match=r"--batch-size 1: norm is BatchNorm1d .* --freeze norm"):
+    with pytest.raises(UsageError, match=r"--batch-size 1: norm is BatchNorm1d, .* --freeze norm"):
         own_code(batch_size=1)
     assert own_code(batch_size=1, freeze=["norm"]).recipe.batch_size == 1  # in evaluation mode it takes no mean
     assert own_code(batch_size=2).recipe.batch_size == 2
@@ -313,7 +313,7 @@ def test_layers_have_the_same_names_before_and_after_the_network_is_wrapped(lsa,
     assert {row.name for row in before.rows} <= {row.name for row in after.rows}
     audited = lsa("audit", "h.pt", "--attack", "fgsm", "--layers", "elu1", "-n", 10, "--threads", 1, "--json", "h.json")
     assert audited.code == 0, audited.err
-    # Its report names layers to hold, and what is frozen has the names that it had.
+    # Its report names layers to regularize, and what is frozen has the names that it had.
     own = {"threads": 1, "harden": {"mvl": "h.json", "freeze": ["fc1", "fc2.*"]}}
     plan = make_harden_plan("h.pt", settings_from(own), {})
     moving = plan.trainable(plan.layers)
@@ -386,7 +386,7 @@ def test_what_is_said_of_the_held_out_part_is_done(tmp_path):
         (("--base", "apgd", "--step-size", "0.1"), "--step-size: base apgd does not use it"),
         (("--method", "at:base=fgsm", "--steps", 3), "--steps: base fgsm does not use it"),
         (("--method", "anp", "--steps", 3), "--steps: anp without a base attacks nothing"),
-        (("--schedule", "official"), "at-lr has no schedule of its own"),
+        (("--schedule", "official"), "at-lr has none"),
         (("--method", "anp:schedule=ours", "--schedule", "official"), "both name the schedule of anp"),
         (("--method", "class-fair", "--layers", "elu1"), "use class-fair-lr"),
         (("--method", "class-fair", "--gamma", "1"), "such as class-fair-lr"),

@@ -141,8 +141,8 @@ def test_a_base_makes_the_examples_and_the_loss(batch):
         ({"base": "pdg"}, {}, "did you mean 'pgd'"),
         ({"base": "free"}, {}, "use base=pgd"),
         ({"k": "3"}, {}, "unknown option 'k'"),
-        ({"sites": "input+mvl"}, {}, "sites=mvl stands alone"),
-        ({}, {"awp": 0.01}, "leave --awp out"),
+        ({"sites": "input+mvl"}, {}, "sites=mvl cannot be combined"),
+        ({}, {"awp": 0.01}, "not with anp; leave it out"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, changes, says):

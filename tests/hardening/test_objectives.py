@@ -98,9 +98,9 @@ def test_free_updates_as_often_as_it_replays(batch):
     [
         ({"base": "pdg"}, "did you mean 'pgd'"),
         ({"base": "pgd", "beta": "3"}, "unknown option 'beta'"),
-        ({"base": "free", "replays": "0"}, "replays should be at least 1, not 0"),
-        ({"base": "trades", "beta": "-1"}, "base trades: beta should be 0 or more, not -1"),
-        ({"base": "mart", "beta": "-1e-3"}, "base mart: beta should be 0 or more, not -0.001"),
+        ({"base": "free", "replays": "0"}, "replays must be at least 1, not 0"),
+        ({"base": "trades", "beta": "-1"}, "base trades: beta must be 0 or more, not -1"),
+        ({"base": "mart", "beta": "-1e-3"}, "base mart: beta must be 0 or more, not -0.001"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, words):
@@ -109,5 +109,5 @@ def test_options_that_make_no_sense_are_refused(options, words):
 
 
 def test_holding_layers_needs_layers():
-    with pytest.raises(UsageError, match="none were named"):
+    with pytest.raises(UsageError, match="none is named"):
         make_method("at-lr", layers=())

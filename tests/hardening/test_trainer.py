@@ -220,7 +220,7 @@ def test_the_held_out_part_is_stratified_and_held_out():
     assert np.bincount(labels[validation]).tolist() == [10, 6, 4]
     assert sorted([*train, *validation]) == list(range(100))
     assert len(split_validation(labels, 0.5, 10, 0)[1]) == 10
-    with pytest.raises(UsageError, match="both need some"):
+    with pytest.raises(UsageError, match="both need at least one"):
         split_validation(labels, 0.0, 1000, 0)
 
 

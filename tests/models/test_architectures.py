@@ -49,7 +49,7 @@ def test_arguments_are_plain_values_and_never_expressions():
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir"])
 def test_arguments_of_timm_that_name_files_or_downloads_are_barred(tmp_path, name):
     pytest.importorskip("timm")
-    with pytest.raises(UsageError, match=f"{name} is no argument of a network"):
+    with pytest.raises(UsageError, match=f"{name} is not an argument of a network"):
         build_architecture("timm:resnet18", {name: str(tmp_path / "weights.pth")})
 
 

@@ -50,7 +50,7 @@ def test_logits_are_found_in_whatever_holds_them(output):
 
 @pytest.mark.parametrize("output", [None, "text", {}, {"a": "b"}, (), (torch.arange(4),)], ids=str)
 def test_an_output_without_scores_is_refused(output):
-    with pytest.raises(CheckpointError, match="no class scores were found"):
+    with pytest.raises(CheckpointError, match="lsa finds no logits"):
         find_logits(output)
 
 
@@ -93,7 +93,7 @@ def test_a_normalisation_that_cannot_be_meant_is_refused(text):
 
 
 def test_an_unknown_kind_of_output_is_refused():
-    with pytest.raises(UsageError, match="there are logits, probabilities"):
+    with pytest.raises(UsageError, match="give logits or probabilities"):
         Classifier(nn.Flatten(), output="softmax")
 
 

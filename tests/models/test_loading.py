@@ -348,7 +348,7 @@ def test_a_folder_cannot_make_timm_read_another_file(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["model_args"] = {"checkpoint_path": str(tmp_path / "evil.pth")}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UsageError, match="checkpoint_path is no argument of a network"):
+    with pytest.raises(UsageError, match="checkpoint_path is not an argument of a network"):
         load_arch(folder)
 
 

@@ -77,7 +77,7 @@ def test_a_wrapped_output_and_a_flat_one_are_moved_too():
         ([{"kind": "logit-offset", "outputs": 10**12}], "offset"),
         (
             [{"kind": "self-gradient", "sites": {"elu1": [100]}, "returns": "odds"}],
-            "logits or probabilities, and not odds",
+            "logits or probabilities, not odds",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_noise_on_images_of_another_size_is_told():
     noisy = operate(torch.nn.Sequential(torch.nn.ReLU()), [{"kind": "noise", "sites": {"0": [1, 4, 4]}}])
     with pytest.raises(CheckpointError, match="trained with"):
         noisy(torch.rand(2, 1, 5, 5))
-    with pytest.raises(CheckpointError, match="did not run that layer"):
+    with pytest.raises(CheckpointError, match="does not use that layer"):
         operate(torch.nn.Sequential(torch.nn.ReLU()), [{"kind": "noise", "sites": {"0#2": [3]}}])(torch.rand(1, 3))
 
 
@@ -354,5 +354,5 @@ def test_places_named_as_older_files_name_them_are_the_same_places():
 def test_an_offset_of_another_width_is_refused_and_never_makes_classes_up(tmp_path, samples):
     surgery = [{"kind": "logit-offset", "outputs": 2}]
     path, _ = written(tmp_path, samples, surgery, operate(build_architecture("lsa:moon-mlp", {}), surgery))
-    with pytest.raises(CheckpointError, match="offset for 2 scores; the network gives 1"):
+    with pytest.raises(CheckpointError, match="offset for 2 logits; the network returns 1"):
         open_network(path, settings_from({}), {})

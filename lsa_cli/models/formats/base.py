@@ -99,7 +99,7 @@ def _told(path: Path) -> Iterator[None]:
     except RecursionError as error:
         raise CheckpointError(f"{path} is nested deeper than any checkpoint; damaged or hostile") from error
     except MemoryError as error:
-        raise CheckpointError(f"{path} needs more memory than there is") from error
+        raise CheckpointError(f"{path} needs more memory than is available") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -32,7 +32,7 @@ def _open_legacy(path: Path) -> Contents:
         places: dict[str, tuple[int, int]] = {}
         for key in keys if isinstance(keys, list) else ():
             if not isinstance(key, str) or key not in content.storages or key in places:
-                raise CheckpointError(f"{path} is damaged: it stores numbers twice, or such that nothing refers to")
+                raise CheckpointError(f"{path} is damaged: it stores numbers twice, or numbers that nothing uses")
             item_size = ITEM_SIZES[content.storages[key]]
             file.seek(position)
             header = file.read(8)

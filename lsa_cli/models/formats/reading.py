@@ -29,7 +29,7 @@ def refuse_other_size(path: Path, key: str, found: int, expected: int) -> None:
 
 def small_file(path: Path) -> bytes:
     if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file")
+        raise CheckpointError(f"{path} is not a regular file")
     with path.open("rb") as file:
         content = file.read(LARGEST_HEADER + 1)
     if len(content) > LARGEST_HEADER:

@@ -53,7 +53,7 @@ def _open_safetensors(path: Path) -> Contents:
             refuse_oversized(root[name], numel)
         except (KeyError, TypeError, ValueError, Refused) as error:
             raise CheckpointError(
-                f"{path} is a damaged safetensors file: {shown(name)} is not described well"
+                f"{path} is a damaged safetensors file: {shown(name)} has no valid description"
             ) from error
         if numel * ITEM_SIZES[dtype] != end - start:
             raise CheckpointError(

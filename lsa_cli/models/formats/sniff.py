@@ -44,7 +44,7 @@ def sniff(path: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:  # a null character, or half a surrogate pair
-        raise CheckpointError(f"{shown(str(path))} is no name that a file can have") from error
+        raise CheckpointError(f"{shown(str(path))} is not a valid file name") from error
 
 
 def _sniff(path: Path, status: os.stat_result) -> str:

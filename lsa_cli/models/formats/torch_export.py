@@ -46,7 +46,7 @@ def _open_export(path: Path) -> Contents:
             raise CheckpointError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path} is a damaged exported program: {shown(name)} is not described well"
+                f"{path} is a damaged exported program: {shown(name)} has no valid description"
             ) from error
 
     def load(spec: TensorSpec) -> "torch.Tensor":

@@ -65,7 +65,7 @@ def read_symbols(data: bytes, where: str) -> Symbols:
             if opcode.name in ("GLOBAL", "INST") and (
                 b"\\" in data[start : stream.tell()] or str(argument).count(" ") != 1
             ):
-                raise Refused("its pickle imports what cannot be the name of anything; refused")
+                raise Refused("its pickle imports an impossible name; refused")
             action(argument)
             if steps >= _MOST_STEPS:
                 raise Refused(
@@ -251,7 +251,9 @@ class _Machine:
             raise Refused("its pickle uses what no checkpoint does as a key; refused")
         self.odd_keys += 1
         if self.odd_keys > _MOST_ODD_KEYS:
-            raise Refused(f"its pickle has more than {_MOST_ODD_KEYS:,} keys that are no names or numbers; refused")
+            raise Refused(
+                f"its pickle has more than {_MOST_ODD_KEYS:,} keys that are neither names nor numbers; refused"
+            )
         return f"<{type(key).__name__} {self.odd_keys}>"
 
     def charge(self, size: int) -> None:
@@ -305,7 +307,7 @@ class _Machine:
         if name in DICTIONARIES or name == "builtins.set":
             self.stack.append({} if name in DICTIONARIES else Members([]))
         elif name in KNOWN and name not in ("torch.Size", "builtins.frozenset"):
-            raise TypeError(f"{name} is no class")
+            raise TypeError(f"{name} is not a class")
         else:
             self._call(function, arguments)
 
@@ -315,7 +317,7 @@ class _Machine:
 
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(arguments, tuple):
-            raise TypeError("arguments are no tuple")
+            raise TypeError("arguments are not a tuple")
         self.stack.append(self.value_of(function, arguments))
 
     def value_of(self, function: Any, arguments: tuple[Any, ...]) -> Any:

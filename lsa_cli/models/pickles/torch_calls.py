@@ -60,13 +60,13 @@ class Storages:
         if isinstance(identity, tuple) and identity[:1] == ("module",):  # legacy: (module, class, file, source text)
             return identity[1]
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
-            raise Refused("its pickle refers to outside objects that are no tensors; refused")
+            raise Refused("its pickle refers to outside objects that are not tensors; refused")
         kind, key, numel = identity[1], identity[2], _count(identity[4])
         if isinstance(kind, Global) and kind.module.startswith("torch") and _QUANTISED_STORAGE.fullmatch(kind.name):
             raise Refused(QUANTISED)
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) and kind.module.startswith("torch") else None
         if dtype is None:
-            raise Refused(f"it stores numbers as {shown(kind)}, which is no kind of storage that lsa reads")
+            raise Refused(f"it stores numbers as {shown(kind)}, a kind of storage that lsa does not read")
         if not isinstance(key, str):
             raise Refused(f"it names stored numbers by {shown(key)}, as no checkpoint does; refused")
         if self.types.setdefault(key, dtype) != dtype:
@@ -144,7 +144,7 @@ def _tensor_v3(
 
 def _parameter(machine: Machine, call: Call, data: Any, grad: Any, hooks: Any, state: Any = None) -> Any:
     if not isinstance(data, (TensorSpec, Call)):
-        raise TypeError("a parameter of what is no tensor")
+        raise TypeError("a parameter of what is not a tensor")
     _refuse_content(state)
     return data
 
@@ -152,7 +152,7 @@ def _parameter(machine: Machine, call: Call, data: Any, grad: Any, hooks: Any, s
 def _of_type(machine: Machine, call: Call, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """A tensor with attributes. A tensor of a user's class stays a Call, since only that class knows its numbers."""
     if not isinstance(arguments, tuple):
-        raise TypeError("arguments are no tuple")
+        raise TypeError("arguments are not a tuple")
     data = machine.value_of(function, arguments)
     if isinstance(data, Call) or str(kind) not in _PLAIN_TENSORS:
         return call
@@ -181,7 +181,7 @@ def _members(machine: Machine, call: Call, members: Any = ()) -> Any:
 
 def _size(machine: Machine, call: Call, sizes: Any = ()) -> Any:
     if not isinstance(sizes, (list, tuple)):
-        raise TypeError("a size of what is no list")
+        raise TypeError("a size of what is not a list")
     machine.charge(len(sizes))
     return tuple(sizes)
 
