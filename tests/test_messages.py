@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GOLD = Path(__file__).parent / "gold" / "messages.txt"
 # What makes a message without raising it: lines on stderr, and warnings and findings of a report.
-SPOKEN = {"note", "Warning", "Finding", "doubtful", "finding"}
+SPOKEN = {"note", "say", "Warning", "Finding", "doubt"}
 INTERNAL = {"AssertionError", "NotImplementedError", "SystemExit", "Exit", "StopIteration"}
 
 
