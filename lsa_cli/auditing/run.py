@@ -128,7 +128,9 @@ class _Audit:
         """
         run, known = self.run, None
         for number, index in enumerate(blocks(self.plan, order)):
-            first = {"is_first": True, "on_part": lambda part: self._take(total_of(part))} if known is None else {}
+            # One rank's share is no random sample, and so no report.
+            tell = (lambda part: self._take(total_of(part))) if distributed.world() == 1 else (lambda part: None)
+            first = {"is_first": True, "on_part": tell} if known is None else {}
             found, in_time = run.on_ranks(phase, number, index, partial(work, **first))
             if found is not None and (
                 in_time or known is None

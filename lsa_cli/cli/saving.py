@@ -122,7 +122,7 @@ def run_and_save(
     run: "Callable[..., AuditReport]", plan: "AuditPlan", outputs: "Outputs", journal: "Journal | None",
     github: bool | None, *, to_stdout: bool, quiet: bool,
 ) -> "AuditReport":  # fmt: skip
-    """Run; the JSON is on disk after every attack, every other file at the end, interrupted or not.
+    """Run; the JSON is saved while the audit runs, every other file at the end, interrupted or not.
 
     A complete report that stands there is replaced by a complete one alone, see `partial_outputs`.
     """

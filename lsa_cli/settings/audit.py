@@ -242,7 +242,7 @@ class AuditSettings(Settings):
         default="auto",
     )
     budget: Duration | None = setting(
-        _RUN, "Time budget, such as 90s, 10m or 1h30m. The report lists what was not run.", metavar="TIME"
+        _RUN, "Time budget, such as 90s, 10m or 1h30m. The report then covers the samples so far.", metavar="TIME"
     )
     resume: bool | None = setting(_RUN, "Resume an interrupted run.", scope="once")
     device: str | None = setting(_RUN, "auto, cpu, cuda or cuda:1.", default="auto")
