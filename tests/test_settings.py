@@ -12,6 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 import lsa_cli
+from lsa_cli.auditing.early import DEFAULT_ALPHA
+from lsa_cli.auditing.plan import DEFAULT_LIMIT, make_plan
 from lsa_cli.cli import options as o
 from lsa_cli.config import configurations, read_config
 from lsa_cli.errors import UsageError
@@ -176,6 +178,17 @@ def test_settings_of_the_file_and_of_the_command_line_add_up(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {"page.html", "r.md", "moon_mlp.audit.json"} <= {path.name for path in tmp_path.iterdir()}
     assert "PASSED: 1 of 1 limit holds" in done.stdout
+
+
+def test_the_defaults_that_help_names_are_those_of_the_plan():
+    said = {one.name: one.default for one in settings_of(AuditSettings)}
+    plan = make_plan(MOON, AuditSettings(), {})
+    found = {
+        "seed": str(plan.seed), "measure": plan.measure_name, "sigma": plan.rule.sigma, "fast": str(plan.fast).lower(),
+        "aggregate": "batch" if plan.whole_batch else "sample", "limit": str(DEFAULT_LIMIT), "alpha": str(DEFAULT_ALPHA),
+    }  # fmt: skip
+    assert {name: said[name] for name in found} == found
+    assert f"Default: {plan.rule.eta:g}," in next(one.help for one in settings_of(AuditSettings) if one.name == "eta")
 
 
 def test_help_imports_neither_torch_nor_pydantic():
