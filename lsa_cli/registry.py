@@ -19,6 +19,7 @@ from lsa_cli.imports import import_named
 T = TypeVar("T")
 # Where networks come from whose code is installed; any other source of an architecture names Python of somebody's own.
 SHIPPED = ("lsa", "torchvision", "timm")
+_LISTED_BESIDE_A_NEAR_ONE = 20
 _MOST_LISTED = 80  # all of torchvision's networks; timm's names are a thousand
 
 
@@ -61,9 +62,11 @@ class Registry(Generic[T]):
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that nobody registered, with the nearest one if there is a near one."""
+    """The sentence for a name that nobody registered: the nearest one, and all of them where these are not too many."""
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    if near and len(names) > _LISTED_BESIDE_A_NEAR_ONE:
+        return f"unknown {noun} '{name}': did you mean '{near[0]}'?"
     hint = f"did you mean '{near[0]}'? " if near else ""
     listed = ", ".join(names[:_MOST_LISTED]) or "none"
     more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""

@@ -12,7 +12,7 @@ from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.attacks import apgd as module
 from lsa_cli.attacks.base import expected_gradient, expected_logits, input_gradient
 from lsa_cli.attacks.losses import cross_entropy, dlr, margin
-from lsa_cli.auditing.plan import open_network
+from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import UsageError
 from lsa_cli.settings import settings_from
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.attacks.deepfool import nearest_plane, onto_plane
-from lsa_cli.auditing.plan import open_network
+from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import NumericalError, UsageError
 from lsa_cli.settings import settings_from
 

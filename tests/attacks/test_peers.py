@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lsa_cli.attacks import ATTACKS, make_threat
-from lsa_cli.auditing.plan import open_network
+from lsa_cli.auditing.network import open_network
 from lsa_cli.settings import settings_from
 
 EPS = 0.1

@@ -29,7 +29,7 @@ from lsa_cli.auditing.evidence import (
 from lsa_cli.auditing.evidence.judge import ALPHA
 from lsa_cli.auditing.evidence.network import gradients, slopes
 from lsa_cli.auditing.evidence.trials import climbing, direct_again, noise_of_equal_size, rounding, smoothed_surrogate
-from lsa_cli.auditing.plan import open_network
+from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import NumericalError
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.report.schema import Evidence, Finding

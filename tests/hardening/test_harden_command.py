@@ -395,8 +395,8 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--html", "moons.npz", "--data", "npz:moons.npz"), "is what is read here"),
         (("--html", "own.py", "--plugin", "own.py"), "is what is read here"),
         (("--hold", "middle"), "--hold: should be first or last or mvl"),
-        (("--hold", "first", "--top-k", "2"), "with it --hold is mvl"),
-        (("--hold", "last", "--top-k", "2"), "with it --hold is mvl"),
+        (("--hold", "first", "--top-k", "2"), "use it with --hold mvl"),
+        (("--hold", "last", "--top-k", "2"), "use it with --hold mvl"),
         (("--hold", "mvl", "--layers", "elu1"), "--layers or --mvl names them"),
         (("--method", "at", "--hold", "mvl"), "--hold names layers to regularize, and at regularizes none"),
         (("--eps", "0"), "eps"),
@@ -426,7 +426,11 @@ def test_nothing_that_is_read_is_replaced_by_a_file_beside_the_result(refused, t
     refused("harden", "b.last.pt", "-o", "c.pt", "--mvl", "c.before.json", says="also writes c.before.json")
     refused("harden", "b.last.pt", "-o", "c.pt", "--config", "own.yaml", says="also writes c.before.json")
     refused("audit", "b.last.pt", "--harden", "b.pt", says=says)
-    for out, word in (("b.pt", "b.last.pt"), ("b.last.pt", "is a file that is read"), ("no/h.pt", "does not exist")):
+    for out, word in (
+        ("b.pt", "b.last.pt"),
+        ("b.last.pt", "is a file that this run reads"),
+        ("no/h.pt", "does not exist"),
+    ):
         with pytest.raises(UsageError, match=word):
             lsa_cli.harden("b.last.pt", out, epochs=1, limit=20)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -60,7 +60,7 @@ def test_what_makes_no_sense_is_refused():
         make_method("learn2perturb", {"gamma": "-1"})
     with pytest.raises(UsageError, match="--awp"):
         make_method("learn2perturb", awp=0.01)
-    with pytest.raises(UsageError, match="no activations"):
+    with pytest.raises(UsageError, match="no activation was found"):
         prepared(model=Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))))
 
 
