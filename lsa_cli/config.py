@@ -10,7 +10,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.files import read_regular
 from lsa_cli.registry import SHIPPED
 from lsa_cli.report.origin import BESIDE
-from lsa_cli.settings import AuditSettings, SettingError
+from lsa_cli.settings import AuditSettings, SettingError, merge
 from lsa_cli.settings.declare import IN_A_FILE, keys_of, read_settings
 
 CONFIG_NAME = "lsa.yaml"
@@ -62,6 +62,15 @@ def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[s
         own = {name: value for name, value in read_config(here).given().items() if name in JUDGED_BY}
         found.insert(0, (str(here), AuditSettings(**own)))
     return found
+
+
+def merged(
+    given: AuditSettings, explicit: str | None, checkpoint: str | Path
+) -> tuple[AuditSettings, dict[str, str], list[str]]:
+    """The options of a command over the settings of its `configurations`; where each comes from; the names of the files."""
+    files = configurations(explicit, checkpoint)
+    settings, origin = merge(("option", given), *files)
+    return settings, origin, [name for name, _ in files]
 
 
 def read_config(path: Path, chosen: bool = True) -> AuditSettings:

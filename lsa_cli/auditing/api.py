@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lsa_cli.auditing.early import DEFAULT_ALPHA, decide_early
+from lsa_cli.auditing.early import decide_early
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import Progress, run_audit
 from lsa_cli.config import read_config
@@ -44,11 +44,9 @@ def audit(
     if "-" in outputs.files.values():
         raise UsageError("- stands for stdout on the command line only; give a file name")
     outputs.check([path for path in (target, config) if isinstance(path, (str, Path))])
-    if settings.gate_only and settings.limit is None:
-        settings = settings.replace(limit="all")
     plan = make_plan(target, settings, origin, data)
     if settings.gate_only:
-        report = decide_early(plan, DEFAULT_ALPHA if settings.alpha is None else settings.alpha, progress=progress)
+        report = decide_early(plan, settings.alpha, progress=progress)
     else:
         report = run_audit(plan, progress=progress)
     outputs.write(report)

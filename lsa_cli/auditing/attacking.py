@@ -37,11 +37,6 @@ def wrong_by_draw(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torc
     return torch.stack(wrong, 1).cpu().numpy()
 
 
-def threat_of(plan: AuditPlan, named: Named) -> Threat:
-    """The attack's own threat model, or that of the audit."""
-    return getattr(named.attack, "threat", plan.threat)
-
-
 def at_radius(named: Named, threat: Threat, eps: float) -> Named:
     """The attack with another radius than its threat model's; step sizes grow with the radius."""
     changed = dataclasses.replace(threat, eps=eps)
@@ -68,7 +63,7 @@ def perturb(
     finite = torch.isfinite(x_adv.flatten(1)).all(1)
     x_adv = torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x_adv, x)
     predicted, margins = _verified(plan, x_adv, y, index)
-    threat = threat or threat_of(plan, named)
+    threat = threat or plan.threat_of(named)
     rows = AttackRows(
         ran=np.ones(len(x), dtype=bool),
         predicted=predicted,

@@ -9,7 +9,7 @@ import torch
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing import evidence
-from lsa_cli.auditing.attacking import at_radius, perturb, predict, threat_of, wrong_by_draw
+from lsa_cli.auditing.attacking import at_radius, perturb, predict, wrong_by_draw
 from lsa_cli.auditing.cost import LOOK
 from lsa_cli.auditing.execution import Batch, Execution
 from lsa_cli.auditing.limits import OutOfTime
@@ -147,7 +147,7 @@ def _observations(run: Execution, inputs: Batch, moved: dict[str, torch.Tensor])
             run.step("layers", LOOK * len(x) * len(several))
             return observe_all(
                 plan.classifier, names, plan.measure, x,
-                [Moved(one, threat_of(plan, n), with_yardstick(n)) for n, one in zip(several, x_adv, strict=True)],
+                [Moved(one, plan.threat_of(n), with_yardstick(n)) for n, one in zip(several, x_adv, strict=True)],
                 places, seed=plan.seed, with_floor=plan.is_random, whole_batch=plan.whole_batch,
             )  # fmt: skip
 
@@ -170,7 +170,7 @@ def _curve(run: Execution, named: Named, inputs: Batch, result: BlockResult) -> 
         return broken
     x, y, places = (tensor[torch.from_numpy(right)] for tensor in inputs)
     for number, eps in enumerate(plan.eps_grid):
-        threat = dataclasses.replace(threat_of(plan, named), eps=eps)
-        _, rows = _attack(run, at_radius(named, threat_of(plan, named), eps), (x, y, places), "break", threat)
+        threat = dataclasses.replace(plan.threat_of(named), eps=eps)
+        _, rows = _attack(run, at_radius(named, plan.threat_of(named), eps), (x, y, places), "break", threat)
         broken[right, number] = (rows.predicted != y.numpy()) & rows.within
     return broken

@@ -27,15 +27,17 @@ DEFAULT_ALPHA = 0.01
 
 def decide_early(
     plan: AuditPlan,
-    alpha: float = DEFAULT_ALPHA,
+    alpha: float | None = None,
     *,
     progress: Progress | None = None,
     on_update: Callable[[AuditReport], None] | None = None,
 ) -> AuditReport:
     """Run the plan's attacks, without layers and noises, until plan.limits are decided; see `run_audit` for the rest.
 
-    Raises UsageError for limits that are no shares of samples, where they must be decided, and where there are none.
+    alpha: None for the default. Raises UsageError for limits that are no shares of samples, where they must be decided, and
+    where there are none.
     """
+    alpha = DEFAULT_ALPHA if alpha is None else alpha
     refuse_undecidable(plan, alpha)
     refuse_unused(plan, gate_only=True)
     rule = GateRule(plan, alpha)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -164,7 +164,3 @@ class Execution:
     def stop_if_late(self) -> None:
         if self.clock.is_late():
             raise OutOfTime
-
-
-def as_arrays(*tensors: torch.Tensor) -> list[Any]:
-    return [tensor.cpu().numpy() for tensor in tensors]

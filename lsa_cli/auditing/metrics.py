@@ -13,6 +13,7 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.failures import backward_of_network
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.registry import Registry
+from lsa_cli.report.row import finite
 from lsa_cli.report.schema import Metric
 
 SAMPLES = 128  # of the audit's, drawn at random: a metric costs far more than a pass
@@ -99,11 +100,11 @@ def noise_insensitivity(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: t
     rows = []
     for attack, moved in (("", x_adv), (f"gaussian noise, sd {_NOISE:g} of the range", noisy)):
         value, each = insensitivity(given.classifier, x, moved, y, given.batch_size)
-        shares = {f"{share:g}": _number(np.quantile(each, share)) for share in QUANTILES} if len(each) else {}
+        shares = {f"{share:g}": finite(np.quantile(each, share)) for share in QUANTILES} if len(each) else {}
         rows.append(
             Metric(
-                name="eni", n=len(x), value=_number(value), unit="loss per unit", attack=attack,
-                quantiles={"mean": _number(each.mean()) if len(each) else None, **shares},
+                name="eni", n=len(x), value=finite(value), unit="loss per unit", attack=attack,
+                quantiles={"mean": finite(each.mean()) if len(each) else None, **shares},
                 meaning="empirical noise insensitivity: change of the mean cross-entropy over the mean largest change of a "
                 "coordinate; the smaller, the less the network minds. Mean and quantiles are of the same ratio for each "
                 "sample that was moved",
@@ -143,8 +144,8 @@ def boundary_distance(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: tor
     largest = _MAGNITUDES[-1] / 255 * (high - low)
     return [
         Metric(
-            name="boundary", n=len(x), value=_number(found.mean()) if len(x) else None, unit="input units, root mean square",
-            quantiles={f"{share:g}": _number(np.quantile(found, share)) for share in (0.1, 0.5, 0.9)} if len(x) else {},
+            name="boundary", n=len(x), value=finite(found.mean()) if len(x) else None, unit="input units, root mean square",
+            quantiles={f"{share:g}": finite(np.quantile(found, share)) for share in (0.1, 0.5, 0.9)} if len(x) else {},
             attack="no attack",
             meaning=f"how far an image right clean moves along {len(directions)} random orthonormal directions before the first of "
             f"them changes its class, in steps of {2 / 255 * (high - low):.4f}; {int((found > largest).sum())} of {len(x)} images "
@@ -202,7 +203,3 @@ def worst_case_distances(
 def _box(given: Given) -> tuple[float, float]:
     """The input range; for inputs without one, a range of 1."""
     return given.bounds if given.bounds is not None else (0.0, 1.0)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

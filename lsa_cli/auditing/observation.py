@@ -19,7 +19,7 @@ from lsa_cli.models.classifier import Classifier, predicted_class
 
 @dataclass(frozen=True)
 class Observation:
-    """Plain arrays for N samples and L layers; two of them concatenate into one.
+    """Plain arrays for N samples and L layers; two of them add up to one.
 
     index (N,): place in the data set. predicted (N,): class of the perturbed input in this pass, -1 for NaN.
     distance (N,), within (N,): size of the perturbation in the threat's norm; whether it obeys the budget.
@@ -42,6 +42,9 @@ class Observation:
     def concatenate(parts: Sequence["Observation"]) -> "Observation":
         fields = Observation.__dataclass_fields__
         return Observation(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in fields})
+
+    def __add__(self, other: "Observation") -> "Observation":
+        return Observation.concatenate([self, other])
 
 
 @dataclass(frozen=True)

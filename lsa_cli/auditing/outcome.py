@@ -14,13 +14,9 @@ from lsa_cli.auditing.plan import AuditPlan, Named
 from lsa_cli.auditing.radius import sources_in_words
 from lsa_cli.auditing.results import AttackRows
 from lsa_cli.report.origin import is_of_others
+from lsa_cli.report.row import finite
 from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
 from lsa_cli.wording import eps_as_text
-
-
-def finite(value: Any) -> float | None:
-    """A number as JSON can hold it: NaN and infinity are null."""
-    return float(value) if np.isfinite(value) else None
 
 
 def settings_of(attack: Attack) -> dict[str, Any]:
@@ -44,7 +40,7 @@ def weight_norms(plan: AuditPlan) -> np.ndarray | None:
 def outcome_of(plan: AuditPlan, named: Named, found: AttackRows, diagnosis: ClassDiagnosis) -> AttackOutcome:
     """One attack in the report: its counts, distances, layers and classes. `found` and `diagnosis` have the same samples."""
     rows, seen = diagnosis.rows(plan.class_names), found.seen
-    attack_threat = getattr(named.attack, "threat", plan.threat)
+    threat = plan.threat_of(named)
     measured = {
         "budget": found.distance[diagnosis.broken],
         "minimal": found.distance[diagnosis.right & (diagnosis.adversarial != diagnosis.y)],
@@ -58,7 +54,7 @@ def outcome_of(plan: AuditPlan, named: Named, found: AttackRows, diagnosis: Clas
         robust=rate(diagnosis.robust),
         success=rate(diagnosis.broken[diagnosis.right]),
         distance=Distance(
-            norm=attack_threat.norm,
+            norm=threat.norm,
             n=len(measured),
             mean=float(measured.mean()) if len(measured) else None,
             median=float(np.median(measured)) if len(measured) else None,
@@ -211,7 +207,7 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
 
 
 def _threat_in_words(plan: AuditPlan, named: Named) -> str:
-    threat = getattr(named.attack, "threat", plan.threat)
+    threat = plan.threat_of(named)
     return f"{threat.norm} {plan.eps_text if threat.eps == plan.threat.eps else eps_as_text(threat.eps)}"
 
 

@@ -108,6 +108,11 @@ class AuditPlan:
     notes: tuple[str, ...]
     warnings: tuple[Warning, ...]
 
+    def threat_of(self, named: Named) -> Threat:
+        """The attack's own threat model, or that of the audit."""
+        threat: Threat = getattr(named.attack, "threat", self.threat)
+        return threat
+
 
 def make_plan(
     target: str | Path | nn.Module,
@@ -222,8 +227,10 @@ def is_quick(plan: AuditPlan) -> bool:
 def _preset(
     settings: AuditSettings, origin: dict[str, str]
 ) -> tuple[AuditSettings, dict[str, str], list[Warning]]:  # fmt: skip
-    """What --quick and --full stand for; --full-on without a choice of attacks is of --full. Of a preset and a list of
-    attacks the one in an option wins over a file's."""
+    """What --quick and --full stand for; --full-on without a choice of attacks is of --full, and --gate-only of all samples.
+    Of a preset and a list of attacks the one in an option wins over a file's."""
+    if settings.gate_only and settings.limit is None:
+        settings = settings.replace(limit="all")
     if settings.full_on is not None and settings.preset is None and settings.attack is None:
         settings = settings.replace(preset="full")
         origin = {**origin, "preset": origin.get("full_on", "option")}

@@ -5,7 +5,7 @@ import torch
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing import evidence, examples, metrics
-from lsa_cli.auditing.attacking import perturb, threat_of
+from lsa_cli.auditing.attacking import perturb
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.draws import draw
 from lsa_cli.auditing.execution import Execution
@@ -114,7 +114,7 @@ def _measured(plan: AuditPlan, total: BlockResult) -> list[evidence.Measured]:
         rows = total.attacks.get(named.label)
         if rows is None or not rows.ran.any():
             continue
-        threat, diagnosis = threat_of(plan, named), total.diagnosis(named.label)
+        threat, diagnosis = plan.threat_of(named), total.diagnosis(named.label)
         # Of a random network a sample that broke in one pass and holds in the next is chance, no loss of the attack.
         found_at = rows.found_at if rows.found_at.any() and not plan.is_random else None
         several.append(

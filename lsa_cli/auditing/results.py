@@ -169,7 +169,7 @@ def _added(one: Any, other: Any) -> Any:
     if isinstance(one, Mapping):
         assert one.keys() == other.keys()
         return {name: _added(value, other[name]) for name, value in one.items()}
-    if isinstance(one, (AttackRows, BlockResult, Observation)) and other is not None:
+    if isinstance(one, (AttackRows, BlockResult)):
         names = [field.name for field in dataclasses.fields(one)]
         return type(one)(**{name: _added(getattr(one, name), getattr(other, name)) for name in names})
     return None if one is None or other is None else one + other  # what one of them lacks, the sum lacks

@@ -132,9 +132,8 @@ class _Audit:
             tell = (lambda part: self._take(total_of(part))) if distributed.world() == 1 else (lambda part: None)
             first = {"is_first": True, "on_part": tell} if known is None else {}
             found, in_time = run.on_ranks(phase, number, index, partial(work, **first))
-            if found is not None and (
-                in_time or known is None
-            ):  # of the first block alone a part is better than nothing
+            is_usable = in_time or known is None  # of the first block alone a part is better than nothing
+            if found is not None and is_usable:
                 known = found if known is None else known + found
                 self._take(total_of(known), always=number == 0)
             run.keep_time(later)

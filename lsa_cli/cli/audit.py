@@ -64,15 +64,12 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
 
 
 def _settings(checkpoint: str, given: AuditSettings) -> tuple[AuditSettings, dict[str, str]]:
-    """The options over those of lsa.yaml; --gate-only audits all samples unless a limit is given."""
-    from lsa_cli.config import configurations
-    from lsa_cli.settings import merge
+    from lsa_cli.config import merged
 
-    files = configurations(given.config, checkpoint)
-    settings, origin = merge(("option", given), *files)
-    for name, _ in files if settings.verbose or given.config is None else ():
+    settings, origin, files = merged(given, given.config, checkpoint)
+    for name in files if settings.verbose or given.config is None else ():
         note(f"settings from {name}")
-    return settings.replace(limit="all") if settings.gate_only and settings.limit is None else settings, origin
+    return settings, origin
 
 
 def _refuse_contradictions(given: AuditSettings, settings: AuditSettings, to_stdout: bool) -> None:
@@ -128,13 +125,13 @@ def _run(
     plan: "AuditPlan", given: AuditSettings, settings: AuditSettings, outputs: "Outputs", to_stdout: bool
 ) -> "AuditReport":
     """Run the plan and write `outputs`; of several ranks the first one writes."""
-    from lsa_cli.auditing.early import DEFAULT_ALPHA, decide_early
+    from lsa_cli.auditing.early import decide_early
     from lsa_cli.auditing.run import run_audit
 
     named = "json" in (settings.files or {}) or bool(given.resume)
     if settings.gate_only:
         journal = None
-        run = partial(decide_early, alpha=DEFAULT_ALPHA if settings.alpha is None else settings.alpha)
+        run = partial(decide_early, alpha=settings.alpha)
     else:
         if speaking.writes():
             spare_full_report(plan, outputs.files, named)

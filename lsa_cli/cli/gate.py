@@ -24,15 +24,14 @@ def gate(
     ] = None,
 ) -> None:
     """Decide from a saved report: exit 0 if every limit holds, 1 if one is breached or cannot be decided."""
-    from lsa_cli.config import configurations
+    from lsa_cli.config import merged
     from lsa_cli.report.gate import check, is_breach
     from lsa_cli.report.origin import RADIUS_CODE, is_of_others
     from lsa_cli.report.storage import read_report
     from lsa_cli.report.terminal import print_decision, print_gates
-    from lsa_cli.settings import merge
 
     saved = read_report(file)
-    settings, origin = merge(("option", given), *configurations(config, file))
+    settings, origin, _ = merged(given, config, file)
     limits = settings.gate or {}
     if not limits:
         raise UsageError(

@@ -54,13 +54,12 @@ def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
 
 
 def _merged(checkpoint: str, given: AuditSettings, say: "Say") -> tuple[AuditSettings, dict[str, str]]:
-    from lsa_cli.config import configurations
-    from lsa_cli.settings import merge
+    from lsa_cli.config import merged
 
-    files = configurations(given.config, checkpoint)
-    for name, _ in files if given.config is None else ():
+    settings, origin, files = merged(given, given.config, checkpoint)
+    for name in files if given.config is None else ():
         say(f"settings from {name}")
-    return merge(("option", given), *files)
+    return settings, origin
 
 
 def _train(

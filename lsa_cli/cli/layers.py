@@ -13,13 +13,12 @@ def layers(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     from rich.text import Text
 
     from lsa_cli.auditing.network import open_network, refuse_without_layers
-    from lsa_cli.config import configurations
+    from lsa_cli.config import merged
     from lsa_cli.layers import SELECTORS
-    from lsa_cli.settings import merge
 
-    files = configurations(given.config, checkpoint)
+    settings, origin, _ = merged(given, given.config, checkpoint)
     with foreign_code():
-        network = open_network(checkpoint, *merge(("option", given), *files), say=note)
+        network = open_network(checkpoint, settings, origin, say=note)
     refuse_without_layers(network, ())
     table = Table(box=None, pad_edge=False)
     for title in ("layer", "kind", "output", "selectors"):

@@ -8,6 +8,7 @@ from lsa_cli.cli import launch
 from lsa_cli.cli.console import emit, foreign_code, note, progress_bar
 from lsa_cli.cli.outputs import tell_github
 from lsa_cli.errors import EXIT_USAGE, LsaError, UsageError
+from lsa_cli.files import is_irregular
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +99,7 @@ def _first_journal(
     from lsa_cli.auditing.provenance import identity_of
 
     report = files.get("json")
-    if report is None or (Path(report).exists() and not Path(report).is_file()):
+    if report is None or is_irregular(report):
         return None  # a pipe or a device has nothing beside it
     for number in count(2):
         folder = Path(f"{files['json']}.journal")
@@ -127,7 +128,6 @@ def run_and_save(
     A complete report that stands there is replaced by a complete one alone, see `partial_outputs`.
     """
     from lsa_cli.cli.memory import keep_freed_memory
-    from lsa_cli.files import is_irregular
     from lsa_cli.report.outputs import Outputs
 
     partly = partial_outputs(outputs)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lsa_cli.data import location_of
 from lsa_cli.errors import UsageError
+from lsa_cli.files import is_irregular
 from lsa_cli.report.outputs import Outputs, check_writable
 from lsa_cli.settings import AuditSettings
 
@@ -72,7 +73,7 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path], html: str | None = N
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
     read = {os.path.realpath(path) for path in inputs}
     for file in Files(out).all():
-        what = "a folder" if file.is_dir() else "not a regular file" if file.exists() and not file.is_file() else None
+        what = "a folder" if file.is_dir() else "not a regular file" if is_irregular(file) else None
         what = "a file that this run reads" if os.path.realpath(file) in read else what
         if what is not None:
             which = "" if file == out else f"also writes {file}, which "

@@ -130,11 +130,8 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
             with_yardstick=False,
         )  # fmt: skip
 
-    seen = distributed.dealt(list(batches(rows, audit.batch_size)), scan_batch)
-    columns = {
-        n: np.concatenate([getattr(one, n) for one in seen]) for n in ("layers", "yardstick", "input_error", "index")
-    }
-    scan = LayerScan.from_rows(names, columns["layers"], columns["yardstick"], columns["input_error"], columns["index"])
+    seen = Observation.concatenate(distributed.dealt(list(batches(rows, audit.batch_size)), scan_batch))
+    scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, seen.index)
     rule = audit.rule if plan.top_k is None else MvlRule(top_k=plan.top_k)
     return tuple(names[position] for position in scan.most_vulnerable(rule).positions)
 

@@ -233,7 +233,7 @@ def _audit_plan(
     Where the source has no test split, on `split`, which is trained on.
     """
     changes: dict[str, Any] = {
-        "harden": None, "preset": None, "full_on": None, "gate": None, "attack": settings.attack or list(JUDGED_BY),
+        "harden": None, "preset": None, "full_on": None, "gate": None, "gate_only": None, "attack": settings.attack or list(JUDGED_BY),
         "noise": settings.noise or ["none"],
     }  # fmt: skip
     try:

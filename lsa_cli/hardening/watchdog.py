@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lsa_cli.report.row import finite
+
 _PATIENCE = 3  # epochs at chance before they count as not learning
 
 
@@ -30,13 +32,9 @@ class EpochResult:
         """The values for JSON, in which None stands for numbers that are not finite."""
         values = asdict(self)
         return values | {
-            "loss": _finite(self.loss),
-            "parts": {name: _finite(part) for name, part in self.parts.items()},
+            "loss": finite(self.loss),
+            "parts": {name: finite(part) for name, part in self.parts.items()},
         }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def at_chance(result: EpochResult, chance: float) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from lsa_cli.errors import CheckpointError, UsageError, is_plain
-from lsa_cli.files import temporary_beside
+from lsa_cli.files import is_irregular, temporary_beside
 from lsa_cli.models.formats import Contents, open_contents
 from lsa_cli.models.pickles.modules import is_module, tensors_of
 from lsa_cli.models.pickles.symbols import Call, TensorSpec
@@ -359,7 +359,7 @@ def write_atomically(path: Path, content: dict[str, Any]) -> None:
     import torch
 
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
+    if is_irregular(target):
         raise CheckpointError(f"{path} is not a regular file; give a file name to write the checkpoint to")
     temporary = temporary_beside(target)
     try:

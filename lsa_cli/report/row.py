@@ -1,10 +1,16 @@
 """Row: what every part of a report is made of."""
 
+import math
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lsa_cli.errors import printable
+
+
+def finite(value: Any) -> float | None:
+    """A number as a report can hold it: NaN and infinity are null."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _printable(value: Any) -> Any:
