@@ -1,5 +1,6 @@
 """A report as tidy tables for programs: one row an observation, plain names, shares in [0, 1]. CSV and Parquet files."""
 
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -187,10 +188,15 @@ def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
 
 
 def check_samples_file(path: str) -> None:
-    """Raises UsageError for a file of samples that could not be written after hours of work."""
+    """Raises UsageError for an ending other than .csv and .parquet, and for Parquet without pyarrow."""
     kind = Path(path).suffix.lower()
     if kind not in (".csv", ".parquet"):
-        raise UsageError(f"--samples {path} should end in .csv or .parquet")
+        raise UsageError(f"--samples {path} must end in .csv or .parquet")
+    if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            f"--samples {path}: Parquet needs the package pyarrow, which is not installed; "
+            'run pip install "lsa-robustness[parquet]", or give a name that ends in .csv'
+        )
 
 
 def write_samples(report: AuditReport, path: str) -> None:

@@ -1,5 +1,6 @@
 """What the commands print and write."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -356,3 +357,16 @@ def test_plots_of_saved_reports(lsa, refused, tmp_path, monkeypatch):
     refused("plot", saved, "-o", "taken", says="cannot be made")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused("plot", saved, "-o", "new", says="pip install matplotlib")
+    assert not (tmp_path / "new").exists()
+
+
+def test_parquet_without_pyarrow_is_refused_before_anything_runs(lsa, refused, tmp_path, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *where: None if name == "pyarrow" else there(name, *where)
+    )
+    saved = ROOT / "tests" / "gold" / "report.json"
+    for command in (("audit", MNIST, *QUICK), ("report", saved)):
+        refused(*command, "--samples", "s.parquet", says='run pip install "lsa-robustness[parquet]"')
+    assert list(tmp_path.iterdir()) == []
+    assert lsa("audit", MNIST, *QUICK, "--samples", "s.csv").code == 0
