@@ -94,7 +94,7 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
         if node is None:
             return AuditSettings()
         if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"{path}: line 1 should start a list of `key: value` settings")
+            raise UsageError(f"{path}: line 1 must start a list of `key: value` settings")
         lines = _key_lines(node, path)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:

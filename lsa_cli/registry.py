@@ -91,7 +91,7 @@ def load_attribute(spec: str, what: str) -> Any:
     """`pkg.mod:name` or `path/to/file.py:name` -> that object. The user named it, so its code may run."""
     module_name, _, attribute = spec.rpartition(":")
     if not module_name or not attribute:
-        raise UsageError(f"{what}: '{spec}' should read pkg.mod:name or path/to/file.py:name")
+        raise UsageError(f"{what}: '{spec}' must read pkg.mod:name or path/to/file.py:name")
     module = import_named(module_name, what)
     if not hasattr(module, attribute):
         public = [name for name in vars(module) if not name.startswith("_")]
@@ -132,7 +132,7 @@ def parse_spec(spec: str, noun: str) -> tuple[str, dict[str, str]]:
         key, equals, value = part.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise UsageError(f"{noun} '{spec}': '{part}' should read key=value")
+            raise UsageError(f"{noun} '{spec}': '{part}' must read key=value")
         if key in options:
             raise UsageError(f"{noun} '{spec}': {key} is given twice")
         options[key] = value.strip()
@@ -148,14 +148,14 @@ def _convert(value: Any, annotation: Any, what: str) -> Any:
     if bool in kinds:
         text = str(value).lower()
         if text not in ("true", "false", "yes", "no", "1", "0"):
-            raise UsageError(f"{what}: '{value}' should be true or false")
+            raise UsageError(f"{what}: '{value}' must be true or false")
         return text in ("true", "yes", "1")
     if float in kinds:
         return parse_number(value, what)
     if int in kinds:
         number = parse_number(value, what)
         if number != int(number):
-            raise UsageError(f"{what}: '{value}' should be a whole number")
+            raise UsageError(f"{what}: '{value}' must be a whole number")
         return int(number)
     return str(value)
 

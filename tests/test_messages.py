@@ -1,6 +1,7 @@
 """Every message that people read stands in tests/gold/messages.txt, so that they can be read as a whole.
 
-Collected from the source: each `raise X("...")`, each warning and finding of a report, each line for stderr. {} is a value.
+Collected from the source: each `raise X("...")`, each warning and finding of a report, each line for stderr, each entry of a table
+SENTENCES. {} is a value.
 """
 
 import ast
@@ -10,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLD = Path(__file__).parent / "gold" / "messages.txt"
 # What makes a message without raising it: lines on stderr, and warnings and findings of a report.
 SPOKEN = {"note", "say", "Warning", "Finding", "doubt"}
+TABLE = "SENTENCES"  # a module's table of messages
 INTERNAL = {"AssertionError", "NotImplementedError", "SystemExit", "Exit", "StopIteration"}
 
 
@@ -61,6 +63,9 @@ def messages(path):
                     name_of(call),
                     " / ".join(" ".join(part.split()) for part in parts),
                 )
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == TABLE:
+            found |= {(value.lineno, value.col_offset): (TABLE, value.value) for value in node.value.values}
     return [found[place] for place in sorted(found)]
 
 

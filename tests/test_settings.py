@@ -85,7 +85,7 @@ def test_every_option_is_a_key_and_an_argument(tmp_path, kind, one, option):
 def test_each_option_of_a_command_has_help_in_its_panel():
     for _, one, option in ALL:
         assert option.help.endswith((".", ")")), option.name
-        assert option.panel == one.panel
+        assert o.annotation(one, option).__metadata__[0].rich_help_panel == one.panel
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,15 @@ def test_each_option_of_a_command_has_help_in_its_panel():
         ({"epss": 1}, "unknown option 'epss': did you mean 'eps'"),
         ({"harden": {"epocs": 1}}, "unknown option of harden 'epocs': did you mean 'epochs'"),
         ({"resume": True}, "--resume: belongs to the command line"),
-        ({"quick": "perhaps"}, "--quick: should be true or false, not 'perhaps'"),
-        ({"seed": -1}, "--seed: should be at least 0, not -1"),
-        ({"seed": True}, "--seed: should be a number, not true"),
-        ({"steps": 2.5}, "--steps: should be a whole number, not 2.5"),
-        ({"attack": 3}, "--attack: should be a list, not 3"),
+        ({"quick": "perhaps"}, "--quick: must be true or false, not 'perhaps'"),
+        ({"seed": -1}, "--seed: must be at least 0, not -1"),
+        ({"seed": True}, "--seed: must be a number, not true"),
+        ({"steps": 2.5}, "--steps: must be a whole number, not 2.5"),
+        ({"attack": 3}, "--attack: must be a list, not 3"),
         ({"fail_under": {"rubost": 0.4}}, "did you mean 'robust'"),
         ({"fail_under": "robust=0.4", "gate": {"robust": 0.5}}, "robust is given twice"),
         ({"input_size": 10**6}, "number of pixels up to"),
-        ({"harden": {"warmup": 1}}, "--warmup: should be below 1, not 1"),
+        ({"harden": {"warmup": 1}}, "--warmup: must be below 1, not 1"),
     ],
 )
 def test_what_python_refuses(text, says):
@@ -119,7 +119,7 @@ def test_what_python_refuses(text, says):
         ("quick: true\nfull: true\n", "line 2: --quick and --full set the same"),
         ("seed: 1\nfail-under:\n  robust: 0.4\n  clean: 40\n", "line 4: the limit clean=40"),
         ("seed: 1\nnproc: 2\n", "line 2: nproc: belongs to the command line"),
-        ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: should be at least 1, not 0"),
+        ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: must be at least 1, not 0"),
     ],
 )
 def test_what_a_file_may_not_say(tmp_path, text, says):

@@ -18,8 +18,7 @@ def compare(
         list[str], typer.Argument(metavar="FILE.json FILE.json ...", help="Saved reports, the old one first.")
     ],
     consistency: Annotated[
-        bool,
-        typer.Option("--consistency", help="Compare which classes are weak. With three reports or more, always."),
+        bool, typer.Option("--consistency", help="Compare which classes are weak. With three reports or more, always.")
     ] = False,
     fail_on_regression: Annotated[
         bool,

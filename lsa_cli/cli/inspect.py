@@ -146,11 +146,7 @@ def _name_rows(shown: WeightSet) -> list[tuple[str, "str | Text"]]:
         fits = f"fits several: {'; '.join(map(arch_option, known))}"
     else:
         fits = "none that lsa knows by names and shapes"
-    return [
-        ("parameters", f"{shown.parameters:,} (by their names)"),
-        ("prefix", prefix),
-        ("architecture", fits),
-    ]
+    return [("parameters", f"{shown.parameters:,} (by their names)"), ("prefix", prefix), ("architecture", fits)]
 
 
 def _described(description: dict[str, Any]) -> dict[str, Any]:

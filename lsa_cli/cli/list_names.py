@@ -28,8 +28,7 @@ _KINDS = (
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
-    plugin: o.Plugin = None,
+    kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)], plugin: o.Plugin = None
 ) -> None:
     """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, formats, hardening methods or bases.
 

@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 from lsa_cli._version import __version__
 from lsa_cli.cli.boundary import boundary
-from lsa_cli.cli.options import Command, brings_formats, signed
+from lsa_cli.cli.options import Command, brings_formats, sign
 
 _with_formats: dict[str, Command] = {}  # the commands that have an option for each format
 
@@ -24,7 +24,7 @@ class ErrorBoundary(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in _with_formats and brings_formats(rest):
             again = typer.Typer(add_completion=False, rich_markup_mode="rich")
-            again.command(name)(signed(_with_formats[name]))
+            again.command(name)(sign(_with_formats[name]))
             command = typer.main.get_command(again)
         return name, command, rest
 
@@ -58,37 +58,18 @@ def main(
 
 
 def _register() -> None:
-    from lsa_cli.cli import (
-        audit,
-        check,
-        compare,
-        doctor,
-        gate,
-        harden,
-        init,
-        inspect,
-        layers,
-        list_names,
-        plot,
-        report,
-        schema,
-    )
+    from lsa_cli.cli import audit, check, compare, doctor, gate, harden, init, inspect, layers, list_names, plot, report
     from lsa_cli.cli.launch import on_ranks
+    from lsa_cli.cli.schema import schema
 
     _with_formats.update(audit=on_ranks(audit.audit), report=report.report)
-    app.command("audit")(_with_formats["audit"])
-    app.command("init")(init.init)
-    app.command("harden")(on_ranks(harden.harden))
-    app.command("inspect")(inspect.inspect)
-    app.command("layers")(layers.layers)
-    app.command("list")(list_names.list_names)
-    app.command("report")(_with_formats["report"])
-    app.command("compare")(compare.compare)
-    app.command("gate")(gate.gate)
-    app.command("check")(check.check)
-    app.command("schema")(schema.schema)
-    app.command("doctor")(doctor.doctor)
-    app.command("plot")(plot.plot)
+    commands: dict[str, Command] = {
+        "audit": _with_formats["audit"], "init": init.init, "harden": on_ranks(harden.harden), "inspect": inspect.inspect,
+        "layers": layers.layers, "list": list_names.list_names, "report": report.report, "compare": compare.compare,
+        "gate": gate.gate, "check": check.check, "schema": schema, "doctor": doctor.doctor, "plot": plot.plot,
+    }  # fmt: skip
+    for name, command in commands.items():
+        app.command(name)(command)
 
 
 _register()

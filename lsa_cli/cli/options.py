@@ -39,11 +39,12 @@ def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
             return list(settings_of(HardenSettings)) if hardening else [], chosen
 
         def parameters() -> list[inspect.Parameter]:
-            own, chosen = declared()
             found: list[inspect.Parameter] = []
             for parameter in own_parameters:
-                there = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-                found += [there] if parameter.name != "given" else [*_parameters(own), *_parameters(chosen)]
+                if parameter.name == "given":
+                    found += [made for settings in declared() for made in _parameters(settings)]
+                else:
+                    found.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             return found
 
         @functools.wraps(command)
@@ -57,22 +58,17 @@ def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
             command(given=settings_from(settings), **given)
 
         run.parameters = parameters  # type: ignore[attr-defined]
-        return signed(run)
+        return sign(run)
 
     return decorate
 
 
-def signed(command: Command) -> Command:
-    """The command, with a parameter for each option that is declared now: a plugin may have brought a format."""
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(**given)
-
+def sign(command: Command) -> Command:
+    """Give the command a parameter for each option that is declared now: a plugin may have brought a format."""
     parameters = command.parameters()  # type: ignore[attr-defined]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 def load_plugins(files: Iterable[str]) -> None:
@@ -87,7 +83,8 @@ def load_plugins(files: Iterable[str]) -> None:
 
 def brings_formats(words: list[str]) -> bool:
     """Load the plugins of a command line that has an option which is not known; whether they brought a format."""
-    known = {f"--{option.name}" for one in settings_of(AuditSettings) for option in one.options} | {"--no-github"}
+    options = [option for one in settings_of(AuditSettings) for option in one.options]
+    known = {name for option in options for names in option.declarations for name in names.split("/")}
     asked = {word.partition("=")[0] for word in words if word.startswith("--")}
     if asked <= known:
         return False
@@ -99,15 +96,13 @@ def brings_formats(words: list[str]) -> bool:
 
 
 def _taken(given: dict[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
-    """The options that were given, out of `given`. A flag that was not given is False, a list without entries is one that
-    was not given."""
-    options = [option for one in settings for option in one.options]
-    values = [(option, given.pop(option.key, None)) for option in options]
-    return {
-        option.key: value
-        for option, value in values
-        if value is not None and value != [] and (value is not False or option.off is not None)
-    }
+    """Move the options that were given out of `given`. A flag that was not given is False, a list that was not is empty."""
+    taken = {}
+    for option in (option for one in settings for option in one.options):
+        value = given.pop(option.key, None)
+        if value is not None and value != [] and (value is not False or option.off is not None):
+            taken[option.key] = value
+    return taken
 
 
 def _parameters(settings: Iterable[Setting]) -> list[inspect.Parameter]:
@@ -123,7 +118,7 @@ def annotation(one: Setting, option: Option) -> Any:
     kind: Any = bool if option.flag else list[str] if option.repeatable else int if one.is_whole else str
     said = typer.Option(
         *option.declarations, metavar=option.metavar, help=option.help.replace("[0, 1]", r"\[0, 1]"),
-        rich_help_panel=option.panel, show_default=False,
+        rich_help_panel=one.panel, show_default=False,
     )  # fmt: skip
     return Annotated[kind | None, said]
 

@@ -239,7 +239,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
     spec += f"?corruption={corruption}&severity={severity}"
     images, labels = _mapped(folder / f"{corruption}.npy"), _mapped(folder / "labels.npy")
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise DataError(f"{spec}: {corruption}.npy holds {images.dtype} of shape {images.shape}; it should be uint8 "
+        raise DataError(f"{spec}: {corruption}.npy holds {images.dtype} of shape {images.shape}; it must be uint8 "
                         "images (n, H, W, C)")  # fmt: skip
     if labels.shape != images.shape[:1] or len(labels) % _SEVERITIES:
         raise DataError(

@@ -128,7 +128,7 @@ def _pair_reader(dataset: Any, spec: str, fit: Fit) -> Callable[[np.ndarray], to
         except Exception as error:
             raise DataError(
                 f"{spec}: samples {rows[0]} to {rows[-1]} cannot be read as tensors of one shape: "
-                f"{type(error).__name__}: {error}; each sample should be (image as a tensor in [0, 1], label)"
+                f"{type(error).__name__}: {error}; each sample must be (image as a tensor in [0, 1], label)"
             ) from error
 
     return read

@@ -52,11 +52,11 @@ def open_imagefolder(request: SourceRequest) -> LabelledData:
     spec = f"imagefolder:{root}"
     if not root.is_dir():
         kind = SplitError if split and root.parent.is_dir() else DataError
-        raise kind(f"{spec}: there is no folder {root}; it should hold one folder of images for each class")
+        raise kind(f"{spec}: there is no folder {root}; it must hold one folder of images for each class")
     try:
         found = ImageFolder(str(root), allow_empty=True)
     except OSError as error:
-        raise DataError(f"{spec}: {error}; it should hold one folder of images for each class") from error
+        raise DataError(f"{spec}: {error}; it must hold one folder of images for each class") from error
     files = path_files([Path(path) for path, _ in found.samples])
     labels, classes = np.asarray(found.targets, dtype=np.int64), list(found.classes)
     if "order" not in request.options and all(re.fullmatch(r"[0-9]{1,18}", folder) for folder in classes):

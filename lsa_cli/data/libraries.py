@@ -60,7 +60,7 @@ def open_torchvision(request: SourceRequest) -> LabelledData:
         arguments["split"] = split
     download = request.option("download", "false")
     if download not in ("true", "false"):
-        raise UsageError(f"--data: download={download} should be true or false")
+        raise UsageError(f"--data: download={download} must be true or false")
     if "download" in accepted:
         arguments["download"] = download == "true"
     elif download == "true":

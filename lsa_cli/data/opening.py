@@ -43,7 +43,7 @@ def open_data(
     source, colon, rest = spec.partition(":")
     if not colon:
         raise UsageError(
-            f"--data '{spec}' should read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
+            f"--data '{spec}' must read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
             f"{_suggestion(spec)}"
         )
     location, _, query = rest.partition("?")

@@ -149,7 +149,7 @@ def _label_ending(sample: _Sample, request: SourceRequest, spec: str) -> str:
     if said is not None and said.rpartition(".")[2] in _PICKLES:
         raise UsageError(f"--data: label={said} is a pickle, which can run any code; store labels as cls, txt or json")
     if said is not None and said.rpartition(".")[2] not in _LABELS:
-        raise UsageError(f"--data: label={said} should end in {', '.join(_LABELS)}")
+        raise UsageError(f"--data: label={said} must end in {', '.join(_LABELS)}")
     there = [said] if said else [ending for ending in sample.members if ending in _LABELS]
     if len(there) == 1 or "cls" in there:
         return "cls" if "cls" in there else there[0]
@@ -172,5 +172,5 @@ def _label(sample: _Sample, ending: str, request: SourceRequest, spec: str) -> A
     if isinstance(value, dict):
         value = value[pick_name(list(value), USUAL_LABELS, "key", request, f"{spec}: {sample}")]
     if isinstance(value, (dict, list)):
-        raise DataError(f"{spec}: the label of {sample} is a {type(value).__name__}; it should be one number or name")
+        raise DataError(f"{spec}: the label of {sample} is a {type(value).__name__}; it must be one number or name")
     return value

@@ -179,7 +179,7 @@ def limit_of(metric: str, given: Any) -> Limit:
     if value < 0:
         raise UsageError(f"the limit {metric}={value:g} is negative")
     if name.is_share and value > 1:
-        raise UsageError(f"the limit {metric}={value:g} should be a share between 0 and 1, such as {value / 100:g}")
+        raise UsageError(f"the limit {metric}={value:g} must be a share between 0 and 1, such as {value / 100:g}")
     return limit
 
 
@@ -193,14 +193,14 @@ def parse_limits(fail_under: Sequence[str], fail_on: str | None = None) -> dict[
     for text in fail_under:
         metric, equals, value = text.rpartition("=")
         if not equals:
-            raise UsageError(f"--fail-under '{text}' should read METRIC=VALUE, for example robust=0.40")
+            raise UsageError(f"--fail-under '{text}' must read METRIC=VALUE, for example robust=0.40")
         if metric in limits:
             raise UsageError(f"--fail-under: {metric} is given twice")
         limits[metric] = limit_of(metric, value)
     if fail_on is not None:
         levels = words_of("evidence")
         if fail_on not in levels:
-            raise UsageError(f"--fail-on: should be {' or '.join(levels)}, not '{fail_on}'")
+            raise UsageError(f"--fail-on: must be {' or '.join(levels)}, not '{fail_on}'")
         limits[f"evidence.{fail_on}"] = Limit(max=0)
     return limits
 

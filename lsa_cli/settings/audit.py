@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.formats import FORMATS
-from lsa_cli.settings.declare import Option, SettingError, Settings, checked, setting, stands_for
+from lsa_cli.settings.declare import Option, SettingError, Settings, checked, flag, setting
 from lsa_cli.settings.harden import HardenSettings
 from lsa_cli.settings.values import (
     Arguments,
@@ -142,11 +142,7 @@ class AuditSettings(Settings):
         default="name",
     )
     limit: Samples | None = setting(
-        _DATA,
-        "Number of samples to audit, stratified by class.",
-        metavar="N|all",
-        short="n",
-        default="1000",
+        _DATA, "Number of samples to audit, stratified by class.", metavar="N|all", short="n", default="1000"
     )
 
     # ---- Attack
@@ -160,18 +156,11 @@ class AuditSettings(Settings):
         _ATTACK,
         "Which attacks, where none is named.",
         options=(
-            Option(
-                "quick",
-                "FGSM and a short APGD on 200 samples. It takes seconds and gives a loose upper bound.",
-                flag=True,
-                read=stands_for("quick"),
-            ),
-            Option(
+            flag("quick", "FGSM and a short APGD on 200 samples. It takes seconds and gives a loose upper bound."),
+            flag(
                 "full",
                 "After the default attacks, AutoAttack (APGD-CE, APGD-T, FAB-T, Square) on the samples that are still "
                 "robust.",
-                flag=True,
-                read=stands_for("full"),
             ),
         ),
     )
@@ -226,8 +215,7 @@ class AuditSettings(Settings):
         default="sample",
     )
     eta: Number | None = setting(
-        _LAYERS,
-        "A layer is most vulnerable if mean - mu > eta * sigma. Default: 0.5, with --sigma layers 0.8.",
+        _LAYERS, "A layer is most vulnerable if mean - mu > eta * sigma. Default: 0.5, with --sigma layers 0.8."
     )
     sigma: Literal["samples", "layers"] | None = setting(
         _LAYERS, "What the standard deviation sigma is taken over.", default="samples"
@@ -343,12 +331,7 @@ class AuditSettings(Settings):
         metavar="FILE.csv|.parquet",
         scope="written",
     )
-    files: dict[str, str] | None = setting(
-        _OUTPUT,
-        "Files by format.",
-        scope="written",
-        options=_formats,
-    )
+    files: dict[str, str] | None = setting(_OUTPUT, "Files by format.", scope="written", options=_formats)
     csv: str | None = setting(_OUTPUT, "Folder for tidy tables, one CSV file each.", metavar="DIR", scope="written")
     github: bool | None = setting(
         _OUTPUT,

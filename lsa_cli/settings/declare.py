@@ -1,13 +1,12 @@
-"""What a setting is: a field of a dataclass, with all that is said of it; and how given values become such a dataclass.
+"""What a setting is: a field of a dataclass with all that is said of it. And how given values become such a dataclass.
 
 `setting(...)` declares a field once. From it come the option of the command line (`cli/options.py`), the key of lsa.yaml
 and its check (`config.py`), the keyword argument of `lsa_cli.audit` and `lsa_cli.harden`, the JSON Schema and the
-reference page (`settings/schema.py`).
+reference page (`settings/schema.py`, `settings/reference.py`).
 """
 
 import dataclasses
 import functools
-import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
@@ -15,7 +14,6 @@ from typing import Any, Literal, TypeVar
 from lsa_cli.errors import LsaError, UsageError
 from lsa_cli.registry import unknown
 
-T = TypeVar("T")
 S = TypeVar("S", bound="Settings")
 # Where a setting may be given, and whether the report holds it:
 # measured   everywhere; the report lists it, because it can change a number
@@ -23,29 +21,32 @@ S = TypeVar("S", bound="Settings")
 # told       on the command line and in lsa.yaml; it decides what the terminal shows, or the exit code
 # once       on the command line alone; it belongs to one run
 Scope = Literal["measured", "written", "told", "once"]
+EVERYWHERE: tuple[Scope, ...] = ("measured", "written", "told", "once")
+IN_A_FILE: tuple[Scope, ...] = ("measured", "written", "told")
+IN_PYTHON: tuple[Scope, ...] = ("measured", "written")
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One name under which a setting is given: --name, and `name` in lsa.yaml and in Python.
+    """One name under which a setting is given: --name on the command line, `key` in lsa.yaml and in Python.
 
-    read: turns what is given under this name into the setting's value; raises ValueError or UsageError. As a flag the
-    option takes no value on the command line. off: the flag that says the opposite. key: the name in lsa.yaml and Python.
+    flag: it takes no value on the command line. off: the flag that says the opposite. read: turns the given value into
+    the setting's; raises ValueError or UsageError.
     """
 
     name: str
     help: str
     metavar: str | None = None
     short: str | None = None
-    panel: str = ""
     flag: bool = False
     repeatable: bool = False
     off: str | None = None
     read: Callable[[Any], Any] | None = None
-    key: str = ""
+    field: str | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "key", self.key or self.name.replace("-", "_"))
+    @property
+    def key(self) -> str:
+        return self.field or self.name.replace("-", "_")
 
     @property
     def declarations(self) -> tuple[str, ...]:
@@ -53,23 +54,22 @@ class Option:
         return (long,) if self.short is None else (long, f"-{self.short}")
 
 
+def flag(name: str, help: str) -> Option:
+    """An option without a value that sets its setting to `name`."""
+    return Option(name, help, flag=True, read=lambda value: name if checked(bool, value) else None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field and what is said of it. options: the names under which it is given; a key alone has no option."""
+    """A field and what is said of it. type: of its value. options: the names under which it is given."""
 
     name: str
-    hint: Any
+    type: Any
     help: str
     panel: str
     scope: Scope
     default: str | None
     options: tuple[Option, ...]
-
-    @property
-    def type(self) -> Any:
-        """The hint without None."""
-        kinds = [kind for kind in typing.get_args(self.hint) if kind is not type(None)]
-        return kinds[0] if len(kinds) == 1 else self.hint
 
     @property
     def is_whole(self) -> bool:
@@ -81,20 +81,17 @@ def setting(
     panel: str,
     help: str,
     *,
-    metavar: str | None = None,
-    short: str | None = None,
     default: str | None = None,
     scope: Scope = "measured",
-    name: str | None = None,
-    off: str | None = None,
     options: tuple[Option, ...] | Callable[[], tuple[Option, ...]] | None = None,
+    **own: str,
 ) -> Any:
-    """Declare a field. default: in words, where it is the same for every checkpoint. options: instead of one of its own
-    name; the field's name is then a key without an option. A function gives those that there are when it is called. name: of the option, where it is not the field's."""
-    said = {
-        "panel": panel, "help": help, "metavar": metavar, "short": short, "default": default, "scope": scope, "name": name,
-        "off": off, "options": options,
-    }  # fmt: skip
+    """Declare a field, which gets an option of its own name.
+
+    default: in words, where it is the same for every checkpoint. own: fields of that option: metavar, short, off, name.
+    options: these take its place, and the field's name is a key alone; a function is called each time.
+    """
+    said = {"panel": panel, "help": help, "default": default, "scope": scope, "options": options, "own": own}
     return dataclasses.field(default=None, metadata=said)
 
 
@@ -108,20 +105,17 @@ class SettingError(UsageError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the dataclasses of settings. None: not given, so that the next in line decides."""
+    """Base of the dataclasses of settings. None: not given."""
 
     def replace(self: S, **changes: Any) -> S:
         return dataclasses.replace(self, **changes)
 
     def given(self, *scopes: Scope) -> dict[str, Any]:
-        """The values that are given, by name; with scopes, of those alone. What a section holds is not among them."""
-        return {
-            one.name: value
-            for one in settings_of(type(self))
-            if (value := getattr(self, one.name)) is not None
-            and not isinstance(value, Settings)
-            and (not scopes or one.scope in scopes)
+        """The given values by name; with scopes, of those alone. Sections are left out."""
+        values = {
+            one.name: getattr(self, one.name) for one in settings_of(type(self)) if one.scope in scopes or not scopes
         }
+        return {name: value for name, value in values.items() if value is not None and not isinstance(value, Settings)}
 
     def recorded(self) -> dict[str, Any]:
         """What a report says of them: plain values of the settings that can change a number."""
@@ -137,57 +131,34 @@ def _plain(value: Any) -> Any:
 # ---- what is declared ----------------------------------------------------------------------------------
 
 
-def _cached(work: Callable[[type[Settings]], T]) -> Callable[[type[Settings]], T]:
-    return functools.cache(work)  # type: ignore[return-value]  # mypy takes a class for unhashable
-
-
 def settings_of(kind: type[Settings]) -> tuple[Setting, ...]:
     """Every setting that `kind` declares, in order."""
-    return tuple(_with_options(one, make) for one, make in _declared(kind))
+    return tuple(_setting(field) for field in dataclasses.fields(kind))
 
 
-def _with_options(one: Setting, make: Callable[[], tuple[Option, ...]] | None) -> Setting:
-    if make is None:
-        return one
-    return dataclasses.replace(one, options=tuple(dataclasses.replace(option, panel=one.panel) for option in make()))
+def _setting(field: "dataclasses.Field[Any]") -> Setting:
+    said, kind = field.metadata, typing.get_args(field.type)[0]  # of `kind | None`
+    options = said["options"]() if callable(said["options"]) else said["options"]
+    if options is None:
+        options = (_own_option(field, kind),)
+    return Setting(field.name, kind, said["help"], said["panel"], said["scope"], said["default"], options)
 
 
-@_cached
-def _declared(kind: type[Settings]) -> list[tuple[Setting, Callable[[], tuple[Option, ...]] | None]]:
-    """The settings, and for those whose options can become more the function that makes these."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = [(field, field.metadata["options"]) for field in dataclasses.fields(kind)]
-    return [(_setting(field, hints[field.name]), made if callable(made) else None) for field, made in fields]
+def _own_option(field: "dataclasses.Field[Any]", kind: Any) -> Option:
+    said, bare = field.metadata, _bare(kind)
+    values = {
+        "name": field.name.replace("_", "-"),
+        "help": said["help"] + ("" if said["default"] is None else f" Default: {said['default']}."),
+        "metavar": "|".join(typing.get_args(kind)) if typing.get_origin(kind) is Literal else None,
+        "flag": kind is bool,
+        "repeatable": typing.get_origin(bare) in (list, dict) and bare != list[float],
+        "field": field.name,
+    }
+    return Option(**{**values, **said["own"]})
 
 
-def _setting(field: "dataclasses.Field[Any]", hint: Any) -> Setting:
-    said = field.metadata
-    one = Setting(field.name, hint, said["help"], said["panel"], said["scope"], said["default"], ())
-    if callable(said["options"]):
-        return one
-    if said["options"] is not None:
-        options = tuple(dataclasses.replace(option, panel=said["panel"]) for option in said["options"])
-        return dataclasses.replace(one, options=options)
-    default = "" if one.default is None else f" Default: {one.default}."
-    own = Option(
-        said["name"] or field.name.replace("_", "-"), one.help + default, said["metavar"] or _choices(one.type),
-        said["short"], one.panel, one.type is bool, _is_list(one.type), said["off"], None,
-        field.name,
-    )  # fmt: skip
-    return dataclasses.replace(one, options=(own,))
-
-
-def _bare(hint: Any) -> Any:
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-
-
-def _is_list(hint: Any) -> bool:
-    bare = _bare(hint)
-    return typing.get_origin(bare) in (list, dict) and bare != list[float]
-
-
-def _choices(hint: Any) -> str | None:
-    return "|".join(typing.get_args(hint)) if typing.get_origin(hint) is Literal else None
+def _bare(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
 
 
 def keys_of(kind: type[Settings]) -> dict[str, tuple[Setting, Option | None]]:
@@ -195,24 +166,14 @@ def keys_of(kind: type[Settings]) -> dict[str, tuple[Setting, Option | None]]:
     keys: dict[str, tuple[Setting, Option | None]] = {}
     for one in settings_of(kind):
         for option in one.options:
-            for name in (option.key, option.short):
-                if name is not None:
-                    keys[name] = (one, option)
+            keys[option.key] = (one, option)
+            if option.short is not None:
+                keys[option.short] = (one, option)
         keys.setdefault(one.name, (one, None))
     return keys
 
 
 # ---- from values as they are given ---------------------------------------------------------------------
-
-
-EVERYWHERE: tuple[Scope, ...] = ("measured", "written", "told", "once")
-IN_A_FILE: tuple[Scope, ...] = ("measured", "written", "told")
-IN_PYTHON: tuple[Scope, ...] = ("measured", "written")
-
-
-def stands_for(meaning: Any) -> Callable[[Any], Any]:
-    """How a flag is read: true stands for `meaning`, false for nothing."""
-    return lambda value: meaning if checked(bool, value) else None
 
 
 def read_settings(
@@ -225,37 +186,37 @@ def read_settings(
     """
     found: dict[str, Any] = {}
     by: dict[str, str] = {}
-    for key, value in values.items():
+    known = keys_of(kind)
+    for key, given in values.items():
+        if given is None:
+            continue
+        name = key.replace("-", "_")
+        if name not in known:
+            raise SettingError((key,), unknown(noun, key, [name for name in known if len(name) > 1]), whole=True)
+        one, option = known[name]
+        if one.scope not in scopes:
+            whose = "an audit" if one.scope == "written" else "the command line"
+            raise SettingError((key,), f"belongs to {whose}; leave it out here")
+        if option is None and isinstance(one.type, type) and issubclass(one.type, Settings):
+            value: Any = _section(one.type, key, given, noun, scopes)
+        else:
+            value = _value(one, option, key, given)
         if value is None:
             continue
-        one, new = _read(kind, key, value, noun, scopes)
-        if new is None:
-            continue
         if one.name in found:
-            found[one.name] = _both(by[one.name], found[one.name], key, new)
-        else:
-            found[one.name], by[one.name] = new, key
+            value = _both(by[one.name], found[one.name], key, value)
+        found[one.name], by[one.name] = value, by.get(one.name, key)
     return kind(**found)
 
 
-def _read(kind: type[Settings], key: str, value: Any, noun: str, scopes: tuple[Scope, ...]) -> tuple[Setting, Any]:
-    name = key.replace("-", "_")
-    known = keys_of(kind)
-    if name not in known:
-        raise SettingError((key,), unknown(noun, key, [name for name in known if len(name) > 1]), whole=True)
-    one, option = known[name]
-    if one.scope not in scopes:
-        whose = "an audit" if one.scope == "written" else "the command line"
-        raise SettingError((key,), f"belongs to {whose}; leave it out here")
-    section = one.type if isinstance(one.type, type) and issubclass(one.type, Settings) else None
-    if section is not None and option is None:
-        return one, _section(section, key, value, noun, scopes)
+def _value(one: Setting, option: Option | None, key: str, value: Any) -> Any:
+    """The value that the setting gets; None where a flag says that it is not given."""
     try:
         if any(isinstance(part, str) and not part.strip() for part in (value if isinstance(value, list) else [value])):
             raise ValueError("is empty; give a value, or leave it out")
         if option is not None and option.read is not None:
             value = option.read(value)
-        return one, None if value is None else checked(one.type, value)
+        return None if value is None else checked(one.type, value)
     except SettingError as error:
         error.key = (key, *error.key[1:])
         raise
@@ -269,7 +230,7 @@ def _section(kind: type[S], key: str, value: Any, noun: str, scopes: tuple[Scope
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise SettingError((key,), f"should be a mapping, such as {{epochs: 5}}, not {value}")
+        raise SettingError((key,), f"must be a mapping, such as {{epochs: 5}}, not {value}")
     try:
         return read_settings(kind, {str(name): part for name, part in value.items()}, f"{noun} of {key}", scopes)
     except SettingError as error:
@@ -287,6 +248,25 @@ def _both(first: str, value: Any, second: str, other: Any) -> Any:
     raise SettingError((second,), f"{' and '.join(names)} set the same; give one of them", whole=True)
 
 
+# pydantic's kinds of errors in our words; a message of another kind is pydantic's own.
+SENTENCES = {
+    "value_error": "{error}",
+    "literal_error": "must be {expected}, not {value}",
+    "greater_than_equal": "must be at least {ge:g}, not {value}",
+    "greater_than": "must be above {gt:g}, not {value}",
+    "less_than_equal": "must be at most {le:g}, not {value}",
+    "less_than": "must be below {lt:g}, not {value}",
+    "int_parsing": "must be a whole number, not {value}",
+    "int_type": "must be a whole number, not {value}",
+    "int_from_float": "must be a whole number, not {value}",
+    "bool_parsing": "must be true or false, not {value}",
+    "bool_type": "must be true or false, not {value}",
+    "string_type": "must be text, not {value}",
+    "list_type": "must be a list, not {value}",
+    "dict_type": "must be a mapping, not {value}",
+}
+
+
 @functools.cache
 def adapter(hint: Any) -> Any:
     """pydantic's check of a type."""
@@ -299,40 +279,14 @@ def checked(hint: Any, value: Any) -> Any:
     """`value` as `hint` has it. Raises ValueError with a sentence, and what the type's own reader raises."""
     from pydantic import ValidationError
 
-    if isinstance(hint, types.UnionType):
-        hint = typing.Union[hint.__args__]  # noqa: UP007
     try:
         return adapter(hint).validate_python(value)
     except ValidationError as error:
-        raise ValueError(_sentence(error.errors()[0])) from error
-
-
-def _sentence(problem: Any) -> str:
-    """pydantic's message in our words."""
-    value, context = problem.get("input"), problem.get("ctx", {})
-    shown = f"{value:g}" if isinstance(value, float) else f"'{value}'" if isinstance(value, str) else f"{value}"
-    match problem["type"]:
-        case "value_error":
-            return str(context["error"])
-        case "literal_error":
-            return f"should be {context['expected'].replace(', ', ' or ').replace(chr(39), '')}, not {shown}"
-        case "greater_than_equal":
-            return f"should be at least {context['ge']:g}, not {shown}"
-        case "greater_than":
-            return f"should be above {context['gt']:g}, not {shown}"
-        case "less_than_equal":
-            return f"should be at most {context['le']:g}, not {shown}"
-        case "less_than":
-            return f"should be below {context['lt']:g}, not {shown}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"should be a whole number, not {shown}"
-        case "bool_parsing" | "bool_type":
-            return f"should be true or false, not {shown}"
-        case "string_type":
-            return f"should be text, not {shown}"
-        case "list_type":
-            return f"should be a list, not {shown}"
-        case "dict_type":
-            return f"should be a mapping, not {shown}"
-        case _:
-            return f"{problem['msg'].lower()}, not {shown}"
+        problem: Any = error.errors()[0]
+    given, context = problem["input"], problem.get("ctx", {})
+    shown = f"{given:g}" if isinstance(given, float) else f"'{given}'" if isinstance(given, str) else str(given)
+    if "expected" in context:  # "'a', 'b' or 'c'"
+        context["expected"] = context["expected"].replace(", ", " or ").replace("'", "")
+    if problem["type"] in SENTENCES:
+        raise ValueError(SENTENCES[problem["type"]].format(**context, value=shown))
+    raise ValueError(f"{problem['msg'].lower()}, not {shown}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lsa_cli.settings.declare import Option, Settings, setting, stands_for
+from lsa_cli.settings.declare import Settings, flag, setting
 from lsa_cli.settings.values import Count, Names, NotNegative, NumberText, Positive, Share
 
 _METHOD, _ATTACK, _RECIPE, _OUTPUT = "Method", "Training attack", "Recipe", "Output"
@@ -74,8 +74,8 @@ class HardenSettings(Settings):
         _RECIPE,
         "Average of the weights that is saved.",
         options=(
-            Option("ema", "Save an exponential moving average of the weights.", flag=True, read=stands_for("ema")),
-            Option("swa", "Save the mean of the weights of the second half.", flag=True, read=stands_for("swa")),
+            flag("ema", "Save an exponential moving average of the weights."),
+            flag("swa", "Save the mean of the weights of the second half."),
         ),
     )
     awp: NotNegative | None = setting(

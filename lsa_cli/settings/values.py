@@ -49,7 +49,7 @@ class Reads:
 
 def _not_bool(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"should be a number, not {str(value).lower()}")
+        raise ValueError(f"must be a number, not {str(value).lower()}")
     return value
 
 
@@ -84,7 +84,7 @@ def _as_text(value: Any) -> Any:
 def _pixels(value: Any) -> Any:
     text = _as_text(value)
     if text != "native" and not (isinstance(text, str) and text.isdecimal() and 0 < int(text) <= _MOST_PIXELS):
-        raise ValueError(f"should be native, or a number of pixels up to {_MOST_PIXELS}, not '{value}'")
+        raise ValueError(f"must be native, or a number of pixels up to {_MOST_PIXELS}, not '{value}'")
     return text
 
 
@@ -95,7 +95,7 @@ def _count_or(word: str) -> Callable[[Any], Any]:
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"should be a whole number of at least 1, or {word}, not {value}")
+            raise ValueError(f"must be a whole number of at least 1, or {word}, not {value}")
         return value
 
     return read
@@ -108,7 +108,7 @@ def _duration(value: Any) -> float:
     parts = zip(match.groups(), (3600, 60, 1), strict=True) if match else ()
     seconds = sum(float(number or 0) * unit for number, unit in parts)
     if seconds <= 0:
-        raise ValueError(f"should be a time such as 90s, 10m or 1h30m, not {value}")
+        raise ValueError(f"must be a time such as 90s, 10m or 1h30m, not {value}")
     return seconds
 
 
@@ -118,7 +118,7 @@ def parse_arguments(pairs: list[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"--arch-args: '{pair}' should read name=value")
+            raise UsageError(f"--arch-args: '{pair}' must read name=value")
         if key in arguments:
             raise UsageError(f"--arch-args: {key} is given twice")
         try:
@@ -133,7 +133,7 @@ def _arguments(value: Any) -> Any:
     if isinstance(value, list) and all(isinstance(pair, str) for pair in value):
         value = parse_arguments(value)
     if isinstance(value, Mapping) and not is_plain(value):
-        raise ValueError("should be finite numbers, text, true, false, null, and lists and mappings of those")
+        raise ValueError("must be finite numbers, text, true, false, null, and lists and mappings of those")
     return value
 
 

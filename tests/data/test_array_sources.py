@@ -329,7 +329,7 @@ def test_bad_files_of_corruptions(corrupted):
     (folder / "junk.npy").write_bytes(b"not an array")
     for name, says in {
         "short": "49 images and labels of shape",
-        "float": "should be uint8",
+        "float": "must be uint8",
         "objects": "plain numbers",
         "junk": "plain numbers",
     }.items():

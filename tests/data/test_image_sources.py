@@ -108,7 +108,7 @@ def test_folders_of_splits_are_not_taken_for_classes(folder):
     data = open_data(spec, size=square_size(6))
     assert (data.split, len(data), data.class_names) == ("test", 5, ("cat", "dog", "fox"))
     assert len(open_data(spec, split="train")) == 4
-    with pytest.raises(SplitError, match=r"there is no folder .*val; it should hold one folder of images"):
+    with pytest.raises(SplitError, match=r"there is no folder .*val; it must hold one folder of images"):
         open_data(spec, split="val")
     (folder / "bird").mkdir()  # now they can only be classes
     assert open_data(spec, size=square_size(6)).class_names == ("bird", "test", "train")
@@ -341,13 +341,13 @@ PNG = content(picture(0))
     [
         ([("a.png", PNG), ("a.pyd", b"x")], "", DataError, r"no label \(it holds .png, .pyd\).*pickles are not read"),
         ([("a.png", PNG), ("a.pyd", b"x")], "?label=pyd", UsageError, "label=pyd is a pickle, which can run any code"),
-        ([("a.png", PNG), ("a.cls", b"0")], "?label=npy", UsageError, "should end in cls, json, txt"),
+        ([("a.png", PNG), ("a.cls", b"0")], "?label=npy", UsageError, "must end in cls, json, txt"),
         ([("a.png", PNG), ("a.cls", b"0")], "?label=txt", DataError, "has no label .txt"),
         ([("a.cls", b"0")], "", DataError, r"a in .*bad\.tar has no image"),
         ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"0")], "", DataError, "several images .*image=ENDING"),
         ([("a.png", PNG), ("a.json", b"1"), ("a.txt", b"1")], "", DataError, "has several labels"),
         ([("a.png", PNG), ("a.json", b"{")], "", DataError, "cannot be read"),
-        ([("a.png", PNG), ("a.json", b"[1]")], "", DataError, "is a list; it should be one number"),
+        ([("a.png", PNG), ("a.json", b"[1]")], "", DataError, "is a list; it must be one number"),
         ([("a.png", PNG), ("a.json", b'{"x": 1}')], "", UsageError, "which is the key is not clear.*key=NAME"),
         ([("a.png", PNG), ("a.cls", b"")], "", DataError, "has no label"),
         ([("a.png", PNG), ("a.png", PNG)], "", DataError, "two members .png"),
@@ -494,5 +494,5 @@ def test_downloads_are_asked_for(tmp_path):
         open_data(f"torchvision:MNIST?root={tmp_path}")
     with pytest.raises(UsageError, match="torchvision does not download ImageNet"):
         open_data(f"torchvision:ImageNet?root={tmp_path}&download=true")
-    with pytest.raises(UsageError, match="download=yes should be true or false"):
+    with pytest.raises(UsageError, match="download=yes must be true or false"):
         open_data(f"torchvision:MNIST?root={tmp_path}&download=yes")

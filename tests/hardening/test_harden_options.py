@@ -402,9 +402,9 @@ def test_what_does_not_fit_is_refused(refused, options, says):  # noqa: F811
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("harden: 5\n", ("line 1", "harden: should be a mapping")),
+        ("harden: 5\n", ("line 1", "harden: must be a mapping")),
         ("harden:\n  epochs: 1\n  gama: 1\n", ("line 3", "unknown key of harden 'gama': did you mean 'gamma'")),
-        ("harden:\n  epochs: 0\n", ("line 2", "harden: epochs: should be at least 1")),
+        ("harden:\n  epochs: 0\n", ("line 2", "harden: epochs: must be at least 1")),
         ("harden:\n  epochs: 1\n  method: ''\n", ("line 3", "harden: method: is empty")),
         ("harden:\n  layers: ['']\n", ("line 2", "harden: layers: is empty")),
         ("metrics: ''\n", ("line 1", "metrics: is empty")),
