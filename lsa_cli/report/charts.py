@@ -1,7 +1,7 @@
-"""Figures as SVG text for the page: no plotting library, colours from the page's style.
+"""Figures (figures.py) as SVG text for the page, without a plotting library.
 
-Colours are the classes s0 .. s7 for the places in COLOURS. Every text from outside is escaped; what a figure shows is also
-said in its label.
+The page's style colours the classes s0 .. s7, which are the places in COLOURS. Every text from outside is escaped. The label
+of a figure says in words what the figure shows.
 """
 
 import unicodedata
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lsa_cli.errors import printable
-from lsa_cli.report.figures import DASHES, MARKS, BarChart, HeatMap, LineChart, Point
+from lsa_cli.report.figures import DASHES, MARKS, BarChart, Chart, HeatMap, LineChart, Point
 
 # A mark of half-width 1 around the origin.
 _PATHS = {
@@ -22,17 +22,13 @@ _PATHS = {
 }
 _LEFT, _RIGHT, _TOP, _HEIGHT = 56, 24, 12, 240
 _CHARACTER = 6.6  # width of one at 12 px, about
-_TOLD = 8  # rows of bars that are said aloud
+_TOLD = 8  # groups of bars in the label
 
 
-@dataclass(frozen=True)
-class Share:
-    """One row of an interval chart: a share with its interval, and the least that was asked of it."""
-
-    name: str
-    point: Point
-    colour: int
-    limit: float | None = None
+def draw(chart: Chart) -> Markup:
+    if isinstance(chart, LineChart):
+        return line_chart(chart)
+    return bar_chart(chart) if isinstance(chart, BarChart) else heat_map(chart)
 
 
 def _svg(width: float, height: float, title: str, told: str, parts: Sequence[Markup]) -> Markup:
@@ -54,14 +50,17 @@ def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
 
 
 def _mark(number: int, x: float, y: float, size: float, css: str, colour: int, hint: str = "") -> Markup:
-    title = Markup("<title>{}</title>").format(hint) if hint else Markup()
     return Markup('<path d="{}" transform="translate({} {}) scale({})" class="{} s{}">{}</path>').format(
-        _PATHS[MARKS[number % len(MARKS)]], f"{x:.1f}", f"{y:.1f}", size, css, colour, title
+        _PATHS[MARKS[number % len(MARKS)]], f"{x:.1f}", f"{y:.1f}", size, css, colour, _title(hint)
     )
 
 
+def _title(hint: str) -> Markup:
+    return Markup("<title>{}</title>").format(hint) if hint else Markup()
+
+
 def short(name: str, length: int = 18) -> str:
-    """A name in the room of `length` usual characters; a longer one is cut in the middle, where names differ least."""
+    """A name that is as wide as `length` usual characters at most; a wider one is cut in the middle, where names differ least."""
     name, room = printable(name), 1.1 * length * _CHARACTER
     if len(name) <= length and _length(name) <= room:
         return name
@@ -74,7 +73,7 @@ def short(name: str, length: int = 18) -> str:
 
 
 def _length(text: str) -> float:
-    """About how many pixels a text takes: some characters are wider than most, those of East Asia twice as wide."""
+    """The approximate width of a text in pixels; East Asian characters are twice as wide as most."""
     wide = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 * (c in "%…@mwMW") for c in text)
     return (len(text) + wide) * _CHARACTER
 
@@ -92,7 +91,7 @@ def _ticks(top: float) -> list[float]:
 
 
 def _runs(points: Sequence[Point]) -> list[list[int]]:
-    """The places that have a value, in runs without a gap: no line is drawn through nothing."""
+    """The places that have a value, in runs without a gap: no line is drawn through a gap."""
     runs: list[list[int]] = [[]]
     for i, (value, _, _) in enumerate(points):
         if value is None:
@@ -150,7 +149,7 @@ def line_chart(chart: LineChart) -> Markup:
 
 
 def _axes(plane: _Plane) -> tuple[list[Markup], float]:
-    """The grid with its labels, and where the drawing goes on below them."""
+    """The grid with its labels, and the y below them."""
     chart, parts = plane.chart, []
     for tick in plane.ticks:
         parts.append(_rule(_LEFT, plane.y(tick), plane.width - _RIGHT, plane.y(tick), "grid"))
@@ -159,7 +158,7 @@ def _axes(plane: _Plane) -> tuple[list[Markup], float]:
     foot, last = _TOP + _HEIGHT + (14 if turned else 18), -1e9
     for place, label in enumerate(chart.labels):
         x = plane.x(place)
-        if x - last >= (15 if turned else _length(short(label)) * 0.9):  # else they would overlap
+        if x - last >= (15 if turned else _length(short(label)) * 0.9):  # otherwise labels overlap
             at = f'transform="rotate(-50 {x:.1f} {foot})"' if turned else ""
             parts.append(_text(x, foot, short(label), "end" if turned else "middle", at))
             last = x
@@ -199,7 +198,7 @@ def _stroke(path: str, number: int, colour: int) -> Markup:
 
 
 def _legend(plane: _Plane, y: float) -> tuple[list[Markup], float]:
-    """A sample of each line with its name, and where the last row of them is."""
+    """A sample of each line with its name, and the y of the last row."""
     parts, x = [], float(_LEFT)
     for number, line in enumerate(plane.chart.lines):
         colour, room = plane.chart.colour(number), 50 + _length(short(line.name))
@@ -212,88 +211,66 @@ def _legend(plane: _Plane, y: float) -> tuple[list[Markup], float]:
     return parts, y
 
 
-def interval_chart(title: str, rows: Sequence[Share]) -> Markup:
-    """Shares as bars from 0 to 100%, each with its 95% interval, and a mark at what was asked of it."""
-    width, left, height = 720, 190, 30
-    plot_w = width - left - 70
-    bottom = _TOP + height * len(rows)
-    parts = _percent_axis(left, plot_w, bottom)
-    for i, row in enumerate(rows):
-        y, (value, low, high) = _TOP + height * i + 6, row.point
-        parts.append(_text(left - 8, y + 13, short(row.name, 26), "end"))
-        if value is None:
-            parts.append(_text(left + 4, y + 13, "no samples", "start", 'class="faint"'))
-            continue
-        parts.append(
-            Markup('<rect x="{}" y="{}" width="{}" height="18" rx="2" class="bar s{}"/>').format(
-                left, y, f"{plot_w * value:.1f}", row.colour
-            )
-        )
-        if low is not None and high is not None:
-            a, b = left + plot_w * low, left + plot_w * high
-            parts += [
-                _rule(a, y + 9, b, y + 9, "error"),
-                _rule(a, y + 5, a, y + 13, "error"),
-                _rule(b, y + 5, b, y + 13, "error"),
-            ]
-        if row.limit is not None:
-            x = left + plot_w * row.limit
-            hint = Markup("<title>limit: {}</title>").format(f"{100 * row.limit:.4g}%")
-            parts.append(
-                Markup('<path d="M{},{}v24M{},{}l-5-6h10z" class="limit">{}</path>').format(
-                    f"{x:.1f}", y - 3, f"{x:.1f}", y - 1, hint
-                )
-            )
-        parts.append(_text(width - 62, y + 13, f"{100 * value:.1f}%", "start", 'class="strong"'))
-    told = "; ".join(f"{row.name} {100 * row.point[0]:.1f}%" for row in rows if row.point[0] is not None)
-    return _svg(width, bottom + 24, title, told, parts)
-
-
 def bar_chart(chart: BarChart) -> Markup:
-    """Horizontal pairs of bars from 0 to 100%, from top to bottom; the value of the second stands beside them."""
-    width, left, height = 720, 150, 30
+    """Horizontal bars from 0 to 100% with their intervals; beside a group stands the value of its last bar."""
+    width, left, height = 720, 190, 30
     plot_w, bottom = width - left - 70, _TOP + height * len(chart.groups)
-    parts = _percent_axis(left, plot_w, bottom)
-    for i, (name, points) in enumerate(chart.groups):
-        y = _TOP + height * i
-        parts.append(_text(left - 8, y + 19, short(name, 20), "end"))
-        for bar, at, (value, low, high) in zip(chart.bars, (y + 4, y + 15), points, strict=True):
-            if value is None:
-                parts.append(_text(left + 4, at + 9, "no samples", "start", 'class="faint"'))
-                continue
-            hint = Markup("<title>{}, {}: {}</title>").format(name, bar.name, f"{100 * value:.1f}%")
-            parts.append(
-                Markup('<rect x="{}" y="{}" width="{}" height="10" class="bar s{}">{}</rect>').format(
-                    left, at, f"{plot_w * value:.1f}", bar.colour, hint
-                )
-            )
-            if low is not None and high is not None:
-                parts.append(_rule(left + plot_w * low, at + 5, left + plot_w * high, at + 5, "error"))
-        shown = points[1][0]
-        parts.append(_text(width - 62, y + 19, "" if shown is None else f"{100 * shown:.1f}%", "start"))
-    at_x, first, second = left, chart.bars[0].name, chart.bars[1].name
-    for bar, what in zip(chart.bars, (first, f"{second}; line: 95% interval"), strict=True):
-        parts.append(
-            Markup('<rect x="{}" y="{}" width="12" height="10" class="bar s{}"/>').format(at_x, bottom + 26, bar.colour)
-        )
-        parts.append(_text(at_x + 18, bottom + 35, what, "start"))
-        at_x += round(40 + len(what) * _CHARACTER)
-    return _svg(width, bottom + 44, chart.title, _bars_told(chart), parts)
-
-
-def _percent_axis(left: float, width: float, bottom: float) -> list[Markup]:
+    thick = 22 // len(chart.bars) - 1
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1.0):
-        x = left + width * tick
+        x = left + plot_w * tick
         parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
+    for i, group in enumerate(chart.groups):
+        y = _TOP + height * i
+        parts.append(_text(left - 8, y + 19, short(group.name, 26), "end"))
+        for number, (bar, at) in enumerate(zip(chart.bars, group.points, strict=True)):
+            colour = bar.colour if group.colour is None else group.colour
+            hint = ", ".join(filter(None, (group.name, bar.name)))
+            parts += _bar(at, colour, hint, (left, y + 4 + number * (thick + 1), plot_w, thick))
+        if group.limit is not None:
+            x, hint = left + plot_w * group.limit, f"limit: {100 * group.limit:.4g}%"
+            parts.append(
+                Markup('<path d="M{0},{1}v24m0,-22l-5-6h10z" class="limit"><title>{2}</title></path>').format(
+                    f"{x:.1f}", y + 3, hint
+                )
+            )
+        shown = group.points[-1][0]
+        if shown is not None:
+            parts.append(_text(width - 62, y + 19, f"{100 * shown:.1f}%", "start", 'class="strong"'))
+    named = [bar for bar in chart.bars if bar.name]
+    x = float(left)
+    for bar in named:
+        what = f"{bar.name}; line: 95% interval" if bar is named[-1] else bar.name
+        parts += [_rect(x, bottom + 26, 12, 10, bar.colour), _text(x + 18, bottom + 35, what, "start")]
+        x += 40 + len(what) * _CHARACTER
+    return _svg(width, bottom + (44 if named else 24), chart.title, _bars_told(chart), parts)
+
+
+def _bar(at: Point, colour: int, hint: str, room: tuple[float, float, float, float]) -> list[Markup]:
+    """One bar with its interval. room: left, top, width of 100%, height."""
+    (value, low, high), (left, y, width, thick) = at, room
+    middle = y + thick / 2
+    if value is None:
+        return [_text(left + 4, middle + 4, "no samples", "start", 'class="faint"')]
+    parts = [_rect(left, y, width * value, thick, colour, f"{hint}: {100 * value:.1f}%")]
+    if low is not None and high is not None:
+        a, b = left + width * low, left + width * high
+        ends = [_rule(x, middle - 4, x, middle + 4, "error") for x in (a, b)]
+        parts += [_rule(a, middle, b, middle, "error"), *ends]
     return parts
+
+
+def _rect(x: float, y: float, width: float, height: float, colour: int, hint: str = "") -> Markup:
+    return Markup('<rect x="{}" y="{}" width="{}" height="{}" rx="1" class="bar s{}">{}</rect>').format(
+        f"{x:.1f}", f"{y:.1f}", f"{width:.1f}", height, colour, _title(hint)
+    )
 
 
 def _bars_told(chart: BarChart) -> str:
     told = []
-    for name, points in chart.groups[:_TOLD]:
-        known = [(bar.name, value) for bar, (value, _, _) in zip(chart.bars, points, strict=True) if value is not None]
-        told.append(f"{name} " + ", ".join(f"{100 * value:.1f}% {what}" for what, value in known))
+    for group in chart.groups[:_TOLD]:
+        known = [(bar.name, at[0]) for bar, at in zip(chart.bars, group.points, strict=True) if at[0] is not None]
+        told.append(f"{group.name} " + ", ".join(f"{100 * value:.1f}% {what}".rstrip() for what, value in known))
     more = [f"and {len(chart.groups) - _TOLD} more"] if len(chart.groups) > _TOLD else []
     return "; ".join([*told, *more])
 
@@ -305,13 +282,6 @@ def heat_map(chart: HeatMap) -> Markup:
     left = 20 + max((_length(short(name, 22)) for name in rows), default=0)
     head = 18 + max((_length(short(name, 12)) for name in columns), default=0) * 0.72
     cell_w, cell_h = (max(46, min(58, 800 // max(1, len(columns)))) if wide else max(14, 840 // len(columns))), 24
-    known = [
-        (v, row, column)
-        for row, line in zip(rows, chart.values, strict=True)
-        for column, v in zip(columns, line, strict=True)
-        if v is not None
-    ]
-    largest = max((v for v, _, _ in known), default=0.0) or 1.0
     width, height = left + cell_w * len(columns) + 0.7 * head, head + cell_h * len(rows) + 6
     parts = []
     for j, name in enumerate(columns):
@@ -321,9 +291,9 @@ def heat_map(chart: HeatMap) -> Markup:
         y = head + cell_h * i
         parts.append(_text(left - 8, y + 16, short(name, 22), "end"))
         for j, value in enumerate(chart.values[i]):
-            share = 0.0 if value is None else max(0.0, min(1.0, value / largest))
+            share = 0.0 if value is None else max(0.0, min(1.0, value / chart.largest))
             text = "-" if value is None else f"{value:.{digits}f}"
-            hint = Markup("<title>{} / {}: {}</title>").format(name, columns[j], text)
+            hint = _title(f"{name} / {columns[j]}: {text}")
             parts.append(
                 Markup('<rect x="{}" y="{}" width="{}" height="{}" class="cell" fill-opacity="{}">{}</rect>').format(
                     f"{left + cell_w * j:.1f}", f"{y:.1f}", cell_w - 1, cell_h - 1, f"{0.04 + 0.9 * share:.3f}", hint
@@ -333,6 +303,8 @@ def heat_map(chart: HeatMap) -> Markup:
                 # The shade decides between dark and light ink, and not at the same share in both colour schemes.
                 css = 'class="on"' if share > 0.85 else 'class="mid"' if share > 0.7 else ""
                 parts.append(_text(left + cell_w * (j + 0.5), y + 16, text, "middle", css))
-    top = max(known, default=None)
-    told = "" if top is None else f"Largest: {top[0]:.{digits}f}, {top[1]} / {top[2]}"
+    found = [
+        (rows[i], columns[j]) for i, row in enumerate(chart.values) for j, v in enumerate(row) if v == chart.largest
+    ]
+    told = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
     return _svg(width, height, chart.title, told, parts)

@@ -3,16 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from markupsafe import Markup
-
 from lsa_cli.report import pairs
-from lsa_cli.report.charts import bar_chart, line_chart
 from lsa_cli.report.compare import Comparison
-from lsa_cli.report.figures import NO_POINT, SHOWN_CLASSES, Bar, BarChart, Line, LineChart, Point, point, radius_curves
+from lsa_cli.report.facts import facts
+from lsa_cli.report.figures import (
+    NO_POINT,
+    SHOWN_CLASSES,
+    Bar,
+    BarChart,
+    BarGroup,
+    Line,
+    LineChart,
+    point,
+    radius_curves,
+)
 from lsa_cli.report.page import page
 from lsa_cli.report.pairs import Changes, LayerGroup, Pair
+from lsa_cli.report.ranking import weakest_class
 from lsa_cli.report.schema import AuditReport, Curve
-from lsa_cli.report.text import draws_text, file_name, settings_text
+from lsa_cli.report.text import file_name, settings_text
 
 _NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
 _BARS = Bar("before", 0), Bar("after", 1)
@@ -23,7 +32,7 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
     changes = pairs.by_name(found)
     accuracies, classes = pairs.accuracies(old, new, changes), pairs.classes(old, new, changes)
     layers, curves = pairs.layers(old, new, changes), _curves(old, new)
-    worst = [pairs.worst_class(report) for report in (old, new)]
+    worst = [weakest_class(report) for report in (old, new)]
     mood, headline = _headline(found, changes)
     top = next((group for group in layers if not group.noise), None)
     return page(
@@ -41,24 +50,21 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
             key=lambda change: change.new > change.old,
         ),
         accuracies=accuracies,
-        accuracy_plot=bar_chart(BarChart("Accuracy before and after", _BARS, [_bars(pair) for pair in accuracies])),
         worst=worst,
-        draws=draws_text,
         accuracy_table=pairs.share_table("Accuracies", "accuracy", accuracies),
         class_table=pairs.share_table("Classes", "class", classes),
         layer_table=pairs.layer_table,
         classes=classes,
-        class_plot=bar_chart(
-            BarChart(
-                "Robust accuracy by class, before and after", _BARS, [_bars(pair) for pair in classes[:SHOWN_CLASSES]]
-            )
-        ),
         shown_classes=SHOWN_CLASSES,
         top=top,
         layers=layers,
-        layer_plot=_layer_curves(top, new.protocol.measure) if top is not None else None,
         curves=curves,
-        curve_plot=_radius_curves(curves, new),
+        charts={
+            "accuracies": _bar_chart("Accuracy before and after", accuracies),
+            "classes": _bar_chart("Robust accuracy by class, before and after", classes[:SHOWN_CLASSES]),
+            "layers": _layer_curves(top, new.protocol.measure) if top is not None else None,
+            "curve": _radius_curves(curves, new),
+        },
         other_radii=[c.attack for c in old.curves if c.attack in _by_attack(new) and c.attack not in curves],
         facts=_facts(old, new),
     )
@@ -113,11 +119,11 @@ def _curves(old: AuditReport, new: AuditReport) -> dict[str, tuple[Curve, Curve]
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def _bars(pair: Pair) -> tuple[str, tuple[Point, Point]]:
-    return pair.name, (point(pair.old), point(pair.new))
+def _bar_chart(title: str, several: Sequence[Pair]) -> BarChart:
+    return BarChart(title, _BARS, [BarGroup(pair.name, (point(pair.old), point(pair.new))) for pair in several])
 
 
-def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> Markup | None:
+def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> LineChart | None:
     """Two lines for each attack, in the colours of before and after."""
     named = [
         (f"{attack}, {bar.name}", curve)
@@ -128,40 +134,31 @@ def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> 
     if chart is None:
         return None
     lines = [replace(line, colour=_BARS[number % 2].colour) for number, line in enumerate(chart.lines)]
-    return line_chart(replace(chart, lines=lines))
+    return replace(chart, lines=lines)
 
 
-def _layer_curves(group: LayerGroup, measure: str) -> Markup:
+def _layer_curves(group: LayerGroup, measure: str) -> LineChart:
     lines = []
     for name, rows in (("before", [row.old for row in group.rows]), ("after", [row.new for row in group.rows])):
         points = [NO_POINT if row is None else (row.mean, row.low, row.high) for row in rows]
         lines.append(Line(name, points, frozenset(i for i, row in enumerate(rows) if row is not None and row.in_mvl)))
     title = f"Mean comparison measure by layer under {group.attack}, before and after"
-    return line_chart(LineChart(title, [row.name for row in group.rows], lines, f"mean {measure}"))
+    return LineChart(title, [row.name for row in group.rows], lines, f"mean {measure}")
 
 
 # ---- facts ---------------------------------------------------------------------------------------------
 
 
 def _facts(old: AuditReport, new: AuditReport) -> list[tuple[str, str, str]]:
-    facts = []
-    for title, of in (
-        ("Checkpoint", lambda r: r.subject.checkpoint),
-        ("sha256", lambda r: r.subject.sha256 or "-"),
-        ("Architecture", lambda r: f"{r.subject.architecture}, {r.subject.parameters:,} parameters"),
-        ("Samples", lambda r: f"{r.data.n:,} of {r.data.available:,} of {r.data.source} ({r.data.selection})"),
-        ("Threat model", lambda r: f"{r.protocol.threat.norm}, eps {r.protocol.threat.text}"),
-        ("Run", lambda r: f"{r.protocol.device}, seed {r.protocol.seed}"),
-        ("Made", lambda r: f"{r.created} by {r.tool} in {r.seconds:.1f} s"),
-    ):
-        facts.append((title, of(old), of(new)))
+    before, after = ({fact.name: fact.text for fact in facts(report)} for report in (old, new))
+    rows = [(name, before.get(name, ""), after.get(name, "")) for name in dict.fromkeys([*before, *after])]
     for one, other in zip(old.outcomes, new.outcomes, strict=True):
-        facts.append((one.name, settings_text(one.settings), settings_text(other.settings)))
+        rows.append((one.name, settings_text(one.settings), settings_text(other.settings)))
     made = new.subject.history[-1] if new.subject.history else {}
     if old.subject.sha256 is not None and made.get("parent_sha256") == old.subject.sha256:
         shown = {key: made.get(key) for key in ("method", "base", "epochs", "seed")}
         layers = made.get("layers")
         parts = [settings_text({key: value for key, value in shown.items() if value is not None})]
         parts += [f"layers {', '.join(map(str, layers))}"] if isinstance(layers, list) and layers else []
-        facts.append(("Hardened by", "", ", ".join(parts)))
-    return facts
+        rows.append(("hardened by", "", ", ".join(parts)))
+    return rows

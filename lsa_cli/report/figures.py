@@ -1,12 +1,12 @@
-"""The figures of a report: which lines, bars and cells, under which names, in which colours.
+"""The figures of a report as numbers: which lines, bars and cells, under which names, in which colours.
 
-The page draws them as SVG (charts.py), `lsa plot` by matplotlib (plots.py). Both take every number and colour from here.
+charts.py draws them as SVG for the page, plots.py by matplotlib for `lsa plot`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lsa_cli.report.ranking import weakest_first
+from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve
 from lsa_cli.wording import eps_as_text
@@ -15,8 +15,9 @@ from lsa_cli.wording import eps_as_text
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#b8578f", "#8a6d00", "#3c97c9", "#555b61", "#a04000")
 DASHES = ((), (6, 3), (2, 3), (8, 3, 2, 3), (1, 4), (10, 4), (4, 2, 1, 2), (3, 6))  # drawn, left out, drawn, ...
 MARKS = ("circle", "square", "triangle", "diamond")
-ROBUST, CLEAN, OTHER = 0, 1, 6  # the colours of what they name
-SHOWN_CLASSES = 30  # in a figure; more than a reader can compare, and the tables have all
+ROBUST, CLEAN, OTHER = 0, 1, 6  # places in COLOURS
+SHOWN_CLASSES = 30  # in one figure; the tables list all classes
+_SHOWN_ATTACKS = 8
 
 Point = tuple[float | None, float | None, float | None]  # value, low, high
 NO_POINT: Point = (None, None, None)
@@ -24,10 +25,8 @@ NO_POINT: Point = (None, None, None)
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a line chart: its name, a point for each place on the x axis, and the places to stress.
-
-    colour: a place in COLOURS; None for the place of the line among the others.
-    """
+    """points: one for each place on the x axis; stressed: the places that get a ring; colour: a place in COLOURS,
+    None for the line's own place in the chart."""
 
     name: str
     points: Sequence[Point]
@@ -37,8 +36,8 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Lines with their intervals as bands. labels: of the places on the x axis; places: where they are, None for equal
-    distances. percent: values are shares."""
+    """Lines with their intervals as bands. labels: of the places on the x axis; places: their x, None for equal distances.
+    percent: values are shares."""
 
     title: str
     labels: Sequence[str]
@@ -56,19 +55,29 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Bar:
-    """What one of the bars of each group of a bar chart stands for."""
+    """One bar of each group; colour: a place in COLOURS."""
 
     name: str
     colour: int
 
 
 @dataclass(frozen=True)
+class BarGroup:
+    """points: one for each bar. colour: instead of the bar's own; limit: the least that a gate asks."""
+
+    name: str
+    points: Sequence[Point]
+    colour: int | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
 class BarChart:
-    """Groups of bars for shares, each with its interval: (name of the group, a point for each of `bars`)."""
+    """Groups of bars for shares, each bar with its interval."""
 
     title: str
     bars: Sequence[Bar]
-    groups: Sequence[tuple[str, Sequence[Point]]]
+    groups: Sequence[BarGroup]
 
 
 @dataclass(frozen=True)
@@ -83,15 +92,49 @@ class HeatMap:
     x_title: str = ""
     y_title: str = ""
 
+    @property
+    def largest(self) -> float:
+        """The largest value; 1 if there is none above zero."""
+        return max((value for row in self.values for value in row if value is not None), default=0.0) or 1.0
+
+
+Chart = LineChart | BarChart | HeatMap
+
+
+def charts_of(report: AuditReport, label: str = "", most_layers: int | None = None) -> dict[str, Chart]:
+    """The figures of one report, by name: those that it has numbers for.
+
+    label: begins each title. most_layers: the map of layers and classes shows only so many layers, the first ones.
+    """
+    measure, top = report.protocol.measure, strongest(report)
+    attacks = [(outcome.name, outcome) for outcome in report.outcomes if outcome.kind != "noise"]
+    noises = [(outcome.name, outcome) for outcome in report.outcomes if outcome.kind == "noise"]
+    count = len(report.verdict.classes)
+    which = f" ({SHOWN_CLASSES} weakest of {count})" if count > SHOWN_CLASSES else ""
+
+    def titled(text: str) -> str:
+        return f"{label}: {text}" if label else text[:1].upper() + text[1:]
+
+    charts: dict[str, Chart | None] = {
+        "layers-attacks": layer_curves(titled("mean comparison measure by layer, under attacks"), attacks, measure),
+        "layers-noises": layer_curves(titled("mean comparison measure by layer, under noises"), noises, measure),
+        "classes": _class_bars(titled(f"accuracy by class{which}"), report),
+    }
+    if top is not None:
+        title = titled(f"mean {measure} by layer and class under {top.name}")
+        charts["layer-by-class"] = _layer_by_class(title, report, top, most_layers)
+        charts["confusion"] = _confusion(titled(f"predicted classes under {top.name}"), report, top)
+    return {name: chart for name, chart in charts.items() if chart is not None}
+
 
 def point(rate: Rate | None) -> Point:
     return NO_POINT if rate is None else (rate.value, rate.low, rate.high)
 
 
 def layer_curves(title: str, named: Sequence[tuple[str, AttackOutcome]], measure: str) -> LineChart | None:
-    """The mean of each layer, a line for each of `named`, those without layers left out. None without a line.
+    """The mean of each layer: a line for each of `named` that has layers. None without a line.
 
-    Layers are numbered where not all lines are of layers with the same names.
+    Layers are numbered if the lines have layers of different names.
     """
     several = [(name, outcome.layers.rows) for name, outcome in named if outcome.layers is not None]
     if not several:
@@ -110,7 +153,7 @@ def layer_curves(title: str, named: Sequence[tuple[str, AttackOutcome]], measure
 
 
 def radius_curves(title: str, named: Sequence[tuple[str, Curve]], norm: str) -> LineChart | None:
-    """Robust accuracy over all radii that a curve has a point at. None without a curve."""
+    """Robust accuracy over all radii at which a curve has a point. None without a curve."""
     radii = sorted({at.eps for _, curve in named for at in curve.points})
     if not named:
         return None
@@ -122,15 +165,32 @@ def radius_curves(title: str, named: Sequence[tuple[str, Curve]], norm: str) -> 
     return LineChart(title, labels, lines, "robust accuracy", f"eps ({norm})", radii, percent=True)
 
 
-def class_bars(title: str, report: AuditReport) -> BarChart | None:
+def accuracy_bars(report: AuditReport) -> BarChart:
+    """Clean accuracy, that under each attack, the worst case and the worst class, with the limits on them."""
+    verdict = report.verdict
+    limits = {gate.metric: gate.limit for gate in report.gates if gate.direction == "at least"}
+    groups = [BarGroup("clean", [point(verdict.clean)], CLEAN, limits.get("clean"))]
+    for outcome in [outcome for outcome in report.outcomes if outcome.kind != "noise"][:_SHOWN_ATTACKS]:
+        limit = limits.get(f"robust.{outcome.name}", limits.get(f"robust.{outcome.spec}"))
+        groups.append(BarGroup(outcome.name, [point(outcome.robust)], OTHER, limit))
+    if verdict.robust is not None:
+        groups.append(BarGroup("robust, worst case", [point(verdict.robust)], ROBUST, limits.get("robust")))
+        for row in weakest_first(verdict.classes)[:1]:
+            limit = limits.get(f"class.{row.name}", limits.get("class.min"))
+            groups.append(BarGroup(f"worst class: {row.name}", [point(row.robust)], ROBUST, limit))
+    return BarChart("Accuracy with 95% intervals; triangles are limits", [Bar("", OTHER)], groups)
+
+
+def _class_bars(title: str, report: AuditReport) -> BarChart | None:
     """Clean and robust accuracy of the weakest classes, worst first."""
     rows = weakest_first(report.verdict.classes)[:SHOWN_CLASSES]
     bars = Bar("clean", CLEAN), Bar("robust (worst case)", ROBUST)
-    return BarChart(title, bars, [(row.name, (point(row.clean), point(row.robust))) for row in rows]) if rows else None
+    groups = [BarGroup(row.name, (point(row.clean), point(row.robust))) for row in rows]
+    return BarChart(title, bars, groups) if groups else None
 
 
-def layer_by_class(title: str, report: AuditReport, top: AttackOutcome, most: int | None = None) -> HeatMap | None:
-    """The mean of each layer and class under one attack. most: only so many layers, the first ones."""
+def _layer_by_class(title: str, report: AuditReport, top: AttackOutcome, most: int | None) -> HeatMap | None:
+    """The mean of each layer and class under one attack."""
     if top.layers is None or top.layers.by_class is None:
         return None
     shown, names = _shown_classes(report), report.subject.class_names
@@ -139,8 +199,8 @@ def layer_by_class(title: str, report: AuditReport, top: AttackOutcome, most: in
     return HeatMap(title, rows, [names[place] for place in shown], values, 2, "class")
 
 
-def confusion(title: str, report: AuditReport, top: AttackOutcome) -> HeatMap:
-    """Where one attack sends the samples of each class. The diagonal, which would outshine the rest, is left out."""
+def _confusion(title: str, report: AuditReport, top: AttackOutcome) -> HeatMap:
+    """The classes predicted under one attack. The diagonal is left out: it would outshine the rest."""
     shown = _shown_classes(report)
     names = [report.subject.class_names[place] for place in shown]
     values = [[None if i == j else float(top.confusion[i][j]) for j in shown] for i in shown]
@@ -148,7 +208,7 @@ def confusion(title: str, report: AuditReport, top: AttackOutcome) -> HeatMap:
 
 
 def _shown_classes(report: AuditReport) -> list[int]:
-    """The classes that a map has room for: all in order, or the weakest ones."""
+    """All classes in order; the weakest ones where there are more than SHOWN_CLASSES."""
     names = report.subject.class_names
     if len(names) <= SHOWN_CLASSES:
         return list(range(len(names)))

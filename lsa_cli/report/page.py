@@ -1,4 +1,4 @@
-"""What every page has in common: one self-contained file, styled and scripted in itself, nothing fetched from anywhere."""
+"""What all pages share: each is one self-contained file with its own style and script, and fetches nothing."""
 
 import base64
 import hashlib
@@ -8,16 +8,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lsa_cli.report.charts import draw
 from lsa_cli.report.figures import COLOURS
-from lsa_cli.report.text import interval, number, percent, settings_text
+from lsa_cli.report.text import draws_text, interval, number, percent, settings_text
 from lsa_cli.wording import compact, plural
 
 
 def page(template: str, **values: Any) -> str:
     """A page from `template`, which extends base.html.
 
-    Every string of `values` that is not Markup is treated as hostile, and the page's own policy lets nothing run but its
-    own script.
+    Every string of `values` is treated as hostile, and the page's policy runs nothing but its own script.
     """
     environment = Environment(
         loader=PackageLoader("lsa_cli.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -28,6 +28,8 @@ def page(template: str, **values: Any) -> str:
     )  # fmt: skip
     script = _template("report.js")
     return environment.get_template(template).render(
+        draw=draw,
+        draws_text=draws_text,
         colours=COLOURS,
         style=Markup(_template("report.css")),
         script=Markup(script),
@@ -45,5 +47,5 @@ def _short(value: float | None) -> str:
 
 
 def _sentence(text: str) -> str:
-    """With a capital letter."""
+    """The text with a capital letter."""
     return text[:1].upper() + text[1:]

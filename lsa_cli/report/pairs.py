@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lsa_cli.report.compare import Change, Comparison
-from lsa_cli.report.ranking import strongest, weakest_first
+from lsa_cli.report.ranking import strongest, weakest_class
 from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import AuditReport, ClassRow, LayerAnalysis, LayerRow
+from lsa_cli.report.schema import AuditReport, LayerAnalysis, LayerRow
 from lsa_cli.report.text import interval, number, percent
 from lsa_cli.report.view import Cell, Column, Mark, Table, span
 from lsa_cli.wording import compact
@@ -57,14 +57,10 @@ def accuracies(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pai
     if old.verdict.robust is not None and new.verdict.robust is not None:
         change = changes.get(("accuracy", "robust", None))
         pairs.append(Pair("robust, worst case", old.verdict.robust, new.verdict.robust, change))
-    before, after = worst_class(old), worst_class(new)
+    before, after = weakest_class(old), weakest_class(new)
     if before is not None and after is not None:
         pairs.append(Pair("worst class", before.robust, after.robust, None))
     return pairs
-
-
-def worst_class(report: AuditReport) -> ClassRow | None:
-    return next(iter(weakest_first(report.verdict.classes)), None)
 
 
 def classes(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pair]:

@@ -1,7 +1,7 @@
-"""Figures of one or several reports for papers and slides, by matplotlib, which is an optional extra.
+"""The figures (figures.py) of one or several reports for papers and slides, by matplotlib, which is an optional extra.
 
-They are the figures of the page (figures.py), in the same colours. Layer curves are drawn as in arXiv 2202.02626: the
-comparison measure over the layer's place in the network. Lines differ in dashes and marks too, so grey print will do.
+Layer curves are drawn as in arXiv 2202.02626: the comparison measure over the layer's place in the network. Lines differ in
+dashes and marks too, so that they can be told apart in grey.
 """
 
 import io
@@ -16,19 +16,20 @@ from lsa_cli.report.figures import (
     COLOURS,
     DASHES,
     MARKS,
+    NO_POINT,
     SHOWN_CLASSES,
     Bar,
     BarChart,
+    BarGroup,
+    Chart,
     HeatMap,
     LineChart,
-    class_bars,
-    confusion,
-    layer_by_class,
+    charts_of,
     layer_curves,
     point,
     radius_curves,
 )
-from lsa_cli.report.ranking import strongest, weakest_first
+from lsa_cli.report.ranking import weakest_class
 from lsa_cli.report.schema import AuditReport
 
 if TYPE_CHECKING:
@@ -44,20 +45,19 @@ _STYLE = {
     "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4.5, "figure.constrained_layout.use": True,
     "savefig.dpi": 300, "pdf.fonttype": 42, "svg.hashsalt": "lsa", "text.parse_math": False,
 }  # fmt: skip
-_NAMED_LAYERS = 24  # more names than that cannot be read on a page
+_NAMED_LAYERS = 24  # more names cannot be read on a page
 _WIDTH = 6.3  # inches: a column of A4
 _LONGEST = 24  # characters of a name
-_CHARACTER = 0.08  # inches that one takes, with some air
+_CHARACTER = 0.08  # inches: the width of a character and the space after it
 
 Labelled = tuple[str, AuditReport]
-Chart = LineChart | BarChart | HeatMap
 
 
 def draw(reports: Sequence[AuditReport], form: str) -> Iterator[tuple[str, bytes]]:
     """(file name, content) of each figure that the reports hold numbers for; form is one of FORMATS."""
     import matplotlib.style
 
-    # Whatever the user's own matplotlibrc says; and a letter that the font lacks is drawn as a box, which can be seen.
+    # The user's own matplotlibrc does not count. A letter that the font lacks is drawn as a box: no warning is needed.
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for name, figure in _figures(_labelled(reports)):
@@ -68,7 +68,7 @@ def draw(reports: Sequence[AuditReport], form: str) -> Iterator[tuple[str, bytes
 
 def _figures(reports: Sequence[Labelled]) -> Iterator[tuple[str, "Figure"]]:
     for label, report in reports:
-        for name, chart in _of_one(label, report):
+        for name, chart in charts_of(report, label).items():
             yield f"{name}-{_file_name(label)}", _drawn(chart)
     if len(reports) > 1:
         for name, chart in _across(reports):
@@ -85,27 +85,8 @@ def _figures(reports: Sequence[Labelled]) -> Iterator[tuple[str, "Figure"]]:
             yield f"curve-{norm}", _drawn(curves)
 
 
-def _of_one(label: str, report: AuditReport) -> Iterator[tuple[str, Chart]]:
-    for what, noise in (("attacks", False), ("noises", True)):
-        several = [(outcome.name, outcome) for outcome in report.outcomes if (outcome.kind == "noise") == noise]
-        curves = layer_curves(f"{label}: layers under {what}", several, report.protocol.measure)
-        if curves is not None:
-            yield f"layers-{what}", curves
-    all_classes = len(report.verdict.classes)
-    more = f" ({SHOWN_CLASSES} weakest of {all_classes})" if all_classes > SHOWN_CLASSES else ""
-    bars = class_bars(f"{label}: accuracy by class{more}", report)
-    if bars is not None:
-        yield "classes", bars
-    top = strongest(report)
-    if top is not None:
-        by_class = layer_by_class(f"{label}: mean {report.protocol.measure} under {top.name}", report, top)
-        if by_class is not None:
-            yield "layer-by-class", by_class
-        yield "confusion", confusion(f"{label}: where {top.name} sends each class", report, top)
-
-
 def _across(reports: Sequence[Labelled]) -> Iterator[tuple[str, Chart]]:
-    """What several reports have in common, one next to the other: several networks, or before and after hardening."""
+    """The figures that show several networks together, or one before and after hardening."""
     by_name = [{outcome.name: outcome for outcome in report.outcomes} for _, report in reports]
     common = [name for name in by_name[0] if all(name in outcomes for outcomes in by_name)]
     for attack in common:
@@ -115,16 +96,17 @@ def _across(reports: Sequence[Labelled]) -> Iterator[tuple[str, Chart]]:
             yield f"layers-models-{_file_name(attack)}", curves
     bars = [Bar(label, number % len(COLOURS)) for number, (label, _) in enumerate(reports)]
     verdicts = [report.verdict for _, report in reports]
-    groups = [("clean", [point(verdict.clean) for verdict in verdicts])]
-    groups += [(name, [point(outcomes[name].robust) for outcomes in by_name]) for name in common]
-    groups.append(("worst case", [point(verdict.robust) for verdict in verdicts]))
-    worst = [next((row.robust for row in weakest_first(verdict.classes)), None) for verdict in verdicts]
-    groups.append(("worst class", [point(rate) for rate in worst]))
+    weakest = [weakest_class(report) for _, report in reports]
+    rates = [("clean", [verdict.clean for verdict in verdicts])]
+    rates += [(name, [outcomes[name].robust for outcomes in by_name]) for name in common]
+    groups = [BarGroup(name, [point(rate) for rate in found]) for name, found in rates]
+    groups.append(BarGroup("worst case", [point(verdict.robust) for verdict in verdicts]))
+    groups.append(BarGroup("worst class", [NO_POINT if row is None else point(row.robust) for row in weakest]))
     yield "models", BarChart("Accuracy", bars, groups)
     names = reports[0][1].subject.class_names
     if len(names) <= SHOWN_CLASSES and all([row.name for row in verdict.classes] == names for verdict in verdicts):
-        rows = [(name, [point(v.classes[place].robust) for v in verdicts]) for place, name in enumerate(names)]
-        yield "models-classes", BarChart("Robust accuracy by class", bars, rows)
+        groups = [BarGroup(name, [point(v.classes[i].robust) for v in verdicts]) for i, name in enumerate(names)]
+        yield "models-classes", BarChart("Robust accuracy by class", bars, groups)
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------
@@ -142,7 +124,7 @@ def _lines(chart: LineChart) -> "Figure":
     x = chart.places if chart.places is not None else range(1, len(chart.labels) + 1)
     for number, line in enumerate(chart.lines):
         colour = COLOURS[chart.colour(number)]
-        # On a scale a line leads from point to point; by name it stops where there is none.
+        # On a numeric axis a line connects all its points; on an axis of names it has a gap where a point is missing.
         kept = [i for i, at in enumerate(line.points) if at[0] is not None or chart.places is None]
         where = [x[i] for i in kept]
         middle, low, high = ([_scaled(line.points[i][end], scale) for i in kept] for end in range(3))
@@ -173,7 +155,7 @@ def _bars(chart: BarChart) -> "Figure":
     figure, axes = _axes(3.0, width)
     thick = 0.8 / len(chart.bars)
     for number, bar in enumerate(chart.bars):
-        known = [(i, points[number]) for i, (_, points) in enumerate(chart.groups)]
+        known = [(i, group.points[number]) for i, group in enumerate(chart.groups)]
         there = [(i, value, low or 0.0, high or 0.0) for i, (value, low, high) in known if value is not None]
         axes.bar(
             [i + thick * (number - (len(chart.bars) - 1) / 2) for i, *_ in there],
@@ -183,7 +165,7 @@ def _bars(chart: BarChart) -> "Figure":
             label=bar.name, color=COLOURS[bar.colour], edgecolor="black", linewidth=0.5,
             hatch=("", "///", "...", "xxx", "\\\\\\")[number % 5], error_kw={"linewidth": 1, "capsize": 2},
         )  # fmt: skip
-    names = [name for name, _ in chart.groups]
+    names = [group.name for group in chart.groups]
     turned = _name_places(axes, range(len(names)), names, width)
     axes.set(title=chart.title, ylabel="accuracy (%)", ylim=(0, 104))
     axes.grid(axis="x", visible=False)
@@ -201,12 +183,11 @@ def _heat_map(chart: HeatMap) -> "Figure":
     axes.grid(visible=False)
     axes.set(title=chart.title, xlabel=chart.x_title, ylabel=chart.y_title)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    largest = max((value for row in chart.values for value in row if value is not None), default=0.0) or 1.0
     if len(columns) <= 12 and len(rows) <= 40:
         for i, row in enumerate(chart.values):
             for j, value in enumerate(row):
                 text = "-" if value is None else f"{value:.{chart.digits}f}"
-                ink = "white" if value is not None and value < 0.55 * largest else "black"
+                ink = "white" if value is not None and value < 0.55 * chart.largest else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
     return figure
 
@@ -219,24 +200,24 @@ def _axes(height: float, width: float = _WIDTH) -> tuple["Figure", "Axes"]:
 
 
 def _name_places(axes: "Axes", places: Sequence[int], several: Sequence[str], width: float) -> bool:
-    """Write names under places of the x axis, aslant where they would run into each other; whether they are.
+    """Write names under places of the x axis, turned if they would overlap. Returns whether they are turned.
 
     width: the figure's, in inches.
     """
     names = [short(name, _LONGEST) for name in several]
     room = width * 0.85 / max(1, len(names))
-    aslant = max((len(name) for name in names), default=0) * _CHARACTER > room
-    axes.set_xticks(places, names, rotation=45 if aslant else 0, ha="right" if aslant else "center")
-    return aslant
+    turned = max((len(name) for name in names), default=0) * _CHARACTER > room
+    axes.set_xticks(places, names, rotation=45 if turned else 0, ha="right" if turned else "center")
+    return turned
 
 
 def _scaled(value: float | None, scale: float) -> float:
-    """NaN, which leaves a gap, where there is no number."""
+    """NaN where there is no number: matplotlib leaves a gap."""
     return float("nan") if value is None else scale * value
 
 
 def _labelled(reports: Sequence[AuditReport]) -> list[Labelled]:
-    """Each report under its checkpoint's name, with the threat model where they differ, told apart by a number."""
+    """Each report with its checkpoint's name, the threat model where these differ, and a number where two names are equal."""
     threats = [f"{report.protocol.threat.norm} {report.protocol.threat.text}" for report in reports]
     names = [Path(report.subject.checkpoint.replace("\\", "/")).stem or "model" for report in reports]
     if len(set(threats)) > 1:

@@ -16,3 +16,8 @@ def strongest(report: AuditReport, scanned: bool = False) -> AttackOutcome | Non
 def weakest_first(rows: list[ClassRow]) -> list[ClassRow]:
     """Classes by robust accuracy, worst first; classes without samples last."""
     return sorted(rows, key=lambda row: (row.robust.value is None, row.robust.value or 0.0))
+
+
+def weakest_class(report: AuditReport) -> ClassRow | None:
+    """None where no class has a robust accuracy in the verdict."""
+    return next(iter(weakest_first(report.verdict.classes)), None)

@@ -9,11 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report import view
+from lsa_cli.report.facts import facts
 from lsa_cli.report.gate import decision
 from lsa_cli.report.origin import is_of_others
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence, GateResult
-from lsa_cli.report.text import QUICK_LOOK, draws_text, estimate_text, interval, listed, metric_text, percent
+from lsa_cli.report.text import QUICK_LOOK, draws_text, estimate_text, interval, metric_text, percent
 from lsa_cli.wording import eps_as_text, plural
 
 _CLASSES = 20
@@ -107,27 +108,10 @@ def _grid() -> Table:
 
 
 def _header(report: AuditReport) -> RenderableType:
-    subject, data, protocol = report.subject, report.data, report.protocol
-    normalize = "none" if subject.mean is None else f"mean {listed(subject.mean)}, std {listed(subject.std or [])}"
     grid = _grid()
-    rows = {
-        "checkpoint": f"{subject.checkpoint}" + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else ""),
-        "architecture": f"{subject.architecture}, {subject.parameters:,} parameters, input {'x'.join(map(str, subject.input_shape))}",
-        "normalisation": normalize,
-        "data": f"{data.source}"
-        + (f" ({data.split})" if data.split else "")
-        + f", {data.n:,} of {data.available:,} samples ({data.selection})",
-        "images": data.transform,
-        "threat": f"{protocol.threat.norm} eps {protocol.threat.text} ({protocol.threat.origin})",
-        "attacked": protocol.attacked,
-        "run": f"{protocol.device}, {plural(protocol.threads, 'thread')}, seed {protocol.seed}, torch {protocol.versions.get('torch', '-')}, "
-        f"{report.tool}, {report.seconds:.1f} s",
-    }
-    for note in subject.notes:
-        rows.setdefault("note", "")
-        rows["note"] += ("; " if rows["note"] else "") + note
-    for key, value in rows.items():
-        grid.add_row(key, Text(value))
+    for fact in facts(report):
+        if not fact.detail:
+            grid.add_row(fact.name, Text(fact.text))
     return grid
 
 

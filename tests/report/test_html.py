@@ -52,9 +52,9 @@ def checked(report):
 def test_the_page_says_what_the_report_says():
     _, text, _ = checked(example())
     for fact in (
-        "30.0%", "[25.0, 35.0]", "90.0%", "cat: 20.0%", "relu2", "ab" * 32, "mean [0.1307], std [0.3081]", "0.800",
+        "30.0%", "[25.0, 35.0]", "90.0%", "cat: 20.0%", "relu2", "ab" * 32, "mean 0.1307, std 0.3081", "0.800",
         "[0.790, 0.810]", "120.0", "verdict-mismatch", "prefix 'module.' removed", "upper bound", "seed 0",
-        "100 of 1,000 (stratified by class, seed 0)", "eps = 0.3 (the checkpoint)",
+        "100 of 1,000 samples (stratified by class, seed 0)", "eps = 0.3 (the checkpoint)",
     ):  # fmt: skip
         assert fact in text, fact
 
