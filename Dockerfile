@@ -9,7 +9,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python -m venv /opt/lsa && /opt/lsa/bin/pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch>=2.10" "torchvision>=0.25"
 COPY pyproject.toml README.md LICENSE /source/
 COPY lsa_cli /source/lsa_cli
-RUN /opt/lsa/bin/pip install --no-cache-dir /source "safetensors>=0.4.5"
+RUN /opt/lsa/bin/pip install --no-cache-dir /source
 
 FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 1000 lsa

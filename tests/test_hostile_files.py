@@ -1129,11 +1129,18 @@ def test_what_a_safetensors_header_says_is_not_believed(tmp_path, header):
     assert isinstance(look(safetensors(tmp_path / "m.safetensors", HEADERS[header])), str)
 
 
-@pytest.mark.parametrize(
-    "metadata", [None, [], "x", 7, {"a": {"b": []}}, {"lsa_checkpoint": None}, {"lsa_checkpoint": '{"\ud800": 1}'}]
-)
-def test_metadata_of_another_kind_does_not_keep_weights_from_being_read(tmp_path, metadata):
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
+def test_a_file_without_metadata_of_lsa_is_read(tmp_path, metadata):
     assert is_good(look(safetensors(tmp_path / "m", {"__metadata__": metadata, **entry()})))
+
+
+@pytest.mark.parametrize(
+    "metadata", [[], "x", 7, {"a": {"b": []}}, {"lsa_checkpoint": None}, {"lsa_checkpoint": '{"\ud800": 1}'}]
+)
+def test_metadata_that_the_library_refuses_is_refused(tmp_path, metadata):
+    """No program that reads safetensors with the library could use the file."""
+    said = look(safetensors(tmp_path / "m", {"__metadata__": metadata, **entry()}))
+    assert "is a damaged safetensors file ('invalid JSON in header: " in said
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 2**24, 2**31, 2**39, 2**63, 2**64 - 1])

@@ -16,7 +16,6 @@ from lsa_cli.wording import plural
 
 # What each optional package is for; none of them is needed for an audit of a common checkpoint.
 OPTIONAL = {
-    "safetensors": "writing .safetensors (reading needs nothing)",
     "timm": "--arch timm:NAME",
     "datasets": "--data hf:NAME",
     "matplotlib": "lsa plot",

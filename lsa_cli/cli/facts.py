@@ -85,7 +85,8 @@ def gather(checkpoint: str, sha256: bool | None) -> Facts:
 
     Raises CheckpointError when the file is damaged or in no format that lsa reads.
     """
-    from lsa_cli.models.checkpoint import claim, find_weights, sha256_of
+    from lsa_cli.models.checkpoint import find_weights, sha256_of
+    from lsa_cli.models.claims import claim
     from lsa_cli.models.formats import open_contents
 
     path = Path(checkpoint)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import pydantic
 
 from lsa_cli.errors import CheckpointError, UsageError, is_plain
 from lsa_cli.files import is_irregular, temporary_beside
+from lsa_cli.models.claims import claim
 from lsa_cli.models.formats import Contents, open_contents
 from lsa_cli.models.pickles.modules import is_module, tensors_of
 from lsa_cli.models.pickles.symbols import Call, TensorSpec
@@ -28,11 +28,6 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "param
 _AVERAGED = re.compile(r"(?<![a-z])(ema|swa)|averaged|(Ema|EMA|SWA)")
 _NOT_WEIGHTS = ("optim", "sched", "scaler", "callback", "loops", "hparam", "hyper_param", "args", "config", "rng")
 _DEEPEST = 5
-# Accuracies that training scripts note beside the weights, as a share or in percent.
-_CLAIMS = (
-    "clean_accuracy", "test_acc", "test_accuracy", "best_acc", "best_acc1", "best_prec1", "best_top1", "val_acc",
-    "val_accuracy", "acc", "acc1", "accuracy", "top1", "prec1",
-)  # fmt: skip
 
 
 class Description(pydantic.BaseModel):
@@ -296,45 +291,6 @@ def _no_weights(path: Path, contents: Contents) -> str:
         return f"{path}: no weights found under {', '.join(_WRAPPERS)}; the file holds {keys or 'nothing'}"
     what = root.class_name if isinstance(root, Call) else type(root).__name__
     return f"{path} holds {what}, not a dictionary of weights; save model.state_dict() with torch.save"
-
-
-def claim(root: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None = None) -> tuple[float, str] | None:
-    """The clean accuracy that a training script stored beside the weights, as a share, and its name; None without one.
-
-    load: reads numbers that were noted as tensors. A number up to 1 is a share, a larger one percent.
-    """
-    if not isinstance(root, dict):
-        return None
-    noted = {name: root.get(name) for name in _CLAIMS}
-    callbacks = root.get("callbacks")  # Lightning: what the callback that chose this file watched
-    for state in callbacks.values() if isinstance(callbacks, dict) else ():
-        if isinstance(state, dict) and "acc" in str(state.get("monitor")):
-            noted.setdefault(str(state["monitor"]), state.get("current_score"))
-    for name, value in noted.items():
-        number = _number(value, load)
-        if number is not None and 0 < number <= 100:
-            return (number if number <= 1 else number / 100), name
-    return None
-
-
-def _number(value: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None) -> float | None:
-    """A number, a tensor of one number, or a number of numpy; otherwise None. The integer 1 may be a count, so it is None."""
-    if isinstance(value, TensorSpec):
-        value = load(value).item() if load is not None and value.numel == 1 else None
-    elif isinstance(value, Call) and value.class_name.endswith(".multiarray.scalar"):
-        value = _numpy_number(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (value == 1 and isinstance(value, int)):
-        return None
-    return float(value)
-
-
-def _numpy_number(call: Call) -> float | None:
-    """The number in a pickled scalar of numpy: a dtype and its bytes."""
-    try:
-        kind, content = call.arguments
-        return struct.unpack({"f8": "<d", "f4": "<f"}[kind.arguments[0]], content)[0]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error):
-        return None
 
 
 def sha256_of(files: tuple[Path, ...]) -> str:

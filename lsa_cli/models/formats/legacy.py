@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.base import Contents, Format, register
-from lsa_cli.models.formats.reading import BIG_ENDIAN, as_tensor, refuse_other_size
-from lsa_cli.models.formats.zip import chunks_of, read_exactly
+from lsa_cli.models.formats.reading import BIG_ENDIAN, as_tensor, chunks_of, read_exactly, refuse_other_size
 from lsa_cli.models.pickles.machine import LARGEST_PICKLE, read_symbols
 from lsa_cli.models.pickles.symbols import ITEM_SIZES, CutShort, Symbols, TensorSpec
 
@@ -44,16 +43,12 @@ def _open_legacy(path: Path) -> Contents:
     for key, numel in content.sizes.items():
         refuse_other_size(path, key, places.get(key, (0, 0))[1], numel * ITEM_SIZES[content.storages[key]])
 
-    def stored(key: str) -> Iterator[bytes]:
-        with path.open("rb") as file:
-            yield from chunks_of(file, *places[key])
-
     def load(spec: TensorSpec) -> "torch.Tensor":
-        def part(start: int, count: int) -> bytearray:
-            with path.open("rb") as file:
-                return read_exactly(file, places[spec.storage.key][0] + start, count)
+        begin = places[spec.storage.key][0]
+        return as_tensor(spec, lambda start, count: read_exactly(path, begin + start, count))
 
-        return as_tensor(spec, part)
+    def stored(key: str) -> Iterator[bytes]:
+        return chunks_of(path, *places[key])
 
     return Contents("torch-legacy", content.root, load, content.globals, files=(path,), stored=stored)
 

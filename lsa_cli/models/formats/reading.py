@@ -1,22 +1,45 @@
-"""Helpers of several formats: JSON, shapes, tensors from stored bytes."""
+"""Helpers of several formats: bytes, JSON, shapes, tensors from stored bytes."""
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.formats.zip import LARGEST_HEADER, MOST_ENTRIES
 from lsa_cli.models.pickles.symbols import MOST_DIMENSIONS, TensorSpec, read_differently, shown
 
 if TYPE_CHECKING:
     import torch
 
+LARGEST_HEADER = 16 * 2**20
+MOST_ENTRIES = 100_000
 _MOST_BRACKETS = 10 * MOST_ENTRIES
+_CHUNK = 2**20
 BIG_ENDIAN = "was saved on a big-endian machine, whose numbers lsa does not read; save it again"
 _TOO_LARGE = "is a damaged checkpoint: a tensor is larger than its stored numbers"
+
+
+def chunks_of(path: Path, start: int, count: int) -> Iterator[bytes]:
+    """`count` bytes from `start` on, in order."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while count > 0:
+            chunk = file.read(min(count, _CHUNK))
+            if not chunk:
+                raise CheckpointError(f"{path} is cut short; copy or download it again")
+            yield chunk
+            count -= len(chunk)
+
+
+def read_exactly(path: Path, start: int, count: int) -> bytearray:
+    content = bytearray(count)
+    with path.open("rb") as file:
+        file.seek(start)
+        if file.readinto(content) != count:
+            raise CheckpointError(f"{path} is cut short; copy or download it again")
+    return content
 
 
 def refuse_other_size(path: Path, key: str, found: int, expected: int) -> None:

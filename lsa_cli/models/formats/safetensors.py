@@ -1,8 +1,7 @@
-"""safetensors: a header in JSON, then the numbers.
+"""safetensors: a header in JSON, then the numbers. The library of that name checks the header.
 
-lsa reads the format itself and does not use the library of the same name, for two reasons. The library maps the file
-into memory, and a file that shrinks while it is mapped ends the process with a bus error. And it accepts a header in
-which a key occurs twice.
+Two things are done here. The library accepts a header in which a key occurs twice. And it maps the numbers into memory,
+where a file that shrinks ends the process with a bus error.
 """
 
 import math
@@ -10,11 +9,12 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.base import Contents, Format, register
-from lsa_cli.models.formats.reading import as_tensor, contiguous, json_of, shape_of, whole
-from lsa_cli.models.formats.zip import LARGEST_HEADER, read_exactly
-from lsa_cli.models.pickles.symbols import ITEM_SIZES, Refused, StorageSpec, TensorSpec, refuse_oversized, shown
+from lsa_cli.models.formats.reading import LARGEST_HEADER, as_tensor, contiguous, json_of, read_exactly
+from lsa_cli.models.pickles.symbols import Refused, StorageSpec, TensorSpec, refuse_oversized, shown
 
 if TYPE_CHECKING:
     import torch
@@ -29,61 +29,51 @@ _DTYPES = {
 
 
 def _open_safetensors(path: Path) -> Contents:
-    size = path.stat().st_size
+    header, begin = _header(path)
+    try:
+        with safe_open(path, "numpy"):  # checks the sizes and places of all tensors
+            pass
+    except SafetensorError as error:
+        why = shown(str(error).removeprefix("Error while deserializing header: "))
+        raise CheckpointError(f"{path} is a damaged safetensors file ({why}); copy or download it again") from error
+    metadata = header.pop("__metadata__", None) or {}
+    root = {name: _tensor(path, name, entry) for name, entry in header.items()}
+
+    def load(spec: TensorSpec) -> "torch.Tensor":
+        start = begin + header[spec.storage.key]["data_offsets"][0]
+        return as_tensor(spec, lambda skipped, count: read_exactly(path, start + skipped, count))
+
+    if "lsa_checkpoint" in metadata:
+        described = json_of(metadata["lsa_checkpoint"], str(path), "lsa_checkpoint metadata")
+        return Contents("safetensors", {**described, "state_dict": root}, load, metadata=metadata, files=(path,))
+    return Contents("safetensors", root, load, metadata=metadata, files=(path,))
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and the position of the first number."""
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0]
         if length > LARGEST_HEADER:
             raise CheckpointError(
                 f"{path} has a safetensors header of {length:,} bytes, more than any checkpoint's; damaged or hostile"
             )
-        if length > size - 8:
-            raise CheckpointError(f"{path} is a damaged safetensors file (cut short); copy or download it again")
-        header = json_of(file.read(length), str(path), "safetensors header")
-    begin = 8 + length
-    metadata = header.pop("__metadata__", {})
-    root: dict[str, TensorSpec] = {}
-    ranges: list[tuple[int, int]] = []
-    for name, entry in header.items():
-        try:
-            dtype = _DTYPES[entry["dtype"]]
-            shape = shape_of(entry["shape"])
-            start, end = map(whole, entry["data_offsets"])
-            numel = math.prod(shape)
-            root[name] = TensorSpec(StorageSpec(name, dtype, numel), dtype, shape, contiguous(shape), 0)
-            refuse_oversized(root[name], numel)
-        except (KeyError, TypeError, ValueError, Refused) as error:
-            raise CheckpointError(
-                f"{path} is a damaged safetensors file: {shown(name)} has no valid description"
-            ) from error
-        if numel * ITEM_SIZES[dtype] != end - start:
-            raise CheckpointError(
-                f"{path} is a damaged safetensors file: {shown(name)} is not as large as its shape says"
-            )
-        ranges.append((start, end))
-    places = dict(zip(root, ranges, strict=True))
-    if [0, *(end for _, end in sorted(ranges))] != [*(start for start, _ in sorted(ranges)), size - begin]:
-        raise CheckpointError(
-            f"{path} is a damaged safetensors file: its tensors overlap, leave gaps or do not end where it ends; "
-            "copy or download it again"
-        )
-
-    def load(spec: TensorSpec) -> "torch.Tensor":
-        def part(start: int, count: int) -> bytearray:
-            with path.open("rb") as file:
-                return read_exactly(file, begin + places[spec.storage.key][0] + start, count)
-
-        return as_tensor(spec, part)
-
-    described = _self_description(metadata, path)
-    content = {**described, "state_dict": root} if described is not None else root
-    return Contents(
-        "safetensors", content, load, metadata=metadata if isinstance(metadata, dict) else {}, files=(path,)
-    )
+        content = file.read(length)
+    if len(content) < length:
+        raise CheckpointError(f"{path} is a damaged safetensors file (cut short); copy or download it again")
+    return json_of(content, str(path), "safetensors header"), 8 + length
 
 
-def _self_description(metadata: Any, path: Path) -> dict[str, Any] | None:
-    text = metadata.get("lsa_checkpoint") if isinstance(metadata, dict) else None
-    return None if text is None else json_of(text, str(path), "lsa_checkpoint metadata")
+def _tensor(path: Path, name: str, entry: dict[str, Any]) -> TensorSpec:
+    if entry["dtype"] not in _DTYPES:
+        raise CheckpointError(f"{path}: {shown(name)} is of type {entry['dtype']}, which lsa does not read")
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+    numel = math.prod(shape)
+    spec = TensorSpec(StorageSpec(name, dtype, numel), dtype, shape, contiguous(shape), 0)
+    try:
+        refuse_oversized(spec, numel)
+    except Refused as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return spec
 
 
 register(Format("safetensors", "safetensors", _open_safetensors, holds_weights=True))

@@ -5,8 +5,8 @@ import stat
 from pathlib import Path
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.formats.reading import json_of, small_file
-from lsa_cli.models.formats.zip import LARGEST_HEADER, entries_of
+from lsa_cli.models.formats.reading import LARGEST_HEADER, json_of, small_file
+from lsa_cli.models.formats.zip import entries_of
 from lsa_cli.models.pickles.symbols import shown
 
 _LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9")  # the magic number of torch.save, after the first bytes of the pickle

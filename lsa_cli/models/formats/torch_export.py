@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.base import Contents, Format, register
-from lsa_cli.models.formats.reading import as_tensor, json_of, shape_of, whole
-from lsa_cli.models.formats.zip import LARGEST_HEADER, Zip
+from lsa_cli.models.formats.reading import LARGEST_HEADER, as_tensor, json_of, shape_of, whole
+from lsa_cli.models.formats.zip import Zip
 from lsa_cli.models.pickles.symbols import ITEM_SIZES, Refused, StorageSpec, TensorSpec, refuse_oversized, shown
 
 if TYPE_CHECKING:

@@ -15,11 +15,9 @@ from io import BufferedReader
 from pathlib import Path
 
 from lsa_cli.errors import CheckpointError
+from lsa_cli.models.formats.reading import LARGEST_HEADER, MOST_ENTRIES, chunks_of, read_exactly
 from lsa_cli.models.pickles.symbols import read_differently, shown
 
-LARGEST_HEADER = 16 * 2**20
-MOST_ENTRIES = 100_000
-_CHUNK = 2**20
 _END, _END64, _LOCATOR = struct.Struct("<4sHHHHIIH"), struct.Struct("<4sQHHIIQQQQ"), struct.Struct("<4sIQI")
 _LOCAL = struct.Struct("<4s22xHH")
 _IN_64_BITS = 2**32 - 1
@@ -167,17 +165,15 @@ class Zip:
         if name not in self.checked and entry.CRC:
             for _ in self.chunks(name):
                 pass
-        with self.path.open("rb") as file:
-            return read_exactly(file, self._begin(file, entry) + start, count)
+        return read_exactly(self.path, self._begin(entry) + start, count)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of an entry in order. Raises CheckpointError at the end where the checksum is wrong."""
         entry = self._entry(name)
-        with self.path.open("rb") as file:
-            found = 0
-            for chunk in chunks_of(file, self._begin(file, entry), entry.file_size):
-                found = zlib.crc32(chunk, found)
-                yield chunk
+        found = 0
+        for chunk in chunks_of(self.path, self._begin(entry), entry.file_size):
+            found = zlib.crc32(chunk, found)
+            yield chunk
         if entry.CRC not in (0, found):  # torch.save can be told to leave it 0
             raise CheckpointError(
                 f"{self.path} is damaged: the checksum of {shown(name)} is wrong; copy or download it again"
@@ -196,12 +192,11 @@ class Zip:
             )
         return entry
 
-    def _begin(self, file: BufferedReader, entry: zipfile.ZipInfo) -> int:
+    def _begin(self, entry: zipfile.ZipInfo) -> int:
         """The position of the first byte of an entry. Raises CheckpointError where it reaches into the next entry."""
         if not 0 <= entry.header_offset <= self.size - _LOCAL.size:
             raise self._damaged()
-        file.seek(entry.header_offset)
-        mark, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
+        mark, name_length, extra_length = _LOCAL.unpack(read_exactly(self.path, entry.header_offset, _LOCAL.size))
         begin = entry.header_offset + _LOCAL.size + name_length + extra_length
         later = bisect_right(self.starts, entry.header_offset)
         if mark != b"PK\3\4" or begin + entry.file_size > (*self.starts[later : later + 1], self.size)[0]:
@@ -210,22 +205,3 @@ class Zip:
 
     def _damaged(self) -> CheckpointError:
         return CheckpointError(f"{self.path} is a damaged zip file; copy or download it again")
-
-
-def chunks_of(file: BufferedReader, start: int, count: int) -> Iterator[bytes]:
-    """`count` bytes from `start` on, in order."""
-    file.seek(start)
-    while count > 0:
-        chunk = file.read(min(count, _CHUNK))
-        if not chunk:
-            raise CheckpointError(f"{file.name} is cut short; copy or download it again")
-        yield chunk
-        count -= len(chunk)
-
-
-def read_exactly(file: BufferedReader, start: int, count: int) -> bytearray:
-    content = bytearray(count)
-    file.seek(start)
-    if file.readinto(content) != count:
-        raise CheckpointError(f"{file.name} is cut short; copy or download it again")
-    return content
