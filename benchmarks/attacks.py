@@ -203,8 +203,8 @@ def audit(arguments):
         {"limit": limit, "noise": "none", "device": arguments.device, "threads": arguments.threads}
     )  # fmt: skip
     plan = make_plan(SAMPLES / "mnist_cnn_at.pt", settings, {})
-    x, y = (tensor.to(plan.device) for tensor in _whole(plan))
-    copy = make_copy(plan.classifier, x[:8], y[:8]).model
+    x, y = (tensor.to(plan.network.device) for tensor in _whole(plan))
+    copy = make_copy(plan.network.classifier, x[:8], y[:8]).model
 
     def whole(with_evidence):
         left_out = nullcontext() if with_evidence else mock.patch("lsa_cli.auditing.run.examine", return_value=None)
@@ -215,7 +215,7 @@ def audit(arguments):
         with numerics(plan):
             for named in plan.attacks:
                 for a, b in zip(x.split(plan.batch_size), y.split(plan.batch_size), strict=True):
-                    named.attack.run(plan.classifier, a, b, copy=copy)
+                    named.attack.run(plan.network.classifier, a, b, copy=copy)
 
     print(f"\naudit of mnist_cnn_at, {limit} samples, against its attacks alone")
     for with_evidence, what in (
@@ -231,7 +231,7 @@ def audit(arguments):
 def _whole(plan):
     import torch
 
-    return plan.data.read(plan.index), torch.from_numpy(plan.labels[plan.index])
+    return plan.network.data.read(plan.index), torch.from_numpy(plan.network.labels[plan.index])
 
 
 def cuda(arguments):

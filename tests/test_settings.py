@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import lsa_cli
 from lsa_cli.auditing.early import DEFAULT_ALPHA
-from lsa_cli.auditing.plan import DEFAULT_LIMIT, make_plan
+from lsa_cli.auditing.plan import make_plan
+from lsa_cli.auditing.presets import DEFAULT_LIMIT
 from lsa_cli.cli import options as o
 from lsa_cli.config import configurations, read_config
 from lsa_cli.errors import UsageError

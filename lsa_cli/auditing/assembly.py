@@ -11,8 +11,9 @@ from lsa_cli.auditing import evidence
 from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
 from lsa_cli.auditing.draws import mean_rate, random_network, spread, verdict_over_draws
+from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
-from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.probing import clean_checks
 from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
 from lsa_cli.auditing.record import Record
@@ -68,7 +69,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
     if found is None:
         so_far = evidence.evidence_of(clean_checks(plan, total, extras.normalization))
         found = so_far if so_far.findings else None
-    if plan.is_random:
+    if plan.is_stochastic:
         verdict = verdict_over_draws(verdict, total.wrong, _fooled(total, [n for n, _ in budget]))
     return AuditReport(
         tool=f"lsa {__version__}",
@@ -82,7 +83,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
         outcomes=list(outcomes.values()),
         cascade=_stages(plan, total, cascade),
         not_run=extras.not_run,
-        pairs=compare_attacks([(n.label, diagnoses[n.label]) for n in scan], len(plan.class_names)),
+        pairs=compare_attacks([(n.label, diagnoses[n.label]) for n in scan], len(plan.network.class_names)),
         curves=[_curve(plan, n, total) for n in scan if n.label in total.curves],
         metrics=extras.metrics,
         warnings=_warnings(plan, total, outcomes),
@@ -94,22 +95,22 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
 
 def not_run(plan: AuditPlan, total: BlockResult) -> tuple[list[str], list[str]]:
     """The attacks that `total` lacks, and then its noises and curves."""
-    attacks = [n.label for n in (*plan.attacks, *plan.cascade) if n.label not in total.attacks]
+    attacks = [n.label for n in plan.budget_attacks if n.label not in total.attacks]
     noises = [n.label for n in plan.noises if n.label not in total.attacks]
     curves = [f"{n.label} curve" for n in plan.attacks if plan.eps_grid and n.label not in total.curves]
     return attacks, noises + curves
 
 
-def _outcome(plan: AuditPlan, named: Named, total: BlockResult, diagnosis: ClassDiagnosis) -> AttackOutcome:
+def _outcome(plan: AuditPlan, named: NamedAttack, total: BlockResult, diagnosis: ClassDiagnosis) -> AttackOutcome:
     rows = total.attacks[named.label]
     outcome = outcome_of(plan, named, rows, diagnosis)
-    if plan.is_random:
+    if plan.is_stochastic:
         wrong = total.wrong | (rows.wrong & diagnosis.counted[:, None])
         outcome.draws, outcome.robust = spread(wrong), mean_rate(wrong)
     return outcome
 
 
-def _stages(plan: AuditPlan, total: BlockResult, cascade: list[Named]) -> list[Stage]:
+def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack]) -> list[Stage]:
     stages, met = [], [named.label for named in plan.attacks if named.label in total.attacks]
     for named in cascade:
         rows = total.attacks[named.label]
@@ -126,9 +127,9 @@ def _stages(plan: AuditPlan, total: BlockResult, cascade: list[Named]) -> list[S
 
 def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
     """What the whole cascade would leave of all survivors of the scan, from the part of them that it met."""
-    if plan.full_on is None or any(named.label not in total.attacks for named in plan.cascade):
+    if plan.settings.full_on is None or any(named.label not in total.attacks for named in plan.cascade):
         return None
-    labels = [named.label for named in (*plan.attacks, *plan.cascade)]
+    labels = [named.label for named in plan.budget_attacks]
     checked = total.attacks[plan.cascade[0].label].ran
     if not checked.any():
         return None
@@ -138,7 +139,7 @@ def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
     return Estimate(value=value, low=low, high=high, survivors=survivors, checked=n, broken=broken)
 
 
-def _fooled(total: BlockResult, budget: list[Named]) -> np.ndarray:  # (N, R) bool
+def _fooled(total: BlockResult, budget: list[NamedAttack]) -> np.ndarray:  # (N, R) bool
     """In which evaluations of a random network any attack breaks a sample."""
     fooled = np.zeros_like(total.wrong)
     for named in budget:
@@ -147,7 +148,7 @@ def _fooled(total: BlockResult, budget: list[Named]) -> np.ndarray:  # (N, R) bo
     return fooled
 
 
-def _curve(plan: AuditPlan, named: Named, total: BlockResult) -> Curve:
+def _curve(plan: AuditPlan, named: NamedAttack, total: BlockResult) -> Curve:
     """Robust accuracy at each radius of the grid; of an attack of kind "minimal" one run gives all of them."""
     rows, points = total.attacks[named.label], []
     for number, eps in enumerate(plan.eps_grid):
@@ -161,18 +162,18 @@ def _curve(plan: AuditPlan, named: Named, total: BlockResult) -> Curve:
 
 
 def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOutcome]) -> list[Warning]:
-    met = [*plan.attacks, *plan.cascade]
+    met = plan.budget_attacks
     warnings = [
         *plan.warnings,
         *evidence.zero_gradients(int(total.no_gradient.sum()), len(total)),
-        *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_random else []),
+        *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_stochastic else []),
     ]
     for named in (*met, *plan.noises):
         rows = total.attacks.get(named.label)
         if rows is None or not rows.ran.any():
             continue
         outcome = outcomes.get(named.label)
-        mismatches = outcome.mismatches if outcome is not None and not plan.is_random else 0
+        mismatches = outcome.mismatches if outcome is not None and not plan.is_stochastic else 0
         within = rows.within if named.attack.kind != "noise" else np.ones(len(total), dtype=bool)
         warnings += attack_warnings(
             named, mismatches, within[rows.ran], rows.finite[rows.ran], rows.predicted[rows.ran]
@@ -182,7 +183,7 @@ def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOut
 
 
 def _samples(
-    total: BlockResult, budget: list[tuple[Named, ClassDiagnosis]], on_all: list[str], diagnoses: dict[str, ClassDiagnosis]
+    total: BlockResult, budget: list[tuple[NamedAttack, ClassDiagnosis]], on_all: list[str], diagnoses: dict[str, ClassDiagnosis]
 ) -> Samples:  # fmt: skip
     """One row a sample. on_all: attacks and noises that met every sample."""
     record = Record.of(len(total))

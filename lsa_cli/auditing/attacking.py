@@ -14,7 +14,8 @@ from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.draws import DRAWS, draw
 from lsa_cli.auditing.execution import Execution
-from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.auditing.named_attacks import NamedAttack
+from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import AttackRows
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import predicted_class
@@ -25,19 +26,19 @@ _TRIED = 8  # samples that a faster copy is tried on
 
 def predict(plan: AuditPlan, x: torch.Tensor, index: torch.Tensor, number: int = 0) -> torch.Tensor:
     """Logits (N, K) of the network itself. number: of the draw, where the network is random."""
-    with torch.no_grad(), undisturbed(plan.classifier), draw(plan.seed, index, number):
-        return plan.classifier(x)
+    with torch.no_grad(), undisturbed(plan.network.classifier), draw(plan.seed, index, number):
+        return plan.network.classifier(x)
 
 
 def wrong_by_draw(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> np.ndarray:
     """Of a random network (N, R) bool, for each draw whether it is wrong; of another (N, 0)."""
-    if not plan.is_random:
+    if not plan.is_stochastic:
         return np.zeros((len(x), 0), dtype=bool)
     wrong = [predicted_class(predict(plan, x, index, number)) != y for number in range(DRAWS)]
     return torch.stack(wrong, 1).cpu().numpy()
 
 
-def at_radius(named: Named, threat: Threat, eps: float) -> Named:
+def at_radius(named: NamedAttack, threat: Threat, eps: float) -> NamedAttack:
     """The attack with another radius than its threat model's; step sizes grow with the radius."""
     changed = dataclasses.replace(threat, eps=eps)
     changes: dict[str, Any] = {"threat": changed} if hasattr(named.attack, "threat") else {}
@@ -48,7 +49,7 @@ def at_radius(named: Named, threat: Threat, eps: float) -> Named:
 
 
 def perturb(
-    run: Execution, named: Named, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal,
+    run: Execution, named: NamedAttack, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal,
     threat: Threat | None = None,
 ) -> tuple[torch.Tensor, AttackRows]:  # fmt: skip
     """The perturbed inputs (N, ...), and what the network makes of them. Where one is not finite, the input stands.
@@ -56,8 +57,10 @@ def perturb(
     threat: what the perturbation is measured by, where that is not the attack's own.
     """
     plan, copy, began = run.plan, run.copy.model, time.monotonic()
-    with run.clock.stops(plan.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
-        x_adv, found_at = named.attack.run(plan.classifier, x, y, index=index, seed=plan.seed, goal=goal, copy=copy)
+    with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
+        x_adv, found_at = named.attack.run(
+            plan.network.classifier, x, y, index=index, seed=plan.seed, goal=goal, copy=copy
+        )
     if x_adv.shape != x.shape:
         raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
     finite = torch.isfinite(x_adv.flatten(1)).all(1)
@@ -90,21 +93,21 @@ def _verified(
 def find_copy(run: Execution) -> Copy:
     """The optimized copy that attacks begin on, compared with the network on a few samples spread over all."""
     plan = run.plan
-    if plan.is_random:  # a copy is compared by its answers, which here differ by themselves
+    if plan.is_stochastic:  # a copy is compared by its answers, which here differ by themselves
         return Copy(None, "it answers by chance")
     if not plan.fast:
         return Copy(None, "--no-fast")
-    if not any(named.attack.begins_on_copy for named in (*plan.attacks, *plan.cascade)):
+    if not any(named.attack.begins_on_copy for named in plan.budget_attacks):
         return Copy(None, "no attack here begins on a faster copy")
     rows = np.unique(np.linspace(0, len(plan.index) - 1, min(_TRIED, run.batch.size)).astype(int))
     x, y, _ = run.read_all(plan.index[rows])
-    return make_copy(plan.classifier, x, y)
+    return make_copy(plan.network.classifier, x, y)
 
 
 def copy_in_words(plan: AuditPlan, copy: Copy) -> str:
     """What the attacks run on, in words."""
     if copy.model is None:
         return f"the network itself: {copy.described}"
-    met = [*plan.attacks, *plan.cascade]
+    met = plan.budget_attacks
     beginning = dict.fromkeys(named.label for named in met if named.attack.begins_on_copy)
     return f"{copy.described}, in the first part of {', '.join(beginning)}; the network itself in all else"

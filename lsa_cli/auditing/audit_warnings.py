@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from lsa_cli.auditing.plan import Named
+from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.report.schema import AttackOutcome, Warning
 
 
 def attack_warnings(
-    named: Named, mismatches: int, within: np.ndarray, finite: np.ndarray, verified: np.ndarray
+    named: NamedAttack, mismatches: int, within: np.ndarray, finite: np.ndarray, verified: np.ndarray
 ) -> list[Warning]:
     """What an attack did that it should not, and where the network gave no class (verified < 0); (N,) each."""
     name, warnings = named.label, []

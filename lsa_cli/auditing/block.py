@@ -13,8 +13,8 @@ from lsa_cli.auditing.attacking import at_radius, perturb, predict, wrong_by_dra
 from lsa_cli.auditing.cost import LOOK
 from lsa_cli.auditing.execution import Batch, Execution
 from lsa_cli.auditing.limits import OutOfTime
+from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.observation import Moved, Observation, observe_all
-from lsa_cli.auditing.plan import Named
 from lsa_cli.auditing.results import AttackRows, BlockResult
 from lsa_cli.models.classifier import predicted_class
 
@@ -62,14 +62,16 @@ def audit_block(
 def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[Batch, BlockResult]:
     """The samples, as one batch that stays on the host, and the network's answers to them."""
     plan = run.plan
-    attacked = bool(plan.attacks or plan.cascade)
+    attacked = bool(plan.budget_attacks)
 
     def ask(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> BlockResult:
         if not in_any_case:
             run.stop_if_late()
         logits = predict(plan, x, places).cpu()
         no_gradient = (
-            evidence.without_gradient(plan.classifier, x, y).numpy() if attacked else np.zeros(len(x), dtype=bool)
+            evidence.without_gradient(plan.network.classifier, x, y).numpy()
+            if attacked
+            else np.zeros(len(x), dtype=bool)
         )
         run.step("clean accuracy", (evidence.FORWARD + attacked) * len(x))
         return BlockResult(
@@ -93,7 +95,7 @@ def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[B
 
 
 def _attack(
-    run: Execution, named: Named, inputs: Batch, goal: Goal, threat: Threat | None = None
+    run: Execution, named: NamedAttack, inputs: Batch, goal: Goal, threat: Threat | None = None
 ) -> tuple[torch.Tensor, AttackRows]:
     """The perturbed inputs on the host, and what the network makes of them."""
 
@@ -110,9 +112,9 @@ def _attack(
     return torch.cat([x_adv for x_adv, _ in found]), total
 
 
-def _stage(run: Execution, named: Named, inputs: Batch, result: BlockResult, on_all_right: bool) -> BlockResult:
+def _stage(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResult, on_all_right: bool) -> BlockResult:
     """An attack of the cascade, on what all before it left, re-packed into full batches."""
-    budget = [other.label for other in (*run.plan.attacks, *run.plan.cascade) if other.label in result.attacks]
+    budget = [other.label for other in run.plan.budget_attacks if other.label in result.attacks]
     rows = np.flatnonzero(result.right if on_all_right else result.survivors(budget))
     if not len(rows):
         return result.with_attack(named.label, none_of(result))
@@ -138,20 +140,20 @@ def _observations(run: Execution, inputs: Batch, moved: dict[str, torch.Tensor])
     names = [layer.name for layer in plan.layers]
     (x, _, places), all_of_them = inputs, [named for named in (*plan.attacks, *plan.noises) if named.label in moved]
 
-    def with_yardstick(named: Named) -> bool:
+    def with_yardstick(named: NamedAttack) -> bool:
         return bool(names) and named.attack.kind != "noise"
 
-    def observed(several: list[Named]) -> list[Observation]:
+    def observed(several: list[NamedAttack]) -> list[Observation]:
         def observe(x: torch.Tensor, places: torch.Tensor, *x_adv: torch.Tensor) -> list[Observation]:
             run.stop_if_late()
             run.step("layers", LOOK * len(x) * len(several))
             return observe_all(
-                plan.classifier, names, plan.measure, x,
+                plan.network.classifier, names, plan.measure, x,
                 [Moved(one, plan.threat_of(n), with_yardstick(n)) for n, one in zip(several, x_adv, strict=True)],
-                places, seed=plan.seed, with_floor=plan.is_random, whole_batch=plan.whole_batch,
+                places, seed=plan.seed, with_floor=plan.is_stochastic, whole_batch=plan.whole_batch,
             )  # fmt: skip
 
-        kinds = 1 + sum(1 + with_yardstick(named) for named in several) + plan.is_random
+        kinds = 1 + sum(1 + with_yardstick(named) for named in several) + plan.is_stochastic
         at_once = 1 if plan.whole_batch else kinds
         found = run.by_batch(observe, x, places, *(moved[named.label] for named in several), inputs_each=at_once)
         return [Observation.concatenate(parts) for parts in zip(*found, strict=True)]
@@ -162,7 +164,7 @@ def _observations(run: Execution, inputs: Batch, moved: dict[str, torch.Tensor])
     return {named.label: seen for group in groups for named, seen in zip(group, observed(group), strict=True)}
 
 
-def _curve(run: Execution, named: Named, inputs: Batch, result: BlockResult) -> np.ndarray:  # (N, E) bool
+def _curve(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResult) -> np.ndarray:  # (N, E) bool
     """At each radius of the grid, which samples that are right break; step sizes grow with the radius."""
     plan, right = run.plan, np.flatnonzero(result.right)
     broken = np.zeros((len(result), len(plan.eps_grid)), dtype=bool)

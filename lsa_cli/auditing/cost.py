@@ -21,7 +21,7 @@ _USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, f
 
 def total_work(plan: AuditPlan) -> float:
     """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
-    attacked = bool(plan.attacks or plan.cascade)
+    attacked = bool(plan.budget_attacks)
     each = FORWARD + attacked + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(
         len(plan.eps_grid) * (named.attack.passes + FORWARD)
@@ -35,19 +35,21 @@ def total_work(plan: AuditPlan) -> float:
 def cascade_work(plan: AuditPlan) -> float:
     """The part of `total_work` that is the cascade's."""
     count = len(plan.index)
-    survivors = min(count, plan.full_on or count) * _USUAL_SURVIVORS
+    survivors = min(count, plan.settings.full_on or count) * _USUAL_SURVIVORS
     return survivors * sum(named.attack.passes for named in plan.cascade)
 
 
 def estimate_seconds(plan: AuditPlan) -> float:
     """Seconds the plan would take here: one gradient pass over one batch, timed, times the work."""
     rows = plan.index[: plan.batch_size]
-    x = check_inputs(plan.data.read(rows), rows, plan.bounds, plan.data.spec).to(plan.device)
-    y = torch.from_numpy(plan.labels[rows]).to(plan.device)
-    with numerics(plan), undisturbed(plan.classifier):
-        input_gradient(plan.classifier, x[:2], y[:2], cross_entropy)  # warm up
+    x = check_inputs(plan.network.data.read(rows), rows, plan.network.bounds, plan.network.data.spec).to(
+        plan.network.device
+    )
+    y = torch.from_numpy(plan.network.labels[rows]).to(plan.network.device)
+    with numerics(plan), undisturbed(plan.network.classifier):
+        input_gradient(plan.network.classifier, x[:2], y[:2], cross_entropy)  # warm up
         started = time.monotonic()
-        input_gradient(plan.classifier, x, y, cross_entropy)[0].sum().item()
+        input_gradient(plan.network.classifier, x, y, cross_entropy)[0].sum().item()
         return (time.monotonic() - started) / len(rows) * total_work(plan) / distributed.world()
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lsa_cli.auditing.execution import Progress
-from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.auditing.named_attacks import NamedAttack
+from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.auditing.unused import refuse_unused
@@ -47,7 +48,7 @@ def decide_early(
 def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
     if not 0 < alpha < 0.5:
         raise UsageError(f"--alpha {alpha:g} should be a chance between 0 and 0.5, such as 0.01")
-    if plan.full_on is not None:
+    if plan.settings.full_on is not None:
         raise UsageError("--gate-only decides from samples that met every attack; leave out --full-on")
     if not plan.limits:
         raise UsageError(
@@ -60,7 +61,10 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
             f"--gate-only decides shares of samples (clean, robust, robust.ATTACK, class.min, class.NAME), and "
             f"{', '.join(others)} needs the full audit; leave --gate-only out, or say allow_not_run: true for it"
         )
-    empty = [plan.class_names[k] for k in np.setdiff1d(np.arange(len(plan.class_names)), plan.labels[plan.index])]
+    empty = [
+        plan.network.class_names[k]
+        for k in np.setdiff1d(np.arange(len(plan.network.class_names)), plan.network.labels[plan.index])
+    ]
     wanted = [name for name in empty if {f"class.{name}", "class.min"} & set(plan.limits)]
     if wanted:
         raise UsageError(f"--gate-only: class {wanted[0]} has no samples, so its limit cannot be decided")
@@ -70,12 +74,12 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
 
 def _is_share(plan: AuditPlan, metric: str) -> bool:
     name = parse_metric(metric)
-    if name.names == "class" and name.target not in plan.class_names:
+    if name.names == "class" and name.target not in plan.network.class_names:
         return False
     return name.is_accuracy and (name.names != "attack" or _attack(plan, name.target) is not None)
 
 
-def _attack(plan: AuditPlan, name: str) -> Named | None:
+def _attack(plan: AuditPlan, name: str) -> NamedAttack | None:
     return next((named for named in plan.attacks if name in (named.label, named.spec)), None)
 
 
@@ -88,20 +92,18 @@ class GateRule:
         wanted = [parse_metric(name) for name in self.decidable]
         own = (_attack(plan, name.target) for name in wanted if name.names == "attack")
         self.on_all_right = frozenset(named.label for named in own if named is not None)
-        self.attacks = (*plan.attacks, *plan.cascade) if any(name != "clean" for name in self.decidable) else ()
+        self.attacks = plan.budget_attacks if any(name != "clean" for name in self.decidable) else ()
 
     def reduced(self) -> AuditPlan:
         """The plan with what decides shares of samples alone: every attack meets what those before it left."""
-        return dataclasses.replace(
-            self.plan, attacks=(), cascade=self.attacks, noises=(), layers=(), eps_grid=(), metrics=(), limits={}
-        )
+        return dataclasses.replace(self.plan, attacks=(), cascade=self.attacks, noises=(), layers=(), eps_grid=())
 
     def is_met(self, total: BlockResult) -> bool:
         return all(result.state != "undecided" for result in self.decide(total))
 
     def decide(self, total: BlockResult) -> list[GateResult]:
         """Every limit, from the samples so far: undecided where more of them are needed."""
-        labels, population = [named.label for named in self.attacks], self.plan.labels[self.plan.index]
+        labels, population = [named.label for named in self.attacks], self.plan.network.labels[self.plan.index]
         error = self.alpha / max(1, len(self.decidable))
         missing = [label for label in labels if label not in total.attacks]
         robust = total.survivors([label for label in labels if label in total.attacks])
@@ -122,7 +124,7 @@ class GateRule:
                 return share(total.diagnosis(named.label).robust, len(population), error)
             if metric.family != "class":
                 return share(robust, len(population), error)
-            names = list(self.plan.class_names)
+            names = list(self.plan.network.class_names)
             chosen = [names.index(metric.target)] if metric.names else range(len(names))
             each = error / len(chosen)
             return _lowest(

@@ -54,7 +54,7 @@ class Execution:
 
     def __init__(self, plan: AuditPlan, progress: Progress, journal: Journal | None) -> None:
         self.plan, self.progress, self.journal = plan, progress, journal
-        self.clock = Clock(plan.budget)
+        self.clock = Clock(plan.settings.budget)
         self.batch = BatchSize(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
         self.copy = Copy(None, "no attack has begun")
         self.has_begun = False  # a first result exists: data that cannot be read from then on have changed
@@ -68,7 +68,7 @@ class Execution:
     def read(self, index: np.ndarray) -> Generator[Batch, None, None]:
         """Inputs, labels and places of some samples, batch by batch; the next ones are read meanwhile."""
         plan = self.plan
-        waiting = prefetch(plan.data, index, plan.batch_size)
+        waiting = prefetch(plan.network.data, index, plan.batch_size)
         while True:
             try:
                 batch = next(waiting, None)
@@ -79,13 +79,13 @@ class Execution:
             if batch is None:
                 return
             rows, found = batch
-            x = check_inputs(found, rows, plan.bounds, plan.data.spec)
-            yield x, torch.from_numpy(plan.labels[rows]), torch.from_numpy(rows)
+            x = check_inputs(found, rows, plan.network.bounds, plan.network.data.spec)
+            yield x, torch.from_numpy(plan.network.labels[rows]), torch.from_numpy(rows)
 
     def read_all(self, index: np.ndarray) -> Batch:
         """Some samples as one batch, on the device."""
         x, y, places = (torch.cat(parts) for parts in zip(*self.read(index), strict=True))
-        device = self.plan.device
+        device = self.plan.network.device
         return x.to(device), y.to(device), places.to(device)
 
     def by_batch(self, work: Callable[..., T], *tensors: torch.Tensor, inputs_each: int = 1) -> Iterator[T]:
@@ -95,7 +95,7 @@ class Execution:
         more than three, batches are smaller. A batch is halved where the device runs out of memory and its size was
         ours to choose.
         """
-        start, device = 0, self.plan.device
+        start, device = 0, self.plan.network.device
         while start < len(tensors[0]):
             most = min(self.batch.size, len(tensors[0]) - start)
             size = max(1, min(most, 3 * self.batch.size // inputs_each))

@@ -64,6 +64,14 @@ class Network:
     notes: list[str]
     warnings: list[Warning]
 
+    @property
+    def last_layer(self) -> Layer | None:
+        """The last layer with weights."""
+        return next((layer for layer in reversed(self.layers) if layer.is_learnable), None)
+
+    def with_data_of(self, other: "Network") -> "Network":
+        return replace(self, data=other.data, labels=other.labels)
+
 
 def pick_device(name: str) -> torch.device:
     """auto, cpu, cuda or cuda:1. Raises UsageError where CUDA is asked for and absent: no silent CPU.

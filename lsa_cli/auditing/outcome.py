@@ -9,8 +9,9 @@ from torch import nn
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate, summarise
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
+from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.observation import Observation
-from lsa_cli.auditing.plan import AuditPlan, Named
+from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.radius import sources_in_words
 from lsa_cli.auditing.results import AttackRows
 from lsa_cli.report.origin import is_of_others
@@ -30,16 +31,16 @@ def settings_of(attack: Attack) -> dict[str, Any]:
 
 def weight_norms(plan: AuditPlan) -> np.ndarray | None:
     """Euclidean norms of the last layer's weight rows, when it has one row a class."""
-    module = plan.last_layer.module if plan.last_layer is not None else None
+    module = plan.network.last_layer.module if plan.network.last_layer is not None else None
     weight = getattr(module, "weight", None)
-    if not isinstance(module, (nn.Linear, nn.Conv2d)) or len(weight) != len(plan.class_names):  # type: ignore[arg-type]
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or len(weight) != len(plan.network.class_names):  # type: ignore[arg-type]
         return None
     return module.weight.detach().flatten(1).norm(dim=1).double().cpu().numpy()
 
 
-def outcome_of(plan: AuditPlan, named: Named, found: AttackRows, diagnosis: ClassDiagnosis) -> AttackOutcome:
+def outcome_of(plan: AuditPlan, named: NamedAttack, found: AttackRows, diagnosis: ClassDiagnosis) -> AttackOutcome:
     """One attack in the report: its counts, distances, layers and classes. `found` and `diagnosis` have the same samples."""
-    rows, seen = diagnosis.rows(plan.class_names), found.seen
+    rows, seen = diagnosis.rows(plan.network.class_names), found.seen
     threat = plan.threat_of(named)
     measured = {
         "budget": found.distance[diagnosis.broken],
@@ -64,7 +65,7 @@ def outcome_of(plan: AuditPlan, named: Named, found: AttackRows, diagnosis: Clas
         layers=analyse_layers(plan, seen) if plan.layers and seen is not None else None,
         classes=rows,
         class_summary=summarise(rows, weight_norms(plan)),
-        confusion=diagnosis.confusion(len(plan.class_names)).tolist(),
+        confusion=diagnosis.confusion(len(plan.network.class_names)).tolist(),
         mismatches=int((found.predicted != seen.predicted).sum()) if seen is not None else 0,
         discarded=int((~found.finite).sum())
         + (int((~diagnosis.counted).sum()) if named.attack.kind == "budget" else 0),
@@ -105,8 +106,8 @@ def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
     ]
     by_class, mvl_by_class = None, None
     if not plan.whole_batch:
-        y = plan.labels[np.sort(seen.index)]
-        parts = [scan.select(y == number) for number in range(len(plan.class_names))]
+        y = plan.network.labels[np.sort(seen.index)]
+        parts = [scan.select(y == number) for number in range(len(plan.network.class_names))]
         table = np.stack([part.means() for part in parts], axis=1)  # (L, K)
         by_class = [[finite(value) for value in row] for row in table]
         mvl_by_class = [
@@ -155,23 +156,24 @@ def worst_case(diagnoses: Sequence[ClassDiagnosis]) -> ClassDiagnosis:
 def verdict_of(
     plan: AuditPlan,
     clean: np.ndarray,
-    budget: Sequence[tuple[Named, ClassDiagnosis]],
+    budget: Sequence[tuple[NamedAttack, ClassDiagnosis]],
     estimate: Estimate | None = None,
 ) -> Verdict:
     """clean (N,): class predicted for each sample as it is; estimate: where a cascade met a part of the survivors."""
-    y = plan.labels[plan.index]
+    y = plan.network.labels[plan.index]
     if not budget:
         return Verdict(
             clean=rate(clean == y), robust=None, attacks=[], classes=[], class_summary=None,
             statement="No budget attack was run: nothing is known about robustness.",
         )  # fmt: skip
     worst = worst_case([diagnosis for _, diagnosis in budget])
-    rows = worst.rows(plan.class_names)
+    rows = worst.rows(plan.network.class_names)
     robust = rate(worst.robust)
     labels = [named.label for named, _ in budget]
-    threats = list(dict.fromkeys(_threat_in_words(plan, named) for named, _ in budget))
+    met = [plan.threat_of(named) for named, _ in budget]
+    threats = list(dict.fromkeys(f"{threat.norm} {eps_as_text(threat.eps)}" for threat in met))
     return Verdict(
-        meaning="" if plan.is_random else in_words(plan, worst, threats),
+        meaning="" if plan.is_stochastic else in_words(plan, worst, threats),
         clean=rate(clean == y),
         robust=robust,
         attacks=labels,
@@ -180,8 +182,12 @@ def verdict_of(
         statement=(
             f"{robust.count} of {robust.n} samples are right and stay right under the worst of {', '.join(labels)} "
             f"({' and '.join(threats)}). It is an upper bound: a stronger attack can only find it lower."
-            + (f" The radius {plan.eps_text} is set by {plan.eps_origin}." if is_of_others(plan.eps_origin) else "")
-            + sources_in_words(plan.origin)
+            + (
+                f" The radius {eps_as_text(plan.threat.eps)} is set by {plan.eps_origin}."
+                if is_of_others(plan.eps_origin)
+                else ""
+            )
+            + sources_in_words(plan.network.origin)
             + (_estimated(estimate) if estimate is not None else "")
         ),
         estimate=estimate,
@@ -190,7 +196,7 @@ def verdict_of(
 
 def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> str:
     """What the robust accuracy says of the inputs that were attacked: how many can be turned, and of how many nothing is known."""
-    noun = "image" if len(plan.input_shape) == 3 else "input"
+    noun = "image" if len(plan.network.input_shape) == 3 else "input"
     right, turned = int(worst.right.sum()), int(worst.broken.sum())
     within = f"within {' or '.join(threats)}"
     if right == 0:
@@ -204,11 +210,6 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
         f"at least {turned} of {right} {noun}s that are classified correctly can be turned {within}; that the other "
         f"{left} cannot is not proven"
     )
-
-
-def _threat_in_words(plan: AuditPlan, named: Named) -> str:
-    threat = plan.threat_of(named)
-    return f"{threat.norm} {plan.eps_text if threat.eps == plan.threat.eps else eps_as_text(threat.eps)}"
 
 
 def _estimated(estimate: Estimate) -> str:

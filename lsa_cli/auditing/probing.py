@@ -9,7 +9,8 @@ from lsa_cli.auditing.attacking import perturb
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.draws import draw
 from lsa_cli.auditing.execution import Execution
-from lsa_cli.auditing.plan import AuditPlan, Named, is_quick
+from lsa_cli.auditing.named_attacks import NamedAttack
+from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.results import BlockResult
@@ -24,23 +25,23 @@ def clean_checks(plan: AuditPlan, total: BlockResult, normalization: evidence.Ch
     """What clean predictions say of how the network is used. normalization: the check of others, where it was made."""
     return [
         check_radius(plan),
-        evidence.claim(rate(total.right), claimed_accuracy(plan.checkpoint)),
+        evidence.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
         *([normalization] if normalization is not None else []),
-        evidence.class_order(total.label, total.clean, plan.class_names),
-        evidence.lost_classes(total.label, total.clean, plan.class_names),
-        evidence.near_chance(rate(total.right), len(plan.class_names)),
+        evidence.class_order(total.label, total.clean, plan.network.class_names),
+        evidence.lost_classes(total.label, total.clean, plan.network.class_names),
+        evidence.near_chance(rate(total.right), len(plan.network.class_names)),
     ]
 
 
 def can_be_normalized(plan: AuditPlan) -> bool:
     """Whether inputs are images in [0, 1], for which there are usual normalisations."""
-    return len(plan.input_shape) == 3 and plan.bounds == (0.0, 1.0)
+    return len(plan.network.input_shape) == 3 and plan.network.bounds == (0.0, 1.0)
 
 
 def try_normalizations(run: Execution, total: BlockResult) -> evidence.Checked:
     """Whether the network is right more often with another usual normalisation."""
-    plan, channels = run.plan, run.plan.input_shape[0]
-    used = normalization_of(plan.classifier)
+    plan, channels = run.plan, run.plan.network.input_shape[0]
+    used = normalization_of(plan.network.classifier)
     usual = evidence.usual_normalizations(channels)
     others = {name: value for name, value in usual.items() if not evidence.is_same(value, used, channels)}
     rows = evidence.rows_to_try(total.right, plan.seed)
@@ -48,7 +49,7 @@ def try_normalizations(run: Execution, total: BlockResult) -> evidence.Checked:
     def right_under(name: str, chosen: np.ndarray) -> np.ndarray:
         places = rows[chosen]
         order = np.argsort(places)
-        model, right = with_normalization(plan.classifier, others[name]), np.zeros(len(places), dtype=bool)
+        model, right = with_normalization(plan.network.classifier, others[name]), np.zeros(len(places), dtype=bool)
 
         def ask(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> np.ndarray:
             run.stop_if_late()
@@ -79,21 +80,21 @@ def examine(run: Execution, total: BlockResult, clean: list[evidence.Checked]) -
     probe = _probe(run, total.index[rows])
     survivors = total.survivors(budget)
     broken = torch.from_numpy((total.right & ~survivors)[rows])
-    with run.clock.stops(plan.classifier):
-        last = plan.last_layer.module if plan.last_layer is not None else None
+    with run.clock.stops(plan.network.classifier):
+        last = plan.network.last_layer.module if plan.network.last_layer is not None else None
         examined = evidence.examine(probe, broken=broken, survivors=_left(run, total, survivors), last=last)
-    trained_on = evidence.trained_on_the_same(subject_of(plan).history, plan.data.spec, plan.data.split)
-    raw = plan.classifier.output == "probabilities"
+    trained_on = evidence.trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
+    raw = plan.network.classifier.output == "probabilities"
     checked = [
         *clean, evidence.useless_logits(total.logits, raw), trained_on, *examined, *evidence.compare(measured)
     ]  # fmt: skip
     run.step("evidence", evidence.probe_passes(len(rows)))
-    return evidence.evidence_of(checked, is_quick(plan))
+    return evidence.evidence_of(checked, plan.is_quick)
 
 
 def _probe(run: Execution, index: np.ndarray) -> evidence.Probe:
     plan = run.plan
-    return evidence.Probe(plan.classifier, *run.read_all(index), plan.threat, plan.seed, run.batch.size)
+    return evidence.Probe(plan.network.classifier, *run.read_all(index), plan.threat, plan.seed, run.batch.size)
 
 
 def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> evidence.Survivors:
@@ -110,13 +111,13 @@ def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> evidence
 def _measured(plan: AuditPlan, total: BlockResult) -> list[evidence.Measured]:
     """What every budget attack did that was run on a sample at least."""
     several = []
-    for named in (*plan.attacks, *plan.cascade):
+    for named in plan.budget_attacks:
         rows = total.attacks.get(named.label)
         if rows is None or not rows.ran.any():
             continue
         threat, diagnosis = plan.threat_of(named), total.diagnosis(named.label)
         # Of a random network a sample that broke in one pass and holds in the next is chance, no loss of the attack.
-        found_at = rows.found_at if rows.found_at.any() and not plan.is_random else None
+        found_at = rows.found_at if rows.found_at.any() and not plan.is_stochastic else None
         several.append(
             evidence.Measured(
                 label=named.label, role=named.attack.role, budget=f"{threat.norm} {threat.eps:g}",
@@ -137,7 +138,7 @@ def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
     rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(total))[: metrics.SAMPLES])
     x, y, index = run.read_all(total.index[rows])
     x_adv = torch.cat(list(run.by_batch(lambda x, y, index: perturb(run, named, x, y, index, "worst")[0], x, y, index)))
-    given = metrics.Given(plan.classifier, plan.bounds, plan.seed, run.batch.size)
+    given = metrics.Given(plan.network.classifier, plan.network.bounds, plan.seed, run.batch.size)
     rows_found: list[Metric] = []
     for name in plan.metrics:
         with draw(plan.seed, index, 0):
@@ -150,7 +151,7 @@ def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> li
     """Pictures of a few samples that the strongest attack broke. It meets them again: as randomness belongs to the
     sample, it finds the same."""
     plan, top = run.plan, strongest(report)
-    if top is None or plan.bounds != (0.0, 1.0):
+    if top is None or plan.network.bounds != (0.0, 1.0):
         return []
     named, diagnosis = next((n, d) for n, d in _scanned(plan, total) if n.label == top.name)
     rows = np.sort(examples.surest_mistakes(diagnosis.broken, total.attacks[top.name].margin, total.label))
@@ -167,7 +168,7 @@ def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> li
     return [
         examples.example(
             x[i].cpu().numpy(), x_adv[i].cpu().numpy(), index=int(index[i]), attack=named.label,
-            label=plan.class_names[int(y[i])], predicted=plan.class_names[predicted[i]], margin=float(margins[i]),
+            label=plan.network.class_names[int(y[i])], predicted=plan.network.class_names[predicted[i]], margin=float(margins[i]),
             distance=float(distance[i]),
         )
         for i in range(len(x))
@@ -175,6 +176,6 @@ def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> li
     ]  # fmt: skip
 
 
-def _scanned(plan: AuditPlan, total: BlockResult) -> list[tuple[Named, ClassDiagnosis]]:
+def _scanned(plan: AuditPlan, total: BlockResult) -> list[tuple[NamedAttack, ClassDiagnosis]]:
     """The budget attacks that were run on all samples."""
     return [(named, total.diagnosis(named.label)) for named in plan.attacks if named.label in total.attacks]

@@ -13,12 +13,13 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.report.protocol import Data, Protocol, Subject, ThreatModel
+from lsa_cli.wording import eps_as_text
 
 
 def _parameters(plan: AuditPlan) -> int:
     """Numbers in the network's parameters; of an opaque program those in the file's."""
-    own = sum(p.numel() for p in plan.classifier.body.parameters())
-    return own or (plan.checkpoint.weights.parameters if plan.checkpoint is not None else 0)
+    own = sum(p.numel() for p in plan.network.classifier.body.parameters())
+    return own or (plan.network.checkpoint.weights.parameters if plan.network.checkpoint is not None else 0)
 
 
 def claimed_accuracy(checkpoint: Checkpoint | None) -> tuple[float, str] | None:
@@ -31,47 +32,49 @@ def claimed_accuracy(checkpoint: Checkpoint | None) -> tuple[float, str] | None:
 
 
 def subject_of(plan: AuditPlan) -> Subject:
-    checkpoint, normalize = plan.checkpoint, plan.classifier.normalize
+    checkpoint, normalize = plan.network.checkpoint, plan.network.classifier.normalize
     mean, std = getattr(normalize, "mean", None), getattr(normalize, "std", None)
     return Subject(
         checkpoint=str(checkpoint.path) if checkpoint else "a network in memory",
         sha256=checkpoint.sha256 if checkpoint else None,
         size=checkpoint.size if checkpoint else None,
         format=checkpoint.format if checkpoint else "module",
-        architecture=plan.architecture,
-        arch_args=plan.arch_args,
+        architecture=plan.network.arch,
+        arch_args=plan.network.arch_args,
         parameters=_parameters(plan),
         mean=[round(v, 6) for v in mean.tolist()] if isinstance(mean, torch.Tensor) else None,
         std=[round(v, 6) for v in std.tolist()] if isinstance(std, torch.Tensor) else None,
-        input_shape=list(plan.input_shape),
-        input_range=plan.bounds,
-        output=plan.classifier.output,
-        class_names=list(plan.class_names),
+        input_shape=list(plan.network.input_shape),
+        input_range=plan.network.bounds,
+        output=plan.network.classifier.output,
+        class_names=list(plan.network.class_names),
         history=checkpoint.description.history if checkpoint and checkpoint.description else [],
-        notes=list(plan.notes),
+        notes=list(plan.network.notes),
     )
 
 
 def data_of(plan: AuditPlan) -> Data:
-    n, available = len(plan.index), len(plan.data)
+    n, available = len(plan.index), len(plan.network.data)
     return Data(
-        source=plan.data.spec,
-        split=plan.data.split,
-        transform=plan.data.transform,
+        source=plan.network.data.spec,
+        split=plan.network.data.split,
+        transform=plan.network.data.transform,
         n=n,
         available=available,
         selection="all" if n == available else f"stratified by class, seed {plan.seed}",
-        fingerprint=fingerprint(plan.data, plan.index),
+        fingerprint=fingerprint(plan.network.data, plan.index),
     )
 
 
 def protocol_of(plan: AuditPlan) -> Protocol:
-    device = torch.cuda.get_device_name(plan.device) if plan.device.type == "cuda" else platform.machine()
+    device = (
+        torch.cuda.get_device_name(plan.network.device) if plan.network.device.type == "cuda" else platform.machine()
+    )
     return Protocol(
         threat=ThreatModel(
-            norm=plan.threat.norm, eps=float(plan.threat.eps), text=plan.eps_text, origin=plan.eps_origin
+            norm=plan.threat.norm, eps=float(plan.threat.eps), text=eps_as_text(plan.threat.eps), origin=plan.eps_origin
         ),
-        attacks=list(dict.fromkeys(named.spec for named in (*plan.attacks, *plan.cascade))),
+        attacks=list(dict.fromkeys(named.spec for named in plan.budget_attacks)),
         noises=[named.spec for named in plan.noises],
         layers=list(plan.selectors),
         measure=plan.measure_name,
@@ -81,10 +84,10 @@ def protocol_of(plan: AuditPlan) -> Protocol:
         top_k=plan.rule.top_k,
         seed=plan.seed,
         batch_size=plan.batch_size,
-        device=f"{plan.device} ({device})",
+        device=f"{plan.network.device} ({device})",
         threads=plan.threads,
-        settings=plan.settings,
-        settings_from=plan.origin,
+        settings=plan.settings.recorded(),
+        settings_from=plan.network.origin,
         versions={
             "lsa": __version__,
             "python": platform.python_version(),

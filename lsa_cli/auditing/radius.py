@@ -50,7 +50,7 @@ def check_radius(plan: "AuditPlan") -> Checked:
 
     Next to nothing is 0, or below a quarter of `yardstick` for inputs in [0, 1].
     """
-    attacks = [named for named in (*plan.attacks, *plan.cascade) if hasattr(named.attack, "threat")]
+    attacks = [named for named in plan.budget_attacks if hasattr(named.attack, "threat")]
     threats = {(threat.norm, threat.eps): threat for threat in (named.attack.threat for named in attacks)}  # type: ignore[attr-defined]
     if not threats:
         return Checked("choice of the radius", 0, {})
@@ -82,8 +82,8 @@ def refuse_radius(plan: "AuditPlan") -> None:
 def _origin(plan: "AuditPlan", threat: "Threat") -> str:
     """Who set this radius: the origin of the attack's own, or of eps or norm, the one of others first."""
     if (threat.norm, threat.eps) != (plan.threat.norm, plan.threat.eps):
-        return plan.origin.get("attack", "option")
-    of_norm = plan.origin.get("norm", "") if threat.norm != "linf" else ""  # linf is what stands without a word
+        return plan.network.origin.get("attack", "option")
+    of_norm = plan.network.origin.get("norm", "") if threat.norm != "linf" else ""  # linf is what stands without a word
     return next((o for o in (plan.eps_origin, of_norm) if is_of_others(o)), plan.eps_origin)
 
 
@@ -91,12 +91,12 @@ def _relative(plan: "AuditPlan", threat: "Threat") -> float:
     """The radius over its yardstick; for inputs without a range that is known infinity, unless it is 0."""
     if not threat.eps:
         return 0.0
-    if plan.bounds is None:
+    if plan.network.bounds is None:
         return math.inf
-    described = plan.checkpoint.description if plan.checkpoint is not None else None
-    names = [plan.data.name, described.data_name if described is not None and described.data_name else ""]
-    low, high = plan.bounds
-    return float(threat.eps) / (yardstick(names, threat.norm, math.prod(plan.input_shape)) * (high - low))
+    described = plan.network.checkpoint.description if plan.network.checkpoint is not None else None
+    names = [plan.network.data.name, described.data_name if described is not None and described.data_name else ""]
+    low, high = plan.network.bounds
+    return float(threat.eps) / (yardstick(names, threat.norm, math.prod(plan.network.input_shape)) * (high - low))
 
 
 def sources_in_words(origin: Mapping[str, str]) -> str:

@@ -70,7 +70,7 @@ def run_audit(
         run.copy = run.batch.fit(lambda: find_copy(run))
         state.extras.attacked = copy_in_words(plan, run.copy)
         state.take_blocks()
-        if plan.full_on is not None:
+        if plan.settings.full_on is not None:
             state.take_part_through_cascade()
         if rule is None:
             state.probe()
@@ -92,10 +92,10 @@ class _Audit:
         """Take all samples, or stop where the rule is met or the time is over."""
         plan = self.plan
         later = evidence.probe_passes(evidence.probe_size(len(plan.index)))
-        if plan.full_on is not None:
+        if plan.settings.full_on is not None:
             later += cascade_work(plan)
         phase = partial(
-            audit_block, self.run, cascade=plan.full_on is None, on_all_right=self.rule.on_all_right if self.rule else ()
+            audit_block, self.run, cascade=plan.settings.full_on is None, on_all_right=self.rule.on_all_right if self.rule else ()
         )  # fmt: skip
         self._add_up("block", sample_order(plan), phase, lambda block: block, later)
 
@@ -107,7 +107,7 @@ class _Audit:
         if any(label not in scanned.attacks for label in labels) or distributed.anywhere(self.run.clock.is_late()):
             return
         survivors = np.flatnonzero(scanned.survivors(labels))
-        size = min(plan.full_on or 0, len(survivors))
+        size = min(plan.settings.full_on or 0, len(survivors))
         drawn = np.random.default_rng([plan.seed, 11]).choice(survivors, size, replace=False)
         if not size:
             for named in plan.cascade:
@@ -146,8 +146,8 @@ class _Audit:
     def _take(self, total: BlockResult, always: bool = True) -> None:
         """Keep the sum so far. It is reported always, or where there is twice as much as in the last report."""
         plan = self.plan
-        source = str(plan.checkpoint.path) if plan.checkpoint else plan.architecture
-        evidence.refuse_useless_logits(total.logits, plan.classifier.output == "probabilities", source)
+        source = str(plan.network.checkpoint.path) if plan.network.checkpoint else plan.network.arch
+        evidence.refuse_useless_logits(total.logits, plan.network.classifier.output == "probabilities", source)
         self.total, self.run.has_begun = total, True
         size = sum(int(rows.ran.sum()) for rows in total.attacks.values())
         if always or size >= 2 * self._reported:

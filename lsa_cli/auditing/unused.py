@@ -25,15 +25,15 @@ def unused_settings(plan: "AuditPlan", gate_only: bool = False) -> dict[str, str
         reasons = dict.fromkeys(("layers", *_OF_LAYERS), scanned)
     elif plan.rule.top_k is not None:
         reasons = dict.fromkeys(("eta", "sigma"), "top_k says how many layers are named, whatever their means")
-    given = {name for name, value in plan.settings.items() if value not in (["none"], False)}
-    return {name: reason for name, reason in reasons.items() if name in given and name in plan.origin}
+    given = {name for name, value in plan.settings.recorded().items() if value not in (["none"], False)}
+    return {name: reason for name, reason in reasons.items() if name in given and name in plan.network.origin}
 
 
 def refuse_unused(plan: "AuditPlan", gate_only: bool = False) -> tuple[Warning, ...]:
     """Raises UsageError where such a setting is the user's own; returns a warning for each that a file holds."""
     warnings = []
     for name, reason in unused_settings(plan, gate_only).items():
-        origin = plan.origin[name]
+        origin = plan.network.origin[name]
         if origin == "option":
             raise UsageError(f"--{name.replace('_', '-')} changes nothing here: {reason}; leave it out")
         warnings.append(Warning(code="unused-setting", message=f"{name} of {origin} is not used: {reason}"))

@@ -110,10 +110,10 @@ def _plan(checkpoint: str, settings: AuditSettings, origin: dict[str, str]) -> "
 
     plan = distributed.agreed(lambda: make_plan(checkpoint, settings, origin, say=note))
     if settings.verbose:
-        for message in plan.notes:
+        for message in plan.network.notes:
             note(message)
         layers, threads = plural(len(plan.layers), "layer"), plural(plan.threads, "thread")
-        note(f"{layers}, batches of {plan.batch_size}, {plan.device}, {threads}")
+        note(f"{layers}, batches of {plan.batch_size}, {plan.network.device}, {threads}")
     if settings.samples is not None and not (plan.attacks or plan.cascade):
         raise UsageError(
             "--samples has one row per sample under attack, and no attack is asked for; leave one of them out"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lsa_cli.cli.console import emit
 from lsa_cli.errors import printable
-from lsa_cli.wording import plural, setting_as_text
+from lsa_cli.wording import eps_as_text, plural, setting_as_text
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.plan import AuditPlan
@@ -21,7 +21,7 @@ def show_plan(plan: "AuditPlan") -> None:
         f"model       {subject.architecture}, {subject.parameters:,} parameters, {len(subject.class_names)} classes",
         f"input       {subject.input_shape}, range {subject.input_range}",
         f"data        {data.source}, {data.n:,} of {data.available:,} samples ({data.selection}), {data.transform}",
-        f"threat      {plan.threat.norm} eps {plan.eps_text} ({plan.eps_origin})",
+        f"threat      {plan.threat.norm} eps {eps_as_text(plan.threat.eps)} ({plan.eps_origin})",
     ]
     for what, several in (("attack", plan.attacks), ("cascade", plan.cascade), ("noise", plan.noises)):
         for named in several:
@@ -32,10 +32,10 @@ def show_plan(plan: "AuditPlan") -> None:
     lines.append(f"layers      {len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}")
     lines.append(f"rule        {plan.measure_name}, {rule_in_words(plan.rule, True)}")
     lines.append(
-        f"device      {plan.device}, {plural(plan.threads, 'thread')}, batches of {plan.batch_size}, seed {plan.seed}"
+        f"device      {plan.network.device}, {plural(plan.threads, 'thread')}, batches of {plan.batch_size}, seed {plan.seed}"
     )
     lines += [f"gate        {metric} {limit.direction} {limit.value:g}" for metric, limit in plan.limits.items()]
-    lines += [f"note        {message}" for message in plan.notes]
+    lines += [f"note        {message}" for message in plan.network.notes]
     lines += [f"warning     {warning.message}" for warning in plan.warnings]
     lines.append(
         f"estimate    {_duration(estimate_seconds(plan))}, from one timed batch; nothing was attacked or written"

@@ -40,7 +40,7 @@ def spare_full_report(plan: "AuditPlan", files: dict[str, str], named: bool) -> 
     """A quick audit leaves the report of a full one alone, and takes NAME.quick.json; where the user named the file, it
     says what it replaces. `files` is changed."""
     before = standing(files.get("json"))
-    if before is None or plan.settings.get("preset") != "quick" or before.protocol.settings.get("preset") == "quick":
+    if before is None or plan.settings.preset != "quick" or before.protocol.settings.get("preset") == "quick":
         return
     path = Path(files["json"])
     attacks = ", ".join(before.verdict.attacks) or "no attack"

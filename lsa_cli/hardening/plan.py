@@ -10,8 +10,9 @@ from torch import nn
 
 from lsa_cli.attacks.threat import Threat
 from lsa_cli.auditing.layer_scan import refuse_more
+from lsa_cli.auditing.named_attacks import with_eot
 from lsa_cli.auditing.network import Built, Network, Say, build_network, on_data
-from lsa_cli.auditing.plan import AuditPlan, climbing_means, make_plan
+from lsa_cli.auditing.plan import AuditPlan, make_plan
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.layer_selection import check_gamma, gammas, named_layers
@@ -170,11 +171,11 @@ def make_harden_plan(
     said = own.val_fraction
     share, most = (_USUAL_VALIDATION, _LARGEST_VALIDATION) if said is None else (said, len(network.labels))
     train, validation = split_validation(network.labels, share, most, audit.seed)
-    if audit.data.spec == network.data.spec and audit.data.split == network.data.split:
+    if audit.network.data.spec == network.data.spec and audit.network.data.split == network.data.split:
         notes.append(
             "there is no other split to judge by: the audits before and after are of the held-out training samples"
         )
-        audit = replace(audit, data=network.data, labels=network.labels, index=validation)
+        audit = replace(audit, network=audit.network.with_data_of(network), index=validation)
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")
@@ -243,7 +244,8 @@ def _audit_plan(
     if plan.eps_grid or not plan.attacks:
         return plan
     eps = float(plan.threat.eps)
-    room = plan.bounds[1] - plan.bounds[0] if plan.bounds is not None else np.inf
+    bounds = plan.network.bounds
+    room = bounds[1] - bounds[0] if bounds is not None else np.inf
     grid = tuple(round(eps * third / 3, 10) for third in range(_GRID + 1))
     return replace(plan, eps_grid=tuple(radius for radius in grid if radius <= room))
 
@@ -256,10 +258,10 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
     after = _audit_plan(build_network(out, given), given, origin, plan.network.data.split)
     before = plan.audit
-    attacks = tuple(map(climbing_means, before.attacks)) if after.is_random else before.attacks
+    attacks = tuple(map(with_eot, before.attacks)) if after.is_stochastic else before.attacks
     return replace(
-        after, data=before.data, labels=before.labels, index=before.index, threat=before.threat,
-        eps_text=before.eps_text, attacks=attacks, eps_grid=before.eps_grid, batch_size=before.batch_size,
+        after, network=after.network.with_data_of(before.network), index=before.index, threat=before.threat,
+        attacks=attacks, eps_grid=before.eps_grid, batch_size=before.batch_size,
     )  # fmt: skip
 
 

@@ -279,7 +279,7 @@ def test_full_on_alone_is_of_the_full_cascade(task):
     body, x, y = task
     plan = make_plan(body, settings_from({"eps": 0.02, "full_on": 7, "threads": 1}), {}, (x, y))
     assert [named.label for named in plan.cascade] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert plan.full_on == 7
+    assert plan.settings.full_on == 7
 
 
 def test_autoattack_in_l1_has_no_square_and_says_so(task):

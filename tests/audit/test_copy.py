@@ -136,8 +136,8 @@ def test_a_copy_in_bfloat16_leaves_no_more_of_a_real_network(attack, data_root, 
 
 def test_a_copy_in_bfloat16_leaves_no_more_of_the_sample(samples, monkeypatch):
     plan = make_plan(samples / "mnist_cnn.pt", settings_from({"limit": 40, "threads": 1}), {})
-    x, y = plan.data.read(plan.index), torch.from_numpy(plan.labels[plan.index])
-    compare(PGD(dataclasses.replace(plan.threat, eps=0.08)), plan.classifier, x, y, monkeypatch)
+    x, y = plan.network.data.read(plan.index), torch.from_numpy(plan.network.labels[plan.index])
+    compare(PGD(dataclasses.replace(plan.threat, eps=0.08)), plan.network.classifier, x, y, monkeypatch)
 
 
 class InplaceBeforeNorm(nn.Module):

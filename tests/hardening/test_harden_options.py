@@ -70,8 +70,8 @@ def test_planning_reads_the_checkpoint_once_for_training_and_audits(monkeypatch)
     monkeypatch.setattr(network, "read_checkpoint", lambda *args: read.append(args) or read_checkpoint(*args))
     plan = planned()
     assert len(read) == 1
-    assert (plan.network.data.split, plan.audit.data.split) == ("train", "test")
-    assert plan.network.classifier.body is plan.audit.classifier.body
+    assert (plan.network.data.split, plan.audit.network.data.split) == ("train", "test")
+    assert plan.network.classifier.body is plan.audit.network.classifier.body
 
 
 # ---- --resume ------------------------------------------------------------------------------------------
@@ -533,6 +533,6 @@ def test_what_a_file_says_of_audits_is_not_meant_for_training():
         {"threads": 1, "limit": 40, "split": "test", "full_on": 5, "gate": {"robust.apgd-ce": 0.1}, "harden": {}}
     )
     plan = make_harden_plan(MOON, settings, {"split": "lsa.yaml"})
-    assert (plan.network.data.split, plan.audit.data.split) == ("train", "test")
+    assert (plan.network.data.split, plan.audit.network.data.split) == ("train", "test")
     assert "split test of lsa.yaml is for audits; training takes the split train" in plan.notes
     assert plan.audit.limits == {}
