@@ -12,7 +12,7 @@ from lsa_cli.cli import options as o
 from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.console import data_console, emit, foreign_code, note, print_to_stdout, tell_findings
 from lsa_cli.cli.dry_run import show_plan
-from lsa_cli.cli.harden import harden_flagged, plan_flagged
+from lsa_cli.cli.harden import harden_after, settings_of_hardening
 from lsa_cli.cli.outputs import audit_outputs, split_stdout
 from lsa_cli.cli.saving import journal_of, run_and_save, spare_full_report
 from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, UsageError
@@ -34,42 +34,31 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """
     from lsa_cli.report.gate import is_breach
 
-    settings, origin = _settings(checkpoint, given)
+    settings, origin = o.with_config(given, checkpoint)
     _, to_stdout = split_stdout(settings.files or {})
     _refuse_contradictions(given, settings, to_stdout)
     outputs = launch.first(lambda: _outputs(checkpoint, given, settings, to_stdout))
     with foreign_code():
         plan = _plan(checkpoint, settings, origin)
         scans = bool(plan.layers and plan.attacks)
-        flagged = None if given.harden_to is None else plan_flagged(checkpoint, given, scans)
+        hardening = None if given.harden_to is None else settings_of_hardening(checkpoint, given, scans)
     if given.dry_run:
         show_plan(plan)
         return
     report = _run(plan, given, settings, outputs, to_stdout)
     _print(report, outputs, settings, to_stdout)
-    if given.harden_to is None:
-        _print_decision(report, to_stdout)
     breached = is_breach(report.gates) and not settings.exit_zero
-    if given.harden_to is not None and flagged is not None:
-        try:
+    try:
+        if given.harden_to is not None and hardening is not None:
             with boundary(), foreign_code() if to_stdout else nullcontext():  # stdout is the report's alone
-                harden_flagged(checkpoint, flagged, report, Path(given.harden_to), bool(settings.quiet))
-        except typer.Exit as end:
-            if not breached or end.exit_code == EXIT_INTERRUPTED:
-                raise  # the audit is complete, and its exit code does not depend on the hardening
-        finally:
-            _print_decision(report, to_stdout)
+                harden_after(report, checkpoint, *hardening, Path(given.harden_to))
+    except typer.Exit as end:
+        if not breached or end.exit_code == EXIT_INTERRUPTED:
+            raise  # the audit is complete, and its exit code does not depend on the hardening
+    finally:
+        _print_decision(report, to_stdout)
     if breached:
         raise typer.Exit(EXIT_GATE)
-
-
-def _settings(checkpoint: str, given: AuditSettings) -> tuple[AuditSettings, dict[str, str]]:
-    from lsa_cli.config import merged
-
-    settings, origin, files = merged(given, given.config, checkpoint)
-    for name in files if settings.verbose or given.config is None else ():
-        note(f"settings from {name}")
-    return settings, origin
 
 
 def _refuse_contradictions(given: AuditSettings, settings: AuditSettings, to_stdout: bool) -> None:

@@ -12,26 +12,13 @@ from lsa_cli.errors import EXIT_BROKEN
 from lsa_cli.settings import AuditSettings, HardenSettings
 
 if TYPE_CHECKING:
-    from lsa_cli.auditing.network import Say
     from lsa_cli.hardening.plan import HardenPlan
     from lsa_cli.hardening.run import Hardened
     from lsa_cli.report.schema import AuditReport
 
 _OF_AUDITS = (
-    *o.NETWORK,
-    "limit",
-    "norm",
-    "eps",
-    "measure",
-    "resume",
-    "device",
-    "threads",
-    "nproc",
-    "seed",
-    "config",
-    "plugin",
-    "quiet",
-)
+    *o.NETWORK, "limit", "norm", "eps", "measure", "resume", "device", "threads", "nproc", "seed", "config", "plugin", "quiet",
+)  # fmt: skip
 
 
 @o.takes(*_OF_AUDITS, hardening=True)
@@ -45,39 +32,34 @@ def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     from lsa_cli.config import find_config
     from lsa_cli.hardening.files import inputs_of, refuse_outputs
 
-    settings, origin = _merged(checkpoint, given, note)
+    settings, origin = o.with_config(given, checkpoint)
     own = settings.harden or HardenSettings()
     out = Path(f"{Path(checkpoint).stem}.hard.pt" if own.out is None else own.out)
     inputs = inputs_of(checkpoint, find_config(given.config, checkpoint)[0], settings)
     launch.first(lambda: refuse_outputs(out, inputs, own.html))
-    _train(checkpoint, settings, origin, out, bool(given.resume), bool(settings.quiet), own.html)
-
-
-def _merged(checkpoint: str, given: AuditSettings, say: "Say") -> tuple[AuditSettings, dict[str, str]]:
-    from lsa_cli.config import merged
-
-    settings, origin, files = merged(given, given.config, checkpoint)
-    for name in files if given.config is None else ():
-        say(f"settings from {name}")
-    return settings, origin
+    _train(checkpoint, settings, origin, out, bool(given.resume), own.html)
 
 
 def _train(
-    checkpoint: str, settings: AuditSettings, origin: dict[str, str], out: Path, resume: bool, quiet: bool,
+    checkpoint: str,
+    settings: AuditSettings,
+    origin: dict[str, str],
+    out: Path,
+    resume: bool = False,
     html: str | None = None,
-) -> None:  # fmt: skip
-    """Plan and train; the before/after table on stdout. Exit 3 where the watchdog ended the training early."""
+) -> None:
+    """Plan, train and write; the table of before and after goes to stdout. Exit 3 where the training is stopped early."""
     from lsa_cli import distributed
     from lsa_cli.hardening.files import Files
     from lsa_cli.hardening.plan import make_harden_plan
     from lsa_cli.hardening.run import run_harden
 
+    quiet = bool(settings.quiet)
     say = (lambda message: None) if quiet else note
     with foreign_code():
         plan = distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin, say=note))
     for message in plan.notes:
         say(message)
-
     try:
         with progress_bar(not quiet) as progress, foreign_code():
             hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
@@ -93,16 +75,16 @@ def _train(
         raise typer.Exit(EXIT_BROKEN)
 
 
-def plan_flagged(checkpoint: str, given: AuditSettings, scans: bool) -> tuple[AuditSettings, dict[str, str]]:
-    """`lsa audit --harden`, before the audit: what can be refused is refused now. scans: see `settings_before_audit`.
+def settings_of_hardening(checkpoint: str, given: AuditSettings, scans: bool) -> tuple[AuditSettings, dict[str, str]]:
+    """For `lsa audit --harden`, before the audit: the settings, and where each comes from. What can be refused is refused now.
 
-    Returns the settings that `harden_flagged` completes, and where each comes from.
+    scans: see `settings_before_audit`.
     """
     from lsa_cli import distributed
     from lsa_cli.hardening.layer_selection import settings_before_audit
     from lsa_cli.hardening.plan import make_harden_plan
 
-    settings, origin = _merged(checkpoint, given.replace(split=None), lambda message: None)
+    settings, origin = o.with_config(given.replace(split=None), checkpoint, say=lambda message: None)
     own, notes = settings_before_audit(settings.harden or HardenSettings(), scans)
     settings = settings.replace(harden=own)
     distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin))
@@ -111,17 +93,16 @@ def plan_flagged(checkpoint: str, given: AuditSettings, scans: bool) -> tuple[Au
     return settings, origin
 
 
-def harden_flagged(
-    checkpoint: str, flagged: tuple[AuditSettings, dict[str, str]], report: "AuditReport", out: Path, quiet: bool
+def harden_after(
+    report: "AuditReport", checkpoint: str, settings: AuditSettings, origin: dict[str, str], out: Path
 ) -> None:
-    """`lsa audit --harden`, after it: hold the layers that it flagged, against the attack that was strongest in it."""
+    """Harden the most vulnerable layers of the report against its strongest attack. settings: of `settings_of_hardening`."""
     from lsa_cli.hardening.layer_selection import settings_after_audit
 
-    settings, origin = flagged
     own, notes = settings_after_audit(settings.harden or HardenSettings(), report)
     for message in notes:
         note(message)
-    _train(checkpoint, settings.replace(harden=own), origin, out, False, quiet)
+    _train(checkpoint, settings.replace(harden=own), origin, out)
 
 
 def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: bool) -> None:

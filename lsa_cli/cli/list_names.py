@@ -2,37 +2,40 @@
 
 import dataclasses
 import inspect
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from lsa_cli.cli import options as o
-from lsa_cli.cli.console import emit, foreign_code
+from lsa_cli.cli.console import emit
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 from lsa_cli.report.formats import Format
 
-_KINDS = (
-    "attacks",
-    "noises",
-    "corruptions",
-    "layers",
-    "measures",
-    "audit-metrics",
-    "sources",
-    "formats",
-    "methods",
-    "bases",
-    "metrics",
-)
+# Kind: module and name of its registry, which is imported when it is asked for.
+_REGISTRIES = {
+    "attacks": ("attacks", "ATTACKS"),
+    "noises": ("attacks", "NOISES"),
+    "corruptions": ("attacks", "CORRUPTIONS"),
+    "layers": ("layers", "SELECTORS"),
+    "measures": ("measures", "MEASURES"),
+    "audit-metrics": ("auditing.metrics", "METRICS"),
+    "sources": ("data", "DATA_SOURCES"),
+    "formats": ("report.formats", "FORMATS"),
+    "methods": ("hardening", "HARDENINGS"),
+    "bases": ("hardening.objectives", "OBJECTIVES"),
+}
+_KINDS = (*_REGISTRIES, "metrics")
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)], plugin: o.Plugin = None
+    kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
+    plugin: o.Plugin = None,
 ) -> None:
-    """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, formats, hardening methods or bases.
+    """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, formats, hardening methods or base objectives.
 
-    And the metrics that a limit can name.
+    `lsa list metrics` lists the metrics that a limit can name.
     """
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
@@ -41,36 +44,13 @@ def list_names(
 
         emit("".join(f"{metric.name:18} {metric.meaning}\n" for metric in METRICS))
         return
-    registry = _registry(kind)
-    from lsa_cli.imports import load_python_file
-
-    with foreign_code():
-        for file in plugin or []:
-            load_python_file(file, "--plugin")
+    module, table = _REGISTRIES[kind]
+    registry = getattr(import_module(f"lsa_cli.{module}"), table)
+    o.load_plugins(plugin or [])
     for name in registry.names():
         emit(f"{name:16} {_summary(registry.get(name))}\n")
-        parameters = _parameters(registry.get(name))
-        if parameters:
+        if parameters := _parameters(registry.get(name)):
             emit(f"{'':16}   {parameters}\n")
-
-
-def _registry(kind: str) -> Any:
-    """The table behind a kind; imported only when asked for."""
-    from importlib import import_module
-
-    module, name = {
-        "attacks": ("attacks", "ATTACKS"),
-        "noises": ("attacks", "NOISES"),
-        "corruptions": ("attacks", "CORRUPTIONS"),
-        "layers": ("layers", "SELECTORS"),
-        "measures": ("measures", "MEASURES"),
-        "methods": ("hardening", "HARDENINGS"),
-        "bases": ("hardening.objectives", "OBJECTIVES"),
-        "sources": ("data", "DATA_SOURCES"),
-        "audit-metrics": ("auditing.metrics", "METRICS"),
-        "formats": ("report.formats", "FORMATS"),
-    }[kind]
-    return getattr(import_module(f"lsa_cli.{module}"), name)
 
 
 def _summary(thing: Any) -> str:

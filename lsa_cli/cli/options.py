@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lsa_cli.cli.console import foreign_code
+from lsa_cli.cli.console import foreign_code, note
 from lsa_cli.registry import load_entry_points
 from lsa_cli.report.formats import FORMATS
 from lsa_cli.settings import AuditSettings, HardenSettings, settings_from
@@ -131,3 +131,15 @@ def option_of(name: str) -> Any:
 
 Quiet = option_of("quiet")
 Plugin = option_of("plugin")
+
+
+def with_config(
+    given: AuditSettings, checkpoint: str, say: Callable[[str], None] = note
+) -> tuple[AuditSettings, dict[str, str]]:
+    """The options over the settings of lsa.yaml, and where each comes from. say: told which file was found."""
+    from lsa_cli.config import merged
+
+    settings, origin, files = merged(given, given.config, checkpoint)
+    for name in files if settings.verbose or given.config is None else ():
+        say(f"settings from {name}")
+    return settings, origin
