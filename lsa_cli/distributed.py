@@ -1,8 +1,7 @@
-"""Ranks, and what they add up. On one process every function here is a no-op.
+"""Ranks: processes that share work by torch.distributed. With one process, every function here does nothing.
 
-The engine is torch.distributed; see `lsa_cli.cli.launch` for who starts the ranks. Ranks compute and exchange; the
-first one reports. Nothing depends on the number of ranks: work is dealt out without padding, random numbers belong
-to samples, and sums run over all ranks once.
+`lsa_cli.cli.launch` starts them. Ranks compute and exchange results; the first one reports. No result depends on the
+number of ranks: work is divided without padding, random numbers belong to samples, and each sum runs over all ranks once.
 """
 
 import os
@@ -21,9 +20,9 @@ from lsa_cli.errors import EXIT_USAGE, LsaError, RankLost, RunError
 T = TypeVar("T")
 S = TypeVar("S")
 
-_MEET = timedelta(minutes=10)  # to find each other
-_WAIT = timedelta(hours=6)  # for the slowest rank; one that has died is noticed at once by its closed connections
-_SAVING = 10.0  # seconds that the first rank gets to save what was measured, when another one fails
+_MEET = timedelta(minutes=10)  # for the ranks to find each other
+_WAIT = timedelta(hours=6)  # for the slowest rank; the closed connections of a dead one are noticed at once
+_SAVING = 10.0  # seconds for the first rank to save its results when another one fails
 
 _store: distributed.Store | None = None
 
@@ -33,9 +32,9 @@ _store: distributed.Store | None = None
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within: one of the ranks that the environment names, as torchrun does (RANK, WORLD_SIZE, MASTER_ADDR, ...).
+    """Within: this process is one of the ranks that torchrun's variables name (RANK, WORLD_SIZE, MASTER_ADDR, ...).
 
-    Objects travel by gloo, and gradients on CUDA devices by NCCL. Raises RunError where the ranks do not meet.
+    Objects travel by gloo, gradients on CUDA devices by NCCL. Raises RunError where the ranks do not find each other.
     """
     global _store
     cuda = torch.cuda.is_available() and distributed.is_nccl_available()
@@ -48,25 +47,25 @@ def joined() -> Iterator[None]:
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise RunError(f"the ranks did not find each other: {error}") from error
-    whole = False
+    is_complete = False
     try:
         yield
-        whole = True
+        is_complete = True
     finally:
-        if whole or not cuda:  # NCCL may wait for ranks that have failed
-            distributed.destroy_process_group()  # those that wait for this one hear of its end
+        if is_complete or not cuda:  # NCCL may wait for ranks that have failed
+            distributed.destroy_process_group()  # ranks that wait for this one get an error
         with suppress(RuntimeError):
             if number == 0:
                 _store.set("saved", b"")
-            elif not whole:
+            elif not is_complete:  # the launcher ends all ranks as soon as one has failed
                 _await(_store, "saved", _SAVING)
 
 
 def _fresh(store: distributed.Store, number: int, count: int) -> distributed.Store:
-    """A part of the store that only the ranks started together use, under a name that the first one makes up.
+    """A part of the store that only ranks started together use. The first rank chooses its name.
 
-    torchrun keeps its store when it starts ranks again, and what dead ones have written there, addresses too, would be
-    taken for that of the living. So each asks under a number of its own, and the first one answers until all have heard.
+    torchrun keeps its store when it starts ranks again, and the entries of dead ranks would be taken for those of living
+    ones. So each rank asks for the name under a number of its own, and the first one answers until all have it.
     """
     own, until = uuid.uuid4().hex, time.monotonic() + _MEET.total_seconds()
     if number > 0:
@@ -81,20 +80,20 @@ def _fresh(store: distributed.Store, number: int, count: int) -> distributed.Sto
                 store.set(f"answer to {store.get(f'asks {other}').decode()}", own)
         silent = {other for other in silent if not store.check([f"{own} heard {other}"])}
         if silent and time.monotonic() > until:
-            raise ValueError(f"nothing was heard of rank {min(silent)} within {_MEET}")
+            raise ValueError(f"rank {min(silent)} did not answer within {_MEET}")
         time.sleep(0.02)
     return distributed.PrefixStore(own, store)
 
 
 def _await(store: distributed.Store, key: str, seconds: float) -> None:
-    """Whoever watches the ranks ends them all as soon as one has failed; the first one may have things to save."""
+    """Wait until the key is set, for at most so many seconds."""
     until = time.monotonic() + seconds
     while not store.check([key]) and time.monotonic() < until:
         time.sleep(0.05)
 
 
-def first_to_say() -> bool:
-    """Whether no rank has said yet why it ends; asking counts as saying."""
+def is_first_error() -> bool:
+    """Whether no other rank has asked this: the first rank that fails prints its error."""
     try:
         return _store is None or _store.add("said", 1) == 1
     except RuntimeError:
@@ -102,30 +101,30 @@ def first_to_say() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun has started the ranks again (--max-restarts); it tells so where one has died."""
+    """Whether torchrun has started the ranks again after one died (--max-restarts)."""
     return anywhere(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
 
 
-# ---- who is who ----------------------------------------------------------------------------------------
+# ---- number of ranks -----------------------------------------------------------------------------------
 
 
 def world() -> int:
-    """How many ranks there are."""
+    """The number of ranks."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """This one's number, from 0."""
+    """The number of this rank, from 0."""
     return distributed.get_rank() if world() > 1 else 0
 
 
 def local_world() -> int:
-    """How many of the ranks are on this machine."""
+    """The number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if world() > 1 else 1
 
 
 def local_rank() -> int:
-    """This one's number among them, from 0."""
+    """The number of this rank on this machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", rank())) if world() > 1 else 0
 
 
@@ -138,23 +137,23 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankLost(
-            "another rank has ended, and the others cannot go on without it; its own words, or those of whoever started "
-            "it, say why"
+            "another rank has ended, and this one cannot continue without it; see the message of that rank, or of the "
+            "program that started it"
         ) from error
 
 
 def share(items: T) -> T:
-    """This rank's part of a list or array; the parts of all ranks together are the whole, each item once."""
+    """This rank's part of a list or array. Each item is in the part of one rank."""
     return items[rank() :: world()]  # type: ignore[index]
 
 
 def barrier() -> None:
-    """Until every rank is here: what one has written, all can read."""
+    """Wait until every rank is here: then all can read what one has written."""
     gather_objects(None)
 
 
 def gather_objects(item: T) -> list[T]:
-    """What every rank holds, in the order of ranks, on every rank."""
+    """The items of all ranks, in the order of ranks."""
     if world() == 1:
         return [item]
     gathered: list[Any] = [None] * world()
@@ -164,7 +163,7 @@ def gather_objects(item: T) -> list[T]:
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What `work` gives here, once it is done on every rank; what it raises on one of them, all raise."""
+    """The result of `work` on this rank, once every rank has done it. An error on one rank is raised on all of them."""
     if world() == 1:
         return work()
     result: Any = None
@@ -183,26 +182,26 @@ def agreed(work: Callable[[], T]) -> T:
 
 
 def _told(error: Exception) -> LsaError:
-    """As it travels between ranks. What the user can mend is the same whichever rank met it."""
+    """The error as it travels between ranks; a usage error is the same on every rank."""
     if isinstance(error, LsaError) and error.exit_code == EXIT_USAGE:
         return error
     return RunError(f"rank {rank()}: {error if isinstance(error, LsaError) else f'{type(error).__name__}: {error}'}")
 
 
 def first(work: Callable[[], T]) -> T:
-    """What `work` gives on the first rank, which alone does it, on every rank."""
+    """The result of `work`, which only the first rank does, on every rank."""
     result: Any = agreed(work if rank() == 0 else lambda: None)
     return gather_objects(result)[0]
 
 
 def dealt(items: Sequence[S], work: Callable[[S], T]) -> list[T]:
-    """`work` on every item, each on one rank; the results in the order of items, on every rank."""
+    """`work` on every item, each item on one rank. Every rank gets all results, in the order of items."""
     parts = gather_objects(agreed(lambda: [work(item) for item in share(items)]))
     return [parts[number % world()][number // world()] for number in range(len(items))]
 
 
 def anywhere(flag: bool) -> bool:
-    """Whether it is so on any rank."""
+    """Whether the flag is set on any rank."""
     if world() == 1:
         return flag
     found = torch.tensor([int(flag)])
@@ -215,7 +214,7 @@ def anywhere(flag: bool) -> bool:
 
 
 def summed(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The sum over ranks of each tensor, on every rank to the same bit."""
+    """The sum of each tensor over ranks, bit-identical on every rank."""
     if world() == 1 or not tensors:
         return list(tensors)
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -226,7 +225,7 @@ def summed(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Each gradient becomes its sum over ranks; one that a rank lacks counts as zero there, one that all lack stays so."""
+    """Each gradient becomes its sum over ranks. A missing gradient counts as zero, and stays None if it is missing on all."""
     if world() == 1:
         return
     held = [p for p in parameters if p.requires_grad]

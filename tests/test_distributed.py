@@ -131,7 +131,7 @@ def in_three(number, port, folder):
         found["too small"] = raised_by(
             lambda: run(make_job(folder, model=small_network(), recipe=recipe(batch_size=5)))
         )
-        found["spoke"] = distributed.first_to_say()
+        found["spoke"] = distributed.is_first_error()
     torch.save(found, folder / f"{number}.pt")
 
 
@@ -311,8 +311,8 @@ OWN = (
 
 
 KILLED = (
-    "lsa: error: rank 1 of 2 was killed by SIGKILL, and the others were stopped; the same command with --resume goes on "
-    "from what is on disk"
+    "lsa: error: rank 1 of 2 was killed by SIGKILL, and the others were stopped; to continue, run the same command with "
+    "--resume"
 )
 
 
@@ -390,5 +390,5 @@ def test_odd_counts_are_refused(count, refused):  # noqa: F811
 def test_ranks_start_no_ranks(refused, monkeypatch):  # noqa: F811
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("lsa_cli.distributed.first_to_say", lambda: True)
+    monkeypatch.setattr("lsa_cli.distributed.is_first_error", lambda: True)
     refused("audit", MOON, "--nproc", "2", says="is a rank already")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lsa_cli.cli import launch, speaking
+from lsa_cli.cli import launch, ranks
 from lsa_cli.cli import options as o
 from lsa_cli.cli.boundary import boundary
 from lsa_cli.cli.console import data_console, emit, foreign_code, note, print_to_stdout, tell_findings
@@ -67,7 +67,7 @@ def _refuse_contradictions(given: AuditSettings, settings: AuditSettings, to_std
     if given.alpha is not None and not settings.gate_only:
         raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
     if settings.gate_only and (given.resume or given.harden_to is not None):
-        which = "--resume goes on from a journal" if given.resume else "--harden needs the layers"
+        which = "--resume needs a journal" if given.resume else "--harden needs the layers"
         raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")
 
 
@@ -122,12 +122,12 @@ def _run(
         journal = None
         run = partial(decide_early, alpha=settings.alpha)
     else:
-        if speaking.writes():
+        if ranks.writes():
             spare_full_report(plan, outputs.files, named)
         journal = journal_of(plan, outputs.files, bool(given.resume), named)
         run = partial(run_audit, journal=journal)
     github = settings.github
-    if not speaking.writes():
+    if not ranks.writes():
         outputs, github = type(outputs)({}, None, None), False
     return run_and_save(run, plan, outputs, journal, github, to_stdout=to_stdout, quiet=bool(settings.quiet))
 
@@ -140,7 +140,7 @@ def _print(report: "AuditReport", outputs: "Outputs", settings: AuditSettings, t
         print_to_stdout(report, bool(settings.quiet))
     if settings.quiet or to_stdout:
         tell_findings(report)
-    if not settings.quiet and "json" in outputs.files and speaking.writes():
+    if not settings.quiet and "json" in outputs.files and ranks.writes():
         note(f"report saved: {', '.join(outputs.paths())}")
     for gate in report.gates:
         if not gate.passed and (settings.quiet or to_stdout):

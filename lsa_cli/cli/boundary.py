@@ -1,4 +1,4 @@
-"""The one place where an error becomes a sentence and an exit code."""
+"""The only place where an error becomes a sentence and an exit code."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from lsa_cli.cli import speaking, streams
+from lsa_cli.cli import ranks, streams
 from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
 
 # The base of typer's own usage errors, which print themselves; typer exports no name for it.
@@ -20,7 +20,7 @@ _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 
 @contextmanager
 def boundary() -> Iterator[None]:
-    """Exit codes as documented: without it, a crash would exit 1, which reads "gate breached"."""
+    """Within: an error ends in one sentence and its documented exit code. Python's own for a crash is 1, "gate breached"."""
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None  # a stopped CI job keeps its results
     try:
@@ -39,16 +39,16 @@ def boundary() -> Iterator[None]:
         _say("interrupted", error)
         raise typer.Exit(EXIT_INTERRUPTED) from error
     except OSError as error:
-        streams.drop_stdout()  # it may be what is full; Python would complain again when it flushes at exit
+        streams.drop_stdout()  # it may be the full one, and Python flushes it again at exit
         if not isinstance(error, BrokenPipeError):
             _say(f"error: {error.filename or 'stdout'}: {error.strerror or error}", error)
         raise typer.Exit(EXIT_BROKEN) from error
     except SystemExit as error:
-        # rich leaves with 1 when the reader of stdout has gone, and so may a plugin: neither is a breached gate.
+        # rich exits with 1 when the reader of stdout has gone, and a plugin may do so: neither is a breached gate.
         raise typer.Exit(EXIT_BROKEN) from error
     except Exception as error:
         if os.environ.get("LSA_TRACEBACK"):
-            traceback.print_exception(error, file=speaking.voice())
+            traceback.print_exception(error, file=ranks.error_stream())
         _say(
             f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
             "please report it with the traceback that LSA_TRACEBACK=1 shows",
@@ -65,5 +65,5 @@ def _interrupt(*_: Any) -> None:
 
 
 def _say(message: str, error: BaseException) -> None:
-    if speaking.may_say(error):
-        speaking.voice().write(f"lsa: {printable(' '.join(message.split()))}\n")
+    if ranks.prints(error):
+        ranks.error_stream().write(f"lsa: {printable(' '.join(message.split()))}\n")

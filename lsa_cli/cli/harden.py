@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lsa_cli.cli import launch, speaking
+from lsa_cli.cli import launch, ranks
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note, progress_bar
 from lsa_cli.errors import EXIT_BROKEN
@@ -64,10 +64,10 @@ def _train(
         with progress_bar(not quiet) as progress, foreign_code():
             hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
     except KeyboardInterrupt:
-        if speaking.writes() and Files(out).state.exists():
-            note(f"the state is in {Files(out).state}; the same command with --resume goes on from there")
+        if ranks.writes() and Files(out).state.exists():
+            note(f"the state is in {Files(out).state}; to continue, run the same command with --resume")
         raise
-    if html is not None and speaking.writes():
+    if html is not None and ranks.writes():
         hardened.write_page(html)
     _tell(plan, hardened, html, quiet)
     if hardened.stopped is not None:

@@ -1,9 +1,8 @@
-"""Ranks: `--nproc` starts them on this machine, torchrun and its like on many; each runs the command, one speaks.
+"""Ranks: processes that share the work of a command. `--nproc` starts them on this machine, torchrun on several.
 
-Every rank runs the same command on its share of the work and ends with the same result. The first one writes files and
-speaks; what another one prints goes nowhere, but for an error that it meets first. With --nproc the process that was
-called computes nothing: torch's elastic agent in it starts the ranks, ends them all when one dies, and hands back the
-first one's exit code.
+Every rank runs the same command on its share of the work and gets the same result. The first one writes files and
+prints; the others print only an error that they meet first. With --nproc, the calling process computes nothing: torch's
+elastic agent in it starts the ranks, ends them all when one dies, and returns the exit code of the first.
 """
 
 import functools
@@ -20,24 +19,24 @@ import typer
 
 from lsa_cli.cli import streams
 from lsa_cli.cli.boundary import boundary
-from lsa_cli.cli.speaking import is_rank, keep_silent, watched, writes
+from lsa_cli.cli.ranks import has_launcher, is_rank, silence_other_ranks, writes
 from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, EXIT_USAGE, RankLost, RunError, UsageError
 
 T = TypeVar("T")
 Command = Callable[..., None]
 
-_MOST = 8  # ranks that "auto" starts without CUDA: each holds torch and the network in memory
-_TO_BE_ENDED = 5  # seconds in which the agent surely notices the rank that died, before those that miss it end, too
+_MOST = 8  # ranks that "auto" starts without CUDA; each one holds torch and the network in memory
+_TO_BE_ENDED = 5  # seconds for the agent to notice the dead rank before the ranks that wait for it end too
 
 
 def let_save() -> None:
-    """What a failed rank has to save is not broken by the agent, which ends the ranks meanwhile."""
+    """Ignore SIGTERM: the agent ends all ranks when one fails, and this one still has a report to save."""
     if is_rank():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def on_ranks(command: Command) -> Command:
-    """`command`, which has options nproc and device, on as many ranks as there are or are asked for."""
+    """`command`, with options nproc and device, on the ranks of torchrun or on those that --nproc asks for."""
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
@@ -48,21 +47,21 @@ def on_ranks(command: Command) -> Command:
         if not is_rank():
             command(**options)
             return
-        keep_silent()
+        silence_other_ranks()
         from lsa_cli import distributed
 
         with distributed.joined():
             try:
                 command(**options)
             except typer.Exit:
-                if writes():  # every rank comes to the same end, and one exit code says it
+                if writes():  # the exit code of every rank is the same, and one is enough
                     raise
 
     return run
 
 
 def first(work: Callable[[], T]) -> T:
-    """What `work` gives on the first rank, which alone does it; without ranks torch is not imported for it."""
+    """The result of `work`, which only the first rank does. Without ranks, torch is not imported."""
     if not is_rank():
         return work()
     from lsa_cli import distributed
@@ -89,14 +88,14 @@ def _count(asked: str, device: str | None) -> int:
 
 
 def _start(count: int, command: Command, options: dict[str, Any]) -> int:
-    """Run the command in `count` ranks of this machine; the exit code of the first. Raises RunError when one dies."""
+    """Run the command in `count` ranks and return the exit code of the first. Raises RunError when one dies."""
     import logging
 
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.CRITICAL)  # what torch's agent says of a rank's end is said below
+    logging.disable(logging.CRITICAL)  # the message of torch's agent about a dead rank; ours is below
     _stay_on_this_machine()
     try:
         with tempfile.TemporaryDirectory(prefix="lsa-") as folder:  # the agent would leave its own behind
@@ -111,11 +110,10 @@ def _start(count: int, command: Command, options: dict[str, Any]) -> int:
         if failure.exitcode == EXIT_INTERRUPTED:
             raise KeyboardInterrupt from None
         if failure.exitcode in (EXIT_USAGE, EXIT_BROKEN):
-            return int(failure.exitcode)  # the rank has said what it was
+            return int(failure.exitcode)  # the rank has printed the error
         how = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with {failure.exitcode}"
         raise RunError(
-            f"rank {number} of {count} {how}, and the others were stopped; the same command with --resume goes on from "
-            "what is on disk"
+            f"rank {number} of {count} {how}, and the others were stopped; to continue, run the same command with --resume"
         ) from None
     except SignalException:
         raise KeyboardInterrupt from None
@@ -130,10 +128,9 @@ def _stay_on_this_machine() -> None:
 
 
 def _rank(command: Command, options: dict[str, Any]) -> int:
-    """One rank from start to end. It returns its exit code; where it met an error it leaves with it, upon which the agent
-    ends the others."""
+    """One rank from start to end: returns its exit code. After an error it exits with it, and the agent ends the others."""
     streams.prepare()
-    watched()
+    has_launcher()
     signal.signal(signal.SIGINT, _once)
     try:
         with boundary():
@@ -149,6 +146,6 @@ def _rank(command: Command, options: dict[str, Any]) -> int:
 
 
 def _once(*_: Any) -> None:
-    """A terminal and the agent both tell of one Ctrl-C; the second would break what is being saved."""
+    """One Ctrl-C comes twice, from the terminal and from the agent. The second one must not interrupt the saving."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -176,5 +176,5 @@ def _save_part(
         emit(report.to_json())
     elif partly.files:
         kept = "" if partly is outputs else f"; {outputs.files['json']} is a complete report and stays as it was"
-        again = "; the same command with --resume goes on from there" if journal is not None else ""
+        again = "; to continue, run the same command with --resume" if journal is not None else ""
         note(f"what was measured is saved: {', '.join(partly.paths())}{kept}{again}")

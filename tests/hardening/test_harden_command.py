@@ -145,7 +145,7 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     command = ("harden", MOON, "-o", "again.pt", *QUICK, "--gamma", "0.2")
     stopped = lsa(*command)
     assert stopped.code == 130
-    assert "the state is in again.state.pt; the same command with --resume goes on from there" in stopped.err
+    assert "the state is in again.state.pt; to continue, run the same command with --resume" in stopped.err
     monkeypatch.setattr(trainer._Training, "save", save)
     # The audit before that is on disk is of other samples than are asked for now.
     result = lsa(*command, "-n", 60, "--resume")
