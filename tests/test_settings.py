@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import jsonschema
@@ -25,12 +26,9 @@ from lsa_cli.settings.schema import config_schema
 MOON = Path(__file__).parents[1] / "sample_models" / "moon_mlp.pt"
 # What is given where the type alone does not say what a value looks like.
 VALUES = {
-    "arch_args": "width=3", "limit": "30", "eps": "8/255", "step_size": "1e-3", "eps_grid": "0,1/255", "eta": "0.5",
-    "batch_size": "auto", "budget": "90s", "input_size": "64", "alpha": "0.05", "fail_under": "robust=0.4",
-    "fail_on": "doubtful", "returns": "probabilities", "match_classes": "number", "aggregate": "batch", "sigma": "layers",
-    "train_only": "flagged", "attack_mode": "train", "hold": "last", "optimizer": "sgd", "schedule": "cosine",
-    "augment": "none", "lr": "0.1", "weight_decay": "0", "val_fraction": "1/5", "warmup": "0.3", "awp": "0.005",
-    "clip": "0", "label_smoothing": "0.1", "gamma": "0.5",
+    "arch_args": "width=3", "limit": "30", "eps": "8/255", "step_size": "1e-3", "eps_grid": "0,1/255",
+    "batch_size": "auto", "budget": "90s", "input_size": "64", "fail_under": "robust=0.4", "fail_on": "doubtful",
+    "schedule": "cosine", "augment": "none", "weight_decay": "0", "val_fraction": "1/5", "clip": "0", "gamma": "0.5",
 }  # fmt: skip
 
 
@@ -41,7 +39,14 @@ def options_of(kind):
 def value_of(one, option):
     if option.flag:
         return True
-    return 3 if one.is_whole else VALUES.get(option.key, "word")
+    if one.is_whole:
+        return 3
+    if option.key in VALUES:
+        return VALUES[option.key]
+    bare = typing.get_args(one.type)[0] if typing.get_origin(one.type) is typing.Annotated else one.type
+    if typing.get_origin(bare) is typing.Literal:
+        return typing.get_args(bare)[-1]
+    return "0.3" if bare is float else "word"
 
 
 def typed(kind, option, value):

@@ -1,6 +1,11 @@
 """Labelled images, from where people keep them. A source opens a spec such as npz:FILE or imagefolder:DIR."""
 
-from lsa_cli.data import arrays, folders, libraries, shards  # noqa: F401  the sources register themselves
+from lsa_cli.data import (  # noqa: F401  they register themselves
+    arrays,
+    folders,
+    libraries,
+    shards,
+)
 from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest
 from lsa_cli.data.batches import batches, check_inputs, fingerprint, prefetch, stratified_subset
 from lsa_cli.data.factories import from_object

@@ -10,6 +10,7 @@ import torch
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.hardening import trainer as trainer_module
 from lsa_cli.hardening.augmentation import crop_flip
+from lsa_cli.hardening.methods import HARDENINGS
 from lsa_cli.hardening.objectives import OBJECTIVES
 from lsa_cli.hardening.recipes import trainable_names
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
@@ -21,19 +22,25 @@ from lsa_cli.models.surgery import operate
 from tests.hardening.conftest import make_job, make_method, recipe, run, same, small_network, stripes
 
 
-@pytest.mark.parametrize("base", OBJECTIVES.names())
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*(("at-lr", {"base": base}) for base in OBJECTIVES.names()), *((name, {}) for name in HARDENINGS.names())],
+)
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(name, options, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
-    options = {"base": base}
-    whole = run(make_job(tmp_path, make_method("at-lr", options), recipe=recipe(average="ema")))
+
+    def job(seed=0, **changes):
+        layers = ("2", "6") if HARDENINGS.get(name).regularizes else ()
+        method, model = make_method(name, options, layers=layers), small_network(seed)
+        method.prepare(model)
+        average = "none" if method.averages else "ema"
+        return make_job(tmp_path, method, model, recipe=recipe(average=average), **changes)
+
+    whole = run(job())
     # In the middle of the second epoch: six updates an epoch, the state of the eighth is on disk.
     with pytest.raises(KeyboardInterrupt):
-        run(make_job(tmp_path, make_method("at-lr", options), recipe=recipe(average="ema")), stop_after=9)
-    resumed = run(
-        make_job(
-            tmp_path, make_method("at-lr", options), small_network(seed=1), resume=True, recipe=recipe(average="ema")
-        )
-    )
+        run(job(), stop_after=9)
+    resumed = run(job(seed=1, resume=True))
     assert same(whole.last, resumed.last)
     assert same(whole.best, resumed.best)
     for one, other in zip(whole.history, resumed.history, strict=True):

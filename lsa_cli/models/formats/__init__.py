@@ -5,7 +5,13 @@ it is loaded. A file that torch.load can read is then compared with what torch r
 import torch only to load a tensor.
 """
 
-from lsa_cli.models.formats import legacy, safetensors, shards, torch_export, torch_zip  # noqa: F401  (each registers itself)
+from lsa_cli.models.formats import (  # noqa: F401  they register themselves
+    legacy,
+    safetensors,
+    shards,
+    torch_export,
+    torch_zip,
+)
 from lsa_cli.models.formats.base import FORMATS, Contents, open_contents
 from lsa_cli.models.formats.sniff import sniff
 
