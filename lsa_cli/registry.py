@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from lsa_cli.errors import UsageError
 from lsa_cli.imports import import_named
+from lsa_cli.wording import first_of
 
 T = TypeVar("T")
 # Where networks come from whose code is installed; any other source of an architecture names Python of somebody's own.
@@ -68,9 +69,7 @@ def unknown(noun: str, name: str, known: Iterable[str]) -> str:
     if near and len(names) > _LISTED_BESIDE_A_NEAR_ONE:
         return f"unknown {noun} '{name}': did you mean '{near[0]}'?"
     hint = f"did you mean '{near[0]}'? " if near else ""
-    listed = ", ".join(names[:_MOST_LISTED]) or "none"
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return f"unknown {noun} '{name}': {hint}there are {listed}{more}"
+    return f"unknown {noun} '{name}': {hint}there are {first_of(names, _MOST_LISTED) or 'none'}"
 
 
 _entry_points_loaded = False

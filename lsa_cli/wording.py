@@ -1,11 +1,19 @@
 """Counts and numbers as people write them. Reports in JSON and CSV hold the numbers as they are."""
 
+from collections.abc import Sequence
+
 _LENGTHS = ("eps", "step_size")  # of images in [0, 1], whose levels people count in 255ths
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
     """ "1 thread", "2 threads", "1,000 classes": the count with the noun in its number. several: other than noun + "s"."""
     return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def first_of(names: Sequence[str], count: int) -> str:
+    """ "a, b and 3 more": the first `count` names."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def compact(value: float) -> str:

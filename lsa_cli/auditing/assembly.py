@@ -7,10 +7,11 @@ import numpy as np
 
 from lsa_cli._version import __version__
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
-from lsa_cli.auditing import evidence
 from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
 from lsa_cli.auditing.draws import mean_rate, random_network, spread, verdict_over_draws
+from lsa_cli.auditing.evidence.decision import Checked, evidence_of
+from lsa_cli.auditing.evidence.preflight import zero_gradients
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan
@@ -40,7 +41,7 @@ class Extras:
 
     created: str
     attacked: str = ""
-    normalization: evidence.Checked | None = None
+    normalization: Checked | None = None
     evidence: Evidence | None = None
     metrics: list[Metric] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
@@ -67,7 +68,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
         data.selection = f"the first {len(total):,} of {planned:,} in random order, seed {plan.seed}"
     found = extras.evidence
     if found is None:
-        so_far = evidence.evidence_of(clean_checks(plan, total, extras.normalization))
+        so_far = evidence_of(clean_checks(plan, total, extras.normalization))
         found = so_far if so_far.findings else None
     if plan.is_stochastic:
         verdict = verdict_over_draws(verdict, total.wrong, _fooled(total, [n for n, _ in budget]))
@@ -165,7 +166,7 @@ def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOut
     met = plan.budget_attacks
     warnings = [
         *plan.warnings,
-        *evidence.zero_gradients(int(total.no_gradient.sum()), len(total)),
+        *zero_gradients(int(total.no_gradient.sum()), len(total)),
         *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_stochastic else []),
     ]
     for named in (*met, *plan.noises):

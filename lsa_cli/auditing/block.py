@@ -8,9 +8,10 @@ import torch
 
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import Threat
-from lsa_cli.auditing import evidence
 from lsa_cli.auditing.attacking import at_radius, perturb, predict, wrong_by_draw
 from lsa_cli.auditing.cost import LOOK
+from lsa_cli.auditing.evidence.examine import FORWARD
+from lsa_cli.auditing.evidence.preflight import LogitsSummary, without_gradient
 from lsa_cli.auditing.execution import Batch, Execution
 from lsa_cli.auditing.limits import OutOfTime
 from lsa_cli.auditing.named_attacks import NamedAttack
@@ -69,18 +70,16 @@ def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[B
             run.stop_if_late()
         logits = predict(plan, x, places).cpu()
         no_gradient = (
-            evidence.without_gradient(plan.network.classifier, x, y).numpy()
-            if attacked
-            else np.zeros(len(x), dtype=bool)
+            without_gradient(plan.network.classifier, x, y).numpy() if attacked else np.zeros(len(x), dtype=bool)
         )
-        run.step("clean accuracy", (evidence.FORWARD + attacked) * len(x))
+        run.step("clean accuracy", (FORWARD + attacked) * len(x))
         return BlockResult(
             index=places.cpu().numpy(),
             label=y.cpu().numpy(),
             clean=predicted_class(logits).numpy(),
             wrong=wrong_by_draw(plan, x, y, places),
             no_gradient=no_gradient,
-            logits=evidence.LogitsSummary.of(logits.numpy()),
+            logits=LogitsSummary.of(logits.numpy()),
         )
 
     kept: list[Batch] = []

@@ -15,7 +15,7 @@ def match_classes(
     of the data must be one of the network's: spelling may differ in case, spaces, dashes and underscores, or, where
     that decides, in all but the first word ("3 - three"). Raises DataError where the order cannot be known.
     """
-    from lsa_cli.auditing.evidence import check_labels
+    from lsa_cli.auditing.evidence.preflight import check_labels
 
     labels, names = data.labels.astype(np.int64), data.class_names
     if own is not None and len(own) != classes:

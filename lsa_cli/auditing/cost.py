@@ -9,8 +9,7 @@ import torch
 from lsa_cli import distributed
 from lsa_cli.attacks.base import input_gradient, undisturbed
 from lsa_cli.attacks.losses import cross_entropy
-from lsa_cli.auditing import evidence
-from lsa_cli.auditing.evidence import FORWARD
+from lsa_cli.auditing.evidence.examine import FORWARD, probe_passes, probe_size
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import check_inputs
 
@@ -29,7 +28,7 @@ def total_work(plan: AuditPlan) -> float:
         if named.attack.kind != "minimal"  # whose one run gives the whole curve
     )
     count = len(plan.index)
-    return each * count + cascade_work(plan) + attacked * evidence.probe_passes(evidence.probe_size(count))
+    return each * count + cascade_work(plan) + attacked * probe_passes(probe_size(count))
 
 
 def cascade_work(plan: AuditPlan) -> float:

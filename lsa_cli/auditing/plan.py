@@ -173,7 +173,7 @@ def _refuse_unknown_names(settings: AuditSettings) -> None:
 
 
 def _choose_samples(network: Network, seed: int) -> tuple[np.ndarray, list[Warning]]:
-    from lsa_cli.auditing.evidence import empty_classes
+    from lsa_cli.auditing.evidence.preflight import empty_classes
 
     available, limit = len(network.data), network.settings.limit
     default = QUICK_LIMIT if network.settings.preset == "quick" else DEFAULT_LIMIT
@@ -214,7 +214,8 @@ def _threat(network: Network) -> tuple[Threat, str, list[Warning]]:
 
 def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
     """Whether two passes over the first samples differ."""
-    from lsa_cli.auditing.evidence import Probe, random_forward
+    from lsa_cli.auditing.evidence.network import random_forward
+    from lsa_cli.auditing.evidence.probe import Probe
 
     tried = BatchSize(min(_ASKED_TWICE, len(index)), may_halve=True)
 
@@ -223,7 +224,7 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
         x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
         y, places = (torch.from_numpy(array).to(network.device) for array in (network.labels[rows], rows))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return bool(random_forward(Probe(network.classifier, x, y, places, threat)).findings)
+            return random_forward(Probe(network.classifier, x, y, places, threat)).finding is not None
 
     return tried.fit(two_passes)
 

@@ -4,10 +4,18 @@ import numpy as np
 import torch
 
 from lsa_cli.attacks.base import undisturbed
-from lsa_cli.auditing import evidence, examples, metrics
+from lsa_cli.auditing import examples, metrics
 from lsa_cli.auditing.attacking import perturb
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.draws import draw
+from lsa_cli.auditing.evidence import usage
+from lsa_cli.auditing.evidence.compare import Measured, compare
+from lsa_cli.auditing.evidence.decision import Checked, evidence_of
+from lsa_cli.auditing.evidence.examine import examine as examine_probe
+from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
+from lsa_cli.auditing.evidence.preflight import trained_on_the_same, useless_logits
+from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.stronger import Survivors
 from lsa_cli.auditing.execution import Execution
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
@@ -21,15 +29,15 @@ from lsa_cli.report.schema import AuditReport, Evidence, Example, Metric
 # ---- the network, used as it was trained? -----------------------------------------------------------------
 
 
-def clean_checks(plan: AuditPlan, total: BlockResult, normalization: evidence.Checked | None) -> list[evidence.Checked]:
+def clean_checks(plan: AuditPlan, total: BlockResult, normalization: Checked | None) -> list[Checked]:
     """What clean predictions say of how the network is used. normalization: the check of others, where it was made."""
     return [
         check_radius(plan),
-        evidence.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
+        usage.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
         *([normalization] if normalization is not None else []),
-        evidence.class_order(total.label, total.clean, plan.network.class_names),
-        evidence.lost_classes(total.label, total.clean, plan.network.class_names),
-        evidence.near_chance(rate(total.right), len(plan.network.class_names)),
+        usage.class_order(total.label, total.clean, plan.network.class_names),
+        usage.lost_classes(total.label, total.clean, plan.network.class_names),
+        usage.near_chance(rate(total.right), len(plan.network.class_names)),
     ]
 
 
@@ -38,13 +46,13 @@ def can_be_normalized(plan: AuditPlan) -> bool:
     return len(plan.network.input_shape) == 3 and plan.network.bounds == (0.0, 1.0)
 
 
-def try_normalizations(run: Execution, total: BlockResult) -> evidence.Checked:
+def try_normalizations(run: Execution, total: BlockResult) -> Checked:
     """Whether the network is right more often with another usual normalisation."""
     plan, channels = run.plan, run.plan.network.input_shape[0]
     used = normalization_of(plan.network.classifier)
-    usual = evidence.usual_normalizations(channels)
-    others = {name: value for name, value in usual.items() if not evidence.is_same(value, used, channels)}
-    rows = evidence.rows_to_try(total.right, plan.seed)
+    usual = usage.usual_normalizations(channels)
+    others = {name: value for name, value in usual.items() if not usage.is_same(value, used, channels)}
+    rows = usage.rows_to_try(total.right, plan.seed)
 
     def right_under(name: str, chosen: np.ndarray) -> np.ndarray:
         places = rows[chosen]
@@ -60,69 +68,68 @@ def try_normalizations(run: Execution, total: BlockResult) -> evidence.Checked:
         right[order] = np.concatenate(found) if found else right[order]
         return right
 
-    said = next((name for name, value in usual.items() if evidence.is_same(value, used, channels)), "that of the audit")
-    return evidence.normalization(total.right[rows], list(others), right_under, said)
+    said = next((name for name, value in usual.items() if usage.is_same(value, used, channels)), "that of the audit")
+    return usage.normalization(total.right[rows], list(others), right_under, said)
 
 
 # ---- the attacks, strong enough? --------------------------------------------------------------------------
 
 
-def examine(run: Execution, total: BlockResult, clean: list[evidence.Checked]) -> Evidence | None:
+def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidence | None:
     """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""
     plan = run.plan
     measured = _measured(plan, total)
     if not measured:
-        made = evidence.evidence_of(clean)
+        made = evidence_of(clean)
         return made if made.findings else None
     budget = [attack.label for attack in measured]
-    rows = np.random.default_rng([plan.seed, 13]).permutation(len(total))[: evidence.probe_size(len(total))]
+    rows = np.random.default_rng([plan.seed, 13]).permutation(len(total))[: probe_size(len(total))]
     rows = np.sort(rows)
     probe = _probe(run, total.index[rows])
     survivors = total.survivors(budget)
     broken = torch.from_numpy((total.right & ~survivors)[rows])
     with run.clock.stops(plan.network.classifier):
         last = plan.network.last_layer.module if plan.network.last_layer is not None else None
-        examined = evidence.examine(probe, broken=broken, survivors=_left(run, total, survivors), last=last)
-    trained_on = evidence.trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
+        examined = examine_probe(probe, broken=broken, survivors=_left(run, total, survivors), last=last)
+    trained_on = trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
     raw = plan.network.classifier.output == "probabilities"
     checked = [
-        *clean, evidence.useless_logits(total.logits, raw), trained_on, *examined, *evidence.compare(measured)
+        *clean, useless_logits(total.logits, raw), trained_on, *examined, *compare(measured)
     ]  # fmt: skip
-    run.step("evidence", evidence.probe_passes(len(rows)))
-    return evidence.evidence_of(checked, plan.is_quick)
+    run.step("evidence", probe_passes(len(rows)))
+    return evidence_of(checked, plan.is_quick)
 
 
-def _probe(run: Execution, index: np.ndarray) -> evidence.Probe:
+def _probe(run: Execution, index: np.ndarray) -> Probe:
     plan = run.plan
-    return evidence.Probe(plan.network.classifier, *run.read_all(index), plan.threat, plan.seed, run.batch.size)
+    return Probe(plan.network.classifier, *run.read_all(index), plan.threat, plan.seed, run.batch.size)
 
 
-def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> evidence.Survivors:
+def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivors:
     """The samples that no attack broke, in random order."""
     left = np.flatnonzero(survivors)
     order = np.random.default_rng([run.plan.seed, 23]).permutation(left)
 
-    def take(start: int, stop: int) -> evidence.Probe:
+    def take(start: int, stop: int) -> Probe:
         return _probe(run, total.index[np.sort(order[start:stop])])
 
-    return evidence.Survivors(len(left), len(total), take)
+    return Survivors(len(left), len(total), take)
 
 
-def _measured(plan: AuditPlan, total: BlockResult) -> list[evidence.Measured]:
+def _measured(plan: AuditPlan, total: BlockResult) -> list[Measured]:
     """What every budget attack did that was run on a sample at least."""
     several = []
     for named in plan.budget_attacks:
         rows = total.attacks.get(named.label)
         if rows is None or not rows.ran.any():
             continue
-        threat, diagnosis = plan.threat_of(named), total.diagnosis(named.label)
+        threat = plan.threat_of(named)
         # Of a random network a sample that broke in one pass and holds in the next is chance, no loss of the attack.
         found_at = rows.found_at if rows.found_at.any() and not plan.is_stochastic else None
         several.append(
-            evidence.Measured(
+            Measured(
                 label=named.label, role=named.attack.role, budget=f"{threat.norm} {threat.eps:g}",
-                y=total.label, clean=total.clean, adversarial=diagnosis.adversarial, counted=diagnosis.counted,
-                found_at=found_at, ran=rows.ran,
+                diagnosis=total.diagnosis(named.label), ran=rows.ran, found_at=found_at,
             )
         )  # fmt: skip
     return several

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lsa_cli.auditing.evidence.judge import Checked, doubt
+from lsa_cli.auditing.evidence.decision import Checked, doubt
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import parse_number
 from lsa_cli.report.origin import RADIUS_CODE, is_of_others
@@ -69,13 +69,14 @@ def check_radius(plan: "AuditPlan") -> Checked:
         + ", so that the robust accuracy says next to nothing",
         "give the radius yourself with --eps, and --norm with it",
     )
-    return Checked("choice of the radius", len(threats), saw, (finding,))
+    return Checked("choice of the radius", len(threats), saw, finding)
 
 
 def refuse_radius(plan: "AuditPlan") -> None:
     """Raises UsageError where such a radius is to decide a limit."""
     decided = [metric for metric in plan.limits if metric not in _SAYS_NOTHING_OF_IT]
-    for finding in check_radius(plan).findings if decided else ():
+    finding = check_radius(plan).finding if decided else None
+    if finding is not None:
         raise UsageError(f"{finding.message}, and the limit {decided[0]} is to be decided by it; {finding.advice}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
-from lsa_cli.auditing.evidence import LogitsSummary
+from lsa_cli.auditing.evidence.preflight import LogitsSummary
 from lsa_cli.auditing.observation import Observation
 
 Arrays = dict[str, np.ndarray]

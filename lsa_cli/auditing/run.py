@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 
 from lsa_cli import distributed
-from lsa_cli.auditing import evidence
 from lsa_cli.auditing.assembly import Extras, make_report, not_run
 from lsa_cli.auditing.attacking import copy_in_words, find_copy
 from lsa_cli.auditing.block import audit_block, none_of
 from lsa_cli.auditing.cost import cascade_work, numerics
+from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
+from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
 from lsa_cli.auditing.execution import Execution, Progress, blocks, sample_order
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.limits import out_of_memory
@@ -91,7 +92,7 @@ class _Audit:
     def take_blocks(self) -> None:
         """Take all samples, or stop where the rule is met or the time is over."""
         plan = self.plan
-        later = evidence.probe_passes(evidence.probe_size(len(plan.index)))
+        later = probe_passes(probe_size(len(plan.index)))
         if plan.settings.full_on is not None:
             later += cascade_work(plan)
         phase = partial(
@@ -115,7 +116,7 @@ class _Audit:
             self.total = scanned
         self._add_up(
             "cascade", scanned.index[drawn], partial(audit_block, self.run, scan=False), scanned.with_cascade,
-            evidence.probe_passes(evidence.probe_size(len(scanned))),
+            probe_passes(probe_size(len(scanned))),
         )  # fmt: skip
 
     def _add_up(
@@ -147,7 +148,7 @@ class _Audit:
         """Keep the sum so far. It is reported always, or where there is twice as much as in the last report."""
         plan = self.plan
         source = str(plan.network.checkpoint.path) if plan.network.checkpoint else plan.network.arch
-        evidence.refuse_useless_logits(total.logits, plan.network.classifier.output == "probabilities", source)
+        refuse_useless_logits(total.logits, plan.network.classifier.output == "probabilities", source)
         self.total, self.run.has_begun = total, True
         size = sum(int(rows.ran.sum()) for rows in total.attacks.values())
         if always or size >= 2 * self._reported:

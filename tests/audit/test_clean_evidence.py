@@ -9,7 +9,7 @@ from torch import nn
 
 from lsa_cli import audit
 from lsa_cli.auditing.class_diagnosis import rate
-from lsa_cli.auditing.evidence import clean
+from lsa_cli.auditing.evidence import usage
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import parse_normalize
 from lsa_cli.report.row import Rate
@@ -18,7 +18,7 @@ NAMES = [str(number) for number in range(12)]
 
 
 def codes(*checks):
-    return [finding.code for check in checks for finding in check.findings]
+    return [check.finding.code for check in checks if check.finding]
 
 
 # ---- the assignment ------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ def test_the_assignment_is_the_best_of_all():
         rows = int(generator.integers(1, 6))
         columns = int(generator.integers(rows, 7))
         cost = generator.integers(-5, 6, (rows, columns))
-        found = clean.assign(cost)
+        found = usage.assign(cost)
         assert len(set(found.tolist())) == rows
         orders = itertools.permutations(range(columns), rows)
         assert cost[np.arange(rows), found].sum() == min(sum(cost[r, c] for r, c in enumerate(o)) for o in orders)
@@ -38,9 +38,9 @@ def test_the_assignment_is_the_best_of_all():
 
 def test_of_equal_orders_the_one_that_stands_is_kept():
     y = np.array([0, 0, 1, 1, 3])
-    assert clean.best_order(y, np.array([0, 1, 0, 1, -1]), 5).tolist() == [0, 1, 2, 3, 4]
-    assert clean.best_order(y, np.full(5, -1), 5).tolist() == [0, 1, 2, 3, 4]
-    assert clean.best_order(y, np.array([1, 1, 0, 0, 3]), 5).tolist() == [1, 0, 2, 3, 4]
+    assert usage.best_order(y, np.array([0, 1, 0, 1, -1]), 5).tolist() == [0, 1, 2, 3, 4]
+    assert usage.best_order(y, np.full(5, -1), 5).tolist() == [0, 1, 2, 3, 4]
+    assert usage.best_order(y, np.array([1, 1, 0, 0, 3]), 5).tolist() == [1, 0, 2, 3, 4]
 
 
 # ---- classes -------------------------------------------------------------------------------------------
@@ -49,24 +49,24 @@ def test_of_equal_orders_the_one_that_stands_is_kept():
 def test_classes_in_the_order_of_text_are_found_and_named():
     y = np.repeat(np.arange(12), 20)
     as_text = np.array([sorted(NAMES).index(name) for name in NAMES])
-    checked = clean.class_order(y, as_text[y], NAMES)
+    checked = usage.class_order(y, as_text[y], NAMES)
     assert codes(checked) == ["class-order"]
-    assert "40 of 240" in checked.findings[0].message
-    assert "order=text" in checked.findings[0].advice
-    assert codes(clean.class_order(y, y, NAMES)) == []
+    assert "40 of 240" in checked.finding.message
+    assert "order=text" in checked.finding.advice
+    assert codes(usage.class_order(y, y, NAMES)) == []
 
 
 def test_two_exchanged_classes_among_ten_are_found_in_a_hundred_samples():
     y = np.arange(100) % 10
     swapped = np.where(y == 3, 5, np.where(y == 5, 3, y))
-    assert codes(clean.class_order(y, swapped, NAMES[:10])) == ["class-order"]
+    assert codes(usage.class_order(y, swapped, NAMES[:10])) == ["class-order"]
 
 
 def test_labels_that_count_from_one_are_found():
     y = np.arange(300) % 10
-    checked = clean.class_order(y, (y + 1) % 10, NAMES[:10])
+    checked = usage.class_order(y, (y + 1) % 10, NAMES[:10])
     assert codes(checked) == ["class-order"]
-    assert "--match-classes" in checked.findings[0].advice
+    assert "--match-classes" in checked.finding.advice
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
@@ -79,7 +79,7 @@ def test_networks_at_chance_have_no_better_order(classes):
         guess = generator.dirichlet(np.ones(classes)) if number % 4 > 1 else np.full(classes, 1 / classes)
         n = int(generator.choice([5, 40, 300]))
         y, predicted = generator.choice(classes, n, p=share), generator.choice(classes, n, p=guess)
-        doubted += bool(codes(clean.class_order(y, predicted, [str(k) for k in range(classes)])))
+        doubted += bool(codes(usage.class_order(y, predicted, [str(k) for k in range(classes)])))
     assert doubted <= 1
 
 
@@ -93,26 +93,26 @@ def test_untrained_networks_have_no_better_order():
         body = build_architecture("lsa:mnist-cnn", {}).eval()
         with torch.no_grad():
             predicted = body(x).argmax(1).numpy()
-        assert codes(clean.class_order(y, predicted, NAMES[:10]), clean.lost_classes(y, predicted, NAMES[:10])) == []
+        assert codes(usage.class_order(y, predicted, NAMES[:10]), usage.lost_classes(y, predicted, NAMES[:10])) == []
 
 
 def test_a_network_that_names_one_class_only_is_not_in_another_order():
     y = np.array([1] * 90 + [0] * 10)
-    assert codes(clean.class_order(y, np.zeros(100, dtype=int), NAMES[:2])) == []
-    assert codes(clean.lost_classes(np.arange(90) % 3, np.zeros(90, dtype=int), NAMES[:3])) == []
+    assert codes(usage.class_order(y, np.zeros(100, dtype=int), NAMES[:2])) == []
+    assert codes(usage.lost_classes(np.arange(90) % 3, np.zeros(90, dtype=int), NAMES[:3])) == []
 
 
 def test_a_class_that_is_hardly_ever_right_is_found():
     generator = np.random.default_rng(0)
     y = np.arange(400) % 10
     predicted = np.where(generator.random(400) < 0.9, y, (y + 3) % 10)
-    assert codes(clean.lost_classes(y, predicted, NAMES[:10])) == []
+    assert codes(usage.lost_classes(y, predicted, NAMES[:10])) == []
     without = np.where(y == 4, 9, predicted)
-    assert codes(clean.lost_classes(y, without, NAMES[:10])) == ["class-without-accuracy"]
+    assert codes(usage.lost_classes(y, without, NAMES[:10])) == ["class-without-accuracy"]
     hard = np.where((y == 4) & (generator.random(400) < 0.6), 9, predicted)
-    assert codes(clean.lost_classes(y, hard, NAMES[:10])) == []
+    assert codes(usage.lost_classes(y, hard, NAMES[:10])) == []
     few = np.concatenate([np.flatnonzero(y != 4), np.flatnonzero(y == 4)[:2]])
-    assert codes(clean.lost_classes(y[few], without[few], NAMES[:10])) == []  # two samples say nothing
+    assert codes(usage.lost_classes(y[few], without[few], NAMES[:10])) == []  # two samples say nothing
 
 
 # ---- the claim -----------------------------------------------------------------------------------------
@@ -121,8 +121,8 @@ def test_a_class_that_is_hardly_ever_right_is_found():
 @pytest.mark.parametrize(("high", "doubted"), [(0.72, True), (0.7399, False), (0.8, False)])
 def test_a_claim_is_missed_where_the_interval_ends_a_point_below_it(high, doubted):
     rate = Rate(count=66, n=100, value=0.66, low=0.6, high=high)
-    assert bool(codes(clean.claim(rate, (0.74, "val_acc")))) == doubted
-    assert codes(clean.claim(rate, None)) == []
+    assert bool(codes(usage.claim(rate, (0.74, "val_acc")))) == doubted
+    assert codes(usage.claim(rate, None)) == []
 
 
 # ---- normalisation -------------------------------------------------------------------------------------
@@ -130,11 +130,11 @@ def test_a_claim_is_missed_where_the_interval_ends_a_point_below_it(high, doubte
 
 def test_usual_normalisations_are_asked_for_by_their_names():
     for channels, preset in ((1, "mnist"), (3, "cifar10"), (4, None)):
-        usual = clean.usual_normalizations(channels)
+        usual = usage.usual_normalizations(channels)
         assert {"--normalize none", "--normalize 0.5/0.5", "--normalize none --input-range 0,255"} <= set(usual)
         assert preset is None or f"--normalize {preset}" in usual
-        assert not any(clean.is_same(a, b, channels) for a, b in itertools.combinations(usual.values(), 2))
-    assert clean.is_same(parse_normalize("0.5/0.25"), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), 3)
+        assert not any(usage.is_same(a, b, channels) for a, b in itertools.combinations(usual.values(), 2))
+    assert usage.is_same(parse_normalize("0.5/0.25"), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), 3)
 
 
 def test_only_a_gain_beyond_noise_counts():
@@ -143,11 +143,11 @@ def test_only_a_gain_beyond_noise_counts():
     def under(gained, lost):
         return lambda name, rows: np.where(rows < 40, rows < gained, rows >= 40 + lost)
 
-    assert codes(clean.normalization(right, ["a"], under(30, 0), "b")) == ["another-normalization"]
-    assert codes(clean.normalization(right, ["a"], under(30, 20), "b")) == []
-    assert codes(clean.normalization(right, ["a"], under(8, 0), "b")) == []
+    assert codes(usage.normalization(right, ["a"], under(30, 0), "b")) == ["another-normalization"]
+    assert codes(usage.normalization(right, ["a"], under(30, 20), "b")) == []
+    assert codes(usage.normalization(right, ["a"], under(8, 0), "b")) == []
     asked = []
-    clean.normalization(right, ["a"], lambda name, rows: asked.append(len(rows)) or np.zeros(len(rows), bool), "b")
+    usage.normalization(right, ["a"], lambda name, rows: asked.append(len(rows)) or np.zeros(len(rows), bool), "b")
     assert asked == [40]  # where nothing is gained, the samples that are right are left alone
 
 
@@ -231,5 +231,5 @@ def test_tables_of_numbers_have_no_usual_normalisation():
     ],
 )
 def test_a_network_that_only_guesses_is_doubted(right, n, classes, found):
-    checked = clean.near_chance(rate(np.arange(n) < right), classes)
+    checked = usage.near_chance(rate(np.arange(n) < right), classes)
     assert codes(checked) == ["clean-accuracy-near-chance"] * found

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
-from lsa_cli.auditing.evidence import Probe, examine
-from lsa_cli.auditing.evidence.concealed import LEVELS, OnGrid, TowardsNearestClasses, bare_logits
+from lsa_cli.auditing.evidence.attacks import on_the_grid
+from lsa_cli.auditing.evidence.examine import examine
 from lsa_cli.auditing.evidence.network import directions
+from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.special_attacks import LEVELS, OnGrid, TowardsNearestClasses, bare_logits
 from lsa_cli.auditing.evidence.stronger import FIRST, Survivors, stronger_attack
-from lsa_cli.auditing.evidence.trials import on_the_grid
 from lsa_cli.models.architectures import build_architecture
 
 
 def found(checked):
-    return {finding.code: finding for check in checked for finding in check.findings}
+    return {check.finding.code: check.finding for check in checked if check.finding}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_honest_gradients_are_aligned(networks, images, norm, eps):
         probe = Probe(WrongSigns(body, 0), *images, torch.arange(96), make_threat(norm, eps))
         check = directions(probe)
         assert check.saw["cosine"] > 0.9
-        assert check.findings == ()
+        assert check.finding is None
 
 
 def test_honest_networks_are_not_doubted(networks, images):
@@ -206,22 +207,22 @@ def left(count, weak):
 def test_samples_are_taken_until_the_number_is_known_to_five_points():
     check = stronger_attack(Survivors.of(left(900, 0), 1000))
     assert FIRST < check.n < 200
-    assert check.findings == ()
+    assert check.finding is None
     few = stronger_attack(Survivors.of(left(40, 0), 1000))  # no more than 4 points can be missing
-    assert (few.n, few.findings) == (40, ())
+    assert (few.n, few.finding) == (40, None)
     assert stronger_attack(Survivors.of(left(10, 10), 1000)).n == 0
 
 
 def test_more_than_a_point_beyond_noise_is_a_finding_with_its_figures():
     check = stronger_attack(Survivors.of(left(900, 225), 1000))
     assert check.n == FIRST
-    (finding,) = check.findings
+    finding = check.finding
     assert finding.code == "stronger-attack-wins"
     assert "the robust accuracy is not 90.0% but at most about 67.5%" in finding.message
 
 
 def test_what_could_be_five_points_too_high_is_not_trusted():
-    (finding,) = stronger_attack(Survivors.of(left(19, 1), 20)).findings
+    finding = stronger_attack(Survivors.of(left(19, 1), 20)).finding
     assert finding.code == "stronger-attack-undecided"
-    assert stronger_attack(Survivors.of(left(19, 0), 20)).findings == ()
-    assert stronger_attack(Survivors.of(left(39, 1), 40)).findings == ()
+    assert stronger_attack(Survivors.of(left(19, 0), 20)).finding is None
+    assert stronger_attack(Survivors.of(left(39, 1), 40)).finding is None

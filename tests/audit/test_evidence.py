@@ -10,25 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
-from lsa_cli.auditing.evidence import (
-    Checked,
+from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.auditing.evidence.attacks import climbing, noise_of_equal_size, rounding, smoothed_surrogate
+from lsa_cli.auditing.evidence.compare import Measured, compare
+from lsa_cli.auditing.evidence.decision import ALPHA, Checked, evidence_of, exceeds, verdict
+from lsa_cli.auditing.evidence.examine import examine, probe_passes, probe_size
+from lsa_cli.auditing.evidence.network import gradients, slopes
+from lsa_cli.auditing.evidence.preflight import (
     LogitsSummary,
-    Measured,
-    Probe,
-    compare,
-    evidence_of,
-    examine,
-    exceeds,
-    probe_passes,
-    probe_size,
     refuse_useless_logits,
     trained_on_the_same,
     useless_logits,
-    verdict,
 )
-from lsa_cli.auditing.evidence.judge import ALPHA
-from lsa_cli.auditing.evidence.network import gradients, slopes
-from lsa_cli.auditing.evidence.trials import climbing, direct_again, noise_of_equal_size, rounding, smoothed_surrogate
+from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import NumericalError
 from lsa_cli.models.classifier import Classifier
@@ -60,7 +54,7 @@ def test_the_verdict_is_the_worst_level():
     invalid = doubtful.model_copy(update={"level": "invalid", "code": "b"})
     assert verdict([]) == "trusted"
     assert verdict([doubtful]) == "doubtful"
-    evidence = evidence_of([Checked("x", 3, {"share": math.nan}, (doubtful,)), Checked("y", 1, {}, (invalid,))])
+    evidence = evidence_of([Checked("x", 3, {"share": math.nan}, doubtful), Checked("y", 1, {}, invalid)])
     assert evidence.verdict == "invalid"
     assert [finding.code for finding in evidence.findings] == ["b", "a"]
     assert evidence.checks[0].saw == {"share": None}
@@ -169,7 +163,7 @@ def probe_of(body, digits, eps=0.15, count=128, norm="linf", **options):
 
 
 def codes(checked):
-    return [finding.code for check in checked for finding in check.findings]
+    return [check.finding.code for check in checked if check.finding]
 
 
 class Detached(nn.Module):
@@ -240,7 +234,7 @@ def test_a_defect_is_found_and_named(base, digits, name):
     checked = examine(probe_of(build(base), digits, 0.1))
     assert set(expected) <= set(codes(checked))
     assert evidence_of(checked).verdict == "doubtful"
-    assert all(f.message and f.advice for check in checked for f in check.findings)
+    assert all(check.finding.message and check.finding.advice for check in checked if check.finding)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +275,7 @@ def test_an_audit_by_too_weak_an_attack_is_doubted(robust, digits, attack, found
     probe = probe_of(robust, digits, 0.2)
     x_adv = probe.run(ATTACKS.get(attack)(probe.threat))
     check = next(c for c in examine(probe, broken=probe.margin(x_adv) > 0) if c.name == "stronger attack")
-    assert [finding.code for finding in check.findings] == ["stronger-attack-wins"] * found
+    assert codes([check]) == ["stronger-attack-wins"] * found
     assert (check.saw["broken"] > 0.1 * check.n) == found
 
 
@@ -291,10 +285,10 @@ def test_a_shattered_loss_is_smoothed_out(base, digits):
     probe = probe_of(body, digits, 0.15, count=400)
     left = probe.select(probe.margin(probe.x) <= 0)
     left = left.select(left.margin(climbing(left)[0]) <= 0)
-    left = left.select(direct_again(left))
+    left = left.unbroken_by(ATTACKS.get("pgd")(threat=left.threat, steps=10))
     check = smoothed_surrogate(left, len(probe))
     assert check.saw["broken"] > 0.1 * check.n > 10
-    assert check.findings
+    assert check.finding
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1])
@@ -313,7 +307,7 @@ def test_batch_statistics_are_found_though_a_single_sample_cannot_even_run(digit
     body = fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), norm, nn.ReLU(), nn.Linear(32, 10)), x[:600], y[:600], 5)
     checked = examine(probe_of(body, digits))
     assert codes(checked) == ["train-mode", "batch-dependent"]
-    assert "body.2" in checked[0].findings[0].message
+    assert "body.2" in checked[0].finding.message
     assert evidence_of(checked).checks[-1].saw["largest difference"] is None
 
 
@@ -321,12 +315,12 @@ def test_an_extra_softmax_makes_the_number_meaningless(base, digits):
     with torch.no_grad():
         logits = base(digits[0]).numpy()
         soft = base(digits[0]).softmax(1).numpy()
-    assert useless_logits(LogitsSummary.of(logits)).findings == ()
-    (finding,) = useless_logits(LogitsSummary.of(soft)).findings
+    assert useless_logits(LogitsSummary.of(logits)).finding is None
+    finding = useless_logits(LogitsSummary.of(soft)).finding
     assert (finding.code, finding.level) == ("probabilities", "invalid")
-    assert useless_logits(LogitsSummary.of(soft), raw_probabilities=True).findings == ()
+    assert useless_logits(LogitsSummary.of(soft), raw_probabilities=True).finding is None
     for broken, code in ((logits * np.nan, "logits-not-finite"), (logits * 0, "constant-logits")):
-        assert [f.code for f in useless_logits(LogitsSummary.of(broken)).findings] == [code]
+        assert useless_logits(LogitsSummary.of(broken)).finding.code == code
         assert evidence_of([useless_logits(LogitsSummary.of(broken))]).verdict == "invalid"
     with pytest.raises(NumericalError, match=r"^net: the network returns probabilities, .*; remove the final softmax"):
         refuse_useless_logits(LogitsSummary.of(soft), False, "net")
@@ -346,10 +340,10 @@ def test_pictures_cannot_hold_half_a_level():
     probe = Probe(network, x, torch.ones(30, dtype=torch.long), torch.arange(30), make_threat("linf", 0.0015))
     check = rounding(probe, x + 0.0015, 30)
     assert check.n == 30
-    assert [finding.code for finding in check.findings] == ["lost-in-8-bits"]
+    assert check.finding.code == "lost-in-8-bits"
     assert check.saw["robust accuracy"] == 0
     assert check.saw["robust accuracy after rounding"] == 1
-    assert rounding(probe, x + 0.01, 30).findings == ()
+    assert rounding(probe, x + 0.01, 30).finding is None
 
 
 def test_an_attack_that_is_noise_is_as_strong_as_noise(base, digits):
@@ -358,9 +352,9 @@ def test_an_attack_that_is_noise_is_as_strong_as_noise(base, digits):
     generator = torch.Generator().manual_seed(1)
     signs = (torch.rand(right.x.shape, generator=generator) - 0.5).sign()
     blind = noise_of_equal_size(right, right.threat.project(right.x + 0.3 * signs, right.x))
-    assert [finding.code for finding in blind.findings] == ["noise-as-strong"]
+    assert blind.finding.code == "noise-as-strong"
     pgd = ATTACKS.get("pgd")(threat=right.threat, steps=10)
-    assert noise_of_equal_size(right, right.run(pgd)).findings == ()
+    assert noise_of_equal_size(right, right.run(pgd)).finding is None
 
 
 def test_gradients_that_lead_nowhere_are_counted_sample_by_sample(base, digits):
@@ -372,10 +366,10 @@ def test_gradients_that_lead_nowhere_are_counted_sample_by_sample(base, digits):
     bright = int((probe.x.flatten(1).mean(1) > 0.3).sum())
     check = gradients(probe)
     assert check.saw["zero"] == bright > 10
-    assert check.findings
+    assert check.finding
     few = probe.select(torch.argsort(probe.x.flatten(1).mean(1))[: len(probe) - bright + 1])
     assert gradients(few).saw["zero"] == 1
-    assert gradients(few).findings == ()
+    assert gradients(few).finding is None
     assert slopes(probe).n == len(probe) - bright
 
 
@@ -440,11 +434,12 @@ def test_the_cost_is_what_the_estimate_says(robust, digits):
 # ---- what the audit measured ---------------------------------------------------------------------------
 
 
-def measured(name, broken, budget="linf 0.1", **options):
+def measured(name, broken, budget="linf 0.1", counted=None, **options):
     """Of class 1, all right clean; broken (N,) bool are taken for class 2."""
     y = np.ones(len(broken), dtype=np.int64)
-    options = {"counted": np.ones(len(broken), dtype=bool), **options}
-    return Measured(name, ATTACKS.get(name).role, budget, y, y.copy(), np.where(broken, 2, 1), **options)
+    counted = np.ones(len(broken), dtype=bool) if counted is None else counted
+    diagnosis = ClassDiagnosis(y, y.copy(), np.where(broken, 2, 1), counted)
+    return Measured(name, ATTACKS.get(name).role, budget, diagnosis, **{"ran": np.ones(len(y), dtype=bool), **options})
 
 
 def first(count, n=1000):
@@ -502,7 +497,8 @@ def test_an_adversarial_that_was_seen_and_not_returned_is_found():
 
 def test_answers_that_are_no_class_are_found():
     attack = measured("pgd", first(100))
-    mute = dataclasses.replace(attack, adversarial=np.where(first(60), -1, attack.adversarial))
+    silent = np.where(first(60), -1, attack.diagnosis.adversarial)
+    mute = dataclasses.replace(attack, diagnosis=dataclasses.replace(attack.diagnosis, adversarial=silent))
     assert codes(compare([attack])) == []
     assert codes(compare([mute])) == ["nan-under-attack"]
 

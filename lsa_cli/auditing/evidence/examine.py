@@ -1,17 +1,30 @@
-"""All checks that spend passes of their own, in order, on one probe.
+"""All checks that query the network, in order, on one probe.
 
-What is a defect here is what can make the attacks find too little. A scale is none: logits a million times larger
-give the attacks, which climb log-odds, the same steps. A head that rounds, saturates or forgets its gradient is one,
-and so is a network that answers differently when asked again.
+A defect is what can make attacks find too little: outputs that round or saturate, a gradient that is lost, outputs that
+differ from pass to pass. The scale of the logits is no defect: attacks increase log-odds, so logits a million times larger
+give the same steps.
 """
 
 import torch
 from torch import nn
 
+from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.square import Square
-from lsa_cli.auditing.evidence.concealed import OnGrid, bare_logits, fresh_head
-from lsa_cli.auditing.evidence.judge import Checked
+from lsa_cli.auditing.evidence.attacks import (
+    DRAWN_STEPS,
+    DRAWS,
+    STEPS,
+    climbing,
+    full_range,
+    noise_of_equal_size,
+    on_the_grid,
+    other_head,
+    random_search,
+    rounding,
+    smoothed_surrogate,
+)
+from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.network import (
     batch_dependence,
     directions,
@@ -21,43 +34,28 @@ from lsa_cli.auditing.evidence.network import (
     train_mode_layers,
 )
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.special_attacks import OnGrid, bare_logits, fresh_head
 from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
-from lsa_cli.auditing.evidence.trials import (
-    DRAWN_STEPS,
-    DRAWS,
-    STEPS,
-    climbing,
-    direct_again,
-    full_range,
-    noise_of_equal_size,
-    on_the_grid,
-    other_head,
-    random_search,
-    rounding,
-    smoothed_surrogate,
-)
 
 FORWARD = 0.35  # of a forward + gradient pass
 QUERIES = 100
 _USUALLY_TRIED = 108  # by the stronger attack
-SURVIVORS = 48  # at most so many get the searches, which cost most
+SURVIVORS = 48  # at most so many get the most expensive attacks
 
 
 def probe_size(available: int) -> int:
-    """How many of the audit's samples to spend the checks on: an eighth, from 32 to 128 (our choice)."""
+    """The number of samples for the checks: an eighth of the audit's, from 32 to 128 (our choice)."""
     return min(available, max(32, min(128, available // 8)))
 
 
 def probe_passes(count: int) -> float:
-    """Forward + gradient passes that `examine` costs for a probe of `count` samples when all of them are robust.
+    """Forward + gradient passes of `examine` for a probe of `count` samples that are all robust.
 
-    With 128 it is about 110 for each, and about 20 where most of them break. For progress and estimates.
+    For 128 samples about 110 each, and about 20 where most of them break. For progress and estimates.
     """
-    looks = (
-        9 + 12 + 3 + 2
-    )  # forward passes of the network checks, of random directions, of the trials, of other batches
-    each = FORWARD * looks + 4 + STEPS + STEPS / 3  # four gradients, the climb, the full range, where most break early
-    searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a fresh head
+    forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
+    each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
+    searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a new head
     return count * each + min(count, SURVIVORS) * searched + min(count, _USUALLY_TRIED) * PASSES
 
 
@@ -68,60 +66,60 @@ def examine(
     survivors: Survivors | None = None,
     last: nn.Module | None = None,
 ) -> list[Checked]:
-    """Every check that needs the network. broken (N,) bool: what the audit's attacks broke, where they have run.
+    """Every check that queries the network.
 
-    survivors: what the audit left whole of all its samples; None: of the probe. last: the last layer with weights.
+    broken (N,) bool: the samples that the audit's attacks broke; None where none ran. survivors: those of the whole
+    audit; None for those of the probe. last: the last layer with weights.
 
-    A network that answers by chance or by batch gets no further than that: every other number would be half chance.
-    A stronger attack meets samples right clean that the audit left whole, until it tells; the searches for what gradients hide meet those
-    that two runs of PGD did not break either. Without a radius nothing is attacked.
+    A network whose outputs are random or depend on the batch gets no further checks, as their numbers would be random. If
+    eps is 0, nothing is attacked.
     """
-    devices = [probe.x.device] if probe.x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[probe.x.device] if probe.x.is_cuda else []):
         made = [train_mode_layers(probe.model)]
-        for unsteady in (random_forward, batch_dependence):
-            made.append(unsteady(probe))
-            if made[-1].findings:
+        for check in (random_forward, batch_dependence):
+            made.append(check(probe))
+            if made[-1].finding is not None:
                 return made
         if probe.threat.eps:
-            made += [gradients(probe), slopes(probe), directions(probe), *_attacked(probe, broken, survivors, last)]
+            made += [check(probe) for check in (gradients, slopes, directions)]
+            made += _attacked(probe, broken, survivors, last)
         return made
 
 
 def _attacked(
-    probe: Probe, broken: torch.Tensor | None, all_left: Survivors | None, last: nn.Module | None
+    probe: Probe, broken: torch.Tensor | None, survivors: Survivors | None, last: nn.Module | None
 ) -> list[Checked]:
-    is_right = margin(probe.clean, probe.y) <= 0
-    right = probe.select(is_right)
-    has_gradient = bool(probe.gradient[is_right].any())
-    survives = torch.ones_like(is_right) if broken is None else ~broken.to(is_right.device)
-    survives = survives[is_right]
+    """The checks by attacks, on samples that are classified correctly. The last ones, which search for what gradients hide,
+    get samples that neither the audit nor two runs of PGD broke."""
+    is_correct = margin(probe.clean, probe.y) <= 0
+    correct = probe.select(is_correct)
+    has_gradient = bool(probe.gradient[is_correct].any())
+    is_image = probe.threat.bounds == (0.0, 1.0)
+    unbroken = is_correct if broken is None else ~broken.to(is_correct.device)
+    unbroken = unbroken[is_correct]
     made = []
     if has_gradient:
         if broken is not None:
             bare = bare_logits(probe, last) if last is not None else None
-            made.append(stronger_attack(all_left or Survivors.of(right.select(survives), len(probe)), bare))
-        x_adv, climb = climbing(right)
-        survives &= right.margin(x_adv) <= 0
-        made += [climb, full_range(right), noise_of_equal_size(right, x_adv)]
-        if probe.threat.bounds == (0.0, 1.0):
-            made.append(rounding(right, x_adv, len(probe)))
-    survivors, samples = _left(right, survives)
-    if has_gradient and len(survivors):
-        survivors = survivors.select(direct_again(survivors))
-    if len(survivors) and probe.threat.norm in Square.norms:
-        made.append(random_search(survivors, Square(threat=probe.threat, queries=QUERIES), samples))
-    if len(survivors) and has_gradient:
-        made.append(smoothed_surrogate(survivors, samples))
-        if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
-            made.append(on_the_grid(survivors, samples))
+            made.append(stronger_attack(survivors or Survivors.of(correct.select(unbroken), len(probe)), bare))
+        x_adv, climb = climbing(correct)
+        unbroken = unbroken & (correct.margin(x_adv) <= 0)
+        made += [climb, full_range(correct), noise_of_equal_size(correct, x_adv)]
+        if is_image:
+            made.append(rounding(correct, x_adv, len(probe)))
+    left = correct.select(unbroken).first(SURVIVORS)
+    stand_for = round(len(correct) * len(left) / max(1, int(unbroken.sum())))  # correct samples
+    if has_gradient and len(left):
+        left = left.unbroken_by(PGD(threat=probe.threat, steps=STEPS))
+    if not len(left):
+        return made
+    if probe.threat.norm in Square.norms:
+        made.append(random_search(left, Square(threat=probe.threat, queries=QUERIES), stand_for))
+    if has_gradient:
+        made.append(smoothed_surrogate(left, stand_for))
+        if is_image and OnGrid.fits(probe.threat):
+            made.append(on_the_grid(left, stand_for))
         head = fresh_head(probe, last) if last is not None else None
         if head is not None:
-            made.append(other_head(survivors, head, samples))
+            made.append(other_head(left, head, stand_for))
     return made
-
-
-def _left(right: Probe, survives: torch.Tensor) -> tuple[Probe, int]:
-    """The survivors that get a search, and how many of the right samples they stand for."""
-    survivors = right.select(survives).first(SURVIVORS)
-    return survivors, round(len(right) * len(survivors) / max(1, int(survives.sum())))

@@ -1,4 +1,4 @@
-"""Probe: a few samples that checks may spend passes on, and the network as the attacks see it."""
+"""Probe: the few samples that checks spend queries on, and the network as attacks see it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,10 +15,19 @@ from lsa_cli.errors import NumericalError
 FEW_ULP = 16  # float32 sums over a layer are off by a few units in the last place of the logits
 
 
+def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> torch.Tensor:  # -> (N, ...)
+    """The gradient of a loss at x (N, ...): zero where it is not finite, and where autograd finds no path to the input."""
+    with undisturbed(model), torch.enable_grad():
+        try:
+            return input_gradient(model, x, y, loss)[0].nan_to_num(0, 0, 0)
+        except NumericalError:
+            return torch.zeros_like(x)
+
+
 @dataclass(frozen=True)
 class Probe:
-    """model: images -> (N, K) logits. x (N, ...), y (N,), index (N,) places in the data set; threat with one radius.
-    batch_size: at most so many samples go through the network at once.
+    """model: images -> (N, K) logits. x (N, ...), y (N,), index (N,) places in the data set. threat: with one radius.
+    batch_size: the largest number of samples in one forward pass.
     """
 
     model: Model
@@ -40,23 +49,24 @@ class Probe:
         return self.select(torch.arange(min(count, len(self)), device=self.x.device))
 
     def by_batch(self, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        """`function` of the tensors (N, ...), cut into batches; its results (N, ...) in one."""
+        """`function` of the tensors (N, ...), batch by batch; the results (N, ...) are joined."""
         parts = [tensor.split(self.batch_size) for tensor in tensors]
         return torch.cat([function(*batch) for batch in zip(*parts, strict=True)])
 
-    def look(self, x: torch.Tensor) -> torch.Tensor:  # (M, ...) -> (M, K)
+    def logits(self, x: torch.Tensor, model: Model | None = None) -> torch.Tensor:  # (M, ...) -> (M, K)
+        """Of the network, or of another model, without gradients."""
         with torch.no_grad(), undisturbed(self.model):
-            return self.by_batch(self.model, x)
+            return self.by_batch(model or self.model, x)
 
-    def margin(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,), positive where wrong
-        """Of the network at these inputs. NaN, where no class is predicted, counts as wrong."""
-        return margin(self.look(x), self.y).nan_to_num(torch.inf)
+    def margin(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,), positive where misclassified
+        """Of the network at these inputs. NaN, for which no class is predicted, counts as misclassified."""
+        return margin(self.logits(x), self.y).nan_to_num(torch.inf)
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,)
-        return cross_entropy(self.look(x), self.y)
+        return cross_entropy(self.logits(x), self.y)
 
     def run(self, attack: Attack, model: Model | None = None) -> torch.Tensor:  # -> (N, ...)
-        """What the attack makes of the samples; model: another network to attack in the place of this one."""
+        """The perturbed samples; model: what is attacked instead of the network."""
 
         def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             return attack(model or self.model, x, y, index=index, seed=self.seed, goal="break")
@@ -64,34 +74,30 @@ class Probe:
         with undisturbed(self.model):
             return self.by_batch(perturb, self.x, self.y, self.index)
 
+    def unbroken_by(self, attack: Attack, model: Model | None = None) -> "Probe":
+        """The samples that are classified correctly under this attack. model: as for `run`."""
+        return self.select(self.margin(self.run(attack, model)) <= 0)
+
     @cached_property
     def clean(self) -> torch.Tensor:  # (N, K)
-        return self.look(self.x)
+        return self.logits(self.x)
 
     @cached_property
     def gradient(self) -> torch.Tensor:  # (N, ...)
-        """Of the loss that attacks climb; zero where it is not finite, or where autograd sees no way to the input."""
+        """Of the loss that attacks increase; see `finite_gradient`."""
         return self.slope(self.x, cross_entropy)
 
     def slope(self, x: torch.Tensor, loss: Loss) -> torch.Tensor:  # (N, ...) -> (N, ...)
-        """The gradient of a loss at these inputs, as `gradient`."""
-
-        def of_batch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            try:
-                return input_gradient(self.model, x, y, loss)[0].nan_to_num(0, 0, 0)
-            except NumericalError:
-                return torch.zeros_like(x)
-
-        with undisturbed(self.model), torch.enable_grad():
-            return self.by_batch(of_batch, x, self.y)
+        """The gradient of a loss at these inputs; see `finite_gradient`."""
+        return self.by_batch(lambda x, y: finite_gradient(self.model, x, y, loss), x, self.y)
 
     @property
     def resolution(self) -> torch.Tensor:  # (N,)
-        """Changes of the loss up to this are rounding."""
+        """Changes of the loss up to this size are rounding errors."""
         return FEW_ULP * torch.finfo(torch.float32).eps * self.clean.abs().amax(1)
 
     @property
     def full_range(self) -> float:
-        """From the smallest input there can be to the largest; of inputs without a range, that there is."""
+        """The largest input value minus the smallest: of the input range, or of these inputs where none is known."""
         low, high = self.threat.bounds or (float(self.x.min()), float(self.x.max()))
         return high - low

@@ -1,23 +1,24 @@
-"""Attacks on networks that conceal their weakness from the usual ones: other classes, other points, other outputs.
+"""Attacks on networks that hide their weakness from the usual attacks: on other classes, other inputs, other outputs.
 
-A loss on the logits can be led astray by the logits, a gradient by a backward pass of its own, and an attack by inputs
-that only an attack makes. Each attack here avoids one of these, and none is needed on an honest network.
+Logits can mislead a loss, a backward pass of its own can mislead a gradient, and a network can recognise inputs that only
+an attack makes. Each attack here avoids one of these; an honest network needs none of them.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from lsa_cli.attacks import Attack, Threat
-from lsa_cli.attacks.base import Model, expected_logits, input_gradient, slope, undisturbed
+from lsa_cli.attacks.base import Model, expected_logits, input_gradient, slope
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.search import Search
 from lsa_cli.auditing.evidence.probe import Probe
 
 LEVELS = 255
-_DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm that a gradient has for changes measured in each norm
+_DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm of a gradient, for perturbations measured in each norm
 _RIDGE = 0.01  # of the mean squared length of the features
 
 
@@ -25,19 +26,15 @@ _RIDGE = 0.01  # of the mean squared length of the features
 class TowardsNearestClasses(Attack):
     """PGD from the sample itself towards the classes whose boundary is nearest to first order (arXiv 2407.02240).
 
-    Of the `classes` largest wrong logits the `targets` with the smallest (z_y - z_t) / |grad (z_y - z_t)|, in the dual
-    norm; `steps` each, on z_t - z_y. A class that merely stands close below the winner is not near when its logit does not
-    move with the input. Passes: classes + targets * steps, the former backward only.
+    Of the `classes` largest wrong logits it takes the `targets` with the smallest (z_y - z_t) / |grad (z_y - z_t)|, in the
+    dual norm, with `steps` on z_t - z_y for each. A class with a logit just below the largest is not near if that logit does
+    not change with the input. It costs classes + targets * steps passes; the former are backward only.
     """
 
     threat: Threat
     classes: int = 5
     targets: int = 2
     steps: int = 8
-
-    @property
-    def passes(self) -> float:
-        return self.classes + self.targets * (self.steps + 0.4)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
@@ -82,74 +79,81 @@ class TowardsNearestClasses(Attack):
 
 @dataclass(frozen=True)
 class OnGrid(Attack):
-    """PGD on the cross-entropy whose every iterate is a picture of 8 bits a channel, as image files hold them."""
+    """PGD on the cross-entropy, of which every iterate is an image with 8 bits per channel, as image files hold them."""
 
     threat: Threat
     steps: int = 10
 
     @staticmethod
     def fits(threat: Threat) -> bool:
-        """Whether the budget reaches the next level of a pixel."""
+        """Whether eps is large enough to change a pixel by one level."""
         return float(threat.eps) * LEVELS >= 1
-
-    @property
-    def passes(self) -> float:
-        return self.steps + 0.4
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
         inner = self.threat
-        if self.threat.norm == "linf":  # whole levels, so that rounding does not leave the budget
+        if self.threat.norm == "linf":  # whole levels, so that rounding stays within the budget
             inner = type(self.threat)(math.floor(self.threat.eps * LEVELS + 1e-4) / LEVELS, self.threat.bounds)
         length = max(2.5 * float(inner.eps) / self.steps, 1 / LEVELS)
         x_adv = x
         for _ in range(self.steps):
             gradient, logits = input_gradient(model, x_adv, search.y, cross_entropy)
-            search.offer(*self._allowed(search, x_adv, logits))
+            self._offer(search, x_adv, logits)
             direction = inner.steepest(gradient, x_adv).nan_to_num(0)
             x_adv = on_grid(inner.project(x_adv + length * direction, search.x))
             (x_adv,) = search.still(x_adv)
             if search.is_over:
                 return search.x_adv
-        search.offer(*self._allowed(search, x_adv, expected_logits(model, x_adv)))
+        self._offer(search, x_adv, expected_logits(model, x_adv))
         return search.x_adv
 
-    def _allowed(self, search: Search, x_adv: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where rounding has left the budget the input counts as no find."""
+    def _offer(self, search: Search, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
+        """Offer the inputs; one that rounding has moved out of the budget does not count as adversarial."""
         inside = self.threat.contains(x_adv, search.x)
-        nothing = torch.full_like(logits, -torch.inf).scatter(1, search.y[:, None], 0.0)
-        return x_adv, torch.where(inside[:, None], logits, nothing)
-
-
-class _NoFeatures(Exception):
-    pass
+        failed = torch.full_like(logits, -torch.inf).scatter(1, search.y[:, None], 0.0)
+        search.offer(x_adv, torch.where(inside[:, None], logits, failed))
 
 
 def on_grid(x: torch.Tensor) -> torch.Tensor:
+    """The nearest image with 8 bits per channel."""
     return (x * LEVELS).round() / LEVELS
 
 
-def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
-    """What `module`, the last layer with weights, returns: the logits before anything that follows it.
+# ---- other outputs of the network ----------------------------------------------------------------------
 
-    None where that is not one number for each class, or no more than the logits themselves, shifted and scaled.
-    """
 
-    def outputs(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, K)
+class _NoRows(Exception):
+    """A module runs never or several times in a pass, or not on one row for each sample."""
+
+
+def _reader(model: Model, module: nn.Module, inputs: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """images (N, ...) -> what `module` gets (inputs), or returns, in a pass of `model`: (N, ...). Raises _NoRows."""
+
+    def read(x: torch.Tensor) -> torch.Tensor:
         seen: list[torch.Tensor] = []
-        handle = module.register_forward_hook(lambda *passed: seen.append(passed[2]))
+        handle = module.register_forward_hook(lambda _, given, output: seen.append(given[0] if inputs else output))
         try:
-            probe.model(x)
+            model(x)
         finally:
             handle.remove()
-        if len(seen) != 1 or seen[0].shape != (len(x), probe.clean.shape[1]):
-            raise _NoFeatures
+        if len(seen) != 1 or not isinstance(seen[0], torch.Tensor) or len(seen[0]) != len(x):
+            raise _NoRows
         return seen[0].float()
 
+    return read
+
+
+def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
+    """The network without what follows `module`, its last layer with weights.
+
+    None where the output of `module` is not one number for each class, or is just the logits, shifted and scaled.
+    """
+    outputs = _reader(probe.model, module, inputs=False)
     try:
-        with torch.no_grad(), undisturbed(probe.model):
-            bare = probe.by_batch(outputs, probe.x)
-    except _NoFeatures:
+        bare = probe.logits(probe.x, outputs)
+    except _NoRows:
+        return None
+    if bare.shape != probe.clean.shape:
         return None
     one, other = (rows - rows.mean(1, keepdim=True) for rows in (bare.double(), probe.clean.double()))
     same = torch.nn.functional.cosine_similarity(one, other).min() > 1 - 1e-6
@@ -157,27 +161,19 @@ def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
 
 
 def fresh_head(probe: Probe, module: nn.Module) -> Model | None:
-    """The network with another last layer: ridge regression of the classes on what `module` gets, fitted on the probe.
+    """The network with a new last layer: ridge regression of the classes on the inputs of `module`, fitted on the probe.
 
-    Everything between the features and the logits is left out with it. module: the last layer with weights. None where
-    it is not part of a pass, or gets more than one tensor for all samples.
+    It leaves out everything between the features and the logits. module: the last layer with weights. None where it is
+    not part of a pass, or does not get one tensor for all samples.
     """
+    inputs = _reader(probe.model, module, inputs=True)
 
     def features(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, D)
-        seen: list[torch.Tensor] = []
-        handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            probe.model(x)
-        finally:
-            handle.remove()
-        if len(seen) != 1 or len(seen[0]) != len(x):
-            raise _NoFeatures
-        return seen[0].flatten(1).float()
+        return inputs(x).flatten(1)
 
     try:
-        with torch.no_grad(), undisturbed(probe.model):
-            known = probe.by_batch(features, probe.x)
-    except _NoFeatures:
+        known = probe.logits(probe.x, features)
+    except _NoRows:
         return None
     with torch.no_grad():
         mean = known.mean(0)

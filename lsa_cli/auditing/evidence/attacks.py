@@ -1,0 +1,206 @@
+"""Checks by attacks: attacks that must succeed on every honest network, and attacks that find what others missed."""
+
+import dataclasses
+import math
+
+import torch
+
+from lsa_cli.attacks import Attack, make_threat
+from lsa_cli.attacks.base import Model, undisturbed
+from lsa_cli.attacks.gradient import PGD
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.randomness import per_sample
+from lsa_cli.auditing.evidence.decision import Checked, beats, doubt, exceeds
+from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.special_attacks import OnGrid, on_grid
+from lsa_cli.report.schema import Finding
+from lsa_cli.stats import binomial_tail
+
+STEPS = 10  # of PGD
+DRAWS, DRAWN_STEPS = 8, 5  # of the smoothed surrogate
+
+# Shares that honest networks may show, for `exceeds`; our choices, with their reasons.
+ALLOWED_STUCK = (
+    0.02  # steps that overshoot: at most 0.8% for honest networks trained on digits, 0 for the sample networks
+)
+ALLOWED_NOISE = 0.05  # noise that breaks less is too weak for a comparison
+ALLOWED_ROUNDED = 0.1  # adversarial examples at the boundary; l1 changes of less than half a level
+
+
+def climbing(probe: Probe) -> tuple[torch.Tensor, Checked]:
+    """PGD on samples that are classified correctly: its best inputs (N, ...), and whether it increases the margin.
+
+    From the sample itself, in ten steps of a quarter of eps: the last margin must be larger than the first, except for 2%
+    of the samples. The share of single steps that decrease it is reported and is no finding, as large steps overshoot on
+    honest networks too.
+    """
+    attack = PGD(threat=probe.threat, steps=STEPS, random_start=False)
+    margins = []
+
+    def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+
+        def observed(inputs: torch.Tensor) -> torch.Tensor:
+            logits = probe.model(inputs)
+            seen.append(margin(logits.detach(), y))
+            return logits
+
+        x_adv = attack(observed, x, y, index=index, seed=probe.seed, goal="worst")
+        margins.append(torch.stack(seen))
+        return x_adv
+
+    with undisturbed(probe.model):
+        x_adv = probe.by_batch(perturb, probe.x, probe.y, probe.index)
+    path = torch.cat(margins, 1)  # (steps + 1, N)
+    stuck = int((path[-1] <= path[0] + probe.resolution).sum())
+    down = float((path[1:] < path[:-1]).float().mean())
+    finding = doubt(
+        "loss-does-not-rise",
+        f"{STEPS} steps along the gradient do not increase the margin for {stuck} of {len(probe)} samples: the gradient "
+        "does not increase the loss, and attacks that follow it find too little",
+        "attack without gradients (square), or through a smooth replacement for the operation that breaks the gradient",
+    )
+    saw = {"not risen": stuck, "share of steps downhill": down}
+    found = exceeds(stuck, len(probe), ALLOWED_STUCK)
+    return x_adv, Checked("loss along the steps", len(probe), saw, finding if found else None)
+
+
+def full_range(probe: Probe) -> Checked:
+    """Does more than chance stay correct when PGD may change the whole input range, and so can draw any image?
+
+    Chance is the share of one class: 1 / K, or that of the most frequent class here where it is larger.
+    """
+    threat = make_threat("linf", probe.full_range, probe.threat.bounds)
+    correct = len(probe.unbroken_by(PGD(threat=threat, steps=STEPS, random_start=False)))
+    chance = max(1 / probe.clean.shape[1], float(torch.bincount(probe.y).max()) / len(probe))
+    finding = doubt(
+        "full-range-survived",
+        f"{correct} of {len(probe)} samples stay correct when PGD may change every input without limit, and chance is "
+        f"{chance:.0%}: the attack fails on this network, so its result at eps has no meaning",
+        "read the other findings for the reason; attack without gradients (square), or through a smooth replacement",
+    )
+    saw = {"stay right": correct, "chance": chance}
+    return Checked("full range", len(probe), saw, finding if exceeds(correct, len(probe), chance) else None)
+
+
+def noise_of_equal_size(probe: Probe, x_adv: torch.Tensor) -> Checked:
+    """Is random noise of exactly the same size as strong as the attack, on samples that are classified correctly?
+
+    A finding in two cases. Noise breaks too many of the samples that the attack did not break, as in `beats`. Or noise breaks
+    more than 5%, the attack leaves more than 5%, and the samples that only the attack breaks do not outnumber those that
+    only noise breaks (one-sided sign test, 5%): gradients then gain nothing. Noise that breaks nothing proves nothing.
+    """
+    with per_sample(probe.seed, probe.index, "evidence"):
+        noisy = probe.threat.random_direction(probe.x, probe.threat.distance(x_adv, probe.x))
+    attacked, by_chance = probe.margin(x_adv) > 0, probe.margin(noisy) > 0
+    n, by_attack, by_noise = len(probe), int(attacked.sum()), int(by_chance.sum())
+    only_noise, only_attack = int((by_chance & ~attacked).sum()), int((attacked & ~by_chance).sum())
+    gains_nothing = (
+        exceeds(by_noise, n, ALLOWED_NOISE)
+        and exceeds(n - by_attack, n, ALLOWED_NOISE)
+        and binomial_tail(only_attack, only_attack + only_noise, 0.5) > 0.05
+    )
+    finding = doubt(
+        "noise-as-strong",
+        f"random noise of the same size as the perturbations of PGD breaks {by_noise} of {n} samples, {only_noise} of which "
+        f"PGD does not break; PGD breaks {by_attack}: its gradients gain little on this network",
+        "read the other findings for the reason; attack without gradients (square)",
+    )
+    saw = {"broken by noise": by_noise, "broken by the attack": by_attack, "by noise alone": only_noise}
+    found = gains_nothing or beats(only_noise, n - by_attack, n)
+    return Checked("noise of equal size", n, saw, finding if found else None)
+
+
+def rounding(probe: Probe, x_adv: torch.Tensor, samples: int) -> Checked:
+    """Do adversarial examples stay adversarial when they are saved with 8 bits per channel?
+
+    samples: their number, classified correctly or not. Rounding changes a pixel by half a level at most. More than 10%
+    lost is a finding: the attack then uses values that no image file holds.
+    """
+    before = probe.margin(x_adv) > 0
+    after = probe.margin(on_grid(x_adv)) > 0
+    n, lost = int(before.sum()), int((before & ~after).sum())
+    finding = doubt(
+        "lost-in-8-bits",
+        f"{lost} of {n} adversarial examples are classified correctly after rounding to 8 bits: saved as images, they do no harm",
+        "quote robust accuracy after rounding, or attack with a radius of whole levels",
+    )
+    saw = {
+        "lost": lost,
+        "robust accuracy": (len(probe) - n) / samples,
+        "robust accuracy after rounding": (len(probe) - int(after.sum())) / samples,
+    }
+    return Checked("rounding to 8 bits", n, saw, finding if exceeds(lost, n, ALLOWED_ROUNDED) else None)
+
+
+# ---- what the attacks missed: correct is the number of correct samples that the survivors stand for ----------
+
+
+def random_search(survivors: Probe, attack: Attack, correct: int) -> Checked:
+    """Does an attack that sees logits only break survivors of gradient attacks? Then gradients are masked."""
+    broken = len(survivors) - len(survivors.unbroken_by(attack))
+    finding = doubt(
+        "random-search-wins",
+        f"a short random search breaks {broken} of {len(survivors)} samples that are still robust after the gradient attacks: "
+        "the gradients are masked, and the robust accuracy is too high",
+        "add attacks without gradients (square with thousands of queries), or attack through a smooth replacement",
+    )
+    return _missed("random search", broken, survivors, correct, finding)
+
+
+def smoothed_surrogate(survivors: Probe, correct: int) -> Checked:
+    """Does PGD on the mean over noisy copies of the input break survivors of direct attacks?
+
+    Eight draws of normal noise, about half as long as the budget allows; log-odds of the mean logits; five steps. Noise
+    smooths kinks and jumps. On an honest network it only blurs the gradient, and the attack is weaker.
+    """
+    size = survivors.x[:1].numel()
+    sigma = survivors.threat.eps / 2 / {"linf": 1, "l2": math.sqrt(size), "l1": 0.8 * size}[survivors.threat.norm]
+
+    def smooth(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([survivors.model(x + sigma * torch.randn_like(x)) for _ in range(DRAWS)]).mean(0)
+
+    attack = PGD(threat=survivors.threat, steps=DRAWN_STEPS, random_start=False)
+    # Smaller batches, since DRAWS of them are in memory at once.
+    small = dataclasses.replace(survivors, batch_size=max(1, survivors.batch_size // DRAWS))
+    with torch.random.fork_rng(devices=[survivors.x.device] if survivors.x.is_cuda else []):
+        x_adv = small.run(attack, smooth)
+    broken = int((survivors.margin(x_adv) > 0).sum())
+    finding = doubt(
+        "smoothed-surrogate-wins",
+        f"an attack on a smoothed copy of the network breaks {broken} of {len(survivors)} samples that are still robust after "
+        "attacks on the network itself: its loss surface is rugged, which hides adversarial examples from gradients",
+        "attack the mean over noisy inputs, or without gradients (square with thousands of queries)",
+    )
+    return _missed("smoothed surrogate", broken, survivors, correct, finding)
+
+
+def on_the_grid(survivors: Probe, correct: int) -> Checked:
+    """Does PGD among images with 8 bits break survivors of attacks among all inputs? Then these met another network."""
+    broken = len(survivors) - len(survivors.unbroken_by(OnGrid(threat=survivors.threat)))
+    finding = doubt(
+        "grid-attack-wins",
+        f"a short attack on images with 8 bits per channel breaks {broken} of {len(survivors)} samples that are still robust "
+        "after attacks on all inputs: the network treats images differently from the inputs between them, and only "
+        "images occur in use",
+        "attack images: make the network round its inputs, with a gradient that passes through the rounding",
+    )
+    return _missed("grid attack", broken, survivors, correct, finding)
+
+
+def other_head(survivors: Probe, head: Model, correct: int) -> Checked:
+    """Does PGD on a new last layer, see `fresh_head`, break survivors of attacks on the logits? Then logits mislead."""
+    attack = PGD(threat=survivors.threat, steps=STEPS, random_start=False)
+    broken = len(survivors) - len(survivors.unbroken_by(attack, head))
+    finding = doubt(
+        "fresh-head-wins",
+        f"an attack on a new last layer behind the network's features breaks {broken} of {len(survivors)} samples that are still "
+        "robust after attacks on its logits: what follows the features hides how near the other classes are",
+        "attack the network without what follows its last layer, or with the loss of each other class",
+    )
+    return _missed("fresh head", broken, survivors, correct, finding)
+
+
+def _missed(name: str, broken: int, survivors: Probe, correct: int, finding: Finding) -> Checked:
+    found = beats(broken, len(survivors), correct)
+    return Checked(name, len(survivors), {"broken": broken}, finding if found else None)

@@ -1,0 +1,76 @@
+"""The result of a check, the one statistical rule of all checks, and the verdict over their findings."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lsa_cli.report.schema import CheckMade, Evidence, EvidenceVerdict, Finding
+from lsa_cli.stats import binomial_tail
+
+ALPHA = 0.001  # error of one check: fifteen checks together doubt an honest network in fewer than 1.5% of audits
+# The share of the samples that survive the gradient attacks which another attack may break by the luck of its random
+# start: one more PGD breaks 1.6% for mnist_cnn.pt at 0.1, a smoothed PGD 1.5% for mnist_cnn_at.pt at 0.3. And the share
+# of all samples: less than a point does not change the number that is quoted.
+ALLOWED_BETTER, ALLOWED_POINTS = 0.02, 0.01
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The result of a check on n samples (or layers, or attacks): the numbers that it saw, and its finding, if any."""
+
+    name: str
+    n: int
+    saw: Mapping[str, float]
+    finding: Finding | None = None
+
+
+def doubt(code: str, message: str, advice: str, level: Literal["doubtful", "invalid"] = "doubtful") -> Finding:
+    return Finding(code=code, level=level, message=message, advice=advice)
+
+
+def exceeds(count: int, n: int, allowed: float, alpha: float = ALPHA) -> bool:
+    """Whether count of n is more than a share `allowed` explains: one-sided exact binomial test at alpha.
+
+    Our choice for all checks. `allowed` is the smallest effect that matters, and covers what happens to honest networks
+    (ties, rounding, the luck of a random start). A network whose true share is at most `allowed` is doubted with
+    probability ALPHA at most. With allowed = 2% it takes 4 of 12, 6 of 48, 10 of 128, 36 of 1000.
+    """
+    return n > 0 and binomial_tail(count, n, allowed) < alpha
+
+
+def beats(broken: int, survivors: int, correct: int, allowed: float = ALLOWED_BETTER) -> bool:
+    """Whether an attack breaks so many survivors of the gradient attacks that those attacks must have failed.
+
+    Two tests by `exceeds`: more than `allowed` of the survivors, and more than 1% of the `correct` samples, which are
+    classified correctly without an attack. The first test alone would doubt a network that breaks nearly everywhere,
+    for the few samples that one run missed by luck.
+    """
+    return exceeds(broken, survivors, allowed) and exceeds(broken, correct, ALLOWED_POINTS)
+
+
+def verdict(findings: Sequence[Finding], quick: bool = False) -> EvidenceVerdict:
+    """The worst level of the findings. "trusted" means that there is no finding, not that the number is proven.
+
+    quick: the attacks were short, so that the number is not trusted even without a finding.
+    """
+    levels = {finding.level for finding in findings}
+    if levels:
+        return "invalid" if "invalid" in levels else "doubtful"
+    return "quick look" if quick else "trusted"
+
+
+def evidence_of(checked: Sequence[Checked], quick: bool = False) -> Evidence:
+    """The part of the report: a row for each check, and all findings, invalid ones first. quick: see `verdict`."""
+    findings = [check.finding for check in checked if check.finding is not None]
+    findings.sort(key=lambda finding: finding.level != "invalid")
+    rows = [
+        CheckMade(
+            name=check.name,
+            n=check.n,
+            saw={key: float(value) if math.isfinite(value) else None for key, value in check.saw.items()},
+            findings=[] if check.finding is None else [check.finding.code],
+        )
+        for check in checked
+    ]
+    return Evidence(verdict=verdict(findings, quick), findings=findings, checks=rows)
