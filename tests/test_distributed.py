@@ -262,6 +262,21 @@ def test_torchrun_reports_what_one_process_does_and_gates_it(lsa, tmp_path):  # 
     assert (three.out, said(three)) == (one.out, one.err.splitlines())
 
 
+def test_two_processes_decide_limits_from_the_samples_of_one(lsa, tmp_path):  # noqa: F811
+    options = ("audit", MOON, "--threads", 1, "--gate-only", "--attack", "fgsm", "--attack", "pgd:steps=3",
+               "--fail-under", "robust=0.2", "--fail-under", "clean=0.99", "--quiet", "--json")  # fmt: skip
+    two = call(*options, "two.json", "--nproc", 2, cwd=tmp_path)
+    one = lsa(*options, "one.json")
+    assert (one.code, two.code) == (1, 1), two.err
+    mine, theirs = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert 0 < mine["early"]["used"] < mine["early"]["population"]
+    assert [gate["passed"] for gate in mine["gates"]] == [True, False]
+    for report in (mine, theirs):
+        del report["early"]["full_seconds"]  # an estimate from the time that the run took
+    agree(plain(mine), plain(theirs))
+    assert (two.out, said(two)) == (one.out, one.err.splitlines())
+
+
 def test_two_processes_harden_as_one(lsa, tmp_path):  # noqa: F811
     options = ("harden", MOON, "--threads", 1, "-n", 60, "--epochs", 2, "--batch-size", 33, "--out")
     two = call(*options, "two.pt", "--nproc", 2, cwd=tmp_path)
@@ -310,6 +325,22 @@ OWN = (
 )
 
 
+LATE = """
+import os, time, torch
+
+class Late(torch.nn.Sequential):
+    passes = 0
+
+    def forward(self, x):
+        self.passes += 1
+        if os.environ.get("RANK") == "1" and self.passes == int(os.environ["LATE_AT"]):
+            now = time.monotonic
+            time.monotonic = lambda: now() + 3600
+        return super().forward(x)
+
+def build():
+    return Late(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+"""
 KILLED = (
     "lsa: error: rank 1 of 2 was killed by SIGKILL, and the others were stopped; to continue, run the same command with "
     "--resume"
@@ -365,6 +396,28 @@ def test_a_killed_rank_ends_the_audit_and_it_goes_on(fragile, lsa, monkeypatch):
     alone = lsa(*options, "one.json")
     assert alone.code == 0, alone.err
     same_report(fragile / "one.json", fragile / "two.json")
+
+
+def test_a_time_budget_that_ends_on_one_rank_leaves_a_valid_report(fragile):
+    (fragile / "own.py").write_text(LATE)
+    result = call(
+        "audit", *OWN, "-n", 200, "--batch-size", 7, "--attack", "fgsm", "--attack", "pgd:steps=3", "--noise", "gaussian",
+        "--budget", "30m", "--quiet", "--json", "a.json", "--samples", "a.csv", "--nproc", 2,
+        cwd=fragile, env={"LATE_AT": "130"},
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    report = json.loads((fragile / "a.json").read_text())
+    n = report["data"]["n"]
+    assert report["status"] == "complete"
+    assert 64 <= n < 200
+    assert {outcome["name"]: outcome["robust"]["n"] for outcome in report["outcomes"]} == dict.fromkeys(
+        ("fgsm", "pgd", "gaussian"), n
+    )
+    assert report["verdict"]["robust"]["n"] == report["verdict"]["clean"]["n"] == n
+    assert len(set(report["samples"]["index"])) == n
+    assert "evidence" in report["not_run"]
+    [warning] = [warning["message"] for warning in report["warnings"] if warning["code"] == "fewer-samples"]
+    assert warning.startswith(f"the time budget was exhausted after {n} of 200 samples")
 
 
 def test_what_the_user_can_mend_is_said_once(fragile):

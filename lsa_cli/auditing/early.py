@@ -14,7 +14,7 @@ from lsa_cli.auditing.execution import Progress
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import BlockResult
-from lsa_cli.auditing.run import run_audit
+from lsa_cli.auditing.run import run_audit, why_it_ended
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
@@ -141,19 +141,22 @@ class GateRule:
         return results
 
     def complete(self, report: AuditReport, total: BlockResult) -> None:
-        """Add the decisions to the report, and what they are about."""
-        used, size = len(total), len(self.plan.index)
+        """Add the decisions to the report, and why the run ended."""
+        used, size, met = len(total), len(self.plan.index), self.is_met(total)
         full_seconds = round(report.seconds / used * size, 1)
         report.early = Early(used=used, population=size, alpha=self.alpha, full_seconds=full_seconds)
         report.data.selection = f"the first {used:,} of {size:,} in random order, seed {self.plan.seed}"
-        report.verdict.statement += f" It is of a --gate-only run, which stopped after {used:,} of {size:,} samples because they decided the limits."
-        report.warnings.append(
-            Warning(
-                code="gate-only",
-                message=f"{used:,} of {size:,} samples decided the limits (wrongly with a chance of {self.alpha:g} at most); "
-                "rates and intervals elsewhere in this report are for orientation, since they ended the run",
-            )
+        why = "they decided the limits" if met else why_it_ended(report.status)
+        report.verdict.statement += (
+            f" It is of a --gate-only run, which took {used:,} of {size:,} samples because {why}."
         )
+        message = (
+            f"{used:,} of {size:,} samples decided the limits (wrongly with a probability of at most {self.alpha:g}); other "
+            "rates and intervals in this report are for orientation only, because the run stopped at these numbers"
+            if met
+            else f"{why} after {used:,} of {size:,} samples, before every limit was decided"
+        )
+        report.warnings.append(Warning(code="gate-only", message=message))
         report.gates = self.decide(total)
 
 

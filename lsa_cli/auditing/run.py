@@ -217,12 +217,18 @@ class _Audit:
             raise
 
 
+def why_it_ended(status: str) -> str:
+    """Why an audit of this status has fewer samples than planned."""
+    return {
+        "complete": "the time budget was exhausted",
+        "interrupted": "the audit was interrupted",
+        "running": "the audit is still running",
+    }.get(status, "the audit failed")
+
+
 def _fewer(status: str, taken: int, planned: int) -> Warning:
-    why = {"complete": "the time budget was exhausted", "interrupted": "the audit was interrupted"}.get(
-        status, "the audit failed"
-    )
     message = (
-        f"{why} after {taken:,} of {planned:,} samples; they are a random part of all, so the numbers are valid and their "
+        f"{why_it_ended(status)} after {taken:,} of {planned:,} samples; they are a random part of all, so the numbers are valid and their "
         "intervals wider"
     )
     return Warning(code="fewer-samples", message=message)

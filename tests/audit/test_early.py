@@ -46,6 +46,14 @@ def plan_of(task, gate, **options):
     return make_plan(body, settings_from({**given, "gate": gate}), {}, data=(x, y))
 
 
+def why_of(report):
+    """Why the run ended, as its statement says. A warning says it too."""
+    why = report.verdict.statement.rpartition(" samples because ")[2].rstrip(".")
+    (warning,) = [warning.message for warning in report.warnings if warning.code == "gate-only"]
+    assert why in warning or why == "they decided the limits"
+    return why
+
+
 @pytest.fixture(scope="module")
 def full(task):
     return run_audit(plan_of(task, {}))
@@ -78,7 +86,7 @@ def test_it_stops_as_soon_as_all_are_decided(task, full):
     low, high = confidence_sequence(report.verdict.robust.count, used, N, 0.02 / 2)
     assert (report.gates[0].low, report.gates[0].high) == (low, high)
     assert low >= robust - 0.15
-    assert [warning.code for warning in report.warnings].count("gate-only") == 1
+    assert why_of(report) == "they decided the limits"
     assert report.verdict.robust.count == sum(row.robust.count for row in report.verdict.classes)
     assert report.cascade[-1].robust == report.verdict.robust
 
@@ -117,6 +125,8 @@ def test_time_that_is_over_decides_nothing(task):
     assert report.early.used == 64
     assert not report.gates[0].passed
     assert "takes" not in report.gates[0].message
+    assert why_of(report) == "the time budget was exhausted"
+    assert "decided the limits" not in report.to_json()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,9 @@ def test_an_interrupted_run_tells_what_it_has(task):
     assert (told[-1].status, told[-1].early.used) == ("interrupted", 64)
     assert [stage.attack for stage in told[-1].cascade] == ["fgsm"]
     assert told[-1].gates[0].state == "undecided"
+    assert why_of(told[-1]) == "the audit was interrupted"
+    assert why_of(told[0]) == "the audit is still running"
+    assert "decided the limits" not in told[-1].to_json()
 
 
 def test_an_attack_that_nothing_was_left_for(task):
