@@ -1,7 +1,7 @@
 """Auto-PGD (arXiv 2003.01690, Algorithm 1) in linf and l2, and its l1 variant (arXiv 2103.01208, Algorithm 1).
 
-A run compares losses, and moves along signs, unit vectors or largest entries of gradients: any rising function of a
-loss gives the same run. So the log-odds of `losses.cross_entropy` stand for the cross-entropy.
+A run compares losses, and steps along signs, unit vectors or largest entries of gradients. So any increasing function of a
+loss gives the same run, and the log-odds of `losses.cross_entropy` replace the cross-entropy.
 """
 
 import dataclasses
@@ -12,28 +12,27 @@ from typing import ClassVar
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_gradient, expected_logits
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, expected_gradient, expected_logits
 from lsa_cli.attacks.losses import DLR_CLASSES, LOSSES, Loss, targeted_dlr
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.search import Search
-from lsa_cli.attacks.threat import Threat, per_sample
-from lsa_cli.errors import UsageError
+from lsa_cli.attacks.threat import Threat, as_rows, per_sample
 
-ALPHA = 0.75  # the share of the gradient step; the rest repeats the last movement
-RHO = 0.75  # condition 1: the share of steps that have to rise
-CHECK_EVERY = 0.04  # l1: of the steps
-SPARSER = 1.5  # l1: a step moves this many times fewer inputs than the best point did
-FEWER = 0.95  # l1: the best point has become sparser where it moves less than this share of the inputs it moved
+ALPHA = 0.75  # weight of the gradient step; the rest is momentum
+RHO = 0.75  # condition 1: the least share of steps that increase the loss
+CHECK_EVERY = 0.04  # l1: share of the steps between two checkpoints
+SPARSER = 1.5  # l1: a step changes this many times fewer inputs than the best point does
+FEWER = 0.95  # l1: the best point is sparser if it changes less than this share of the inputs that it changed before
 SHORTER = 1.5  # l1: otherwise the step size is divided by this,
 SHORTEST = 0.1  # down to this share of the first
-# After which share of the steps a run is given up below which targeted DLR: twice as far from zero as any run stood
-# there that broke its sample later (benchmarks/RESULTS.md).
+# (share of the steps, targeted DLR below which a run is given up): twice as far from zero as any run at that step which
+# broke its sample later (benchmarks/RESULTS.md).
 HOPELESS = ((0.41, -0.43), (0.57, -0.24))
-LONG = 50  # steps from which on that is asked
+LONG = 50  # shorter runs are never given up
 
 
 def checkpoints(steps: int) -> list[int]:
-    """w_0, w_1, ... = ceil(p_j * steps); in whole hundredths, as 0.22 * 100 is more than 22 in binary."""
+    """w_0, w_1, ... = ceil(p_j * steps), with p_j in whole hundredths, because 0.22 * 100 exceeds 22 in floating point."""
     points, p, gap = [0], 22, 22
     while p <= 100:
         points.append(-(-p * steps // 100))
@@ -49,7 +48,7 @@ def stages(norm: str, steps: int) -> list[tuple[int, int]]:
 
 
 class _Run:
-    """Where a run stands. Every attribute is a tensor with a row for each sample still worked on, (M, ...) or (M,).
+    """The state of a run. Every attribute is a tensor with a row for each sample that is still attacked, (M, ...) or (M,).
 
     x_adv is x^(k), before x^(k-1), best x_max, best_value f_max, length the step size eta.
     """
@@ -60,46 +59,44 @@ class _Run:
         self.value, self.best_value = torch.full_like(length, torch.inf), torch.full_like(length, -torch.inf)
         self.length = length
 
-    def keep_up(self, search: Search) -> None:
-        """Drop the rows that the search drops."""
-        vars(self).update(zip(vars(self), search.still(*vars(self).values()), strict=True))
-
-    def drop(self, search: Search, rows: torch.Tensor) -> None:
-        """Drop these rows, (M,) bool."""
-        vars(self).update(zip(vars(self), search.drop(rows, *vars(self).values()), strict=True))
+    def drop(self, search: Search, rows: torch.Tensor | None = None) -> None:
+        """Drop these rows, (M,) bool; by default those that the search drops."""
+        state = tuple(vars(self).values())
+        kept = search.still(*state) if rows is None else search.drop(rows, *state)
+        vars(self).update(zip(vars(self), kept, strict=True))
 
     def observe(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
-        """Take in the gradient and the loss (M,) at x_adv. A NaN is never the best."""
+        """Add the gradient and the loss (M,) at x_adv. A NaN is never the best."""
         self.gradient, self.value = gradient.nan_to_num(0), value
         better = value > self.best_value
-        rows = better.reshape(-1, *[1] * (gradient.ndim - 1))
+        rows = as_rows(better, gradient)
         self.best = torch.where(rows, self.x_adv, self.best)
         self.best_gradient = torch.where(rows, self.gradient, self.best_gradient)
         self.best_value = torch.where(better, value, self.best_value)
 
     def go_back(self, to_best: torch.Tensor) -> None:
-        """Restart from the best point, for those samples (M,)."""
-        rows = to_best.reshape(-1, *[1] * (self.x_adv.ndim - 1))
+        """Continue from the best point, for these samples (M,) bool."""
+        rows = as_rows(to_best, self.x_adv)
         self.x_adv = torch.where(rows, self.best, self.x_adv)
         self.gradient = torch.where(rows, self.best_gradient, self.gradient)
         self.value = torch.where(to_best, self.best_value, self.value)
 
-    def turn(self) -> None:
-        """From the copy to the network itself: on from the best point, whose loss on the network is not known yet."""
+    def leave_copy(self) -> None:
+        """Continue on the network itself from the best point, whose loss on the network is not known yet."""
         self.x_adv = self.best
         self.value, self.best_value = torch.full_like(self.value, torch.inf), torch.full_like(self.value, -torch.inf)
 
     def check(self, x: torch.Tensor, since: int) -> None:
-        """At a checkpoint, `since` steps after the last one."""
+        """Adapt the step size at a checkpoint, `since` steps after the last one."""
         raise NotImplementedError
 
     def move(self, x: torch.Tensor, threat: Threat, k: int) -> None:
-        """From x^(k) to x^(k+1)."""
+        """Step from x^(k) to x^(k+1)."""
         raise NotImplementedError
 
 
 class _Dense(_Run):
-    """linf and l2. rises: how often f rose since the last checkpoint; highest: f_max there; halved: eta was, there."""
+    """linf and l2. rises: how often f rose since the last checkpoint; highest: f_max there; halved: whether eta was."""
 
     def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> None:
         super().__init__(x_adv, 2 * eps)
@@ -127,28 +124,28 @@ class _Dense(_Run):
 
 
 class _Sparse(_Run):
-    """l1. moves: how many inputs x_max moves, at the last check; longest: the first step size."""
+    """l1. changed: how many inputs x_max changed at the last checkpoint; longest: the first step size."""
 
     def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> None:
         super().__init__(x_adv, eps)
-        self.longest, self.moves = eps, self._moves(x)
+        self.longest, self.changed = eps, self._changed(x)
 
-    def _moves(self, x: torch.Tensor) -> torch.Tensor:
+    def _changed(self, x: torch.Tensor) -> torch.Tensor:
         return (self.best != x).flatten(1).sum(1)
 
     def check(self, x: torch.Tensor, since: int) -> None:
-        moves = self._moves(x)
-        sparser = moves < FEWER * self.moves
+        changed = self._changed(x)
+        sparser = changed < FEWER * self.changed
         shorter = torch.maximum(self.length / SHORTER, SHORTEST * self.longest)
-        self.length, self.moves = torch.where(sparser, self.longest, shorter), moves
+        self.length, self.changed = torch.where(sparser, self.longest, shorter), changed
         self.go_back(sparser)
 
     def move(self, x: torch.Tensor, threat: Threat, k: int) -> None:
-        """Along the signs of the largest entries of the gradient, alike in each."""
+        """Step along the signs of the largest entries of the gradient, with the same length in each."""
         flat = self.gradient.flatten(1)
         size = flat.abs()
-        fewer = (self.moves / SPARSER).ceil().long()
-        count = torch.minimum(fewer, self.moves - 1).clamp_min(1)  # rounded up, two would stay two (ours)
+        fewer = (self.changed / SPARSER).ceil().long()
+        count = torch.minimum(fewer, self.changed - 1).clamp_min(1)  # rounding up would keep two at two (ours)
         least = size.sort(dim=1, descending=True).values.gather(1, count[:, None] - 1)
         signs = torch.where(size >= least, flat.sign(), 0.0)
         step = signs / signs.abs().sum(1, keepdim=True).clamp_min(1)
@@ -158,10 +155,10 @@ class _Sparse(_Run):
 @ATTACKS.register("apgd-ce")
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD on the cross-entropy: no step size to tune.
+    """Auto-PGD on the cross-entropy, which adapts its step size.
 
-    restarts: random starts, the worst case for each sample. eot: passes through a stochastic network that each gradient is
-    the mean of. linf and l2 start at a uniformly random point of the ball (the official code: near its border).
+    restarts: random starts; the worst case of each sample counts. eot: number of passes through a stochastic network whose
+    mean is a gradient. Runs in linf and l2 start at a uniformly random point of the ball (the official code: near its border).
     """
 
     role = "gradient"
@@ -175,22 +172,20 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "restarts", "eot"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"apgd: {name} must be at least 1, not {getattr(self, name)}")
+        at_least_one("apgd", steps=self.steps, restarts=self.restarts, eot=self.eot)
 
     @property
     def passes(self) -> float:
-        return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate is looked at, without a gradient
+        return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate needs no gradient
 
-    def _climbed(self, model: Model, search: Search) -> Iterator[Loss]:
+    def _losses(self, model: Model, search: Search) -> Iterator[Loss]:
         """The loss of each run."""
         for _ in range(self.restarts):
             yield LOSSES.get(self.loss)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
-        for loss in self._climbed(model, search):
+        for loss in self._losses(model, search):
             search.still()
             if search.is_over:
                 break
@@ -200,9 +195,9 @@ class APGD(Attack):
 
     def _run(self, model: Model, search: Search, loss: Loss) -> None:
         sparse = self.threat.norm == "l1"
-        # A normal step cut to the ball moves few inputs, a uniform point of the l1 ball all: half as strong.
+        # In l1, a projected normal step changes few inputs; a uniform point of the ball changes all and is half as strong.
         x_adv = search.x + normal_like(search.x) if sparse else search.threat.sample(search.x)
-        before = 0  # steps of the stages that are over
+        before = 0  # steps of the earlier stages
         for factor, steps in stages(self.threat.norm, self.steps):
             threat = _widened(search.threat, factor)
             eps = torch.as_tensor(threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(len(x_adv))
@@ -214,12 +209,12 @@ class APGD(Attack):
                 was_on_copy = search.is_on_copy
                 network = search.network_at(model, (before + k) / self.steps)
                 if was_on_copy and not search.is_on_copy:
-                    run.turn()
+                    run.leave_copy()
                 gradient, logits, value = expected_gradient(network, run.x_adv, search.y, loss, self.eot)
                 run.observe(gradient, value)
                 if factor == 1:
                     search.offer(run.x_adv, logits)
-                run.keep_up(search)
+                run.drop(search)
                 if search.is_over:
                     return
                 if k in since:
@@ -241,7 +236,7 @@ def _widened(threat: Threat, factor: int) -> Threat:
 @ATTACKS.register("apgd-dlr")
 @dataclass(frozen=True)
 class APGDDLR(APGD):
-    """Auto-PGD on the difference of logits ratio: a rescaling of the logits does not mask its gradient."""
+    """Auto-PGD on the difference of logits ratio, whose gradient does not depend on the scale of the logits."""
 
     loss: ClassVar[str] = "dlr"
 
@@ -251,25 +246,24 @@ class APGDDLR(APGD):
 class TargetedAPGD(APGD):
     """Auto-PGD on the targeted DLR, towards each of the `targets` wrong classes with the largest clean logits.
 
-    Its aim is not targeted: any wrong class breaks a sample. With fewer wrong classes each of them is a target.
-    With goal "break" a linf run is given up where its loss is hopelessly far from zero (our choice). The loss does not
-    depend on the scale of the logits; where it does, with fewer than four classes, every run is finished.
+    Any wrong class breaks a sample. With fewer wrong classes than `targets`, each one is a target. With goal "break" a linf
+    run is given up where its loss is hopelessly far from zero (our choice), except with fewer than four classes, where the
+    loss depends on the scale of the logits.
     """
 
     targets: int = 9
     hopeless: ClassVar[tuple[tuple[float, float], ...]] = HOPELESS
-    on_copy: ClassVar[float] = HOPELESS[0][0]  # so that the network itself decides what is given up
+    on_copy: ClassVar[float] = HOPELESS[0][0]  # so that the network itself decides which runs are given up
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.targets < 1:
-            raise UsageError(f"apgd-t: targets must be at least 1, not {self.targets}")
+        at_least_one("apgd-t", targets=self.targets)
 
     @property
     def passes(self) -> float:
         return self.targets * super().passes + 0.4 * self.eot
 
-    def _climbed(self, model: Model, search: Search) -> Iterator[Loss]:
+    def _losses(self, model: Model, search: Search) -> Iterator[Loss]:
         logits = expected_logits(model, search.x, self.eot)
         search.offer(search.x, logits)
         wrong = logits.scatter(1, search.y[:, None], -torch.inf)
@@ -279,5 +273,5 @@ class TargetedAPGD(APGD):
 
 
 def _towards(target: torch.Tensor, search: Search) -> Loss:
-    """Targeted DLR for the classes `target` (N,) of the whole batch, on the samples still worked on."""
+    """Targeted DLR towards the classes `target` (N,) of the whole batch, for the samples that are still attacked."""
     return lambda logits, y: targeted_dlr(logits, y, target[search.rows])

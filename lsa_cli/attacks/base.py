@@ -1,8 +1,8 @@
 """Attack: hyperparameters as a frozen value, called with (model, x, y).
 
-A writer subclasses `Attack`, implements `perturb(model, x, y) -> x_adv` and registers the class. Draw random
-numbers with `uniform_like` and `normal_like`: they depend on the sample, not on its batch. (The global generator
-works too and is seeded for each call, but then the batch size changes the numbers.)
+To write one, subclass `Attack`, implement `perturb(model, x, y) -> x_adv` and register the class. Draw random numbers
+with `uniform_like` and `normal_like`: they depend on the sample and not on its batch. (The global generator is seeded
+for each call too, but the batch size changes its numbers.)
 """
 
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ Role = Literal["one-step", "gradient", "search", "other"]
 
 @dataclass(frozen=True)
 class Attack:
-    """An algorithm that changes an input.
+    """An algorithm that perturbs inputs.
 
     kind: "budget" searches within the threat model; "minimal" searches for the smallest perturbation that changes the
     class, which counts where it is within the threat model; "noise" does not query the network. uses_gradient: whether it
     needs the input gradient. norms: the norms that the attack is defined for.
-    role: what the evidence compares it as: an attack of one step, one that follows gradients, or one that searches
+    role: how the evidence compares it: as an attack of one step, as one that follows gradients, or as one that searches
     without them; "other" is not compared.
     on_copy: the share of the steps of each run that query an optimized copy of the network, if there is one, through
     `Search.network_at`. All other steps query the network itself.
@@ -55,20 +55,22 @@ class Attack:
 
     @property
     def passes(self) -> float:
-        """Forward + input-gradient passes a sample costs: for progress and time estimates only."""
+        """Passes (forward and input gradient) for one sample: an estimate, for progress and time."""
         return 1.0
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its hyperparameters as a run uses them: a default of None is the value it stands for, and what a run does
-        not use is left out. The threat model and the range of inputs are not among them."""
+        """The hyperparameters as a run uses them, without the threat model and the range of inputs.
+
+        A default of None is replaced by its value, and what a run does not use is left out.
+        """
         return {
             field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("threat", "bounds")
         }
 
     @property
     def begins_on_copy(self) -> bool:
-        """Whether a faster copy of the network is of use to it."""
+        """Whether the attack queries an optimized copy of the network, if there is one."""
         return self.on_copy > 0
 
     @final
@@ -83,11 +85,10 @@ class Attack:
         goal: Goal = "worst",
         copy: Model | None = None,
     ) -> torch.Tensor:
-        """Perturb x (N, ...) with labels y (N,); the result is detached and the model is as it was.
+        """Perturb x (N, ...) with labels y (N,). The result is detached; the model and the gradients of its parameters stay.
 
-        index: (N,) each sample's place in its data set, which with `seed` fixes its random numbers;
-        default 0 .. N-1. goal: see `Search`. copy: an optimized copy of the network, for the share `on_copy` of the
-        steps. Gradients with respect to parameters are neither computed nor touched.
+        index: (N,) the place of each sample in its data set, which with `seed` fixes its random numbers; default 0 .. N-1.
+        goal: see `Search`. copy: an optimized copy of the network, for the share `on_copy` of the steps.
         """
         return self.run(model, x, y, index=index, seed=seed, goal=goal, copy=copy)[0]
 
@@ -103,9 +104,9 @@ class Attack:
         goal: Goal = "worst",
         copy: Model | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `__call__`. Returns (N, ...) perturbed inputs and (N,) int32, the query that first found each adversarial example.
+        """As `__call__`. Also returns (N,) int32: the query that found the first adversarial example of each sample, from 1.
 
-        0 where there is none, or the attack keeps no `Search`.
+        It is 0 where there is none, and for attacks without a `Search`.
         """
         threat: Threat | None = getattr(self, "threat", None)
         if len(x) == 0 or (threat is not None and not torch.as_tensor(threat.eps).any()):
@@ -126,6 +127,13 @@ class Attack:
         return x_adv, found_at[0] if found_at else torch.zeros(len(x), dtype=torch.int32, device=x.device)
 
 
+def at_least_one(attack: str, **values: int) -> None:
+    """Raise UsageError for a hyperparameter below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise UsageError(f"{attack}: {name} must be at least 1, not {value}")
+
+
 ATTACKS: Registry[type[Attack]] = Registry("attack")
 NOISES: Registry[type[Attack]] = Registry("noise")
 CORRUPTIONS: Registry[type[Attack]] = Registry("corruption")
@@ -133,7 +141,7 @@ CORRUPTIONS: Registry[type[Attack]] = Registry("corruption")
 
 @contextmanager
 def undisturbed(model: Model | None) -> Iterator[None]:
-    """Within: evaluation mode, parameters frozen. After: every module's mode and every flag as before."""
+    """A context in which the model is in evaluation mode and its parameters are frozen; afterwards all is as before."""
     if not isinstance(model, nn.Module):
         yield
         return
@@ -152,9 +160,9 @@ def undisturbed(model: Model | None) -> Iterator[None]:
 
 
 def input_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
-    """One forward and one backward pass: the gradient of the loss at x (N, ...), and the logits (N, K).
+    """The gradient of the loss at x (N, ...), and the logits (N, K), by one forward and one backward pass.
 
-    Raises NumericalError when the output does not depend on the input in a way that autograd sees.
+    Raises NumericalError where the network detaches its output from the input.
     """
     gradient, logits, _ = expected_gradient(model, x, y, loss)
     return gradient, logits
@@ -163,7 +171,7 @@ def input_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -
 def expected_gradient(
     model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss, draws: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `input_gradient`, with the loss (N,) as a third; of a random network, each is its mean over `draws` passes."""
+    """As `input_gradient`, and the loss (N,). Each is the mean over `draws` passes, for stochastic networks."""
 
     def draw() -> tuple[torch.Tensor, ...]:
         leaf = x.detach().requires_grad_(True)
@@ -176,9 +184,9 @@ def expected_gradient(
 
 
 def slope(value: torch.Tensor, x: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-    """The gradient (N, ...) at x of a sum over samples. Raises NumericalError where autograd sees no way to x."""
+    """The gradient (N, ...) at x of a sum over samples. Raises NumericalError where the sum is detached from x."""
     gradient = None
-    if value.requires_grad:  # perhaps of something else in the network alone
+    if value.requires_grad:  # still None where only other tensors of the network require it
         with backward_of_network():
             (gradient,) = torch.autograd.grad(value, x, retain_graph=retain_graph, allow_unused=True)
     if gradient is None:
@@ -191,12 +199,12 @@ def slope(value: torch.Tensor, x: torch.Tensor, retain_graph: bool = False) -> t
 
 @torch.no_grad()
 def expected_logits(model: Model, x: torch.Tensor, draws: int = 1) -> torch.Tensor:
-    """(N, K) logits; of a random network, their mean over `draws` passes."""
+    """(N, K) logits: the mean over `draws` passes, for stochastic networks."""
     return _mean(lambda: (model(x),), draws)[0]
 
 
 def _mean(draw: Callable[[], tuple[torch.Tensor, ...]], draws: int) -> tuple[torch.Tensor, ...]:
-    """Expectation over transformation (EoT, arXiv 1707.07397): each of the tensors, averaged over the draws."""
+    """Expectation over transformation (EoT, arXiv 1707.07397): the mean of each tensor over the draws."""
     sums = draw()
     for _ in range(draws - 1):
         sums = tuple(total + new for total, new in zip(sums, draw(), strict=True))

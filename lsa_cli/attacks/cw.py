@@ -1,10 +1,10 @@
-"""Carlini & Wagner's l2 attack (arXiv 1608.04644): Adam on distance plus weighted margin."""
+"""Carlini & Wagner's l2 attack (arXiv 1608.04644): Adam on the distance plus the weighted margin."""
 
 from dataclasses import dataclass
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, input_gradient
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, input_gradient
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Nearest
 from lsa_cli.attacks.threat import Threat
@@ -16,10 +16,10 @@ _DECAY, _DECAY_SQUARE, _TINY = 0.9, 0.999, 1e-8  # Adam as published (arXiv 1412
 @ATTACKS.register("cw")
 @dataclass(frozen=True)
 class CW(Attack):
-    """min ||d||^2 + weight * max(0, -margin(x + d)), the weight found by a binary search for each sample.
+    """Minimises ||d||^2 + weight * max(0, -margin(x + d)), with a binary search of the weight for each sample.
 
-    The range is kept by x + d = middle + half * tanh(z); without a range z is d itself. A descent ends early for
-    the samples (the authors: for batches) whose objective fell by less than 1/10,000 within a tenth of the steps.
+    x + d = middle + half * tanh(z) stays in the input range; without a range z is d itself. A descent ends early for
+    samples (in the authors' code: for batches) whose objective fell by less than 1/10,000 within a tenth of the steps.
     """
 
     role = "gradient"
@@ -34,14 +34,13 @@ class CW(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.searches < 1:
-            raise UsageError(f"cw: steps and searches must be at least 1, not {self.steps} and {self.searches}")
+        at_least_one("cw", steps=self.steps, searches=self.searches)
         if self.lr <= 0 or self.initial_weight <= 0:
             raise UsageError("cw: lr and initial_weight must be positive")
 
     @property
     def passes(self) -> float:
-        return 0.5 * self.searches * self.steps  # about half of the steps are saved by ending early
+        return 0.5 * self.searches * self.steps  # descents that end early save about half of the steps
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Nearest(x, y, self.threat)
@@ -52,27 +51,29 @@ class CW(Attack):
         for _ in range(self.searches):
             if search.is_over:
                 break
-            broke, low, high, weight = self._descend(model, search, low, high, weight)
-            high, low = torch.where(broke, weight, high), torch.where(broke, low, weight)
+            broken, low, high, weight = self._descend(model, search, low, high, weight)
+            high, low = torch.where(broken, weight, high), torch.where(broken, low, weight)
             weight = torch.where(high.isfinite(), (low + high) / 2, 10 * weight)
         return search.x_adv
 
     def _descend(
         self, model: Model, search: Nearest, low: torch.Tensor, high: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """One run of Adam: which samples broke (M,), and the state of the binary search, cut down as `search` is."""
+        """One run of Adam: which samples it broke (M,) bool, and the state of the binary search for those still attacked."""
         z = self._to_z(search.x)
         mean, square, x_adv = torch.zeros_like(z), torch.zeros_like(z), search.x
         logits = torch.empty(0)
-        broke, going = torch.zeros_like(weight, dtype=torch.bool), torch.ones_like(weight, dtype=torch.bool)
+        broken, going = torch.zeros_like(weight, dtype=torch.bool), torch.ones_like(weight, dtype=torch.bool)
         previous = torch.full_like(weight, torch.inf)
-        here = torch.arange(len(z), device=z.device)  # those whose descent goes on
+        here = torch.arange(len(z), device=z.device)  # samples whose descent continues
         for step in range(1, self.steps + 1):
-            gradient, image, seen, objective = self._look(model, z[here], search.x[here], search.y[here], weight[here])
-            logits = seen if step == 1 else logits.index_copy(0, here, seen)
+            gradient, image, new_logits, objective = self._evaluate(
+                model, z[here], search.x[here], search.y[here], weight[here]
+            )
+            logits = new_logits if step == 1 else logits.index_copy(0, here, new_logits)
             x_adv = x_adv.index_copy(0, here, image)
             search.offer(x_adv, logits)
-            broke[here] |= margin(seen, search.y[here]) > 0
+            broken[here] |= margin(new_logits, search.y[here]) > 0
             mean[here] = _DECAY * mean[here] + (1 - _DECAY) * gradient
             square[here] = _DECAY_SQUARE * square[here] + (1 - _DECAY_SQUARE) * gradient.square()
             deviation = (square[here] / (1 - _DECAY_SQUARE**step)).sqrt() + _TINY
@@ -80,39 +81,39 @@ class CW(Attack):
             if step % max(1, self.steps // 10) == 0:
                 going[here] = objective <= 0.9999 * previous[here]
                 previous[here] = objective
-            worked_on = len(search.rows)
-            z, mean, square, x_adv, logits, broke, going, previous, low, high, weight = search.still(
-                z, mean, square, x_adv, logits, broke, going, previous, low, high, weight
+            attacked = len(search.rows)
+            z, mean, square, x_adv, logits, broken, going, previous, low, high, weight = search.still(
+                z, mean, square, x_adv, logits, broken, going, previous, low, high, weight
             )
-            if step % max(1, self.steps // 10) == 0 or len(search.rows) < worked_on:
+            if step % max(1, self.steps // 10) == 0 or len(search.rows) < attacked:
                 here = going.nonzero().squeeze(1)
                 if len(here) == 0:
                     break
-        return broke, low, high, weight
+        return broken, low, high, weight
 
-    def _look(
+    def _evaluate(
         self, model: Model, z: torch.Tensor, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradient by z, the image that z stands for, its logits, and the objective (M,)."""
+        """The gradient with respect to z, the image of z, its logits, and the objective (M,)."""
         image, slope = self._to_image(z, x)
 
-        def pull(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        def penalty(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return weight * (-margin(logits, y)).clamp_min(0)
 
-        gradient, logits = input_gradient(model, image, y, pull)
+        gradient, logits = input_gradient(model, image, y, penalty)
         change = image - x
-        objective = change.flatten(1).square().sum(1) + pull(logits, y)
+        objective = change.flatten(1).square().sum(1) + penalty(logits, y)
         return (slope * (gradient + 2 * change)).nan_to_num(0), image, logits, objective
 
     def _to_z(self, x: torch.Tensor) -> torch.Tensor:
         if self.threat.bounds is None:
             return torch.zeros_like(x)
         low, high = self.threat.bounds
-        # Short of the ends, where z would be infinite and its gradient zero.
+        # At the ends of the range z would be infinite and its gradient zero.
         return torch.atanh((2 * (x - low) / (high - low) - 1) * (1 - 1e-6))
 
     def _to_image(self, z: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image that z stands for, and its derivative by z."""
+        """The image of z, and its derivative with respect to z."""
         if self.threat.bounds is None:
             return x + z, torch.ones_like(z)
         low, high = self.threat.bounds

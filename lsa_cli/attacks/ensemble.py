@@ -1,4 +1,4 @@
-"""Attacks in a row, each on what those before it left whole: AutoAttack, and Temperature-PGD over temperatures."""
+"""Cascades: attacks in a row, each on the samples that are still robust. AutoAttack, and a grid of Temperature-PGD."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import drawn_for
 from lsa_cli.attacks.search import Goal, Search
 from lsa_cli.attacks.square import Square
-from lsa_cli.attacks.threat import Threat
+from lsa_cli.attacks.threat import Threat, as_rows
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import parse_number
 
-EOT = 20  # passes through a random network that AutoAttack "rand" takes the mean of
+EOT = 20  # passes per gradient of AutoAttack "rand"
 PLUS_RESTARTS = 5
 
 
 @dataclass(frozen=True)
 class Cascaded:
-    """What a cascade found for each sample: (N, ...) or (N,).
+    """The result of a cascade for each sample: (N, ...) or (N,).
 
-    x_adv: the adversarial of the attack that broke it, else the strongest input seen. margin: there, positive where
-    broken. broken_by: that attack's position, -1 where none did. found_at: at which of that attack's queries, from 1
-    (1 as well where it keeps no `Search`); 0 where none did.
+    x_adv: the adversarial example of the attack that broke the sample, or else the strongest input. margin: of x_adv,
+    positive where the sample is broken. broken_by: the position of that attack, -1 where there is none. found_at: the query
+    of that attack, from 1 (always 1 for an attack without a `Search`); 0 where there is none.
     """
 
     x_adv: torch.Tensor
@@ -49,14 +49,13 @@ def cascade(
     goal: Goal = "break",
     copy: Model | None = None,
 ) -> Cascaded:
-    """Run the attacks in order on x (N, ...) with labels y (N,), with the random numbers that each has on its own.
+    """Run the attacks in order on x (N, ...) with labels y (N,). Each draws the random numbers that it draws alone.
 
-    Goal "break": what one has broken the next does not see. Goal "worst": every attack runs to its end on every
-    sample, at the price of all of them together, and the strongest input of all counts.
+    Goal "break": an attack runs on the samples that the earlier ones have not broken. Goal "worst": every attack runs to its
+    end on every sample, and the strongest input of all counts.
 
-    One more forward pass of what an attack returns decides whether a sample is broken within the attack's own budget.
-    What lies beyond (an attack of kind "minimal" returns the nearest adversarial wherever it is) is projected first.
-    copy: see `Attack.run`; `model` alone decides.
+    One more forward pass of `model` decides whether an attack broke a sample within its budget. Inputs outside of the budget
+    are projected first; minimal-norm attacks return such. copy: see `Attack.run`.
     """
     x = x.detach()
     index = torch.arange(len(x), device=x.device) if index is None else index.to(x.device)
@@ -74,8 +73,8 @@ def cascade(
         x_adv, found_at = member.run(model, x[rows], y[rows], index=index[rows], seed=seed, goal=goal, copy=copy)
         threat: Threat | None = getattr(member, "threat", None)
         if threat is not None:
-            inside = threat.contains(x_adv, x[rows]).reshape(-1, *[1] * (x.ndim - 1))
-            x_adv = torch.where(inside, x_adv, threat.project(x_adv, x[rows]))
+            inside = threat.contains(x_adv, x[rows])
+            x_adv = torch.where(as_rows(inside, x), x_adv, threat.project(x_adv, x[rows]))
         with undisturbed(model):
             value = margin(expected_logits(model, x_adv, getattr(member, "eot", 1)), y[rows]).float()
         stronger = value > found.margin[rows]
@@ -86,7 +85,7 @@ def cascade(
 
 
 def _for_rows(attack: Attack, rows: torch.Tensor) -> Attack:
-    """The attack for some samples of a batch: where each has a radius of its own, with theirs."""
+    """The attack for some samples of a batch, with their radii where each sample has its own."""
     threat: Threat | None = getattr(attack, "threat", None)
     if threat is None or not isinstance(threat.eps, torch.Tensor) or threat.eps.ndim == 0:
         return attack
@@ -96,7 +95,7 @@ def _for_rows(attack: Attack, rows: torch.Tensor) -> Attack:
 
 @dataclass(frozen=True)
 class Ensemble(Attack):
-    """Base of the attacks that are a cascade of others; its result is the worst case over its members."""
+    """Base of the attacks that are a cascade of others. The result is the worst case over the members."""
 
     threat: Threat
 
@@ -113,7 +112,7 @@ class Ensemble(Attack):
         return any(member.begins_on_copy for member in self.members)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        search = Search(x, y, self.threat)  # where whoever runs this reads what was found
+        search = Search(x, y, self.threat)  # `Attack.run` reads the result from it
         seed, index = drawn_for()
         found = cascade(self.members, model, x, y, index=index, seed=seed, goal=search.goal, copy=search.copy)
         search.x_adv, search.value, search.found_at = found.x_adv, found.margin, found.found_at
@@ -123,12 +122,12 @@ class Ensemble(Attack):
 @ATTACKS.register("autoattack")
 @dataclass(frozen=True)
 class AutoAttack(Ensemble):
-    """Ensemble of APGD-CE, APGD-T, FAB-T and Square (arXiv 2003.01690), none with a step size to tune.
+    """Ensemble of APGD-CE, APGD-T, FAB-T and Square (arXiv 2003.01690), which have no step size to tune.
 
-    version "standard": these. "plus": restarts, and the untargeted APGD-DLR and FAB.
-    "rand", for random networks: APGD-CE and APGD-DLR on the mean of several passes. With fewer classes than
-    targets + 1, every wrong class is a target. steps, targets, queries: the published ones; fewer are weaker.
-    In l1 it has no Square, whose l1 form (arXiv 2103.01208) is not built here.
+    version "standard": these. "plus": restarts, and the untargeted APGD-DLR and FAB. "rand", for stochastic networks:
+    APGD-CE and APGD-DLR on the mean of several passes. With at most `targets` wrong classes, each one is a target. steps,
+    targets, queries: the published ones; fewer make a weaker attack. In l1 there is no Square, whose l1 form (arXiv
+    2103.01208) is not implemented.
     """
 
     version: str = "standard"
@@ -138,7 +137,7 @@ class AutoAttack(Ensemble):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.members  # noqa: B018  refuses what one of them refuses
+        self.members  # noqa: B018  raises UsageError for settings that a member refuses
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -163,10 +162,10 @@ class AutoAttack(Ensemble):
 @ATTACKS.register("t-pgd-grid")
 @dataclass(frozen=True)
 class TemperatureGrid(Ensemble):
-    """Ensemble of Temperature-PGD (arXiv 2105.14240) at several temperatures: the worst case for each sample.
+    """Ensemble of Temperature-PGD (arXiv 2105.14240) at several temperatures: the worst case of each sample.
 
-    temperatures: numbers with spaces between. The grid is our choice: the paper's could not be read. All begin at
-    the same random starts, as each would alone.
+    temperatures: numbers separated by spaces. The grid is our choice, since the paper's grid could not be read. All begin at
+    the same random starts.
     """
 
     role = "gradient"

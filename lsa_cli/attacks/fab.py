@@ -1,35 +1,35 @@
-"""FAB, the Fast Adaptive Boundary attack (arXiv 1907.02044), and its targeted runs as AutoAttack has them."""
+"""FAB, the Fast Adaptive Boundary attack (arXiv 1907.02044), and FAB-T, its targeted runs in AutoAttack."""
 
 import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one
 from lsa_cli.attacks.deepfool import nearest_plane, onto_plane, rivals_of
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Nearest
-from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.attacks.threat import Threat, as_rows, per_sample
 from lsa_cli.errors import UsageError
 
-_FINAL_LOOKS = 3  # of the final search, as in the paper
-# After which share of the steps a run is given up whose nearest adversarial is more than how many times eps away. The
-# steps after that brought it at most two thirds as much nearer, in all runs but one (benchmarks/RESULTS.md).
+_FINAL_QUERIES = 3  # of the final search, as in the paper
+# (share of the steps, distance in eps of the nearest adversarial example beyond which a run is given up). In all runs but
+# one, the later steps reduced the distance by at most two thirds of what was missing (benchmarks/RESULTS.md).
 HOPELESS = ((0.3, 1.5), (0.4, 1.25), (0.5, 1.16), (0.6, 1.08), (0.7, 1.05))
-LONG = 50  # steps from which on that is asked
-_PUSH = 0.01  # of the way left, beyond where a straight line says that the boundary is
+LONG = 50  # shorter runs are never given up
+_PUSH = 0.01  # share of the remaining way to go beyond the interpolated boundary
 
 
 @ATTACKS.register("fab")
 @dataclass(frozen=True)
 class FAB(Attack):
-    """Algorithm 1: projections onto the linearised boundary, kept near the input, and back across it.
+    """Algorithm 1: projections onto the linearised boundary, biased to the input, and backward steps across it.
 
-    Each step looks for the nearest among the boundaries to the `targets` likeliest wrong classes, at the price of a
-    backward pass for each: all of them up to ten classes; beyond, the cut is our choice. Restarts begin at a
-    random point within half of the budget, or of the distance already found if that is less. The final search aims
-    a little beyond where the paper's straight line meets the boundary, so that rounding keeps it broken.
-    With goal "break" a linf run is given up where the nearest that it has found is hopelessly far from the budget (ours).
+    Each step chooses the nearest of the boundaries to the `targets` likeliest wrong classes, with a backward pass for each.
+    Up to ten classes these are all; with more, the limit is our choice. Restarts begin at a random point within half of
+    eps, or of the distance found so far if that is less. The final search aims a little beyond the paper's interpolated
+    boundary, so that rounding does not undo the misclassification. With goal "break" a linf run is given up where its
+    nearest adversarial example is hopelessly far from the budget (our choice).
     """
 
     role = "gradient"
@@ -45,10 +45,7 @@ class FAB(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.restarts < 1 or self.targets < 1:
-            raise UsageError(
-                f"fab: steps, restarts and targets must be at least 1, not {self.steps}, {self.restarts} and {self.targets}"
-            )
+        at_least_one("fab", steps=self.steps, restarts=self.restarts, targets=self.targets)
         if not (0 <= self.alpha_max <= 1 and 0 < self.beta < 1 and self.eta >= 1):
             raise UsageError("fab: alpha_max must be in [0, 1], beta between 0 and 1, and eta at least 1")
 
@@ -57,7 +54,7 @@ class FAB(Attack):
         return self.restarts * self.steps * (0.8 + 0.6 * self.targets)
 
     def _runs(self, targets: int) -> list[slice]:
-        """Which columns of the rivals each run is about."""
+        """The columns of the rivals for each run."""
         return [slice(0, targets)] if targets else []
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -96,7 +93,7 @@ class FAB(Attack):
     def _step(
         self, model: Model, search: Nearest, point: torch.Tensor, rivals: torch.Tensor, reached: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """The next point, the rivals, and the distance to the nearest that the run found, of the samples to go on with."""
+        """The next point, the rivals, and the distance found in this run, of the samples that are still attacked."""
         x, threat = search.x, search.threat
         gap, normal, logits = nearest_plane(model, point, search.y, rivals, threat.norm)
         reached = torch.minimum(reached, search.offer(point, logits))
@@ -116,13 +113,13 @@ class FAB(Attack):
         return search.still(point, rivals, reached)
 
     def _approach(self, model: Model, search: Nearest) -> None:
-        """The final search: where on the way from the input to its nearest adversarial the margin is zero."""
+        """The final search: the zero of the margin between the input and its nearest adversarial example."""
         if search.is_over:
             return
         near, far, beyond = search.x, search.x_adv[search.rows], search.value[search.rows]
         with torch.no_grad():
             before = margin(model(near), search.y)
-        for _ in range(_FINAL_LOOKS):
+        for _ in range(_FINAL_QUERIES):
             share = before / (before - beyond)
             share = (share + _PUSH * (1 - share)).clamp(0, 1).nan_to_num(0)
             middle = search.threat.clamp(near + per_sample(share, near) * (far - near))
@@ -130,10 +127,10 @@ class FAB(Attack):
                 logits = model(middle)
             search.offer(middle, logits)
             value = margin(logits, search.y)
-            breaks = value > 0
-            whole = breaks.reshape(-1, *[1] * (near.ndim - 1))
-            near, far = torch.where(whole, near, middle), torch.where(whole, middle, far)
-            before, beyond = torch.where(breaks, before, value), torch.where(breaks, value, beyond)
+            broken = value > 0
+            rows = as_rows(broken, near)
+            near, far = torch.where(rows, near, middle), torch.where(rows, middle, far)
+            before, beyond = torch.where(broken, before, value), torch.where(broken, value, beyond)
             near, far, before, beyond = search.still(near, far, before, beyond)
             if search.is_over:
                 return
@@ -142,9 +139,9 @@ class FAB(Attack):
 @ATTACKS.register("fab-t")
 @dataclass(frozen=True)
 class FABT(FAB):
-    """FAB with one run for each of the likeliest wrong classes, a single backward pass a step (AutoAttack's FAB-T).
+    """FAB with one run for each of the likeliest wrong classes, and one backward pass a step (AutoAttack's FAB-T).
 
-    A run heads for the boundary to its class; any wrong class counts as found.
+    A run projects onto the boundary to its class; any wrong class counts.
     """
 
     @property

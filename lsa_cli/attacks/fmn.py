@@ -1,4 +1,4 @@
-"""FMN, the Fast Minimum-Norm attack (arXiv 2102.12827): distances for a whole robustness curve from one run."""
+"""FMN, the Fast Minimum-Norm attack (arXiv 2102.12827): one run gives the distances of a whole robustness curve."""
 
 import dataclasses
 import math
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, input_gradient
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, input_gradient
 from lsa_cli.attacks.deepfool import DUAL, onto_plane
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Nearest
-from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.attacks.threat import Threat, as_rows, per_sample
 from lsa_cli.errors import UsageError
 
 _BEYOND = 1.05  # as FAB's eta
-_SHORTEN = 0.8  # 0.5 and 0.9 do as well
+_SHORTEN = 0.8  # 0.5 and 0.9 give the same results
 
 
 @ATTACKS.register("fmn")
@@ -24,13 +24,16 @@ _SHORTEN = 0.8  # 0.5 and 0.9 do as well
 class FMN(Attack):
     """Algorithm 1: gradient steps on the margin within a ball whose radius follows the decision boundary.
 
-    The radius shrinks by the share gamma where the sample is broken and grows by it where it is not. Step size (of
-    l2 length; None is 1, for l1 2, our choice by `python -m benchmarks.minimal`) and gamma are annealed along a cosine, to 1/100 and to gamma_final.
+    The radius shrinks by the share gamma where the sample is broken and grows by it where it is not. The step size (an l2
+    norm; None is 1, for l1 2, our choice by `python -m benchmarks.minimal`) and gamma are annealed along a cosine, to 1/100
+    and to gamma_final.
 
-    Ours: up to the first adversarial, steps go onto the linearised boundary, where the paper lets the radius reach
-    to it; from the input, those steps never break half of the samples of a robust network. From an adversarial the
-    radius shrinks to the linearised boundary, too, at most to 0.8 of it, which soon makes up for a far first one.
-    And l2 steps end on the sphere, not within it, as in DDN (arXiv 1811.09600), and so slide along the boundary.
+    Our choices:
+    - Up to the first adversarial example, steps go onto the linearised boundary. In the paper the radius grows up to it;
+      such steps from the input never break half of the samples of a robust network.
+    - From an adversarial example the radius shrinks to the linearised boundary too, at most to 0.8 of itself. This soon
+      makes up for a first example that is far away.
+    - l2 steps end on the sphere and not within it, as in DDN (arXiv 1811.09600), and so follow the boundary.
     """
 
     role = "gradient"
@@ -44,10 +47,9 @@ class FMN(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or (self.step_size is not None and self.step_size <= 0):
-            raise UsageError(
-                f"fmn: steps must be at least 1 and step_size positive, not {self.steps} and {self.step_size}"
-            )
+        at_least_one("fmn", steps=self.steps)
+        if self.step_size is not None and self.step_size <= 0:
+            raise UsageError(f"fmn: step_size must be positive, not {self.step_size:g}")
         if not 0 < self.gamma_final <= self.gamma < 1:
             raise UsageError("fmn: the settings must satisfy 0 < gamma_final <= gamma < 1")
 
@@ -81,7 +83,7 @@ class FMN(Attack):
             radius = torch.where(value > 0, inwards, radius * (1 + gamma))
             length = self._first_length * (0.01 + 0.99 * cosine)
             moved = point + length * F.normalize(gradient.flatten(1), eps=1e-30).reshape(point.shape)
-            found = nearest.isfinite().reshape(-1, *[1] * (x.ndim - 1))
+            found = as_rows(nearest.isfinite(), x)
             point = torch.where(
                 found, self._to_radius(moved, search.x, radius), self._to_boundary(point, gradient, value)
             )
@@ -90,14 +92,14 @@ class FMN(Attack):
         return search.x_adv
 
     def _to_boundary(self, point: torch.Tensor, gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Just beyond the boundary of the network's tangent. For l1 along l2, too: few pixels are a poor start."""
+        """A point just beyond the linearised boundary. l1 uses the l2 projection, because few pixels are a poor start."""
         norm = "linf" if self.threat.norm == "linf" else "l2"
-        gap = (-value).clamp_min(1e-5)[:, None]  # a tie moves on, too
+        gap = (-value).clamp_min(1e-5)[:, None]  # so that a tie moves
         move = onto_plane(point.flatten(1), gradient.flatten(1), gap, norm, self.threat.bounds)
         return self.threat.clamp(point + _BEYOND * move.reshape(point.shape))
 
     def _back(self, search: Nearest, point: torch.Tensor, gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The radius (M,) to which the tangent at a broken point stays broken, shortened by a fifth at most."""
+        """The radius (M,) of the linearised boundary at an adversarial example, at most a fifth shorter than its own."""
         length = self.threat.distance(point, search.x)
         slope = torch.linalg.vector_norm(gradient.flatten(1), ord=DUAL[self.threat.norm], dim=1)
         return torch.maximum(length - value / slope, _SHORTEN * length)

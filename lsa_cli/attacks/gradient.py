@@ -1,11 +1,19 @@
-"""FGSM (arXiv 1412.6572), PGD (1706.06083), MI-FGSM (1710.06081), Temperature-PGD (2105.14240): one loop, settings."""
+"""FGSM (arXiv 1412.6572), PGD (1706.06083), MI-FGSM (1710.06081), Temperature-PGD (2105.14240)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_gradient, expected_logits, input_gradient
+from lsa_cli.attacks.base import (
+    ATTACKS,
+    Attack,
+    Model,
+    at_least_one,
+    expected_gradient,
+    expected_logits,
+    input_gradient,
+)
 from lsa_cli.attacks.losses import LOSSES, Loss, tempered
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import Threat, per_sample
@@ -17,7 +25,7 @@ from lsa_cli.errors import UsageError
 class FGSM(Attack):
     """One step of length eps along the gradient.
 
-    random_start: from a random point of the budget, with a step of 1.25 eps (arXiv 2001.03994, Algorithm 3).
+    random_start: the step is 1.25 eps long and starts at a random point of the budget (arXiv 2001.03994, Algorithm 3).
     """
 
     role = "one-step"
@@ -34,12 +42,12 @@ class FGSM(Attack):
 @ATTACKS.register("pgd")
 @dataclass(frozen=True)
 class PGD(Attack):
-    """Steps along the gradient, projected into the budget; returns the strongest iterate.
+    """Steps along the gradient, projected into the budget. The result is the strongest iterate.
 
-    step_size: of all samples, or of each (N,); None is 2.5 * eps / steps (arXiv 1706.06083). restarts: random
-    starts, the worst case for each sample. All steps are taken for every sample, so the result is the worst adversarial found, not the first.
-    momentum: the decay of a sum of all gradients, each divided by its l1 norm, that steps follow (MI-FGSM,
-    arXiv 1710.06081, Algorithm 1; 1.0 there). eot: passes through a stochastic network that each gradient is the mean of.
+    step_size: of all samples, or of each (N,); None is 2.5 * eps / steps (arXiv 1706.06083). restarts: random starts; the
+    worst case of each sample counts. momentum: the steps follow a sum of all gradients, each divided by its l1 norm, that
+    decays by this factor (MI-FGSM, arXiv 1710.06081, Algorithm 1; 1.0 there). eot: number of passes through a stochastic
+    network whose mean is a gradient.
     """
 
     role = "gradient"
@@ -55,40 +63,37 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.restarts < 1:
-            raise UsageError(f"pgd: steps and restarts must be at least 1, not {self.steps} and {self.restarts}")
+        at_least_one("pgd", steps=self.steps, restarts=self.restarts, eot=self.eot)
         least = float(self.step_size.min()) if isinstance(self.step_size, torch.Tensor) else self.step_size
         if least is not None and least <= 0:
             raise UsageError(f"the step size must be positive, not {least:g}")
         if self.momentum < 0:
             raise UsageError(f"the momentum must be 0 or more, not {self.momentum:g}")
-        if self.eot < 1:
-            raise UsageError(f"eot must be at least 1, not {self.eot}")
         LOSSES.get(self.loss)
 
     @property
     def passes(self) -> float:
-        return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate is looked at, without a gradient
+        return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate needs no gradient
 
     @property
     def settings(self) -> dict[str, Any]:
         step_size = self._default_length(self.threat) if self.step_size is None else self.step_size
         return {**super().settings, "step_size": step_size}
 
-    def _climbed(self) -> Loss:
+    def _loss(self) -> Loss:
         return LOSSES.get(self.loss)
 
     def _default_length(self, threat: Threat) -> float | torch.Tensor:
         return 2.5 * threat.eps / self.steps
 
     def _length(self, search: Search) -> float | torch.Tensor:  # or (M,)
-        """Of a step, for the samples still worked on."""
+        """The length of a step, for the samples that are still attacked."""
         if self.step_size is None:
             return self._default_length(search.threat)
         return self.step_size[search.rows] if isinstance(self.step_size, torch.Tensor) else self.step_size
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        loss = self._climbed()
+        loss = self._loss()
         search = Search(x, y, self.threat)
         for _ in range(self.restarts):
             search.still()
@@ -101,7 +106,7 @@ class PGD(Attack):
                 gradient, logits, _ = expected_gradient(network, x_adv, search.y, loss, self.eot)
                 search.offer(x_adv, logits)
                 if self.momentum:
-                    gradient = total = self.momentum * total + _of_length_one(gradient)
+                    gradient = total = self.momentum * total + _normalized(gradient)
                 direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
                 x_adv = search.threat.project(x_adv + per_sample(self._length(search), x_adv) * direction, search.x)
                 x_adv, total = search.still(x_adv, total)
@@ -110,8 +115,8 @@ class PGD(Attack):
         return search.x_adv
 
 
-def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:
-    """gradient / ||gradient||_1 per sample; zero stays zero, and a NaN counts as zero."""
+def _normalized(gradient: torch.Tensor) -> torch.Tensor:
+    """gradient / ||gradient||_1 per sample; zero stays zero, and NaN becomes zero."""
     gradient = gradient.nan_to_num(0)
     size = gradient.flatten(1).abs().sum(1)
     return gradient / per_sample(torch.where(size == 0, 1.0, size), gradient)
@@ -135,5 +140,5 @@ class TemperaturePGD(PGD):
     def settings(self) -> dict[str, Any]:
         return {name: value for name, value in super().settings.items() if name != "loss"}
 
-    def _climbed(self) -> Loss:
+    def _loss(self) -> Loss:
         return tempered(self.temperature)

@@ -1,4 +1,4 @@
-"""What the common corruptions are made of: blurs, resampling, Poisson counts, plasma noise."""
+"""The image operations of the common corruptions: blurs, resampling, Poisson counts, plasma noise."""
 
 import math
 
@@ -13,24 +13,24 @@ LUMA = (0.299, 0.587, 0.114)
 
 def poisson(rate: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
     """Poisson counts: the quantiles of one uniform number for each rate."""
-    uniform = uniform_like(rate).clamp_max(1 - 2**-19)  # sums of chances in float32 come this close to 1
+    uniform = uniform_like(rate).clamp_max(1 - 2**-19)  # sums of probabilities in float32 come this close to 1
     normal = torch.special.ndtri(uniform)
     # The expansion of the quantile to the order 1 / sqrt(rate), less the variance that rounding adds.
     root = rate.clamp_min(1).sqrt()
     large = rate + root * normal + (normal**2 - 1) / 6 - (normal**3 + 2 * normal) / (72 * root)
     small = rate.clamp_max(EXACT_RATE)
     top = float(small.max())
-    chance = torch.exp(-small)
-    below, count = chance.clone(), torch.zeros_like(rate)
-    for k in range(1, int(top + 6 * math.sqrt(top) + 6)):  # beyond lies less than a billionth
+    probability = torch.exp(-small)
+    below, count = probability.clone(), torch.zeros_like(rate)
+    for k in range(1, int(top + 6 * math.sqrt(top) + 6)):  # larger counts have a probability below a billionth
         count += uniform > below
-        chance = chance * small / k
-        below += chance
+        probability = probability * small / k
+        below += probability
     return torch.where(rate <= EXACT_RATE, count, large.round().clamp_min(0))
 
 
 def correlate(x: torch.Tensor, kernel: torch.Tensor, beyond: str = "replicate") -> torch.Tensor:
-    """x (N, C, H, W) weighted with a kernel (1 or N, K, K) around each pixel; `beyond` names the padding."""
+    """x (N, C, H, W) correlated with a kernel (1 or N, K, K). beyond: the padding mode."""
     height, width = x.shape[2:]
     padded = F.pad(x, [kernel.shape[-1] // 2] * 4, mode=beyond)
     size = padded.shape[2:]
@@ -80,9 +80,9 @@ def gaussian_blur(size: int, sigma: float, truncate: float, mirrored: bool) -> t
 def scattered(x: torch.Tensor, reach: int) -> torch.Tensor:
     """(N, H * W): the pixel that each pixel takes its value from.
 
-    The authors walk from the last pixel to the first and give each the value of a random one, at most `reach` away,
-    so that a value can travel further: where the other comes later in the image, it has been replaced already.
-    Following those links to their end says the same of all pixels at once.
+    The authors' code goes from the last pixel to the first and gives each one the value of a random pixel at most `reach`
+    away. Where that pixel is later in the image, its own value has been replaced before. Following these links to their
+    end gives the same result for all pixels at once.
     """
     height, width = x.shape[2:]
     place = torch.arange(height * width, device=x.device).reshape(1, height, width)
@@ -100,7 +100,7 @@ def scattered(x: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 def enlarged(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """The middle of the images, enlarged to their size by bilinear interpolation."""
+    """The middle of the images, enlarged to the size of the images by bilinear interpolation."""
     if factor == 1:
         return x
     height, width = x.shape[2:]
@@ -114,8 +114,8 @@ def enlarged(x: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def sampled(x: torch.Tensor, place: torch.Tensor, align_corners: bool) -> torch.Tensor:
-    """x at places (N, H, W, 2: x, y) in pixels, bilinear; beyond the border mirrored at the middle of the last pixel
-    (align_corners) or at its edge."""
+    """x at places (N, H, W, 2: x, y) in pixels, by bilinear interpolation. Beyond the border the image is mirrored, at the
+    middle of the last pixel (align_corners) or at its edge."""
     size = x.new_tensor([x.shape[3], x.shape[2]])
     grid = 2 * place / (size - 1) - 1 if align_corners else (2 * place + 1) / size - 1
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=align_corners)

@@ -1,6 +1,6 @@
-"""Statistical noise: what chance does to the network, the yardstick beside every attack (arXiv 2202.02626).
+"""Random noise, with which every attack is compared (arXiv 2202.02626).
 
-The paper names the kinds; densities of 0.01 are the authors' demo's, the other strengths are our choice.
+The paper names the kinds. The density 0.01 is that of the authors' demo; the other strengths are our choice.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,10 @@ from lsa_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Base of the noises: they know the range of inputs, and nothing of the network."""
+    """Base of the noises. They do not query the network. bounds: the input range; None where there is none."""
 
     bounds: Bounds
     kind: ClassVar[str] = "noise"
-    needs_range: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.needs_range and self.bounds is None:
-            raise UsageError("salt and pepper need inputs with a known range, and these inputs have none")
 
     @property
     def passes(self) -> float:
@@ -41,7 +36,7 @@ class Noise(Attack):
 @NOISES.register("gaussian")
 @dataclass(frozen=True)
 class Gaussian(Noise):
-    """Normal noise of standard deviation `std`, the same for every input."""
+    """Adds normal noise of standard deviation `std`."""
 
     std: float = 0.1
 
@@ -52,7 +47,7 @@ class Gaussian(Noise):
 @NOISES.register("uniform")
 @dataclass(frozen=True)
 class Uniform(Noise):
-    """Uniform noise in [-amplitude, amplitude]."""
+    """Adds uniform noise in [-amplitude, amplitude]."""
 
     amplitude: float = 0.1
 
@@ -63,33 +58,32 @@ class Uniform(Noise):
 @NOISES.register("salt")
 @dataclass(frozen=True)
 class Salt(Noise):
-    """A share `density` of the inputs is set to the top of the range."""
+    """Sets a share `density` of the inputs to the top of the range."""
 
     density: float = 0.01
-    needs_range: ClassVar[bool] = True
+    end: ClassVar[int] = 1  # of the bounds
+
+    def __post_init__(self) -> None:
+        if self.bounds is None:
+            raise UsageError("salt and pepper need inputs with a known range, and these inputs have none")
 
     def moved(self, x: torch.Tensor) -> torch.Tensor:
         assert self.bounds is not None
-        return torch.where(uniform_like(x) < self.density, self.bounds[1], x)
+        return torch.where(uniform_like(x) < self.density, self.bounds[self.end], x)
 
 
 @NOISES.register("pepper")
 @dataclass(frozen=True)
-class Pepper(Noise):
-    """A share `density` of the inputs is set to the bottom of the range."""
+class Pepper(Salt):
+    """Sets a share `density` of the inputs to the bottom of the range."""
 
-    density: float = 0.01
-    needs_range: ClassVar[bool] = True
-
-    def moved(self, x: torch.Tensor) -> torch.Tensor:
-        assert self.bounds is not None
-        return torch.where(uniform_like(x) < self.density, self.bounds[0], x)
+    end: ClassVar[int] = 0
 
 
 @NOISES.register("speckle")
 @dataclass(frozen=True)
 class Speckle(Noise):
-    """Normal noise proportional to the input: x + x * noise of standard deviation `std`."""
+    """Adds normal noise in proportion to the input: x + x * noise of standard deviation `std`."""
 
     std: float = 0.1
 

@@ -1,9 +1,8 @@
 """Random numbers that belong to a sample, not to a batch.
 
-Inside an attack every draw is a function of (seed, the sample's index in its data set, the attack, how many
-numbers were drawn before). Batch size, order, sharding and device change nothing. The generator is counter
-based: the finaliser of SplitMix64 over key + counter, vectorised in int64 arithmetic, which wraps alike on every
-device.
+Within an attack, a number is a function of the seed, the sample's index in its data set, the attack, and the count of
+numbers drawn before. Batch size, order, sharding and device do not change it. The generator is counter-based: the
+finaliser of SplitMix64 over key + counter, in vectorised int64 arithmetic, which overflows alike on every device.
 """
 
 import math
@@ -21,13 +20,13 @@ _SECOND = 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
-    """A 64-bit pattern as the int64 that torch holds it in."""
+    """The int64 with the bit pattern of a 64-bit integer."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift to the right: torch's own is arithmetic."""
+    """Logical shift to the right; torch's is arithmetic."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -50,7 +49,7 @@ _current: ContextVar[_Draws | None] = ContextVar("lsa_draws", default=None)
 
 @contextmanager
 def per_sample(seed: int, index: torch.Tensor, stream: str) -> Iterator[None]:
-    """Within: draws for the samples `index` (N,). `stream` keeps two attacks from sharing numbers."""
+    """A context for draws for the samples `index` (N,). stream: a name; other names give other numbers."""
     name = zlib.crc32(stream.encode())
     base = torch.tensor(_signed((seed * 2654435761 + name) * _GOLDEN), device=index.device)
     keys = _mix(_mix(base) ^ _mix(index.long() * _signed(_GOLDEN) + _signed(_SECOND)))
@@ -62,7 +61,7 @@ def per_sample(seed: int, index: torch.Tensor, stream: str) -> Iterator[None]:
 
 
 def keep(mask: torch.Tensor) -> None:
-    """From here on draw for these samples (N,) only; the numbers that each of them gets stay the same."""
+    """Draw for the samples of this mask (N,) only from now on. Their numbers do not change."""
     draws = _current.get()
     if draws is not None:
         mask = mask.to(draws.keys.device)
@@ -70,9 +69,9 @@ def keep(mask: torch.Tensor) -> None:
 
 
 def in_parts(compute: Callable[[slice], torch.Tensor], count: int, at_once: int) -> torch.Tensor:
-    """The results of `compute` on slices of `count` samples, at most `at_once` long, concatenated.
+    """The results of `compute` on slices of at most `at_once` of `count` samples, concatenated.
 
-    Each sample gets the random numbers that it gets in one pass over all samples.
+    Each sample gets the same random numbers as in one pass over all samples.
     """
     whole = _current.get()
     parts = [slice(start, start + at_once) for start in range(0, max(count, 1), at_once)]
@@ -93,7 +92,7 @@ def in_parts(compute: Callable[[slice], torch.Tensor], count: int, at_once: int)
 
 @contextmanager
 def kept_aside() -> Iterator[None]:
-    """Samples that `keep` drops within are drawn for again after; the numbers go on where they were."""
+    """A context after which samples that `keep` dropped in it get numbers again. The count of numbers continues."""
     draws = _current.get()
     before = (draws.index, draws.keys) if draws is not None else None
     yield
@@ -102,7 +101,7 @@ def kept_aside() -> Iterator[None]:
 
 
 def drawn_for() -> tuple[int, torch.Tensor]:
-    """The seed and the samples (N,) of these draws: for what asks for others on the same samples."""
+    """The seed and the samples (N,) of the current draws, for an attack that runs others on the same samples."""
     draws = _current.get()
     if draws is None:
         raise RuntimeError("samples are known inside Attack.perturb and `per_sample` only")
@@ -122,20 +121,23 @@ def uniform_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) in (0
     size = math.prod(x.shape[1:])
     counter = torch.arange(draws.used + 1, draws.used + size + 1, device=x.device) * _signed(_GOLDEN)
     draws.used += size
-    bits = _shift(_mix(draws.keys.to(x.device)[:, None] + counter), 40)  # the upper 24: exact in float32
-    # Adding the half rounds the very largest up to 1, at which a normal number would be infinite.
+    bits = _shift(_mix(draws.keys.to(x.device)[:, None] + counter), 40)  # the upper 24 bits are exact in float32
+    # Adding 0.5 rounds the largest up to 1, whose normal quantile is infinite.
     return ((bits.float() + 0.5) / (1 << 24)).clamp_max(1 - 2**-24).reshape(x.shape).to(x.dtype)
 
 
 def belongs_to(x: torch.Tensor) -> bool:
-    """Whether there are draws here with one row for each sample of x (N, ...)."""
+    """Whether the current draws have one row for each sample of x (N, ...)."""
     draws = _current.get()
     return draws is not None and len(draws.keys) == len(x)
 
 
 def many_normal_like(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) float32
-    """As `normal_like`, for the noise of whole layers in every pass: on the CPU by torch's generator, seeded for each sample
-    anew, which takes about an eighth of the time. So the CPU and a GPU draw different numbers here, and nowhere else."""
+    """As `normal_like`, for the noise of whole layers in every pass.
+
+    On the CPU torch's generator, seeded for each sample, draws them in about an eighth of the time. So here, and nowhere
+    else, the CPU and a GPU draw different numbers.
+    """
     if x.device.type != "cpu":
         return normal_like(x.detach().float())
     draws = _draws_for(x)

@@ -1,8 +1,8 @@
-"""Square Attack (arXiv 1912.00049): random search that repaints one square window a query. It sees logits only.
+"""Square Attack (arXiv 1912.00049): random search that changes one square window a query. It uses logits only.
 
-Vectors are pictures of one row, and a window that is higher or wider than a picture keeps its share of the area by
-being longer: our choices, as is turning the signs of a linf window that would change nothing (on grey images half of
-the windows of one pixel do not). The windows of a query have one size and for each sample a place of its own.
+The windows of a query have one size, and a place of their own for each sample. Our choices: a vector is an image of one row;
+a window that is higher or wider than the image becomes a rectangle of the same area; and the signs of a linf window that
+would change nothing are inverted (on grey images, half of the windows of one pixel).
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import uniform_like
 from lsa_cli.attacks.search import Search
@@ -21,22 +21,22 @@ from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
-_AHEAD = 64  # queries whose random numbers are drawn at once: a draw costs as much for many as for one
+_AHEAD = 64  # queries whose random numbers are drawn together: a draw takes the same time for many as for one
 _TINY = 1e-12
-# After which share of the queries a sample is given up that misses more than this part of what its margin has risen.
-# The queries after that brought at most two thirds as much (benchmarks/RESULTS.md).
+# (share of the queries, limit): a sample is given up if the rest to a margin of 0 exceeds this share of the rise so far.
+# The later queries raised the margin by at most two thirds of such a rest (benchmarks/RESULTS.md).
 HOPELESS = ((0.2, 0.85), (0.4, 0.45), (0.6, 0.2))
-LONG = 1000  # queries from which on that is asked
+LONG = 1000  # runs with fewer queries are never given up
 
 
 @ATTACKS.register("square")
 @dataclass(frozen=True)
 class Square(Attack):
-    """Random search that keeps each square which brings the image nearer to the boundary; it needs no gradient.
+    """Random search that keeps each square which raises the margin loss. It needs no gradient.
 
-    queries: forward passes of a sample, including that of the start. p_init: share of the picture that the first windows cover.
-    restarts: runs, each with all of the queries, from new stripes. With goal "break" a linf run is given up where the
-    boundary is hopelessly far by the pace so far (our choice).
+    queries: forward passes of a sample, including that of the start. p_init: the share of the image that the first windows
+    cover. restarts: runs from new random stripes, each with all of the queries. With goal "break" a linf run is given up
+    where its pace is hopelessly slow (our choice).
     """
 
     role = "search"
@@ -49,17 +49,16 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.queries < 1 or self.restarts < 1:
-            raise UsageError(f"square: queries and restarts must be at least 1, not {self.queries} and {self.restarts}")
+        at_least_one("square", queries=self.queries, restarts=self.restarts)
         if not 0 < self.p_init <= 1:
-            raise UsageError(f"square: p_init is a share of the image, above 0 and at most 1, not {self.p_init:g}")
+            raise UsageError(f"square: p_init must be a share of the image, above 0 and at most 1, not {self.p_init:g}")
 
     @property
     def passes(self) -> float:
         return 0.4 * self.restarts * self.queries  # no query needs a gradient
 
     def share(self, query: int) -> float:
-        """The share of the picture that a query repaints: halved as section 5 has it, on a scale of 10,000."""
+        """The share of the image that a query changes. It is halved at the queries of section 5, scaled from 10,000."""
         return float(self.p_init / 2 ** sum(query * 10_000 // self.queries > after for after in _HALVED_AFTER))
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -69,10 +68,11 @@ class Square(Attack):
                 search.still()
                 if not search.is_over:
                     with search.aside():
-                        self._climb(model, search)
+                        self._run(model, search)
         return search.x_adv
 
-    def _climb(self, model: Model, search: Search) -> None:  # algorithm 1
+    def _run(self, model: Model, search: Search) -> None:
+        """Algorithm 1."""
         canvas = Canvas.of(search.x)
         numbers, start, repaint = _NORMS[self.threat.norm]
         candidate = start(canvas, search)
@@ -102,7 +102,7 @@ class Square(Attack):
 
 @dataclass(frozen=True)
 class Canvas:
-    """How a batch is seen as pictures (N, C, H * W)."""
+    """The layout of a batch as images (N, C, H * W)."""
 
     channels: int
     height: int
@@ -121,7 +121,7 @@ class Canvas:
         return x.reshape(len(x), self.channels, -1)
 
     def window(self, share: float) -> tuple[int, int]:
-        """Height and width of a window over this share of the picture: a square, where one fits."""
+        """Height and width of a window with this share of the image: a square, where one fits."""
         side = max(1, round(math.sqrt(share * self.height * self.width)))
         if side <= min(self.height, self.width):
             return side, side
@@ -130,14 +130,14 @@ class Canvas:
         return (self.height, long) if short_is_height else (long, self.width)
 
     def pixels(self, size: tuple[int, int], place: torch.Tensor) -> torch.Tensor:
-        """place (N, 2) in (0, 1) -> (N, C, h * w): where the pixels of each sample's window are in H * W."""
+        """place (N, 2) in (0, 1) -> (N, C, h * w): the indices into H * W of the pixels of each sample's window."""
         top = (place[:, :1] * (self.height - size[0] + 1)).long()
         left = (place[:, 1:] * (self.width - size[1] + 1)).long()
         inside = _inside(*size, self.width, self.device)
         return (inside + (top * self.width + left))[:, None].expand(-1, self.channels, -1)
 
 
-@lru_cache(maxsize=4)  # some hundred queries in a row have windows of the same size
+@lru_cache(maxsize=4)  # some hundred consecutive queries have windows of the same size
 def _inside(high: int, wide: int, width: int, device: torch.device) -> torch.Tensor:  # (h * w)
     rows, columns = torch.arange(high, device=device), torch.arange(wide, device=device)
     return (rows[:, None] * width + columns).flatten()
@@ -148,7 +148,7 @@ def _sign(uniform: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _stripes(canvas: Canvas, search: Search) -> torch.Tensor:
-    """Vertical stripes at the ends of the budget."""
+    """The linf start: vertical stripes at plus and minus eps."""
     x, eps = search.x, per_sample(search.threat.eps, canvas.flat(search.x))
     signs = _sign(canvas.uniform(len(x), canvas.channels, 1, canvas.width), x)
     painted = signs.expand(-1, -1, canvas.height, -1).flatten(2)
@@ -158,19 +158,19 @@ def _stripes(canvas: Canvas, search: Search) -> torch.Tensor:
 def _repaint_signs(
     canvas: Canvas, search: Search, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
 ) -> torch.Tensor:
-    """Algorithm 2: a window at one end of the budget, each channel at an end of its own."""
+    """Algorithm 2: a window is set to plus or minus eps, with a sign for each channel."""
     pixels = canvas.pixels(canvas.window(share), drawn[:, :2])
     candidate = canvas.flat(x_adv).clone()
     clean, before = canvas.flat(search.x).gather(2, pixels), candidate.gather(2, pixels)
     step = per_sample(search.threat.eps, clean) * _sign(drawn[:, 2:, None], clean)
     after = search.threat.clamp(clean + step)
-    idle = (after == before).flatten(1).all(1)[:, None, None]
-    after = torch.where(idle, search.threat.clamp(clean - step), after)
+    unchanged = (after == before).flatten(1).all(1)[:, None, None]
+    after = torch.where(unchanged, search.threat.clamp(clean - step), after)
     return candidate.scatter_(2, pixels, after).reshape(x_adv.shape)
 
 
 def _bump(height: int, width: int) -> torch.Tensor:  # (h, w)
-    """Equation 2: a hill of rings, each as high as all those around it and 1 / (its number)^2 more."""
+    """Equation 2: a hill of rings; ring i is 1 / i^2 higher than the ring around it."""
     rows, columns = torch.arange(height) - height // 2, torch.arange(width) - width // 2
     ring = torch.maximum(rows.abs()[:, None], columns.abs())
     heights = (1 / torch.arange(1, max(height, width) // 2 + 2) ** 2).flip(0).cumsum(0).flip(0)
@@ -179,7 +179,7 @@ def _bump(height: int, width: int) -> torch.Tensor:  # (h, w)
 
 @lru_cache(maxsize=4)
 def bumps(height: int, width: int) -> torch.Tensor:
-    """(2, h * w) of length 1: a hill beside a valley, one above the other and (the second) side by side."""
+    """(2, h * w) of norm 1: a hill above a valley, and (the second) a hill beside a valley."""
 
     def halves(first: int, second: int) -> torch.Tensor:
         return torch.cat([_bump(first // 2, second), -_bump(first - first // 2, second)])
@@ -190,7 +190,7 @@ def bumps(height: int, width: int) -> torch.Tensor:
 
 
 def _tiles(canvas: Canvas, search: Search) -> torch.Tensor:
-    """Hills and valleys on a grid of five by five tiles or, where the sides are no multiples of 5, a few more."""
+    """The l2 start: hills and valleys on a grid of 5 x 5 tiles, or a few more where the sides are no multiples of 5."""
     x, (high, wide) = search.x, (max(1, canvas.height // 5), max(1, canvas.width // 5))
     down, across = canvas.height // high, canvas.width // wide
     shape = len(x), canvas.channels, down, 1, across, 1
@@ -208,9 +208,9 @@ def _tiles(canvas: Canvas, search: Search) -> torch.Tensor:
 def _repaint_bumps(
     canvas: Canvas, search: Search, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
 ) -> torch.Tensor:
-    """Algorithm 3: one window is emptied, and another takes its length and what the budget has left.
+    """Algorithm 3: one window is set to zero, and another one takes its norm and the unused rest of eps.
 
-    The window's own change is mixed with a hill and valley of random sign. Windows have odd sides of at least 3.
+    The perturbation of the second window is mixed with a hill and valley of random sign. Windows have odd sides of at least 3.
     """
     high, wide = canvas.window(share)
     size = min(canvas.height, max(3, high | 1)), min(canvas.width, max(3, wide | 1))
@@ -221,14 +221,14 @@ def _repaint_bumps(
     own = delta.gather(2, filled)
     squared = own.square().sum(2, keepdim=True)
     delta.scatter_(2, filled, 0)
-    # Below zero by rounding, `unused` shortens again what rounding had made too long.
+    # Rounding may make the perturbation too long; `unused` is then negative and shortens it.
     room = squared + delta.gather(2, emptied).square().sum(2, keepdim=True) + unused / canvas.channels
     delta.scatter_(2, emptied, 0)
     above, beside = bumps(*size).to(delta)
     bump = torch.where(drawn[:, 4, None] < 0.5, above, beside)[:, None] * _sign(drawn[:, 5:, None], delta)
     mixed = bump + own / squared.sqrt().clamp_min(_TINY)
     length = mixed.norm(dim=2, keepdim=True)
-    painted = torch.where(length > _TINY, mixed / length, bump)  # of a single pixel the two may cancel out
+    painted = torch.where(length > _TINY, mixed / length, bump)  # in a window of one pixel, the two may cancel out
     delta.scatter_(2, filled, painted * room.clamp_min(0).sqrt())
     return search.threat.clamp((clean + delta).reshape(x_adv.shape))
 

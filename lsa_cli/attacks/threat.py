@@ -1,4 +1,4 @@
-"""Threat models: how far an input may be moved. Geometry only; no state, no network."""
+"""Threat models: norm, eps and input range. They compute projections, steps and random starts, and know no network."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,19 +15,24 @@ RELATIVE_TOLERANCE = 1e-5
 ABSOLUTE_TOLERANCE = 1e-6
 
 
+def as_rows(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Values of samples (N,) in a shape that broadcasts against x (N, ...)."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
+
+
 def per_sample(value: float | torch.Tensor, x: torch.Tensor) -> float | torch.Tensor:
-    """A number for all samples, or one for each (N,), in a shape that broadcasts against x (N, ...)."""
+    """A number for all samples, or one for each (N,), in the type of x (N, ...) and a shape that broadcasts against it."""
     if isinstance(value, torch.Tensor) and value.ndim:
-        return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return as_rows(value.to(x.device, x.dtype), x)
     return value
 
 
 @dataclass(frozen=True)
 class Threat:
-    """A ball of radius `eps` around each input, cut by the box `bounds` that inputs live in.
+    """The budget of each input x: the intersection of the ball of radius eps around x and the box of valid inputs.
 
-    eps: one radius, or one for each sample (N,), in input units ([0, 1] for images).
-    bounds: (low, high), or None for inputs without a range.
+    eps: one radius, or one for each sample (N,), in input units ([0, 1] for images). bounds: (low, high) of the box, or
+    None for inputs without a range.
     """
 
     eps: Any
@@ -35,15 +40,15 @@ class Threat:
     norm: ClassVar[str] = ""
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N, ...)
-        """A point of the ball and the box near `x_adv`; points already inside come back as they are."""
+        """A point of the budget near `x_adv`; points that are inside stay as they are."""
         raise NotImplementedError
 
     def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N, ...)
-        """The step of norm 1 along which the loss rises fastest, seen from `x_adv`."""
+        """The step of norm 1 from `x_adv` along which the loss rises fastest."""
         raise NotImplementedError
 
     def sample(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
-        """A random point of the ball and the box around `x`."""
+        """A random point of the budget of `x`."""
         raise NotImplementedError
 
     def distance(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
@@ -62,17 +67,17 @@ class Threat:
         return inside
 
     def allows(self, distance: torch.Tensor) -> torch.Tensor:  # (N,) -> (N,) bool
-        """Whether changes of this size are within budget, up to the rounding of float32."""
+        """Whether perturbations of this size are within eps, up to the rounding of float32."""
         return distance <= per_sample(self.eps, distance) * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
 
     def clamp(self, x_adv: torch.Tensor) -> torch.Tensor:
         return x_adv if self.bounds is None else x_adv.clamp(*self.bounds)
 
     def random_direction(self, x: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        """`x` moved by `length` (N,) along a random direction of this norm, towards the inside of the box.
+        """`x` plus a random perturbation of norm `length` (N,), towards the inside of the box.
 
-        The yardstick of the amplification figures: noise exactly as large as an attack. Where a coordinate
-        would leave the box its sign is turned; what then still leaves is cut.
+        The amplification of a layer compares an attack with this noise of the same size. A coordinate that would leave the
+        box gets the other sign; what still leaves it is clamped.
         """
         step = self._direction(x) * per_sample(length, x)
         if self.bounds is not None:
@@ -89,7 +94,7 @@ class Threat:
 
 @dataclass(frozen=True)
 class Linf(Threat):
-    """Every pixel may move by eps."""
+    """The largest change of a coordinate is at most eps."""
 
     norm = "linf"
     _order = float("inf")
@@ -112,7 +117,7 @@ class Linf(Threat):
 
 
 def _unit(gradient: torch.Tensor) -> torch.Tensor:
-    """gradient / ||gradient||_2 per sample; zero stays zero. Scaled first, so tiny gradients survive."""
+    """gradient / ||gradient||_2 per sample; zero stays zero. It is scaled first, so that tiny gradients do not underflow."""
     flat = gradient.flatten(1)
     largest = flat.abs().amax(1, keepdim=True)
     flat = flat / torch.where(largest == 0, 1.0, largest)
@@ -122,7 +127,7 @@ def _unit(gradient: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class L2(Threat):
-    """The Euclidean length of the change may be eps."""
+    """The Euclidean norm of the perturbation is at most eps."""
 
     norm = "l2"
 
@@ -130,7 +135,7 @@ class L2(Threat):
         delta = x_adv - x
         size = per_sample(self.distance(x_adv, x), x)
         eps = per_sample(self.eps, x)
-        # Clamping after scaling only shortens the change, so the result obeys both.
+        # Clamping after scaling only shortens the perturbation, so the result is in the ball and in the box.
         return self.clamp(x + delta * torch.where(size > eps, eps / size, torch.ones_like(size)))
 
     def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
@@ -143,10 +148,10 @@ class L2(Threat):
 
 @dataclass(frozen=True)
 class L1(Threat):
-    """The sum of all changes may be eps.
+    """The sum of the absolute changes is at most eps.
 
-    Steps are sparse (arXiv 1904.13000): the loss rises fastest along single pixels, and pixels that the box
-    already stops are passed over (arXiv 2103.01208). The share of pixels moved at once is our choice.
+    Steps are sparse (arXiv 1904.13000), because the loss rises fastest along single pixels. Pixels at the edge of the box
+    that would leave it are skipped (arXiv 2103.01208). The share of pixels of a step is our choice.
     """
 
     norm = "l1"
@@ -154,9 +159,9 @@ class L1(Threat):
     share: ClassVar[float] = 0.05
 
     def project(self, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The nearest point of ball and box together (arXiv 2103.01208, section 3), by bisection.
+        """The nearest point of the budget (arXiv 2103.01208, section 3), by bisection.
 
-        Its coordinates are x + sign(d) * clamp(|d| - threshold, 0, room), with one threshold for a sample.
+        With d = x_adv - x its coordinates are x + sign(d) * clamp(|d| - threshold, 0, room), with one threshold a sample.
         """
         delta = (x_adv - x).flatten(1).double()
         size, sign = delta.abs(), delta.sign()
@@ -176,10 +181,10 @@ class L1(Threat):
         threshold = torch.where(fits, 0.0, high_threshold)
         step = sign * torch.minimum((size - threshold).clamp_min(0), room)
         projected = self.clamp((x.double() + step.reshape(x.shape)).to(x.dtype))
-        # Rounding 150,000 coordinates to float32 adds up; what it added is taken off the whole step.
+        # The errors of rounding 150,000 coordinates to float32 add up; scaling the step takes them off.
         too_long = self.distance(projected, x) / torch.as_tensor(eps, device=x.device).flatten()
-        shrink = torch.where(too_long > 1, 1 / too_long, 1.0).reshape(-1, *[1] * (x.ndim - 1))
-        return self.clamp(x + (projected - x) * shrink.to(x.dtype))
+        shrink = torch.where(too_long > 1, 1 / too_long, 1.0)
+        return self.clamp(x + (projected - x) * per_sample(shrink, x))
 
     def steepest(self, gradient: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
         flat = gradient.flatten(1)
@@ -194,7 +199,7 @@ class L1(Threat):
         return step.reshape(gradient.shape)
 
     def sample(self, x: torch.Tensor) -> torch.Tensor:
-        # Laplace numbers over their own sum plus one more exponential: uniform in the ball.
+        # Laplace numbers divided by their sum plus one more exponential number are uniform in the ball.
         uniform = uniform_like(x)
         laplace = -torch.log1p(-(2 * uniform - 1).abs()) * (uniform - 0.5).sign()
         extra = -torch.log(uniform_like(x.flatten(1)[:, :1])).reshape(-1)
@@ -207,10 +212,10 @@ _SPELLINGS = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "l1": "l1", 
 
 
 def make_threat(norm: str, eps: float, bounds: Bounds = (0.0, 1.0)) -> Threat:
-    """The threat model called `norm` (linf, l2, l1; also Linf, inf, 2 ...) with radius `eps`.
+    """The threat model of `norm` (linf, l2, l1; also Linf, inf, 2, ...) with radius `eps`.
 
-    Raises UsageError for an unknown norm, a negative radius, or one larger than the box, which is almost
-    always a forgotten "/255".
+    Raises UsageError for an unknown norm, a negative radius, or one larger than the box, which is almost always a
+    forgotten "/255".
     """
     name = _SPELLINGS.get(str(norm).lower())
     if name is None:
