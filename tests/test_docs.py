@@ -72,11 +72,12 @@ def test_the_first_python_block_runs(name, capsys, monkeypatch):
 
 def test_the_plugin_of_the_docs_runs(tmp_path):
     plugin = tmp_path / "mine.py"
-    plugin.write_text(blocks(ROOT / "docs" / "plugins.md", "python")[0])
+    plugin.write_text("\n".join(blocks(ROOT / "docs" / "plugins.md", "python")))
     command = ["audit", str(ROOT / "sample_models" / "moon_mlp.pt"), "--plugin", str(plugin), "--attack", "sign-noise"]
-    command += ["-n", "40", "--noise", "none", "--layers", "none", "--json", "-"]
+    command += ["-n", "40", "--noise", "none", "--layers", "none", "--one-line", "line.txt", "--json", "-"]
     done = subprocess.run([sys.executable, "-m", "lsa_cli", *command], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, '"sign-noise"' in done.stdout) == (0, True), done.stderr
+    assert (tmp_path / "line.txt").read_text().startswith("robust accuracy ")
 
 
 def test_the_configuration_of_the_docs_is_valid(tmp_path):

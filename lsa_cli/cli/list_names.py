@@ -62,7 +62,7 @@ def _summary(thing: Any) -> str:
 
 def _parameters(thing: Any) -> str:
     """Fields that a spec can set, with their defaults; the threat model's as norm and eps."""
-    if not dataclasses.is_dataclass(thing):
+    if not isinstance(thing, type) or not dataclasses.is_dataclass(thing):
         return ""
     parts = []
     for field in dataclasses.fields(thing):
