@@ -34,6 +34,13 @@ def is_plain(value: Any) -> bool:
     return True
 
 
+def summary_of(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    lines = str(error).strip().splitlines() or [""]
+    line = lines[0].partition(" Hint: ")[0].rstrip(". ")
+    return f"{type(error).__name__}: {line[:300]}" if line else type(error).__name__
+
+
 class LsaError(Exception):
     """Base of every error that ends in one sentence instead of a traceback."""
 

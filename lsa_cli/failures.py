@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lsa_cli.errors import BackwardError, ForwardError, LsaError
+from lsa_cli.errors import BackwardError, ForwardError, LsaError, summary_of
 
-_LONGEST = 300
 _HERE, _TORCH = Path(__file__).parent, Path(torch.__file__).parent
 # Code of lsa that is a part of the network, or only stands between it and torch.
 _OF_NETWORKS = {_HERE / "models" / name for name in ("architectures.py", "surgery.py", "classifier.py")}
@@ -42,7 +41,7 @@ def forward_of(body: nn.Module) -> Iterator[None]:
         if not _is_foreign(error) or _is_ours(frames):
             raise
         raise ForwardError(
-            f"the network's own forward pass fails{_where(error, body)}: {said(error)}{_advice(error)}"
+            f"the network's own forward pass fails{_where(error, body)}: {summary_of(error)}{_advice(error)}"
         ) from error
 
 
@@ -61,16 +60,9 @@ def backward_sentence(error: BaseException, where: str = "") -> str:
     """What is told of an error out of a backward pass."""
     fix = "call checkpoint with use_reentrant=False, or " if "use_reentrant" in str(error) else ""
     return (
-        f"the network's own backward pass fails{where}: {said(error)}; {fix}"
+        f"the network's own backward pass fails{where}: {summary_of(error)}; {fix}"
         "attack it without gradients (--attack square)"
     )
-
-
-def said(error: BaseException) -> str:
-    """The type of an error and the first line of its message."""
-    lines = str(error).strip().splitlines() or [""]
-    line = lines[0].partition(" Hint: ")[0].rstrip(". ")
-    return f"{type(error).__name__}: {line[:_LONGEST]}" if line else type(error).__name__
 
 
 def _advice(error: BaseException) -> str:

@@ -14,8 +14,7 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.outputs import choose_output
 from lsa_cli.data import LabelledData, check_inputs
-from lsa_cli.errors import DataError, ForwardError, UsageError
-from lsa_cli.failures import said
+from lsa_cli.errors import DataError, ForwardError, UsageError, summary_of
 from lsa_cli.layers import Layer, find_layers
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.loading import Loaded
@@ -96,9 +95,9 @@ def _of_the_data(classifier: Classifier, x: torch.Tensor, data: LabelledData, er
     other = _shape_it_takes(classifier, x)
     if other is not None:
         taken = "x".join(map(str, other))
-        return DataError(f"the network cannot take {shape}, but does take {taken}: {said(cause)}; {question}")
+        return DataError(f"the network cannot take {shape}, but does take {taken}: {summary_of(cause)}; {question}")
     if isinstance(cause, (RuntimeError, ValueError, AssertionError)) and _OF_SHAPES.search(str(cause)):
-        return DataError(f"the network cannot take {shape}: {said(cause)}; {question}")
+        return DataError(f"the network cannot take {shape}: {summary_of(cause)}; {question}")
     return None
 
 

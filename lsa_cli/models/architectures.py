@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import UsageError, summary_of
 from lsa_cli.imports import home_of
 from lsa_cli.models.wrappers import unwrap_parts
 from lsa_cli.registry import SHIPPED, Registry, load_attribute, unknown
@@ -182,9 +182,8 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
         if isinstance(error, KeyboardInterrupt):
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
-        said = (str(error).strip().splitlines() or [""])[0]
         raise UsageError(
-            f"--arch: {spec} failed when called with {given[:_LONGEST]}: {type(error).__name__}: {said[:_LONGEST]}; "
+            f"--arch: {spec} failed when called with {given[:_LONGEST]}: {summary_of(error)}; "
             "pass what it needs with --arch-args name=value"
         ) from error
     if not isinstance(network, nn.Module):

@@ -35,10 +35,10 @@ class Fit:
 def load_strictly(body: nn.Module, checkpoint: Checkpoint, where: str, notes: list[str]) -> Fit:
     """Load weights whose names and shapes must all fit, under one of the readings of `recognition.views`.
 
-    Weights in parts, pruned or normed, are put together where the network has them whole. Lazy layers get the sizes of
-    their weights. What may be absent or odd is only what evaluation does not use: BatchNorm's step counters, and what training
-    leaves beside the network. Tensors are read one at a time into the network, so memory holds the weights once.
-    Raises CheckpointError with counts and first names of what does not fit.
+    Weights that are stored in parts (pruning, weight norm, spectral norm) are computed where the network has them whole.
+    Lazy layers get the sizes of their weights. Only what evaluation does not use may be absent or odd: BatchNorm's step
+    counters, and what training leaves beside the network. Tensors are read one at a time into the network, so memory
+    holds the weights once. Raises CheckpointError with counts and first names of what does not fit.
     """
     best = best_fit(body, checkpoint, where)
     _say_reading(best, notes)
@@ -111,22 +111,20 @@ def _starts(tensors: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda start: (start.count("."), start))
 
 
-def _under(tensors: Mapping[str, Stored], start: str) -> dict[str, Stored]:
-    return {name.removeprefix(start): item for name, item in tensors.items() if name.startswith(start)}
-
-
 def _fit_of_part(tensors: Mapping[str, Stored], start: str, own: Mapping[str, torch.Tensor]) -> Fit:
+    part = {name.removeprefix(start): item for name, item in tensors.items() if name.startswith(start)}
     left_out = tuple(name for name in tensors if not name.startswith(start))
-    return _fit(View(_under(tensors, start), (start,), left_out), own)
+    return _fit(View(part, (start,), left_out), own)
 
 
 def _is_nothing_else(parts: list[Fit], tensors: Mapping[str, Stored], checkpoint: Checkpoint) -> bool:
     """Whether the file holds, beside a part that fits, only the same weights again and the mean and std of images."""
     first, *others = (fit.view for fit in parts)
-    rest = {name for name in tensors if not name.startswith(tuple(view.removed[0] for view in (first, *others)))}
-    if not all(_is_mean_or_std(name, tensors[name]) for name in rest):
-        return False
-    return all(_are_equal(view.tensors, first.tensors, checkpoint) for view in others)
+    starts = tuple(fit.view.removed[0] for fit in parts)
+    rest = {name: item for name, item in tensors.items() if not name.startswith(starts)}
+    return all(_is_mean_or_std(name, item) for name, item in rest.items()) and all(
+        _are_equal(view.tensors, first.tensors, checkpoint) for view in others
+    )
 
 
 def _are_equal(one: Mapping[str, Stored], other: Mapping[str, Stored], checkpoint: Checkpoint) -> bool:
@@ -170,10 +168,14 @@ def _misfit(fit: Fit, own: Mapping[str, torch.Tensor]) -> str:
         if names
     ]
     if fit.wrong:
-        shown = [(name, fit.view.tensors[name], own[name]) for name in fit.wrong[:3]]
-        same = [f"{n} is of type {a.dtype}" if _has_shape(b, a) else
-                f"{n} is {a.shape}, should be {tuple(b.shape)}" for n, a, b in shown]  # fmt: skip
-        problems.append(f"{len(fit.wrong)} of another shape or type ({', '.join(same)})")
+        details = []
+        for name in fit.wrong[:3]:
+            stored, wanted = fit.view.tensors[name], own[name]
+            if _has_shape(wanted, stored):
+                details.append(f"{name} is of type {stored.dtype}")
+            else:
+                details.append(f"{name} is {stored.shape}, the network has {tuple(wanted.shape)}")
+        problems.append(f"{len(fit.wrong)} of another shape or type ({', '.join(details)})")
     return "; ".join(problems)
 
 
@@ -198,8 +200,8 @@ def say_types(specs: Iterable[Stored], notes: list[str]) -> None:
 
 
 def refuse_infinite(body: nn.Module, where: str) -> None:
-    state = {name: item for name, item in body.state_dict().items() if isinstance(item, torch.Tensor)}
-    infinite = [name for name, item in state.items() if item.is_floating_point() and not torch.isfinite(item).all()]
+    tensors = _tensors_of(body).items()
+    infinite = [name for name, item in tensors if item.is_floating_point() and not torch.isfinite(item).all()]
     if infinite:
         raise CheckpointError(
             f"{where}: {len(infinite)} tensors hold NaN or infinity (first: {infinite[0]}); the training diverged, "

@@ -19,18 +19,8 @@ _LOADERS = (
     "types.FunctionType", "types.CodeType", "operator.attrgetter", "operator.methodcaller",
 )  # fmt: skip
 _BUILTINS = {
-    "eval",
-    "exec",
-    "execfile",
-    "compile",
-    "__import__",
-    "open",
-    "input",
-    "breakpoint",
-    "apply",
-    "file",
-    "globals",
-}
+    "eval", "exec", "execfile", "compile", "__import__", "open", "input", "breakpoint", "apply", "file", "globals",
+}  # fmt: skip
 _WAYS_ROUND = {
     "os", "sys", "subprocess", "__globals__", "__builtins__", "__subclasses__", "__getattribute__", "__reduce__",
 }  # fmt: skip
@@ -41,7 +31,7 @@ def refuse_hostile(checkpoint: Checkpoint) -> None:
     hostile = [name for name in checkpoint.globals if is_hostile(name)]
     if hostile:
         raise CheckpointError(
-            f"{checkpoint.path} would call {', '.join(hostile[:3])} when it is unpickled, as no checkpoint needs to: it "
+            f"{checkpoint.path} would call {', '.join(hostile[:3])} when it is unpickled, which no checkpoint needs: it "
             "is refused as hostile; get the weights from a source that you trust"
         )
 

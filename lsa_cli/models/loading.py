@@ -107,7 +107,7 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
     surgeries = checkpoint.description.surgery if checkpoint.description is not None else []
     if not is_own_code:
         # Without memory first: a file may claim any size for a network, and any arguments.
-        empty = recognition.build_empty(arch, arguments, recognition.most_parameters(_shapes(checkpoint)))
+        empty = recognition.build_empty(arch, arguments, _shapes(checkpoint))
         with torch.device("meta"):
             empty = operate(empty, surgeries)
         best_fit(empty, checkpoint, where)

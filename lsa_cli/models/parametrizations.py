@@ -1,9 +1,10 @@
-"""Compute weights that are stored in parts: pruning, weight norm and spectral norm are arithmetic on weights.
+"""Compute weights that are stored in parts, as pruning, weight norm and spectral norm do.
 
-What is computed is what torch's own hooks compute in evaluation mode, in float32. Other parametrizations (orthogonal
-ones, the user's own) cannot be told from their tensors and are left as they are.
+The result is what torch's own hooks compute in evaluation mode, in float32. Tensors do not show other parametrizations
+(orthogonal ones, the user's own), which stay as they are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def read(stored: Stored, load: Load) -> torch.Tensor:
 def put_together(tensors: Mapping[str, Stored], body: nn.Module | None = None) -> dict[str, Stored]:
     """Weights under the names that they have without parametrization.
 
-    body: the network that they are for, which tells along which dimension spectral norm goes.
+    body: the network that they are for, which tells the dimension of spectral norm.
     """
     made = dict(tensors)
     while True:
@@ -63,7 +64,7 @@ def put_together(tensors: Mapping[str, Stored], body: nn.Module | None = None) -
 
 
 def _replace(tensors: dict[str, Stored], name: str, body: nn.Module | None) -> None:
-    """The weight whose parts start at `name`; None where there is none."""
+    """Replace the parts of a weight, of which `name` is the first, by the weight. Other names change nothing."""
     base, _, last = name.rpartition("_")
     if last == "orig" and f"{base}_mask" in tensors:
         _put(tensors, base, "pruning", (name, f"{base}_mask"))
@@ -83,13 +84,9 @@ def _replace(tensors: dict[str, Stored], name: str, body: nn.Module | None) -> N
 
 
 def _put(tensors: dict[str, Stored], base: str, kind: str, parts: tuple[str, ...], dim: int = 0) -> None:
-    first = tensors[parts[0]]
-    same = kind != "pruning" or tensors[parts[1]].shape == first.shape
-    if base not in tensors and same:
-        made = Made(kind, tuple(tensors[part] for part in parts), first.shape, dim)
-        tensors[base] = made
-        for part in parts:
-            del tensors[part]
+    shape = tensors[parts[0]].shape
+    if base not in tensors and (kind != "pruning" or tensors[parts[1]].shape == shape):
+        tensors[base] = Made(kind, tuple(tensors.pop(part) for part in parts), shape, dim)
 
 
 def _put_norm(tensors: dict[str, Stored], base: str, direction: str, length: str) -> None:
@@ -120,11 +117,11 @@ def _module_of(base: str, body: nn.Module | None) -> nn.Module | None:
 
 def kinds_of(tensors: Mapping[str, Stored]) -> dict[str, int]:
     """The number of weights that were computed from parts, by kind."""
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     waiting: list[Stored] = list(tensors.values())
     while waiting:
         item = waiting.pop()
         if isinstance(item, Made):
-            kinds[item.kind] = kinds.get(item.kind, 0) + 1
+            kinds[item.kind] += 1
             waiting.extend(item.parts)
     return kinds

@@ -1,11 +1,11 @@
-"""A faster copy of a Classifier that attacks begin on. Verdicts, layers and evidence are the network's own.
+"""The optimized copy of a Classifier, on which attacks start. Every reported number comes from the network itself.
 
-Which copy a network gets follows from its structure and the device, never from a timing: the same command has to give
-the same report. What is done is our choice (`python -m benchmarks.attacks` times it): BatchNorm folded into the convolution
-before it, tensors with the channels last and, where the processor computes in it, bfloat16.
+The structure of the network and the device decide what is optimized, never a timing, so that the same command gives the
+same report. Our choice (`python -m benchmarks.attacks` times it): BatchNorm is folded into the convolution before it,
+tensors have their channels last, and the copy computes in bfloat16 where the processor multiplies in it.
 
-A network in training has no copy: its weights move, and a copy could miss what else does. It gets the layout itself, so
-that attacks and updates both have it (`python -m benchmarks.epoch`).
+A network in training has no copy, because its weights change. Its own tensors have their channels last, for attacks and
+updates alike (`python -m benchmarks.epoch`).
 """
 
 import math
@@ -25,12 +25,12 @@ from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_SAME = 1e-4  # of the largest logit: what folding a deep network changes by rounding is a tenth of it
+_SAME = 1e-4  # of the largest logit; rounding changes the logits of a folded deep network by a tenth of that
 
 
 @dataclass(frozen=True)
 class Copy:
-    """model: the copy, None where there is none. described: what it is, or why there is none, in words for the report."""
+    """model: the copy, or None. described: what it is, or why there is none, in words for the report."""
 
     model: nn.Module | None
     described: str
@@ -39,7 +39,7 @@ class Copy:
 class FastClassifier(nn.Module):
     """A Classifier in another layout and precision: (N, C, ...) float32 images -> (N, K) float32 logits.
 
-    The images, and so their gradients, stay float32: only what the network computes in between is shorter.
+    The images and their gradients stay float32; only what the network computes in between has the other precision.
     """
 
     def __init__(self, classifier: Classifier, precision: torch.dtype) -> None:
@@ -55,10 +55,10 @@ class FastClassifier(nn.Module):
 
 
 def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
-    """The copy of a classifier, tried on x (N, ...) with labels y (N,), forward and backward; the classifier is left as it was.
+    """The copy of a classifier, tried on x (N, ...) with labels y (N,), forward and backward. The classifier is unchanged.
 
-    There is none where it would not pay, does not run or, in float32, does not compute the classifier's logits. In
-    bfloat16 logits and gradients differ; that attacks lose nothing by it is theirs to see to (`Search.network_at`).
+    There is no copy where it would not be faster, does not run or, in float32, does not compute the classifier's logits.
+    In bfloat16 logits and gradients differ; attacks take care that they lose nothing (`Search.network_at`).
     """
     precision = copy_precision(x.device)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in classifier.modules())
@@ -77,9 +77,11 @@ def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
                 exact = FastClassifier(body, torch.float32)(x)
             made = FastClassifier(body, precision).eval()
             input_gradient(made, x, y, cross_entropy)
-        except torch.OutOfMemoryError:  # what is attacked must not depend on the memory that is free
+        except torch.OutOfMemoryError:  # which network is attacked must not depend on the free memory
             raise
-        except Exception as error:  # what cannot be copied, a view of what lies in another order, a look at the weights of a norm that is gone
+        except (
+            Exception
+        ) as error:  # a module that cannot be copied, a view that needs another layout, a use of a folded norm
             return Copy(None, f"a faster copy does not run ({type(error).__name__})")
         if not (math.isfinite(largest) and torch.allclose(exact, wanted, rtol=0, atol=_SAME * largest)):
             return Copy(None, "a faster copy does not compute the same")
@@ -89,17 +91,15 @@ def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
 
 
 def copy_precision(device: torch.device) -> torch.dtype:
-    """What a copy computes in: bfloat16 where the device multiplies in it, else float32.
+    """The precision of a copy: bfloat16 where the device multiplies in it, else float32.
 
-    LSA_COPY_PRECISION=bfloat16 or float32 in the environment decides instead: bfloat16 runs, slowly, on any processor.
-    Raises UsageError for another value.
+    LSA_COPY_PRECISION=bfloat16 or float32 in the environment decides instead; bfloat16 runs on any processor, slowly on
+    some. Raises UsageError for another value.
     """
     asked = os.environ.get("LSA_COPY_PRECISION", "")
     if asked:
         if asked not in PRECISIONS:
-            raise UsageError(
-                f"LSA_COPY_PRECISION should be {' or '.join(PRECISIONS)}, not {asked!r}; unset it otherwise"
-            )
+            raise UsageError(f"LSA_COPY_PRECISION must be {' or '.join(PRECISIONS)}, not {asked!r}; unset it otherwise")
         return PRECISIONS[asked]
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
@@ -109,13 +109,13 @@ def copy_precision(device: torch.device) -> torch.dtype:
 
 
 def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
-    """Fold each BatchNorm2d into the convolution whose output it takes, in place; how many were.
+    """Fold each BatchNorm2d into the convolution whose output it takes, in place; returns their number.
 
-    Only pairs without hooks that ran once each on x, where the tensor of the one reached the other with nothing written
-    into it on the way. Who else reads that tensor is not seen, so the caller compares outputs.
+    A pair is folded if both have no hooks and run once on x, and the norm gets the convolution's output unchanged. Other
+    readers of that output are not seen, so the caller must compare logits.
     """
-    made: dict[int, tuple[nn.Conv2d, int]] = {}  # by the id of the output, and how often that had been written to
-    alive: list[torch.Tensor] = []  # an id is good while its tensor lives
+    made: dict[int, tuple[nn.Conv2d, int]] = {}  # by the id of the output; the number says how often it was written to
+    alive: list[torch.Tensor] = []  # an id is unique only while its tensor exists
     runs: dict[nn.Module, int] = {}
     pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
 
@@ -154,9 +154,9 @@ def fold_norms(network: nn.Module, x: torch.Tensor) -> int:
 
 
 def runs_channels_last(classifier: Classifier, shape: tuple[int, ...]) -> bool:
-    """Whether a network has convolutions and trains with the channels of its tensors last: some views refuse that order.
+    """Whether a network has convolutions, and trains with the channels of its tensors last, which some views refuse.
 
-    Tried on a copy, with two samples of zeros, in both modes, forward and backward; the network is left as it was.
+    A copy is tried with two samples of zeros in both modes, forward and backward. The network is unchanged.
     """
     if not any(isinstance(module, nn.Conv2d) for module in classifier.modules()):
         return False
@@ -168,16 +168,16 @@ def runs_channels_last(classifier: Classifier, shape: tuple[int, ...]) -> bool:
             for training in (False, True):
                 leaf = torch.zeros(2, *shape, device=device, requires_grad=True)
                 torch.autograd.grad(tried.train(training)(leaf).sum(), leaf)
-        except torch.OutOfMemoryError:  # the layout must not depend on the memory that is free
+        except torch.OutOfMemoryError:  # the layout must not depend on the free memory
             raise
-        except Exception:  # whatever a module of the user's raises
+        except Exception:  # whatever a module of the user raises
             return False
     return True
 
 
 @contextmanager
 def _buffers_kept(network: nn.Module) -> Iterator[None]:
-    """A copy of a module that keeps a function of the original runs parts of the original."""
+    """A context after which buffers are as before: a copy that holds a bound method of the original runs the original."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
         yield

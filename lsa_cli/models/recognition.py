@@ -1,11 +1,11 @@
 """Recognise the architecture of a set of weights by the names and shapes of its tensors.
 
-`signatures.json` holds one line for each classifier of torchvision and each network that ships, so that nothing
-has to be built to compare. Made by `python -m lsa_cli.models.recognition`. The number of classes is left out of a
-signature and read from the weights.
+`signatures.json` has one line for each classifier of torchvision and each network of lsa, so that no network has to be
+built for a comparison; `python -m lsa_cli.models.recognition` writes it. The number of classes is not in a signature; it
+is read from the weights.
 
-Equal names and shapes do not prove an equal forward pass: strides, activations and pooling have no weights. A match
-is therefore always named in the report.
+Equal names and shapes do not prove an equal forward pass: strides, activations and pooling have no weights. So the
+report always names the match.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _FILE = Path(__file__).with_name("signatures.json")
 _MOST_PREFIXES = 4
 _CANDIDATES = 24
-# Parts of names that come from a wrapper around a module, wherever it stands.
+# Parts of names that come from a wrapper around a module, at any depth.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
-# What training keeps in the same module as the network, and evaluation has no use for: words of the first part of a
-# name, and the counters of averaged models. Nothing else is ever left out: a buffer `mean` changes what is computed.
+# What training keeps beside the network and evaluation does not use: words in the first part of a name, and the counters
+# of averaged models. Nothing else is left out, because a buffer such as `mean` can be a part of the computation.
 _BESIDE = {
     "criterion", "loss", "losses", "metric", "metrics", "acc", "accuracy", "auroc", "auc", "f1", "precision", "recall",
     "confusion", "confmat", "ema", "swa", "averaged",
@@ -54,8 +54,8 @@ class View(Generic[T]):
 def views(tensors: Mapping[str, T]) -> Iterator[View[T]]:
     """The ways to read the names of weights, the most literal first.
 
-    Leading parts that all share may go (module., _orig_mod., model., net., backbone., a name of the user's own, up
-    to four of them), wrappers may go from within, and losses, metrics and averaged copies beside the network.
+    Removed are up to four leading parts that all names share (module., _orig_mod., model., a name of the user's own),
+    wrappers inside names, and losses, metrics and averaged copies beside the network.
     """
     yield from _shortened(View(dict(tensors)))
     found = {part for name in tensors for part in name.split(".") if part in _WRAPPERS}
@@ -94,7 +94,7 @@ def _is_beside(name: str) -> bool:
 
 
 def is_step_counter(name: str) -> bool:
-    """Whether it is num_batches_tracked of BatchNorm, which old files lack and evaluation does not use."""
+    """Whether it is num_batches_tracked of BatchNorm, which evaluation does not use and old files lack."""
     return name.endswith("num_batches_tracked")
 
 
@@ -103,7 +103,7 @@ def is_step_counter(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Match:
-    """The architecture and its arguments. classes: read from the head of the weights; None without a head."""
+    """An architecture and its arguments. classes: read from the head of the weights; None without a head."""
 
     arch: str
     arguments: dict[str, Any]
@@ -114,7 +114,7 @@ class Match:
 
 
 def recognise(shapes: Shapes) -> list[Match]:
-    """All known architectures that these weights fit, under the most literal reading of their names."""
+    """All known architectures that have these weights, under the most literal reading of their names."""
     for view in views(shapes):
         found = [_match(row, view.tensors) for row in _table() if _fits(row, view.tensors)]
         if found:
@@ -155,7 +155,7 @@ def _table() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Near:
-    """An architecture that weights nearly fit. missing, other, reshaped: names only it has, only they have, and of other shapes."""
+    """An architecture that nearly fits. missing: names that only it has; other: that only the weights have; reshaped: with other shapes."""
 
     arch: str
     missing: list[str]
@@ -169,7 +169,7 @@ class Near:
 
 
 def nearest(shapes: Shapes, count: int = 3) -> list[Near]:
-    """Known architectures that share most names and shapes, the best first. It takes seconds; error messages use it."""
+    """The known architectures that share most names and shapes, the best first. For error messages: it takes seconds."""
     readings = [view.tensors for view in views(shapes)]
     sizes = [_count(names) for names in readings]
     rows = sorted(_table(), key=lambda row: min(abs(row["count"] - size) for size in sizes))
@@ -195,11 +195,11 @@ def _compare(row: dict[str, Any], theirs: Shapes, ours: Shapes) -> tuple[float, 
 # ---- networks without memory ---------------------------------------------------------------------------
 
 
-def build_empty(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> "nn.Module":
-    """A network on the meta device: its weights have shapes and no numbers. Raises UsageError.
+def build_empty(arch: str, arguments: dict[str, Any], weights: Shapes | None = None) -> "nn.Module":
+    """A network whose weights are on the meta device: they have shapes and no numbers.
 
-    at_most: parameters, beyond which building stops. Not `torch.device("meta")`: regnets and others compute with
-    small tensors while they are built.
+    weights: those that the network is for. Raises UsageError where it cannot be built, or has far more parameters than
+    they have tensors. Not `torch.device("meta")`, because regnets and others compute with small tensors while they are built.
     """
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -214,7 +214,7 @@ def build_empty(arch: str, arguments: dict[str, Any], at_most: int | None = None
                 options = {**options, "device": "meta"}
             return func(*args, **options)
 
-    count = 0
+    count, at_most = 0, None if weights is None else 4 * len(weights) + 1000
 
     def registered(*_: Any) -> None:
         nonlocal count
@@ -230,25 +230,18 @@ def build_empty(arch: str, arguments: dict[str, Any], at_most: int | None = None
         hook.remove()
 
 
-def most_parameters(shapes: Shapes) -> int:
-    """An upper bound on the number of parameters of a network with these weights."""
-    return 4 * len(shapes) + 1000
+def outline(arch: str, arguments: dict[str, Any], weights: Shapes | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's weights. Raises UsageError as `build_empty` does."""
+    state = build_empty(arch, arguments, weights).state_dict()
+    return {
+        name: tuple(item.shape) for name, item in state.items() if hasattr(item, "shape")
+    }  # other objects are no weights
 
 
-def outline(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a network's weights. Raises UsageError when it cannot be built."""
-    return shapes_of(build_empty(arch, arguments, at_most))
-
-
-def shapes_of(network: "nn.Module") -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a network's state. Other objects in it are not weights."""
-    return {name: tuple(item.shape) for name, item in network.state_dict().items() if hasattr(item, "shape")}
-
-
-def head_of(arch: str, arguments: dict[str, Any], at_most: int | None = None) -> list[str]:
+def head_of(arch: str, arguments: dict[str, Any], weights: Shapes | None = None) -> list[str]:
     """Names of the weights whose size is the number of classes; empty where the network has no num_classes."""
     try:
-        seven, eleven = (outline(arch, {**arguments, "num_classes": classes}, at_most) for classes in (7, 11))
+        seven, eleven = (outline(arch, {**arguments, "num_classes": classes}, weights) for classes in (7, 11))
     except UsageError:
         return []
     return [name for name in seven if seven[name] != eleven.get(name)]
@@ -256,7 +249,7 @@ def head_of(arch: str, arguments: dict[str, Any], at_most: int | None = None) ->
 
 def classes_of(arch: str, arguments: dict[str, Any], shapes: Shapes) -> int | None:
     """The number of classes that weights of this architecture were trained for, read from its head."""
-    head = head_of(arch, arguments, most_parameters(shapes))
+    head = head_of(arch, arguments, shapes)
     for view in views(shapes):
         if head and all(view.tensors.get(name) for name in head):
             return view.tensors[head[-1]][0]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lsa_cli.errors import CheckpointError
+from lsa_cli.errors import CheckpointError, summary_of
 from lsa_cli.models.pickles.symbols import INSTALLED, Call, Global, Members, TensorSpec
 from lsa_cli.models.wrappers import unwrap_parts
 
@@ -47,10 +47,9 @@ def rebuild(symbol: Call, load: Callable[[TensorSpec], torch.Tensor]) -> tuple[n
     except CheckpointError:
         raise
     except Exception as error:  # whatever an installed class makes of attributes that it does not expect
-        first = (str(error).splitlines() or [""])[0][:100]
         raise CheckpointError(
             "the network in the file is damaged, or of a version that is not installed "
-            f"({type(error).__name__}: {first}); name it with --arch to use its weights alone"
+            f"({summary_of(error)}); name it with --arch to use its weights alone"
         ) from error
     return (module, "") if isinstance(module, nn.Module) else (None, type(module).__name__)
 
@@ -213,15 +212,12 @@ def run_trusted(path: Path, kind: str, keys: tuple[str, ...], device: torch.devi
                 return Program(torch.export.load(path).module().to(device))
             loaded = _unpickle(path, kind)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0][:200]
         advice = (
             "the class was defined in the script that saved it, and is not importable here: name the network with --arch"
             if "__main__" in str(error)
             else "its classes must be importable here: add the folder that holds them to PYTHONPATH"
         )
-        raise CheckpointError(
-            f"{path} does not load even when trusted: {type(error).__name__}: {first}; {advice}"
-        ) from error
+        raise CheckpointError(f"{path} does not load even when trusted: {summary_of(error)}; {advice}") from error
     for key in keys:
         if isinstance(loaded, Mapping):
             loaded = next((item for name, item in loaded.items() if str(name) == key), None)

@@ -1,7 +1,6 @@
-"""Changes to an architecture that a hardened network needs in use, applied again as its checkpoint says.
+"""Surgery: changes of an architecture that a hardened network needs after training. Its checkpoint lists them.
 
-A surgery is plain values, {"kind": NAME, ...}, in the order in which they were made; the weights that follow fit the
-network after all of them. Nothing here is needed for training alone.
+A surgery is plain values: {"kind": NAME, ...}. They are applied in the order of the list; then the weights fit.
 """
 
 import functools
@@ -14,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.attacks.randomness import belongs_to, many_normal_like
-from lsa_cli.errors import CheckpointError, LsaError
+from lsa_cli.errors import CheckpointError, LsaError, summary_of
 from lsa_cli.layers import Wrapper, plain_name, tap
 from lsa_cli.models.classifier import OUTPUTS, as_logits
 from lsa_cli.models.outputs import find_logits
@@ -34,18 +33,19 @@ def operate(body: nn.Module, surgeries: Sequence[dict[str, Any]]) -> nn.Module:
         except LsaError as error:
             raise CheckpointError(f"the checkpoint's surgery cannot be applied: {error}") from error
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError, OverflowError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"the checkpoint's surgery '{kind}' does not fit the network: {first}") from error
+            raise CheckpointError(
+                f"the checkpoint's surgery '{kind}' does not fit the network: {summary_of(error)}"
+            ) from error
     return body
 
 
 @SURGERIES.register("logit-offset")
 def logit_offset(body: nn.Module, outputs: int, which: str | None = None) -> nn.Module:
-    """A number added to each of the network's `outputs` raw scores, in its buffer `logit_offset` (outputs,).
+    """The network with a number added to each of its `outputs` scores: the buffer `logit_offset`, (outputs,).
 
-    A network of K scores has K; one with a single score z, which stands for the logits (0, z), has one. which: the place
-    of the scores among several outputs (`outputs.find_logits`), of which only they are left. It is a hook
-    and no module around the network, so that layers keep their names. See the hardening method class-fair.
+    outputs: K; 1 for a network with a single score z, which stands for the logits (0, z). which: the place of the scores
+    among several outputs (`outputs.find_logits`); the other outputs are dropped. A hook adds the numbers, so that layers
+    keep their names. See the hardening method class-fair.
     """
     if hasattr(body, "logit_offset"):
         raise CheckpointError("the network has a logit offset already")
@@ -64,14 +64,14 @@ def _add_offset(body: nn.Module, args: Any, output: Any, which: str | None) -> t
     return scores + offset.reshape(-1, *[1] * (scores.ndim - 2))
 
 
-# ---- what acts at places inside a network --------------------------------------------------------------
+# ---- surgery at layers inside a network ----------------------------------------------------------------
 
-Sites = dict[str, tuple[int, ...]]  # names of layers as `lsa layers` has them -> the shape of one sample there
-_MOST_NUMBERS = 10**8  # that surgery may add: VGG-19 at 224 x 224 with noise at every activation has 13 million
+Sites = dict[str, tuple[int, ...]]  # names of layers as in `lsa layers` -> the shape of one sample there
+_MOST_NUMBERS = 10**8  # VGG-19 at 224 x 224 with noise at every activation has 13 million
 
 
 def _checked(network: nn.Module, sites: Mapping[str, Sequence[int]]) -> Sites:
-    """Raise CheckpointError for layers that the network does not have, or that cannot be changed."""
+    """The sites under today's names of layers. Raises CheckpointError for layers that the network does not have."""
     if not sites:
         raise CheckpointError("it names no layers")
     modules = {path: plain_name(network, path) for path, _ in network.named_modules()}
@@ -98,11 +98,11 @@ def _refuse_enormous(numbers: int) -> None:
 class NoiseBody(Wrapper):
     """A network with learnt Gaussian noise at the inputs of some layers; see the method learn2perturb.
 
-    scales: one a place, of the shape that a sample has there, (C, H, W) or (D,). The input a becomes a + scale * n with
-    n from N(0, I), in training and in use; on: noise can be switched off. keyed: inside an attack or an audit each sample
-    draws from its own stream of random numbers, which costs more than one for all; training does without. shared: one n for all samples of a batch, as
-    the official code has it, and not one for each (our choice: then what a sample is answered does not hang on its
-    neighbours).
+    In training and afterwards the input a of a layer becomes a + scale * n, with n from N(0, I). scales: one for each
+    layer, of the shape of a sample there, (C, H, W) or (D,). on: False switches the noise off. keyed: inside an attack or
+    an audit each sample draws from its own stream of random numbers, which is slower; training sets it to False. shared:
+    all samples of a batch get the same n, as in the official code. Without it (our choice) each sample has its own n, so
+    that its logits do not depend on the batch.
     """
 
     def __init__(self, network: nn.Module, sites: Sites, shared: bool, initial: float = 0.25) -> None:
@@ -144,7 +144,7 @@ class NoiseBody(Wrapper):
 
 @SURGERIES.register("noise")
 def noise(body: nn.Module, sites: Mapping[str, Sequence[int]], shared: bool = False) -> nn.Module:
-    """Learnt noise at the inputs of the layers `sites`."""
+    """The network with learnt noise at the inputs of the layers `sites`."""
     checked = _checked(body, sites)
     _refuse_enormous(sum(math.prod(shape) for shape in checked.values()))
     return NoiseBody(body, checked, bool(shared))
@@ -153,15 +153,14 @@ def noise(body: nn.Module, sites: Mapping[str, Sequence[int]], shared: bool = Fa
 class SelfGradientBody(Wrapper):
     """A network that runs twice: the second pass feeds the gradient of the first back into hidden layers.
 
-    Our reading of arXiv 2011.09364, whose abstract says no more than that the architecture taps its own gradient flow:
-    pass 1 gives h_l and s = CE(f(x), argmax f(x)), the loss of the network's own prediction; u_l = ds/dh_l, of length 1
-    for each sample; pass 2 has h_l + A_l u_l in the place of h_l. A_l: a 1 x 1 convolution for (C, H, W), otherwise a
-    linear map of the last dimension, zero at first, so that the wrapped network starts equal to the one within.
-    returns: what f gives, logits or probabilities, and which: where among its outputs, as `Classifier` has both.
+    Our reading of arXiv 2011.09364, whose abstract only says that the architecture taps its own gradient flow. Pass 1
+    gives h_l and s = CE(f(x), argmax f(x)), the loss of the network's own prediction; u_l is ds/dh_l, scaled to length 1
+    for each sample. Pass 2 replaces h_l by h_l + A_l u_l. A_l: a 1 x 1 convolution for (C, H, W), otherwise a linear map
+    of the last dimension; it is zero at first, so that nothing changes before training. returns: whether f returns logits
+    or probabilities; which: the place of the logits among its outputs; both as in `Classifier`.
 
     Where gradients are enabled u_l keeps its graph, so attacks and training differentiate through both passes (second
-    order); in use under no_grad only the gradient within is taken. In training mode both passes move BatchNorm's
-    statistics and draw their own dropout.
+    order). In training mode both passes update BatchNorm's statistics, and each draws its own dropout.
     """
 
     def __init__(self, network: nn.Module, sites: Sites, returns: str = "logits", which: str | None = None) -> None:
@@ -187,14 +186,14 @@ class SelfGradientBody(Wrapper):
             return self.network(x)
 
     def _gradients(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """u_l of pass 1, (N, ...) each; with their graph where gradients are enabled outside."""
+        """u_l of pass 1 by layer, (N, ...) each; with its graph where the caller has gradients enabled."""
         keeps_graph = torch.is_grad_enabled()
         hidden: dict[str, torch.Tensor] = {}
 
         def show(name: str, output: torch.Tensor) -> torch.Tensor:
-            # Frozen weights and a constant input leave no graph: then it starts here.
+            # Without trainable weights and inputs there is no graph: then it starts here.
             hidden[name] = output if output.requires_grad else output.detach().requires_grad_(True)
-            return hidden[name].clone()  # what follows may work in place
+            return hidden[name].clone()  # the next layer may work in place
 
         with torch.enable_grad(), tap(self.network, self.places, show):
             logits = as_logits(find_logits(self.network(x), self.which), len(x), self.returns)
@@ -207,8 +206,11 @@ class SelfGradientBody(Wrapper):
 
 
 def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
-    """A row of zeros stays one, and is a constant. The length has no slope at 0, which a second derivative would make a
-    NaN of: where it is 0, as also that of the smallest numbers is, it is a constant too."""
+    """Each sample divided by its length. A sample of zeros stays zero.
+
+    The length has no derivative at 0, so that a second derivative would be NaN. Where it is 0, also because the squares
+    of small numbers vanish, it is a constant.
+    """
     by_row = (-1, *[1] * (gradient.ndim - 1))
     flat = gradient.detach().flatten(1)
     silent, short = ~flat.any(1).reshape(by_row), (flat.norm(dim=1) == 0).reshape(by_row)
@@ -220,7 +222,7 @@ def _of_length_one(gradient: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, .
 def self_gradient(
     body: nn.Module, sites: Mapping[str, Sequence[int]], returns: str = "logits", which: str | None = None
 ) -> nn.Module:
-    """The network's own gradient, fed back into the layers `sites`."""
+    """The network with its own gradient fed back into the layers `sites`."""
     checked = _checked(body, sites)
     _refuse_enormous(sum((shape[0] if len(shape) == 3 else shape[-1]) ** 2 for shape in checked.values()))
     return SelfGradientBody(body, checked, returns, which)

@@ -63,16 +63,16 @@ def copy_network(network: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in network.modules():
         for value in vars(module).values():
-            for item in (
+            items = (
                 value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-            ):
-                if isinstance(item, torch.Tensor) and not item.is_leaf:
-                    memo[id(item)] = item.detach().clone()
+            )
+            kept = [item for item in items if isinstance(item, torch.Tensor) and not item.is_leaf]
+            memo.update((id(item), item.detach().clone()) for item in kept)
     return copy.deepcopy(network, memo)
 
 
 def finish_lazy_layers(network: nn.Module) -> None:
-    """Layers whose weights have got their sizes become what a first pass would make them: LazyLinear a Linear.
+    """Turn lazy layers whose weights have sizes into plain ones, as a first forward pass does: LazyLinear into Linear.
 
     Raises CheckpointError for a weight whose other sizes are not those of the layer.
     """
@@ -90,19 +90,16 @@ def finish_lazy_layers(network: nn.Module) -> None:
 
 
 def _sizes_of_lazy(module: Any, sizes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The sizes that a lazy layer of torch should have, after what it gets from its weights is set in it."""
+    """The sizes that the tensors of a lazy layer must have. Sets the sizes of the layer that its weights decide."""
     weight = (*sizes.get("weight", ()), 0, 0)
     if isinstance(module, nn.LazyLinear):
         module.in_features = weight[1]
         return {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
     if isinstance(module, _LazyConvXdMixin):
         module.in_channels = weight[0] if module.transposed else weight[1] * module.groups
-        rows = (
-            (module.in_channels, module.out_channels)
-            if module.transposed
-            else (module.out_channels, module.in_channels)
-        )
-        return {"weight": (rows[0], rows[1] // module.groups, *module.kernel_size), "bias": (module.out_channels,)}
+        channels = [module.out_channels, module.in_channels]
+        first, second = reversed(channels) if module.transposed else channels
+        return {"weight": (first, second // module.groups, *module.kernel_size), "bias": (module.out_channels,)}
     if hasattr(module, "num_features") and sizes:
         module.num_features = next(iter(sizes.values()))[0]
         return dict.fromkeys(sizes, (module.num_features,))

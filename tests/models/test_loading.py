@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_counted_and_named(tmp_path, body):
     message = str(caught.value)
     assert "1 missing (first: 0.bias)" in message
     assert "1 unexpected (first: extra.weight)" in message
-    assert "2 of another shape or type (3.weight is (5, 6), should be (3, 6), 3.bias is of type int32)" in message
+    assert "2 of another shape or type (3.weight is (5, 6), the network has (3, 6), 3.bias is of type int32)" in message
 
 
 @pytest.mark.parametrize("odd", [None, torch.tensor([5]), torch.tensor(5.0)], ids=["absent", "shape", "type"])

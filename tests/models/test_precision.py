@@ -103,7 +103,7 @@ def test_the_copy_has_the_same_logits_and_gradients(kind, folded, precision):
 
 def test_another_precision_is_refused(monkeypatch):
     monkeypatch.setenv("LSA_COPY_PRECISION", "float16")
-    with pytest.raises(UsageError, match="should be bfloat16 or float32, not 'float16'"):
+    with pytest.raises(UsageError, match="must be bfloat16 or float32, not 'float16'"):
         make_copy(made(Residual), X, Y)
 
 

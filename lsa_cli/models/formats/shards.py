@@ -57,7 +57,9 @@ def _open_inside(folder: Path, name: str, index: bool = False) -> Contents:
     _stay_inside(folder / name, folder)
     kind = sniff(folder / name)
     if not FORMATS[kind].holds_weights and not (index and kind == "weights-index"):
-        raise CheckpointError(f"{folder / name} should hold weights and is of format {kind}; refused")
+        raise CheckpointError(
+            f"{folder / name} is of format {kind}, which cannot hold the weights of a folder; refused"
+        )
     return open_contents(folder / name)
 
 

@@ -188,7 +188,7 @@ class Zip:
             )
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise CheckpointError(
-                f"{self.path} holds {shown(name)} compressed or encrypted, as no checkpoint does; refused"
+                f"{self.path} holds {shown(name)} compressed or encrypted, which no checkpoint needs; refused"
             )
         return entry
 

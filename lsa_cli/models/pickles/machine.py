@@ -11,7 +11,7 @@ from functools import partial
 from io import BytesIO
 from typing import Any
 
-from lsa_cli.errors import CheckpointError
+from lsa_cli.errors import CheckpointError, summary_of
 from lsa_cli.models.pickles.symbols import (
     CONTAINERS,
     Call,
@@ -38,20 +38,28 @@ _MOST_ARGUMENTS = 16
 # Keys that are neither text nor plain numbers can share one hash, and then take quadratic time.
 _MOST_ODD_KEYS = 1000
 _LARGEST_KEY = 2**60
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# Instructions that put their argument on the stack, and those that put a new value there.
 _VALUES = {
     "INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
+_NEW: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": lambda: Members([]),
+}
 
 
 def read_symbols(data: bytes, where: str) -> Symbols:
     """Interpret one pickle at the start of `data`.
 
-    Raises CheckpointError when it is damaged (CutShort: where `data` ends), or does what no checkpoint does
-    (persistent ids of other kinds, out-of-band buffers, extension codes, structures that repeat themselves without
-    end).
+    Raises CheckpointError when it is damaged (CutShort: where `data` ends), or does what no checkpoint needs, such as
+    persistent ids of other kinds, out-of-band buffers, extension codes, and structures that repeat themselves without end.
     """
     if len(data) > LARGEST_PICKLE:
         raise CheckpointError(f"{where}: its pickle has {len(data):,} bytes, more than any checkpoint's; refused")
@@ -81,11 +89,9 @@ def read_symbols(data: bytes, where: str) -> Symbols:
     except (
         ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError,
     ) as error:  # fmt: skip
-        first = (str(error).splitlines() or [""])[0][:100]
         kind = CutShort if stream.tell() >= len(data) else CheckpointError
         raise kind(
-            f"{where} is a damaged checkpoint (its pickle ends in {type(error).__name__}: {first}); "
-            "copy or download it again"
+            f"{where} is a damaged checkpoint (its pickle ends in {summary_of(error)}); copy or download it again"
         ) from error
 
 
@@ -121,15 +127,16 @@ class _Machine:
         self.result: Any = None
         self.actions: dict[str, Callable[[Any], None]] = {
             **dict.fromkeys(_VALUES, self._push),
-            **{name: partial(self._constant, value) for name, value in _CONSTANTS.items()},
+            **{name: partial(self._new, make) for name, make in _NEW.items()},
+            **{f"TUPLE{count}": partial(self._tuple, count) for count in (1, 2, 3)},
             **{name[3:].upper(): getattr(self, name) for name in dir(self) if name.startswith("op_")},
         }
 
     def _push(self, argument: Any) -> None:
         self.stack.append(argument)
 
-    def _constant(self, value: Any, argument: Any) -> None:
-        self.stack.append(value)
+    def _new(self, make: Callable[[], Any], argument: Any) -> None:
+        self.stack.append(make())
 
     def since_mark(self) -> list[Any]:
         taken, self.stack = self.stack, self.outer.pop()
@@ -176,9 +183,6 @@ class _Machine:
     op_binget = op_long_binget = op_get
 
     # -- containers
-    def op_empty_list(self, argument: Any) -> None:
-        self.stack.append([])
-
     def op_list(self, argument: Any) -> None:
         self._push(self.since_mark())
 
@@ -199,28 +203,13 @@ class _Machine:
         else:
             target.extend(values)
 
-    def op_empty_tuple(self, argument: Any) -> None:
-        self.stack.append(())
-
     def op_tuple(self, argument: Any) -> None:
         self._push(tuple(self.since_mark()))
 
-    def _tuple(self, count: int) -> None:
+    def _tuple(self, count: int, argument: Any) -> None:
         if len(self.stack) < count:
             raise IndexError("stack")
         self.stack[-count:] = [tuple(self.stack[-count:])]
-
-    def op_tuple1(self, argument: Any) -> None:
-        self._tuple(1)
-
-    def op_tuple2(self, argument: Any) -> None:
-        self._tuple(2)
-
-    def op_tuple3(self, argument: Any) -> None:
-        self._tuple(3)
-
-    def op_empty_dict(self, argument: Any) -> None:
-        self.stack.append({})
 
     def op_dict(self, argument: Any) -> None:
         values = self.since_mark()
@@ -248,7 +237,7 @@ class _Machine:
         if isinstance(key, (str, float, bytes, type(None))) or (isinstance(key, int) and abs(key) < _LARGEST_KEY):
             return key
         if isinstance(key, int) or (isinstance(key, tuple) and any(isinstance(part, CONTAINERS) for part in key)):
-            raise Refused("its pickle uses what no checkpoint does as a key; refused")
+            raise Refused("its pickle uses a key of a kind that no checkpoint needs; refused")
         self.odd_keys += 1
         if self.odd_keys > _MOST_ODD_KEYS:
             raise Refused(
@@ -261,9 +250,6 @@ class _Machine:
         self.copied += size
         if self.copied > _MOST_STEPS:
             raise Refused("its pickle copies more than any checkpoint's; refused")
-
-    def op_empty_set(self, argument: Any) -> None:
-        self.stack.append(Members([]))
 
     def op_frozenset(self, argument: Any) -> None:
         self._push(Members(self.since_mark()))
@@ -347,10 +333,10 @@ class _Machine:
             self.charge(len(content))
             return dict(content)
         if not isinstance(content, (list, tuple)) or str(function) == "collections.Counter":
-            raise Refused(f"its pickle makes a dictionary of {shown(content)}, as no checkpoint does; refused")
+            raise Refused(f"its pickle makes a dictionary of {shown(content)}, which no checkpoint needs; refused")
         self.charge(len(content))
         if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in content):
-            raise ValueError("a dictionary of what are no pairs")
+            raise ValueError("the entries of a dictionary are not pairs")
         return self._pairs([part for pair in content for part in pair])
 
     def op_build(self, argument: Any) -> None:
@@ -367,7 +353,7 @@ class _Machine:
             raise Refused(read_differently(f"its pickle changes {_article(target)} after it was made"))
 
     def op_persid(self, argument: Any) -> None:
-        raise Refused("its pickle refers to outside objects by text, which no checkpoint does; refused")
+        raise Refused("its pickle refers to outside objects by text, which no checkpoint needs; refused")
 
     def op_binpersid(self, argument: Any) -> None:
         self.stack.append(self.storages.refer(self.stack.pop()))

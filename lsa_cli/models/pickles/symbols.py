@@ -116,7 +116,7 @@ class CutShort(CheckpointError):
 
 
 class Refused(Exception):
-    """The pickle does what no checkpoint does. It becomes a CheckpointError that names the file."""
+    """The pickle does what no checkpoint needs. It becomes a CheckpointError that names the file."""
 
 
 def read_differently(how: str) -> str:

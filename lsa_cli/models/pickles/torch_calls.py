@@ -68,9 +68,9 @@ class Storages:
         if dtype is None:
             raise Refused(f"it stores numbers as {shown(kind)}, a kind of storage that lsa does not read")
         if not isinstance(key, str):
-            raise Refused(f"it names stored numbers by {shown(key)}, as no checkpoint does; refused")
+            raise Refused(f"it names stored numbers by {shown(key)}, which no checkpoint needs; refused")
         if self.types.setdefault(key, dtype) != dtype:
-            told = f"it reads the same numbers as {dtype} and as {self.types[key]}, as no checkpoint does; refused"
+            told = f"it reads the same numbers as {dtype} and as {self.types[key]}, which no checkpoint needs; refused"
             raise Refused(told)
         if self.sizes.setdefault(key, numel) != numel:
             raise Refused(read_differently(f"it says of the numbers {shown(key)} that they are {numel:,} and others"))
@@ -101,7 +101,7 @@ class Machine(Protocol):
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise Refused(f"it holds a tensor with {shown(value)} where a size should be; damaged or hostile")
+        raise Refused(f"it holds a tensor with {shown(value)} in place of a size; damaged or hostile")
     return value
 
 
@@ -171,7 +171,7 @@ def _members(machine: Machine, call: Call, members: Any = ()) -> Any:
     if isinstance(members, Call):
         return call
     if not isinstance(members, (list, tuple)):
-        raise Refused(f"its pickle makes a set of {shown(members)}, as no checkpoint does; refused")
+        raise Refused(f"its pickle makes a set of {shown(members)}, which no checkpoint needs; refused")
     machine.charge(len(members))
     for member in members:
         if not isinstance(member, (list, dict, Members, Call)):
@@ -193,7 +193,7 @@ def _bytes(machine: Machine, call: Call, content: Any = b"", encoding: Any = Non
     if isinstance(content, str) and encoding in ("latin1", "latin-1"):
         content = content.encode("latin1")
     elif not isinstance(content, bytes) or encoding is not None:
-        raise Refused(f"its pickle makes bytes of {shown(content)}, as no checkpoint does; refused")
+        raise Refused(f"its pickle makes bytes of {shown(content)}, which no checkpoint needs; refused")
     machine.charge(len(content) // 64)
     return content
 
