@@ -1,29 +1,31 @@
-"""A report as tidy tables for programs: one row an observation, plain names, shares in [0, 1]. CSV and Parquet files."""
+"""A report as tables for programs: one row an observation, plain column names, shares in [0, 1]. CSV and Parquet files."""
 
+import csv
 import importlib.util
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow
 from lsa_cli.report.storage import write_bytes, write_text
 from lsa_cli.report.text import settings_text
-
-if TYPE_CHECKING:
-    import pandas
+from lsa_cli.report.view import Cell, Column, Table
 
 Rows = list[dict[str, Any]]
 
 
-def frames(report: AuditReport) -> dict[str, "pandas.DataFrame"]:
-    """The tables of a report by name, those that have rows: attacks, cascade, layers, classes, ..., samples."""
-    import pandas as pd
+def tables(report: AuditReport) -> list[Table]:
+    """The tables that have rows: attacks, cascade, layers, classes, ..., samples."""
+    return [_table(name, rows) for name, make in TABLES.items() if (rows := make(report))]
 
-    several = {name: rows(report) for name, rows in TABLES.items()}
-    return {name: pd.DataFrame(rows) for name, rows in several.items() if rows}
+
+def _table(name: str, rows: Rows) -> Table:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return Table(name, tuple(map(Column, keys)), tuple(tuple(row.get(key) for key in keys) for row in rows))
 
 
 def _attacks(report: AuditReport) -> Rows:
@@ -161,12 +163,16 @@ _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.IGNORECASE)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def _csv(frame: "pandas.DataFrame") -> str:
+def csv_text(table: Table) -> str:
     """The table as CSV. Text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay numbers."""
-    return str(frame.map(_inert).rename(columns=_inert).to_csv(index=False, lineterminator="\n"))
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_inert(column.title) for column in table.columns)
+    writer.writerows([_inert(cell) for cell in row] for row in table.rows)
+    return file.getvalue()
 
 
-def _inert(cell: Any) -> Any:
+def _inert(cell: Cell) -> Cell:
     if not isinstance(cell, str) or not cell.lstrip(" ").startswith(_FORMULA) or _NUMBER.fullmatch(cell):
         return cell
     return f"'{cell}"
@@ -178,11 +184,11 @@ def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} could not be made: {error.strerror or error}") from error
+        raise RunError(f"{folder} cannot be made: {error.strerror or error}") from error
     written = []
-    for name, frame in frames(report).items():
-        path = target / f"{name}.csv"
-        write_text(path, _csv(frame))
+    for table in tables(report):
+        path = target / f"{table.title}.csv"
+        write_text(path, csv_text(table))
         written.append(path)
     return written
 
@@ -201,11 +207,15 @@ def check_samples_file(path: str) -> None:
 
 def write_samples(report: AuditReport, path: str) -> None:
     """One row a sample, as CSV or Parquet by the file's ending. Raises RunError when it cannot be written."""
-    frame = frames(report).get("samples")
-    if frame is None:
+    rows = _samples(report)
+    if not rows:
         raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")
+    table = _table("samples", rows)
     if Path(path).suffix.lower() == ".csv":
-        write_text(path, _csv(frame))
+        write_text(path, csv_text(table))
         return
+    import pandas as pd
+
+    frame = pd.DataFrame(table.rows, columns=[column.title for column in table.columns])
     known = {"broken_by": "string", "look": "Int64", "margin": "Float64", "distance": "Float64"}  # empty columns too
     write_bytes(path, frame.astype(known).convert_dtypes().to_parquet(None, index=False))

@@ -1,7 +1,7 @@
-"""The tables of a report as people read them. They are built here once; the terminal, Markdown and the page draw them.
+"""Table, which every renderer draws; and the tables of a report for people: terminal, Markdown, model card and page.
 
-Cells are text from here on. A renderer may leave out columns or rows; it writes no words of its own. Tables for programs,
-with raw numbers, are in tables.py.
+Cells of tables for people are text. A renderer may leave out columns or rows; it writes no words of its own. Tables for
+programs, whose cells are plain values, are in tables.py.
 """
 
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ class Bar:
     share: float
 
 
-Cell = str | Mark | Bar
+Cell = str | float | None | Mark | Bar
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Table:
 
 def text_of(cell: Cell) -> str:
     """The words of a cell; a bar has none."""
-    return cell if isinstance(cell, str) else cell.text if isinstance(cell, Mark) else ""
+    return cell.text if isinstance(cell, Mark) else "" if cell is None or isinstance(cell, Bar) else str(cell)
 
 
 def span(low: float | None, high: float | None) -> str:

@@ -11,7 +11,7 @@ from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations, outputs
 from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding
 from lsa_cli.report.storage import read_report
-from lsa_cli.report.tables import frames
+from lsa_cli.report.tables import csv_text, tables
 from lsa_cli.report.terminal import one_line, print_report
 from lsa_cli.report.text import percent
 from tests.report.example import example
@@ -40,15 +40,15 @@ def terminal():
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def tables():
-    return "".join(f"# {name}\n{frame.to_csv(index=False)}" for name, frame in frames(gated()).items())
+def all_tables():
+    return "".join(f"# {table.title}\n{csv_text(table)}" for table in tables(gated()))
 
 
 RENDERED = {
     "report.txt": terminal,
     "annotations.txt": lambda: annotations(gated()),
     "outputs.txt": lambda: outputs(gated(), {"json": "report.json"}),
-    "tables.csv": tables,
+    "tables.csv": all_tables,
     "line.txt": lambda: one_line(gated()) + "\n",
 }
 FILES = {
