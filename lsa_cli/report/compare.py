@@ -1,17 +1,15 @@
-"""compare(): what changed between two reports of one protocol, and whether chance could be the reason. Pure.
+"""compare(): what changed between two reports of one protocol, and whether chance could be the reason.
 
-Chance is kept at 5% for each table (accuracy, class, layer) as a whole: its rows share that (Bonferroni), so that of
-two reports of one network a table calls nothing changed 19 times of 20 at least.
+The false alarm rate is 5% for each table (accuracy, class, layer) as a whole: its rows share it (Bonferroni).
 
-- Where both reports hold a verdict for each sample, an accuracy is tested sample by sample: exact McNemar test, two-sided, on
-  the samples whose verdict changed. It is far sharper than two intervals.
-- Other accuracies: Newcombe's interval of a difference, from the two Wilson intervals. Layers: a normal test
-  on the two means. Both take the two runs as independent, which for the same samples is cautious.
+- If both reports have a result for each sample, an accuracy is tested sample by sample: exact McNemar test, two-sided, on the
+  samples whose result changed. It has far more power than two intervals.
+- Other accuracies: Newcombe's interval of a difference, from the two Wilson intervals. Layers: a normal test of the two means.
+  Both assume that the two runs are independent, which is conservative for the same samples.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 from typing import Literal, get_args
@@ -92,12 +90,18 @@ class Comparison(Row):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+# A change whose beyond_noise is not decided yet, with the rates whose intervals decide where it has no p-value.
+_Candidate = tuple[Change, tuple[Rate, Rate] | None]
+
+
 def compare(old: AuditReport, new: AuditReport) -> Comparison:
     """Raises UsageError, naming the first difference, when the numbers of the two do not mean the same thing."""
     refuse_other_protocol(old, new)
     candidates = [*_accuracies(old, new), *_classes(old, new), *_layers(old, new)]
-    tables = [candidate.table for candidate in candidates]
-    changes = [candidate.decide(_CHANCE / tables.count(candidate.table)) for candidate in candidates]
+    tables = [change.table for change, _ in candidates]
+    for change, rates in candidates:
+        change.beyond_noise = _is_beyond(change, rates, _CHANCE / tables.count(change.table))
+    changes = [change for change, _ in candidates]
     changes.sort(key=lambda change: not change.beyond_noise)  # stable: the order of the report within each
     before, after = _layer_names(old), _layer_names(new)
     sides = _side(old), _side(new)
@@ -159,36 +163,12 @@ def _short(value: object) -> str:
 # ---- tests ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A number before and after, and what is known about it: paired counts, or intervals, or a p-value."""
-
-    table: Literal["accuracy", "class", "layer"]
-    name: str
-    attack: str | None
-    old: float
-    new: float
-    n: int | None
-    won_lost: tuple[int, int] | None = None
-    rates: tuple[Rate, Rate] | None = None
-    p: float | None = None
-
-    def decide(self, error: float) -> Change:
-        won, lost, p = None, None, self.p
-        if self.won_lost is not None:
-            won, lost = self.won_lost
-            p = mcnemar(won, lost)
-        if p is not None:
-            beyond = p <= error
-        else:
-            assert self.rates is not None
-            old, new = self.rates
-            gap = difference(_widened(old, error), _widened(new, error))
-            beyond = gap.low is not None and gap.high is not None and not gap.low <= 0 <= gap.high
-        return Change(
-            table=self.table, name=self.name, attack=self.attack, old=self.old, new=self.new, n=self.n, won=won,
-            lost=lost, p=p, beyond_noise=beyond,
-        )  # fmt: skip
+def _is_beyond(change: Change, rates: tuple[Rate, Rate] | None, error: float) -> bool:
+    """By the p-value if there is one, else by the intervals of the rates."""
+    if change.p is not None or rates is None:
+        return change.p is not None and change.p <= error
+    gap = difference(_widened(rates[0], error), _widened(rates[1], error))
+    return gap.low is not None and gap.high is not None and not gap.low <= 0 <= gap.high
 
 
 def _widened(rate: Rate, error: float) -> Measurement:
@@ -233,7 +213,12 @@ def _rate(
     pair: tuple[int, int] | None,
 ) -> Iterator[_Candidate]:  # fmt: skip
     if old is not None and new is not None and old.value is not None and new.value is not None:
-        yield _Candidate(table, name, attack, old.value, new.value, new.n, pair, (old, new))
+        won, lost = (None, None) if pair is None else pair
+        change = Change(
+            table=table, name=name, attack=attack, old=old.value, new=new.value, n=new.n, won=won, lost=lost,
+            p=None if pair is None else mcnemar(*pair), beyond_noise=False,
+        )  # fmt: skip
+        yield change, (old, new)
 
 
 def _flags(text: str) -> list[bool]:
@@ -264,8 +249,11 @@ def _layers(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
             if match is None or row.above_floor is None or match.above_floor is None:
                 continue
             counts = one.layers.observations - row.undefined, other.layers.observations - match.undefined
-            p = _means_differ(row, match, counts)
-            yield _Candidate("layer", row.name, one.name, row.above_floor, match.above_floor, counts[1], p=p)
+            change = Change(
+                table="layer", name=row.name, attack=one.name, old=row.above_floor, new=match.above_floor, n=counts[1],
+                p=_means_differ(row, match, counts), beyond_noise=False,
+            )  # fmt: skip
+            yield change, None
 
 
 def _means_differ(a: LayerRow, b: LayerRow, counts: tuple[int, int]) -> float:

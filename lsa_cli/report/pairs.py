@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lsa_cli.report.compare import Change, Comparison
-from lsa_cli.report.ranking import strongest, weakest_class
+from lsa_cli.report.measurement import worst_class
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import AuditReport, LayerAnalysis, LayerRow
+from lsa_cli.report.schema import AttackOutcome, AuditReport, LayerAnalysis, LayerRow
 from lsa_cli.report.text import interval, number, percent
 from lsa_cli.report.view import Cell, Column, Mark, Table, span
 from lsa_cli.wording import compact
@@ -37,6 +38,12 @@ class LayerPair:
     new: LayerRow | None
     change: Change | None
 
+    @property
+    def most_vulnerable(self) -> str:
+        """When the layer is one of the MVL: "before, after", "before", "after" or ""."""
+        sides = ("before", self.old), ("after", self.new)
+        return ", ".join(word for word, side in sides if side is not None and side.in_mvl)
+
 
 @dataclass(frozen=True)
 class LayerGroup:
@@ -50,21 +57,28 @@ class LayerGroup:
 
 
 def accuracies(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pair]:
+    """What both reports have of: clean, under each attack, worst case, worst class."""
     pairs = [Pair("clean", old.verdict.clean, new.verdict.clean, changes.get(("accuracy", "clean", None)))]
-    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+    for one, other in _outcomes(old, new):
         change = changes.get(("accuracy", "accuracy", one.name))
-        pairs.append(Pair(f"under {one.name}", one.robust, other.robust, change))
+        pairs.append(Pair(f"accuracy under {one.name}", one.robust, other.robust, change))
     if old.verdict.robust is not None and new.verdict.robust is not None:
         change = changes.get(("accuracy", "robust", None))
         pairs.append(Pair("robust, worst case", old.verdict.robust, new.verdict.robust, change))
-    before, after = weakest_class(old), weakest_class(new)
+    before, after = worst_class(old), worst_class(new)
     if before is not None and after is not None:
-        pairs.append(Pair("worst class", before.robust, after.robust, None))
+        pairs.append(Pair("worst class", before, after, None))
     return pairs
 
 
+def _outcomes(old: AuditReport, new: AuditReport) -> list[tuple[AttackOutcome, AttackOutcome]]:
+    """The attacks and noises of both reports."""
+    others = {outcome.name: outcome for outcome in new.outcomes}
+    return [(outcome, others[outcome.name]) for outcome in old.outcomes if outcome.name in others]
+
+
 def classes(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pair]:
-    """Weakest after first."""
+    """The weakest class after comes first."""
     pairs = [
         Pair(row.name, one.robust, row.robust, changes.get(("class", f"class {row.name}", None)))
         for one, row in zip(old.verdict.classes, new.verdict.classes, strict=True)
@@ -73,9 +87,9 @@ def classes(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pair]:
 
 
 def layers(old: AuditReport, new: AuditReport, changes: Changes) -> list[LayerGroup]:
-    """The attack that leaves the fewest samples robust in the end comes first."""
+    """The layers under each attack and noise of both reports; first those under the strongest attack after."""
     groups = []
-    for one, other in zip(old.outcomes, new.outcomes, strict=True):
+    for one, other in _outcomes(old, new):
         if one.layers is None or other.layers is None:
             continue
         before, after = ({row.name: row for row in part.rows} for part in (one.layers, other.layers))
@@ -136,9 +150,8 @@ def _means(row: LayerPair) -> tuple[Cell, ...]:
     if change is not None:
         result = "moves more" if change.new > change.old else "moves less"
         result = result if change.beyond_noise else "within noise"
-    when = [word for word, side in (("before", row.old), ("after", row.new)) if side is not None and side.in_mvl]
     gap = "-" if change is None else f"{change.new - change.old:+.3f}"
-    return row.name, *sides, gap, _p(change), result, ", ".join(when)
+    return row.name, *sides, gap, _p(change), result, row.most_vulnerable
 
 
 def _p(change: Change | None) -> str:

@@ -349,7 +349,7 @@ def test_a_star_marks_what_changed_beyond_noise():
         return next(line for line in rows if line.startswith(start))
 
     assert row("robust, worst case").endswith(" *+45.0")
-    assert row("robust, worst class").endswith(" +50.0")
+    assert row("worst class").endswith(" +50.0")
     assert row("clean").endswith(" -1.0")
     assert " *-0.500 " in row("pgd relu2")
     assert row("pgd relu1").endswith(" -0.010")
