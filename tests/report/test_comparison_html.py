@@ -159,7 +159,7 @@ def test_the_command_writes_it_and_replaces_nothing(lsa, tmp_path):  # noqa: F81
         (("--html", "-"), "only --json can go to stdout"),
         (("--html", "d.html", "--json", "d.html"), "is already where --json goes"),
         (("--html", "no/d.html"), "does not exist"),
-        (("--html", "d.html", "--consistency"), "--html is for two reports"),
+        (("--html", "d.html", "--consistency"), "--html needs two reports"),
     ):
         refused = lsa("compare", "a.json", "b.json", *options)
         assert (refused.code, says in refused.err) == (2, True), refused.err
