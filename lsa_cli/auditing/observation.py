@@ -1,4 +1,4 @@
-"""Observation: what one forward pass of clean and perturbed inputs tells, per sample. No representation is kept."""
+"""Observation: what one forward pass of clean and perturbed inputs shows of each sample. No representation is kept."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,6 +16,8 @@ from lsa_cli.layers import tap
 from lsa_cli.measures import Measure
 from lsa_cli.models.classifier import Classifier, predicted_class
 
+_ADVERSARIAL, _YARDSTICK, _FLOOR = range(3)  # kinds of inputs beside the clean ones
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -24,8 +26,8 @@ class Observation:
     index (N,): place in the data set. predicted (N,): class of the perturbed input in this pass, -1 for NaN.
     distance (N,), within (N,): size of the perturbation in the threat's norm; whether it obeys the budget.
     layers (R, L): comparison measure, R = N rows (R = 1 for a batch taken as one); NaN where undefined.
-    yardstick (R, L): the same for random noise of the same size, NaN if there is none.
-    noise_floor (R, L): the same for a second clean pass of a random network, NaN if that is not asked for.
+    yardstick (R, L): the same for random noise of the same size, NaN without it.
+    noise_floor (R, L): the same for a second clean pass of a stochastic network, NaN without it.
     input_error (R,): the measure on the inputs themselves.
     """
 
@@ -90,62 +92,68 @@ def observe_all(
 ) -> list[Observation]:
     """One pass without gradients over x (N, ...), every x_adv and its yardstick, and for the noise floor x once more.
 
-    Returns one observation for each of `moved`. Each layer is reduced to one number a sample while it runs, so the
-    memory is that of one layer. Valid in evaluation mode, which is set and restored. whole_batch: one ratio for the
+    Returns one observation for each of `moved`. Each layer is reduced to one number a sample while it runs, so that memory
+    holds one layer at a time. The classifier runs in evaluation mode, and is restored. whole_batch: one ratio for the
     batch tensor, as the authors' package computes it.
     """
-    count = len(x)
+    count, rows = len(x), 1 if whole_batch else len(x)
     distances = [one.threat.distance(one.x_adv, x) for one in moved]
-    # Of a random network every row draws for itself: noise that clean and perturbed input share would not show.
-    inputs, draws, slots = [x], [0], []  # slots: (position in moved, kind: 0 adversarial, 1 yardstick, 2 floor)
-    for position, (one, distance) in enumerate(zip(moved, distances, strict=True)):
-        inputs.append(one.x_adv)
-        draws.append(1)
-        slots.append((position, 0))
-        if one.with_yardstick:
-            with per_sample(seed, index.to(x.device), "yardstick"):
-                inputs.append(one.threat.random_direction(x, distance))
-            draws.append(2)
-            slots.append((position, 1))
-    if with_floor:
-        inputs.append(x)
-        draws.append(3)
-
-    def compare(clean: torch.Tensor, other: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (R,)
-        clean, other = clean.float(), other.float()
-        if whole_batch or clean.ndim == 1:  # or a layer of one number for each sample
-            clean, other = (output.reshape(1 if whole_batch else len(output), -1) for output in (clean, other))
-        return measure(clean, other)
-
+    inputs, slots = _inputs(x, moved, distances, index, seed, with_floor)
     seen: dict[str, torch.Tensor] = {}
 
     def reduce(name: str, output: torch.Tensor) -> None:
         clean, *others = output.detach().split(count)
-        seen[name] = torch.stack([compare(clean, other) for other in others])
+        seen[name] = torch.stack([_compare(measure, clean, other, whole_batch) for other in others])
 
-    rows_of_all = torch.cat([index + (number << 40) for number in draws]).to(x.device)
-    chance = draw(seed, rows_of_all, 0) if with_floor else nullcontext()
-    with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce), chance:
-        answers = predicted_class(classifier(torch.cat(inputs))).split(count)
-    values = torch.full((len(moved), 3, 1 if whole_batch else count, len(layers)), torch.nan, device=x.device)
-    for number, name in enumerate(layers):
-        for row, (position, kind) in enumerate(slots):
-            values[position, kind, :, number] = seen[name][row]
-        if with_floor:
-            values[:, 2, :, number] = seen[name][-1]
+    # Clean and perturbed inputs of a stochastic network draw on their own: noise that they share would not show.
+    drawn_for = torch.cat([index + (number << 40) for number in (0, *(kind + 1 for _, kind in slots))]).to(x.device)
+    randomness = draw(seed, drawn_for, 0) if with_floor else nullcontext()
+    with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce), randomness:
+        classes = predicted_class(classifier(torch.cat(inputs))).split(count)[1:]
+    values = torch.full((len(moved), 3, rows, len(layers)), torch.nan, device=x.device)
+    for column, name in enumerate(layers):
+        for (position, kind), found in zip(slots, seen[name], strict=True):
+            values[position, kind, :, column] = found
     # An infinite measure comes from an infinite activation: it has no mean, so it counts as undefined.
-    found = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
-    predicted = {position: answers[1 + row] for row, (position, kind) in enumerate(slots) if kind == 0}
+    finite = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
+    predicted = dict(zip(slots, classes, strict=True))
     return [
         Observation(
             index=index.cpu().numpy(),
-            predicted=predicted[position].cpu().numpy(),
+            predicted=predicted[position, _ADVERSARIAL].cpu().numpy(),
             distance=distances[position].double().cpu().numpy(),
             within=one.threat.contains(one.x_adv, x).cpu().numpy(),
-            layers=found[position, 0],
-            yardstick=found[position, 1],
-            noise_floor=found[position, 2],
-            input_error=compare(x, one.x_adv).double().cpu().numpy(),
+            layers=finite[position, _ADVERSARIAL],
+            yardstick=finite[position, _YARDSTICK],
+            noise_floor=finite[position, _FLOOR],
+            input_error=_compare(measure, x, one.x_adv, whole_batch).double().cpu().numpy(),
         )
         for position, one in enumerate(moved)
     ]
+
+
+def _inputs(
+    x: torch.Tensor, moved: Sequence[Moved], distances: Sequence[torch.Tensor], index: torch.Tensor, seed: int, with_floor: bool
+) -> tuple[list[torch.Tensor], list[tuple[Any, int]]]:  # fmt: skip
+    """The inputs of the pass, x first, and for each of the others its position in `moved` (all for the floor) and its kind."""
+    inputs: list[torch.Tensor] = [x]
+    slots: list[tuple[Any, int]] = []
+    for position, (one, distance) in enumerate(zip(moved, distances, strict=True)):
+        inputs.append(one.x_adv)
+        slots.append((position, _ADVERSARIAL))
+        if one.with_yardstick:
+            with per_sample(seed, index.to(x.device), "yardstick"):
+                inputs.append(one.threat.random_direction(x, distance))
+            slots.append((position, _YARDSTICK))
+    if with_floor:
+        inputs.append(x)
+        slots.append((..., _FLOOR))
+    return inputs, slots
+
+
+def _compare(measure: Measure, clean: torch.Tensor, other: torch.Tensor, whole_batch: bool) -> torch.Tensor:
+    """(N, ...) x2 -> (R,), in float32."""
+    clean, other = clean.float(), other.float()
+    if whole_batch or clean.ndim == 1:  # or a layer of one number for each sample
+        clean, other = (output.reshape(1 if whole_batch else len(output), -1) for output in (clean, other))
+    return measure(clean, other)
