@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lsa_cli.settings.reference import reference
+from lsa_cli.settings.reference import keywords, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -87,8 +87,10 @@ def test_the_configuration_of_the_docs_is_valid(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'lsa.yaml'}: 6 limits\n"), done.stderr
 
 
-def test_the_reference_page_is_current(request):
-    page = ROOT / "docs" / "reference.md"
+@pytest.mark.parametrize(
+    ("file", "made"), [("docs/reference.md", reference), ("lsa_cli/settings/keywords.pyi", keywords)]
+)
+def test_what_is_made_from_the_settings_is_current(file, made, request):
     if request.config.getoption("--update-gold"):
-        page.write_text(reference())
-    assert page.read_text() == reference(), "run pytest tests/test_docs.py --update-gold and look at the change"
+        (ROOT / file).write_text(made())
+    assert (ROOT / file).read_text() == made(), "run pytest tests/test_docs.py --update-gold and look at the change"

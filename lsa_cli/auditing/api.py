@@ -1,7 +1,7 @@
 """`lsa_cli.audit`: what `lsa audit` does, from Python."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
@@ -15,6 +15,9 @@ from lsa_cli.report.outputs import Outputs
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.settings import IN_PYTHON, merge, settings_from
 
+if TYPE_CHECKING:
+    from lsa_cli.settings.keywords import AuditKeywords
+
 
 def audit(
     target: str | Path | nn.Module,
@@ -22,7 +25,7 @@ def audit(
     data: Any = None,
     config: str | Path | None = None,
     progress: Progress | None = None,
-    **options: Any,
+    **options: "Unpack[AuditKeywords]",
 ) -> AuditReport:
     """Audit a checkpoint file, or a network in memory, and return the report.
 
@@ -34,7 +37,8 @@ def audit(
 
     Raises an LsaError that says what is wrong. A limit that does not hold raises nothing; see report.gates.
     """
-    for plugin in [options["plugin"]] if isinstance(options.get("plugin"), str) else options.get("plugin") or []:
+    plugins = options.get("plugin") or []
+    for plugin in [plugins] if isinstance(plugins, str) else plugins:
         load_python_file(plugin, "plugin")  # before the other options, because it may bring a format
     layers = [("option", settings_from(options, IN_PYTHON))]
     if config is not None:

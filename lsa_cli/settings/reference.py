@@ -1,12 +1,12 @@
-"""The reference page of the settings, docs/reference.md, from their declarations."""
+"""What is made from the declarations of the settings: docs/reference.md, and keywords.pyi for editors."""
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from lsa_cli.settings.audit import AuditSettings
-from lsa_cli.settings.declare import Option, Setting, Settings, settings_of
+from lsa_cli.settings.declare import IN_PYTHON, Option, Setting, Settings, keys_of, settings_of
 from lsa_cli.settings.harden import HardenSettings
 
 _HEAD = """\
@@ -25,6 +25,12 @@ The settings below stand in the section `harden:` of `lsa.yaml`. `lsa harden` al
 data, the threat model, the measure, `--limit`, `--device`, `--threads`, `--nproc`, `--seed`, `--plugin` and `--quiet`; in `lsa.yaml`
 they stand outside the section.
 """
+_STUB = """\
+# Made from the code: `pytest tests/test_docs.py --update-gold` writes it.
+from typing import Any, Literal, TypedDict
+
+class AuditKeywords(TypedDict, total=False):"""
+_OWN = ("data", "harden")  # an argument of its own, and settings of `lsa_cli.harden`
 _MARKS = {"told": "¹", "once": "²"}
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
@@ -33,6 +39,20 @@ def reference() -> str:
     """The page, as Markdown."""
     lines = [_HEAD, "## `lsa audit`\n", *_tables(AuditSettings), "## `lsa harden`\n", _HARDEN, *_tables(HardenSettings)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def keywords() -> str:
+    """The stub with the keyword arguments of `lsa_cli.audit`, which are those that its own signature lacks."""
+    keys = {key: of for key, of in keys_of(AuditSettings).items() if of[0].scope in IN_PYTHON and key not in _OWN}
+    lines = [f"    {key}: {_annotation(*of)}" for key, of in keys.items()]
+    return "\n".join([_STUB, *lines]) + "\n"
+
+
+def _annotation(one: Setting, option: Option | None) -> str:
+    if one.type is bool or (option is not None and option.flag):
+        return "bool"
+    words = ", ".join(f'"{word}"' for word in get_args(one.type))
+    return f"Literal[{words}]" if get_origin(one.type) is Literal else "Any"
 
 
 def _tables(kind: type[Settings]) -> Iterator[str]:
