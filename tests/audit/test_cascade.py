@@ -19,6 +19,11 @@ from lsa_cli.settings import settings_from
 
 
 @pytest.fixture(scope="module")
+def report(task):
+    return run(task)
+
+
+@pytest.fixture(scope="module")
 def task():
     """A small network on images that some attacks break and some do not."""
     torch.manual_seed(0)
@@ -35,38 +40,38 @@ def task():
 
 def run(task, **options):
     body, x, y = task
-    given = {"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", CASCADE], **options}
+    given = {"eps": 0.02, "noise": "none", "threads": 1, "attack": [FIRST, CASCADE], **options}
     return audit(body, data=(x, y), **given)
 
 
+FIRST = "pgd:steps=1,step_size=0.002"  # so weak that it leaves something for the cascade to break
 CASCADE = "autoattack:steps=5,queries=20,targets=1"
 
 
-def test_each_attack_meets_what_all_before_it_left_whole(task):
-    report = run(task)
-    assert [outcome.name for outcome in report.outcomes] == ["fgsm"]
+def test_each_attack_sees_only_what_is_still_robust(report):
+    assert [outcome.name for outcome in report.outcomes] == ["pgd"]
     assert [stage.attack for stage in report.cascade] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     left = report.outcomes[0].robust.count
     for stage in report.cascade:
         assert stage.tried == left
         left -= stage.broke
         assert stage.robust.count == left
+    assert left < report.outcomes[0].robust.count
     assert report.verdict.robust.count == left
-    assert report.verdict.attacks == ["fgsm", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert report.verdict.attacks == ["pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert sum(row.robust.count for row in report.verdict.classes) == left
     assert 0 < left < report.verdict.clean.count
 
 
-def test_the_record_names_for_each_sample_what_broke_it(task):
+def test_the_record_names_for_each_sample_what_broke_it(task, report):
     _, x, y = task
-    report = run(task)
     rows = report.samples
     assert rows.index == list(range(len(x)))
     assert rows.label == y.tolist()
     broken = np.array([name is not None for name in rows.broken_by])
     right = np.array(rows.clean) == np.array(rows.label)
     assert (right & ~broken).sum() == report.verdict.robust.count
-    assert rows.broken_by.count("fgsm") == report.outcomes[0].success.count
+    assert rows.broken_by.count("pgd") == report.outcomes[0].success.count
     for stage in report.cascade:
         assert rows.broken_by.count(stage.attack) == stage.broke
     for position in np.flatnonzero(right):
@@ -75,17 +80,18 @@ def test_the_record_names_for_each_sample_what_broke_it(task):
         if broken[position]:
             assert rows.distance[position] <= 0.02 * 1.0001
     by_apgd = [look for name, look in zip(rows.broken_by, rows.look, strict=True) if name == "apgd-ce"]
+    assert by_apgd
     assert all(look is not None and 1 <= look <= 6 for look in by_apgd)
 
 
-def test_batches_do_not_change_who_is_broken(task):
-    one, other = run(task, batch_size=150), run(task, batch_size=16)
-    assert one.samples.broken_by == other.samples.broken_by
-    assert one.verdict.robust == other.verdict.robust
+def test_batches_do_not_change_who_is_broken(task, report):
+    other = run(task, batch_size=16)
+    assert report.samples.broken_by == other.samples.broken_by
+    assert report.verdict.robust == other.verdict.robust
 
 
-def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task):
-    whole, part = run(task), run(task, full_on=40)
+def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task, report):
+    whole, part = report, run(task, full_on=40)
     survivors = part.outcomes[0].robust.count
     estimate = part.verdict.estimate
     assert part.cascade[0].tried == estimate.checked == 40
@@ -100,7 +106,7 @@ def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task):
 
 def test_an_estimate_is_of_samples_that_met_the_whole_cascade(task):
     body, x, y = task
-    settings = settings_from({"eps": 0.02, "noise": "none", "threads": 1, "attack": ["fgsm", CASCADE], "full_on": 90})
+    settings = settings_from({"eps": 0.02, "noise": "none", "threads": 1, "attack": [FIRST, CASCADE], "full_on": 90})
     seen = []
 
     def stop_at_the_first_estimate(report):
@@ -177,7 +183,7 @@ def test_settings_that_make_no_sense(task, options, says):
 def test_a_spent_budget_leaves_the_rest_out_and_names_it(task):
     report = run(task, budget="0.000001s", noise="gaussian", eps_grid="0.01", batch_size=10)
     assert report.status == "complete"
-    assert report.not_run == ["fgsm", "apgd-ce", "apgd-t", "fab-t", "square", "evidence", "gaussian", "fgsm curve"]
+    assert report.not_run == ["pgd", "apgd-ce", "apgd-t", "fab-t", "square", "evidence", "gaussian", "pgd curve"]
     assert report.verdict.robust is None
     assert report.verdict.clean.count > 0
     assert run(task, budget="1h").not_run == []
@@ -258,15 +264,16 @@ class Small(nn.Module):
 
 
 def test_where_memory_runs_out_batches_halve_and_the_numbers_stay(task):
-    body, x, y = task
+    body, (x, y) = task[0], (images[:48] for images in task[1:])
     options = {
         "eps": 0.02,
         "threads": 1,
         "noise": "gaussian",
-        "attack": ["fgsm", CASCADE],
+        "attack": [FIRST, CASCADE],
         "metrics": ["intensity", "eni", "boundary"],
     }
-    whole, small = (audit(net, data=(x, y), **options) for net in (body, Small(body, 5)))
+    whole, small = (audit(net, data=(x, y), **options) for net in (body, Small(body, 20)))
+    assert 0 < whole.verdict.robust.count < whole.outcomes[0].robust.count
     assert small.verdict == whole.verdict
     assert [o.robust for o in small.outcomes] == [o.robust for o in whole.outcomes]
     assert small.evidence.verdict == whole.evidence.verdict

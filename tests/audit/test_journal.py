@@ -14,8 +14,9 @@ from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.provenance import identity_of
 from lsa_cli.errors import UsageError
+from lsa_cli.report.storage import read_report
 from lsa_cli.settings import settings_from
-from tests.cli.conftest import ROOT
+from tests.cli.conftest import ROOT, lsa  # noqa: F401
 
 PLAN = {"eps": 0.3, "attacks": ["pgd"], "bounds": (0.0, 1.0)}
 
@@ -95,22 +96,23 @@ def content(path):
 
 
 @pytest.mark.slow
-def test_a_killed_audit_resumes_to_the_same_report(tmp_path):
-    command = [
-        sys.executable, "-m", "lsa_cli", "audit", str(ROOT / "sample_models" / "mnist_cnn_at.pt"), "-n", "120",
-        "--batch-size", "20", "--attack", "fgsm", "--attack", "pgd:steps=40", "--attack",
-        "autoattack:steps=10,queries=60,targets=2", "--noise", "gaussian", "--eps-grid", "0.1,0.3", "--threads", "1", "-q",
+def test_a_killed_audit_resumes_to_the_same_report(lsa, tmp_path):  # noqa: F811
+    options = [
+        "audit", ROOT / "sample_models" / "mnist_cnn.pt", "-n", 80, "--batch-size", 16, "--eps", 0.2, "--attack", "fgsm",
+        "--attack", "pgd:steps=10", "--attack", "autoattack:steps=5,queries=20,targets=2", "--noise", "gaussian",
+        "--eps-grid", "0.1,0.3", "--threads", 1, "-q", "--json",
     ]  # fmt: skip
-    run = {"cwd": tmp_path, "capture_output": True, "text": True, "env": None}
-    whole = subprocess.run([*command, "--json", "whole.json"], **run)
-    assert whole.returncode == 0, whole.stderr
+    whole = lsa(*options, "whole.json")
+    assert whole.code == 0, whole.err
+    assert read_report(tmp_path / "whole.json").cascade[0].tried > 0
+    journal = tmp_path / "killed.json.journal"
+    command = [sys.executable, "-m", "lsa_cli", *map(str, options), "killed.json"]
     kills = 0
     for at_least in (0, 1, 2):  # in the first block, in the second one, and after the last one
         process = subprocess.Popen(
-            [*command, "--json", "killed.json", *(["--resume"] if kills else [])],
+            [*command, *(["--resume"] if kills else [])],
             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        journal = tmp_path / "killed.json.journal"
         while process.poll() is None and (
             not (journal / "plan.json").exists() or len(list(journal.glob("*.npz"))) < at_least
         ):
@@ -118,10 +120,10 @@ def test_a_killed_audit_resumes_to_the_same_report(tmp_path):
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills == 3
-    changed = subprocess.run([*command, "--json", "killed.json", "--resume", "--seed", "1"], **run)
-    assert changed.returncode == 2
-    assert "seed was 0 and is 1" in changed.stderr
-    resumed = subprocess.run([*command, "--json", "killed.json", "--resume"], **run)
-    assert resumed.returncode == 0, resumed.stderr
+    changed = lsa(*options, "killed.json", "--resume", "--seed", 1)
+    assert changed.code == 2
+    assert "seed was 0 and is 1" in changed.err
+    resumed = lsa(*options, "killed.json", "--resume")
+    assert resumed.code == 0, resumed.err
     assert content(tmp_path / "killed.json") == content(tmp_path / "whole.json")
     assert not list(tmp_path.glob("*.journal"))
