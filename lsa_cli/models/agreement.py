@@ -1,8 +1,7 @@
 """Compare how torch.load and the machine of `pickles` read a file: lsa must audit what torch loads.
 
-The machine has looked at the file before, so that nothing here runs on what it refuses. torch reads with
-weights_only=True, which runs nothing of the file; then every key, value, shape and byte of the two readings is
-compared.
+The machine has read the file before and refused what is hostile. torch reads it with weights_only=True, which runs nothing
+of the file. Then every key, value, shape and byte of the two results is compared.
 """
 
 import pickle
@@ -22,11 +21,11 @@ from lsa_cli.models.pickles.symbols import (
     Members,
     StorageSpec,
     TensorSpec,
-    read_differently,
+    ambiguous,
     shown,
 )
 
-# Calls that stay symbols for the machine, and values for torch, that hold no weights.
+# Calls that hold no weights: symbols for the machine, values for torch.
 _OPAQUE = {"torch.device", "torch.serialization._get_layout", "builtins.complex", "__builtin__.complex"}
 _LONGEST_PLACE = 8
 Place = tuple[Any, Any] | None  # the key of a value, after the place of what holds it
@@ -42,34 +41,30 @@ def refuse_disagreement(
 ) -> str | None:  # fmt: skip
     """Raise CheckpointError where torch.load reads `path` as anything else than `root`.
 
-    mapped: whether the format lets torch map the file instead of reading it into memory. stored: the bytes of one of
-    its parts, in order. Returns why torch refuses the file, if it does, for what it imports or how it was pickled: a
-    network that was pickled whole, a number of numpy's beside the weights.
+    mapped: whether torch can map a file of this format into memory. stored: yields the bytes of one part in order.
+    Returns why torch refuses the file, if it does, for example because of a network that was pickled whole or a number
+    of numpy beside the weights.
     """
     result, refusal = _load(path, mapped)
     if refusal is None:
         try:
             _compare(root, result, stored)
         except _Differs as error:
-            where = _text(error.place)
-            raise CheckpointError(f"{path}: {read_differently(f'{where}: torch.load finds {error.what}')}") from error
+            raise ambiguous(path, f"{_text(error.place)}: torch.load finds {error.what}") from error
     return refusal
 
 
 def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
-    """The result of torch.load, or its reason to refuse the file.
-
-    Raises CheckpointError for a file that torch.load cannot read at all. Some file systems let no file be mapped.
-    """
+    """The result of torch.load, or its reason to refuse the file. Raises CheckpointError where it cannot read the file."""
     try:
         with _nothing_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(str(path), map_location="cpu", mmap=mapped, weights_only=True), None
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # whatever a file makes of torch's reader
+    except Exception as error:  # torch's reader can raise anything for a damaged file
         refused = isinstance(error, pickle.UnpicklingError)
-        if mapped and not refused:
+        if mapped and not refused:  # some file systems cannot map files
             return _load(path, False)
         lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
         reason = f"{type(error).__name__}: {(lines or [''])[0][:150]}"

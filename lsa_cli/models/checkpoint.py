@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,17 +90,14 @@ class Weights:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, as far as names tell. BatchNorm's statistics and counters do not count.
-
-        A tensor that stands under several names counts once.
-        """
+        """Number of parameters, by their names. A tensor under several names counts once."""
         return sum(spec.numel for spec in {spec for name, spec in self.tensors.items() if is_parameter(name, spec)})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: spec.shape for name, spec in self.tensors.items()}
 
 
-# What no optimizer trains: BatchNorm's buffers and AveragedModel's counter. Other buffers cannot be told by name.
+# What no optimizer trains: BatchNorm's buffers and AveragedModel's counter. Names do not show other buffers.
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "n_averaged")
 
 
@@ -112,9 +109,8 @@ def is_parameter(name: str, spec: TensorSpec) -> bool:
 class Checkpoint:
     """The content of a model file: its weights, its description, and notes on choices that were made.
 
-    compare: raises CheckpointError where torch.load reads the file as anything else, and returns why torch refuses it,
-    if it does. claimed_accuracy: the accuracy noted beside the weights, as a share, and under which name. transformers_class:
-    the class of a Hugging Face transformers folder, whose weights fit no other library's networks.
+    compare: as in `Contents`. claimed_accuracy: as `claim` returns it. transformers_class: the class of a Hugging Face
+    transformers folder, whose weights fit no other library's networks.
     """
 
     path: Path
@@ -127,16 +123,16 @@ class Checkpoint:
     globals: tuple[str, ...] = ()
     description: Description | None = None
     claimed_accuracy: tuple[float, str] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     transformers_class: str | None = None
 
 
 def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
     """Read the headers of a model file or folder. Tensors are read later.
 
-    weights: which of several sets, by its place in the file ("model_ema", "0"), or by the start of the names of some
-    weights ("student"). Raises CheckpointError, saying what the file is instead, when it holds no weights that can
-    be read safely; UsageError for a wrong choice.
+    weights: which of several sets, by its place in the file ("model_ema", "0"), or by the start of the names of its
+    weights ("student"). Raises CheckpointError when the file holds no weights that can be read safely, UsageError for an
+    unknown set.
     """
     path = Path(path)
     contents = open_contents(path)
@@ -228,7 +224,7 @@ def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weight
 
 
 def _is_pair(item: Any) -> bool:
-    """Whether an item of an object is an entry of a dictionary, for example of a user's class of dictionary."""
+    """Whether an item of an object is an entry of a dictionary: a user's class can extend dict."""
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
 
 

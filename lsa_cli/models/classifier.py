@@ -27,7 +27,7 @@ Scale = tuple[float, float]
 
 
 def parse_input_range(text: str) -> Scale:
-    """ "0,255" or "-1,1": the numbers that a black and a white pixel are for the network."""
+    """ "0,255" or "-1,1": the values of a black and a white pixel for the network."""
     parts = text.split(",")
     if len(parts) != 2:
         raise UsageError(f"--input-range '{text}' must be LOW,HIGH, such as 0,255 or -1,1")
@@ -129,21 +129,21 @@ def as_logits(scores: torch.Tensor, count: int, returns: str = "logits") -> torc
 
 
 def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
-    """(N, K) -> (N,) the class with the largest logit; -1 where a logit is NaN."""
+    """The class with the largest logit; -1 where a logit is NaN."""
     return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
 
 
 class Classifier(nn.Module):
-    """normalize + body + output adapter. No other class knows mean and std.
+    """Normalisation, network (`body`) and conversion to logits. No other class knows mean and std.
 
     A body with one output is a binary head: its score z becomes the two logits (0, z), whose cross-entropy is
     the usual binary cross-entropy. output="probabilities": the body ends in softmax or sigmoid, and the logarithm
-    is taken, since a loss on probabilities as if they were logits hides gradients.
+    is taken, because a loss that takes probabilities for logits hides gradients.
 
-    What a body needs, found by trying it once: flatten: images reach it as vectors. which: the place of the logits in
-    what it returns (`find_logits`). in_pairs: it does not take one image alone, so that this one is given twice.
-    with_graph: its forward pass fails without gradients (hooks on tensors), so that they are always on. home: its
-    imports are found within (`imports.Home`).
+    A trial forward pass finds what a body needs. flatten: images as vectors. which: the place of the logits in its output
+    (`find_logits`). in_pairs: it fails on one image, so that a single image is given twice. with_graph: its forward pass
+    fails without gradients (hooks on tensors), so that they are always on. home: the context in which its imports are
+    found (`imports.Home`).
     """
 
     def __init__(
@@ -166,17 +166,17 @@ class Classifier(nn.Module):
         self.home = home or nullcontext()
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (N, C, ...) in the user's range -> what the body takes, which may change it in place."""
+        """Images (N, C, ...) in the user's range -> the input of the body, which can change it in place."""
         x = x.clone() if isinstance(self.normalize, nn.Identity) else self.normalize(x)
         return x.flatten(1) if self.flatten else x
 
     @property
     def normalize_channels(self) -> int | None:
-        """How many channels the normalisation has; None where there is none."""
+        """The number of channels of the normalisation; None without one."""
         return len(self.normalize.mean) if isinstance(self.normalize, Normalize) else None
 
     def ask(self, x: torch.Tensor) -> Any:
-        """What the body returns for images (N, C, ...). Raises ForwardError where it fails."""
+        """The output of the body for images (N, C, ...). Raises ForwardError where it fails."""
         if self.with_graph and not (x.requires_grad and torch.is_grad_enabled()):
             with torch.enable_grad():
                 return self._run(x.detach().requires_grad_(True))
@@ -186,7 +186,7 @@ class Classifier(nn.Module):
         with forward_of(self.body), eager():
             try:
                 return self.body(self.prepare(x))
-            except ImportError:  # of the user's own modules, only now
+            except ImportError:  # the body imports a module of the user in its forward pass
                 with self.home:
                     return self.body(self.prepare(x))
 

@@ -102,7 +102,7 @@ def _fit(view: View[Stored], own: Mapping[str, torch.Tensor]) -> Fit:
     return fit
 
 
-# ---- one network among several in the same set of weights --------------------------------------------------
+# ---- one network among several in the same set of weights ----------------------------------------------
 
 
 def _starts(tensors: Iterable[str]) -> list[str]:
@@ -118,7 +118,7 @@ def _fit_of_part(tensors: Mapping[str, Stored], start: str, own: Mapping[str, to
 
 
 def _is_nothing_else(parts: list[Fit], tensors: Mapping[str, Stored], checkpoint: Checkpoint) -> bool:
-    """Whether the file holds, beside a part that fits, only the same weights again and the mean and std of images."""
+    """Whether the file holds beside a part that fits only the same weights again, and the mean and std of images."""
     first, *others = (fit.view for fit in parts)
     starts = tuple(fit.view.removed[0] for fit in parts)
     rest = {name: item for name, item in tensors.items() if not name.startswith(starts)}

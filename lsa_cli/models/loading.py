@@ -24,7 +24,7 @@ from lsa_cli.models.wrappers import is_script
 
 _MOST_CLASSES, _LARGEST_ARGUMENT = 10**7, 10**4  # whole numbers in a network's arguments
 _NAME_IT = "name the network with --arch torchvision:resnet18, timm:NAME, pkg.mod:factory or path/to/file.py:factory"
-# Networks that torchvision's own weights are used in with an argument that leaves no trace in the weights.
+# Networks whose weights from torchvision need an argument that the weights do not show.
 _TRACELESS = {"torchvision:googlenet": "transform_input", "torchvision:inception_v3": "transform_input"}
 Say = Callable[[str], None]
 
@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 class Loaded:
     """A network with the file's weights.
 
-    arch: the spec that built it, or what it is. shows_layers: hooks can see in. home: its imports are found within.
-    normalization: mean and std that the file holds beside the network, as --normalize has them.
+    arch: the spec that built it, or its class or format. shows_layers: whether hooks see its layers. home: the context in
+    which its imports are found. normalization: mean and std beside the network in the file, as for --normalize.
     """
 
     body: nn.Module
@@ -57,9 +57,9 @@ def load_network(
 ) -> Loaded:
     """The network of a file: of the architecture given, else the file's own, else the one that its weights fit.
 
-    say: told what trusted code imports, before it does. device: where a trusted program is loaded; every other
-    network is built on the CPU. Raises UsageError when the architecture is unknown, CheckpointError when the weights
-    do not fit it or reading the network would run code that nobody trusted.
+    say: gets what trusted code imports, before it runs. device: where a trusted program is loaded; other networks are
+    built on the CPU. Raises UsageError when the architecture is unknown, CheckpointError when the weights do not fit it
+    or the network would run code that is not trusted.
     """
     refuse_unsafe_torch(torch.__version__)
     if not trust_code:
@@ -80,7 +80,7 @@ def load_network(
     notes.append(f"architecture found by the names and shapes of the weights: {match}")
     if match.arch in _TRACELESS and _TRACELESS[match.arch] not in arch_args:
         notes.append(
-            f"the weights do not tell {_TRACELESS[match.arch]}: for torchvision's own give "
+            f"the weights do not show {_TRACELESS[match.arch]}: for weights of torchvision give "
             f"--arch-args {_TRACELESS[match.arch]}=true"
         )
     return _from_arch(checkpoint, match.arch, {**match.arguments, **arch_args}, notes)
@@ -102,11 +102,11 @@ def _from_arch(checkpoint: Checkpoint, arch: str, arch_args: dict[str, Any], not
             if checkpoint.description is None:
                 notes.append(f"num_classes={classes} read from the width of the last layer")
     if checkpoint.weights.module is not None or FORMATS[checkpoint.format].is_program:
-        notes.append(f"weights taken out of a {_what(checkpoint)}, of which nothing was run")
+        notes.append(f"weights taken from a {_what(checkpoint)}; nothing of it was run")
     where = f"{checkpoint.path} and {arch}"
     surgeries = checkpoint.description.surgery if checkpoint.description is not None else []
     if not is_own_code:
-        # Without memory first: a file may claim any size for a network, and any arguments.
+        # First without memory: a file can claim any size and any arguments for a network.
         empty = recognition.build_empty(arch, arguments, _shapes(checkpoint))
         with torch.device("meta"):
             empty = operate(empty, surgeries)

@@ -12,7 +12,7 @@ NAMED_LOGITS = ("logits", "out", "output", "scores")
 
 
 def named_tensors(output: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Every floating tensor in what a network returned, by its place: "1", "logits", "heads.0"; "" for the output itself."""
+    """Every floating tensor in the output of a network with its place: "1", "logits", "heads.0"; "" for the output itself."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point():
             yield name, output
@@ -35,10 +35,10 @@ def _parts(output: Any) -> Iterator[tuple[str, Any]]:
 
 
 def find_logits(output: Any, which: str | None = None) -> torch.Tensor:
-    """The class scores in what a network returned.
+    """The logits in the output of a network.
 
-    which: the place of one of its tensors, as `named_tensors` has it, or its number in that order. Without: the tensor
-    itself, what is called logits, else the first one of two dimensions. Raises CheckpointError where there is none.
+    which: the place of a tensor, as in `named_tensors`, or its number in that order. By default: the output itself, else
+    the tensor that is named logits, else the first one of two dimensions. Raises CheckpointError where there is none.
     """
     if isinstance(output, torch.Tensor):
         return output
@@ -62,15 +62,11 @@ def find_logits(output: Any, which: str | None = None) -> torch.Tensor:
 
 
 def describe(found: Mapping[str, torch.Tensor]) -> str:
-    """The outputs with the shape that a sample has there: "0 (2352), 1 (10)"."""
+    """The outputs with the shape of one sample: "0 (2352), 1 (10)"."""
     return ", ".join(f"{name} {_shape(tensor)}" for name, tensor in found.items())
 
 
 def _shape(tensor: torch.Tensor) -> str:
-    return (
-        f"({', '.join(map(str, tensor.shape[1:]))})"
-        if tensor.ndim > 1
-        else "(one number a sample)"
-        if tensor.ndim
-        else "(one number)"
-    )
+    if tensor.ndim > 1:
+        return f"({', '.join(map(str, tensor.shape[1:]))})"
+    return "(one number per sample)" if tensor.ndim else "(one number)"

@@ -18,15 +18,16 @@ from lsa_cli.errors import CheckpointError, summary_of
 from lsa_cli.models.pickles.symbols import INSTALLED, Call, Global, Members, TensorSpec
 from lsa_cli.models.wrappers import unwrap_parts
 
-# Functions that networks keep as attributes, activations above all. Not those of torchvision and timm: some load files.
+# Functions that networks keep as attributes, mostly activations. Not those of torchvision and timm: some load files.
 _KNOWN_FUNCTIONS = ("torch.nn.functional.", "torch._C._nn.")
-_KNOWN_BUILTINS = {"torch.flatten": torch.flatten, "torch.relu": torch.relu, "torch.tanh": torch.tanh}
+_KNOWN_OBJECTS = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)} | {
+    "torch.flatten": torch.flatten, "torch.relu": torch.relu, "torch.tanh": torch.tanh,
+}  # fmt: skip
 _PARALLEL = (
     "torch.nn.parallel.data_parallel.DataParallel",
     "torch.nn.parallel.distributed.DistributedDataParallel",
 )
 _GETATTR = ("__builtin__.getattr", "builtins.getattr")
-_DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
 class _Unknown(Exception):
@@ -34,10 +35,10 @@ class _Unknown(Exception):
 
 
 def rebuild(symbol: Call, load: Callable[[TensorSpec], torch.Tensor]) -> tuple[nn.Module | None, str]:
-    """A module that was pickled whole, if every class and function in it is an installed one of torch, torchvision, timm.
+    """A module that was pickled whole, if all its classes and functions are installed ones of torch, torchvision or timm.
 
-    Nothing is unpickled and no constructor is called: objects are made empty and given their attributes, as
-    unpickling does, from symbols. Returns (module, "") or (None, what stands in the way).
+    Nothing is unpickled and no constructor is called. As in unpickling, objects are made empty and get their attributes,
+    here from symbols. Returns (module, "") or (None, what prevents it).
     """
     symbol = _without_parallel(symbol)
     try:
@@ -46,7 +47,7 @@ def rebuild(symbol: Call, load: Callable[[TensorSpec], torch.Tensor]) -> tuple[n
         return None, str(error)
     except CheckpointError:
         raise
-    except Exception as error:  # whatever an installed class makes of attributes that it does not expect
+    except Exception as error:  # an installed class can raise anything for attributes that it does not expect
         raise CheckpointError(
             "the network in the file is damaged, or of a version that is not installed "
             f"({summary_of(error)}); name it with --arch to use its weights alone"
@@ -131,7 +132,7 @@ class _Rebuilder:
         )
         for key, kinds in (("_modules", nn.Module), ("_buffers", torch.Tensor)):
             if not all(item is None or isinstance(item, kinds) for item in state[key].values()):
-                raise _Unknown(f"{symbol.class_name} with {key[1:]} that are none")
+                raise _Unknown(f"{symbol.class_name} with odd {key[1:]}")
         module.__setstate__(state)
 
 
@@ -146,7 +147,7 @@ def _class(symbol: Call) -> type:
 
 
 def _member(symbol: Call) -> enum.Enum:
-    """getattr(enumeration, name), as which some versions of Python (3.11.2) pickle its members; of anything else it is refused."""
+    """The member that getattr(enumeration, name) means: some versions of Python (3.11.2) pickle members so."""
     owner, name = symbol.arguments if len(symbol.arguments) == 2 else (None, None)
     found = _installed(owner, INSTALLED) if isinstance(owner, Global) else None
     if not (isinstance(found, type) and issubclass(found, enum.Enum) and str(name) in found.__members__):
@@ -155,15 +156,13 @@ def _member(symbol: Call) -> enum.Enum:
 
 
 def _is_network(found: Any) -> bool:
-    """Whether it is a class of networks. GraphModule, which torchvision has, is not: it compiles code from its attributes."""
+    """Whether it is a class of networks. Not GraphModule, which torchvision has: it compiles code from its attributes."""
     return isinstance(found, type) and issubclass(found, nn.Module) and not issubclass(found, torch.fx.GraphModule)
 
 
 def _function(symbol: Global) -> Any:
-    if str(symbol) in _KNOWN_BUILTINS:
-        return _KNOWN_BUILTINS[str(symbol)]
-    if str(symbol) in _DTYPES:
-        return _DTYPES[str(symbol)]
+    if str(symbol) in _KNOWN_OBJECTS:
+        return _KNOWN_OBJECTS[str(symbol)]
     found = _installed(symbol, (*INSTALLED, *_KNOWN_FUNCTIONS))
     is_function = callable(found) and f"{symbol.module}.".startswith(_KNOWN_FUNCTIONS)
     if not _is_network(found) and (not is_function or symbol.name.startswith("_")):
@@ -191,26 +190,30 @@ class Program(nn.Module):
 
     def __init__(self, program: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
-        self._program = (program,)  # not registered: it has no modules to look at, and none to switch
+        self._program = (program,)  # in a tuple, so that it is not registered as a submodule
 
     def forward(self, x: torch.Tensor) -> Any:
         return self._program[0](x)
 
 
 def run_trusted(path: Path, kind: str, keys: tuple[str, ...], device: torch.device) -> nn.Module:
-    """Load a file whose code the user trusts: a whole pickle, a TorchScript or an exported program.
+    """Load a file whose code the user trusts: a network pickled whole, a TorchScript or an exported program.
 
-    keys: lead to the network in a pickle. device: where a program is put. Raises CheckpointError when it does not
-    load, or holds no network.
+    keys: lead to the network in a pickle. device: of a program. Raises CheckpointError when the file does not load, or
+    holds no network.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript announces its end on every use
+            warnings.simplefilter("ignore")  # every use of TorchScript warns that it is deprecated
             if kind == "torchscript":
                 return Program(torch.jit.load(path, map_location=device).eval())
             if kind == "torch-export":
                 return Program(torch.export.load(path).module().to(device))
-            loaded = _unpickle(path, kind)
+            if kind == "pickle":
+                with path.open("rb") as file:
+                    loaded = pickle.load(file)
+            else:
+                loaded = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
         advice = (
             "the class was defined in the script that saved it, and is not importable here: name the network with --arch"
@@ -226,10 +229,3 @@ def run_trusted(path: Path, kind: str, keys: tuple[str, ...], device: torch.devi
     if not isinstance(loaded, nn.Module):
         raise CheckpointError(f"{path} holds {type(loaded).__name__}, not a network; give its architecture with --arch")
     return unwrap_parts(loaded)
-
-
-def _unpickle(path: Path, kind: str) -> Any:
-    if kind != "pickle":
-        return torch.load(path, map_location="cpu", weights_only=False)
-    with path.open("rb") as file:
-        return pickle.load(file)

@@ -103,7 +103,7 @@ def test_weights_of_a_whole_network_go_into_an_architecture_without_running_it(t
     network = torchvision.models.resnet18(num_classes=6)
     loaded = load(saved(tmp_path, nn.DataParallel(network)), "torchvision:resnet18")
     assert same(loaded.body, network, 64)
-    assert "weights taken out of a network that was pickled whole, of which nothing was run" in loaded.notes
+    assert "weights taken from a network that was pickled whole; nothing of it was run" in loaded.notes
 
 
 @pytest.fixture

@@ -67,13 +67,13 @@ def register(*formats: Format) -> None:
 def open_contents(path: Path) -> Contents:
     """Open a model file or folder. Raises CheckpointError for an unknown format, and for a damaged or hostile file."""
     kind = sniff(path)
-    with _told(path):
+    with _with_path_in_errors(path):
         contents = FORMATS[kind].open(path)
         _refuse_amplified(contents, path)
 
     @functools.cache
     def compare() -> str | None:
-        with _told(path):
+        with _with_path_in_errors(path):
             if contents.stored is None:
                 return contents.compare()
             from lsa_cli.models.agreement import refuse_disagreement
@@ -81,7 +81,7 @@ def open_contents(path: Path) -> Contents:
             return refuse_disagreement(path, contents.root, kind == "torch-zip", contents.stored)
 
     def peek(spec: TensorSpec) -> "torch.Tensor":
-        with _told(path):
+        with _with_path_in_errors(path):
             return contents.load(spec)
 
     def load(spec: TensorSpec) -> "torch.Tensor":
@@ -92,8 +92,8 @@ def open_contents(path: Path) -> Contents:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A context that turns errors of the system into a CheckpointError."""
+def _with_path_in_errors(path: Path) -> Iterator[None]:
+    """A context that turns errors of the system into a CheckpointError that names the file."""
     try:
         yield
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""Helpers of several formats: bytes, JSON, shapes, tensors from stored bytes."""
+"""Helpers of several formats: bytes, JSON, tensors from stored bytes."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import CheckpointError
-from lsa_cli.models.pickles.symbols import MOST_DIMENSIONS, TensorSpec, read_differently, shown
+from lsa_cli.models.pickles.symbols import TensorSpec, ambiguous, shown
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,6 @@ MOST_ENTRIES = 100_000
 _MOST_BRACKETS = 10 * MOST_ENTRIES
 _CHUNK = 2**20
 BIG_ENDIAN = "was saved on a big-endian machine, whose numbers lsa does not read; save it again"
-_TOO_LARGE = "is a damaged checkpoint: a tensor is larger than its stored numbers"
 
 
 def chunks_of(path: Path, start: int, count: int) -> Iterator[bytes]:
@@ -43,11 +42,11 @@ def read_exactly(path: Path, start: int, count: int) -> bytearray:
 
 
 def refuse_other_size(path: Path, key: str, found: int, expected: int) -> None:
+    """Raise CheckpointError where the part `key` of the file has not the bytes that its pickle says."""
     if found < expected:
-        raise CheckpointError(f"{path} {_TOO_LARGE}")
+        raise CheckpointError(f"{path} is a damaged checkpoint: a tensor is larger than its stored numbers")
     if found > expected:
-        told = read_differently(f"the numbers {shown(key)} have {found:,} bytes, and its pickle says {expected:,}")
-        raise CheckpointError(f"{path}: {told}")
+        raise ambiguous(path, f"the numbers {shown(key)} have {found:,} bytes, and its pickle says {expected:,}")
 
 
 def small_file(path: Path) -> bytes:
@@ -61,12 +60,13 @@ def small_file(path: Path) -> bytes:
 
 
 def json_of(data: bytes | str, where: str, what: str) -> dict[str, Any]:
+    """The mapping in a JSON text. where, what: for messages, the file and the part of it that the text is."""
     if isinstance(data, bytes) and data.count(b"[") + data.count(b"{") > _MOST_BRACKETS:
         raise CheckpointError(f"{where}: its {what} has more parts than any checkpoint's; refused")
     try:
         text = data.decode() if isinstance(data, bytes) else data
-        content = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=partial(_once, where, what))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # AttributeError: where no text stands
+        content = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=partial(_without_repeats, where, what))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # AttributeError: not a text
         raise CheckpointError(
             f"{where}: its {what} is damaged ({str(error)[:80]}); copy or download it again"
         ) from error
@@ -75,33 +75,13 @@ def json_of(data: bytes | str, where: str, what: str) -> dict[str, Any]:
     return content
 
 
-def _once(where: str, what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A mapping in which every key occurs once. Of a repeated key some readers take the first, others the last."""
+def _without_repeats(where: str, what: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping in which every key occurs once. Of a repeated key some readers take the first value, others the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise CheckpointError(f"{where}: {read_differently(f'its {what} has the key {shown(twice)} twice')}")
+        raise ambiguous(where, f"its {what} has the key {shown(twice)} twice")
     return found
-
-
-def whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise ValueError(value)
-    return value
-
-
-def shape_of(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or len(values) > MOST_DIMENSIONS:
-        raise ValueError(type(values).__name__)
-    return tuple(map(whole, values))
-
-
-def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def as_tensor(spec: TensorSpec, part: Callable[[int, int], bytearray]) -> "torch.Tensor":

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.base import Contents, Format, register
-from lsa_cli.models.formats.reading import LARGEST_HEADER, as_tensor, contiguous, json_of, read_exactly
-from lsa_cli.models.pickles.symbols import Refused, StorageSpec, TensorSpec, refuse_oversized, shown
+from lsa_cli.models.formats.reading import LARGEST_HEADER, as_tensor, json_of, read_exactly
+from lsa_cli.models.pickles.symbols import Refused, StorageSpec, TensorSpec, refuse_impossible, shown
 
 if TYPE_CHECKING:
     import torch
@@ -70,10 +70,19 @@ def _tensor(path: Path, name: str, entry: dict[str, Any]) -> TensorSpec:
     numel = math.prod(shape)
     spec = TensorSpec(StorageSpec(name, dtype, numel), dtype, shape, contiguous(shape), 0)
     try:
-        refuse_oversized(spec, numel)
+        refuse_impossible(spec, numel)
     except Refused as error:
         raise CheckpointError(f"{path}: {error}") from error
     return spec
+
+
+def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor of this shape whose numbers stand one after the other."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
 
 
 register(Format("safetensors", "safetensors", _open_safetensors, holds_weights=True))

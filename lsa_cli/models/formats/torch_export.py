@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.base import Contents, Format, register
-from lsa_cli.models.formats.reading import LARGEST_HEADER, as_tensor, json_of, shape_of, whole
+from lsa_cli.models.formats.reading import LARGEST_HEADER, as_tensor, json_of
 from lsa_cli.models.formats.zip import Zip
-from lsa_cli.models.pickles.symbols import ITEM_SIZES, Refused, StorageSpec, TensorSpec, refuse_oversized, shown
+from lsa_cli.models.pickles.symbols import (
+    ITEM_SIZES,
+    Refused,
+    StorageSpec,
+    TensorSpec,
+    refuse_impossible,
+    shown,
+    size_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +46,10 @@ def _open_export(path: Path) -> Contents:
             dtype = _EXPORT_DTYPES[meta["dtype"]]
             file = f"data/weights/{entry['path_name']}"
             stored = archive.size_of(file) // ITEM_SIZES[dtype]
-            storage = StorageSpec(file, dtype, stored)
-            shape, stride = (shape_of([part["as_int"] for part in meta[key]]) for key in ("sizes", "strides"))
-            root[name] = TensorSpec(storage, dtype, shape, stride, whole(meta["storage_offset"]["as_int"]))
-            refuse_oversized(root[name], stored)
+            shape, stride = (tuple(size_of(part["as_int"]) for part in meta[key]) for key in ("sizes", "strides"))
+            offset = size_of(meta["storage_offset"]["as_int"])
+            root[name] = TensorSpec(StorageSpec(file, dtype, stored), dtype, shape, stride, offset)
+            refuse_impossible(root[name], stored)
         except Refused as error:
             raise CheckpointError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:

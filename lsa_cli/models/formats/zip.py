@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.reading import LARGEST_HEADER, MOST_ENTRIES, chunks_of, read_exactly
-from lsa_cli.models.pickles.symbols import read_differently, shown
+from lsa_cli.models.pickles.symbols import ambiguous, shown
 
 _END, _END64, _LOCATOR = struct.Struct("<4sHHHHIIH"), struct.Struct("<4sQHHIIQQQQ"), struct.Struct("<4sIQI")
 _LOCAL = struct.Struct("<4s22xHH")
@@ -27,7 +27,7 @@ _ZIP64, _OTHER_NAME = 0x0001, 0x7075  # extra fields: sizes of 64 bits; a name t
 
 
 def entries_of(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The entries of a zip file by name. Raises CheckpointError for what no checkpoint has."""
+    """The entries of a zip file by name. Raises CheckpointError for a damaged, ambiguous or hostile list."""
     try:
         with path.open("rb") as file, zipfile.ZipFile(_Bounded(file)) as archive:
             listed = archive.infolist()
@@ -47,15 +47,16 @@ def entries_of(path: Path) -> dict[str, zipfile.ZipInfo]:
     if len(listed) > MOST_ENTRIES:
         raise CheckpointError(f"{path} holds {len(listed):,} entries, more than any checkpoint; refused")
     if not is_one_list:
-        raise CheckpointError(f"{path}: {read_differently('its list of entries is not where its end says')}")
+        raise ambiguous(path, "its list of entries is not where its end says")
     return _named(path, listed)
 
 
 def _is_one_list(file: BufferedReader, size: int, start: int, count: int) -> bool:
     """Whether the list of `count` entries starts at `start`, is followed by its end record, and is the only one.
 
-    Readers look for the end record from the end of the file on; some then take the list from where it says, some from
-    just before it, some from where a 64-bit record says, and some move every place by what stands before the zip file.
+    All readers search for the end record backwards from the end of the file. Then some take the list from where this
+    record says, some from just before it, some from where a 64-bit record says, and some shift every place by the bytes
+    before the zip file.
     """
     window = min(size, _LONGEST_END)
     file.seek(size - window)
@@ -90,13 +91,12 @@ def _named(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipIn
             raise CheckpointError(f"{path} holds two entries called {shown(name)}; refused")
         other = seen.setdefault(name.lower(), name)
         if other != name:
-            told = read_differently(f"its entries {shown(other)} and {shown(name)} differ by case alone")
-            raise CheckpointError(f"{path}: {told}")
-        if entry.external_attr & _FOLDER:  # torch reads nothing of such an entry, and hands over memory as it is
-            raise CheckpointError(f"{path}: {read_differently(f'its entry {shown(name)} is marked as a folder')}")
+            raise ambiguous(path, f"its entries {shown(other)} and {shown(name)} differ only in case")
+        if entry.external_attr & _FOLDER:  # torch reads nothing of such an entry, and returns uninitialised memory
+            raise ambiguous(path, f"its entry {shown(name)} is marked as a folder")
         extra = _extra_fields(entry.extra)
         if _OTHER_NAME in extra or extra.count(_ZIP64) > 1:
-            raise CheckpointError(f"{path}: {read_differently(f'its entry {shown(name)} has two names or two sizes')}")
+            raise ambiguous(path, f"its entry {shown(name)} has two names or two sizes")
         entries[name] = entry
     return entries
 
@@ -111,7 +111,7 @@ def _extra_fields(extra: bytes) -> list[int]:
 
 
 class _Bounded:
-    """A file whose reads have a largest size. zipfile would allocate any length that the file claims for its list."""
+    """A file whose reads are bounded: zipfile allocates whatever length the file claims for its list."""
 
     def __init__(self, file: BufferedReader) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
@@ -140,7 +140,7 @@ class Zip:
         self.root = first.split("/", 1)[0] + "/" if "/" in first else ""
         self.starts = sorted(entry.header_offset for entry in self.entries.values())
         if len(set(self.starts)) != len(self.starts):
-            raise CheckpointError(f"{path}: {read_differently('two of its entries are in one place')}")
+            raise ambiguous(path, "two of its entries are in one place")
 
     def has(self, name: str) -> bool:
         return self.root + name in self.entries

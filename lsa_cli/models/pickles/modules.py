@@ -9,6 +9,7 @@ from lsa_cli.models.pickles.symbols import Call, Members, TensorSpec
 _DEEPEST = 200
 _MOST_ENTRIES = 200_000
 _LONGEST_NAME = 1000
+_ENDLESS = "the module in the file is nested without end; damaged or hostile"
 
 
 def tensors_of(root: Any) -> dict[str, TensorSpec]:
@@ -55,11 +56,8 @@ def _joined(prefix: str, name: Any) -> str:
     return prefix + text
 
 
-_ENDLESS = "the module in the file is nested without end; damaged or hostile"
-
-
 def _charged(items: Iterable[Any], budget: Iterator[int]) -> Iterator[Any]:
-    """Count every entry against one budget, since modules may hold each other or themselves."""
+    """Count every entry against one budget, because modules can hold each other or themselves."""
     for item in items:
         if next(budget, None) is None:
             raise CheckpointError(_ENDLESS)

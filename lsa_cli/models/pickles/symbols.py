@@ -7,13 +7,14 @@ Containers and plain values stay themselves.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lsa_cli.errors import CheckpointError
 
 # Packages whose networks are rebuilt from a file. Their code is installed; the file only says how it is combined.
 INSTALLED = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "timm.models.", "timm.layers.")
-MOST_DIMENSIONS = 64
+_MOST_DIMENSIONS = 64
 _LARGEST_REPEAT = 2**24
 ITEM_SIZES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1,
@@ -49,7 +50,7 @@ class Call:
 
 @dataclass(eq=False, repr=False, slots=True)
 class Members:
-    """A set. Its members may be symbols, which have no hash, so they are a list."""
+    """A set. Its members can be symbols, which have no hash, so they are a list."""
 
     items: list[Any]
 
@@ -120,15 +121,19 @@ class Refused(Exception):
 
 
 def read_differently(how: str) -> str:
-    """The message for a file that different readers read differently. how: the difference."""
+    """The message for a file that different programs read differently. how: the difference."""
     return (
         f"it reads differently in different readers ({how}), so that what is audited may not be what is used; save it "
         "again with torch.save, in an environment that you trust"
     )
 
 
+def ambiguous(path: Path | str, how: str) -> CheckpointError:
+    return CheckpointError(f"{path}: {read_differently(how)}")
+
+
 def shown(value: Any) -> str:
-    """A value of the file for an error message: short, on one line. A structure is shown as its type, as it may be endless."""
+    """A value of the file for an error message: short, on one line. A structure may be endless, so its type is shown."""
     if isinstance(value, (str, Global)):
         text = str(value)
         return ascii(text if len(text) <= 60 else text[:60] + "...")
@@ -147,11 +152,20 @@ def parts_of(item: Any) -> Iterable[Any]:
     return item.values() if isinstance(item, dict) else item
 
 
-def refuse_oversized(spec: TensorSpec, stored: int) -> None:
+def size_of(value: Any) -> int:
+    """A size, stride or offset of a tensor in the file. Raises Refused for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise Refused(f"it holds a tensor with {shown(value)} in place of a size; damaged or hostile")
+    return value
+
+
+def refuse_impossible(spec: TensorSpec, stored: int) -> None:
     """Raise Refused for a tensor that covers more than the `stored` numbers, or repeats few of them very often (stride 0).
 
-    An empty tensor may not be large in its other dimensions either, since they decide the size of the network.
+    An empty tensor must not be large in its other dimensions either, since they decide the size of the network.
     """
+    if len(spec.shape) != len(spec.stride) or len(spec.shape) > _MOST_DIMENSIONS:
+        raise Refused("it holds a tensor whose shape and strides disagree; damaged or hostile")
     size = spec.numel or math.prod(filter(None, spec.shape))
     if spec.end > stored or size > max(stored, _LARGEST_REPEAT):
         text = "x".join(shown(part) for part in spec.shape[:8])

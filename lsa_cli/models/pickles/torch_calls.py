@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from lsa_cli.models.pickles.symbols import (
     ITEM_SIZES,
-    MOST_DIMENSIONS,
     Call,
     Global,
     Members,
@@ -14,11 +13,12 @@ from lsa_cli.models.pickles.symbols import (
     StorageSpec,
     TensorSpec,
     read_differently,
-    refuse_oversized,
+    refuse_impossible,
     shown,
+    size_of,
 )
 
-# Calls that torch.load(weights_only=True) allows and lsa does not read: they could take any memory or mean anything.
+# Calls that torch.load(weights_only=True) allows and lsa does not read: they could take any memory or have any meaning.
 UNREAD = re.compile(
     r"torch\.(cuda\.)?(sparse\.)?\w*(Tensor|Storage)|torch\.storage\.\w+Storage|torch\.nn\.parameter\.Parameter"
     r"|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
@@ -61,7 +61,7 @@ class Storages:
             return identity[1]
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
             raise Refused("its pickle refers to outside objects that are not tensors; refused")
-        kind, key, numel = identity[1], identity[2], _count(identity[4])
+        kind, key, numel = identity[1], identity[2], size_of(identity[4])
         if isinstance(kind, Global) and kind.module.startswith("torch") and _QUANTISED_STORAGE.fullmatch(kind.name):
             raise Refused(QUANTISED)
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) and kind.module.startswith("torch") else None
@@ -70,14 +70,14 @@ class Storages:
         if not isinstance(key, str):
             raise Refused(f"it names stored numbers by {shown(key)}, which no checkpoint needs; refused")
         if self.types.setdefault(key, dtype) != dtype:
-            told = f"it reads the same numbers as {dtype} and as {self.types[key]}, which no checkpoint needs; refused"
-            raise Refused(told)
+            both = f"{dtype} and as {self.types[key]}"
+            raise Refused(f"it reads the same numbers as {both}, which no checkpoint needs; refused")
         if self.sizes.setdefault(key, numel) != numel:
-            raise Refused(read_differently(f"it says of the numbers {shown(key)} that they are {numel:,} and others"))
+            raise Refused(read_differently(f"it gives the numbers {shown(key)} the length {numel:,} and another"))
         offset = 0
         if len(identity) > 5 and identity[5] is not None:  # a part of them, in a file of before torch 1.6
             name, offset, count = identity[5]
-            offset, count = _count(offset), _count(count)
+            offset, count = size_of(offset), size_of(count)
             view = (key, offset, count)
             if not isinstance(name, str) or offset + count > numel or self.views.setdefault(name, view) != view:
                 raise Refused(read_differently(f"it names parts of the numbers {shown(key)} twice, or past their end"))
@@ -85,7 +85,7 @@ class Storages:
         return StorageSpec(key, dtype, numel, offset)
 
     def refuse_odd_views(self) -> None:
-        """Raise Refused where a part of stored numbers has the name of other stored numbers, since readers differ then."""
+        """Raise Refused where a part of stored numbers has the name of other stored numbers: readers differ there."""
         both = self.views.keys() & self.types.keys()
         if both:
             raise Refused(read_differently(f"{shown(min(both))} names stored numbers and a part of some"))
@@ -99,12 +99,6 @@ class Machine(Protocol):
     def value_of(self, function: Any, arguments: tuple[Any, ...]) -> Any: ...
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise Refused(f"it holds a tensor with {shown(value)} in place of a size; damaged or hostile")
-    return value
-
-
 def _tensor(
     machine: Machine, call: Call, storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any, dtype: Any = None
 ) -> Any:  # fmt: skip
@@ -113,15 +107,12 @@ def _tensor(
     if not isinstance(storage, StorageSpec) or not isinstance(shape, tuple) or not isinstance(stride, tuple):
         raise Refused("it holds a tensor without storage, shape or strides; damaged or hostile")
     name = dtype if isinstance(dtype, str) else storage.dtype
-    if len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS:
-        raise Refused("it holds a tensor whose shape and strides disagree; damaged or hostile")
     if any(isinstance(part, dict) and any(part.get(bit) for bit in ("conj", "neg")) for part in rest):
         raise Refused("it holds a tensor that is conjugated or negated only when it is read; save it resolved")
-    spec = TensorSpec(
-        storage, name, tuple(map(_count, shape)), tuple(map(_count, stride)), _count(offset) + storage.offset
-    )
+    sizes, steps = tuple(map(size_of, shape)), tuple(map(size_of, stride))
+    spec = TensorSpec(storage, name, sizes, steps, size_of(offset) + storage.offset)
     held = storage.numel * ITEM_SIZES[storage.dtype] // ITEM_SIZES[name]
-    refuse_oversized(spec, held + storage.offset)
+    refuse_impossible(spec, held + storage.offset)
     return spec
 
 
@@ -187,7 +178,7 @@ def _size(machine: Machine, call: Call, sizes: Any = ()) -> Any:
 
 
 def _bytes(machine: Machine, call: Call, content: Any = b"", encoding: Any = None) -> Any:
-    """bytes and bytearray. Protocol 2 writes bytes as text to encode."""
+    """bytes and bytearray. Protocol 2 stores bytes as text that is encoded."""
     if isinstance(content, Call):
         return call
     if isinstance(content, str) and encoding in ("latin1", "latin-1"):
