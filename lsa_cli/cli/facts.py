@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lsa_cli.errors import CheckpointError, UsageError, printable
 
 if TYPE_CHECKING:
-    from lsa_cli.models.checkpoint import Description, Weights
+    from lsa_cli.models.checkpoint import Description
     from lsa_cli.models.formats import Contents
+    from lsa_cli.models.weights import Weights
 
 _LARGEST_HASHED = 512 * 10**6
 _DEEPEST = 12
@@ -85,9 +86,10 @@ def gather(checkpoint: str, sha256: bool | None) -> Facts:
 
     Raises CheckpointError when the file is damaged or in no format that lsa reads.
     """
-    from lsa_cli.models.checkpoint import find_weights, sha256_of
+    from lsa_cli.models.checkpoint import sha256_of
     from lsa_cli.models.claims import claim
     from lsa_cli.models.formats import open_contents
+    from lsa_cli.models.weights import find_weights
 
     path = Path(checkpoint)
     contents = open_contents(path)
@@ -119,7 +121,7 @@ def gather(checkpoint: str, sha256: bool | None) -> Facts:
 
 
 def _chosen(path: Path, contents: "Contents", found: list["Weights"], advice: list[str]) -> "Weights | None":
-    from lsa_cli.models.checkpoint import choose
+    from lsa_cli.models.weights import choose
 
     try:
         return choose(path, contents, found, None, [])

@@ -165,6 +165,18 @@ def test_a_safetensors_file_describes_itself_in_its_metadata_and_is_trusted_no_m
         read_checkpoint(path)
 
 
+def test_a_configuration_of_timm_with_a_mean_and_no_std_is_refused(tmp_path, body):
+    from safetensors.torch import save_file
+
+    save_file(body.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: its description of the network is not valid: .*mean without a std"
+    ):
+        read_checkpoint(tmp_path)
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, body, monkeypatch):
     path = tmp_path / "m.pt"
     write_checkpoint(path, body, Description(architecture="lsa:moon-mlp"))
