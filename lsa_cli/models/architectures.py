@@ -50,17 +50,6 @@ def mnist_cnn(num_classes: int = 10) -> nn.Module:
     )
 
 
-_CIFAR_RESNETS = {
-    "cifar-resnet18": "resnet18",
-    "cifar-resnet34": "resnet34",
-    "cifar-resnet50": "resnet50",
-    "cifar-resnet101": "resnet101",
-    "cifar-resnet152": "resnet152",
-    "cifar-resnext50-32x4d": "resnext50_32x4d",
-    "cifar-wide-resnet50-2": "wide_resnet50_2",
-}
-
-
 def _cifar_resnet(base: str) -> Callable[..., nn.Module]:
     def build(num_classes: int = 10) -> nn.Module:
         network = _torchvision_factory(base)(num_classes=num_classes)
@@ -69,20 +58,21 @@ def _cifar_resnet(base: str) -> Callable[..., nn.Module]:
         return network
 
     build.__doc__ = (
-        f"torchvision's {base} for 32 x 32 images: a 3 x 3 stem, read as of stride 1 with no pooling after it."
+        f"torchvision's {base} for 32 x 32 images: its first convolution is 3 x 3 of stride 1, without pooling."
     )
     return build
 
 
-for _name, _base in _CIFAR_RESNETS.items():
-    ARCHITECTURES.register(_name)(_cifar_resnet(_base))
+_BASES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
+for _base in _BASES:
+    ARCHITECTURES.register(f"cifar-{_base.replace('_', '-')}")(_cifar_resnet(_base))
 
 
 class _Block(nn.Module):
     """Residual block of pytorch-cifar: two 3 x 3 convolutions, or 1 x 1, 3 x 3, 1 x 1 four times as wide.
 
-    Where the shape changes, the shortcut is a 1 x 1 convolution, or (`pads`) every second pixel with zero channels
-    on either side, which has no weights.
+    Where the shape changes, the shortcut is a 1 x 1 convolution or, with `pads`, every second pixel with channels of
+    zeros added, which has no weights.
     """
 
     def __init__(self, inner: int, width: int, stride: int, bottleneck: bool, pads: bool) -> None:
@@ -122,7 +112,7 @@ class _Subsample(nn.Module):
 
 
 def _small_resnet(counts: tuple[int, ...], width: int, bottleneck: bool, pads: bool) -> Callable[..., nn.Module]:
-    """A 3 x 3 stem of stride 1, a layer of `counts` blocks at each width, global average, `linear`."""
+    """A factory of ResNets: a 3 x 3 convolution, at each width as many blocks as in `counts`, global average, `linear`."""
 
     def build(num_classes: int = 10) -> nn.Module:
         """A ResNet for 32 x 32 images, under the names of weights that most CIFAR checkpoints have."""
@@ -144,9 +134,9 @@ def _small_resnet(counts: tuple[int, ...], width: int, bottleneck: bool, pads: b
     return build
 
 
-# The two families that most CIFAR checkpoints come from, under the names of weights that they use:
-# pytorch-cifar-resnetN as in kuangliu/pytorch-cifar, with the widths for ImageNet; cifar-resnetN as in
-# akamaster/pytorch_resnet_cifar10, those of He et al. for CIFAR, N = 6 n + 2, with shortcuts without weights.
+# The two families that most CIFAR checkpoints come from, with their names of weights: pytorch-cifar-resnetN as in
+# kuangliu/pytorch-cifar, with the widths for ImageNet; cifar-resnetN as in akamaster/pytorch_resnet_cifar10, the networks
+# of He et al. for CIFAR (N = 6 n + 2), whose shortcuts have no weights.
 _COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 for _depth, _counts in _COUNTS.items():
     ARCHITECTURES.register(f"pytorch-cifar-resnet{_depth}")(_small_resnet(_counts, 64, _depth >= 50, False))

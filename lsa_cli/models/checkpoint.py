@@ -27,8 +27,8 @@ FORMAT_VERSION = 1
 class Description(pydantic.BaseModel):
     """The description in a self-describing checkpoint, beside its weights: plain values only.
 
-    A file is not trusted, so it may name networks and data sets that ship, and files beside it; it may not
-    name Python code: architecture is "" where the network is the user's own code, which --arch names.
+    A file is not trusted. It can name networks and data sets of lsa, torchvision and timm, and files beside it, but no
+    Python code: architecture is "" where the network is the user's own code, which --arch names.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)

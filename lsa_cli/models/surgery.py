@@ -5,7 +5,7 @@ A surgery is plain values: {"kind": NAME, ...}. They are applied in the order of
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,16 +75,16 @@ def _checked(network: nn.Module, sites: Mapping[str, Sequence[int]]) -> Sites:
     if not sites:
         raise CheckpointError("it names no layers")
     modules = {path: plain_name(network, path) for path, _ in network.named_modules()}
+    # Older files name layers of a wrapped network by their path.
+    today = {**modules, **{plain: plain for plain in modules.values()}}
     found: Sites = {}
     for name, sizes in sites.items():
         path, shape = name.partition("#")[0].partition(":")[0], tuple(int(size) for size in sizes)
-        if path not in modules.values() and path not in modules:
+        if path not in today:
             raise CheckpointError(f"the network has no layer {name}")
         if not shape or min(shape) < 1:
             raise CheckpointError(f"layer {name} cannot have the shape {shape}")
-        # Older files name layers of a wrapped network by their path.
-        plain = path if path in modules.values() else modules[path]
-        found[plain + name.removeprefix(path)] = shape
+        found[today[path] + name.removeprefix(path)] = shape
     return found
 
 
@@ -93,6 +93,12 @@ def _refuse_enormous(numbers: int) -> None:
         raise CheckpointError(
             f"it would add {numbers:,} numbers to the network, more than the {_MOST_NUMBERS:,} allowed"
         )
+
+
+def _refuse_unused(places: Iterable[str], used: Container[str], what: str) -> None:
+    for name in places:
+        if name not in used:
+            raise CheckpointError(f"the network {what} {name}, and does not use that layer")
 
 
 class NoiseBody(Wrapper):
@@ -115,7 +121,7 @@ class NoiseBody(Wrapper):
     def forward(self, x: torch.Tensor) -> Any:
         if not self.on:
             return self.network(x)
-        met: set[str] = set()
+        used: set[str] = set()
 
         def perturb(name: str, given: torch.Tensor) -> torch.Tensor:
             scale = self.scales[self.places[name]]
@@ -124,14 +130,12 @@ class NoiseBody(Wrapper):
                     f"the noise at {name} has shape {tuple(scale.shape)} and the network has {tuple(given.shape[1:])} "
                     "there; give images of the size that it was trained with (--input-size)"
                 )
-            met.add(name)
+            used.add(name)
             return (given + scale * self._normal(given)).to(given.dtype)
 
         with tap(self.network, self.places, perturb, inputs=True):
             output = self.network(x)
-        if len(met) < len(self.places):
-            missed = next(name for name in self.places if name not in met)
-            raise CheckpointError(f"the network has noise at {missed}, and does not use that layer")
+        _refuse_unused(self.places, used, "has noise at")
         return output
 
     def _normal(self, given: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...) or (1, ...), float32
@@ -198,9 +202,7 @@ class SelfGradientBody(Wrapper):
         with torch.enable_grad(), tap(self.network, self.places, show):
             logits = as_logits(find_logits(self.network(x), self.which), len(x), self.returns)
             loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
-        if len(hidden) < len(self.places):
-            missed = next(name for name in self.places if name not in hidden)
-            raise CheckpointError(f"the network feeds gradients into {missed}, and does not use that layer")
+        _refuse_unused(self.places, hidden, "feeds gradients into")
         found = torch.autograd.grad(loss, list(hidden.values()), create_graph=keeps_graph, materialize_grads=True)
         return {name: _of_length_one(gradient) for name, gradient in zip(hidden, found, strict=True)}
 

@@ -112,7 +112,7 @@ def choose(path: Path, contents: Contents, found: list[Weights], wanted: str | N
         notes.append(f"weights taken from the entry '{chosen.place}'")
     averaged = [weights.place for weights in found if weights.is_averaged and weights is not chosen]
     if averaged:
-        notes.append(f"averaged weights stand beside them: --weights {averaged[0]}")
+        notes.append(f"the file also holds averaged weights: --weights {averaged[0]}")
     return chosen
 
 

@@ -129,7 +129,7 @@ def test_weights_beside_their_average_are_taken_and_the_average_on_demand(tmp_pa
     path = saved(tmp_path, {names[0]: body.state_dict(), names[1]: other(body.state_dict()), "epoch": 1})
     network, notes = load(path)
     assert same(network, body)
-    assert f"averaged weights stand beside them: --weights {names[1]}" in notes
+    assert f"the file also holds averaged weights: --weights {names[1]}" in notes
     network, notes = load(path, names[1])
     assert torch.equal(network[0].weight, body[0].weight + 1)
     assert f"weights taken from '{names[1]}', as asked" in notes

@@ -14,7 +14,7 @@ from lsa_cli.models.pickles.symbols import Call, Members, TensorSpec, parts_of
 if TYPE_CHECKING:
     import torch
 
-# Tensors may share stored numbers, but not so that a small file becomes a large network.
+# Tensors may share stored numbers, but a small file must not become a large network.
 _MOST_TIMES_SHARED = 32
 _ALWAYS_ALLOWED = 64 * 2**20
 

@@ -1,9 +1,9 @@
 """Zip files of torch.save, TorchScript and torch.export.
 
-`zipfile` reads the list of entries. The checks here refuse a file in which another reader could find other entries:
-torch, Python and other tools search for the list in different ways, compare names in different ways and trust different
-copies of a size. The bytes of an entry are read here, because a tensor needs a part of an entry, and in Python 3.11
-`zipfile` reads every entry from its beginning.
+`zipfile` reads the list of entries. The checks here refuse a file in which another program could find other entries:
+torch, Python and other tools search for the list differently, compare names differently and trust different copies of a
+size. The bytes of an entry are read here, because a tensor needs a part of an entry, and `zipfile` of Python 3.11 reads
+every entry from its beginning.
 """
 
 import struct
@@ -129,7 +129,7 @@ class _Bounded:
 class Zip:
     """Entries of one zip file, read as raw bytes: checkpoints store them without compression.
 
-    Names are given without the folder that all entries lie in.
+    Names are without the folder that all entries are in.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,7 +174,7 @@ class Zip:
         for chunk in chunks_of(self.path, self._begin(entry), entry.file_size):
             found = zlib.crc32(chunk, found)
             yield chunk
-        if entry.CRC not in (0, found):  # torch.save can be told to leave it 0
+        if entry.CRC not in (0, found):  # torch.save can write 0 instead of a checksum
             raise CheckpointError(
                 f"{self.path} is damaged: the checksum of {shown(name)} is wrong; copy or download it again"
             )

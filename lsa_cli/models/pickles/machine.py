@@ -96,9 +96,9 @@ def read_symbols(data: bytes, where: str) -> Symbols:
 
 
 def _refuse_bomb(root: Any) -> None:
-    """Raise Refused for containers that hold one another so often that the content has too many parts as a tree.
+    """Raise Refused for containers that hold one another so often that the content, as a tree, has too many parts.
 
-    Later code may then treat the content as a tree.
+    After this check the content can be treated as a tree.
     """
     sizes: dict[int, int] = {}
     stack: list[tuple[Any, bool]] = [(root, False)] if isinstance(root, CONTAINERS) else []
@@ -109,7 +109,7 @@ def _refuse_bomb(root: Any) -> None:
             if size > _LARGEST_TREE:
                 raise Refused("its pickle repeats itself into a structure larger than any checkpoint's; refused")
         elif id(item) not in sizes:
-            sizes[id(item)] = 1  # until it is done, and for good where it holds itself
+            sizes[id(item)] = 1  # until its parts are counted; a container that holds itself counts as 1 inside
             stack.append((item, True))
             stack.extend((part, False) for part in parts_of(item) if part and isinstance(part, CONTAINERS))
 
