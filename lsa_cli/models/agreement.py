@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lsa_cli.errors import CheckpointError
+from lsa_cli.errors import CheckpointError, summary_of
 from lsa_cli.models.pickles.symbols import (
     ITEM_SIZES,
     Call,
@@ -62,17 +62,15 @@ def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
             return torch.load(str(path), map_location="cpu", mmap=mapped, weights_only=True), None
     except (OSError, MemoryError):
         raise
+    except pickle.UnpicklingError as error:
+        lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines() or [""]
+        return None, f"{type(error).__name__}: {lines[0][:150]}"
     except Exception as error:  # torch's reader can raise anything for a damaged file
-        refused = isinstance(error, pickle.UnpicklingError)
-        if mapped and not refused:  # some file systems cannot map files
+        if mapped:  # some file systems cannot map files
             return _load(path, False)
-        lines = str(error).split("WeightsUnpickler error: ")[-1].strip().splitlines()
-        reason = f"{type(error).__name__}: {(lines or [''])[0][:150]}"
-        if not refused:
-            raise CheckpointError(
-                f"{path}: torch.load cannot read this file ({shown(reason)}); it is damaged, copy or save it again"
-            ) from error
-        return None, reason
+        raise CheckpointError(
+            f"{path}: torch.load cannot read this file ({shown(summary_of(error))}); it is damaged, copy or save it again"
+        ) from error
 
 
 @contextmanager
