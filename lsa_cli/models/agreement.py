@@ -1,7 +1,7 @@
 """Compare how torch.load and the machine of `pickles` read a file: lsa must audit what torch loads.
 
-The machine has read the file before and refused what is hostile. torch reads it with weights_only=True, which runs nothing
-of the file. Then every key, value, shape and byte of the two results is compared.
+The machine has read the file before and refused what is hostile. torch reads it with weights_only=True, which runs
+nothing of the file. Then every key, value, shape and byte of the two results is compared.
 """
 
 import pickle
@@ -55,7 +55,7 @@ def refuse_disagreement(
 
 
 def _load(path: Path, mapped: bool) -> tuple[Any, str | None]:
-    """The result of torch.load, or its reason to refuse the file. Raises CheckpointError where it cannot read the file."""
+    """The result of torch.load, or its reason to refuse the file. Raises CheckpointError where it cannot read it."""
     try:
         with _nothing_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -155,7 +155,7 @@ def _table() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Near:
-    """An architecture that nearly fits. missing: names that only it has; other: that only the weights have; reshaped: with other shapes."""
+    """An architecture that nearly fits: names of weights that only it has, that only the file has, and of other shapes."""
 
     arch: str
     missing: list[str]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _open_legacy(path: Path) -> Contents:
-    """Five pickles (magic number, version, system, content, keys), then for each key the number of elements and the elements."""
+    """Five pickles (magic number, version, system, content, keys), then for each key a count and so many elements."""
     size = path.stat().st_size
     with path.open("rb") as file:
         position, parts = 0, []

@@ -35,10 +35,14 @@ def _open_index(path: Path) -> Contents:
         owners[id(spec)] = parts[file]
     metadata = index.get("metadata")
     return Contents(
-        "weights-index", root, lambda spec: owners[id(spec)].load(spec), tuple(g for part in parts.values() for g in part.globals),
-        metadata if isinstance(metadata, dict) else {}, (path, *(f for part in parts.values() for f in part.files)),
+        "weights-index",
+        root,
+        load=lambda spec: owners[id(spec)].load(spec),
+        globals=tuple(name for part in parts.values() for name in part.globals),
+        metadata=metadata if isinstance(metadata, dict) else {},
+        files=(path, *(file for part in parts.values() for file in part.files)),
         compare=lambda: next(filter(None, [part.compare() for part in parts.values()]), None),
-    )  # fmt: skip
+    )
 
 
 def _open_folder(path: Path) -> Contents:
