@@ -115,7 +115,7 @@ def test_a_second_audit_takes_the_next_name_and_a_named_one_is_refused(tmp_path)
     assert (code, "this one writes moon_mlp.audit.2.json" in err) == (0, True)
     assert names(tmp_path) == ["moon_mlp.audit.2.json", "moon_mlp.audit.json.journal"]
     code, _, err = end(start(tmp_path, "audit", MOON, *SHORT, "--json", "moon_mlp.audit.json"))
-    assert (code, "another audit that runs now" in err) == (2, True)
+    assert (code, "another running audit" in err) == (2, True)
     held.remove()
 
 

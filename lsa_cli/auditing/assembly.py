@@ -17,8 +17,8 @@ from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.probing import clean_checks
 from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
-from lsa_cli.auditing.record import Record
 from lsa_cli.auditing.results import BlockResult
+from lsa_cli.auditing.samples import sample_rows
 from lsa_cli.report.schema import (
     AttackOutcome,
     AuditReport,
@@ -28,7 +28,6 @@ from lsa_cli.report.schema import (
     Evidence,
     Example,
     Metric,
-    Samples,
     Stage,
     Warning,
 )
@@ -37,7 +36,7 @@ from lsa_cli.stats import two_phase
 
 @dataclass
 class Extras:
-    """What a report has besides the sum of blocks: see `probing`. not_run: what the time budget left out."""
+    """What a report has besides the sum of blocks (see `probing`). not_run: what the time budget left out."""
 
     created: str
     attacked: str = ""
@@ -49,9 +48,9 @@ class Extras:
 
 
 def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditReport:
-    """The report of the samples in `total`, which is in order; status "running", no seconds and no gates yet.
+    """The report of the samples in `total`, which is in order, with the attacks that `total` has.
 
-    Attacks that `total` lacks were not run to their end on any block, and are missing in the report.
+    The caller sets status, seconds and gates.
     """
     planned, plan = len(plan.index), dataclasses.replace(plan, index=total.index)
     scan, cascade, noises = (
@@ -63,6 +62,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
     budget = [(named, diagnoses[named.label]) for named in (*scan, *cascade)]
     verdict = verdict_of(plan, total.clean, budget, _estimate(plan, total))
     outcomes = {n.label: _outcome(plan, n, total, diagnoses[n.label]) for n in (*scan, *noises)}
+    on_all = {label: diagnoses[label].robust for label in outcomes}
     data = data_of(plan)
     if len(total) < planned:
         data.selection = f"the first {len(total):,} of {planned:,} in random order, seed {plan.seed}"
@@ -89,7 +89,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
         metrics=extras.metrics,
         warnings=_warnings(plan, total, outcomes),
         evidence=found,
-        samples=_samples(total, budget, [n.label for n in (*scan, *noises)], diagnoses) if budget else None,
+        samples=sample_rows(total, [n for n, _ in budget], on_all) if budget else None,
         examples=extras.examples,
     )
 
@@ -127,7 +127,7 @@ def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack]) -> 
 
 
 def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
-    """What the whole cascade would leave of all survivors of the scan, from the part of them that it met."""
+    """How many samples stay robust if the cascade runs on all, estimated from the part that it ran on."""
     if plan.settings.full_on is None or any(named.label not in total.attacks for named in plan.cascade):
         return None
     labels = [named.label for named in plan.budget_attacks]
@@ -141,7 +141,7 @@ def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
 
 
 def _fooled(total: BlockResult, budget: list[NamedAttack]) -> np.ndarray:  # (N, R) bool
-    """In which evaluations of a random network any attack breaks a sample."""
+    """In which evaluations of a stochastic network any attack breaks a sample."""
     fooled = np.zeros_like(total.wrong)
     for named in budget:
         rows = total.attacks[named.label]
@@ -150,7 +150,7 @@ def _fooled(total: BlockResult, budget: list[NamedAttack]) -> np.ndarray:  # (N,
 
 
 def _curve(plan: AuditPlan, named: NamedAttack, total: BlockResult) -> Curve:
-    """Robust accuracy at each radius of the grid; of an attack of kind "minimal" one run gives all of them."""
+    """Robust accuracy at each radius of the grid. One run of a minimal-norm attack gives all of them."""
     rows, points = total.attacks[named.label], []
     for number, eps in enumerate(plan.eps_grid):
         broken = total.curves[named.label][:, number]
@@ -181,19 +181,3 @@ def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOut
         )
         warnings += layer_warnings(outcome) if outcome is not None else []
     return warnings
-
-
-def _samples(
-    total: BlockResult, budget: list[tuple[NamedAttack, ClassDiagnosis]], on_all: list[str], diagnoses: dict[str, ClassDiagnosis]
-) -> Samples:  # fmt: skip
-    """One row a sample. on_all: attacks and noises that met every sample."""
-    record = Record.of(len(total))
-    for named, diagnosis in budget:
-        met = np.flatnonzero(total.attacks[named.label].ran)
-        if len(met):
-            rows = total.attacks[named.label].take(met)
-            reached = np.where(rows.within, rows.margin, np.nan)  # what lies beyond the budget is not reached
-            record.note(named.label, diagnosis.broken[met], met, rows.found_at, reached, rows.distance)
-    for label in on_all:
-        record.hold(label, diagnoses[label].robust)
-    return record.rows(total.index, total.label, total.clean)

@@ -1,4 +1,4 @@
-"""What an audit asks the network on one batch: predictions, perturbed inputs, and the verdict on them in float32."""
+"""Passes of the network over one batch: predictions, attacks, and the verification of what they return in float32."""
 
 import dataclasses
 import time
@@ -21,17 +21,17 @@ from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.models.precision import Copy, make_copy
 
-_TRIED = 8  # samples that a faster copy is tried on
+_TRIED = 8  # samples on which the optimized copy is compared with the network
 
 
 def predict(plan: AuditPlan, x: torch.Tensor, index: torch.Tensor, number: int = 0) -> torch.Tensor:
-    """Logits (N, K) of the network itself. number: of the draw, where the network is random."""
+    """Logits (N, K) of the network itself. number: of the draw, for a stochastic network."""
     with torch.no_grad(), undisturbed(plan.network.classifier), draw(plan.seed, index, number):
         return plan.network.classifier(x)
 
 
 def wrong_by_draw(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> np.ndarray:
-    """Of a random network (N, R) bool, for each draw whether it is wrong; of another (N, 0)."""
+    """For each draw of a stochastic network whether it is wrong, (N, R) bool; for other networks (N, 0)."""
     if not plan.is_stochastic:
         return np.zeros((len(x), 0), dtype=bool)
     wrong = [predicted_class(predict(plan, x, index, number)) != y for number in range(DRAWS)]
@@ -52,9 +52,9 @@ def perturb(
     run: Execution, named: NamedAttack, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal,
     threat: Threat | None = None,
 ) -> tuple[torch.Tensor, AttackRows]:  # fmt: skip
-    """The perturbed inputs (N, ...), and what the network makes of them. Where one is not finite, the input stands.
+    """The perturbed inputs (N, ...), and their rows. One that is not finite is replaced by the clean input.
 
-    threat: what the perturbation is measured by, where that is not the attack's own.
+    threat: measures the perturbation; by default that of the attack.
     """
     plan, copy, began = run.plan, run.copy.model, time.monotonic()
     with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
@@ -84,30 +84,29 @@ def perturb(
 def _verified(
     plan: AuditPlan, x_adv: torch.Tensor, y: torch.Tensor, index: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classes and margins (N,) in float32, in batches of another size than the attack used: the verdict."""
+    """Verified classes and margins (N,): in float32, and in batches of another size than the attack used."""
     size = max(1, len(x_adv) // 2 + 1)
     logits = torch.cat([predict(plan, *part) for part in zip(x_adv.split(size), index.split(size), strict=True)])
     return predicted_class(logits).cpu().numpy(), margin(logits, y).double().cpu().numpy()
 
 
 def find_copy(run: Execution) -> Copy:
-    """The optimized copy that attacks begin on, compared with the network on a few samples spread over all."""
+    """The optimized copy on which attacks start, after a comparison with the network on a few samples."""
     plan = run.plan
-    if plan.is_stochastic:  # a copy is compared by its answers, which here differ by themselves
-        return Copy(None, "it answers by chance")
+    if plan.is_stochastic:  # two passes differ, so outputs cannot be compared
+        return Copy(None, "it is stochastic")
     if not plan.fast:
         return Copy(None, "--no-fast")
     if not any(named.attack.begins_on_copy for named in plan.budget_attacks):
-        return Copy(None, "no attack here begins on a faster copy")
+        return Copy(None, "no attack of this audit starts on an optimized copy")
     rows = np.unique(np.linspace(0, len(plan.index) - 1, min(_TRIED, run.batch.size)).astype(int))
     x, y, _ = run.read_all(plan.index[rows])
     return make_copy(plan.network.classifier, x, y)
 
 
 def copy_in_words(plan: AuditPlan, copy: Copy) -> str:
-    """What the attacks run on, in words."""
+    """What the attacks run on, as the report says it."""
     if copy.model is None:
         return f"the network itself: {copy.described}"
-    met = plan.budget_attacks
-    beginning = dict.fromkeys(named.label for named in met if named.attack.begins_on_copy)
+    beginning = dict.fromkeys(named.label for named in plan.budget_attacks if named.attack.begins_on_copy)
     return f"{copy.described}, in the first part of {', '.join(beginning)}; the network itself in all else"

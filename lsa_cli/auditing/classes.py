@@ -34,8 +34,8 @@ def match_classes(
     if own is None:
         if len(names) < classes:
             raise DataError(
-                f"{data.spec} has {len(names)} classes, the network has {classes} and names none of them, so which "
-                "is which cannot be known; give the data set it was trained for, or, where label k is output k, "
+                f"{data.spec} has {len(names)} classes, the network has {classes} and names none of them, so their "
+                "order is unknown; give the data set it was trained for, or, where label k is output k, "
                 "--match-classes number"
             )
         check_labels(labels, classes, data.spec)

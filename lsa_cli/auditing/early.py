@@ -47,9 +47,9 @@ def decide_early(
 
 def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
     if not 0 < alpha < 0.5:
-        raise UsageError(f"--alpha {alpha:g} should be a chance between 0 and 0.5, such as 0.01")
+        raise UsageError(f"--alpha {alpha:g} must be a probability between 0 and 0.5, such as 0.01")
     if plan.settings.full_on is not None:
-        raise UsageError("--gate-only decides from samples that met every attack; leave out --full-on")
+        raise UsageError("--gate-only runs every attack on all samples that are still robust; leave out --full-on")
     if not plan.limits:
         raise UsageError(
             "--gate-only stops when every limit is decided, and there is none: give limits under `gate:` in lsa.yaml, "
@@ -59,7 +59,7 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
     if others:
         raise UsageError(
             f"--gate-only decides shares of samples (clean, robust, robust.ATTACK, class.min, class.NAME), and "
-            f"{', '.join(others)} needs the full audit; leave --gate-only out, or say allow_not_run: true for it"
+            f"{', '.join(others)} needs the full audit; leave --gate-only out, or set allow_not_run: true for it"
         )
     empty = [
         plan.network.class_names[k]
@@ -117,7 +117,7 @@ class GateRule:
             if metric.family == "clean":
                 return share(total.right, len(population), error)
             if missing:
-                return Measurement(None, why=f"there was no time for {missing[0]}")
+                return Measurement(None, why=f"the time budget left out {missing[0]}")
             if metric.names == "attack":
                 named = _attack(self.plan, metric.target)
                 assert named is not None

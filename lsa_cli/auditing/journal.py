@@ -1,5 +1,6 @@
-"""Journal: what an audit has measured so far, on disk, so that a killed run goes on where it was."""
+"""Journal: what an audit has measured so far, on disk, so that an interrupted run can be resumed."""
 
+import io
 import json
 import os
 import shutil
@@ -22,18 +23,18 @@ Arrays = dict[str, np.ndarray]
 
 
 class JournalInUse(UsageError):
-    """Another audit writes there, now."""
+    """Another running audit writes to this journal."""
 
 
 class Journal:
-    """A folder with one file of plain arrays for each stage (an attack, the clean pass) and batch.
+    """A folder with one file of plain arrays for each stage and block.
 
-    A file appears whole or not at all. plan: everything that decides the numbers, as plain values; what was
-    measured under one plan is never used for another.
+    A file is written whole or not at all. plan: everything that decides the numbers, as plain values; what was measured
+    under one plan is never used for another.
     """
 
     def __init__(self, folder: Path, plan: dict[str, Any], resume: bool) -> None:
-        """Start over, or with resume go on. Raises UsageError where there is nothing to resume, or another plan."""
+        """Start over, or resume. Raises UsageError where there is nothing to resume, or another plan."""
         self.folder = folder
         described = json.loads(json.dumps(plan))
         if resume:
@@ -48,12 +49,12 @@ class Journal:
             self._write(_PLAN, json.dumps(described, indent=1).encode())
         except OSError as error:
             raise UsageError(
-                f"the journal {folder} cannot be written: {error.strerror or error}; say --output DIR"
+                f"the journal {folder} cannot be written: {error.strerror or error}; use --output DIR"
             ) from error
 
     @classmethod
     def of_first_rank(cls, folder: Path) -> "Journal":
-        """The journal that the first rank holds: another one adds to it, and neither claims nor removes it."""
+        """The journal of the first rank, for another one, which adds to it and neither claims nor removes it."""
         journal = cls.__new__(cls)
         journal.folder, journal._lock = folder, None
         return journal
@@ -64,15 +65,11 @@ class Journal:
         try:
             with np.load(path, allow_pickle=False) as saved:
                 return {name: saved[name] for name in saved.files}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # a damaged disk: measure again
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent, or damaged: measure again
             return None
 
     def put(self, stage: str, batch: int, arrays: Arrays) -> None:
-        """Keep what was measured. Raises RunError when the disk does not take it."""
-        import io
-
+        """Save what was measured. Raises RunError where that fails."""
         content = io.BytesIO()
         np.savez(content, **arrays)  # type: ignore[arg-type]
         try:
@@ -92,14 +89,14 @@ class Journal:
             unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Another run may go on from it."""
+        """Release the folder, so that another run can resume from it."""
         if self._lock is not None:
             self._lock.close()
 
     def remove(self) -> None:
-        """The report is complete and saved."""
+        """Delete the journal, once the report is complete and saved."""
         if self._lock is not None:
-            # Away with it at once: while a folder is emptied in place, another audit could claim it and lose its files.
+            # It is renamed first: another audit could claim a folder that is being emptied, and lose its files.
             gone = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.done")
             with suppress(OSError):
                 self.folder.rename(gone)
@@ -108,22 +105,20 @@ class Journal:
 
 
 def _claim(folder: Path) -> IO[bytes]:
-    """Hold the folder until the file is closed, or this process ends in whatever way."""
+    """Lock the folder until the file is closed or this process ends."""
     while True:
         try:
             lock = (folder / _LOCK).open("ab")
-            if fcntl is None:  # no such locks: two audits must not be told to write the same report
+            if fcntl is None:  # this system has no such locks
                 return lock
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock.fileno()).st_ino == os.stat(folder / _LOCK).st_ino:
                 return lock
         except BlockingIOError as error:
             lock.close()
-            raise JournalInUse(
-                f"another audit that runs now writes to {folder}; say --output DIR for this one"
-            ) from error
-        except FileNotFoundError:  # there is none yet, or its last owner removed it meanwhile
-            with suppress(FileExistsError):  # another audit was quicker, or has removed it again
+            raise JournalInUse(f"another running audit writes to {folder}; use --output DIR for this one") from error
+        except FileNotFoundError:  # not created yet, or its last owner has removed it
+            with suppress(FileExistsError):  # another audit has created it
                 folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -148,4 +143,6 @@ def refuse_changes(before: dict[str, Any], plan: dict[str, Any]) -> None:
     if changed:
         shown = "; ".join(f"{key} was {before.get(key)!r} and is {plan.get(key)!r}" for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise UsageError(f"--resume: not the run that was interrupted: {shown}{more}; leave --resume out to start over")
+        raise UsageError(
+            f"--resume: not the run that was interrupted: {shown}{more}; leave --resume out to start again"
+        )

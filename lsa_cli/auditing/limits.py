@@ -22,7 +22,7 @@ class OutOfTime(Exception):
 
 @dataclass
 class Clock:
-    """budget: seconds from now, None for as long as it takes. reserve: seconds of it that are kept for later work."""
+    """budget: seconds from now, or None. reserve: seconds of the budget that are kept for later work."""
 
     budget: float | None
     began: float = field(default_factory=lambda: time.monotonic())  # not the function itself: tests replace it
@@ -36,7 +36,7 @@ class Clock:
         return self.budget is not None and self.seconds > self.budget - self.reserve
 
     def allows(self, work: Callable[[], None]) -> bool:
-        """Whether it could be done before the time was over, on all ranks."""
+        """Do the work. Returns whether it ended within the time budget on all ranks."""
         if self.budget is None:
             work()
             return True
@@ -51,7 +51,7 @@ class Clock:
 
     @contextmanager
     def stops(self, model: nn.Module) -> Iterator[None]:
-        """Within: OutOfTime at the next pass of the model once the time is over."""
+        """Within: passes of the model raise OutOfTime once the time budget is exhausted."""
 
         def refuse(*_: Any) -> None:
             if self.is_late():
@@ -69,13 +69,13 @@ class Clock:
 
 @dataclass
 class BatchSize:
-    """size: how many samples the device takes at once; halved when it runs out of memory, where that is allowed."""
+    """size: samples that the device takes at once. It is halved when memory runs out, where that is allowed."""
 
     size: int
     may_halve: bool
 
     def fit(self, work: Callable[[], T]) -> T:
-        """What `work` gives, which takes `size` samples at once: again with half of them where memory runs out."""
+        """The result of `work`, which takes `size` samples at once; it is repeated with half of them when memory runs out."""
         while True:
             try:
                 return work()
@@ -83,7 +83,7 @@ class BatchSize:
                 self.halve_or_raise(error, self.size)
 
     def halve_or_raise(self, error: Exception, count: int) -> None:
-        """After an error with `count` samples at once: from now on half as many, if it was the memory that ran out."""
+        """Halve `size` if `error`, of `count` samples at once, says that memory ran out; otherwise raise it."""
         if not is_out_of_memory(error) or count == 1 or not self.may_halve:
             raise error
         self.size = (count + 1) // 2
@@ -91,4 +91,4 @@ class BatchSize:
 
 
 def out_of_memory(count: int) -> RunError:
-    return RunError(f"out of memory with {count} samples at once; say a smaller --batch-size")
+    return RunError(f"out of memory with {count} samples at once; use a smaller --batch-size")

@@ -40,9 +40,9 @@ from lsa_cli.settings import AuditSettings, merge
 
 @dataclass(frozen=True)
 class Network:
-    """A network that was built, the data for it, and what one look at both told.
+    """A network, the data for it, and what the first passes show.
 
-    arch, arch_args: what built it. labels: in the network's order of classes. shows_layers: hooks can see inside.
+    arch, arch_args: its architecture. labels: in the network's order of classes. shows_layers: hooks reach its layers.
     """
 
     checkpoint: Checkpoint | None
@@ -99,15 +99,15 @@ def pick_device(name: str) -> torch.device:
 def _own_device(name: str) -> torch.device:
     ranks, devices = distributed.local_world(), torch.cuda.device_count()
     if name != "cuda":
-        raise UsageError(f"--device {name}: each rank has a CUDA device of its own; say --device cuda")
+        raise UsageError(f"--device {name}: each rank has a CUDA device of its own; use --device cuda")
     if ranks > devices:
-        raise UsageError(f"{ranks} ranks and {devices} CUDA devices: start one rank a device, or say --device cpu")
+        raise UsageError(f"{ranks} ranks and {devices} CUDA devices: start one rank per device, or use --device cpu")
     return torch.device("cuda", distributed.local_rank())
 
 
 @dataclass(frozen=True)
 class Built:
-    """A network that is read and built, without data. target: the file that it is from, or the network in memory."""
+    """A network without data. target: its file, or the network in memory."""
 
     target: str | Path | nn.Module
     checkpoint: Checkpoint | None
@@ -129,7 +129,7 @@ def open_network(
 def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: Say = lambda message: None) -> Built:
     """Read and build a network. Raises an LsaError where that is not possible.
 
-    say: told what the trusted code of a file imports, before it is imported.
+    say: gets a line on what the trusted code of a file imports, before it is imported.
     """
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
@@ -153,7 +153,7 @@ def _switch_noise_off(loaded: Loaded) -> None:
         raise UsageError("--noise-off switches off the noise of learn2perturb, and this network has none")
     for module in noisy:
         module.on = False
-    loaded.notes.append("the learnt noise in the network was switched off (--noise-off); in use it is on")
+    loaded.notes.append("the learnt noise in the network was switched off (--noise-off)")
 
 
 def _in_memory(network: nn.Module, settings: AuditSettings, device: torch.device) -> Loaded:
@@ -163,8 +163,8 @@ def _in_memory(network: nn.Module, settings: AuditSettings, device: torch.device
     network = unwrapped(network)
     tensors = [*network.parameters(), *network.buffers()]
     if any(map(nn.parameter.is_lazy, tensors)):
-        raise CheckpointError("the network has lazy layers that have no weights yet; run it once, and train it, before")
-    # It is not moved under its owner's hands: on another device a copy is audited.
+        raise CheckpointError("the network has lazy layers that have no weights yet; run it once and train it first")
+    # The user's network stays where it is: on another device a copy is audited.
     moved = any(tensor.device != device for tensor in tensors)
     body = copy_network(network) if moved else network
     return Loaded(body, type(network).__name__, {}, [], shows_layers=not is_script(network))
@@ -194,7 +194,7 @@ def _said_by(description: Description | None, own_arch: bool) -> AuditSettings:
 def _with_description(
     settings: AuditSettings, origin: dict[str, str], description: Description | None
 ) -> tuple[AuditSettings, dict[str, str]]:
-    """The settings, and what the checkpoint says of itself where they say nothing; and where each is from."""
+    """The settings, completed by what the checkpoint says of itself, and the origin of each."""
     said = _said_by(description, own_arch=settings.arch is None)
     from_checkpoint = {name: "the checkpoint" for name in said.given() if getattr(settings, name, None) is None}
     return merge(("", settings), ("the checkpoint", said))[0], {**origin, **from_checkpoint}
@@ -245,14 +245,12 @@ def _normalization(
         return None if description.mean is None else (description.mean, description.std)
     if not in_memory:
         message = (
-            "no normalisation is known, so images reach the network as [0, 1]; if it was trained on normalised images "
+            "no normalisation is known, so images reach the network as [0, 1]; if it was trained on normalised images, "
+            "set --normalize, otherwise --normalize none"
+            if loaded.normalization is None
+            else "the file holds a mean and a std beside the network, which are not used, so images reach it as [0, 1]; use "
+            f"--normalize {loaded.normalization}, or --normalize none"
         )
-        message += "say which with --normalize, otherwise --normalize none"
-        if loaded.normalization is not None:
-            message = (
-                "the file holds a mean and a std beside the network, which were not used, so images reach it as [0, 1]: say "
-                f"--normalize {loaded.normalization}, or --normalize none"
-            )
         warnings.append(Warning(code="normalization-assumed", message=message))
     return None
 

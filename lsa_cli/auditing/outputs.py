@@ -75,7 +75,7 @@ def choose_output(data: LabelledData, look: Look, labels_for: Labels, returns: s
     if not candidates:
         if refused is not None:
             raise refused
-        raise CheckpointError(f"the network returns {describe(parts[0])}, none of which holds a number for each class")
+        raise CheckpointError(f"the network returns {describe(parts[0])}, none of which has one number per class")
     several = _without_derived(candidates, returns)
     for rule in (
         lambda c: c.agrees,
@@ -87,7 +87,7 @@ def choose_output(data: LabelledData, look: Look, labels_for: Labels, returns: s
     if len(several) > 1:
         raise UsageError(
             f"the network returns {describe(parts[0])}, and {len(several)} of these could be the logits: "
-            f"{', '.join(map(str, several))}; say which with --output-index, such as --output-index {several[0].name}"
+            f"{', '.join(map(str, several))}; choose one with --output-index, such as --output-index {several[0].name}"
         )
     chosen = several[0]
     return chosen.name, (

@@ -228,7 +228,7 @@ def why_it_ended(status: str) -> str:
 
 def _fewer(status: str, taken: int, planned: int) -> Warning:
     message = (
-        f"{why_it_ended(status)} after {taken:,} of {planned:,} samples; they are a random part of all, so the numbers are valid and their "
+        f"{why_it_ended(status)} after {taken:,} of {planned:,} samples; they are a random subset, so the numbers are valid and their "
         "intervals wider"
     )
     return Warning(code="fewer-samples", message=message)

@@ -159,7 +159,7 @@ def test_an_attack_of_the_cascade_that_misbehaves_is_told(task):
     assert stage.broke == 0
     told = {warning.code: warning.message for warning in report.warnings}
     assert told["attack-not-finite"].startswith("test-careless: 9 perturbed inputs")  # of three blocks
-    assert told["out-of-budget"].startswith(f"test-careless: {stage.tried - 9} perturbed inputs left the budget")
+    assert told["out-of-budget"].startswith(f"test-careless: {stage.tried - 9} perturbed inputs are outside the budget")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_where_memory_runs_out_batches_halve_and_the_numbers_stay(task):
     assert [o.robust for o in small.outcomes] == [o.robust for o in whole.outcomes]
     assert small.evidence.verdict == whole.evidence.verdict
     assert [row.name for row in small.metrics] == [row.name for row in whole.metrics]
-    with pytest.raises(RunError, match="out of memory with 32 samples at once; say a smaller --batch-size"):
+    with pytest.raises(RunError, match="out of memory with 32 samples at once; use a smaller --batch-size"):
         audit(Small(body, 20), data=(x, y), **options, batch_size=32)
 
 

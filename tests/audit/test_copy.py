@@ -60,7 +60,7 @@ def test_the_report_says_what_was_attacked(task, precision):
 
 def test_attacks_that_do_not_begin_on_a_copy_get_none(task):
     report = audited(task, attack=["fgsm", "fmn:steps=5"])
-    assert report.protocol.attacked == "the network itself: no attack here begins on a faster copy"
+    assert report.protocol.attacked == "the network itself: no attack of this audit starts on an optimized copy"
 
 
 class Liar(nn.Module):

@@ -114,7 +114,7 @@ def test_the_logits_are_as_wide_as_the_classes_and_agree_with_the_labels(make, p
 def test_where_two_outputs_could_be_meant_the_user_is_asked(plain):
     network = Returning(lambda f, z: (f, z, 0.5 * z + 0.1))
     with pytest.raises(
-        UsageError, match=r"returns 0 \(54\), 1 \(4\), 2 \(4\), and 2 of these .* say which with --output-index"
+        UsageError, match=r"returns 0 \(54\), 1 \(4\), 2 \(4\), and 2 of these .* choose one with --output-index"
     ):
         run(network)
     assert figures(run(network, output_index=1)) == figures(plain)
