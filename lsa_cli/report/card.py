@@ -24,7 +24,7 @@ def render(report: AuditReport) -> str:
     rows = weakest_first(verdict.classes)
     if verdict.robust is not None:
         lines += [
-            "Robust accuracy is an upper bound, for this threat model only: a stronger attack can find it lower.", "",
+            "Robust accuracy is an upper bound, for this threat model only: a stronger attack can find a lower value.", "",
         ]  # fmt: skip
     if report.evidence is not None and report.evidence.findings:
         lines += [f"- {cell(f.code)}: {cell(f.message)}; {cell(f.advice)}" for f in report.evidence.findings] + [""]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from lsa_cli.errors import printable
 from lsa_cli.report.figures import DASHES, MARKS, BarChart, Chart, HeatMap, LineChart, Point
+from lsa_cli.report.text import percent
 
 # A mark of half-width 1 around the origin.
 _PATHS = {
@@ -128,7 +129,7 @@ class _Plane:
         return _TOP + _HEIGHT * (1 - value / self.ticks[-1])
 
     def text(self, value: float) -> str:
-        return f"{100 * value:.1f}%" if self.chart.percent else f"{value:.3f}"
+        return percent(value) if self.chart.percent else f"{value:.3f}"
 
 
 def line_chart(chart: LineChart) -> Markup:
@@ -212,17 +213,20 @@ def _legend(plane: _Plane, y: float) -> tuple[list[Markup], float]:
 
 
 def bar_chart(chart: BarChart) -> Markup:
-    """Horizontal bars from 0 to 100% with their intervals; beside a group stands the value of its last bar."""
-    width, left, height = 720, 190, 30
-    plot_w, bottom = width - left - 70, _TOP + height * len(chart.groups)
+    """Horizontal bars from 0 to 100% with their intervals. The name of a group and the value of its last bar are on their left,
+    where a narrow screen shows them."""
+    names = 16 + max((_length(short(group.name, 26)) for group in chart.groups), default=0)
+    width, left, height = 720, names + 56, 30
+    plot_w, bottom = width - left - 24, _TOP + height * len(chart.groups)
     thick = 22 // len(chart.bars) - 1
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1.0):
         x = left + plot_w * tick
         parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
     for i, group in enumerate(chart.groups):
-        y = _TOP + height * i
-        parts.append(_text(left - 8, y + 19, short(group.name, 26), "end"))
+        y, shown = _TOP + height * i, group.points[-1][0]
+        parts.append(_text(names, y + 19, short(group.name, 26), "end"))
+        parts.append(_text(left - 8, y + 19, "" if shown is None else percent(shown), "end", 'class="strong"'))
         for number, (bar, at) in enumerate(zip(chart.bars, group.points, strict=True)):
             colour = bar.colour if group.colour is None else group.colour
             hint = ", ".join(filter(None, (group.name, bar.name)))
@@ -234,11 +238,8 @@ def bar_chart(chart: BarChart) -> Markup:
                     f"{x:.1f}", y + 3, hint
                 )
             )
-        shown = group.points[-1][0]
-        if shown is not None:
-            parts.append(_text(width - 62, y + 19, f"{100 * shown:.1f}%", "start", 'class="strong"'))
     named = [bar for bar in chart.bars if bar.name]
-    x = float(left)
+    x = left
     for bar in named:
         what = f"{bar.name}; line: 95% interval" if bar is named[-1] else bar.name
         parts += [_rect(x, bottom + 26, 12, 10, bar.colour), _text(x + 18, bottom + 35, what, "start")]
@@ -252,7 +253,7 @@ def _bar(at: Point, colour: int, hint: str, room: tuple[float, float, float, flo
     middle = y + thick / 2
     if value is None:
         return [_text(left + 4, middle + 4, "no samples", "start", 'class="faint"')]
-    parts = [_rect(left, y, width * value, thick, colour, f"{hint}: {100 * value:.1f}%")]
+    parts = [_rect(left, y, width * value, thick, colour, f"{hint}: {percent(value)}")]
     if low is not None and high is not None:
         a, b = left + width * low, left + width * high
         ends = [_rule(x, middle - 4, x, middle + 4, "error") for x in (a, b)]
@@ -270,7 +271,7 @@ def _bars_told(chart: BarChart) -> str:
     told = []
     for group in chart.groups[:_TOLD]:
         known = [(bar.name, at[0]) for bar, at in zip(chart.bars, group.points, strict=True) if at[0] is not None]
-        told.append(f"{group.name} " + ", ".join(f"{100 * value:.1f}% {what}".rstrip() for what, value in known))
+        told.append(f"{group.name} " + ", ".join(f"{percent(value)} {what}".rstrip() for what, value in known))
     more = [f"and {len(chart.groups) - _TOLD} more"] if len(chart.groups) > _TOLD else []
     return "; ".join([*told, *more])
 

@@ -28,11 +28,13 @@ _WORSE = get_args(EvidenceVerdict)
 
 
 class Change(Row):
-    """One number before and after. beyond_noise: chance is no good reason for the change."""
+    """One number before and after. beyond_noise: chance alone is unlikely to cause the change."""
 
     table: Literal["accuracy", "class", "layer"]
     name: str
-    attack: str | None = Field(description="which the number is under; null: none, or the worst case over all")
+    attack: str | None = Field(
+        description="the attack; null for clean accuracy and for the worst case over all attacks"
+    )
     old: float
     new: float
     n: int | None = Field(description="samples")
@@ -63,7 +65,7 @@ class Side(Row):
     evidence: EvidenceVerdict | None
     draws: int | None = Field(
         default=None,
-        description="of a random network: evaluations that an accuracy is the mean of; won, lost, p and classes are of the first; layers are above what they move by themselves",
+        description="of a stochastic network: evaluations in the mean of an accuracy; won, lost, p and classes are of the first evaluation; layers are above their noise floor",
     )
 
 
@@ -81,9 +83,9 @@ class Comparison(Row):
 
     @property
     def by_chance(self) -> str | None:
-        """Which number is of which evaluations of a random network, in words; None where neither network is one."""
+        """A sentence on the evaluations behind each number of a stochastic network; None if neither network is stochastic."""
         draws = self.new.draws or self.old.draws
-        said = f"accuracies of a random network are means over {draws} evaluations; won, lost, p and classes are of the first; layers are above what they move by themselves"
+        said = f"accuracies of a stochastic network are means over {draws} evaluations; won, lost, p and classes are of the first evaluation; layers are above their noise floor"
         return said if draws else None
 
     def to_json(self) -> str:
@@ -95,7 +97,7 @@ _Candidate = tuple[Change, tuple[Rate, Rate] | None]
 
 
 def compare(old: AuditReport, new: AuditReport) -> Comparison:
-    """Raises UsageError, naming the first difference, when the numbers of the two do not mean the same thing."""
+    """Raises UsageError with the first difference in settings or samples: numbers would not mean the same."""
     refuse_other_protocol(old, new)
     candidates = [*_accuracies(old, new), *_classes(old, new), *_layers(old, new)]
     tables = [change.table for change, _ in candidates]
@@ -126,7 +128,7 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
         if report.early is not None:
             raise UsageError(f"the reports cannot be compared: the {which} is of a --gate-only run; audit it in full")
     of_chance = [report.verdict.clean_draws is not None for report in (old, new)]
-    # The mean of several passes through a network without chance is that of one.
+    # Several passes through a deterministic network give the same as one.
     passes_count = of_chance[0] == of_chance[1]
     pairs = {
         "norm": (old.protocol.threat.norm, new.protocol.threat.norm),
@@ -146,7 +148,7 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
 
 
 def _settings(report: AuditReport, passes_count: bool) -> dict[str, object]:
-    """Of attacks and noises, and of the cascade with how much of it was met."""
+    """The settings of attacks and noises, and of the cascade with the number of samples that it ran on."""
     settings = {outcome.name: outcome.settings for outcome in report.outcomes}
     settings |= {stage.attack: stage.settings for stage in report.cascade}
     if not passes_count:
@@ -234,7 +236,7 @@ def _robust(samples: Samples) -> list[bool]:
 
 
 def _won_lost(old: Sequence[bool], new: Sequence[bool], mine: Sequence[bool] | None = None) -> tuple[int, int]:
-    """Samples that were wrong and are right, and the other way round; the fingerprint says they are the same ones."""
+    """(wrong before and right now, right before and wrong now). Both reports have the same samples: their fingerprint is equal."""
     pairs = [(a, b) for a, b, chosen in zip(old, new, mine or [True] * len(old), strict=True) if chosen]
     return pairs.count((False, True)), pairs.count((True, False))
 
@@ -257,7 +259,7 @@ def _layers(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
 
 
 def _means_differ(a: LayerRow, b: LayerRow, counts: tuple[int, int]) -> float:
-    """Two-sided p-value of the normal test of two means, above the noise floor if there is one (taken as known)."""
+    """Two-sided p-value of the normal test of two means above their noise floors, which count as exact."""
     assert a.above_floor is not None
     assert b.above_floor is not None
     error = sqrt(sum((row.sd or 0.0) ** 2 / max(1, count) for row, count in zip((a, b), counts, strict=True)))

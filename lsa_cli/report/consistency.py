@@ -1,6 +1,6 @@
-"""consistency(): are the same classes weak in every model and under every attack? (arXiv 2105.14240). Pure.
+"""consistency(): are the same classes weak in every network and under every attack? (arXiv 2105.14240)
 
-The paper's own formulas could not be read; what each number here is, its name says.
+The formulas are ours: the paper's own were not available.
 """
 
 import json
@@ -101,7 +101,7 @@ def consistency(reports: Sequence[AuditReport]) -> Consistency:
     for report in reports[1:]:
         if report.subject.class_names != classes:
             raise UsageError(
-                f"{report.subject.checkpoint} tells other classes apart than {reports[0].subject.checkpoint}; "
+                f"{report.subject.checkpoint} has other classes than {reports[0].subject.checkpoint}; "
                 "give reports of one task"
             )
     names = _names(reports)
@@ -113,9 +113,7 @@ def consistency(reports: Sequence[AuditReport]) -> Consistency:
     ]
     vectors = [vector for vector in vectors if np.isfinite(vector.values).any()]
     if len(vectors) < 2:
-        raise UsageError(
-            "there are fewer than two attacks in these reports, and one order of classes agrees with itself"
-        )
+        raise UsageError("these reports have fewer than two attacks; give one with two attacks, or two reports")
     table = np.array([[_correlation(a.values, b.values) for b in vectors] for a in vectors])
     telling = [vector.weak for vector in vectors if np.nanmax(vector.values) > np.nanmin(vector.values)]
     weak = np.all(telling, axis=0) if telling else np.zeros(len(classes), dtype=bool)
@@ -130,7 +128,7 @@ def consistency(reports: Sequence[AuditReport]) -> Consistency:
 
 
 def _names(reports: Sequence[AuditReport]) -> list[str]:
-    """The checkpoints' names; numbered where two are called the same."""
+    """The names of the checkpoints, with a number where two are equal."""
     names = [Path(report.subject.checkpoint).name for report in reports]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
@@ -148,7 +146,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def print_consistency(found: Consistency, console: Console) -> None:
-    """The class vectors, the matrix, where stronger attacks gain, and what it comes to in two sentences."""
+    """Print the class vectors, the matrix, where stronger attacks gain, and a summary."""
     for table in _tables(found):
         print_table(table, console)
     for line in sentences(found):
@@ -181,11 +179,11 @@ def _tables(found: Consistency) -> Iterator[Table]:
 
 
 def sentences(found: Consistency) -> list[str]:
-    """What it comes to, for people."""
+    """The summary."""
     weak = ", ".join(found.weak_everywhere) or "none"
     lines = [f"classes below the median everywhere: {weak}"]
     if found.least is not None:
-        lines.append(f"the orders of the classes agree at least to a Spearman correlation of {found.least:+.2f}")
+        lines.append(f"the class orders agree with a Spearman correlation of {found.least:+.2f} or more")
     if found.weak_share is not None:
         lines.append(f"of what stronger attacks gain, {100 * found.weak_share:.1f}% falls on classes below the median")
     return lines

@@ -1,4 +1,4 @@
-"""What an audit was made of, as rows of name and text: for the terminal's first lines and the tables of the pages."""
+"""What was audited and how, as rows of name and text: the first lines on a terminal, and a table on the pages."""
 
 from typing import NamedTuple
 
@@ -30,8 +30,8 @@ def facts(report: AuditReport) -> list[Fact]:
         if key in protocol.settings
     ]
     rows = [
-        Fact("checkpoint", subject.checkpoint + (f"  sha256 {subject.sha256[:12]}" if subject.sha256 else "")),
-        Fact("sha256", subject.sha256 or "-", True),
+        Fact("checkpoint", subject.checkpoint),
+        Fact("sha256", subject.sha256 or ""),
         Fact("format", f"{subject.format}{size}", True),
         Fact("architecture", f"{subject.architecture}, {subject.parameters:,} parameters, input {shape}"),
         Fact("input range", bounds, True),

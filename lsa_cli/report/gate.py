@@ -1,8 +1,8 @@
 """The gate: compares the numbers of a report with limits. A limit that cannot be decided does not pass.
 
-There is one rule. A number with a 95% interval holds a limit when its whole interval does, breaches it when no part of the
-interval does, and is undecided in between: more samples are needed. So chance does not decide a build. `by: point` lets the number itself decide, and so it is for numbers
-without an interval. A limit with `severity: warning` is reported and does not change the exit code.
+A limit holds if the whole 95% interval of the number does, is breached if no part of the interval does, and is undecided in
+between: more samples are needed. So chance does not decide a build. With `by: point`, or without an interval, the number
+itself decides. A limit with `severity: warning` is reported and does not change the exit code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,12 @@ def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
     """
     limits = limits_of(limits)
     scanned = [row.name for outcome in report.outcomes if outcome.layers for row in outcome.layers.rows]
-    if report.status == "complete":  # before that, an attack may be missing only because it has not run
+    if report.status == "complete":  # before that, a missing attack may still run
         attacks = [name for outcome in report.outcomes for name in (outcome.name, outcome.spec)]
         check_targets(limits, attacks, report.subject.class_names, list(dict.fromkeys(scanned)))
     if report.status != "complete":
         why = f"the audit is not complete (status: {report.status})"
-        # allow_not_run is for what an audit leaves out by its plan, not for what an interruption did.
+        # allow_not_run is for what the plan leaves out, not for an interruption.
         strict = {text: limit.model_copy(update={"allow_not_run": False}) for text, limit in limits.items()}
         return [result_of(parse_metric(text), limit, Measurement(None, why=why)) for text, limit in strict.items()]
     names = {parse_metric(text): limit for text, limit in limits.items()}
@@ -33,7 +33,7 @@ def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
 
 
 def is_breach(results: Sequence[GateResult]) -> bool:
-    """Whether they end in exit code 1."""
+    """Whether the exit code is 1."""
     return any(not result.passed and result.severity == "error" for result in results)
 
 
@@ -62,10 +62,10 @@ def _are(count: int) -> str:
 
 
 def result_of(metric: MetricName, limit: Limit, found: Measurement, *, sequential: bool = False) -> GateResult:
-    """sequential: the interval is a confidence sequence's, and decides whatever the limit says."""
+    """sequential: the interval is that of a confidence sequence, and decides even for `by: point`."""
     bounded = found.low is not None and found.high is not None and (limit.by == "bound" or sequential)
     if found.value is None:
-        passed, message = limit.allow_not_run, f"{metric} could not be decided: {found.why}"
+        passed, message = limit.allow_not_run, f"{metric} is not decided: {found.why}"
         message += ", which this limit allows" if passed else ""
     else:
         ends = (found.low, found.high) if bounded else (found.value, found.value)
@@ -80,7 +80,7 @@ def result_of(metric: MetricName, limit: Limit, found: Measurement, *, sequentia
         decided_by="sequence" if sequential else "bound" if bounded else "point",
     )  # fmt: skip
     if found.value is not None and result.state == "undecided":
-        result.message += "; the interval holds the limit, so these samples do not decide it: take more"
+        result.message += "; the interval contains the limit, so these samples do not decide it: use more"
     return result
 
 

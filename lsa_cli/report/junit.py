@@ -1,4 +1,4 @@
-"""The report as JUnit XML: a test case a limit, one a class, and one for the audit itself."""
+"""The report as JUnit XML: a test case for each limit and class, and one for the audit itself."""
 
 from xml.etree import ElementTree
 
@@ -66,16 +66,16 @@ def _gate(suite: ElementTree.Element, gate: GateResult) -> None:
 
 
 def _limits_on(report: AuditReport, row: ClassRow) -> list[GateResult]:
-    """The limits that this class is held to: its own, and the one on the worst class."""
+    """The limits that apply to a class: its own, and the one on the worst class."""
     return [gate for gate in report.gates if gate.metric in ("class.min", f"class.{row.name}")]
 
 
 def _class(suite: ElementTree.Element, row: ClassRow, limits: list[GateResult]) -> None:
-    """Breaks with its own limit; with the one on the worst class if it is the worst, or does not hold the limit itself."""
+    """The case fails by the limit of the class, and by that of class.min if the class is the worst or below the limit itself."""
     case = _case(suite, "class", row.name)
     numbers = (
         f"robust accuracy {percent(row.robust.value)} {interval(row.robust)} (n = {row.robust.n}), "
-        f"clean accuracy {percent(row.clean.value)}" + (f", mostly taken for {row.target}" if row.target else "")
+        f"clean accuracy {percent(row.clean.value)}" + (f", mostly mistaken for {row.target}" if row.target else "")
     )
     if not limits:
         _say(case, "skipped", "no limit on this class", "no limit")

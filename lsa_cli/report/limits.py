@@ -1,6 +1,6 @@
 """Limits of a gate: what a limit can name (`robust`, `class.min`, `layer.relu2`), and what it can ask.
 
-METRICS is the grammar of names. Whatever lists, reads or checks the name of a metric takes it from there.
+METRICS is the grammar of names: every list and check of metric names uses it.
 """
 
 import re
@@ -20,8 +20,8 @@ from lsa_cli.registry import parse_number, unknown
 class MetricKind:
     """A number of a report that a limit can name, as `family` or `family.target`.
 
-    A target in capitals stands for the name of an attack, a class or a layer. unit: an accuracy is the share of samples
-    that are right, and the only number of which more is better; a share lies in [0, 1] too.
+    A target in capitals stands for the name of an attack, a class or a layer. unit: an accuracy is the share of samples that
+    are classified correctly, and the only unit for which more is better; a share lies in [0, 1] too.
     """
 
     family: str
@@ -80,12 +80,12 @@ class MetricName:
 
     @property
     def names(self) -> str | None:
-        """What the target is the name of: "attack", "class" or "layer"; None where it is none."""
+        """What the target names: "attack", "class" or "layer"; None for a fixed word or no target."""
         return _NAMED_BY[self.family] if self.kind.is_open else None
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether it is the share of samples that are right: decided by counting samples, and better when larger."""
+        """Whether it is a share of correctly classified samples: larger is better, and a count of samples decides it."""
         return self.kind.unit == "accuracy"
 
     @property
@@ -98,7 +98,7 @@ class MetricName:
 
 
 def find_metric(text: str) -> MetricName | None:
-    """The metric that a text names, whatever the attacks, classes and layers of a report are called; None for no metric."""
+    """The metric that a text names; None for no metric. Whether a report has the attack, class or layer is not checked."""
     family, _, target = text.partition(".")
     kinds = [kind for kind in METRICS if kind.family == family]
     found = next((kind for kind in kinds if kind.name == text), None)
@@ -122,7 +122,7 @@ def metric_pattern() -> str:
 
 
 def words_of(family: str) -> list[str]:
-    """The targets of a family that are no names from the audit: ["min", "discrepancy"] for class."""
+    """The fixed targets of a family: ["min", "discrepancy"] for class."""
     return [kind.target for kind in METRICS if kind.family == family and kind.target and not kind.is_open]
 
 
@@ -208,7 +208,7 @@ def parse_limits(fail_under: Sequence[str], fail_on: str | None = None) -> dict[
 def check_targets(
     limits: Mapping[str, Limit], attacks: Sequence[str], classes: Sequence[str], layers: Sequence[str]
 ) -> None:
-    """Raise UsageError for a limit on an attack, class or layer that the audit does not have, where it must."""
+    """Raise UsageError for a limit on an attack, class or layer that the audit does not have, without allow_not_run."""
     known = {"attack": attacks, "class": classes, "layer": layers}
     for text, limit in limits.items():
         name = parse_metric(text)

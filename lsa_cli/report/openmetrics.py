@@ -8,17 +8,17 @@ from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport
 
 _HELP = {
-    "lsa_audit_info": "What was audited, and with what; always 1.",
-    "lsa_audit_complete": "1 when the audit ran to its end.",
-    "lsa_audit_seconds": "How long it took.",
-    "lsa_audit_samples": "Samples that it was made on.",
-    "lsa_clean_accuracy_ratio": "Share of the samples that are right; bound: value, or an end of its 95% interval.",
-    "lsa_robust_accuracy_ratio": "Share of all samples that stay right, by attack; worst-case: under every one of them.",
+    "lsa_audit_info": "What was audited, and how; always 1.",
+    "lsa_audit_complete": "1 if the audit is complete.",
+    "lsa_audit_seconds": "Duration of the audit.",
+    "lsa_audit_samples": "Audited samples.",
+    "lsa_clean_accuracy_ratio": "Share of samples that are classified correctly; bound: value, or an end of its 95% interval.",
+    "lsa_robust_accuracy_ratio": "Share of all samples that are classified correctly, by attack; worst-case: under all of them.",
     "lsa_class_robust_accuracy_ratio": "The worst case, by class.",
     "lsa_layer_measure": "Mean comparison measure of a layer under the strongest attack.",
     "lsa_layer_most_vulnerable": "1 for a most vulnerable layer under the strongest attack.",
     "lsa_evidence_findings": "Reasons to doubt the robust accuracy, by level.",
-    "lsa_gate_passed": "1 when the limit holds, 0 when it does not or could not be decided.",
+    "lsa_gate_passed": "1 if the limit holds, 0 if it is breached or not decided.",
     "lsa_gate_limit": "The limit itself.",
 }
 

@@ -106,7 +106,7 @@ def layers(old: AuditReport, new: AuditReport, changes: Changes) -> list[LayerGr
 
 
 def share_table(title: str, what: str, pairs: Sequence[Pair]) -> Table:
-    """Shares before and after. what: each of them is of, such as "class"."""
+    """Shares before and after. what: the title of the first column, such as "class"."""
     columns = (
         Column(what, "name"), Column("before", "number"), Column("before, 95% interval", detail=True),
         Column("after", "number"), Column("after, 95% interval", detail=True), Column("change, points", "number"),
@@ -132,7 +132,7 @@ def _shares(pair: Pair) -> tuple[Cell, ...]:
 
 
 def layer_table(group: LayerGroup) -> Table:
-    """The mean of each layer before and after; the change is that above what a random network moves by itself."""
+    """The mean of each layer before and after; the change is that of the means above the noise floor."""
     columns = (
         Column("layer", "name"), Column("before", "number"), Column("before, 95% interval", detail=True),
         Column("after", "number"), Column("after, 95% interval", detail=True), Column("change", "number"),

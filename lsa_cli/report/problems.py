@@ -1,4 +1,4 @@
-"""The problems in a report, one line each: SARIF, GitHub and GitLab show them next to the code.
+"""The problems in a report: SARIF, GitHub and GitLab show them beside the code.
 
 A limit that holds is no problem. Rule names are stable: they are made of what was limited or of the finding's code.
 """
@@ -20,7 +20,7 @@ Level = Literal["error", "warning", "note"]
 Kind = Literal["layer", "class", ""]
 
 _WHAT = {
-    "gate": "A limit that does not hold, or that could not be decided",
+    "gate": "A limit that does not hold, or that is not decided",
     "evidence": "A reason to doubt the robust accuracy",
     "warning": "A warning about the audit",
     "audit": "The audit is not complete",
@@ -66,7 +66,7 @@ def _problems(report: AuditReport) -> Iterator[Problem]:
     for warning in report.warnings:
         yield Problem(f"warning-{warning.code}", "warning", warning.message, warning.message.partition(":")[0])
     if report.not_run:
-        message = f"the time budget left out {', '.join(report.not_run)}"
+        message = f"not run, as the time budget is exhausted: {', '.join(report.not_run)}"
         yield Problem("audit-not-run", "warning", message, "budget")
     top = strongest(report)
     if top is not None and top.layers is not None:
@@ -88,21 +88,20 @@ def _of_gate(gate: GateResult) -> Problem:
 
 
 def fingerprint(report: AuditReport, problem: Problem) -> str:
-    """Stays the same from audit to audit of a checkpoint at the same place, so that a known problem is not new again."""
+    """The same in every audit of a checkpoint at the same place, so that a known problem is not shown as new."""
     where = in_repository(report.subject.checkpoint)
     return hashlib.sha256("\0".join((where, problem.rule, problem.about)).encode()).hexdigest()
 
 
 def place(report: AuditReport, problem: Problem) -> str:
-    """The file a problem is shown at: for a limit the settings that it stands in, else the checkpoint."""
+    """The file at which a problem is shown: for a limit its lsa.yaml, else the checkpoint."""
     origin = report.protocol.settings_from.get("gate", "").removesuffix(BESIDE)
     of_gate = problem.rule.startswith("gate-") and origin.endswith((".yaml", ".yml"))
     return in_repository(origin if of_gate else report.subject.checkpoint)
 
 
 def in_repository(path: str) -> str:
-    """As the services know files, with slashes: relative to the working directory, which in a CI job is the
-    repository's; a path outside it stays whole."""
+    """The path with slashes, relative to the working directory, which in a CI job is the repository; as it is if outside."""
     with suppress(ValueError):
         return Path(path).relative_to(Path.cwd()).as_posix()
     return (Path(path).as_posix() if Path(path).is_absolute() else path.removeprefix("./")) or "checkpoint"

@@ -1,4 +1,4 @@
-"""What an audit was made of: the model, the samples, the threat model, and every setting that decides the numbers."""
+"""What was audited and how: the network, the samples, the threat model, and every setting that changes a number."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from lsa_cli.report.row import Row
 
 
 class Subject(Row):
-    """The model that was audited."""
+    """The network that was audited."""
 
     checkpoint: str
     sha256: str | None
@@ -24,7 +24,7 @@ class Subject(Row):
     output: str
     class_names: list[str]
     history: list[dict[str, Any]] = []
-    notes: list[str] = Field(default=[], description="what had to be done to read and build it")
+    notes: list[str] = Field(default=[], description="what was done to read and build it")
 
 
 class Data(Row):
@@ -47,7 +47,7 @@ class ThreatModel(Row):
 
 
 class Protocol(Row):
-    """Everything that decides the numbers, and what they were computed with."""
+    """Every setting that changes a number, and what the numbers were computed with."""
 
     threat: ThreatModel
     attacks: list[str]

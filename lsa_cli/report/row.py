@@ -1,4 +1,4 @@
-"""Row: what every part of a report is made of."""
+"""Row: the base class of every part of a report."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from lsa_cli.errors import printable
 
 
 def finite(value: Any) -> float | None:
-    """A number as a report can hold it: NaN and infinity are null."""
+    """The number, or None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -22,7 +22,7 @@ def _printable(value: Any) -> Any:
 
 
 class Row(BaseModel):
-    """Part of a report. Names may come from untrusted files, so control codes in any text are escaped."""
+    """A part of a report. Control codes in texts are escaped: names may come from untrusted files."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)  # commands start sooner
 

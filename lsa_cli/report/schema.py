@@ -1,7 +1,7 @@
-"""AuditReport: what an audit found, as plain numbers. The border between measuring and telling.
+"""AuditReport: the result of an audit as plain numbers. Renderers, the gate and `lsa report` read nothing else.
 
-Renderers, the gate and `lsa report` take this and nothing else. Shares are in [0, 1]; a number that does not
-exist is null, never 0. SCHEMA_VERSION: a new minor adds fields, a new major breaks readers.
+Shares are in [0, 1]; a number that does not exist is null, never 0. SCHEMA_VERSION: a new minor adds fields, a new major
+breaks readers.
 """
 
 import json
@@ -17,7 +17,7 @@ SCHEMA_VERSION = "1.3"
 # Best first. quick look: no check found a reason for doubt, but the attacks were few or short.
 EvidenceVerdict = Literal["trusted", "quick look", "doubtful", "invalid"]
 
-# A picture inside the report itself: no file, no address, nothing that a page could fetch or run.
+# An image inside the report itself: a page fetches and runs nothing for it.
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/]+=*$", max_length=40_000)]
 
 
@@ -36,14 +36,14 @@ class LayerRow(Row):
     stability: float = Field(description="share of bootstrap resamples in which the layer is in the MVL")
     noise_floor: float | None = Field(
         default=None,
-        description="of a random network: mean between two clean passes, taken off before layers are ranked",
+        description="of a stochastic network: mean between two clean passes, subtracted before layers are ranked",
     )
     in_mvl: bool
     undefined: int = Field(description="rows without a measure (clean output zero, or not finite)")
 
     @property
     def above_floor(self) -> float | None:
-        """The mean, less what the layer of a random network moves by itself."""
+        """The mean minus the noise floor."""
         return None if self.mean is None else self.mean - (self.noise_floor or 0.0)
 
 
@@ -55,7 +55,7 @@ class LayerAnalysis(Row):
     mvl_rule: str = Field(description="the rule in words, and whether any layer passed it")
     mu: float | None
     sigma: float | None
-    observations: int = Field(description="rows the means are over: samples, or batches")
+    observations: int = Field(description="number of samples, or batches, in a mean")
     input_error: float | None = Field(description="mean measure on the inputs themselves")
     by_class: list[list[float | None]] | None = Field(description="mean by layer (rows) and class (columns)")
     mvl_by_class: list[list[str]] | None
@@ -101,21 +101,23 @@ class AttackOutcome(Row):
 
     name: str
     kind: Literal["budget", "minimal", "noise"] = Field(
-        description="minimal: looks for the smallest change, and breaks where that is within the budget"
+        description="minimal: searches for the smallest perturbation, which counts if it is within the budget"
     )
     spec: str
     settings: dict[str, Any]
-    robust: Rate = Field(description="of all samples: right clean and right under this attack; an upper bound")
-    success: Rate = Field(description="of the samples right clean: fooled within budget")
+    robust: Rate = Field(
+        description="of all samples: classified correctly, clean and under this attack; an upper bound"
+    )
+    success: Rate = Field(description="of the samples that are classified correctly clean: turned within the budget")
     distance: Distance
     seconds: float
     layers: LayerAnalysis | None
     classes: list[ClassRow]
     class_summary: ClassSummary
     confusion: list[list[int]] = Field(
-        description="samples right clean: true class (rows), class predicted under the attack (columns)"
+        description="samples classified correctly clean: true class (rows), class predicted under the attack (columns)"
     )
-    draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
+    draws: Draws | None = Field(default=None, description="of a stochastic network: robust is its mean")
     mismatches: int = Field(description="predictions that changed when re-verified in another batch size")
     discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
 
@@ -158,10 +160,12 @@ class Curve(Row):
 
 
 class Estimate(Row):
-    """The robust accuracy after the whole cascade, estimated from the random part of the survivors that it ran on."""
+    """The robust accuracy after the whole cascade, estimated from the random part of the robust samples that it ran on."""
 
     value: float
-    low: float = Field(description="95% interval, in which sampling of samples and of survivors both enter")
+    low: float = Field(
+        description="95% interval; it covers both random choices, of samples and of those for the cascade"
+    )
     high: float
     survivors: int = Field(description="samples still robust after the attacks that ran on all samples")
     checked: int = Field(description="of these, drawn at random for the cascade")
@@ -196,7 +200,7 @@ class Samples(Row):
     distance: list[float | None] = Field(description="size of the perturbation that broke it, in the attack's norm")
     held: dict[str, str] = Field(
         default={},
-        description="by attack that met every sample: a 1 for each that is right clean and under it, else a 0",
+        description="by attack that ran on all samples: 1 for a sample that is classified correctly, clean and under it, else 0",
     )
 
 
@@ -204,15 +208,19 @@ class Verdict(Row):
     """The numbers to quote."""
 
     clean: Rate
-    robust: Rate | None = Field(description="right clean and under the worst of the budget attacks; null without one")
-    attacks: list[str] = Field(description="the budget attacks that it is the worst case of")
+    robust: Rate | None = Field(
+        description="of all samples: classified correctly, clean and under every budget attack; null without one"
+    )
+    attacks: list[str] = Field(description="the budget attacks over which the worst case is taken")
     classes: list[ClassRow] = Field(description="worst case over the budget attacks, by class")
     class_summary: ClassSummary | None
     statement: str
     meaning: str = Field(default="", description="the robust accuracy in words: how many inputs can be turned")
-    draws: Draws | None = Field(default=None, description="of a random network: robust is its mean")
-    clean_draws: Draws | None = Field(default=None, description="of a random network: clean is its mean")
-    estimate: Estimate | None = Field(default=None, description="where the cascade met only a part of the survivors")
+    draws: Draws | None = Field(default=None, description="of a stochastic network: robust is its mean")
+    clean_draws: Draws | None = Field(default=None, description="of a stochastic network: clean is its mean")
+    estimate: Estimate | None = Field(
+        default=None, description="null unless the cascade ran on a part of the robust samples only"
+    )
 
 
 class Warning(Row):
@@ -233,9 +241,9 @@ class CheckMade(Row):
     """One check of the evidence."""
 
     name: str
-    n: int = Field(description="samples it looked at; for some checks modules or attacks")
-    saw: dict[str, float | None] = Field(description="what it saw in numbers, by what each of them is")
-    findings: list[str] = Field(default=[], description="codes of what it found")
+    n: int = Field(description="samples that it examined; for some checks modules or attacks")
+    saw: dict[str, float | None] = Field(description="the numbers that it measured, by name")
+    findings: list[str] = Field(default=[], description="codes of its findings")
 
 
 class Evidence(Row):
@@ -282,10 +290,10 @@ class Early(Row):
     """A --gate-only run: it took samples in random order until every limit was decided."""
 
     used: int = Field(description="samples taken")
-    population: int = Field(description="samples that a full audit would take, and that the bounds are about")
-    alpha: float = Field(description="chance that any limit is decided wrongly, at most")
+    population: int = Field(description="samples of a full audit, to which the bounds refer")
+    alpha: float = Field(description="largest probability that any limit is decided wrongly")
     full_seconds: float = Field(
-        description="what a full audit by the same attacks would take, from the time of this one"
+        description="time of a full audit by the same attacks, estimated from the time of this one"
     )
 
 
@@ -301,7 +309,7 @@ class Example(Row):
     clean: Picture
     adversarial: Picture
     difference: Picture = Field(description="grey where nothing changed")
-    gain: float = Field(description="what the difference is multiplied by to be seen")
+    gain: float = Field(description="factor of the difference in its picture")
 
 
 class AuditReport(Row):

@@ -1,4 +1,4 @@
-"""The report on a terminal: the verdict first, then what explains it. Readable in a log file too."""
+"""The report on a terminal or in a log file: the verdict first, then the tables that explain it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +27,7 @@ _STYLES = {"": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 
 
 def print_report(report: AuditReport, console: Console) -> None:
-    """Print everything a reader needs to judge the model; long tables fold, the saved report has the rest."""
+    """Print the report. Long tables are cut; the saved report has the rest."""
     for part in (_header(report), _verdict(report)):
         console.print(part)
         console.print()
@@ -60,7 +60,7 @@ def _tables(report: AuditReport) -> Iterator[view.Table | None]:
 
 
 def print_gates(results: Sequence[GateResult], console: Console) -> None:
-    """A line for each limit: whether it holds, and what that was read from."""
+    """A line for each limit: whether it holds, and the number that decides."""
     words = {"held": "held", "breached": "BREACHED", "undecided": "NOT DECIDED"}
     for gate in results:
         style = "green" if gate.passed else "bold red" if gate.severity == "error" else "bold yellow"
@@ -72,7 +72,7 @@ def print_decision(results: Sequence[GateResult], console: Console) -> None:
     """The last line of an output with limits: PASSED, FAILED or NOT DECIDED."""
     line = decision(results)
     style = {"P": "bold green", "F": "bold red", "N": "bold yellow"}[line[0]]
-    console.print(Text(line, style=style), soft_wrap=not console.is_terminal)  # one line for whoever greps
+    console.print(Text(line, style=style), soft_wrap=not console.is_terminal)  # one line, so that grep finds it
 
 
 def one_line(report: AuditReport) -> str:
@@ -148,7 +148,7 @@ def _verdict(report: AuditReport) -> RenderableType:
     if top is not None and top.layers is not None:
         grid.add_row(
             "vulnerable layers",
-            Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name} ({top.layers.mvl_rule})"),
+            Text(f"{', '.join(top.layers.mvl) or '-'}  under {top.name}; {top.layers.mvl_rule}"),
         )
     if report.evidence is not None and not report.evidence.findings:
         _add_evidence(grid, report.evidence)
@@ -158,7 +158,7 @@ def _verdict(report: AuditReport) -> RenderableType:
 
 
 def _add_evidence(grid: Table, evidence: Evidence) -> None:
-    """ "trusted" has no colour: no check found a reason for doubt, which is no proof."""
+    """ "trusted" has no colour: it is no proof."""
     style = {"trusted": "", "quick look": "yellow", "doubtful": "yellow", "invalid": "bold red"}[evidence.verdict]
     made = "  " + ", ".join(
         plural(len(rows), noun) for noun, rows in (("check", evidence.checks), ("finding", evidence.findings))
@@ -170,7 +170,7 @@ def _add_evidence(grid: Table, evidence: Evidence) -> None:
 
 
 class _Fitting:
-    """A table without the columns that the terminal is too narrow for; and a sentence on which those are."""
+    """A table without the columns for which the terminal is too narrow, and a line that names them."""
 
     def __init__(self, table: view.Table) -> None:
         self.table = table
@@ -186,11 +186,11 @@ class _Fitting:
         yield _drawn(self.table.chosen(place not in left_out for place in range(len(columns))))
         titles = [columns[place].title for place in left_out if columns[place].kind != "bar"]
         if titles:
-            yield Text(f"columns left out, as the terminal is narrow: {', '.join(titles)}", style="dim")
+            yield Text(f"columns left out because the terminal is narrow: {', '.join(titles)}", style="dim")
 
 
 def _width_needed(table: view.Table, place: int) -> int:
-    """So that nothing in the column is cut; one that folds may be as narrow as _FOLDED."""
+    """The width at which nothing in the column is cut. A column that folds may be as narrow as _FOLDED."""
     column = table.columns[place]
     if column.kind == "bar":
         return _BAR

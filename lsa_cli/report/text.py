@@ -13,7 +13,7 @@ QUICK_LOOK = (
 
 
 def percent(value: float | None) -> str:
-    """0.8734 -> "87.3%". Never rounds to 100% or 0% what is not quite that."""
+    """0.8734 -> "87.3%". Only 1 is "100.0%", and only 0 is "0.0%"."""
     if value is None:
         return "-"
     text = f"{100 * value:.1f}"
@@ -55,10 +55,10 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def estimate_text(estimate: Estimate) -> str:
-    """The estimated robust accuracy after the whole cascade, and what it is estimated from."""
+    """The estimated robust accuracy after the whole cascade, and the counts behind it."""
     return (
         f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] estimated: it broke "
-        f"{estimate.broken} of {estimate.checked} drawn at random from {estimate.survivors} survivors"
+        f"{estimate.broken} of {estimate.checked} samples, drawn at random from {estimate.survivors} that were still robust"
     )
 
 
@@ -70,8 +70,8 @@ def metric_text(metric: Metric) -> str:
 
 
 def draws_text(draws: Draws) -> str:
-    """Of a random network: that a number is a mean, and how the evaluations differ."""
+    """For a stochastic network: that a number is a mean, and how the evaluations differ."""
     return (
-        f"mean of {draws.n} evaluations of a random network, sd {100 * draws.sd:.1f} points; right in every one: "
+        f"mean of {draws.n} evaluations of a stochastic network, sd {100 * draws.sd:.1f} points; correct in all of them: "
         f"{percent(draws.worst.value)}"
     )

@@ -92,7 +92,7 @@ def span(low: float | None, high: float | None) -> str:
 
 
 def summary(report: AuditReport, data: str) -> Table:
-    """The numbers to quote. data: the samples, as the heading names them."""
+    """The numbers to quote. data: the name of the samples in the heading."""
     verdict, threat = report.verdict, report.protocol.threat
     rows: list[tuple[Cell, ...]] = [("clean accuracy", percent(verdict.clean.value), interval(verdict.clean))]
     if verdict.robust is not None:
@@ -102,7 +102,7 @@ def summary(report: AuditReport, data: str) -> Table:
         rows.append(("in words", verdict.meaning, ""))
     if report.evidence is not None:
         made = plural(len(report.evidence.checks), "check")
-        rows.append((f"evidence for it ({made})", report.evidence.verdict, ""))
+        rows.append((f"evidence ({made})", report.evidence.verdict, ""))
     for row in weakest_first(verdict.classes)[:1]:
         rows.append((f"worst class, {row.name}", percent(row.robust.value), interval(row.robust)))
     columns = (
@@ -135,7 +135,7 @@ def limits(report: AuditReport) -> Table | None:
 
 
 def checks(evidence: Evidence) -> Table:
-    """Each check of the evidence: on how many samples, what it measured, what it found."""
+    """A row for each check of the evidence."""
     rows: list[tuple[Cell, ...]] = []
     for check in evidence.checks:
         seen = "; ".join(f"{what} {'-' if value is None else f'{value:.4g}'}" for what, value in check.saw.items())
@@ -152,7 +152,7 @@ _KINDS = {"budget": "fixed budget", "minimal": "minimal norm", "noise": "noise"}
 
 
 def attacks(report: AuditReport) -> Table | None:
-    """A row for each attack and noise that met all samples."""
+    """A row for each attack and noise that ran on all samples."""
     rows: list[tuple[Cell, ...]] = []
     for outcome in report.outcomes:
         distance = outcome.distance
@@ -173,7 +173,7 @@ def attacks(report: AuditReport) -> Table | None:
         Column("time", "number", spare=3), Column("kind", detail=True), Column("settings", "prose", spare=2),
         Column("most vulnerable layers", "name", detail=True),
     )  # fmt: skip
-    caption = "accuracy: of all samples; success: of those right clean"
+    caption = "accuracy: of all samples; success: of those classified correctly"
     return Table("Attacks and noises", columns, tuple(rows), caption) if rows else None
 
 
@@ -214,7 +214,7 @@ def metrics(report: AuditReport) -> Table | None:
 
 
 def pairs(report: AuditReport) -> Table | None:
-    """A row for each two attacks that are compared by class."""
+    """A row for each pair of attacks that are compared by class."""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (pair.weaker, pair.stronger, number(pair.spearman, 2), str(pair.gain), percent(pair.gain_on_weak_classes))
         for pair in report.pairs
@@ -230,12 +230,12 @@ def pairs(report: AuditReport) -> Table | None:
 
 
 def scanned(report: AuditReport) -> list[tuple[AttackOutcome, LayerAnalysis]]:
-    """The attacks and noises under which layers were measured, with what was measured."""
+    """The attacks and noises under which layers were measured, with the result."""
     return [(outcome, outcome.layers) for outcome in report.outcomes if outcome.layers is not None]
 
 
 def layers(report: AuditReport, outcome: AttackOutcome, most: int | None = None) -> Table:
-    """The layers under one attack, in the order they run. most: only so many, those with the largest means."""
+    """The layers under one attack, in the order they run. most: only that many, those with the largest means."""
     analysis = outcome.layers
     assert analysis is not None
     shown = analysis.rows
@@ -265,15 +265,13 @@ def _layer(row: LayerRow, largest: float) -> tuple[Cell, ...]:
 
 def _layer_notes(report: AuditReport, analysis: LayerAnalysis, shown: list[LayerRow]) -> Iterable[str]:
     noun = ("batch", "batches") if report.protocol.aggregate == "batch" else ("sample", "samples")
-    yield (
-        f"mu {number(analysis.mu)}, sigma {number(analysis.sigma)} over {plural(analysis.observations, *noun)}; "
-        f"{analysis.mvl_rule}"
-    )
+    over = plural(analysis.observations, *noun)
+    yield f"rule: {analysis.mvl_rule}; mu {number(analysis.mu)}, sigma {number(analysis.sigma)} over {over}"
     floors = [f"{row.name} {number(row.noise_floor)}" for row in shown if row.noise_floor is not None]
     if floors:
-        yield f"noise floor (clean against clean again), taken off before layers are ranked: {', '.join(floors)}"
+        yield f"noise floor (two clean passes), subtracted before layers are ranked: {', '.join(floors)}"
     if len(shown) < len(analysis.rows):
-        yield f"{plural(len(analysis.rows) - len(shown), 'layer')} with smaller means: in the saved report"
+        yield f"{plural(len(analysis.rows) - len(shown), 'layer')} with smaller means in the saved report"
 
 
 def layer_means(report: AuditReport) -> Table:
@@ -310,7 +308,7 @@ def classes(report: AuditReport) -> Table | None:
     columns = (
         Column("class", "name"), Column("n", "number"), Column("clean", "number"),
         Column("clean, 95% interval", detail=True), Column("robust", "number"), Column("95% interval"),
-        Column("mostly taken for", "name", spare=1),
+        Column("mostly mistaken for", "name", spare=1),
     )  # fmt: skip
     caption = "robust: worst case over the budget attacks"
     summary = report.verdict.class_summary

@@ -54,7 +54,7 @@ def test_sixty_columns(tmp_path):
     text = ESCAPE.sub("", out)
     assert max(cell_len(line) for line in text.splitlines()) <= 60
     assert "…" not in text  # nothing is cut: what has no room is left out, and named
-    assert "columns left out, as the terminal is narrow: time, settings, median distance" in words(text)
+    assert "columns left out because the terminal is narrow: time, settings, median distance" in words(text)
     assert re.search(r"pgd +30\.0% +\[25\.0, 35\.0\] +60/90", text)
     assert re.search(r"relu2 +0\.800 .*MVL", text)
     assert "Gate BREACHED: robust: measured 0.3000 [0.2500, 0.3500], at least 0.5 asked" in words(text)

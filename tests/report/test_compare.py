@@ -175,7 +175,7 @@ def test_where_a_network_is_random_it_says_which_numbers_are_means():
     assert (found.old.draws, found.new.draws) == (None, 10)
     shown = Console(width=160, file=io.StringIO())
     print_comparison(old, new, found, shown)
-    words = "means over 10 evaluations; won, lost, p and classes are of the first; layers are above what they move by themselves"
+    words = "means over 10 evaluations; won, lost, p and classes are of the first evaluation; layers are above their noise floor"
     for page in (shown.file.getvalue(), render(old, new, found)):
         assert "+12.0" in page
         assert words in page

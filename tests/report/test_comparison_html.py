@@ -82,7 +82,11 @@ def test_evidence_that_fell_and_chance_are_told():
     new.verdict.draws = Draws(n=10, mean=0.75, sd=0.02, worst=rate(60, 100))
     page, text, _ = checked(old, new)
     assert '<div class="verdict bad">' in page
-    for fact in ("evidence: trusted -> doubtful", "it answers by chance", "mean of 10 evaluations of a random network"):
+    for fact in (
+        "evidence: trusted -> doubtful",
+        "it answers by chance",
+        "mean of 10 evaluations of a stochastic network",
+    ):
         assert fact in text, fact
 
 
