@@ -2,11 +2,13 @@
 
 from xml.sax.saxutils import escape, quoteattr
 
+from lsa_cli.report.headline import headline_of
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.text import percent
 
 # White text on each of them has a contrast of at least 4.5.
-_GREEN, _RED, _AMBER, _BLUE, _GREY = "#1a7f37", "#b3261e", "#8a5a00", "#0f5c99", "#59636e"
+_COLOURS = {"good": "#1a7f37", "bad": "#b3261e", "warn": "#8a5a00", "plain": "#0f5c99"}
+_GREY = "#59636e"
 _CHARACTER = 6.6  # mean width at 11 px; textLength makes it exact whatever font is there
 _LABEL = "robust accuracy"
 
@@ -30,26 +32,10 @@ def render(report: AuditReport) -> str:
 
 
 def _value(report: AuditReport) -> tuple[str, str, str]:
-    """Its text, its colour, and the reason for the colour."""
+    """The text, the colour, and the reason for the colour."""
     robust, threat = report.verdict.robust, report.protocol.threat
     if robust is None or robust.value is None:
         return "not measured", _GREY, "no budget attack was run"
-    text = f"{percent(robust.value)} ({threat.norm} {threat.text})"
-    if report.status != "complete":
-        return text, _GREY, f"the audit is {report.status}"
-    broken = [gate.metric for gate in report.gates if not gate.passed and gate.severity == "error"]
-    if broken:
-        return text, _RED, f"limits that do not hold: {', '.join(broken[:5])}"
-    if report.evidence is not None and report.evidence.verdict != "trusted":
-        return (
-            text,
-            _RED if report.evidence.verdict == "invalid" else _AMBER,
-            f"the evidence is {report.evidence.verdict}",
-        )
-    if report.gates:
-        return (
-            text,
-            _GREEN,
-            "the limits hold" + ("" if all(gate.passed for gate in report.gates) else ", with warnings"),
-        )
-    return text, _BLUE, "no limit is set"
+    mood, why = headline_of(report)
+    colour = _COLOURS[mood] if report.status == "complete" else _GREY
+    return f"{percent(robust.value)} ({threat.norm} {threat.text})", colour, why

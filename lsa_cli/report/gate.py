@@ -11,6 +11,7 @@ from typing import Any
 from lsa_cli.report.limits import Limit, MetricName, check_targets, limits_of, parse_metric
 from lsa_cli.report.measurement import Measurement, measure_metric
 from lsa_cli.report.schema import AuditReport, GateResult
+from lsa_cli.wording import plural
 
 
 def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
@@ -19,17 +20,16 @@ def check(report: AuditReport, limits: Mapping[str, Any]) -> list[GateResult]:
     Raises UsageError for a class, layer or attack that a complete report does not know.
     """
     limits = limits_of(limits)
-    scanned = [row.name for outcome in report.outcomes if outcome.layers for row in outcome.layers.rows]
-    if report.status == "complete":  # before that, a missing attack may still run
-        attacks = [name for outcome in report.outcomes for name in (outcome.name, outcome.spec)]
-        check_targets(limits, attacks, report.subject.class_names, list(dict.fromkeys(scanned)))
+    parsed = {parse_metric(text): limit for text, limit in limits.items()}
     if report.status != "complete":
-        why = f"the audit is not complete (status: {report.status})"
+        unknown = Measurement(None, why=f"the audit is not complete (status: {report.status})")
         # allow_not_run is for what the plan leaves out, not for an interruption.
-        strict = {text: limit.model_copy(update={"allow_not_run": False}) for text, limit in limits.items()}
-        return [result_of(parse_metric(text), limit, Measurement(None, why=why)) for text, limit in strict.items()]
-    names = {parse_metric(text): limit for text, limit in limits.items()}
-    return [result_of(name, limit, measure_metric(report, name)) for name, limit in names.items()]
+        strict = {name: limit.model_copy(update={"allow_not_run": False}) for name, limit in parsed.items()}
+        return [result_of(name, limit, unknown) for name, limit in strict.items()]
+    attacks = [name for outcome in report.outcomes for name in (outcome.name, outcome.spec)]
+    scanned = [row.name for outcome in report.outcomes if outcome.layers for row in outcome.layers.rows]
+    check_targets(limits, attacks, report.subject.class_names, list(dict.fromkeys(scanned)))
+    return [result_of(name, limit, measure_metric(report, name)) for name, limit in parsed.items()]
 
 
 def is_breach(results: Sequence[GateResult]) -> bool:
@@ -42,23 +42,22 @@ def decision(results: Sequence[GateResult]) -> str:
     limits = [result for result in results if result.severity == "error"]
     warnings = [result for result in results if result.severity == "warning"]
     breached, undecided = (sum(result.state == state for result in limits) for state in ("breached", "undecided"))
-    noun = "limit" if len(limits) == 1 else "limits"
+    of_all = f"of {plural(len(limits), 'limit')}"
     if breached:
-        rest = f", {_are(undecided)} not decided" if undecided else ""
-        line = f"FAILED: {breached} of {len(limits)} {noun} {'is' if breached == 1 else 'are'} breached{rest}"
+        rest = f", {undecided} {_verb(undecided, 'is', 'are')} not decided" if undecided else ""
+        line = f"FAILED: {breached} {of_all} {_verb(breached, 'is', 'are')} breached{rest}"
     elif undecided:
-        line = f"NOT DECIDED: {undecided} of {len(limits)} {noun} {'is' if undecided == 1 else 'are'} not decided"
+        line = f"NOT DECIDED: {undecided} {of_all} {_verb(undecided, 'is', 'are')} not decided"
     else:
-        line = f"PASSED: {len(limits)} of {len(limits)} {noun} {'holds' if len(limits) == 1 else 'hold'}"
+        line = f"PASSED: {len(limits)} {of_all} {_verb(len(limits), 'holds', 'hold')}"
     missed = sum(not result.passed for result in warnings)
     if missed:
-        noun = "warning" if len(warnings) == 1 else "warnings"
-        line += f"; {missed} of {len(warnings)} {noun} {'does' if missed == 1 else 'do'} not hold"
+        line += f"; {missed} of {plural(len(warnings), 'warning')} {_verb(missed, 'does', 'do')} not hold"
     return line
 
 
-def _are(count: int) -> str:
-    return f"{count} {'is' if count == 1 else 'are'}"
+def _verb(count: int, one: str, several: str) -> str:
+    return one if count == 1 else several
 
 
 def result_of(metric: MetricName, limit: Limit, found: Measurement, *, sequential: bool = False) -> GateResult:

@@ -65,7 +65,7 @@ def summary(report: AuditReport, taken: int = 0) -> str:
 def outputs(report: AuditReport, files: Mapping[str, str]) -> str:
     """`key=value` lines for later steps; a number that does not exist is empty."""
     verdict, top = report.verdict, strongest(report)
-    failed = [gate for gate in report.gates if not gate.passed and gate.severity == "error"]
+    failed = report.failed_gates
     values = {
         "status": report.status,
         "passed": str(not failed and report.status == "complete").lower(),

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lsa_cli.report import view
 from lsa_cli.report.facts import facts
 from lsa_cli.report.figures import SHOWN_CLASSES, accuracy_bars, charts_of, radius_curves
+from lsa_cli.report.headline import headline_of
 from lsa_cli.report.page import page
 from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AttackOutcome, AuditReport
@@ -18,7 +19,7 @@ def render(report: AuditReport) -> str:
     script."""
     top = strongest(report)
     scanned = [outcome for outcome, _ in view.scanned(report)]
-    mood, headline = _headline(report)
+    mood, headline = headline_of(report)
     curves = [(curve.attack, curve) for curve in report.curves]
     return page(
         "report.html",
@@ -39,26 +40,6 @@ def render(report: AuditReport) -> str:
             "curve": radius_curves("Robust accuracy by radius", curves, report.protocol.threat.norm),
         },
     )
-
-
-def _headline(report: AuditReport) -> tuple[str, str]:
-    """What the limits and the evidence make of the number: good, warn, bad or plain, and the sentence."""
-    if report.status != "complete":
-        return "warn", "Not complete: no verdict"
-    if report.evidence is not None and report.evidence.verdict == "invalid":
-        return "bad", "The evidence is invalid: do not quote this number"
-    broken = [gate for gate in report.gates if not gate.passed and gate.severity == "error"]
-    if broken:
-        return "bad", f"{len(broken)} of {len(report.gates)} limits {'does' if len(broken) == 1 else 'do'} not hold"
-    if report.evidence is not None and report.evidence.verdict == "doubtful":
-        return "warn", "There are reasons to doubt this number"
-    if report.evidence is not None and report.evidence.verdict == "quick look":
-        return "warn", "This is a quick look: a loose upper bound" + (", which the limits hold" if report.gates else "")
-    if any(not gate.passed for gate in report.gates):
-        return "warn", "The limits hold, with warnings"
-    if report.gates:
-        return "good", f"All {len(report.gates)} limits hold" if len(report.gates) > 1 else "The limit holds"
-    return "plain", "No limit is set"
 
 
 def _sections(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tuple[str, str]]:

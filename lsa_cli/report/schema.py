@@ -341,5 +341,10 @@ class AuditReport(Row):
         default=[], max_length=6, description="samples that an attack broke, the most confident mistakes first"
     )
 
+    @property
+    def failed_gates(self) -> list[GateResult]:
+        """The limits that make the exit code 1."""
+        return [gate for gate in self.gates if not gate.passed and gate.severity == "error"]
+
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

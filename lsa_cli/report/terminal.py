@@ -79,7 +79,7 @@ def one_line(report: AuditReport) -> str:
     """The verdict in one line, for --quiet and logs."""
     verdict, threat = report.verdict, report.protocol.threat
     robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
-    failed = [gate.metric for gate in report.gates if not gate.passed and gate.severity == "error"]
+    failed = [gate.metric for gate in report.failed_gates]
     gates = "" if not report.gates else f"; gates {'not held: ' + ', '.join(failed) if failed else 'held'}"
     others = [part for part in report.protocol.settings_from.get("gate", "").split(", ") if is_of_others(part)]
     gates += f" (limits set by {', '.join(others)})" if gates and others else ""
