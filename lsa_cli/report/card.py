@@ -8,7 +8,7 @@ from lsa_cli.report import view
 from lsa_cli.report.markdown import cell, names, table_lines
 from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.text import percent
+from lsa_cli.report.text import file_name, percent
 
 _CLASSES = 20
 
@@ -52,7 +52,7 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
     dataset = {"type": _public(report.data.source), "name": _public(report.data.source)}
     if report.data.split:
         dataset["split"] = report.data.split
-    file = subject.checkpoint.replace("\\", "/").rpartition("/")[2]
+    file = file_name(subject.checkpoint)
     results = [{"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}]
     return {
         "pipeline_tag": "image-classification",
@@ -64,4 +64,4 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
 def _public(source: str) -> str:
     """A data source without the folders of the machine that it lies on: npz:/home/me/x.npz -> npz:x.npz."""
     kind, colon, place = source.partition(":")
-    return f"{kind}{colon}{place.replace(chr(92), '/').rstrip('/').rpartition('/')[2]}" if colon else source
+    return f"{kind}{colon}{file_name(place.rstrip('/'))}" if colon else source

@@ -8,7 +8,6 @@ The false alarm rate is 5% for each table (accuracy, class, layer) as a whole: i
   Both assume that the two runs are independent, which is conservative for the same samples.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from math import sqrt
 from statistics import NormalDist
@@ -87,9 +86,6 @@ class Comparison(Row):
         draws = self.new.draws or self.old.draws
         said = f"accuracies of a stochastic network are means over {draws} evaluations; won, lost, p and classes are of the first evaluation; layers are above their noise floor"
         return said if draws else None
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 # A change whose beyond_noise is not decided yet, with the rates whose intervals decide where it has no p-value.

@@ -42,7 +42,15 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
         found=found,
         old_name=file_name(old.subject.checkpoint),
         new_name=file_name(new.subject.checkpoint),
-        sections=_sections(classes, layers, curves),
+        sections={
+            "verdict": "What changed",
+            "accuracies": "Accuracies",
+            "curve": curves and "Radius",
+            "layers": layers and "Layers",
+            "classes": classes and "Classes",
+            "facts": "What was compared",
+            "reading": "How to read this",
+        },
         mood=mood,
         headline=headline,
         beyond=sorted(
@@ -84,21 +92,6 @@ def _headline(found: Comparison, changes: Changes) -> tuple[str, str]:
         return "bad", f"{first}. {also}: {', '.join([*others[:_NAMED], *more])}" if others else first
     rose = any(change.beyond_noise and change.table != "layer" for change in found.changes)
     return "good" if rose else "plain", f"{first}. No accuracy fell beyond noise"
-
-
-def _sections(
-    classes: Sequence[Pair], layers: Sequence[LayerGroup], curves: dict[str, tuple[Curve, Curve]]
-) -> list[tuple[str, str]]:
-    parts = [
-        ("verdict", "What changed", True),
-        ("accuracies", "Accuracies", True),
-        ("curve", "Radius", curves),
-        ("layers", "Layers", layers),
-        ("classes", "Classes", classes),
-        ("facts", "What was compared", True),
-        ("reading", "How to read this", True),
-    ]
-    return [(name, title) for name, title, there in parts if there]
 
 
 def _by_attack(report: AuditReport) -> dict[str, Curve]:

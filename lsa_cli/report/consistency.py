@@ -6,7 +6,6 @@ The formulas are ours: the paper's own were not available.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -15,7 +14,7 @@ from rich.text import Text
 from lsa_cli.errors import UsageError
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.terminal import print_table
-from lsa_cli.report.text import percent
+from lsa_cli.report.text import file_name, numbered, percent
 from lsa_cli.report.view import Cell, Column, Table
 from lsa_cli.stats import spearman
 
@@ -104,7 +103,7 @@ def consistency(reports: Sequence[AuditReport]) -> Consistency:
                 f"{report.subject.checkpoint} has other classes than {reports[0].subject.checkpoint}; "
                 "give reports of one task"
             )
-    names = _names(reports)
+    names = numbered([file_name(report.subject.checkpoint) for report in reports])
     vectors = [
         ClassVector(name, outcome.name, _values([row.robust.value for row in outcome.classes]))
         for name, report in zip(names, reports, strict=True)
@@ -125,15 +124,6 @@ def consistency(reports: Sequence[AuditReport]) -> Consistency:
     ]
     everywhere = tuple(name for name, flag in zip(classes, weak, strict=True) if flag)
     return Consistency(tuple(classes), tuple(vectors), table, everywhere, tuple(gains))
-
-
-def _names(reports: Sequence[AuditReport]) -> list[str]:
-    """The names of the checkpoints, with a number where two are equal."""
-    names = [Path(report.subject.checkpoint).name for report in reports]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
-        for place, name in enumerate(names)
-    ]
 
 
 def _values(shares: Sequence[float | None]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
-from collections.abc import Sequence
 
 from lsa_cli.report import view
 from lsa_cli.report.facts import facts
@@ -8,7 +7,7 @@ from lsa_cli.report.figures import SHOWN_CLASSES, accuracy_bars, charts_of, radi
 from lsa_cli.report.headline import headline_of
 from lsa_cli.report.page import page
 from lsa_cli.report.ranking import strongest, weakest_first
-from lsa_cli.report.schema import AttackOutcome, AuditReport
+from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.text import file_name
 
 _LAYERS_IN_MAP = 60
@@ -25,7 +24,15 @@ def render(report: AuditReport) -> str:
         "report.html",
         report=report,
         name=file_name(report.subject.checkpoint),
-        sections=_sections(report, scanned),
+        sections={
+            "verdict": "Verdict",
+            "attacks": report.outcomes and "Attacks",
+            "layers": scanned and "Layers",
+            "classes": report.verdict.classes and "Classes",
+            "examples": report.examples and "Examples",
+            "facts": "What was audited",
+            "reading": "How to read this",
+        },
         mood=mood,
         headline=headline,
         top=top,
@@ -40,17 +47,3 @@ def render(report: AuditReport) -> str:
             "curve": radius_curves("Robust accuracy by radius", curves, report.protocol.threat.norm),
         },
     )
-
-
-def _sections(report: AuditReport, scanned: Sequence[AttackOutcome]) -> list[tuple[str, str]]:
-    """The page's parts that this report has: (id, title)."""
-    parts = [
-        ("verdict", "Verdict", True),
-        ("attacks", "Attacks", report.outcomes),
-        ("layers", "Layers", scanned),
-        ("classes", "Classes", report.verdict.classes),
-        ("examples", "Examples", report.examples),
-        ("facts", "What was audited", True),
-        ("reading", "How to read this", True),
-    ]
-    return [(name, title) for name, title, there in parts if there]

@@ -4,14 +4,14 @@ from xml.etree import ElementTree
 
 from lsa_cli.report.schema import AuditReport, ClassRow, GateResult
 from lsa_cli.report.terminal import one_line
-from lsa_cli.report.text import interval, percent
+from lsa_cli.report.text import file_name, interval, percent
 
 
 def render(report: AuditReport) -> str:
     """XML that CI servers read. A limit of severity "warning" never fails its case: it says so in system-out."""
     suites = ElementTree.Element("testsuites", name="lsa audit")
     audit = _suite(suites, report, "audit", report.seconds)
-    case = _case(audit, "audit", f"{_file(report)} is audited to the end", report.seconds)
+    case = _case(audit, "audit", f"{file_name(report.subject.checkpoint)} is audited to the end", report.seconds)
     if report.status != "complete":
         _say(case, "error", f"the audit is not complete (status: {report.status})", report.status)
     ElementTree.SubElement(case, "system-out").text = _xml(
@@ -95,10 +95,6 @@ def _is_below(row: ClassRow, gate: GateResult, worst: float) -> bool:
     value = row.robust.value
     end = row.robust.low if gate.decided_by == "bound" else value
     return value is not None and (value <= worst or (end is not None and end < gate.limit))
-
-
-def _file(report: AuditReport) -> str:
-    return report.subject.checkpoint.replace("\\", "/").rpartition("/")[2]
 
 
 def _xml(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lsa_cli.report import view
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence
-from lsa_cli.report.text import QUICK_LOOK, draws_text, interval, metric_text, percent
+from lsa_cli.report.text import QUICK_LOOK, draws_text, file_name, interval, metric_text, percent
 from lsa_cli.wording import plural
 
 _ROWS = 20
@@ -26,7 +26,7 @@ def render(report: AuditReport) -> str:
 
 def _verdict(report: AuditReport) -> list[str]:
     subject, verdict, threat, evidence = report.subject, report.verdict, report.protocol.threat, report.evidence
-    lines = [f"## lsa audit: {cell(subject.checkpoint.rpartition('/')[2])}", ""]
+    lines = [f"## lsa audit: {cell(file_name(subject.checkpoint))}", ""]
     if report.status != "complete":
         lines += [f"> **This audit is not complete (status: {report.status}).** It shows what was measured.", ""]
     if evidence is not None and evidence.verdict != "trusted":

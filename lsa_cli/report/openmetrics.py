@@ -25,7 +25,7 @@ _HELP = {
 
 def render(report: AuditReport) -> str:
     """Metric families in a fixed order, each line with the checkpoint as a label, and the end mark."""
-    table = _Table({"checkpoint": report.subject.checkpoint})
+    table = _Families({"checkpoint": report.subject.checkpoint})
     threat = report.protocol.threat
     table.add(
         "lsa_audit_info", 1, tool=report.tool, architecture=report.subject.architecture, created=report.created,
@@ -56,7 +56,7 @@ def render(report: AuditReport) -> str:
     return table.text()
 
 
-class _Table:
+class _Families:
     """Lines by family: the format wants each family's lines together."""
 
     def __init__(self, common: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from lsa_cli.wording import compact, plural
 
 
 def page(template: str, **values: Any) -> str:
-    """A page from `template`, which extends base.html.
+    """A page from `template`, which extends base.html. values: with `sections`, the titles by id; a section without one is absent.
 
     Every string of `values` is treated as hostile, and the page's policy runs nothing but its own script.
     """

@@ -31,6 +31,7 @@ from lsa_cli.report.figures import (
 )
 from lsa_cli.report.ranking import weakest_class
 from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.text import file_name, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,13 +220,10 @@ def _scaled(value: float | None, scale: float) -> float:
 def _labelled(reports: Sequence[AuditReport]) -> list[Labelled]:
     """Each report with its checkpoint's name, the threat model where these differ, and a number where two names are equal."""
     threats = [f"{report.protocol.threat.norm} {report.protocol.threat.text}" for report in reports]
-    names = [Path(report.subject.checkpoint.replace("\\", "/")).stem or "model" for report in reports]
+    names = [Path(file_name(report.subject.checkpoint)).stem or "model" for report in reports]
     if len(set(threats)) > 1:
         names = [f"{name}, {threat}" for name, threat in zip(names, threats, strict=True)]
-    return [
-        (name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})", report)
-        for place, (name, report) in enumerate(zip(names, reports, strict=True))
-    ]
+    return list(zip(numbered(names), reports, strict=True))
 
 
 def _file_name(label: str) -> str:

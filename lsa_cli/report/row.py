@@ -1,5 +1,6 @@
 """Row: the base class of every part of a report."""
 
+import json
 import math
 from typing import Any
 
@@ -30,6 +31,9 @@ class Row(BaseModel):
     @classmethod
     def _is_printable(cls, values: Any) -> Any:
         return _printable(values)
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class Rate(Row):

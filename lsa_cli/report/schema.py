@@ -4,7 +4,6 @@ Shares are in [0, 1]; a number that does not exist is null, never 0. SCHEMA_VERS
 breaks readers.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -345,6 +344,3 @@ class AuditReport(Row):
     def failed_gates(self) -> list[GateResult]:
         """The limits that make the exit code 1."""
         return [gate for gate in self.gates if not gate.passed and gate.severity == "error"]
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -81,10 +81,6 @@ def _confusion(report: AuditReport) -> Rows:
     ]
 
 
-def _pairs(report: AuditReport) -> Rows:
-    return [pair.model_dump() for pair in report.pairs]
-
-
 def _curves(report: AuditReport) -> Rows:
     return [
         {"attack": curve.attack, "eps": point.eps, **_spread("robust", point.robust)}
@@ -120,10 +116,6 @@ def _evidence(report: AuditReport) -> Rows:
     ]
 
 
-def _gates(report: AuditReport) -> Rows:
-    return [gate.model_dump() for gate in report.gates]
-
-
 def _samples(report: AuditReport) -> Rows:
     if report.samples is None:
         return []
@@ -134,8 +126,8 @@ def _samples(report: AuditReport) -> Rows:
 
 TABLES: dict[str, Callable[[AuditReport], Rows]] = {
     "attacks": _attacks, "layers": _layers, "classes": _classes, "layer_by_class": _layer_by_class,
-    "confusion": _confusion, "pairs": _pairs, "curves": _curves, "metrics": _metrics, "cascade": _cascade,
-    "evidence": _evidence, "gates": _gates, "samples": _samples,
+    "confusion": _confusion, "pairs": lambda report: [pair.model_dump() for pair in report.pairs], "curves": _curves, "metrics": _metrics, "cascade": _cascade,
+    "evidence": _evidence, "gates": lambda report: [gate.model_dump() for gate in report.gates], "samples": _samples,
 }  # fmt: skip
 
 

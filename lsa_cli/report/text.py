@@ -43,6 +43,14 @@ def file_name(path: str) -> str:
     return path.replace("\\", "/").rpartition("/")[2]
 
 
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind each of those that are equal: "net (1)", "net (2)"."""
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
+        for place, name in enumerate(names)
+    ]
+
+
 def settings_text(settings: Mapping[str, Any]) -> str:
     """An attack's hyperparameters in one line: "linf, eps 0.3, steps 20, step size 0.0375"."""
     parts = []
