@@ -1,6 +1,5 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
-
 from lsa_cli.report import view
 from lsa_cli.report.facts import facts
 from lsa_cli.report.figures import SHOWN_CLASSES, accuracy_bars, charts_of, radius_curves
