@@ -1,4 +1,4 @@
-"""Adversarial training on any base (`at`), and with the layer-wise regularizer beside its loss (`at-lr`)."""
+"""Adversarial training with any base objective (`at`), and with the layer-wise regularizer added (`at-lr`)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +9,10 @@ import torch
 
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
-from lsa_cli.hardening.objectives import OBJECTIVES, Objective
+from lsa_cli.hardening.objectives import Objective, make_objective
 from lsa_cli.hardening.regularizer import LayerRegularizer, record
 from lsa_cli.hardening.weights import adversarial_weights
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.registry import build
 
 
 @HARDENINGS.register("at")
@@ -34,9 +33,7 @@ class AdversarialTraining(Hardening):
     regularizer: LayerRegularizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        own = {"beta": self.beta, "replays": self.replays}
-        given = {name: str(value) for name, value in own.items() if value is not None}
-        self.objective = build(OBJECTIVES.get(self.base), given, f"base '{self.base}'", task=self.task)
+        self.objective = make_objective(self.task, self.base, beta=self.beta, replays=self.replays)
         if self.regularizes:
             task = self.task
             self.regularizer = LayerRegularizer(task.layers, task.gammas, task.measure, task.detach_clean)
@@ -44,24 +41,25 @@ class AdversarialTraining(Hardening):
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
         for _ in range(self.objective.updates):
             x_adv = self.objective.examples(model, batch)
-            worse: AbstractContextManager[None] = nullcontext()
+            perturbed_weights: AbstractContextManager[None] = nullcontext()
             if self.task.awp > 0 and batch.strength == 1:
                 ascent = self.losses(model, batch, x_adv.detach()).sum()
-                worse = adversarial_weights(model, ascent, self.task.awp)
-            with worse:
+                perturbed_weights = adversarial_weights(model, ascent, self.task.awp)
+            with perturbed_weights:
                 yield self.losses(model, batch, x_adv).mean(), ("weights",)
             self.objective.learn(x_adv, batch)
 
     def losses(self, model: Classifier, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:  # -> (N,)
-        """J(x_adv, y), plus the regularizer. Clean and adversarial inputs pass one after the other, not in one batch:
-        BatchNorm would mix their statistics."""
+        """J(x_adv, y), plus the regularizer.
+
+        Clean and adversarial inputs are separate batches, because BatchNorm would mix their statistics.
+        """
         layers = self.regularizer.layers if self.regularizer is not None else ()
         clean_logits = None
         clean: dict[str, torch.Tensor] = {}
         if self.objective.needs_clean or layers:
-            # A fixed target that nothing else needs has no graph to keep.
-            wanted = self.objective.needs_clean or not self.task.detach_clean
-            with torch.set_grad_enabled(wanted), record(model, layers) as clean:
+            needs_gradient = self.objective.needs_clean or not self.task.detach_clean
+            with torch.set_grad_enabled(needs_gradient), record(model, layers) as clean:
                 clean_logits = model(batch.x)
         with self.objective.inside(model), record(model, layers) as perturbed:
             logits = model(x_adv)

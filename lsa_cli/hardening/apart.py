@@ -1,4 +1,4 @@
-"""APART: one-step adversarial training whose perturbation generators learn to be as strong as they can (arXiv 2010.08034).
+"""APART: one-step adversarial training with learnt strengths of the perturbations (arXiv 2010.08034).
 
 The state and the four steps are those of the authors' code; the rates are ours, in units that fit any data.
 """
@@ -15,21 +15,21 @@ from lsa_cli.attacks.threat import per_sample
 from lsa_cli.errors import UsageError
 from lsa_cli.failures import backward_of_network
 from lsa_cli.hardening.methods import Batch
-from lsa_cli.hardening.noise_propagation import INPUT, injected, layers_of, with_noise
+from lsa_cli.hardening.noise_propagation import INPUT, injected, with_noise
 from lsa_cli.hardening.objectives import OBJECTIVES, Objective, as_attacked
+from lsa_cli.hardening.sites import layers_of
 from lsa_cli.layers import Layer
 from lsa_cli.models.classifier import Classifier
 
-_RATE = 0.05  # of the strengths, an update
-_WEAKEST = 0.01  # alpha_omega divides
-_BLOCK_UNIT = 0.05  # of an activation's mean size: what strength 1 adds to it
+_RATE = 0.05  # of the strengths, per update
+_WEAKEST = 0.01  # least alpha_omega, which is a divisor
+_BLOCK_UNIT = 0.05  # share of an activation's mean size that strength 1 adds to it
 
 
 @dataclass(frozen=True)
 class _Made:
-    """What the examples of a batch were made from, until the update has been made. maps: (N, ...) in [-1, 1]; signs: of
-    the first gradient at the input and at each block; free: where the step ended as it was meant, inside: within
-    the input range."""
+    """What `learn` needs of the examples of a batch. maps: (N, ...) in [-1, 1]. signs: of the first gradient at the input and
+    at each block. free: where the projection did not change the step. inside: where the step is within the input range."""
 
     maps: torch.Tensor
     signs: dict[str, torch.Tensor]
@@ -40,18 +40,19 @@ class _Made:
 @OBJECTIVES.register("apart")
 @dataclass
 class ApartObjective(Objective):
-    """One step from a start that each image remembers, and a push inside each block; linf.
+    """One step from a start that is kept for each image, and a perturbation inside of each block; linf.
 
-    Each image has a map omega, from which it starts at alpha_omega * omega; a step of alpha * sign(g) follows, clipped to
-    eps. In the pass that is learnt from, alpha_b * sign(g_b) is added behind the first activation of each block, or
-    behind every hidden activation of a network without blocks. The strengths climb the loss, and
-    omega <- clip(omega + alpha / alpha_omega * sign(g), -1, 1) with the gradient of that pass.
+    Each image has a map omega and starts at alpha_omega * omega. A step of alpha * sign(g) follows, clipped to eps. In the
+    training pass, alpha_b * sign(g_b) is added after the first activation of each block, or after every hidden activation of
+    a network without blocks. The strengths follow the gradient of the loss of that pass upwards, and
+    omega <- clip(omega + alpha / alpha_omega * sign(g), -1, 1).
 
-    Our choice: alpha and alpha_omega are in units of eps and begin at 1, alpha_b in 0.05 of the activation's mean
-    size, from 0. A strength's gradient is divided by the sum of |g| it could have reached, which leaves a number in
-    [-1, 1], and its decay is 1 in these units; the code's rate of 5e-8 and decay of 400 fit one data set. Maps begin
-    at 0 (there: noise of 0.001, gone after one update) and stay where they are when an image is cropped. Each rank
-    keeps maps of its own.
+    Our choices:
+    - alpha and alpha_omega are in units of eps and begin at 1; alpha_b in 0.05 of the activation's mean size, from 0.
+    - The gradient of a strength is divided by the sum of |g| that it could have reached, which gives a number in [-1, 1],
+      and its decay is 1 in these units. (The code's rate of 5e-8 and decay of 400 fit one data set.)
+    - Maps begin at 0 (there: noise of 0.001, which one update replaces) and do not move when an image is cropped.
+    - Each rank keeps maps of its own.
     """
 
     uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
@@ -79,7 +80,7 @@ class ApartObjective(Objective):
         return x_adv.detach().requires_grad_(True)
 
     def _signs(self, model: Classifier, start: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Signs of the gradient of the loss at the input and at each block, of a first pass."""
+        """Signs of the gradient of the loss of a first pass, at the input and at each block."""
         with as_attacked(model, self.task.attack_mode) as attacked, undisturbed(attacked), torch.enable_grad():
             logits, leaves = with_noise(model, start, (INPUT, *self.alpha_blocks), {}, 0.0)
             with backward_of_network():
@@ -115,12 +116,12 @@ class ApartObjective(Objective):
         self.maps[batch.index] = (made.maps + ratio * gradient.sign()).clamp(-1, 1).to(self.maps.dtype)
 
     def _maps_of(self, batch: Batch) -> torch.Tensor:  # (N, ...)
-        """The maps of a batch; images that were never seen begin at 0."""
+        """The maps of a batch; new images begin at 0."""
         needed = int(batch.index.max()) + 1
         if self.maps is None:
             self.maps = batch.x.new_zeros(needed, *batch.x.shape[1:], dtype=torch.float16)
         elif len(self.maps) < needed:
-            longer = self.maps.new_zeros(needed, *self.maps.shape[1:])  # no cat: autocast refuses halves there
+            longer = self.maps.new_zeros(needed, *self.maps.shape[1:])  # autocast has no `cat` of float16
             longer[: len(self.maps)] = self.maps
             self.maps = longer
         return self.maps[batch.index].to(batch.x.dtype)
@@ -136,7 +137,7 @@ class ApartObjective(Objective):
 
 
 def climbed(strength: float, gained: torch.Tensor, reachable: torch.Tensor) -> float:
-    """A strength after one update: towards the share of the loss's slope that it has a hold of, in [-1, 1]."""
+    """A strength after one update, towards its share in [-1, 1] of the slope of the loss that it could reach."""
     share = float(gained.sum() / reachable) if reachable > 0 else 0.0
     return strength + _RATE * (share - strength)
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from lsa_cli.data import location_of
@@ -12,48 +11,28 @@ from lsa_cli.report.outputs import Outputs, check_writable
 from lsa_cli.settings import AuditSettings
 
 
-@dataclass(frozen=True)
 class Files:
-    """The files that a hardening writes, all beside the checkpoint `out`."""
+    """The files that a hardening writes, all beside the checkpoint `out`.
 
-    out: Path
+    started: the identity of the run, while it is not finished. It tells a run that ended before its first state from an
+    older result.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.last = self.beside("last.pt")
+        self.started = self.beside("started.json")
+        self.state = self.beside("state.pt")
+        self.log = self.beside("log.jsonl")
+        self.before = self.beside("before.json")
+        self.after = self.beside("after.json")
+        self.compare = self.beside("compare.json")
 
     def beside(self, ending: str) -> Path:
         return self.out.with_name(f"{self.out.stem}.{ending}")
 
-    @property
-    def last(self) -> Path:
-        return self.beside("last.pt")
-
-    @property
-    def started(self) -> Path:
-        """Exists while a run is not finished. It holds the identity of the run, for a kill before its first state."""
-        return self.beside("started.json")
-
-    @property
-    def state(self) -> Path:
-        return self.beside("state.pt")
-
-    @property
-    def log(self) -> Path:
-        return self.beside("log.jsonl")
-
-    @property
-    def before(self) -> Path:
-        return self.beside("before.json")
-
-    @property
-    def after(self) -> Path:
-        return self.beside("after.json")
-
-    @property
-    def compare(self) -> Path:
-        return self.beside("compare.json")
-
     def all(self) -> list[Path]:
-        return [
-            self.out, self.last, self.started, self.state, self.log, self.before, self.after, self.compare,
-        ]  # fmt: skip
+        return list(vars(self).values())
 
 
 def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: AuditSettings) -> list[str | Path]:
@@ -64,10 +43,7 @@ def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: Audit
 
 
 def refuse_outputs(out: Path, inputs: Iterable[str | Path], html: str | None = None) -> None:
-    """Raise UsageError for a result that cannot be written, or that would replace one of `inputs`, also by a file beside it.
-
-    html: a page that is written too.
-    """
+    """Raise UsageError if `out`, a file beside it or the page `html` cannot be written or would replace one of `inputs`."""
     inputs = list(inputs)
     if out.suffix not in (".pt", ".pth"):
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")

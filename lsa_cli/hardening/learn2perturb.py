@@ -10,37 +10,38 @@ from torch.nn import functional as F
 
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
-from lsa_cli.hardening.objectives import OBJECTIVES, Objective
+from lsa_cli.hardening.objectives import Objective, make_objective
 from lsa_cli.hardening.sites import chosen, hidden_layers, sites_of
 from lsa_cli.layers import Layer
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import NoiseBody
-from lsa_cli.registry import build
 
-# The official code trains 350 epochs, has noise from epoch 10 on and adversarial examples from epoch 20 on.
+# The official code trains 350 epochs, with noise from epoch 10 and adversarial examples from epoch 20.
 _EPOCHS, _NOISE_FROM, _ATTACK_FROM = 350, 0.03, 0.06
-_FLOOR = 0.01  # of a scale; the slope of its root is infinite at 0
+_FLOOR = 0.01  # the smallest scale; the slope of its square root is infinite at 0
 
 
 @HARDENINGS.register("learn2perturb")
 @dataclass
 class Learn2Perturb(Hardening):
-    """Noise with learnt scales (sigma) in hidden layers, in training and in use; trained on clean and adversarial examples.
+    """Adds noise with learnt scales (sigma) to hidden layers, in training and in use, and trains on clean and adversarial examples.
 
     base: fgsm, pgd, apgd, fast, free, trades or mart. sites: natural, mvl (the most vulnerable layers), or a selector,
     layer name or glob: noise is added to the input of these layers. gamma: of the noise regulariser. shared: one noise
     for a whole batch, as in the official code. beta: of trades and mart. replays: of free.
 
-    Each batch is two updates: first the scales alone, on -(gamma / tau) * sum of sqrt(sigma) with tau = 1 + 1/2 + ... +
-    1/e (e: epochs with noise so far), which pushes them up, and less as time passes; then weights and scales, on
-    1/2 CE(clean) + 1/2 the base's loss on examples that are made against the network's own prediction, so that the
-    label does not leak. Scales start at 0.25 and stay above 0.01.
+    Each batch gives two updates. The first updates the scales alone, on -(gamma / tau) * sum of sqrt(sigma) with tau = 1 +
+    1/2 + ... + 1/e (e: epochs with noise so far): it raises them, less and less. The second updates weights and scales, on
+    1/2 CE(clean) + 1/2 the base's loss on examples against the network's own prediction, so that the label does not leak.
+    Scales start at 0.25 and stay above 0.01.
 
-    As official: seats on ResNets (after the stem's BatchNorm, and on each block's sum, before the ReLU), the two steps,
-    the floor. Our choices: seats elsewhere (input of the last activation of each block, and of every activation outside
-    blocks); delays and e are those of the official 350 epochs, scaled to the length of the training (noise after 3
-    percent, examples after 6); tau is 1 in the first epoch with noise, where the official code divides by zero; the loop's
-    optimizer and weight decay for the scales too; what base other than pgd means for the adversarial half; per-sample noise.
+    As in the official code: noise sites on ResNets (after the stem's BatchNorm, and on each block's sum, before the ReLU), the
+    two updates, the lower bound of the scales. Our choices:
+    - Other sites: the input of the last activation of each block, and of every activation outside of blocks.
+    - Delays and e are those of the official 350 epochs, scaled to the length of the training (noise after 3 percent,
+      examples after 6).
+    - tau is 1 in the first epoch with noise, where the official code divides by zero.
+    - The scales have the optimizer and the weight decay of the weights; noise is per sample; bases other than pgd.
     """
 
     task: Task
@@ -59,9 +60,7 @@ class Learn2Perturb(Hardening):
             raise UsageError(f"learn2perturb: gamma must be 0 or more, not {self.gamma:g}")
         if self.task.awp > 0:
             raise UsageError("--awp works with at and at-lr, not with learn2perturb; leave it out")
-        own = {"beta": self.beta, "replays": self.replays}
-        given = {name: str(value) for name, value in own.items() if value is not None}
-        self.objective = build(OBJECTIVES.get(self.base), given, f"base '{self.base}'", task=self.task)
+        self.objective = make_objective(self.task, self.base, beta=self.beta, replays=self.replays)
 
     @property
     def begins(self) -> float:
@@ -69,7 +68,7 @@ class Learn2Perturb(Hardening):
 
     def prepare(self, model: Classifier) -> None:
         layers = hidden_layers(model, self.task)
-        names = natural_seats(layers) if self.sites == "natural" else chosen(layers, self.task, self.sites)
+        names = natural_sites(layers) if self.sites == "natural" else chosen(layers, self.task, self.sites)
         sites = sites_of(model, self.task, names, inputs=True)
         device = next(model.parameters()).device
         model.body = NoiseBody(model.body, sites, self.shared).to(device)
@@ -100,13 +99,13 @@ class Learn2Perturb(Hardening):
                     scale.clamp_(min=_FLOOR)
 
     def penalty(self, noise: NoiseBody, progress: float) -> torch.Tensor:
-        """-(gamma / tau) * sum over all places and elements of sqrt(sigma); eq. 7 by the official code."""
+        """-(gamma / tau) * sum over all sites and elements of sqrt(sigma); eq. 7 as in the official code."""
         tau = harmonic(int(_EPOCHS * (progress - _NOISE_FROM)))
         total = sum((scale.float().sqrt().sum() for scale in noise.scales), torch.zeros(()).to(noise.scales[0]))
         return -self.gamma / tau * total
 
     def losses(self, model: Classifier, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N,), and the examples, once there are any."""
+        """The losses (N,), and the adversarial examples; None before training uses them."""
         smoothing = self.task.label_smoothing
         if batch.progress < _ATTACK_FROM:
             return F.cross_entropy(model(batch.x), batch.y, reduction="none", label_smoothing=smoothing), None
@@ -133,12 +132,12 @@ def _noise(model: Classifier) -> NoiseBody:
 
 
 def harmonic(epochs: int) -> float:
-    """1 + 1/2 + ... + 1/epochs, and 1 before the first."""
+    """1 + 1/2 + ... + 1/epochs; 1 for no epoch."""
     return sum(1 / i for i in range(1, max(1, epochs) + 1))
 
 
-def natural_seats(layers: list[Layer]) -> list[str]:
-    """Activations before which noise is added: the last of each block, and all outside blocks."""
+def natural_sites(layers: list[Layer]) -> list[str]:
+    """Activations whose inputs get noise: the last of each block, and all outside of blocks."""
     blocks = [layer.name for layer in layers if layer.is_block]
     last: dict[str, str] = {}
     for layer in layers:

@@ -1,6 +1,6 @@
-"""ANP: adversarial noise in hidden layers, made by the training's own backward passes (arXiv 1909.09034).
+"""ANP: adversarial noise in hidden layers, from the backward passes of the training (arXiv 1909.09034).
 
-The paper's body could not be read; registers and the official schedule are those of its authors' published code.
+The paper's text could not be read; registers and the official schedule are those of the authors' code.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import per_sample
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
-from lsa_cli.hardening.objectives import OBJECTIVES, Objective
-from lsa_cli.layers import Layer, find_layers, select_layers, tap
+from lsa_cli.hardening.objectives import Objective, make_objective
+from lsa_cli.hardening.sites import layers_of
+from lsa_cli.layers import Layer, select_layers, tap
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.registry import build, unknown
+from lsa_cli.registry import unknown
 
 INPUT = "input"  # the name of site 0
-_SHALLOW = 4  # layers beside the input; the abstract says shallow layers matter most, the number is our choice
+_SHALLOW = 4  # layers besides the input; the abstract says that shallow layers matter most, the number is our choice
 _TINY = 1e-12
 _ATTENTION = nn.MultiheadAttention
 
@@ -30,7 +30,7 @@ Registers = dict[str, torch.Tensor]
 
 
 class Phase(NamedTuple):
-    """Of the training. noise: the paper's epsilon, decay: its alpha, updates: its k."""
+    """A phase of the training. noise: the paper's epsilon; decay: its alpha; updates: its k."""
 
     noise: float
     decay: float
@@ -49,23 +49,23 @@ SCHEDULES: dict[str, tuple[tuple[float, Phase], ...]] = {
 
 
 def phase(schedule: str, progress: float) -> Phase:
-    """The phase at a progress in [0, 1): phases are shares of the training, however many epochs it has."""
+    """The phase at a progress of the training in [0, 1)."""
     return next((phase for end, phase in SCHEDULES[schedule] if progress < end), SCHEDULES[schedule][-1][1])
 
 
 @HARDENINGS.register("anp")
 @dataclass
 class NoisePropagation(Hardening):
-    """Adversarial noise propagation: each batch is used several times, and each backward pass pushes the noise of the
-    next one, at the input and behind layers with weights, before normalisation.
+    """Adversarial noise propagation: each batch is used several times, and each backward pass gives the noise of the next
+    one, at the input and after layers with weights, before normalisation.
 
-    A site's output z becomes z + (noise / k) r in training; in use the network is the plain one. The noise has no ball
-    and is not projected; images leave [0, 1] by it, as in the official code.
+    In training, the output z of a site becomes z + (noise / k) r; in use the network has no noise. As in the official code,
+    the noise has no bound and is not projected, so that images leave [0, 1].
 
-    sites: shallow (the input and the first 4 layers), all, mvl (the layers with weights that feed the flagged ones),
+    sites: shallow (the input and the first 4 layers), all, mvl (the layers with weights that feed the most vulnerable ones),
     or names and globs joined by +, such as input+conv*. schedule: ours (a clean third, then noise 1, decay 1, k 3) or
-    official; both are scaled to the epochs asked for. base: adversarial training's, the noise is then propagated from
-    its examples, which are made once a batch; none: from the images. A clean pass of the base has no noise (our choice).
+    official; both are scaled to the number of epochs. base: noise is propagated from the examples of this base objective,
+    which are made once a batch; none: from the images. A clean pass of the base has no noise (our choice).
     """
 
     task: Task
@@ -80,7 +80,7 @@ class NoisePropagation(Hardening):
         if self.schedule not in SCHEDULES:
             raise UsageError(unknown("schedule of anp", self.schedule, SCHEDULES))
         if self.base is not None:
-            self.objective = build(OBJECTIVES.get(self.base), {}, f"base '{self.base}'", task=self.task)
+            self.objective = make_objective(self.task, self.base)
             if self.base in ("free", "apart"):
                 raise UsageError(
                     f"anp does not work with base {self.base}, which needs the same gradients; use base=pgd"
@@ -123,15 +123,15 @@ class NoisePropagation(Hardening):
 @HARDENINGS.register("anp+at")
 @dataclass
 class AdversarialNoisePropagation(NoisePropagation):
-    """ANP on top of adversarial training: `anp` from the examples of a base, PGD where none is named."""
+    """ANP with adversarial training: `anp` from the examples of a base objective, by default PGD."""
 
     base: str | None = "pgd"
 
 
 def pushed(register: torch.Tensor | None, gradient: torch.Tensor, decay: float) -> torch.Tensor:  # (N, ...)
-    """decay * r + g / ||g||_2 per sample, from r = 0: after t pushes ||r||_2 <= 1 + decay + ... + decay^(t-1).
+    """decay * r + g / ||g||_2 per sample, from r = 0: after t updates ||r||_2 <= 1 + decay + ... + decay^(t-1).
 
-    The official code divides by a norm of 0 where a sample has no gradient; such a sample gets no push here.
+    A zero gradient adds nothing. (The official code divides by zero.)
     """
     gradient = gradient.float()
     size = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(_TINY)
@@ -142,7 +142,7 @@ def pushed(register: torch.Tensor | None, gradient: torch.Tensor, decay: float) 
 def with_noise(
     model: Classifier, x: torch.Tensor, names: Sequence[str], registers: Registers, factor: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(N, K) logits of a pass with factor * register added at each site, and the noises as `injected` has them."""
+    """(N, K) logits of a pass with factor * register added at each site, and the noises as in `injected`."""
 
     def noise(name: str, output: torch.Tensor) -> torch.Tensor:
         return factor * registers[name] if name in registers else torch.zeros_like(output)
@@ -158,9 +158,9 @@ def with_noise(
 def injected(
     model: Classifier, names: Sequence[str], noise: Callable[[str, torch.Tensor], torch.Tensor]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Within: noise(name, output) is added to the outputs of the named layers, but for INPUT.
+    """A context in which noise(name, output) is added to the outputs of the named layers, except INPUT.
 
-    Yields the noises: leaves, so after a backward pass their gradient is that of the loss at the layer.
+    Yields the noises, which are leaves: after a backward pass their gradients are those of the loss at the layers.
     """
     leaves: dict[str, torch.Tensor] = {}
 
@@ -172,15 +172,9 @@ def injected(
         yield leaves
 
 
-def layers_of(model: Classifier, x: torch.Tensor) -> list[Layer]:
-    """Every layer that a pass of x (N, ...) visits; the network is as it was."""
-    with undisturbed(model):
-        return find_layers(model.body, lambda: model.scores(x), len(x))
-
-
 def chosen_sites(layers: Sequence[Layer], sites: str, flagged: Sequence[str]) -> tuple[str, ...]:
-    """Names of the sites, `input` first. Raises LayerError where a name or a glob is none of the network's."""
-    # Attention gives a tuple, of which no part can be replaced; the linear layers around it are sites.
+    """Names of the sites, `input` first. Raises LayerError for a name or a glob that matches no layer."""
+    # The output of attention is a tuple, which cannot be replaced; the linear layers around it are sites.
     weighted = [x for x in layers if x.is_learnable and not x.is_output and not isinstance(x.module, _ATTENTION)]
     chosen: set[str] = set()
     for part in sites.split("+"):
@@ -196,7 +190,7 @@ def chosen_sites(layers: Sequence[Layer], sites: str, flagged: Sequence[str]) ->
 
 
 def feeding(layers: Sequence[Layer], weighted: Sequence[Layer], name: str) -> str:
-    """The layer with weights that the layer `name` is, or that ran last before it; the input where there is none."""
+    """The last layer with weights up to the layer `name`; the input where there is none."""
     order = [layer.name for layer in layers]
     before = [layer.name for layer in weighted if order.index(layer.name) <= order.index(name)]
     return before[-1] if before else INPUT

@@ -1,6 +1,4 @@
-"""Training objectives of adversarial training: how the examples of a batch are made, and the loss on them.
-
-The option --base names one.
+"""Objectives of adversarial training (option --base): how to make the examples of a batch, and the loss on them.
 
 Madry's with FGSM, PGD or APGD (arXiv 1412.6572, 1706.06083, 2003.01690), Fast (2001.03994), Free (1904.12843),
 TRADES (1901.08573), MART (openreview rklOg6EFwS).
@@ -23,15 +21,15 @@ from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.methods import Batch, Task
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.registry import Registry
+from lsa_cli.registry import Registry, build
 
 
 @contextmanager
 def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
-    """A context that gives the network in the mode in which it is attacked.
+    """A context that yields the network in the mode in which it is attacked.
 
-    "eval": what an attacker of the finished network meets, which is the default. "train": batch statistics and
-    dropout as in the update; running statistics do not move meanwhile.
+    "eval", the default: as an attacker of the finished network finds it. "train": with batch statistics and dropout as in
+    the update; running statistics do not change.
     """
     if mode == "eval":
         yield model
@@ -41,7 +39,7 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
     try:
         for norm in norms:
             norm.momentum = 0.0
-        yield lambda x: model(x)  # no module, so the attack leaves its mode alone
+        yield lambda x: model(x)  # not a module, so that the attack does not change the mode
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -49,13 +47,11 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 
 @dataclass
 class Objective:
-    """How the adversarial examples of a batch are made, and the loss on them.
+    """How to make the adversarial examples of a batch, and the loss on them.
 
-    needs_clean: the loss takes the clean logits. uses: the attack settings that change the examples. attack_names: the
-    beginnings of the names of attacks that it is the objective for, when a hardening follows an audit.
-
-    eps_of_class, weight_of_class: (K,) factors of eps and of the cross-entropy, for methods that treat classes
-    differently; None: all alike.
+    needs_clean: the loss takes the clean logits. uses: the attack settings that change the examples. attack_names: prefixes
+    of the attacks against which it trains when a hardening follows an audit. eps_of_class, weight_of_class: (K,) factors of
+    eps and of the cross-entropy, for methods that treat classes differently; None: 1.
     """
 
     task: Task
@@ -71,7 +67,7 @@ class Objective:
         return 1
 
     def threat(self, batch: Batch) -> Threat:
-        """The threat at the eps that the warm-up has reached."""
+        """The threat model with the eps that the warm-up has reached."""
         eps = self.task.threat.eps * batch.strength
         return replace(self.task.threat, eps=eps * _of_samples(self.eps_of_class, batch.y))
 
@@ -97,7 +93,7 @@ class Objective:
         return nullcontext()
 
     def learn(self, x_adv: torch.Tensor, batch: Batch) -> None:
-        """Called after the update. x_adv.grad holds the input gradient where x_adv requires one."""
+        """Called after the update. x_adv.grad is the input gradient if x_adv requires one."""
 
     def state(self) -> dict[str, Any]:
         return {}
@@ -107,6 +103,13 @@ class Objective:
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("base of adversarial training")
+
+
+def make_objective(task: Task, base: str, **options: float | None) -> Objective:
+    """The objective `base`. An option that is None keeps its default. Raises UsageError for options that it does not have."""
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    made: Objective = build(OBJECTIVES.get(base), given, f"base '{base}'", task=task)
+    return made
 
 
 @OBJECTIVES.register("fgsm")
@@ -124,13 +127,13 @@ class FGSMObjective(Objective):
 @OBJECTIVES.register("pgd")
 @dataclass
 class PGDObjective(Objective):
-    """Madry's adversarial training."""
+    """Madry's adversarial training (arXiv 1706.06083)."""
 
     def attack(self, threat: Threat) -> Attack:
         return PGD(threat=threat, steps=self.task.steps, step_size=self._step_size(threat))
 
     def _step_size(self, threat: Threat) -> float | torch.Tensor | None:  # or (N,)
-        """The step size of the settings, scaled with the eps of the warm-up and of the class; None where none is set."""
+        """The step size of the settings, scaled like eps by the warm-up and the class; None where none is set."""
         if self.task.step_size is None:
             return None
         length = self.task.step_size * torch.as_tensor(threat.eps).double() / float(self.task.threat.eps)
@@ -140,7 +143,7 @@ class PGDObjective(Objective):
 @OBJECTIVES.register("apgd")
 @dataclass
 class APGDObjective(Objective):
-    """APGD on the cross-entropy in place of PGD."""
+    """Adversarial training with APGD on the cross-entropy."""
 
     uses: ClassVar[tuple[str, ...]] = ("steps", "attack_mode")
     attack_names: ClassVar[tuple[str, ...]] = ("apgd",)
@@ -163,11 +166,10 @@ class FastObjective(Objective):
 @OBJECTIVES.register("free")
 @dataclass
 class FreeObjective(Objective):
-    """Every batch is used `replays` times, and the input gradient of each update moves its perturbation.
+    """Every batch is used `replays` times, and the input gradient of each update changes its perturbation.
 
-    arXiv 1904.12843, Algorithm 1. One pass gives both gradients, so the perturbation also feels the regularizer,
-    where there is one, and the network is in training mode (our choice: separate passes would make it cost what
-    PGD costs).
+    arXiv 1904.12843, Algorithm 1. One pass gives both gradients. So the perturbation also depends on the regularizer, where
+    there is one, and the network is in training mode (our choice: separate passes would cost as much as PGD).
     """
 
     uses: ClassVar[tuple[str, ...]] = ()
@@ -231,7 +233,7 @@ class _Divergence(Attack):
 class TradesObjective(PGDObjective):
     """CE(x, y) + beta * KL(p(x) || p(x_adv)) (arXiv 1901.08573, eq. 5); beta is 1/lambda there, 6 in its tables.
 
-    With a beta for each class the sum is divided by 1 + beta, so that no class weighs more by that alone (CFA).
+    With a beta for each class the sum is divided by 1 + beta, so that a larger beta gives a class no larger weight (CFA).
     """
 
     beta: float = 6.0
@@ -246,7 +248,7 @@ class TradesObjective(PGDObjective):
 
     def losses(self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         assert clean_logits is not None
-        clean, divergence = self.cross_entropy(clean_logits, y), _divergence(clean_logits, logits)
+        clean, divergence = self.cross_entropy(clean_logits, y), kl_divergence(clean_logits, logits)
         if self.beta_of_class is None:
             return clean + self.beta * divergence
         beta = _of_samples(self.beta_of_class, y)
@@ -256,10 +258,10 @@ class TradesObjective(PGDObjective):
 @OBJECTIVES.register("mart")
 @dataclass
 class MartObjective(PGDObjective):
-    """BCE(x_adv, y) + beta * KL(p(x) || p(x_adv)) * (1 - p_y(x)): what is misclassified counts more.
+    """BCE(x_adv, y) + beta * KL(p(x) || p(x_adv)) * (1 - p_y(x)): misclassified samples have more weight.
 
     Wang et al., ICLR 2020 (openreview rklOg6EFwS), eq. 11; BCE is the cross-entropy plus -log(1 - largest wrong
-    probability). Examples by PGD on the cross-entropy.
+    probability). PGD on the cross-entropy makes the examples.
     """
 
     beta: float = 5.0
@@ -273,7 +275,7 @@ class MartObjective(PGDObjective):
         others = logits.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
         boosted = super().losses(logits, None, y) - torch.log1p(-others.clamp_max(1 - 1e-6))
         unsure = 1 - clean_logits.softmax(1).gather(1, y[:, None]).squeeze(1)
-        return boosted + self.beta * _divergence(clean_logits, logits) * unsure
+        return boosted + self.beta * kl_divergence(clean_logits, logits) * unsure
 
 
 def _refuse_negative(base: str, beta: float) -> None:
@@ -285,11 +287,11 @@ def _of_samples(factors: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor |
     return 1.0 if factors is None else factors.to(y.device)[y]
 
 
-def _divergence(clean_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)
+def kl_divergence(clean_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)
     return F.kl_div(logits.log_softmax(1), clean_logits.log_softmax(1), reduction="none", log_target=True).sum(1)
 
 
 def objective_for(attack: str) -> str:
-    """The name of the objective that trains against an attack of this spec; pgd where none states it."""
+    """The name of the objective that trains against an attack of this spec; pgd where no objective names it."""
     stated = (name for name in OBJECTIVES.names() if attack.startswith(OBJECTIVES.get(name).attack_names))
     return next(stated, "pgd")

@@ -3,7 +3,6 @@
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,33 +37,15 @@ class Recipe:
     awp: float
 
 
-# Recipe and attack steps by kind of input. All numbers are our choice; those for grey images were chosen on held-out
-# MNIST training images.
-_EVERYWHERE: dict[str, Any] = {
-    "batch_size": 128, "warmup": 0.3, "clip": 0.0, "label_smoothing": 0.0, "average": "none", "amp": False, "awp": 0.0,
-}  # fmt: skip
-_USUAL = {
-    "vectors": (
-        Recipe(
-            epochs=30, lr=1e-3, optimizer="adam", schedule="one-cycle", weight_decay=0.0, augment="none", **_EVERYWHERE
-        ),
-        10,
-    ),
-    "grey images": (
-        Recipe(
-            epochs=5, lr=2e-3, optimizer="adam", schedule="one-cycle", weight_decay=0.0, augment="none", **_EVERYWHERE
-        ),
-        7,
-    ),
-    "colour images": (
-        Recipe(
-            epochs=10, lr=0.02, optimizer="sgd", schedule="cosine", weight_decay=5e-4, augment="crop-flip",
-            **_EVERYWHERE,
-        ),
-        10,
-    ),
-}  # fmt: skip
-
+# All numbers are our choice; those for grey images were chosen on held-out MNIST training images.
+_VECTORS = Recipe(
+    epochs=30, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.3, clip=0.0,
+    label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
+)  # fmt: skip
+_GREY_IMAGES = replace(_VECTORS, epochs=5, lr=2e-3)
+_COLOUR_IMAGES = replace(
+    _VECTORS, epochs=10, lr=0.02, optimizer="sgd", weight_decay=5e-4, schedule="cosine", augment="crop-flip"
+)
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
     "adam": lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
@@ -76,13 +57,12 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimiz
 
 
 def recipe_for(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:
-    """The recipe: the settings over the defaults for this kind of input; and the default steps of the attack."""
-    kind = "vectors" if len(shape) != 3 else "grey images" if shape[0] == 1 else "colour images"
-    usual, steps = _USUAL[kind]
-    said = own.given()
+    """The recipe, with the defaults for inputs of this shape, and the default steps of the training attack."""
+    default, steps = (_VECTORS, 10) if len(shape) != 3 else (_GREY_IMAGES, 7) if shape[0] == 1 else (_COLOUR_IMAGES, 10)
+    given = own.given()
     if own.schedule not in SCHEDULES:
-        said.pop("schedule", None)  # the method's, see `method_of`
-    recipe = replace(usual, **{name: said[name] for name in Recipe.__dataclass_fields__ if name in said})
+        given.pop("schedule", None)  # it is a schedule of the method, see `method_of`
+    recipe = replace(default, **{name: given[name] for name in Recipe.__dataclass_fields__ if name in given})
     if recipe.augment == "crop-flip" and len(shape) != 3:
         raise UsageError(f"--augment crop-flip is for images; inputs here have shape {shape}")
     return recipe, steps
@@ -93,7 +73,7 @@ def trainable_names(
 ) -> frozenset[str]:
     """Names of the parameters that train. freeze: globs over names of parameters or modules. only: names of modules.
 
-    Raises UsageError for a glob that matches nothing, or when nothing is left and none_left does not allow it.
+    Raises UsageError for a glob that matches nothing, or where no parameter is left, unless none_left allows it.
     """
     names = [name for name, _ in model.named_parameters()]
     kept = set(names)

@@ -10,11 +10,17 @@ from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import Sites
 
 
+def layers_of(model: Classifier, x: torch.Tensor) -> list[Layer]:
+    """The layers in the order in which a pass of x (N, ...) runs them. The network does not change."""
+    with undisturbed(model):
+        return find_layers(model.body, lambda: model.scores(x), len(x))
+
+
 def hidden_layers(model: Classifier, task: Task) -> list[Layer]:
-    """The layers in the order in which they run, found by one forward pass of noise."""
+    """The hidden layers in the order in which they run, found by one forward pass of noise."""
     x = _example(model, task)
-    with undisturbed(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        return [layer for layer in find_layers(model.body, lambda: model.scores(x), len(x)) if not layer.is_output]
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        return [layer for layer in layers_of(model, x) if not layer.is_output]
 
 
 def sites_of(model: Classifier, task: Task, names: list[str], *, inputs: bool) -> Sites:

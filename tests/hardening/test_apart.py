@@ -8,8 +8,8 @@ import torch
 from lsa_cli.attacks import make_threat
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.apart import block_sites, climbed
-from lsa_cli.hardening.noise_propagation import layers_of
 from lsa_cli.hardening.objectives import OBJECTIVES
+from lsa_cli.hardening.sites import layers_of
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import Classifier
 from tests.hardening.conftest import make_method, make_task, small_network
