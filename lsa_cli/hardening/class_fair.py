@@ -1,11 +1,11 @@
-"""Class-fair training: raise the worst class. CFA (arXiv 2303.14460), DAFA (ICLR 2024), WAT (arXiv 2302.04025); an offset.
+"""Class-fair training raises the worst class: CFA (arXiv 2303.14460), DAFA (ICLR 2024), WAT (arXiv 2302.04025); an offset.
 
-Formulas as in the papers, on statistics that differ (our choices). What the papers do after 50 to 70 epochs of a training
-from nothing begins here after the warm-up, as a trained checkpoint is fine-tuned. Beside that:
-- CFA: a class's t is its robust accuracy in training in the last epoch; there a moving average over epochs.
-- DAFA: p is the mean over what the first epoch trained on at full strength, while the weights move; there once, at
-  the end of the warm-up. lambda is 1 for all data; there 1.5 for CIFAR-100 and STL-10.
-- WAT: a class's cost is its mean training loss in the epoch, whatever the base's is; there the cross-entropy of clean
+The formulas are those of the papers, and the statistics differ (our choices). The papers begin after 50 to 70 epochs of a
+training from random weights; here a trained checkpoint is fine-tuned, and the rules begin after the warm-up. Also:
+- CFA: t of a class is its robust accuracy in training in the last epoch; in the paper, a moving average over epochs.
+- DAFA: p is the mean over the samples of the first epoch at full strength, while the weights change; in the paper, it is
+  measured at the end of the warm-up. lambda is 1 for all data; in the paper, 1.5 for CIFAR-100 and STL-10.
+- WAT: the cost of a class is its mean training loss in the epoch, for any base; in the paper, the cross-entropy of clean
   held-out samples plus beta times the divergence under attack.
 """
 
@@ -36,22 +36,22 @@ _USUAL_EPS_SHIFT = _BETA_SHIFT = 0.5  # lambda_1 of adversarial training, lambda
 _DECAY = 0.85  # of CFA's weight average
 _DISTANCE = 1.0  # lambda of DAFA
 _RATE = 0.1  # eta of WAT
-_DELTA = 0.2  # the accuracy that the worst class needs for weights to be averaged
-_FITS, _FIT_STEPS = 12, 10  # how often the offset is tried, and the steps of each attack
-_LOSS = 0.02  # of a mean over classes: what an offset may cost
-_OF_CLASS = ("eps_of_class", "weight_of_class", "beta_of_class")  # of a base, as far as it has them
+_DELTA = 0.2  # least accuracy of the worst class of weights that enter the average
+_FITS, _FIT_STEPS = 12, 10  # trials of the offset, and steps of each attack
+_LOSS = 0.02  # largest reduction of a mean over classes by an offset
+_OF_CLASS = ("eps_of_class", "weight_of_class", "beta_of_class")  # fields of an objective; some have not all
 
 
 def cfa_factors(robust: torch.Tensor, shift: float) -> torch.Tensor:  # (K,) -> (K,)
-    """What eps, or beta, of each class is multiplied by: shift + its robust accuracy in training, of one epoch (CFA)."""
+    """The factor of eps, or of beta, for each class: shift + its robust accuracy in training in one epoch (CFA)."""
     return shift + robust
 
 
 def dafa_weights(mass: torch.Tensor) -> torch.Tensor:  # (K, K) -> (K,)
     """W_i = 1 + sum over j of lambda p_i(j) p_j(j) where p_i(i) < p_j(j), and of -lambda p_j(i) p_i(i) where greater.
 
-    mass[i, j] = p_i(j): mean probability that the network gives to j for attacked samples of class i. A class pays what
-    its weaker neighbours gain, so the weights sum to K. They are not negative here.
+    mass[i, j] = p_i(j): the mean probability of class j for attacked samples of class i. A class loses what its weaker
+    neighbours gain, so that the weights sum to K. Here they are at least 0.
     """
     own = mass.diagonal()
     gain = _DISTANCE * mass * own[None, :] * (own[:, None] < own[None, :])  # of i from j
@@ -59,8 +59,10 @@ def dafa_weights(mass: torch.Tensor) -> torch.Tensor:  # (K, K) -> (K,)
 
 
 def wat_weights(cost: torch.Tensor) -> torch.Tensor:  # (K,) -> (K,)
-    """Weights of samples by class: K p_c + p_0, where p is proportional to exp(eta * cost) over the classes and, as p_0,
-    the mean of all; cost, of training here, is summed over epochs. They are 1 on average over the classes."""
+    """Weights of samples by class: K p_c + p_0, where p is proportional to exp(eta * cost); p_0 is that of the mean cost.
+
+    cost is summed over epochs. The mean of the weights over the classes is 1.
+    """
     p = (_RATE * torch.cat([cost.mean()[None], cost])).softmax(0)
     return len(cost) * p[1:] + p[0]
 
@@ -68,13 +70,13 @@ def wat_weights(cost: torch.Tensor) -> torch.Tensor:  # (K,) -> (K,)
 @HARDENINGS.register("class-fair")
 @dataclass
 class ClassFair(AdversarialTraining):
-    """Adversarial training on any base in which classes count differently; the best epoch has the largest mean plus
+    """Adversarial training with any base, in which classes have different weights; the best epoch has the largest mean plus
     worst-class robust accuracy on held-out samples.
 
-    rule: cfa (eps, and beta of trades, by the class's robust accuracy), dafa (weights and eps by how near classes are),
-    wat (exponential weights by loss), none. fawa: average weights over the epochs whose worst class reaches delta (0.2)
-    on held-out samples; by default with cfa, whose third part it is. offset: fit a logit offset for each class after
-    training, under attack, on held-out samples, that raises the worst of them at little cost; it stays in the checkpoint.
+    rule: cfa (eps, and beta of trades, by the robust accuracy of the class), dafa (weights and eps by the similarity of
+    classes), wat (exponential weights by loss), none. fawa: average weights over the epochs whose worst class reaches delta
+    (0.2) on held-out samples; by default with cfa, of which it is a part. offset: after training, fit a logit offset for each
+    class under attack on held-out samples, which raises the worst class at little cost; it is part of the checkpoint.
     """
 
     diagnosed: ClassVar[bool] = True
@@ -137,7 +139,7 @@ class ClassFair(AdversarialTraining):
         return losses if self.loss_of_class is None else losses * self.loss_of_class.to(losses.device)[batch.y]
 
     def _count(self, y: torch.Tensor) -> None:
-        """Add a batch to the sums of the epoch; the last loss left its logits and its values."""
+        """Add the logits and values of the last loss to the sums of the epoch."""
         found = {
             "mass": self.seen.float().softmax(1), "robust": (self.seen.argmax(1) == y).float(),
             "loss": self.parts["J"].float(), "count": torch.ones(len(y), device=y.device),
@@ -150,15 +152,16 @@ class ClassFair(AdversarialTraining):
     def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
         gathered = [part for part in distributed.gather_objects(self.sums) if part]
         if gathered:
-            self._follow({name: torch.stack([part[name].cpu() for part in gathered]).sum(0) for name in gathered[0]})
+            self._set_factors(
+                {name: torch.stack([part[name].cpu() for part in gathered]).sum(0) for name in gathered[0]}
+            )
         self.sums = {}
         worst = np.nanmin(diagnosis.by_class(self.task.classes))
         if self.averages and self.strength == 1 and worst >= (_DELTA if self.delta is None else self.delta):
-            self._take_in(model)
+            self._add_to_average(model)
 
-    def _follow(self, sums: dict[str, torch.Tensor]) -> None:
-        """Set what each class counts from now on, by sums of this epoch; a class without samples counts as an average
-        one. Module docstring: where they are not the papers' statistics."""
+    def _set_factors(self, sums: dict[str, torch.Tensor]) -> None:
+        """Set the factors of the classes by the sums of this epoch. A class without samples gets the mean of the others."""
         count = sums["count"].clamp_min(1)
         robust, mass, loss = sums["robust"] / count, sums["mass"] / count[:, None], sums["loss"] / count
         known = sums["count"] > 0
@@ -175,9 +178,11 @@ class ClassFair(AdversarialTraining):
 
     # ---- fairness-aware weight average (CFA) ------------------------------------------------------------
 
-    def _take_in(self, model: Classifier) -> None:
-        """A plain mean until it spans as many epochs as the decay does, then a moving one (our choice: the papers' 0.85
-        from the start would hand out the first epochs of a short training)."""
+    def _add_to_average(self, model: Classifier) -> None:
+        """Add the weights of an epoch: to a mean at first, and later to a moving average with decay 0.85.
+
+        Our choice: a decay from the start, as in the paper, keeps too much of the first epochs of a short training.
+        """
         if not self.average:
             self.average = weights_of(model)
         self.averaged_epochs += 1
@@ -187,19 +192,18 @@ class ClassFair(AdversarialTraining):
         return self.average or None
 
     def score(self, diagnosis: ClassDiagnosis) -> float:
-        """CFA's rule for checkpoints: mean over classes plus worst class."""
+        """CFA's score of checkpoints: mean over classes plus worst class."""
         shares = diagnosis.by_class(self.task.classes)
         return float(np.nanmean(shares) + np.nanmin(shares))
 
     # ---- inference phase -------------------------------------------------------------------------------
 
     def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
-        """Fit the offset: raise the worst class of held-out samples step by step, as far as `is_fairer` says.
+        """Fit the offset: raise the worst class of held-out samples step by step, as far as `is_fairer` allows.
 
-        Every trial is attacked anew with the offset in place, or it would only beat an attack that does not know it.
-        Classes that are equally bad rise together: the least of them would stay where it is otherwise. Where no trial
-        is fairer the offset stays zero.
-        arXiv 2105.14240 names a change of the weakest class at inference; its formula could not be read, this is ours.
+        Every trial is attacked anew, because the attack must know the offset. Classes that are equally bad are raised
+        together, or the worst accuracy would not rise. Where no trial is fairer the offset stays zero.
+        arXiv 2105.14240 names a change of the weakest class at inference; its formula could not be read, so this is ours.
         """
         if not self.offset:
             return
@@ -210,7 +214,7 @@ class ClassFair(AdversarialTraining):
             shares, before = best.by_class(self.task.classes), offset.clone()
             for worst in np.flatnonzero(shares == np.nanmin(shares)).tolist():
                 lost = margins[(best.y == worst) & (margins > 0)]
-                if len(lost):  # half of them would be won, if the attack stood still
+                if len(lost):  # against the same examples, the full step would correct half of them
                     raised(offset, worst, share * float(np.median(lost)))
             if torch.equal(offset, before):
                 break
@@ -222,7 +226,7 @@ class ClassFair(AdversarialTraining):
                 share /= 2
 
     def _attacked(self, model: Classifier, held_out: list[Batch]) -> tuple[ClassDiagnosis, np.ndarray]:
-        """Verdicts, and (N,) margins: best wrong logit minus the true one, under PGD at full eps."""
+        """The class diagnosis and the margins (N,), largest wrong logit minus the true one, under PGD at full eps."""
         attack = PGD(threat=self.task.threat, steps=_FIT_STEPS)
         parts = []
         for batch in held_out:
@@ -253,12 +257,11 @@ class ClassFair(AdversarialTraining):
 
 
 def is_fairer(tried: ClassDiagnosis, best: ClassDiagnosis, start: ClassDiagnosis, classes: int) -> bool:
-    """Whether the worst class's robust accuracy rose above the best offset's so far, and neither the mean of robust nor
-    that of clean accuracy over classes is more than 0.02 below the network's without an offset.
+    """Whether the worst robust accuracy of a class is above that of the best offset so far, at little cost.
 
-    Our choice: 0.02 is about the standard error of a mean over the 500 to 1,000 samples that are usually held out, so
-    what is paid hardly shows. All are accuracies of the same samples, so that only those that changed count. Of fewer
-    than 50 samples each is worth more than 0.02: there an offset may cost none on balance, as one lost may be many.
+    The cost: the means over classes of robust and of clean accuracy are at most 0.02 below those without an offset. Our
+    choice: 0.02 is about the standard error of a mean over the usual 500 to 1,000 held-out samples. With fewer than 50
+    samples one sample is more than 0.02, so that an offset may lose none on balance.
     """
     if not np.nanmin(tried.by_class(classes)) > np.nanmin(best.by_class(classes)):
         return False
@@ -267,7 +270,7 @@ def is_fairer(tried: ClassDiagnosis, best: ClassDiagnosis, start: ClassDiagnosis
 
 
 def raised(offset: torch.Tensor, label: int, step: float) -> None:
-    """Make one class more likely; of a binary head's single score, class 1 is up and class 0 down."""
+    """Make one class more likely. A single score of a binary network rises for class 1 and falls for class 0."""
     if len(offset) > 1:
         offset[label] += step
     else:
@@ -277,6 +280,6 @@ def raised(offset: torch.Tensor, label: int, step: float) -> None:
 @HARDENINGS.register("class-fair-lr")
 @dataclass
 class LayerRegularizedClassFair(ClassFair):
-    """Class-fair training with the layer-wise regularizer of at-lr beside its loss."""
+    """Class-fair training with the layer-wise regularizer of at-lr added to the loss."""
 
     regularizes: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Which layers a hardening regularizes: named ones, those that an audit or a scan flags, or one by its place."""
+"""The layers that a hardening regularizes: named ones, those that an audit or a scan flags, or one by its place."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,7 @@ def named_layers(own: HardenSettings, layers: list[Layer]) -> tuple[str, ...]:
 
 
 def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str, ...]:
-    """The most vulnerable layers of a saved report, under its strongest budget attack that scanned any."""
-    from lsa_cli.report.ranking import strongest
+    """The most vulnerable layers of a saved report, under its strongest budget attack with a layer scan."""
     from lsa_cli.report.storage import read_report
 
     outcome = strongest(read_report(path), scanned=True)
@@ -47,33 +46,29 @@ def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str
         raise UsageError(f"--mvl {path}: this report has no layer scan under an attack; audit without --layers none")
     found = outcome.layers.mvl
     if top_k is not None:
-        ranked = sorted(
-            (row for row in outcome.layers.rows if row.mean is not None), key=lambda row: -(row.mean or 0.0)
-        )
-        refuse_more(top_k, len(ranked), path)
-        found = [row.name for row in ranked[:top_k]]
-    unknown_here = [name for name in found if name not in {layer.name for layer in layers}]
-    if unknown_here:
-        raise UsageError(
-            f"--mvl {path}: this network has no layer {unknown_here[0]}; is it the report of another model?"
-        )
+        means = {row.name: row.mean for row in outcome.layers.rows if row.mean is not None}
+        refuse_more(top_k, len(means), path)
+        found = sorted(means, key=lambda name: -means[name])[:top_k]
+    missing = [name for name in found if name not in {layer.name for layer in layers}]
+    if missing:
+        raise UsageError(f"--mvl {path}: this network has no layer {missing[0]}; is it the report of another model?")
     return tuple(found)
 
 
 def gammas(text: str, layers: Sequence[str]) -> tuple[float, ...]:
-    """ "0.5" for every layer, or "relu1=0.5,relu2=0.1" with one for each. Raises UsageError otherwise."""
-    said = _parsed(text)
-    if isinstance(said, float):
-        return (said,) * len(layers)
-    if set(said) != set(layers):
+    """The weights of --gamma: "0.5" for every layer, or one for each, as "relu1=0.5,relu2=0.1". Raises UsageError."""
+    weights = _parsed(text)
+    if isinstance(weights, float):
+        return (weights,) * len(layers)
+    if set(weights) != set(layers):
         raise UsageError(f"--gamma '{text}' must give one weight of 0 or more to each of {', '.join(layers)}")
-    return tuple(said[name] for name in layers)
+    return tuple(weights[name] for name in layers)
 
 
 def check_gamma(text: str, layers: Sequence[str]) -> None:
-    """Check --gamma before the regularized layers are known. Raises UsageError for no number, or no name of `layers`."""
-    said = _parsed(text)
-    for name in said if isinstance(said, dict) else ():
+    """Check --gamma before the regularized layers are known. Raises UsageError for a bad number or an unknown layer."""
+    weights = _parsed(text)
+    for name in weights if isinstance(weights, dict) else ():
         if name not in layers:
             raise UsageError(f"--gamma '{text}': {unknown('layer', name, layers)}")
 
@@ -84,13 +79,11 @@ def _parsed(text: str) -> float | dict[str, float]:
         if value < 0:
             raise UsageError(f"--gamma {text} is negative; give a weight of 0 or more")
         return value
-    said = {
-        name.strip(): parse_number(value, "--gamma")
-        for name, _, value in (part.rpartition("=") for part in text.split(","))
-    }
-    if min(said.values()) < 0:
+    parts = (part.rpartition("=") for part in text.split(","))
+    weights = {name.strip(): parse_number(value, "--gamma") for name, _, value in parts}
+    if min(weights.values()) < 0:
         raise UsageError(f"--gamma '{text}' must give weights of 0 or more")
-    return said
+    return weights
 
 
 # ---- chosen by a rule ------------------------------------------------------------
@@ -120,10 +113,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
 
     def scan_batch(index: np.ndarray) -> Observation:
         x = check_inputs(network.data.read(index), index, network.bounds, network.data.spec).to(network.device)
-        y, places = (
-            torch.from_numpy(network.labels[index]).to(network.device),
-            torch.from_numpy(index).to(network.device),
-        )
+        y, places = (torch.from_numpy(part).to(network.device) for part in (network.labels[index], index))
         x_adv = attack(network.classifier, x, y, index=places, seed=audit.seed)
         return observe(
             network.classifier, names, audit.measure, plan.threat, x, x_adv, places, seed=audit.seed,
@@ -140,7 +130,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
 
 
 def settings_before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
-    """The settings of a hardening that follows an audit, before that audit has run; and notes on settings that it replaces.
+    """The settings of a hardening that follows an audit, before the audit; and notes on settings that it replaces.
 
     scans: whether the audit scans layers under an attack. Raises UsageError where its layers are needed and it does not.
     """
@@ -173,7 +163,7 @@ def settings_after_audit(own: HardenSettings, report: AuditReport) -> tuple[Hard
         base = objective_for(top.spec)
         found["base"] = base
         notes.append(f"hardening with base {base}, for {top.name}")
-        # Steps of a minimal-norm attack mean something else, so training does not take them over.
+        # Steps of a minimal-norm attack mean something else, so training does not use them.
         settings = top.settings if top.kind == "budget" else {}
         for name in ("steps", "step_size"):
             said = getattr(own, name)

@@ -1,4 +1,4 @@
-"""Hardening: what a training method receives, and what it yields to the training loop."""
+"""Hardening: the interface between a training method and the training loop."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Step = tuple[torch.Tensor, tuple[str, ...]]  # a mean loss, and the parameter gr
 
 @dataclass(frozen=True)
 class Task:
-    """What is known before training starts.
+    """The settings that a method uses.
 
-    threat, steps, step_size: of the training attack. layers: names of the flagged layers, most vulnerable first.
-    gammas: weight of each of them. attack_mode: the mode the network is in while it is attacked, eval or train. input_shape: of one sample.
+    threat, steps, step_size: of the training attack. layers: names of the regularized layers, most vulnerable first. gammas:
+    the weight of each. attack_mode: the mode of the network while it is attacked, eval or train. input_shape: of one sample.
     """
 
     threat: Threat
@@ -53,11 +53,11 @@ class Batch:
 
 
 class Hardening:
-    """A method: losses for the training loop, which alone owns optimizers, devices and ranks.
+    """A method yields losses to the training loop, which owns optimizers, devices and ranks.
 
-    A subclass is a dataclass with a field `task: Task`; its other fields are the options of --method name:key=value.
-    Mutable state that training changes belongs into `state`, or a resumed run differs from an uninterrupted one.
-    parts: sums over samples of the parts of the last loss, for the log; (tensor on the device, number of samples).
+    A subclass is a dataclass with a field `task: Task`; its other fields are the options of --method name:key=value. State
+    that training changes must be part of `state`, or a resumed run differs from an uninterrupted one. parts: the parts of
+    the last loss (N,), for the log.
     """
 
     regularizes: ClassVar[bool] = False  # the method uses the layer-wise regularizer
@@ -76,36 +76,36 @@ class Hardening:
 
     @property
     def begins(self) -> float:
-        """Share of the training after which the method is in effect. Epochs that end before are never the best epoch."""
+        """The share of the training after which the method is in effect. Earlier epochs are never the best one."""
         return 0.0
 
     def prepare(self, model: Classifier) -> None:
-        """Surgery on model.body, once, before there are optimizers; `surgeries` then says what was done to it, for
-        `lsa_cli.models.surgery` to do it again in use."""
+        """Surgery on model.body, before there are optimizers. `surgeries` then describes it, so that `lsa_cli.models.surgery`
+        can repeat it in use."""
 
     def groups(self, model: Classifier) -> dict[str, list[nn.Parameter]]:
         return {"weights": list(model.parameters())}
 
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
-        """Yield losses; between two yields the loop has run backward and updated the named groups."""
+        """Yield losses. Between two of them the loop runs the backward pass and updates the named groups."""
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int) -> None:
         pass
 
     def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
-        """Called where `diagnosed` is set. diagnosis: of the trained weights on the validation samples, under PGD at full eps."""
+        """Called if `diagnosed` is set. diagnosis: of the trained weights on held-out samples, under PGD at full eps."""
 
     def averaged(self) -> dict[str, torch.Tensor] | None:
-        """The weights to validate and to save, if those are not the trained weights themselves."""
+        """The weights to validate and to save; None for the trained weights themselves."""
         return None
 
     def score(self, diagnosis: ClassDiagnosis) -> float:
-        """The quality of the network on the validation samples. The epoch with the largest score is saved."""
+        """The quality of the network on the held-out samples. The epoch with the largest score is the best."""
         return float(diagnosis.robust.mean())
 
     def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
-        """After training, on the best weights: what is fitted on held-out samples, once."""
+        """Called once after training with the best weights, for what is fitted on held-out samples."""
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -33,12 +32,9 @@ from lsa_cli.registry import build
 from lsa_cli.settings import AuditSettings, HardenSettings
 
 DEFAULT_GAMMA, DEFAULT_HOLD = 0.5, "first"
-JUDGED_BY = ("fgsm", "pgd")  # attacks of the audits before and after
-_GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which for MNIST's 0.3 are the source paper's
-_USUAL_VALIDATION, _LARGEST_VALIDATION = (
-    0.1,
-    1000,
-)  # share of the training samples, and at most; --val-fraction sets another share without a limit
+_AUDIT_ATTACKS = ["fgsm", "pgd"]
+_GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which are the source paper's for MNIST's 0.3
+_VALIDATION_SHARE, _MOST_VALIDATION = 0.1, 1000  # of the training samples; --val-fraction has no upper limit
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class HardenPlan:
     """The resolved settings of a hardening.
 
     audit: the audits before and after. network: the network to train, with its training data. train, validation: indices
-    into the training data. layers: the layers named, empty where the rule `hold` chooses them. top_k: number of layers
+    into the training data. layers: the named layers, empty where the rule `hold` chooses them. top_k: the number of layers
     that the scan flags.
     """
 
@@ -73,13 +69,15 @@ class HardenPlan:
     notes: tuple[str, ...]
 
     @property
-    def regularizes(self) -> bool:
-        return HARDENINGS.get(self.method).regularizes
+    def kind(self) -> type[Hardening]:
+        return HARDENINGS.get(self.method)
 
     @property
     def layer_by_place(self) -> str:
-        """The first or the last scanned layer. The first is the first with trained weights in it or before it: the
-        regularizer cannot change the layers ahead of those."""
+        """The last scanned layer, or the first one with trained weights in it or before it.
+
+        The regularizer cannot change the layers before those weights.
+        """
         layers = self.audit.layers
         if self.hold == "last":
             return layers[-1].name
@@ -93,18 +91,13 @@ class HardenPlan:
         return layers[0].name
 
     @property
-    def chosen_by(self) -> str:
-        """The name of the score that decides the best epoch."""
-        return HARDENINGS.get(self.method).chosen_by
-
-    @property
     def needs_layers(self) -> bool:
         return needs_layers(self.method, self.options, "flagged" if self.train_only_flagged else None)
 
     def task(self, layers: tuple[str, ...]) -> Task:
         return Task(
             threat=self.threat, steps=self.steps, step_size=self.step_size, layers=layers,
-            gammas=gammas(self.gamma, layers) if self.regularizes else (), measure=self.audit.measure,
+            gammas=gammas(self.gamma, layers) if self.kind.regularizes else (), measure=self.audit.measure,
             detach_clean=self.detach_clean, attack_mode=self.attack_mode,
             label_smoothing=self.recipe.label_smoothing, awp=self.recipe.awp, classes=self.network.classes,
             samples=len(self.train), input_shape=self.network.input_shape,
@@ -112,14 +105,13 @@ class HardenPlan:
 
     def make_method(self, layers: tuple[str, ...]) -> Hardening:
         """The method for these layers. Raises UsageError for options that it does not have."""
-        return build(HARDENINGS.get(self.method), self.options, f"method '{self.method}'", task=self.task(layers))
+        return build(self.kind, self.options, f"method '{self.method}'", task=self.task(layers))
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
         return self._trainable(self._weights_of(layers) if self.train_only_flagged else None)
 
     def _trainable(self, only: list[str] | None) -> frozenset[str]:
-        adds = HARDENINGS.get(self.method).adds_weights
-        return trainable_names(self.network.classifier, self.freeze, only, none_left=adds)
+        return trainable_names(self.network.classifier, self.freeze, only, none_left=self.kind.adds_weights)
 
     def parameters(self, names: frozenset[str]) -> set[int]:
         """The ids of the parameters with these names."""
@@ -131,15 +123,13 @@ class HardenPlan:
         return [_module_of(layer.name) for layer in self.network.layers[:place] if layer.is_learnable]
 
     def _weights_of(self, layers: tuple[str, ...]) -> list[str]:
-        """Modules with the weights of these layers. An activation has none; the last layer with weights before it counts."""
+        """Modules with the weights of these layers. For a layer without weights, the last module with weights before it."""
         named = dict(plain_modules(self.network.classifier.body))
         found: list[str] = []
         for name in layers:
-            module = _module_of(name)
-            if ":" not in name and any(True for _ in named[module].parameters()):
-                found.append(module)  # a functional call has none, whatever the module around it has
-                continue
-            found += self._weighted_before(name)[-1:]
+            module, is_call = _module_of(name), ":" in name  # the weights of a module are not those of a call in it
+            own = not is_call and any(True for _ in named[module].parameters())
+            found += [module] if own else self._weighted_before(name)[-1:]
         return found
 
 
@@ -155,7 +145,7 @@ def make_harden_plan(
 ) -> HardenPlan:
     """Resolve every setting. Raises an LsaError for settings that are invalid or contradict each other.
 
-    settings: of the audits before and after, with those of the training under `harden`.
+    settings: those of the audits, with those of the training under `harden`.
     """
     own = settings.harden or HardenSettings()
     method, options = method_of(own)
@@ -168,13 +158,12 @@ def make_harden_plan(
     audit = _audit_plan(built, settings, origin, network.data.split, say)
     if not float(audit.threat.eps) > 0:
         raise UsageError("--eps 0 allows no adversarial examples; give a radius, for example 8/255")
-    said = own.val_fraction
-    share, most = (_USUAL_VALIDATION, _LARGEST_VALIDATION) if said is None else (said, len(network.labels))
+    share, most = _VALIDATION_SHARE, _MOST_VALIDATION
+    if own.val_fraction is not None:
+        share, most = own.val_fraction, len(network.labels)
     train, validation = split_validation(network.labels, share, most, audit.seed)
     if audit.network.data.spec == network.data.spec and audit.network.data.split == network.data.split:
-        notes.append(
-            "there is no other split to judge by: the audits before and after are of the held-out training samples"
-        )
+        notes.append("there is no other split: the audits before and after use the held-out training samples")
         audit = replace(audit, network=audit.network.with_data_of(network), index=validation)
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
@@ -188,8 +177,7 @@ def make_harden_plan(
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
         freeze=tuple(own.freeze or ()), train_only_flagged=own.train_only == "flagged",
-        given=settings, origin=origin,
-        notes=tuple(notes),
+        given=settings, origin=origin, notes=tuple(notes),
     )  # fmt: skip
     _refuse_unused(own, plan)
     made = _try_method(plan)
@@ -205,7 +193,7 @@ def make_harden_plan(
 def _training_network(built: Built, settings: AuditSettings, origin: dict[str, str]) -> tuple[Network, list[str]]:
     """The network with its training split, or with all data where the source has no splits; and notes on that choice.
 
-    A split that a settings file names for audits is not used for training. Raises DataError without training data.
+    A test split that a settings file names is for the audits. Raises DataError where there is no training data.
     """
     notes = []
     if settings.split in TEST_SPLITS and origin.get("split") != "option":
@@ -229,29 +217,29 @@ def _training_network(built: Built, settings: AuditSettings, origin: dict[str, s
 def _audit_plan(
     built: Built, settings: AuditSettings, origin: dict[str, str], split: str, say: Say = lambda message: None
 ) -> AuditPlan:
-    """The audit before and after: on test data, with the attacks of the settings, or FGSM and PGD.
+    """The plan of the audits: on test data, with the attacks of the settings, or FGSM and PGD.
 
-    Where the source has no test split, on `split`, which is trained on.
+    Where the source has no test split, they use `split`, the split of the training.
     """
-    changes: dict[str, Any] = {
-        "harden": None, "preset": None, "full_on": None, "gate": None, "gate_only": None, "attack": settings.attack or list(JUDGED_BY),
-        "noise": settings.noise or ["none"],
-    }  # fmt: skip
+    settings = settings.replace(
+        harden=None, preset=None, full_on=None, gate=None, gate_only=None, split=None,
+        attack=settings.attack or _AUDIT_ATTACKS, noise=settings.noise or ["none"],
+    )  # fmt: skip
     try:
-        plan = make_plan(built.target, settings.replace(**changes, split=None), origin, None, say, built)
+        plan = make_plan(built.target, settings, origin, None, say, built)
     except SplitError:
-        plan = make_plan(built.target, settings.replace(**changes, split=split or None), origin, None, say, built)
+        plan = make_plan(built.target, settings.replace(split=split or None), origin, None, say, built)
     if plan.eps_grid or not plan.attacks:
         return plan
     eps = float(plan.threat.eps)
     bounds = plan.network.bounds
-    room = bounds[1] - bounds[0] if bounds is not None else np.inf
+    largest = bounds[1] - bounds[0] if bounds is not None else np.inf
     grid = tuple(round(eps * third / 3, 10) for third in range(_GRID + 1))
-    return replace(plan, eps_grid=tuple(radius for radius in grid if radius <= room))
+    return replace(plan, eps_grid=tuple(radius for radius in grid if radius <= largest))
 
 
 def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
-    """The same audit of the file that was written. The network is read from it and built like any other."""
+    """The same audit of the new checkpoint `out`, which is read like any other."""
     given = plan.given.replace(weights=None, trust_code=None, normalize=None, returns=None, output_index=None)
     if not runs_user_code(plan.network.arch):
         given = given.replace(arch=None, arch_args=None)
@@ -268,14 +256,14 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
 def _try_method(plan: HardenPlan) -> Hardening:
     """Build the method once, so that wrong options raise UsageError now and not after an audit and a scan.
 
-    Where a scan is to choose the layers, any hidden one stands for them.
+    Where a scan will choose the layers, the first hidden one takes their place.
     """
     hidden = tuple(layer.name for layer in plan.network.layers if not layer.is_output)
     if plan.layers or not plan.needs_layers:
         return plan.make_method(plan.layers or hidden[:1])
     if not plan.audit.layers:
         raise UsageError(
-            "the layers to regularize are chosen from those that the audits scan, which is none; name them with --layers"
+            "the layers to regularize are chosen from those that the audits scan, and they scan none; name layers with --layers"
         )
     if plan.top_k is not None:
         refuse_more(plan.top_k, len(plan.audit.layers), "the scan")
@@ -303,36 +291,33 @@ def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
 
 def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
     """Raise UsageError for an option that would change nothing."""
-    method = HARDENINGS.get(plan.method)
-    holding = f"{plan.method}-lr" if f"{plan.method}-lr" in HARDENINGS else DEFAULT_METHOD
-    if not plan.regularizes:
-        for name in ("gamma", "detach_clean"):
-            if getattr(own, name) is not None:
-                has = "has none"
-                if name == "gamma" and hasattr(method, "gamma"):
-                    has = f"has a gamma of its own: --method {plan.method}:gamma={own.gamma}"
-                raise UsageError(
-                    f"{_option(name)} is for methods with the regularizer, such as {holding}; {plan.method} {has}"
-                )
-    if not plan.needs_layers:
-        for name in ("mvl", "layers", "hold", "top_k"):
-            if getattr(own, name) is not None:
-                raise UsageError(
-                    f"{_option(name)} names layers to regularize, and {plan.method} regularizes none; use {holding}"
-                )
+    method, base = plan.method, base_of(plan.method, plan.options)
+    regularized = f"{method}-lr" if f"{method}-lr" in HARDENINGS else DEFAULT_METHOD
+
+    def given(*names: str) -> list[str]:
+        return [name for name in names if getattr(own, name) is not None]
+
+    for name in given("gamma", "detach_clean") if not plan.kind.regularizes else ():
+        has = "has none"
+        if name == "gamma" and hasattr(plan.kind, "gamma"):
+            has = f"has a gamma of its own: --method {method}:gamma={own.gamma}"
+        raise UsageError(f"{_option(name)} is for methods with the regularizer, such as {regularized}; {method} {has}")
+    for name in given("mvl", "layers", "hold", "top_k") if not plan.needs_layers else ():
+        raise UsageError(
+            f"{_option(name)} names layers to regularize, and {method} regularizes none; use {regularized}"
+        )
     if own.layers is not None and own.top_k is not None:
         raise UsageError("--layers names layers, and --top-k takes those that a scan flags; give one of them")
     if plan.layers and own.hold is not None:
         raise UsageError("--hold chooses layers, and --layers or --mvl names them; give one of them")
     if own.hold in ("first", "last") and own.top_k is not None:
         raise UsageError("--top-k takes layers that a scan flags; use it with --hold mvl, or leave --hold out")
-    used = attack_settings_used(plan.method, plan.options)
-    if own.warmup is not None and not used and not plan.regularizes and base_of(plan.method, plan.options) is None:
-        raise UsageError(f"--warmup raises eps and gamma, and {plan.method} without a base uses neither; leave it out")
-    for name in ATTACK_SETTINGS:
-        if getattr(own, name) is not None and name not in used:
-            base = base_of(plan.method, plan.options)
-            why = f"{plan.method} without a base attacks nothing" if base is None else f"base {base} does not use it"
+    used = attack_settings_used(method, plan.options)
+    if own.warmup is not None and not used and not plan.kind.regularizes and base is None:
+        raise UsageError(f"--warmup raises eps and gamma, and {method} without a base uses neither; leave it out")
+    for name in given(*ATTACK_SETTINGS):
+        if name not in used:
+            why = f"{method} without a base attacks nothing" if base is None else f"base {base} does not use it"
             raise UsageError(f"{_option(name)}: {why}; leave it out, or use --base pgd")
 
 

@@ -17,7 +17,7 @@ Representations = dict[str, torch.Tensor]
 def record(model: Classifier, names: Sequence[str]) -> Iterator[Representations]:
     """A context that records the outputs of the named layers while the network runs, with their graph.
 
-    Clones, because an activation that works in place would overwrite what was recorded.
+    It records copies, because an in-place activation overwrites the output before it.
     """
     seen: Representations = {}
 
@@ -30,10 +30,10 @@ def record(model: Classifier, names: Sequence[str]) -> Iterator[Representations]
 
 @dataclass(frozen=True)
 class LayerRegularizer:
-    """sum over l of gamma_l * CM_l(x, x_adv), the mean over samples taken by the caller.
+    """The sum over layers l of gamma_l * CM_l(x, x_adv), per sample.
 
-    The gradient runs through both branches unless detach_clean makes the clean one a fixed target; the paper says
-    neither, both is our choice. x_adv is a constant: the inner attack maximises the loss alone.
+    The gradient flows through both branches, unless detach_clean makes the clean one a constant. (The paper does not say; the
+    default is our choice.) x_adv is a constant: the attack maximises the loss without the regularizer.
     """
 
     layers: tuple[str, ...]
@@ -53,8 +53,8 @@ class LayerRegularizer:
         return total, measures
 
     def _compare(self, clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
-        # A sample on which the layer is silent has no measure, and a NaN in one row would spoil every gradient:
-        # such rows count as zero here (our choice).
-        awake = clean.flatten(1).any(1) & perturbed.flatten(1).any(1)
-        value = torch.zeros(len(clean), device=clean.device)  # float32, whatever autocast made of the layers
-        return value.index_put((awake,), self.measure(clean[awake].float(), perturbed[awake].float()))
+        # A sample whose outputs are all zero has no measure, and its NaN would make every gradient NaN. It counts as zero
+        # (our choice).
+        active = clean.flatten(1).any(1) & perturbed.flatten(1).any(1)
+        value = torch.zeros(len(clean), device=clean.device)  # float32, also under autocast
+        return value.index_put((active,), self.measure(clean[active].float(), perturbed[active].float()))

@@ -27,7 +27,7 @@ def described(plan: HardenPlan) -> dict[str, Any]:
         "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
         "eps_text": eps_as_text(float(plan.threat.eps)), "steps": plan.steps, "step_size": plan.step_size,
         "attack_mode": plan.attack_mode, **{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
-        "measure": plan.audit.measure_name, "gamma": plan.gamma if plan.regularizes else None,
+        "measure": plan.audit.measure_name, "gamma": plan.gamma if plan.kind.regularizes else None,
         "detach_clean": plan.detach_clean, "freeze": list(plan.freeze), "train_only_flagged": plan.train_only_flagged,
         "data": plan.network.data.spec, "split": plan.network.data.split, "training_samples": len(plan.train),
         "validation_samples": len(plan.validation), "seed": plan.audit.seed,

@@ -38,8 +38,7 @@ class Hardened:
     """The result of a hardening.
 
     layers: the regularized layers, the most vulnerable first. best_epoch: 0 is the network before training. stopped: the
-    reason for early stopping. compared: the reports before and after; None where they cannot be compared, and then
-    incomparable says why.
+    reason for early stopping. compared: the comparison of the reports; None where there is none, and `incomparable` says why.
     """
 
     out: Path
@@ -70,13 +69,13 @@ def run_harden(
 ) -> Hardened:
     """Run the audit before, the training, and the audit after. say: receives a line for each step.
 
-    Raises RunError for what breaks on the way; the last good state is on disk then, and `resume` goes on from it, as
-    ranks do that torchrun has started again. Of several ranks the first one writes; all read what it has written.
+    Raises RunError where the run breaks. The last good state is then on disk; `resume` continues from it, and so do ranks that
+    torchrun restarts. Of several ranks the first one writes, and all read what it has written.
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
     restarted = distributed.restarted()
     resume = distributed.first(lambda: _resumes(plan, files, resume, restarted, say))
-    with numerics(plan.audit), _unmarked_where_it_cannot_go_on(files):
+    with numerics(plan.audit), _removes_mark(files):
         before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
         if plan.needs_layers and not layers:
@@ -119,8 +118,8 @@ def run_harden(
 
 
 @contextmanager
-def _unmarked_where_it_cannot_go_on(files: Files) -> Iterator[None]:
-    """A context that removes the mark of a started run after an error that the same command would raise again."""
+def _removes_mark(files: Files) -> Iterator[None]:
+    """A context that removes `files.started` after an error that the same command would raise again."""
     try:
         yield
     except RankLost:
@@ -144,9 +143,8 @@ def _compared(before: AuditReport, after: AuditReport) -> tuple[Comparison | Non
 
 
 def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: Say) -> bool:
-    """Whether a saved state exists to resume from.
+    """Whether to resume from a saved state. If not, `files.started` is written.
 
-    If not, it writes `files.started`, so that a run that is killed before its first state differs from an older result.
     Raises UsageError where the files are of another run.
     """
     if (asked or restarted) and files.state.exists():
@@ -159,7 +157,7 @@ def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: 
             refuse_without_state(files.state)
         say(f"no state at {files.state} yet: starting from the beginning")
     write_text(files.started, json.dumps(identity))
-    files.state.unlink(missing_ok=True)  # of another run, which is not to be taken for this one
+    files.state.unlink(missing_ok=True)  # of another run
     return False
 
 
@@ -205,7 +203,7 @@ def _trained(
 ) -> Trained:
     network = plan.network
     torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
-    # Surgery renames parameters: what is frozen is held by itself, and what surgery adds moves.
+    # Surgery renames parameters. So frozen parameters are found by their ids, and those that surgery adds train.
     moving = plan.trainable(layers)
     frozen = {id(parameter) for name, parameter in network.classifier.named_parameters() if name not in moving}
     method.prepare(network.classifier)
@@ -229,12 +227,8 @@ def _trained(
 
     def on_epoch(result: EpochResult, left: float) -> None:
         write_log(files.log, [result], fresh=result.epoch == 1)
-        for name, value in {
-            "loss": result.loss,
-            **result.parts,
-            "clean": result.clean,
-            "robust": result.robust,
-        }.items():
+        values = {"loss": result.loss, **result.parts, "clean": result.clean, "robust": result.robust}
+        for name, value in values.items():
             board(name, value, result.epoch)
         parts = ", ".join(f"{name} {value:.3f}" for name, value in result.parts.items())
         say(
@@ -243,7 +237,7 @@ def _trained(
             f"about {left:.0f} s left"
         )
 
-    # A kill may have come between an epoch's state and its line.
+    # The process may have ended between the state of an epoch and its line in the log, so a resumed run writes all lines.
     trained = train(job, progress, on_epoch, lambda history: write_log(files.log, history, fresh=True))
     network.classifier.load_state_dict(trained.best)
     method.finish(network.classifier.eval(), validation_of(job))

@@ -1,4 +1,4 @@
-"""The state of a training on disk. It is written completely or not at all, and read only for the same run."""
+"""The state of a training on disk. It is written completely or not at all, and only the same run may read it."""
 
 import io
 import json
@@ -22,7 +22,7 @@ def write_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> 
 
 
 def refuse_another_start(path: Path, identity: dict[str, Any]) -> None:
-    """Raise UsageError, naming the changes, where `path` marks another run than this one."""
+    """Raise UsageError with the changes where `path` is the mark of another run."""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -36,8 +36,8 @@ _VALIDATION_STEPS = 10
 class Trained:
     """best, last: state_dicts of the network. history: the result of each epoch. stopped: the reason for early stopping.
 
-    best_epoch: 0 is the network before training. It is the best where no epoch is at full strength, and where training
-    stops early and the best epoch is no better than chance.
+    best_epoch: 0 is the network before training. It is the best where no epoch has full strength, and where training stops
+    early and the best epoch is no better than chance.
     """
 
     best: dict[str, torch.Tensor]
@@ -59,9 +59,8 @@ def train(
 
     The first rank calls on_epoch(result, seconds left) after each epoch, and on_resume(results so far) after a resume.
 
-    The state is on disk after every epoch and every two minutes; with job.resume it goes on from there and ends as an
-    uninterrupted run does, to the bit on CPU. Raises RunError when the loss stops being finite before the first epoch
-    is over.
+    The state is saved after every epoch and every two minutes. With job.resume the training continues from there, and on CPU
+    gives the same bits as an uninterrupted run. Raises RunError where the loss is not finite in the first epoch.
     """
     return _Training(job, progress, on_epoch).run(on_resume)
 
@@ -71,7 +70,7 @@ class _Training:
         self.job, self.progress, self.on_epoch = job, progress, on_epoch
         self.model, self.method, self.recipe = job.model, job.method, job.recipe
         if runs_channels_last(self.model, self.method.task.input_shape):
-            self.model.to(memory_format=torch.channels_last)  # attacks and updates are faster so
+            self.model.to(memory_format=torch.channels_last)  # which is faster
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in job.trainable)
         groups = self.method.groups(self.model)
@@ -136,9 +135,9 @@ class _Training:
         self.finish_epoch(epoch + 1)
 
     def epoch_batches(self, epoch: int, done: int) -> Iterator[tuple[Batch, int]]:
-        """The part of this rank of every batch that is left in the epoch, and the number of samples of the whole batch.
+        """This rank's part of each batch that is left in the epoch, and the number of samples of the whole batch.
 
-        A remainder smaller than a batch is left out: BatchNorm cannot train on one sample, and every rank needs a part.
+        A last batch that is not full is left out: BatchNorm cannot train on one sample, and every rank needs a part.
         """
         job, size = self.job, self.size
         order = np.random.default_rng([job.seed, epoch]).permutation(job.train)
@@ -147,9 +146,8 @@ class _Training:
             at = (epoch * self.per_epoch + done + number + 0.5) / self.total
             index = torch.from_numpy(rows)
             seed = job.seed * 1_000_003 + epoch
-            x = AUGMENTATIONS[self.recipe.augment](
-                check_inputs(read, rows, job.threat.bounds, job.data.spec), index, seed
-            )
+            x = check_inputs(read, rows, job.threat.bounds, job.data.spec)
+            x = AUGMENTATIONS[self.recipe.augment](x, index, seed)
             y = torch.from_numpy(job.labels[rows])
             strength = warmed_up(at, self.recipe.warmup)
             x, y, index = (tensor.to(job.device) for tensor in (x, y, index))
@@ -158,8 +156,8 @@ class _Training:
     def update(self, batch: Batch, count: int) -> None:
         """All updates of the method on one batch. Gradients are summed over ranks before each update."""
         recipe = self.recipe
-        # Dropout and the like draw from the global generator: by step, so that a resumed run draws the same, and by
-        # rank, so that no two samples of a batch share what is drawn.
+        # Dropout draws from the global generator. It is seeded by step, so that a resumed run draws the same numbers, and by
+        # rank, so that the samples of a batch draw different ones.
         torch.manual_seed(self.job.seed * 7_919 + self.step + distributed.rank() * 1_000_000_007)
         rate = recipe.lr * learning_rate(recipe.schedule, batch.progress)
         for optimizer in self.optimizers.values():
@@ -192,7 +190,9 @@ class _Training:
     def add_losses(self, loss: torch.Tensor, count: int) -> None:
         """Add the losses of one update to the sums for the log."""
         found = {"loss": loss.detach() * count} | {name: part.sum() for name, part in self.method.parts.items()}
-        values = torch.stack([value.detach().double() for value in found.values()]).tolist()  # one wait for the device
+        values = torch.stack(
+            [value.detach().double() for value in found.values()]
+        ).tolist()  # one synchronisation with the device
         for name, value in zip(found, values, strict=True):
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counted[name] = self.counted.get(name, 0) + count
@@ -203,7 +203,7 @@ class _Training:
             )
 
     def training_mode(self) -> None:
-        """Set training mode, except in modules whose parameters are all frozen: their running statistics stay too."""
+        """Set training mode, except in modules whose parameters are all frozen, so that their running statistics stay."""
         self.model.train()
         for module in self.model.modules():
             own = list(module.parameters())
@@ -232,8 +232,8 @@ class _Training:
         )  # fmt: skip
         self.history.append(result)
         score = self.method.score(under_pgd)
-        whole = result.strength == 1 and epoch / recipe.epochs > self.method.begins  # the last epoch always is
-        if score > self.best_score and whole and math.isfinite(result.loss):
+        full = result.strength == 1 and epoch / recipe.epochs > self.method.begins  # the last epoch always is
+        if score > self.best_score and full and math.isfinite(result.loss):
             self.best, self.best_epoch, self.best_score = self.weights_to_save(), epoch, score
         self.save()
         if distributed.rank() == 0:
@@ -245,7 +245,7 @@ class _Training:
         return float(next(iter(self.optimizers.values())).param_groups[0]["lr"])
 
     def means(self) -> dict[str, float]:
-        """Means of the losses of the epoch and of their parts, over all ranks and the updates that have them."""
+        """Means of the losses of the epoch and of their parts, over all ranks and all updates that have them."""
         gathered = distributed.gather_objects((self.sums, self.counted))
         names = list(dict.fromkeys(name for sums, _ in gathered for name in sums))
         return {
@@ -267,7 +267,7 @@ class _Training:
         return self.method.averaged() if self.average is None else self.average.values
 
     def weights_to_save(self) -> dict[str, torch.Tensor]:
-        """A copy of the weights that a checkpoint of this moment has: the average, where there is one."""
+        """A copy of the weights for a checkpoint: the average, where there is one."""
         values = self.average_of_weights()
         return weights_of(self.model) if values is None else copied(values)
 
@@ -290,7 +290,7 @@ class _Training:
     def save(self) -> None:
         self.saved = time.monotonic()
         if distributed.world() > 1 and self.step % self.per_epoch:
-            return  # ranks hold different parts of an unfinished epoch; whole epochs are enough to go on from
+            return  # within an epoch the sums of the ranks differ; a resumed run starts at the last whole epoch
         methods = distributed.gather_objects(self.method.state())
         if distributed.rank() == 0:
             write_state(

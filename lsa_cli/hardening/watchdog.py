@@ -43,11 +43,11 @@ def at_chance(result: EpochResult, chance: float) -> bool:
 
 
 def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
-    """The reason to stop after the last epoch, with what to change; None where there is none.
+    """The reason to stop after the last epoch, with what to change; None where there is none. chance: accuracy of guessing.
 
-    chance: accuracy of guessing. Catastrophic overfitting (arXiv 2001.03994, section 5.4): single steps no longer fool
-    the network and many steps fool it always. Robust accuracy under PGD at half its best or less, while accuracy
-    under FGSM is no lower than it was then (the numbers are our choice).
+    Catastrophic overfitting (arXiv 2001.03994, section 5.4): attacks of one step fail and attacks of many steps succeed on
+    every sample. Here: accuracy under PGD is half its best or less, and accuracy under FGSM is no lower than at that epoch
+    (the numbers are our choice).
     """
     last = history[-1]
     if not math.isfinite(last.loss):

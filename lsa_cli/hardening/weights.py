@@ -66,9 +66,9 @@ class Average:
 def adversarial_weights(model: nn.Module, loss: torch.Tensor, size: float) -> Iterator[None]:
     """A context in which each weight tensor is moved by `size` of its norm in the direction that raises the loss most.
 
-    Adversarial weight perturbation (AWP, arXiv 2004.05884, eq. 8 and 10, one step); tensors of one dimension (biases,
-    norms) stay. loss: a sum over samples, so that ranks move alike. At the end the move is taken back, so that an optimizer's step inside is added to the
-    original weights.
+    Adversarial weight perturbation (AWP, arXiv 2004.05884, eq. 8 and 10, one step). Tensors of one dimension (biases, norms)
+    stay. loss: a sum over samples, so that all ranks move alike. The end takes the move back, so that the step of an
+    optimizer within the context changes the original weights.
     """
     moved = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     with backward_of_network():
