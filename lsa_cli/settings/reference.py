@@ -21,9 +21,9 @@ too: `n: 100`. The command line wins over `lsa.yaml`, which wins over what the c
 Marks: ¹ on the command line and in `lsa.yaml` only; ² on the command line only.
 """
 _HARDEN = """\
-The settings below stand in the section `harden:` of `lsa.yaml`. `lsa harden` also takes the settings of an audit for the model, the
+The settings below belong to the section `harden:` of `lsa.yaml`. `lsa harden` also takes the settings of an audit for the model, the
 data, the threat model, the measure, `--limit`, `--device`, `--threads`, `--nproc`, `--seed`, `--plugin` and `--quiet`; in `lsa.yaml`
-they stand outside the section.
+they are outside of this section.
 """
 _STUB = """\
 # Made from the code: `pytest tests/test_docs.py --update-gold` writes it.

@@ -10,6 +10,7 @@ from lsa_cli.auditing.early import decide_early
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import UsageError
+from lsa_cli.report.limits import METRICS
 from lsa_cli.settings import settings_from
 from lsa_cli.stats import confidence_sequence
 
@@ -184,3 +185,9 @@ def test_an_attack_that_nothing_was_left_for(task):
     broken = [y == c and by is not None for y, c, by in zip(rows.label, rows.clean, rows.broken_by, strict=True)]
     assert [rows.broken_by.count(stage.attack) for stage in report.cascade] == [stage.broke for stage in report.cascade]
     assert sum(broken) == report.verdict.clean.count - report.verdict.robust.count
+
+
+def test_every_accuracy_is_one_that_gate_only_decides():
+    """A new metric of the unit accuracy needs a branch in `GateRule.decide`; without one, it is decided as another metric."""
+    accuracies = {kind.name for kind in METRICS if kind.unit == "accuracy"}
+    assert accuracies == {"clean", "robust", "robust.ATTACK", "class.min", "class.NAME"}
