@@ -1,8 +1,8 @@
-"""The layers of a network, and a tap that reads or replaces their outputs while the network runs.
+"""The layers of a network, and a tap that reads or replaces their outputs during a forward pass.
 
-A layer is one call of a module or of an activation function: `relu`, `relu#2` for the second call of the same
-module, `layer1.0:relu` for the first relu() that the code of module layer1.0 calls itself, and `:relu#2` for the
-second one that the network's own forward calls. In a network that is wrapped (`Wrapper`) layers keep these names.
+A layer is one call of a module or of an activation function: `relu`, `relu#2` for the second call of the same module,
+`layer1.0:relu` for the first call of relu() in the code of module layer1.0, and `:relu#2` for the second one in the
+network's own forward(). Layers keep these names inside a `Wrapper`.
 """
 
 import fnmatch
@@ -44,7 +44,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True)
 class Layer:
-    """One place in a network where a representation can be seen. shape: of one sample's output."""
+    """One call whose output can be observed. shape: of the output for one sample."""
 
     name: str
     kind: str
@@ -61,7 +61,7 @@ SELECTORS: Registry[Callable[[Layer], bool]] = Registry("layer selector")
 
 @SELECTORS.register("activations")
 def activations(layer: Layer) -> bool:
-    """Outputs of activation functions, modules and functional calls alike: the layers of arXiv 2202.02626."""
+    """Outputs of activation functions, as modules or functional calls: the layers of arXiv 2202.02626."""
     return layer.is_activation
 
 
@@ -92,15 +92,15 @@ def first_tensor(output: Any) -> torch.Tensor | None:
 
 
 class Wrapper(nn.Module):
-    """A network around another one, which it holds as `network`: users know what is inside by the names it had alone."""
+    """A network around another one, `network`, whose modules keep the names that they have without the wrapper."""
 
     network: nn.Module
 
 
 def plain_name(network: nn.Module, path: str) -> str:
-    """What users call the module or parameter at `path`: without the places of wrapped networks in their wrappers.
+    """The name that users see for the module or parameter at `path`: the path in the wrapped network.
 
-    What a wrapper adds has its own path there, with "outer_" before it where something inside has that name.
+    What a wrapper adds keeps its path in the wrapper, with "outer_" before it if the wrapped network has that name too.
     """
     if not isinstance(network, Wrapper):
         return path
@@ -113,7 +113,7 @@ def plain_name(network: nn.Module, path: str) -> str:
 
 
 def _shows(network: nn.Module, first: str) -> bool:
-    """Whether a name inside starts with this part."""
+    """Whether a name in the network starts with this part."""
     if not isinstance(network, Wrapper):
         return hasattr(network, first)
     own = (name for name in (*network._modules, *network._parameters) if name != "network")
@@ -121,7 +121,7 @@ def _shows(network: nn.Module, first: str) -> bool:
 
 
 def plain_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module with its name; a wrapped network is nameless, as the one around it is."""
+    """Every module with its name, which is "" for the network and for a wrapped one."""
     for path, module in network.named_modules():
         yield plain_name(network, path), module
 
@@ -129,41 +129,17 @@ def plain_modules(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 # ---- the tap -------------------------------------------------------------------------------------------
 
 
-class _FunctionalCalls(TorchFunctionMode):
-    """Sees the activation functions that a module's code calls itself: their outputs, or what they are given."""
+class _Calls(TorchFunctionMode):
+    """The numbered calls of one forward pass under `tap`; wanted ones (None: all) are shown to `visit`.
 
-    def __init__(self, seen: Callable[[str, Any], Any], inputs: bool) -> None:
+    Hooks report the calls of modules. Those of activation functions are seen where the mode is entered.
+    """
+
+    def __init__(self, visit: Visit, wanted: Collection[str] | None, inputs: bool) -> None:
         super().__init__()
-        self._seen, self._inputs = seen, inputs
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = _ACTIVATION_CALLS.get(func)
-        if name is not None and self._inputs and args:
-            args = (self._replaced(func, name, args[0]), *args[1:])
-        output = func(*args, **(kwargs or {}))
-        return output if name is None or self._inputs else self._seen(name, output)
-
-    def _replaced(self, func: Any, name: str, tensor: Any) -> Any:
-        found = self._seen(name, tensor)
-        if found is not tensor and getattr(func, "__name__", "").endswith("_"):
-            return tensor.copy_(found)  # in place: whoever called may go on with its own tensor
-        return found
-
-
-class _Calls:
-    """The calls of one forward pass under `tap`, numbered; those that are wanted are shown to `visit`."""
-
-    def __init__(self, visit: Visit, wanted: set[str] | None, inputs: bool) -> None:
         self.visit, self.wanted, self.inputs = visit, wanted, inputs
-        self.with_functional = wanted is None or any(":" in name for name in wanted)
         self.counts: Counter[str] = Counter()
         self.inside: list[tuple[str, nn.Module]] = []  # the modules that run now, outermost first
-
-    def may_want(self, path: str) -> bool:
-        """Whether a call of the module at `path` may be wanted."""
-        if self.wanted is None or self.with_functional:
-            return True
-        return any(name.partition("#")[0] == path for name in self.wanted)
 
     def begin(self, module: nn.Module, args: Any) -> None:
         self.counts.clear()
@@ -181,22 +157,32 @@ class _Calls:
     def after(self, path: str, module: nn.Module, args: Any, output: Any) -> Any:
         return self.meet(path, output)
 
-    def functional(self, function: str, output: Any) -> Any:
-        if self.inside and _is_activation(self.inside[-1][1]):
-            return output  # the module around it is the layer
-        return self.meet(f"{self.inside[-1][0] if self.inside else ''}:{function}", output)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        function, kwargs = _ACTIVATION_CALLS.get(func), kwargs or {}
+        path, module = self.inside[-1] if self.inside else ("", None)
+        if function is None or _is_activation(module):  # in an activation module, the module is the layer
+            return func(*args, **kwargs)
+        name = f"{path}:{function}"
+        if not self.inputs:
+            return self.meet(name, func(*args, **kwargs))
+        if args:
+            found = self.meet(name, args[0])
+            if found is not args[0] and getattr(func, "__name__", "").endswith("_"):
+                found = args[0].copy_(found)  # in place, since the caller may continue with its own tensor
+            args = (found, *args[1:])
+        return func(*args, **kwargs)
 
-    def meet(self, name: str, output: Any) -> Any:
-        """Show one call to `visit` if it is wanted; returns the output, or what replaces it."""
+    def meet(self, name: str, value: Any) -> Any:
+        """Show one call to `visit` if it is wanted; returns the output (or input), or what replaces it."""
         self.counts[name] += 1
         numbered = name if self.counts[name] == 1 else f"{name}#{self.counts[name]}"
         if self.wanted is not None and numbered not in self.wanted:
-            return output
-        tensor = first_tensor(output)
+            return value
+        tensor = first_tensor(value)
         replacement = None if tensor is None else self.visit(numbered, tensor)
         if replacement is None:
-            return output
-        if tensor is not output:
+            return value
+        if tensor is not value:
             what = "input" if self.inputs else "output"
             raise LayerError(f"the {what} of {numbered} is no plain tensor and cannot be replaced")
         return replacement
@@ -206,34 +192,43 @@ class _Calls:
 def tap(network: nn.Module, names: Collection[str] | None, visit: Visit, *, inputs: bool = False) -> Iterator[None]:
     """A context in which visit(name, output) is called each time a layer of `names` (None: every layer) runs.
 
-    A tensor that it returns replaces the output. Nothing is stored: an in-place operation that follows cannot change
-    what was seen. inputs: visit(name, input) is called before the layer runs, and a tensor that it returns replaces the
-    first argument. All hooks are removed at the end, also after an error.
+    A tensor that it returns replaces the output. Later in-place operations do not change what was seen, as nothing is
+    stored. inputs: visit(name, input) is called before the layer runs, and a tensor that it returns replaces the first
+    argument. All hooks are removed at the end, also after an error.
     """
-    calls = _Calls(visit, None if names is None else set(names), inputs)
+    wanted = None if names is None else set(names)
+    paths = None if wanted is None else {name.partition("#")[0] for name in wanted}
+    with_functional = paths is None or any(":" in path for path in paths)
+    calls = _Calls(visit, wanted, inputs)
     with ExitStack() as stack:
         for path, module in plain_modules(network):
+            handles = []
             if module is network:
-                stack.callback(module.register_forward_pre_hook(calls.begin).remove)
-            if calls.with_functional:
-                stack.callback(module.register_forward_pre_hook(partial(calls.enter, path)).remove)
-                stack.callback(module.register_forward_hook(calls.leave).remove)
-            if path and calls.may_want(path):
+                handles.append(module.register_forward_pre_hook(calls.begin))
+            if with_functional:
+                handles.append(module.register_forward_pre_hook(partial(calls.enter, path)))
+                handles.append(module.register_forward_hook(calls.leave))
+            if path and (paths is None or path in paths):
                 if inputs:
-                    hook = module.register_forward_pre_hook(partial(calls.before, path))
+                    handles.append(module.register_forward_pre_hook(partial(calls.before, path)))
                 else:
-                    hook = module.register_forward_hook(partial(calls.after, path))
-                stack.callback(hook.remove)
-        if calls.with_functional:
-            stack.enter_context(_FunctionalCalls(calls.functional, inputs))
+                    handles.append(module.register_forward_hook(partial(calls.after, path)))
+            for handle in handles:
+                stack.callback(handle.remove)
+        if with_functional:
+            stack.enter_context(calls)
         yield
 
 
 # ---- which layers there are ----------------------------------------------------------------------------
 
 
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
 def _is_activation(module: nn.Module | None) -> bool:
-    if module is None or any(True for _ in module.children()):
+    if module is None or not _is_leaf(module):
         return False
     name = type(module).__name__.lower()
     if type(module).__module__ == "torch.nn.modules.activation":
@@ -246,23 +241,24 @@ def _is_learnable(module: nn.Module | None) -> bool:
         return False
     if isinstance(module, nn.MultiheadAttention):
         return True
-    leaf = not any(True for _ in module.children())
-    return leaf and not _is_activation(module) and any(p.ndim >= 2 for p in module.parameters(recurse=False))
+    has_weights = any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+    return has_weights and _is_leaf(module) and not _is_activation(module)
 
 
 def _block_paths(network: nn.Module) -> set[str]:
-    """Composite modules that networks are made of: outermost first, those whose class recurs before others."""
+    """The building blocks: outermost modules with children whose class recurs, or that hold no such module."""
     composite = {
         path: module
         for path, module in plain_modules(network)
-        if path and any(True for _ in module.children()) and type(module) not in _CONTAINERS
+        if path and not _is_leaf(module) and type(module) not in _CONTAINERS
     }
     frequency = Counter(type(module) for module in composite.values())
     chosen: set[str] = set()
     for path, module in composite.items():  # parents come before children
         if any(path.startswith(parent + ".") for parent in chosen):
             continue
-        holds_recurring = any(frequency[type(composite[p])] > 1 for p in composite if p.startswith(path + "."))
+        inner = [composite[other] for other in composite if other.startswith(path + ".")]
+        holds_recurring = any(frequency[type(each)] > 1 for each in inner)
         if frequency[type(module)] > 1 or not holds_recurring:
             chosen.add(path)
     return chosen
@@ -271,8 +267,8 @@ def _block_paths(network: nn.Module) -> set[str]:
 def find_layers(network: nn.Module, run: Callable[[], Any], count: int) -> list[Layer]:
     """Every layer that `run()`, one forward pass of `count` samples through `network`, visits, in order.
 
-    run returns the network's output, by which the output layer is told: it has the output's shape (sizes of 1
-    aside) and no layer with weights runs after it.
+    run returns the output of the network. The output layers have its shape, apart from sizes of 1, and no layer with
+    weights runs after them.
     """
     modules = dict(plain_modules(network))
     block_paths = _block_paths(network)
@@ -280,7 +276,7 @@ def find_layers(network: nn.Module, run: Callable[[], Any], count: int) -> list[
 
     def note(name: str, output: torch.Tensor) -> None:
         if output.ndim == 0 or output.shape[0] != count:
-            return  # not one row a sample: cannot be compared per sample
+            return  # not one row for each sample
         path, colon, function = name.partition("#")[0].partition(":")
         module = None if colon else modules[path]
         found.append(
@@ -312,31 +308,31 @@ def _without_ones(shape: Iterable[int]) -> tuple[int, ...]:
 def select_layers(layers: Sequence[Layer], specs: Iterable[str]) -> list[Layer]:
     """The layers that the specs name, in the order in which they run, each once.
 
-    A spec is a selector (activations, learnable, blocks: hidden layers only), a layer's name, or a glob over
-    names (hidden layers only). Raises LayerError, with what the network has, for a spec that selects nothing.
+    A spec is the name of a layer, or, for hidden layers, a selector (activations, learnable, blocks) or a glob over names.
+    Raises LayerError for a spec that selects nothing, with what the network has.
     """
+    hidden = [layer for layer in layers if not layer.is_output]
     chosen: set[str] = set()
     for spec in specs:
         if spec in SELECTORS:
             rule = SELECTORS.get(spec)
-            names = {layer.name for layer in layers if rule(layer) and not layer.is_output}
+            names = {layer.name for layer in hidden if rule(layer)}
         else:
             names = {layer.name for layer in layers if layer.name == spec} or {
-                layer.name for layer in layers if fnmatch.fnmatchcase(layer.name, spec) and not layer.is_output
+                layer.name for layer in hidden if fnmatch.fnmatchcase(layer.name, spec)
             }
         if not names:
-            raise LayerError(_nothing(spec, layers))
+            raise LayerError(_nothing(spec, hidden))
         chosen |= names
     return [layer for layer in layers if layer.name in chosen]
 
 
-def _nothing(spec: str, layers: Sequence[Layer]) -> str:
-    hidden = [layer for layer in layers if not layer.is_output]
+def _nothing(spec: str, hidden: Sequence[Layer]) -> str:
+    names = [layer.name for layer in hidden]
     if spec in SELECTORS.names():
-        has = [f"{n} {w}" for w in SELECTORS.names() if (n := sum(SELECTORS.get(w)(layer) for layer in hidden))]
-        names = ", ".join(layer.name for layer in hidden[:12])
-        return f"this network has no hidden {spec}; it has {', '.join(has) or 'none of the kinds'}, and layers {names}"
-    names_and_selectors = [*SELECTORS.names(), *(layer.name for layer in hidden)]
-    message = unknown("layer", spec, names_and_selectors[:15])
-    more = len(names_and_selectors) - 15
-    return message + (f" and {more} more (see `lsa layers`)" if more > 0 else "")
+        counts = {kind: sum(map(SELECTORS.get(kind), hidden)) for kind in SELECTORS.names()}
+        has = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none of the kinds"
+        return f"this network has no hidden {spec}; it has {has}, and layers {', '.join(names[:12])}"
+    known = [*SELECTORS.names(), *names]
+    more = f" and {len(known) - 15} more (see `lsa layers`)" if len(known) > 15 else ""
+    return unknown("layer", spec, known[:15]) + more

@@ -1,4 +1,4 @@
-"""Settings that change nothing in the audit that is planned. The user's own are refused; those of a file are told."""
+"""Settings that make no difference to the planned audit: an option is refused, a key of a file gives a warning."""
 
 from typing import TYPE_CHECKING
 
@@ -12,28 +12,25 @@ _OF_LAYERS = ("measure", "aggregate", "eta", "sigma", "top_k")
 _NOT_IN_EARLY = ("layers", *_OF_LAYERS, "noise", "corruption", "metrics", "eps_grid")
 
 
-def unused_settings(plan: "AuditPlan", gate_only: bool = False) -> dict[str, str]:
-    """Each setting that was given and makes no difference to the plan, with the reason."""
-    reasons: dict[str, str] = {}
-    if gate_only:
-        reason = "--gate-only decides shares of samples under attack, and runs nothing else"
-        reasons = dict.fromkeys(_NOT_IN_EARLY, reason)
-    elif not plan.layers:
-        reasons = dict.fromkeys(_OF_LAYERS, "no layer is scanned")
-    elif not (plan.attacks or plan.noises):
-        scanned = "no attack or noise is run to the end on all samples, so no layer is scanned"
-        reasons = dict.fromkeys(("layers", *_OF_LAYERS), scanned)
-    elif plan.rule.top_k is not None:
-        reasons = dict.fromkeys(("eta", "sigma"), "top_k says how many layers are named, whatever their means")
-    given = {name for name, value in plan.settings.recorded().items() if value not in (["none"], False)}
-    return {name: reason for name, reason in reasons.items() if name in given and name in plan.network.origin}
-
-
 def refuse_unused(plan: "AuditPlan", gate_only: bool = False) -> tuple[Warning, ...]:
-    """Raises UsageError where such a setting is the user's own; returns a warning for each that a file holds."""
+    """Raises UsageError for an option that makes no difference to the plan; a warning for each such key of a file."""
+    names: tuple[str, ...] = ()
+    reason = ""
+    if gate_only:
+        names, reason = _NOT_IN_EARLY, "--gate-only decides shares of samples under attack, and runs nothing else"
+    elif not plan.layers:
+        names, reason = _OF_LAYERS, "no layer is scanned"
+    elif not (plan.attacks or plan.noises):
+        names = ("layers", *_OF_LAYERS)
+        reason = "no attack or noise runs to the end on all samples, so no layer is scanned"
+    elif plan.rule.top_k is not None:
+        names, reason = ("eta", "sigma"), "top_k sets the number of most vulnerable layers"
+    given = plan.settings.recorded()
     warnings = []
-    for name, reason in unused_settings(plan, gate_only).items():
-        origin = plan.network.origin[name]
+    for name in names:
+        origin = plan.network.origin.get(name)
+        if origin is None or given.get(name, False) in (["none"], False):
+            continue
         if origin == "option":
             raise UsageError(f"--{name.replace('_', '-')} changes nothing here: {reason}; leave it out")
         warnings.append(Warning(code="unused-setting", message=f"{name} of {origin} is not used: {reason}"))

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lsa_cli.auditing.radius import USUAL_EPS, yardstick
+from lsa_cli.auditing.radius import USUAL_EPS, reference_radius
 from lsa_cli.registry import parse_number
 from tests.cli.conftest import lsa, refused  # noqa: F401
 
@@ -29,14 +29,14 @@ def audit_of(lsa, samples, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("size", [784, 3072])
-def test_the_yardstick_is_the_usual_radius_where_there_is_one(size):
+def test_the_reference_radius_is_the_usual_radius_where_there_is_one(size):
     for name, radii in USUAL_EPS.items():
         for norm, radius in radii.items():
-            assert yardstick([name], norm, size) == parse_number(radius)
-            assert yardstick([name, "imagenet"], norm, size) >= parse_number(
+            assert reference_radius([name], norm, size) == parse_number(radius)
+            assert reference_radius([name, "imagenet"], norm, size) >= parse_number(
                 radius
             )  # a file's name for the data lowers nothing
-    assert yardstick(["", "unknown"], "linf", size) == 8 / 255
+    assert reference_radius(["", "unknown"], "linf", size) == 8 / 255
 
 
 CHEAP = [
