@@ -1,6 +1,6 @@
-"""The statistics that audits and reports share: intervals of shares, exact tests, rank correlation, confidence sequences.
+"""All statistics of audits and reports: intervals of shares, exact tests, correlation, confidence sequences.
 
-Shares are in [0, 1]; an interval is (low, high). Nothing here knows what the numbers mean.
+Shares are in [0, 1]; an interval is (low, high).
 """
 
 import math
@@ -29,7 +29,7 @@ def wilson(count: int, n: int) -> Interval | None:
 
 
 def clopper_pearson(count: int, n: int, error: float) -> Interval:
-    """Exact interval of a binomial share: it misses the true share with probability `error` at most; (0, 1) for n = 0."""
+    """Exact interval of a binomial share: it misses the true share with probability `error` at most. (0, 1) for n = 0."""
     if n == 0:
         return 0.0, 1.0
     low = 0.0 if count == 0 else _share_where(lambda p: binomial_tail(count, n, p), error / 2)
@@ -44,19 +44,23 @@ def binomial_tail(count: int, n: int, share: float) -> float:
     if share <= 0 or count > n:
         return 0.0
     k = np.arange(count, n + 1)
-    logs = _log_binomials(n)[count:] + k * math.log(share) + (n - k) * math.log1p(-share)
+    logs = _log_choose(n, k, n) + k * math.log(share) + (n - k) * math.log1p(-share)
     return min(1.0, math.fsum(np.exp(logs)))
 
 
+def _log_choose(n: int | np.ndarray, k: np.ndarray, largest: int) -> np.ndarray:
+    """log C(n, k), elementwise, for n up to `largest`."""
+    table = _log_factorials(largest)
+    return table[n] - table[k] - table[n - k]
+
+
 @lru_cache(maxsize=8)
-def _log_binomials(n: int) -> np.ndarray:  # (n + 1,)
-    """log C(n, k) for k = 0 ... n."""
-    logs = np.array([math.lgamma(k + 1) for k in range(n + 1)])
-    return logs[n] - logs - logs[::-1]
+def _log_factorials(largest: int) -> np.ndarray:  # (largest + 1,)
+    return np.array([math.lgamma(k + 1) for k in range(largest + 1)])
 
 
 def _share_where(rising: Callable[[float], float], value: float) -> float:
-    """The share at which a rising function takes `value`, by bisection: the lower end of the last bracket."""
+    """The share at which an increasing function takes `value`, by bisection: the lower end of the last bracket."""
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
@@ -67,7 +71,7 @@ def _share_where(rising: Callable[[float], float], value: float) -> float:
     return low
 
 
-# ---- two shares, two orders --------------------------------------------------------------------------------
+# ---- two shares, two variables -----------------------------------------------------------------------------
 
 
 def newcombe(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
@@ -79,9 +83,9 @@ def newcombe(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Exact two-sided McNemar p-value. Without a true change, each changed sample is won or lost with equal chance.
+    """Exact two-sided McNemar p-value: without a true change, each changed sample is won or lost with equal probability.
 
-    In whole numbers: a p-value such as 1/32 comes out exact.
+    Computed with integers, so that a p-value such as 1/32 is exact.
     """
     changed = won + lost
     tail = sum(math.comb(changed, k) for k in range(min(won, lost) + 1))
@@ -89,7 +93,7 @@ def mcnemar(won: int, lost: int) -> float:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:  # (N,) each
-    """Rank correlation over the places where both are numbers; None with fewer than 3 of them, or without variation."""
+    """Rank correlation where both are finite; None for fewer than 3 such pairs, or if one side is constant."""
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 3:
         return None
@@ -106,17 +110,23 @@ def ranks(values: np.ndarray) -> np.ndarray:  # (N,) -> (N,)
     return (last - (counts - 1) / 2)[inverse]
 
 
+def correlation_bound(correlation: float, n: int, error: float) -> float:
+    """Upper bound of a correlation of n > 3 pairs, by Fisher's z: it is too low with probability `error`."""
+    quantile = NormalDist().inv_cdf(1 - error)
+    return math.tanh(math.atanh(min(correlation, 1 - 1e-9)) + quantile / math.sqrt(n - 3))
+
+
 # ---- two-phase sampling ------------------------------------------------------------------------------------
 
 
 def two_phase(n: int, survivors: int, checked: int, broken: int) -> tuple[float, float, float]:
-    """Share of n that survives a stronger attack too: the estimate, and a 95% interval.
+    """The share of n samples that are still robust under a stronger attack: the estimate, and a 95% interval.
 
-    `survivors` of n withstood the cheap attacks. A random part of them, `checked`, met the strong attack, which broke
-    `broken`. The share is a * (1 - m), with a the share of survivors and m the share of them that the strong attack
+    `survivors` of n are still robust under cheap attacks. The strong attack runs on a random part of them, `checked`, and
+    breaks `broken`. The share is a * (1 - m), with a the share of survivors and m the share of them that the strong attack
     breaks. Each of the two exact intervals misses with probability 2.5% at most, so their product misses with 5% at most
-    (our choice: simple, and never too short). It covers the share of these n samples and that of the population.
-    Raises ValueError where nothing was checked.
+    (our choice: simple, and never too short), for these n samples and for the population.
+    Raises ValueError if nothing was checked.
     """
     if n == 0 or checked == 0:
         raise ValueError("nothing was checked")
@@ -129,22 +139,22 @@ def two_phase(n: int, survivors: int, checked: int, broken: int) -> tuple[float,
 
 
 # ---- confidence sequences ----------------------------------------------------------------------------------
-# Samples are taken one by one, in random order and without replacement, from a set of N that holds m ones. After n
-# samples, s of them ones, with a uniform prior on m the chance of s is 1 / (n + 1); given m it is hypergeometric, and
+# Samples are taken one by one, in random order and without replacement, from a set of N samples with m ones. After n
+# samples, s of them ones, with a uniform prior on m the probability of s is 1 / (n + 1); given m it is hypergeometric, and
 #
 #     M_n(m) = [1 / (n + 1)] / [C(m, s) C(N - m, n - s) / C(N, n)]
 #
 # is, for the true m, a nonnegative supermartingale that starts at 1: the prior over the posterior of m (arXiv 2006.04347,
-# the prior-posterior-ratio confidence sequence; arXiv 2010.09686 has its sibling for bounded means). By Ville's inequality
-# it ever reaches 1 / error with probability `error` at most, no matter when and how often one looks. So the set of m with
-# M_n(m) < 1 / error holds the truth at all times at once, and a decision may be taken as soon as all its members agree.
+# the prior-posterior-ratio confidence sequence; arXiv 2010.09686 has a related one for bounded means). By Ville's inequality
+# it ever reaches 1 / error with probability `error` at most, at whatever times one looks. So the set of m with
+# M_n(m) < 1 / error holds the truth at all times at once, and a decision is valid as soon as all its members agree.
 
 
 def confidence_sequence(ones: int, taken: int, size: int, error: float) -> Interval:
     """The smallest and the largest share of ones in the whole set that the samples taken so far leave possible.
 
-    0 <= ones <= taken <= size, size > 0. The true share is ever outside, over all moments together, with probability
-    `error` at most. Once all samples are taken, one share is left.
+    0 <= ones <= taken <= size, size > 0. The true share is ever outside, over all times together, with probability
+    `error` at most. Once all samples are taken, only the true share is left.
     """
     candidates = np.arange(ones, size - (taken - ones) + 1)
     logs = log_martingale(candidates, np.asarray(ones), np.asarray(taken), size)
@@ -154,18 +164,8 @@ def confidence_sequence(ones: int, taken: int, size: int, error: float) -> Inter
 
 def log_martingale(total: np.ndarray, ones: np.ndarray, taken: np.ndarray, size: int) -> np.ndarray:
     """log M for `total` ones among `size`, after `ones` of `taken` samples; the arrays broadcast. inf: impossible."""
-    table = _log_factorials(size)
     total, ones, taken = np.broadcast_arrays(total, ones, taken)
     possible = (ones <= total) & (taken - ones <= size - total)
     m, s, n = (np.where(possible, array, 0) for array in (total, ones, taken))
-
-    def choose(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return table[a] - table[b] - table[a - b]
-
-    seen = choose(m, s) + choose(size - m, n - s) - choose(np.full_like(n, size), n)
+    seen = _log_choose(m, s, size) + _log_choose(size - m, n - s, size) - _log_choose(size, n, size)
     return np.where(possible, -np.log(n + 1) - seen, np.inf)
-
-
-@lru_cache(maxsize=4)
-def _log_factorials(size: int) -> np.ndarray:  # (size + 1,)
-    return np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1)))])

@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from lsa_cli.stats import (
     binomial_tail,
     clopper_pearson,
+    correlation_bound,
     log_martingale,
     mcnemar,
     newcombe,
@@ -123,6 +124,17 @@ def test_rank_correlation_is_that_of_scipy(values):
     assert spearman(a, b) == pytest.approx(stats.spearmanr(a[keep], b[keep]).statistic)
     assert spearman(np.ones(5), b[:5]) is None
     assert spearman(a[:2], b[:2]) is None
+
+
+@pytest.mark.parametrize("error", [0.05, 0.001])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 10.0])
+def test_the_bound_of_a_correlation_is_that_of_scipy(noise, error):
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=40)
+    found = stats.pearsonr(a, a + noise * generator.normal(size=40))
+    expected = found.confidence_interval(1 - 2 * error).high
+    assert correlation_bound(found.statistic, 40, error) == pytest.approx(expected, abs=1e-9)
+    assert correlation_bound(1.0, 40, error) <= 1.0
 
 
 # ---- two-phase sampling ------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """Checks of the network by itself: are its outputs repeatable, and do its gradients increase the loss?"""
 
 import dataclasses
-import math
-from statistics import NormalDist
 
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import FEW_ULP, Probe
 from lsa_cli.errors import ForwardError
+from lsa_cli.stats import correlation_bound
 from lsa_cli.wording import first_of
 
 # Shares that honest networks may show, for `exceeds`; our choices, with their reasons.
@@ -21,7 +20,6 @@ ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest netwo
 
 LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks reach 0.77 (max-pooling) and more
 _DIRECTIONS, _FEW_STEPS, _ABOVE_ROUNDING = 2, 20, 4
-_Z_ALPHA = NormalDist().inv_cdf(1 - ALPHA)
 _DIFFERENT = 1e-4  # of the range of a sample's logits: two passes over one batch should not differ at all
 _OTHER_BATCH = 0.01  # the same for another batch: float32 kernels differ by 1e-5, bfloat16 kernels by 5e-3
 _ALONE = 8  # samples that also run one by one
@@ -189,8 +187,8 @@ def directions(probe: Probe) -> Checked:
     cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding.
     """
     with per_sample(probe.seed, probe.index, "directions"):
-        found = [_cosine(probe, min(probe.threat.eps / part, probe.full_range / 4)) for part in (1, 8, 64)]
-    cosine, steps = max(found)
+        cosines = [_cosine(probe, min(probe.threat.eps / part, probe.full_range / 4)) for part in (1, 8, 64)]
+    cosine, steps = max(cosines)
     finding = doubt(
         "misaligned-gradient",
         f"in random directions the margin does not change as its gradient predicts: the cosine is {cosine:.2f} over "
@@ -198,11 +196,9 @@ def directions(probe: Probe) -> Checked:
         "look for custom backward functions, detach() and straight-through layers; attack the network through a replacement "
         "with the right gradient, or without gradients (square)",
     )
-    bound = 1.0
-    if steps > _FEW_STEPS:
-        bound = math.tanh(math.atanh(min(cosine, 1 - 1e-9)) + _Z_ALPHA / math.sqrt(steps - 3))
+    found = steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
     saw = {"cosine": cosine, "steps": steps}
-    return Checked("gradient in random directions", len(probe), saw, finding if bound < LEAST_COSINE else None)
+    return Checked("gradient in random directions", len(probe), saw, finding if found else None)
 
 
 def _cosine(probe: Probe, length: float) -> tuple[float, int]:
