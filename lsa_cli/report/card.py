@@ -14,7 +14,7 @@ _CLASSES = 20
 
 
 def render(report: AuditReport) -> str:
-    """YAML between two rules, then Markdown: to be pasted into, or be, a README.md."""
+    """YAML between two rules, then Markdown: a README.md, or a part of one."""
     verdict, protocol = report.verdict, report.protocol
     table = view.summary(report, _public(report.data.source))
     lines = [f"## {table.title}", ""]
@@ -46,7 +46,7 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
     if verdict.clean.value is not None:
         metrics.append({"type": "accuracy", "name": "clean accuracy", "value": verdict.clean.value})
     if verdict.robust is not None and verdict.robust.value is not None:
-        # One metric a type, so that they do not stand in each other's place on the page.
+        # Each metric has its own type: the page shows one metric per type.
         name = f"robust accuracy ({threat.norm}, eps {threat.text})"
         metrics.append({"type": "robust_accuracy", "name": name, "value": verdict.robust.value})
     dataset = {"type": _public(report.data.source), "name": _public(report.data.source)}
@@ -62,6 +62,6 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
 
 
 def _public(source: str) -> str:
-    """A data source without the folders of the machine that it lies on: npz:/home/me/x.npz -> npz:x.npz."""
+    """A data source without local folders: npz:/home/me/x.npz -> npz:x.npz."""
     kind, colon, place = source.partition(":")
     return f"{kind}{colon}{file_name(place.rstrip('/'))}" if colon else source

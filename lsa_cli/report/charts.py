@@ -23,7 +23,7 @@ _PATHS = {
 }
 _LEFT, _RIGHT, _TOP, _HEIGHT = 56, 24, 12, 240
 _CHARACTER = 6.6  # width of one at 12 px, about
-_TOLD = 8  # groups of bars in the label
+_DESCRIBED = 8  # groups of bars in the label
 
 
 def draw(chart: Chart) -> Markup:
@@ -32,9 +32,9 @@ def draw(chart: Chart) -> Markup:
     return bar_chart(chart) if isinstance(chart, BarChart) else heat_map(chart)
 
 
-def _svg(width: float, height: float, title: str, told: str, parts: Sequence[Markup]) -> Markup:
+def _svg(width: float, height: float, title: str, words: str, parts: Sequence[Markup]) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>').format(
-        round(width), round(height), round(width), f"{title}. {told}", title, Markup("").join(parts)
+        round(width), round(height), round(width), f"{title}. {words}", title, Markup("").join(parts)
     )
 
 
@@ -141,12 +141,12 @@ def line_chart(chart: LineChart) -> Markup:
     legend, bottom = _legend(plane, below + 22)
     middle = _TOP + _HEIGHT / 2
     parts += [*legend, _text(12, middle, chart.y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"')]
-    told = [
+    words = [
         f"{line.name} from {plane.text(v[0])} to {plane.text(v[-1])}"
         for line in chart.lines
         if (v := [p[0] for p in line.points if p[0] is not None])
     ]
-    return _svg(plane.width, bottom + 12, chart.title, "; ".join(told), parts)
+    return _svg(plane.width, bottom + 12, chart.title, "; ".join(words), parts)
 
 
 def _axes(plane: _Plane) -> tuple[list[Markup], float]:
@@ -244,7 +244,7 @@ def bar_chart(chart: BarChart) -> Markup:
         what = f"{bar.name}; line: 95% interval" if bar is named[-1] else bar.name
         parts += [_rect(x, bottom + 26, 12, 10, bar.colour), _text(x + 18, bottom + 35, what, "start")]
         x += 40 + len(what) * _CHARACTER
-    return _svg(width, bottom + (44 if named else 24), chart.title, _bars_told(chart), parts)
+    return _svg(width, bottom + (44 if named else 24), chart.title, _bars_in_words(chart), parts)
 
 
 def _bar(at: Point, colour: int, hint: str, room: tuple[float, float, float, float]) -> list[Markup]:
@@ -267,13 +267,13 @@ def _rect(x: float, y: float, width: float, height: float, colour: int, hint: st
     )
 
 
-def _bars_told(chart: BarChart) -> str:
-    told = []
-    for group in chart.groups[:_TOLD]:
+def _bars_in_words(chart: BarChart) -> str:
+    words = []
+    for group in chart.groups[:_DESCRIBED]:
         known = [(bar.name, at[0]) for bar, at in zip(chart.bars, group.points, strict=True) if at[0] is not None]
-        told.append(f"{group.name} " + ", ".join(f"{percent(value)} {what}".rstrip() for what, value in known))
-    more = [f"and {len(chart.groups) - _TOLD} more"] if len(chart.groups) > _TOLD else []
-    return "; ".join([*told, *more])
+        words.append(f"{group.name} " + ", ".join(f"{percent(value)} {what}".rstrip() for what, value in known))
+    more = [f"and {len(chart.groups) - _DESCRIBED} more"] if len(chart.groups) > _DESCRIBED else []
+    return "; ".join([*words, *more])
 
 
 def heat_map(chart: HeatMap) -> Markup:
@@ -307,5 +307,5 @@ def heat_map(chart: HeatMap) -> Markup:
     found = [
         (rows[i], columns[j]) for i, row in enumerate(chart.values) for j, v in enumerate(row) if v == chart.largest
     ]
-    told = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
-    return _svg(width, height, chart.title, told, parts)
+    words = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
+    return _svg(width, height, chart.title, words, parts)

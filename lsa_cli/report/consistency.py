@@ -69,7 +69,7 @@ class Consistency:
         return float(np.nanmin(off)) if np.isfinite(off).any() else None
 
     def to_json(self) -> str:
-        """The tables as plain values; null for what is no number. spearman: rows and columns in the order of attacks."""
+        """The tables as plain values, NaN as null. spearman: rows and columns in the order of attacks."""
         content = {
             "models": list(dict.fromkeys(vector.model for vector in self.vectors)),
             "classes": list(self.classes),

@@ -1,4 +1,4 @@
-"""What a GitHub workflow shows of a report: annotations, the step's summary, the step's outputs."""
+"""A report in a GitHub workflow: annotations, the step's summary, the step's outputs."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def in_workflow() -> bool:
 
 
 def tell(report: AuditReport, files: Mapping[str, str]) -> str:
-    """Append the summary and the outputs where the workflow wants them; return the annotations, one command a line.
+    """Append the summary and the outputs to the workflow's files; return the annotations, one command per line.
 
     files: what was written, by format. Raises RunError when one of the workflow's files cannot be written.
     """
@@ -53,7 +53,7 @@ def _command(report: AuditReport, problem: Problem) -> str:
 
 
 def summary(report: AuditReport, taken: int = 0) -> str:
-    """The Markdown report, cut at a line's end where it would not fit beside `taken` bytes."""
+    """The Markdown report, cut at the end of a line if it does not fit; the step has already written `taken` bytes."""
     text = markdown(report) + "\n"
     room = _SUMMARY_LIMIT - taken
     if len(text.encode()) <= room:

@@ -7,7 +7,7 @@ from lsa_cli.report.schema import AuditReport
 
 
 def render(report: AuditReport) -> str:
-    """A JSON list of issues; an empty one where there is nothing to complain about."""
+    """A JSON list of issues; empty if there are no problems."""
     issues = [
         {
             "description": problem.message,

@@ -10,7 +10,7 @@ Mood = Literal["good", "warn", "bad", "plain"]
 
 
 def headline_of(report: AuditReport) -> tuple[Mood, str]:
-    """The mood, which is never one of the number itself, and the sentence."""
+    """The mood and the sentence. The size of the robust accuracy plays no part."""
     evidence = "trusted" if report.evidence is None else report.evidence.verdict
     failed = [gate.metric for gate in report.failed_gates]
     if report.status != "complete":

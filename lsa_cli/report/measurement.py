@@ -11,7 +11,7 @@ from lsa_cli.stats import newcombe
 
 @dataclass(frozen=True)
 class Measurement:
-    """The value of a metric in a report. value: None where there is none, for the reason `why`; note: where it comes from."""
+    """The value of a metric in a report. value: None for the reason `why`; note: its source."""
 
     value: float | None
     low: float | None = None
@@ -21,7 +21,7 @@ class Measurement:
 
 
 def measure_metric(report: AuditReport, metric: MetricName) -> Measurement:
-    """The metric's value and 95% interval. Counts and times have no interval: a point is all that is known."""
+    """The metric's value and 95% interval. Counts and times have no interval."""
     return _READERS[metric.family](report, metric)
 
 
@@ -79,7 +79,7 @@ def _class(report: AuditReport, metric: MetricName) -> Measurement:
     rates = [_rate(row.robust, "", note=f"class {row.name}") for row in rows]
     if metric.target == "min":
         return extreme(rates, min)
-    # The largest difference of two classes reaches as far as that of any two, and is at least that of one with itself.
+    # The interval of the largest difference covers that of every pair; no difference is below zero.
     gaps = [
         difference(a, b, note=f"from {a.note.removeprefix('class ')} to {b.note.removeprefix('class ')}")
         for a in rates
@@ -90,7 +90,7 @@ def _class(report: AuditReport, metric: MetricName) -> Measurement:
 
 
 def worst_class(report: AuditReport) -> Rate | None:
-    """The class with the lowest robust accuracy of those that have samples; its interval is that of the lowest of all."""
+    """The robust accuracy of the worst class that has samples, with the interval of the smallest of all classes."""
     rows = [row.robust for row in report.verdict.classes if row.robust.value is not None]
     if not rows:
         return None

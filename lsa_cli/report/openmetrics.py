@@ -1,5 +1,7 @@
-"""The report as metrics in the OpenMetrics text format. Gauges only, so that what reads Prometheus's older format reads
-it too. Shares are in [0, 1]; a number that does not exist has no line."""
+"""The report as metrics in the OpenMetrics text format: gauges only, which readers of Prometheus's older format accept too.
+
+Shares are in [0, 1]; a number that does not exist has no line.
+"""
 
 from collections.abc import Mapping
 
@@ -57,7 +59,7 @@ def render(report: AuditReport) -> str:
 
 
 class _Families:
-    """Lines by family: the format wants each family's lines together."""
+    """Lines by family: the format requires the lines of a family in one block."""
 
     def __init__(self, common: Mapping[str, str]) -> None:
         self.common = common

@@ -27,7 +27,7 @@ class Outputs:
         return [*self.files.values(), *(path for path in (self.csv, self.samples) if path is not None)]
 
     def beside(self) -> "Outputs":
-        """The same with `.partial` in each name, but for what CI servers read and what is no regular file."""
+        """The same with `.partial` in each name, except files for CI servers and files that are not regular."""
         return Outputs(
             {name: path if name in _FOR_SERVERS else _partial(path) for name, path in self.files.items()},
             None if self.csv is None else f"{self.csv.rstrip('/')}.partial",
@@ -35,7 +35,7 @@ class Outputs:
         )
 
     def write(self, report: AuditReport) -> None:
-        """Write everything; all are tried before the first failure is raised as RunError."""
+        """Write everything. If some cannot be written, the others are; then the first RunError is raised."""
         failures: list[RunError] = []
         writers: list[Callable[[], object]] = [
             partial(_write_file, report, name, path) for name, path in self.files.items()
@@ -53,8 +53,8 @@ class Outputs:
             raise failures[0]
 
     def check(self, inputs: Iterable[str | Path] = (), others: Iterable[Path] = ()) -> None:
-        """Raises UsageError now for an output that could not be written after hours of work, or would replace another
-        one, one of `inputs`, or one of `others`, which a hardening in the same command writes."""
+        """Raises UsageError before anything runs for an output that cannot be written, or that would replace another output,
+        one of `inputs`, or one of `others`, which a hardening in the same command writes."""
         taken = {os.path.realpath(path): "is a file that the hardening writes" for path in others}
         taken |= {os.path.realpath(path): "is what is read here" for path in inputs}
         files = dict(self.files)
@@ -112,7 +112,7 @@ def check_writable(name: str, path: str) -> None:
 
 
 def _mode(path: str | Path, what: str) -> int | None:
-    """Of what is there; None where nothing is. Raises UsageError for a name at which nothing can be."""
+    """The mode of the file; None if there is none. Raises UsageError for a name that no file can have."""
     try:
         return os.stat(path).st_mode
     except FileNotFoundError:

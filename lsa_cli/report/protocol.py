@@ -43,7 +43,7 @@ class ThreatModel(Row):
     norm: str
     eps: float
     text: str = Field(description='as people write it: "8/255"')
-    origin: str = Field(description="where it comes from: option, configuration, checkpoint, or the data's usual one")
+    origin: str = Field(description="its source: option, configuration, checkpoint, or the default of the data")
 
 
 class Protocol(Row):

@@ -1,5 +1,7 @@
-"""The report as SARIF 2.1.0, for code-scanning pages. Only problems are results; a layer has no source line, so it is a
-logical location, and the physical one is the settings file that holds the limit, or the checkpoint."""
+"""The report as SARIF 2.1.0, for code-scanning pages. Its results are the problems.
+
+A layer has no source line: it is a logical location, and the physical one is the lsa.yaml with the limit, or the checkpoint.
+"""
 
 import json
 from pathlib import Path

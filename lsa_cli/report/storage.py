@@ -1,4 +1,4 @@
-"""Reports on disk: one safe reader, and writers that replace a file as a whole."""
+"""Reports on disk: a reader for untrusted files, and writers that replace a file as a whole."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A report as tables for programs: one row an observation, plain column names, shares in [0, 1]. CSV and Parquet files."""
+"""A report as tables for programs: one row per observation, plain column names, shares in [0, 1]. CSV and Parquet files."""
 
 import csv
 import importlib.util
@@ -171,7 +171,7 @@ def _inert(cell: Cell) -> Cell:
 
 
 def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
-    """One CSV a table into `folder`, which is made if absent. Raises RunError when it cannot be written."""
+    """One CSV per table in `folder`, which is made if absent. Raises RunError when it cannot be written."""
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ def check_samples_file(path: str) -> None:
 
 
 def write_samples(report: AuditReport, path: str) -> None:
-    """One row a sample, as CSV or Parquet by the file's ending. Raises RunError when it cannot be written."""
+    """One row per sample, as CSV or Parquet by the file's ending. Raises RunError when it cannot be written."""
     rows = _samples(report)
     if not rows:
         raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")

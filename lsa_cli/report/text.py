@@ -7,9 +7,7 @@ from lsa_cli.report.row import Draws, Rate
 from lsa_cli.report.schema import Estimate, Metric
 from lsa_cli.wording import setting_as_text
 
-QUICK_LOOK = (
-    "the attacks are few or short, so that the number is a loose upper bound; the default attacks or --full say more"
-)
+QUICK_LOOK = "the attacks are few or short, so the number is a loose upper bound; use the default attacks or --full"
 
 
 def percent(value: float | None) -> str:
