@@ -31,7 +31,8 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
     """The page as text. found: compare(old, new). Strings of both reports are treated as hostile."""
     changes = pairs.by_name(found)
     accuracies, classes = pairs.accuracies(old, new, changes), pairs.classes(old, new, changes)
-    layers, curves = pairs.layers(old, new, changes), _curves(old, new)
+    layers, measured = pairs.layers(old, new, changes), _curves(old, new)
+    curves = {attack: pair for attack, pair in measured.items() if _has_same_radii(pair)}
     worst = [weakest_class(report) for report in (old, new)]
     mood, headline = _headline(found, changes)
     top = next((group for group in layers if not group.noise), None)
@@ -73,7 +74,7 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
             "layers": _layer_curves(top, new.protocol.measure) if top is not None else None,
             "curve": _radius_curves(curves, new),
         },
-        other_radii=[c.attack for c in old.curves if c.attack in _by_attack(new) and c.attack not in curves],
+        other_radii=[attack for attack in measured if attack not in curves],
         facts=_facts(old, new),
     )
 
@@ -94,19 +95,15 @@ def _headline(found: Comparison, changes: Changes) -> tuple[str, str]:
     return "good" if rose else "plain", f"{first}. No accuracy fell beyond noise"
 
 
-def _by_attack(report: AuditReport) -> dict[str, Curve]:
-    return {curve.attack: curve for curve in report.curves}
-
-
 def _curves(old: AuditReport, new: AuditReport) -> dict[str, tuple[Curve, Curve]]:
-    """Both curves of each attack that was measured at the same radii in both: other sums mean other things."""
-    after = _by_attack(new)
-    pairs = {curve.attack: (curve, after[curve.attack]) for curve in old.curves if curve.attack in after}
-    return {
-        attack: pair
-        for attack, pair in pairs.items()
-        if [at.eps for at in pair[0].points] == [at.eps for at in pair[1].points]
-    }
+    """Both curves of each attack that was measured in both."""
+    after = {curve.attack: curve for curve in new.curves}
+    return {curve.attack: (curve, after[curve.attack]) for curve in old.curves if curve.attack in after}
+
+
+def _has_same_radii(pair: tuple[Curve, Curve]) -> bool:
+    """Whether the two scores can be compared: each is a sum over its radii."""
+    return [at.eps for at in pair[0].points] == [at.eps for at in pair[1].points]
 
 
 # ---- plots ---------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def _fairness(before: AuditReport, after: AuditReport) -> list[tuple[Cell, ...]]
     gained = rho(old, new)
     return [
         ("NSD of classes", number(old.nsd), "sd / mean", number(new.nsd), "", change),
-        ("rho", "", "", "", "worst + mean, relative", "-" if gained is None else f"{gained:+.3f}"),
+        ("rho", "", "", "", "worst + mean", "-" if gained is None else f"{gained:+.3f}"),
     ]
 
 
@@ -108,10 +108,11 @@ def _worse(rates: Sequence[Pair], groups: Sequence[LayerGroup], regularized: tup
     for pair in rates:
         a, b = pair.old.value, pair.new.value
         tested = "" if pair.change is None else f", {'beyond' if pair.change.beyond_noise else 'within'} noise"
+        name = f"accuracy {pair.name}" if pair.name.startswith("under ") else pair.name
         if a is not None and b is not None and b < a:
-            yield f"worse: {pair.name} fell from {percent(a)} to {percent(b)}{tested}"
+            yield f"worse: {name} fell from {percent(a)} to {percent(b)}{tested}"
         elif a is not None and b == a and pair.name != "clean":
-            yield f"no help: {pair.name} stays at {percent(a)}"
+            yield f"no help: {name} stays at {percent(a)}"
     for group in groups:
         for row, a, b in _measured(group):
             if row.name in regularized and b >= a:

@@ -61,7 +61,7 @@ def accuracies(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pai
     pairs = [Pair("clean", old.verdict.clean, new.verdict.clean, changes.get(("accuracy", "clean", None)))]
     for one, other in _outcomes(old, new):
         change = changes.get(("accuracy", "accuracy", one.name))
-        pairs.append(Pair(f"accuracy under {one.name}", one.robust, other.robust, change))
+        pairs.append(Pair(f"under {one.name}", one.robust, other.robust, change))
     if old.verdict.robust is not None and new.verdict.robust is not None:
         change = changes.get(("accuracy", "robust", None))
         pairs.append(Pair("robust, worst case", old.verdict.robust, new.verdict.robust, change))
