@@ -60,7 +60,7 @@ def test_a_journal_has_one_owner(tmp_path):
     first = Journal(tmp_path / "j", {"a": 1}, resume=False)
     first.put("clean", 0, {"x": np.arange(3)})
     for resume in (False, True):
-        with pytest.raises(JournalInUse, match="another audit"):
+        with pytest.raises(JournalInUse, match="another running audit"):
             Journal(tmp_path / "j", {"a": 1}, resume=resume)
     assert first.get("clean", 0) is not None
     first.close()

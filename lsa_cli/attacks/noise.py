@@ -16,10 +16,15 @@ from lsa_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Base of the noises. They do not query the network. bounds: the input range; None where there is none."""
+    """Base of the noises. They do not query the network.
+
+    bounds: the input range; None where there is none. needs_range: an audit of inputs without a range leaves it out, unless
+    it is asked for by name.
+    """
 
     bounds: Bounds
     kind: ClassVar[str] = "noise"
+    needs_range: ClassVar[bool] = False
 
     @property
     def passes(self) -> float:
@@ -61,6 +66,7 @@ class Salt(Noise):
     """Sets a share `density` of the inputs to the top of the range."""
 
     density: float = 0.01
+    needs_range: ClassVar[bool] = True
     end: ClassVar[int] = 1  # of the bounds
 
     def __post_init__(self) -> None:
