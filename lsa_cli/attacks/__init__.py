@@ -1,4 +1,4 @@
-"""What moves an input. An attack knows a network only as a callable from images to logits."""
+"""Attacks, noises and corruptions. An attack knows a network only as a function from images to logits."""
 
 from lsa_cli.attacks import (  # noqa: F401  they register themselves
     apgd,

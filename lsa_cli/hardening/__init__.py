@@ -1,4 +1,4 @@
-"""What trains. A method registers itself when its module is imported: here is the one place where all are."""
+"""Hardening. A method registers itself when its module is imported; this module imports all of them."""
 
 from lsa_cli.hardening import (  # noqa: F401  they register themselves
     adversarial_training,

@@ -15,7 +15,7 @@ def unchanged(x: torch.Tensor, index: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def crop_flip(x: torch.Tensor, index: torch.Tensor, seed: int) -> torch.Tensor:
-    """(N, C, H, W) -> the same: moved by up to 4 pixels, black beyond the edge, and mirrored half of the time."""
+    """(N, C, H, W) -> the same: moved by up to 4 pixels with black beyond the edge, and mirrored with probability 1/2."""
     height, width = x.shape[-2:]
     with per_sample(seed, index, "augmentation"):
         draws = uniform_like(x.new_zeros(len(x), 3))

@@ -1,4 +1,4 @@
-"""The log of epochs: a line of JSON each, and scalars for TensorBoard."""
+"""The log of a training: one line of JSON per epoch, and scalars for TensorBoard."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The method that the settings name, its options, and the other settings that it uses."""
+"""The method of the settings, its options, and the other settings that it uses."""
 
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.methods import HARDENINGS

@@ -1,4 +1,4 @@
-"""The checkpoints that a hardening writes, with the history that they contain."""
+"""The checkpoints of a hardening, and the history in them."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ from lsa_cli.wording import eps_as_text
 
 
 def described(plan: HardenPlan) -> dict[str, Any]:
-    """The settings of the training as plain values, for the history in the file and for --resume."""
+    """The settings of the training as plain values, for the history in the checkpoint and for --resume."""
     recipe = plan.recipe
     return {
         "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
@@ -35,7 +35,7 @@ def described(plan: HardenPlan) -> dict[str, Any]:
 
 
 def identity_of(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
-    """All that decides the trained weights, as plain values. A resumed run must have the same."""
+    """Everything that determines the trained weights, as plain values. A resumed run must have the same."""
     checkpoint, network = plan.network.checkpoint, plan.network
     return {
         **described(plan), "layers": list(layers), "checkpoint sha256": checkpoint.sha256 if checkpoint else None,
@@ -98,11 +98,9 @@ def _data_beside(plan: HardenPlan, out: Path) -> str | None:
     spec, network = plan.network.settings.data, plan.network
     if spec is None or runs_user_code(spec):
         return None
-    base = (
-        Path(network.checkpoint.path).parent
-        if network.origin.get("data") == "the checkpoint" and network.checkpoint
-        else Path()
-    )
+    base = Path()
+    if network.checkpoint is not None and network.origin.get("data") == "the checkpoint":
+        base = Path(network.checkpoint.path).parent
 
     def beside(path: str) -> str:
         return os.path.relpath(base / path, Path(os.path.realpath(out)).parent) if (base / path).exists() else path

@@ -7,7 +7,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 
 _RISE = 0.3  # share of a one-cycle schedule in which the rate rises (as torch's OneCycleLR has it)
-_FLOOR = 0.04  # what a one-cycle schedule starts from
+_FLOOR = 0.04  # the first factor of a one-cycle schedule
 
 
 def constant(progress: float) -> float:
@@ -15,12 +15,12 @@ def constant(progress: float) -> float:
 
 
 def cosine(progress: float) -> float:
-    """From 1 to 0 along half a cosine (arXiv 1608.03983, without restarts)."""
+    """Falls from 1 to 0 along half a cosine (arXiv 1608.03983, without restarts)."""
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def one_cycle(progress: float) -> float:
-    """Up to 1 within the first 30 percent, down to 0 at the end, both along half a cosine (arXiv 1708.07120)."""
+    """Rises to 1 within the first 30 percent and falls to 0, both along half a cosine (arXiv 1708.07120)."""
     if progress < _RISE:
         return _FLOOR + (1 - _FLOOR) * (1 - cosine(progress / _RISE))
     return cosine((progress - _RISE) / (1 - _RISE))

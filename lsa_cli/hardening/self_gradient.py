@@ -13,14 +13,14 @@ from lsa_cli.models.surgery import SelfGradientBody
 @HARDENINGS.register("self-gradient")
 @dataclass
 class SelfGradient(AdversarialTraining):
-    """Adversarial training of a network that is wrapped so that it taps its own gradient flow, in training and in use.
+    """Adversarial training of a network that is wrapped so that it uses its own gradient, in training and in use.
 
     base: fgsm, pgd, apgd, fast, free, trades or mart. sites: activations (all of them), mvl (the most vulnerable
     layers), or another selector, layer name or glob. beta: of trades and mart. replays: of free.
 
-    The abstract fixes the idea and no mechanism, and there is no code; `SelfGradientBody` is our reading of it. The
-    network starts equal to the one that it wraps. Attacks differentiate through the inner gradient (second order): a
-    first-order attack would find too little and call that robustness.
+    The abstract names the idea and no mechanism, and there is no code; `SelfGradientBody` is our reading of it. At first the
+    network is equal to the one that it wraps. Attacks differentiate through the inner gradient (second order), because a
+    first-order attack is too weak and makes the network look more robust than it is.
     """
 
     adds_weights: ClassVar[bool] = True

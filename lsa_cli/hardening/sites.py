@@ -1,4 +1,4 @@
-"""The layers in which a method changes a network, by name, with the shape of one sample there."""
+"""The layers in which a method changes a network: their names, and the shape of one sample there."""
 
 import torch
 
@@ -44,7 +44,7 @@ def sites_of(model: Classifier, task: Task, names: list[str], *, inputs: bool) -
 
 
 def chosen(layers: list[Layer], task: Task, sites: str) -> list[str]:
-    """mvl: the most vulnerable layers of a scan; otherwise a selector, a name or a glob."""
+    """Names of layers. sites: mvl (the most vulnerable layers of a scan), or a selector, a name or a glob."""
     return list(task.layers) if sites == "mvl" else [layer.name for layer in select_layers(layers, [sites])]
 
 
