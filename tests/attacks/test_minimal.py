@@ -407,14 +407,14 @@ def test_one_run_of_fmn_gives_the_curve_that_pgd_needs_a_run_a_point_for(samples
             assert int((distance > eps).sum()) <= robust + 2, (norm, eps)
 
 
-def checkpoint(data_root, name, count=200):
+def checkpoint(data_root, name):
     torchvision = pytest.importorskip("torchvision")
     from tests.foreign_networks import LeNet5
 
     data = torchvision.datasets.MNIST(data_root, train=False)
     model = LeNet5().eval().requires_grad_(False)
     model.load_state_dict(torch.load(data_root / "checkpoints/advertorch" / name, map_location="cpu"))
-    return model, data.data[:count, None].float() / 255, data.targets[:count]
+    return model, data.data[:100, None].float() / 255, data.targets[:100]
 
 
 # Medians that advertorch published for the whole test set: FAB with 20 steps, for l2 also DDN with 1000.
@@ -432,7 +432,7 @@ PUBLISHED = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "training", "options", "median"), PUBLISHED)
 def test_published_distances_are_reached(data_root, name, norm, training, options, median):
-    """5% for 200 images instead of 10,000."""
+    """5% for 100 images instead of 10,000."""
     model, x, y = checkpoint(data_root, f"mnist_lenet5_{training}.pt")
     x_adv = attack(name, norm, **options)(model, x, y)
     assert float(distances(model, x, y, x_adv, norm).median()) <= 1.05 * median
@@ -442,7 +442,7 @@ def test_published_distances_are_reached(data_root, name, norm, training, option
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_distances_are_those_of_adv_lib_or_smaller(data_root, norm):
     peer = pytest.importorskip("adv_lib.attacks", reason="the peers are not installed")
-    model, x, y = checkpoint(data_root, "mnist_lenet5_clntrained.pt", count=100)
+    model, x, y = checkpoint(data_root, "mnist_lenet5_clntrained.pt")
     pairs = {
         "fab": ({"steps": 20}, lambda: peer.fab(model, x, y, ORDER[norm], n_iter=20)),
         "fmn": ({"steps": 50}, lambda: peer.fmn(model, x, y, ORDER[norm], steps=50)),
