@@ -64,6 +64,7 @@ def _tensors_of(body: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def best_fit(body: nn.Module, checkpoint: Checkpoint, where: str) -> Fit:
+    """The reading of the weights' names that fits the network. Raises CheckpointError where none does, or several do."""
     own, stored = _tensors_of(body), checkpoint.weights.tensors
     whole = put_together(stored, body)
     fits = [_fit(view, own) for tensors in (stored, whole) for view in views(tensors)]
@@ -143,10 +144,9 @@ def normalization_in(fit: Fit, checkpoint: Checkpoint) -> str | None:
     """The mean and std beside the network, as MEAN/STD; None where there are none."""
     tensors = checkpoint.weights.tensors
     for name in fit.view.left_out:
-        start, last = name.rpartition(".")[::2]
-        std = f"{start}.{last.replace('mean', 'std')}" if start else last.replace("mean", "std")
-        if "mean" in last and all(key in tensors and _is_mean_or_std(key, tensors[key]) for key in (name, std)):
-            numbers = (checkpoint.load(tensors[key]).flatten().tolist() for key in (name, std))
+        pair = (name, name.removesuffix("new_mean") + "new_std")
+        if name.endswith("new_mean") and all(key in tensors and _is_mean_or_std(key, tensors[key]) for key in pair):
+            numbers = (checkpoint.load(tensors[key]).flatten().tolist() for key in pair)
             return "/".join(",".join(f"{number:.6g}" for number in part) for part in numbers)
     return None
 

@@ -5,13 +5,8 @@ it is loaded. A file that torch.load can read is then compared with what torch r
 import torch only to load a tensor.
 """
 
-from lsa_cli.models.formats import (  # noqa: F401  they register themselves
-    legacy,
-    safetensors,
-    shards,
-    torch_export,
-    torch_zip,
-)
+# Each format registers itself when it is imported.
+from lsa_cli.models.formats import legacy, safetensors, shards, torch_export, torch_zip  # noqa: F401
 from lsa_cli.models.formats.base import FORMATS, Contents, open_contents
 from lsa_cli.models.formats.sniff import sniff
 
