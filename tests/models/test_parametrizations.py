@@ -245,7 +245,7 @@ def test_a_network_beside_itself_and_its_normalisation_is_found(folder):
     (told,) = (
         w.message for w in open_network(folder / "net.pth", settings_from(given), {}).warnings if "norm" in w.code
     )
-    assert "say --normalize 0.13/0.31, or --normalize none" in told
+    assert "use --normalize 0.13/0.31, or --normalize none" in told
     by_name = load_network(read_checkpoint(folder / "net.pth", "module.model"), given["arch"], {}).body.eval()
     assert torch.equal(by_name(X), net(X))
 
