@@ -1,4 +1,4 @@
-"""audit_block(): a block of samples goes through everything, and one result comes out."""
+"""audit_block(): everything that an audit measures, on one block of samples."""
 
 import dataclasses
 from collections.abc import Callable, Collection
@@ -32,9 +32,9 @@ def audit_block(
 ) -> tuple[BlockResult | None, bool]:
     """Clean pass, every attack and noise, one observation of them all, the cascade on the survivors, and curves.
 
-    Returns the result and whether it is whole: where the time budget ends, what follows is missing. is_first: the clean
-    pass ends whatever the time, since without it there is no report. on_part: gets the result as far as it goes, after
-    every attack. on_all_right: attacks of the cascade that meet all samples that are right, not the survivors alone.
+    Returns the result, and whether it is complete: it ends where the time budget is exhausted. is_first: the clean pass
+    ignores the time budget, because a report needs it. on_part: gets the result so far, after every attack. on_all_right:
+    attacks of the cascade that run on all samples that are classified correctly, and not on those still robust alone.
     """
     plan = run.plan
     result: BlockResult | None = None
@@ -61,7 +61,7 @@ def audit_block(
 
 
 def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[Batch, BlockResult]:
-    """The samples, as one batch that stays on the host, and the network's answers to them."""
+    """The samples, as one batch on the host, and the result of the clean pass."""
     plan = run.plan
     attacked = bool(plan.budget_attacks)
 
@@ -96,7 +96,7 @@ def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[B
 def _attack(
     run: Execution, named: NamedAttack, inputs: Batch, goal: Goal, threat: Threat | None = None
 ) -> tuple[torch.Tensor, AttackRows]:
-    """The perturbed inputs on the host, and what the network makes of them."""
+    """The perturbed inputs on the host, and their rows."""
 
     def attack(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, AttackRows]:
         run.stop_if_late()
@@ -112,7 +112,7 @@ def _attack(
 
 
 def _stage(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResult, on_all_right: bool) -> BlockResult:
-    """An attack of the cascade, on what all before it left, re-packed into full batches."""
+    """Run an attack of the cascade on the samples that are still robust, re-packed into full batches."""
     budget = [other.label for other in run.plan.budget_attacks if other.label in result.attacks]
     rows = np.flatnonzero(result.right if on_all_right else result.survivors(budget))
     if not len(rows):
@@ -124,7 +124,7 @@ def _stage(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResul
 
 
 def none_of(result: BlockResult) -> AttackRows:
-    """The rows of an attack that none of the samples met."""
+    """The rows of an attack that ran on no sample."""
     nothing, count = np.zeros(len(result), dtype=bool), len(result)
     unknown = np.full(count, np.nan)
     return AttackRows(
@@ -157,17 +157,17 @@ def _observations(run: Execution, inputs: Batch, moved: dict[str, torch.Tensor])
         found = run.by_batch(observe, x, places, *(moved[named.label] for named in several), inputs_each=at_once)
         return [Observation.concatenate(parts) for parts in zip(*found, strict=True)]
 
-    # Whole batches cannot be cut, and of a small batch all perturbed inputs together could be more than memory holds.
+    # Whole batches cannot be split, and all perturbed inputs of a small batch may not fit in memory together.
     together = not plan.whole_batch and run.batch.size > 2 * len(all_of_them) + 2
     groups = [all_of_them] if together and all_of_them else [[named] for named in all_of_them]
     return {named.label: seen for group in groups for named, seen in zip(group, observed(group), strict=True)}
 
 
 def _curve(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResult) -> np.ndarray:  # (N, E) bool
-    """At each radius of the grid, which samples that are right break; step sizes grow with the radius."""
+    """Which correctly classified samples the attack breaks at each radius; step sizes grow with the radius."""
     plan, right = run.plan, np.flatnonzero(result.right)
     broken = np.zeros((len(result), len(plan.eps_grid)), dtype=bool)
-    if named.attack.kind == "minimal" or not len(right):  # one run of a minimal attack has the whole curve
+    if named.attack.kind == "minimal" or not len(right):  # one run of a minimal-norm attack gives the whole curve
         return broken
     x, y, places = (tensor[torch.from_numpy(right)] for tensor in inputs)
     for number, eps in enumerate(plan.eps_grid):

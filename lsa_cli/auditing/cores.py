@@ -1,4 +1,4 @@
-"""How many threads to compute with: what this process may use, less what other processes use now."""
+"""The number of threads: the cores that this process may use, less those that other processes use now."""
 
 import os
 import time
@@ -40,7 +40,7 @@ def others_load() -> float:
 def free_cores(load: float) -> int:
     """Cores this process may use less the `load` of others, at least 1; ranks have equal parts.
 
-    More threads than that make a run slower, and not by a little: all threads of a step wait for the slowest one.
+    More threads make a run much slower, because all threads of a step wait for the slowest one.
     """
     return max(1, min(usable_cores(), round((_affinity() - load) / distributed.local_world())))
 

@@ -1,4 +1,4 @@
-"""What an audit costs before it runs, and the numerics that it runs under."""
+"""What an audit will cost, and the numerics that it runs under."""
 
 import time
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from lsa_cli.data import check_inputs
 
 # Work in units of one forward + input-gradient pass over one sample.
 LOOK = 4 * FORWARD  # clean, adversarial and yardstick in one pass, and the verification
-_USUAL_SURVIVORS = 0.6  # share of samples that a cascade is expected to meet, for progress and estimates
+_USUAL_SURVIVORS = 0.6  # expected share of samples that a cascade runs on, for progress and estimates
 
 
 def total_work(plan: AuditPlan) -> float:
-    """The audit's cost in forward + gradient passes over one sample; for progress and estimates."""
+    """Cost in forward and gradient passes over one sample; for progress and estimates."""
     attacked = bool(plan.budget_attacks)
     each = FORWARD + attacked + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(
@@ -39,7 +39,7 @@ def cascade_work(plan: AuditPlan) -> float:
 
 
 def estimate_seconds(plan: AuditPlan) -> float:
-    """Seconds the plan would take here: one gradient pass over one batch, timed, times the work."""
+    """Estimated seconds on this machine: the time of one gradient pass over one batch, times the work."""
     rows = plan.index[: plan.batch_size]
     x = check_inputs(plan.network.data.read(rows), rows, plan.network.bounds, plan.network.data.spec).to(
         plan.network.device

@@ -1,8 +1,7 @@
 """decide_early(): an audit that stops as soon as every limit is decided.
 
-What is decided is what a full audit by the same attacks would find on the same samples. All limits together are
-decided wrongly with a probability of alpha at most: each has its share of alpha (Bonferroni), and its own confidence
-sequence.
+The decisions are those of a full audit with the same attacks on the same samples. The probability that any of them is
+wrong is at most alpha: each limit has its share of alpha (Bonferroni) and its own confidence sequence.
 """
 
 import dataclasses
@@ -33,10 +32,9 @@ def decide_early(
     progress: Progress | None = None,
     on_update: Callable[[AuditReport], None] | None = None,
 ) -> AuditReport:
-    """Run the plan's attacks, without layers and noises, until plan.limits are decided; see `run_audit` for the rest.
+    """Run the attacks of the plan until its limits are decided, without layers and noises; see `run_audit` for the rest.
 
-    alpha: None for the default. Raises UsageError for limits that are no shares of samples, where they must be decided, and
-    where there are none.
+    alpha: None for the default. Raises UsageError where there are no limits, and for limits that are no shares of samples.
     """
     alpha = DEFAULT_ALPHA if alpha is None else alpha
     refuse_undecidable(plan, alpha)
@@ -95,14 +93,14 @@ class GateRule:
         self.attacks = plan.budget_attacks if any(name != "clean" for name in self.decidable) else ()
 
     def reduced(self) -> AuditPlan:
-        """The plan with what decides shares of samples alone: every attack meets what those before it left."""
+        """The plan with the attacks alone, in a cascade: each runs on the samples that are still robust."""
         return dataclasses.replace(self.plan, attacks=(), cascade=self.attacks, noises=(), layers=(), eps_grid=())
 
     def is_met(self, total: BlockResult) -> bool:
         return all(result.state != "undecided" for result in self.decide(total))
 
     def decide(self, total: BlockResult) -> list[GateResult]:
-        """Every limit, from the samples so far: undecided where more of them are needed."""
+        """The state of every limit after the samples so far: undecided where more are needed."""
         labels, population = [named.label for named in self.attacks], self.plan.network.labels[self.plan.index]
         error = self.alpha / max(1, len(self.decidable))
         missing = [label for label in labels if label not in total.attacks]

@@ -1,4 +1,4 @@
-"""Examples: a few samples that an attack broke, as small pictures inside the report. Which ones is our choice."""
+"""Examples: small images of a few samples that an attack broke, for the report. Which samples is our choice."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ def are_pictures(x: torch.Tensor) -> bool:
 def example(
     x: np.ndarray, x_adv: np.ndarray, *, index: int, label: str, predicted: str, attack: str, margin: float, distance: float
 ) -> Example:  # fmt: skip
-    """x, x_adv: (C, H, W) in [0, 1], C = 1 or 3; their difference is shown around grey, as large as it can be."""
+    """x, x_adv: (C, H, W) in [0, 1], C = 1 or 3; their difference is scaled to the full range around grey."""
     change = x_adv - x
     largest = float(np.abs(change).max())
     gain = 0.5 / largest if largest else 1.0
@@ -37,7 +37,7 @@ def example(
         index=index, label=label, predicted=predicted, attack=attack,
         margin=_rounded(margin), distance=_rounded(distance),
         clean=_picture(x), adversarial=_picture(x_adv),
-        # Averaging neighbours would wash out a perturbation whose signs alternate.
+        # The mean over neighbours would hide a perturbation whose signs alternate.
         difference=_picture(0.5 + gain * change, Image.Resampling.NEAREST), gain=float(f"{gain:.3g}"),
     )  # fmt: skip
 

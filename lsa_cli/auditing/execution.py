@@ -23,8 +23,8 @@ Progress = Callable[[str, float, float], None]  # what is running, work done, wo
 T = TypeVar("T")
 
 FIRST_BLOCK = 64
-_GROWTH = 0.25  # a block is at most this share of what was taken before: the most that a stop loses, or takes too much
-_MARGIN = 3  # of time that is kept: attacks that end early make the speed look higher than it is
+_GROWTH = 0.25  # size of a block, as a share of the samples before it: what a stop loses at most
+_MARGIN = 3  # factor on the time that is kept: attacks that end early make the measured speed too high
 _BATCHES_IN_A_BLOCK = 4  # at most, so that memory is bounded
 
 
@@ -36,8 +36,8 @@ def sample_order(plan: AuditPlan) -> np.ndarray:
 def blocks(plan: AuditPlan, order: np.ndarray) -> Iterator[np.ndarray]:
     """The samples in `order`, block by block, each block ordered by place in the data set.
 
-    The first block is small, so that there is a result soon; later ones grow with what was taken before. Where a number
-    of the report is of whole batches, blocks are of whole batches.
+    The first block is small, for an early result, and later ones grow. With `whole_batch`, blocks consist of whole
+    batches.
     """
     taken, ranks = 0, distributed.world()
     most = max(FIRST_BLOCK, _BATCHES_IN_A_BLOCK * plan.batch_size * ranks)
@@ -57,16 +57,16 @@ class Execution:
         self.clock = Clock(plan.settings.budget)
         self.batch = BatchSize(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
         self.copy = Copy(None, "no attack has begun")
-        self.has_begun = False  # a first result exists: data that cannot be read from then on have changed
+        self.has_begun = False  # there is a first result: if data cannot be read after that, they have changed
         self.done, self.total = 0.0, total_work(plan)
 
     def step(self, label: str, work: float) -> None:
-        """Tell progress. work: forward + gradient passes over one sample; the other ranks come as far meanwhile."""
+        """Report progress. work: forward and gradient passes over one sample; other ranks do as much at the same time."""
         self.done += work * distributed.world()
         self.progress(label, min(self.done, self.total), self.total)
 
     def read(self, index: np.ndarray) -> Generator[Batch, None, None]:
-        """Inputs, labels and places of some samples, batch by batch; the next ones are read meanwhile."""
+        """Inputs, labels and places of some samples, batch by batch. The next batches are read in the background."""
         plan = self.plan
         waiting = prefetch(plan.network.data, index, plan.batch_size)
         while True:
@@ -83,17 +83,16 @@ class Execution:
             yield x, torch.from_numpy(plan.network.labels[rows]), torch.from_numpy(rows)
 
     def read_all(self, index: np.ndarray) -> Batch:
-        """Some samples as one batch, on the device."""
+        """These samples as one batch on the device."""
         x, y, places = (torch.cat(parts) for parts in zip(*self.read(index), strict=True))
         device = self.plan.network.device
         return x.to(device), y.to(device), places.to(device)
 
     def by_batch(self, work: Callable[..., T], *tensors: torch.Tensor, inputs_each: int = 1) -> Iterator[T]:
-        """What `work` gives for each batch of tensors (N, ...), moved to the device.
+        """The result of `work` for each batch of tensors (N, ...), on the device.
 
-        inputs_each: how many inputs go through the network at once for each sample, without gradients: where there are
-        more than three, batches are smaller. A batch is halved where the device runs out of memory and its size was
-        ours to choose.
+        inputs_each: inputs per sample in one pass without gradients; with more than three, batches are smaller. A batch is
+        halved where the device runs out of memory, unless the user set its size.
         """
         start, device = 0, self.plan.network.device
         while start < len(tensors[0]):
@@ -115,9 +114,9 @@ class Execution:
     def on_ranks(
         self, stage: str, number: int, index: np.ndarray, work: Callable[[np.ndarray], tuple[BlockResult | None, bool]]
     ) -> tuple[BlockResult | None, bool]:
-        """The sum over ranks of what `work` gives for their shares of a block, and whether all came to its end in time.
+        """The sum over ranks of the results of `work` on their shares of a block, and whether all ended in time.
 
-        A share that the journal holds is read, not run.
+        A share that the journal holds is read and not measured again.
         """
         results = distributed.gather_objects(distributed.agreed(lambda: self._share(stage, number, index, work)))
         found = [result for result in results if result is not None]
@@ -128,7 +127,7 @@ class Execution:
     def _share(
         self, stage: str, number: int, index: np.ndarray, work: Callable[[np.ndarray], tuple[BlockResult | None, bool]]
     ) -> tuple[BlockResult | None, bool] | None:
-        """This rank's share: (result, whether it is whole); None where there are fewer batches than ranks."""
+        """(result, whether it is complete) of this rank's share; None where there are fewer batches than ranks."""
         mine = distributed.share(self._parts(index))
         if not mine:
             return None
@@ -142,8 +141,8 @@ class Execution:
         return result, whole
 
     def _parts(self, index: np.ndarray) -> list[np.ndarray]:
-        """`index` in batches. For several ranks they are smaller, so that each rank has as many of the same size;
-        results do not depend on it, unless they are of whole batches."""
+        """`index` in batches. With several ranks they are smaller, so that all ranks have equal work. Results do not depend
+        on their size, except with `whole_batch`."""
         size, ranks = self.plan.batch_size, distributed.world()
         if ranks > 1 and not self.plan.whole_batch:
             rounds = math.ceil(len(index) / (size * ranks))
@@ -151,13 +150,13 @@ class Execution:
         return list(batches(index, size))
 
     def keep_time(self, passes: float) -> None:
-        """Let blocks end before the time does, by what so many passes take at the speed so far: half of it at most."""
+        """Reserve the time that so many passes take at the speed so far, and at most half of the budget."""
         if self.clock.budget is not None and self.done:
             needed = _MARGIN * passes * self.clock.seconds / self.done
             self.clock.reserve = min(needed, self.clock.budget / 2)
 
     def in_time(self, work: Callable[[], T]) -> list[T]:
-        """What `work` gives, in a list; an empty list where the time does not allow it, on any rank."""
+        """[the result of `work`], or [] where the time budget is exhausted on any rank."""
         found: list[T] = []
         return found if self.clock.allows(lambda: found.append(self.batch.fit(work))) else []
 

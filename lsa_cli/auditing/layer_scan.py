@@ -1,7 +1,7 @@
 """LayerScan: Layer Sustainability Analysis (arXiv 2202.02626, Algorithm 1) from per-sample measures.
 
-The scan keeps one number per sample and layer, never a representation. That is what the bootstrap and the
-per-class lists need, and it makes the result independent of batches and shards: rows are sorted by sample.
+The scan keeps one number per sample and layer, and no representation. The bootstrap and the lists by class need no more.
+Rows are sorted by sample, so the result does not depend on batches and ranks.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Metrics of a network that an audit measures when asked (`--metrics`), each on a few of its samples and their adversarials."""
+"""Metrics that an audit measures on request (`--metrics`), on a few clean samples and their adversarial examples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""From arrays to the rows of a report: one attack's outcome, the verdict over all budget attacks."""
+"""From arrays to a report: the outcome of one attack, and the verdict over all budget attacks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from lsa_cli.wording import eps_as_text
 
 
 def settings_of(attack: Attack) -> dict[str, Any]:
-    """An attack's hyperparameters as it uses them, as plain values; the threat model spelled out."""
+    """The hyperparameters of an attack as plain values, with norm and eps of its threat model."""
     threat: Threat | None = getattr(attack, "threat", None)
     settings: dict[str, Any] = {} if threat is None else {"norm": threat.norm, "eps": threat.eps}
     for name, value in attack.settings.items():
@@ -30,7 +30,7 @@ def settings_of(attack: Attack) -> dict[str, Any]:
 
 
 def weight_norms(plan: AuditPlan) -> np.ndarray | None:
-    """Euclidean norms of the last layer's weight rows, when it has one row a class."""
+    """Euclidean norms of the weight rows of the last layer, where it has one row per class."""
     module = plan.network.last_layer.module if plan.network.last_layer is not None else None
     weight = getattr(module, "weight", None)
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or len(weight) != len(plan.network.class_names):  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
     order = np.arange(len(seen.layers)) if plan.whole_batch else seen.index
     scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, order)
     floor = LayerScan.from_rows(names, seen.noise_floor, seen.noise_floor, seen.input_error, order).means()
-    # What a random network moves by itself is no vulnerability: layers are ranked by what is above it.
+    # The change between two clean passes is no vulnerability: layers are ranked by what exceeds it.
     ranking_floor = np.nan_to_num(floor)
     ranked = scan.less(ranking_floor)
     found = ranked.most_vulnerable(plan.rule)
@@ -140,7 +140,7 @@ def rule_in_words(rule: MvlRule, passed: bool) -> str:
 
 
 def worst_case(diagnoses: Sequence[ClassDiagnosis]) -> ClassDiagnosis:
-    """Per sample, the first attack that broke it, if any did."""
+    """Per sample, the result of the first attack that broke it, if one did."""
     worst = diagnoses[0]
     for other in diagnoses[1:]:
         take = worst.robust & ~other.robust
@@ -159,7 +159,7 @@ def verdict_of(
     budget: Sequence[tuple[NamedAttack, ClassDiagnosis]],
     estimate: Estimate | None = None,
 ) -> Verdict:
-    """clean (N,): class predicted for each sample as it is; estimate: where a cascade met a part of the survivors."""
+    """clean (N,): predicted classes without attack. estimate: where the cascade ran on a part of the samples."""
     y = plan.network.labels[plan.index]
     if not budget:
         return Verdict(
@@ -195,7 +195,7 @@ def verdict_of(
 
 
 def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> str:
-    """What the robust accuracy says of the inputs that were attacked: how many can be turned, and of how many nothing is known."""
+    """What the robust accuracy means: how many inputs can be turned, and for how many that is unknown."""
     noun = "image" if len(plan.network.input_shape) == 3 else "input"
     right, turned = int(worst.right.sum()), int(worst.broken.sum())
     within = f"within {' or '.join(threats)}"

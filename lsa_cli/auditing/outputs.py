@@ -14,7 +14,7 @@ from lsa_cli.stats import binomial_tail
 
 SAMPLES = 64  # that outputs are compared with the labels on
 _AT_ONCE = 16
-_CHANCE = 1e-3  # how likely an output without a relation to the labels is to pass as right
+_CHANCE = 1e-3  # probability that an output unrelated to the labels is taken for the logits
 _CLOSE = 1e-4
 
 Labels = Callable[

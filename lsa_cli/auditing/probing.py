@@ -1,4 +1,4 @@
-"""What an audit finds out on a few samples after it has measured all: evidence, other normalisations, metrics, pictures."""
+"""What an audit measures on a few samples at its end: other normalisations, evidence, metrics, example images."""
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ from lsa_cli.models.classifier import normalization_of, predicted_class, with_no
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence, Example, Metric
 
-# ---- the network, used as it was trained? -----------------------------------------------------------------
+# ---- is the network used as it was trained? ---------------------------------------------------------------
 
 
 def clean_checks(plan: AuditPlan, total: BlockResult, normalization: Checked | None) -> list[Checked]:
-    """What clean predictions say of how the network is used. normalization: the check of others, where it was made."""
+    """Checks of how the network is used, from clean predictions. normalization: the check of others, if it ran."""
     return [
         check_radius(plan),
         usage.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
@@ -47,7 +47,7 @@ def can_be_normalized(plan: AuditPlan) -> bool:
 
 
 def try_normalizations(run: Execution, total: BlockResult) -> Checked:
-    """Whether the network is right more often with another usual normalisation."""
+    """Whether clean accuracy is higher with another usual normalisation."""
     plan, channels = run.plan, run.plan.network.input_shape[0]
     used = normalization_of(plan.network.classifier)
     usual = usage.usual_normalizations(channels)
@@ -72,11 +72,11 @@ def try_normalizations(run: Execution, total: BlockResult) -> Checked:
     return usage.normalization(total.right[rows], list(others), right_under, said)
 
 
-# ---- the attacks, strong enough? --------------------------------------------------------------------------
+# ---- are the attacks strong enough? -----------------------------------------------------------------------
 
 
 def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidence | None:
-    """Checks that say whether to believe the verdict: on a few samples, and on what was measured anyway."""
+    """The evidence: checks on a few samples, and checks of what the audit measured anyway."""
     plan = run.plan
     measured = _measured(plan, total)
     if not measured:
@@ -106,7 +106,7 @@ def _probe(run: Execution, index: np.ndarray) -> Probe:
 
 
 def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivors:
-    """The samples that no attack broke, in random order."""
+    """The samples that are still robust, in random order."""
     left = np.flatnonzero(survivors)
     order = np.random.default_rng([run.plan.seed, 23]).permutation(left)
 
@@ -117,14 +117,14 @@ def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivor
 
 
 def _measured(plan: AuditPlan, total: BlockResult) -> list[Measured]:
-    """What every budget attack did that was run on a sample at least."""
+    """The results of every budget attack that ran on at least one sample."""
     several = []
     for named in plan.budget_attacks:
         rows = total.attacks.get(named.label)
         if rows is None or not rows.ran.any():
             continue
         threat = plan.threat_of(named)
-        # Of a random network a sample that broke in one pass and holds in the next is chance, no loss of the attack.
+        # On a stochastic network a sample can break in one pass and not in the next, so the attack has lost nothing.
         found_at = rows.found_at if rows.found_at.any() and not plan.is_stochastic else None
         several.append(
             Measured(
@@ -135,11 +135,11 @@ def _measured(plan: AuditPlan, total: BlockResult) -> list[Measured]:
     return several
 
 
-# ---- what was asked for besides ---------------------------------------------------------------------------
+# ---- metrics and examples ---------------------------------------------------------------------------------
 
 
 def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
-    """The metrics asked for, on a few samples under the attack of the scan that left the fewest robust."""
+    """The metrics asked for, on a few samples and the attack that leaves the fewest samples robust."""
     plan = run.plan
     named = min(_scanned(plan, total), key=lambda pair: pair[1].robust.sum())[0]
     rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(total))[: metrics.SAMPLES])
@@ -155,8 +155,8 @@ def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
 
 
 def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> list[Example]:
-    """Pictures of a few samples that the strongest attack broke. It meets them again: as randomness belongs to the
-    sample, it finds the same."""
+    """Images of a few samples that the strongest attack broke. It runs on them again and finds the same, because random
+    numbers depend on the sample."""
     plan, top = run.plan, strongest(report)
     if top is None or plan.network.bounds != (0.0, 1.0):
         return []
@@ -184,5 +184,5 @@ def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> li
 
 
 def _scanned(plan: AuditPlan, total: BlockResult) -> list[tuple[NamedAttack, ClassDiagnosis]]:
-    """The budget attacks that were run on all samples."""
+    """The budget attacks that ran on all samples."""
     return [(named, total.diagnosis(named.label)) for named in plan.attacks if named.label in total.attacks]

@@ -1,4 +1,4 @@
-"""What was audited, on what, and with which settings: the parts of a report that are known before it is run."""
+"""What is audited, on which data, with which settings: the parts of a report that are known before the run."""
 
 import platform
 from importlib import metadata
@@ -17,13 +17,13 @@ from lsa_cli.wording import eps_as_text
 
 
 def _parameters(plan: AuditPlan) -> int:
-    """Numbers in the network's parameters; of an opaque program those in the file's."""
+    """The number of parameters; for a compiled program that of the file."""
     own = sum(p.numel() for p in plan.network.classifier.body.parameters())
     return own or (plan.network.checkpoint.weights.parameters if plan.network.checkpoint is not None else 0)
 
 
 def claimed_accuracy(checkpoint: Checkpoint | None) -> tuple[float, str] | None:
-    """The clean accuracy that the file says it has, as a share, and the name that it stands under."""
+    """The clean accuracy that the file states, as a share, and the name of the entry."""
     if checkpoint is None:
         return None
     if checkpoint.description is not None and checkpoint.description.clean_accuracy is not None:
@@ -99,7 +99,7 @@ def protocol_of(plan: AuditPlan) -> Protocol:
 
 
 def identity_of(plan: AuditPlan) -> dict[str, Any]:
-    """Everything that decides the numbers, by name: two runs with the same may go on from one another."""
+    """Everything that decides the numbers, by name: a run can resume another one if these are equal."""
     subject, protocol = subject_of(plan), protocol_of(plan).model_dump(mode="json")
     free = (
         "gate",

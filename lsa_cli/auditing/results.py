@@ -1,4 +1,4 @@
-"""What an audit has measured: arrays with one row a sample, that add up. Everything in a report is derived from them."""
+"""What an audit has measured: arrays with one row per sample. Results add up, and the report is derived from the sum."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ class BlockResult:
         return dataclasses.replace(self, curves={**self.curves, label: broken})
 
     def in_order(self) -> "BlockResult":
-        """Ordered by place in the data set, so that every sum adds up in one order. Rows of whole batches stay."""
+        """Ordered by place in the data set, so that the order of blocks changes no sum. Rows of whole batches stay."""
         return _taken(self, np.argsort(self.index), len(self))
 
     @property
@@ -117,7 +117,7 @@ class BlockResult:
         return left
 
     def with_cascade(self, part: "BlockResult") -> "BlockResult":
-        """With the attacks of a cascade that only the samples of `part` met. The samples here are in order."""
+        """With the attacks of a cascade that ran on the samples of `part` alone. The samples here are in order."""
         places, result = np.searchsorted(self.index, part.index), self
         for label, rows in part.attacks.items():
             met = np.flatnonzero(rows.ran)
@@ -131,7 +131,7 @@ class BlockResult:
         )  # fmt: skip
 
     def to_arrays(self) -> Arrays:
-        """As plain arrays by name, for a file; `from_arrays` reads them."""
+        """Plain arrays by name, for a file; `from_arrays` reads them."""
         arrays = _flat(self, "")
         arrays["attacks"], arrays["curves"] = (np.array(list(kind), dtype=str) for kind in (self.attacks, self.curves))
         for number, rows in enumerate(self.attacks.values()):
@@ -172,7 +172,7 @@ def _added(one: Any, other: Any) -> Any:
     if isinstance(one, (AttackRows, BlockResult)):
         names = [field.name for field in dataclasses.fields(one)]
         return type(one)(**{name: _added(getattr(one, name), getattr(other, name)) for name in names})
-    return None if one is None or other is None else one + other  # what one of them lacks, the sum lacks
+    return None if one is None or other is None else one + other  # the sum has only what both have
 
 
 def _taken(value: Any, rows: np.ndarray, count: int) -> Any:

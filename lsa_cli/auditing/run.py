@@ -90,7 +90,7 @@ class _Audit:
         self._reported = 0  # attacked samples in the last report
 
     def take_blocks(self) -> None:
-        """Take all samples, or stop where the rule is met or the time is over."""
+        """Measure all samples, or stop where the rule is met or the time budget is exhausted."""
         plan = self.plan
         later = probe_passes(probe_size(len(plan.index)))
         if plan.settings.full_on is not None:
@@ -101,7 +101,7 @@ class _Audit:
         self._add_up("block", sample_order(plan), phase, lambda block: block, later)
 
     def take_part_through_cascade(self) -> None:
-        """The second phase of a two-phase estimate: a random part of the survivors meets the cascade."""
+        """The second phase of a two-phase estimate: the cascade runs on a random part of the samples that are still robust."""
         assert self.total is not None
         plan, scanned = self.plan, self.total.in_order()
         labels = [named.label for named in plan.attacks]
@@ -123,17 +123,17 @@ class _Audit:
         self, phase: str, order: np.ndarray, work: Callable[..., tuple[BlockResult | None, bool]],
         total_of: Callable[[BlockResult], BlockResult], later: float,
     ) -> None:  # fmt: skip
-        """The loop of every audit: one block after the other, until all are taken or there is a reason to stop.
+        """The loop of every audit: measure one block after the other, until all are done or there is a reason to stop.
 
-        total_of: the total for the sum of this phase's blocks. later: passes that the work after this phase costs.
+        total_of: the total, from the sum of the blocks of this phase. later: passes that the work after this phase costs.
         """
         run, known = self.run, None
         for number, index in enumerate(blocks(self.plan, order)):
-            # One rank's share is no random sample, and so no report.
+            # The share of one rank is no random sample, so it is not reported.
             tell = (lambda part: self._take(total_of(part))) if distributed.world() == 1 else (lambda part: None)
             first = {"is_first": True, "on_part": tell} if known is None else {}
             found, in_time = run.on_ranks(phase, number, index, partial(work, **first))
-            is_usable = in_time or known is None  # of the first block alone a part is better than nothing
+            is_usable = in_time or known is None  # a part of the first block is better than no report
             if found is not None and is_usable:
                 known = found if known is None else known + found
                 self._take(total_of(known), always=number == 0)
@@ -158,7 +158,7 @@ class _Audit:
     # ---- the report --------------------------------------------------------------------------------------
 
     def probe(self) -> None:
-        """What is found out on a few samples once all are measured, as far as the time goes."""
+        """Measure on a few samples, once all are measured and as far as the time budget allows."""
         run, plan, extras = self.run, self.plan, self.extras
         assert self.total is not None
         run.clock.reserve = 0
