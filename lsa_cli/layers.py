@@ -152,10 +152,10 @@ class _Calls(TorchFunctionMode):
         self.inside.pop()
 
     def before(self, path: str, module: nn.Module, args: Any) -> Any:
-        return (self.meet(path, args[0]), *args[1:]) if args else args
+        return (self.show(path, args[0]), *args[1:]) if args else args
 
     def after(self, path: str, module: nn.Module, args: Any, output: Any) -> Any:
-        return self.meet(path, output)
+        return self.show(path, output)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         function, kwargs = _ACTIVATION_CALLS.get(func), kwargs or {}
@@ -164,15 +164,15 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         name = f"{path}:{function}"
         if not self.inputs:
-            return self.meet(name, func(*args, **kwargs))
+            return self.show(name, func(*args, **kwargs))
         if args:
-            found = self.meet(name, args[0])
+            found = self.show(name, args[0])
             if found is not args[0] and getattr(func, "__name__", "").endswith("_"):
                 found = args[0].copy_(found)  # in place, since the caller may continue with its own tensor
             args = (found, *args[1:])
         return func(*args, **kwargs)
 
-    def meet(self, name: str, value: Any) -> Any:
+    def show(self, name: str, value: Any) -> Any:
         """Show one call to `visit` if it is wanted; returns the output (or input), or what replaces it."""
         self.counts[name] += 1
         numbered = name if self.counts[name] == 1 else f"{name}#{self.counts[name]}"

@@ -1,10 +1,10 @@
-"""Comparison measures: how far a layer's output moved, one number a sample.
+"""Comparison measures: the distance between two outputs of a layer, one number for each sample.
 
-A measure takes the clean and the perturbed output of a layer, both (N, ...), and returns (N,). Where it is not
-defined for a sample it returns NaN, which the scan counts and leaves out of every mean.
+A measure takes the clean and the perturbed output of a layer, both (N, ...), and returns (N,) in the same type. It is NaN
+for a sample where it is not defined; the scan counts these samples and leaves them out of every mean.
 
-Sums run in float64: in float32 the norm of a layer of 10^6 numbers is off by 1e-5, and small or large numbers have no
-square. What is returned has the type of the layer.
+Sums are in float64: in float32 the norm of a layer with 10^6 numbers is off by 1e-5, and squares of very small or large
+numbers underflow or overflow.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 
 from lsa_cli.registry import Registry
 
-_AT_ONCE = 1 << 22  # numbers that are held in float64 at once, as far as whole samples allow
+_AT_ONCE = 1 << 22  # numbers in float64 at the same time, in whole samples
 
 Measure = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 MEASURES: Registry[Measure] = Registry("measure")
@@ -23,8 +23,7 @@ MEASURES: Registry[Measure] = Registry("measure")
 def relative_error(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
     """||perturbed - clean|| / ||clean||, the comparison measure of arXiv 2202.02626, eq. 12.
 
-    A sample on which the layer is silent (||clean|| = 0) has no relative error: it is 0 if the layer stayed
-    silent and NaN if it woke up (our choice; the paper does not say).
+    Where ||clean|| = 0 it is 0 if the perturbed output is zero too, and NaN otherwise (our choice; the paper does not say).
     """
     moved, size = _norms((perturbed - clean).flatten(1)), _norms(clean.flatten(1))
     return torch.where(moved == 0, moved, torch.where(size == 0, torch.nan, moved / size)).to(clean.dtype)
@@ -32,9 +31,9 @@ def relative_error(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor
 
 @MEASURES.register("cosine-distance")
 def cosine_distance(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
-    """1 - cos(clean, perturbed), in [0, 2]: blind to scale, sees direction only. NaN where one of them is zero, 0 where both are.
+    """1 - cos(clean, perturbed), in [0, 2]: depends on direction, not on scale. NaN where one of them is zero, 0 where both are.
 
-    Computed as ||u - v||^2 / 2 of the unit vectors, in float64: 1 - cos itself loses all digits of a small distance.
+    Computed as ||u - v||^2 / 2 of the unit vectors, in float64: 1 - cos loses all digits of a small distance.
     """
     pairs = zip(_parts(clean.flatten(1)), _parts(perturbed.flatten(1)), strict=True)
     distance = torch.cat([(_unit(a) - _unit(b)).square().sum(1) / 2 for a, b in pairs]).to(clean.dtype)
@@ -43,7 +42,7 @@ def cosine_distance(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tenso
 
 @MEASURES.register("l2")
 def l2_difference(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
-    """||perturbed - clean||: not scaled, so it compares attacks on one layer, not layers with each other."""
+    """||perturbed - clean||: not scaled, so it compares attacks on one layer, but not layers with each other."""
     return _norms((perturbed - clean).flatten(1)).to(clean.dtype)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
-from lsa_cli.auditing.evidence.attacks import climbing, noise_of_equal_size, rounding, smoothed_surrogate
+from lsa_cli.auditing.evidence.attacks import loss_along_steps, noise_of_equal_size, rounding, smoothed_surrogate
 from lsa_cli.auditing.evidence.compare import Measured, compare
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, evidence_of, exceeds, verdict
 from lsa_cli.auditing.evidence.examine import examine, probe_passes, probe_size
@@ -284,7 +284,7 @@ def test_a_shattered_loss_is_smoothed_out(base, digits):
     assert {"loss-does-not-rise", "smoothed-surrogate-wins"} & set(codes(examine(probe_of(body, digits, 0.15))))
     probe = probe_of(body, digits, 0.15, count=400)
     left = probe.select(probe.margin(probe.x) <= 0)
-    left = left.select(left.margin(climbing(left)[0]) <= 0)
+    left = left.select(left.margin(loss_along_steps(left)[0]) <= 0)
     left = left.unbroken_by(ATTACKS.get("pgd")(threat=left.threat, steps=10))
     check = smoothed_surrogate(left, len(probe))
     assert check.saw["broken"] > 0.1 * check.n > 10

@@ -27,7 +27,7 @@ ALLOWED_NOISE = 0.05  # noise that breaks less is too weak for a comparison
 ALLOWED_ROUNDED = 0.1  # adversarial examples at the boundary; l1 changes of less than half a level
 
 
-def climbing(probe: Probe) -> tuple[torch.Tensor, Checked]:
+def loss_along_steps(probe: Probe) -> tuple[torch.Tensor, Checked]:
     """PGD on samples that are classified correctly: its best inputs (N, ...), and whether it increases the margin.
 
     From the sample itself, in ten steps of a quarter of eps: the last margin must be larger than the first, except for 2%
@@ -176,7 +176,7 @@ def smoothed_surrogate(survivors: Probe, correct: int) -> Checked:
 
 
 def on_the_grid(survivors: Probe, correct: int) -> Checked:
-    """Does PGD among images with 8 bits break survivors of attacks among all inputs? Then these met another network."""
+    """Does PGD among images with 8 bits break survivors of attacks among all inputs? Then the network differs on images."""
     broken = len(survivors) - len(survivors.unbroken_by(OnGrid(threat=survivors.threat)))
     finding = doubt(
         "grid-attack-wins",

@@ -9,7 +9,7 @@ from lsa_cli.report.schema import CheckMade, Evidence, EvidenceVerdict, Finding
 from lsa_cli.stats import binomial_tail
 
 ALPHA = 0.001  # error of one check: fifteen checks together doubt an honest network in fewer than 1.5% of audits
-# The share of the samples that survive the gradient attacks which another attack may break by the luck of its random
+# The share of the samples that survive the gradient attacks which another attack may break by chance, through its random
 # start: one more PGD breaks 1.6% for mnist_cnn.pt at 0.1, a smoothed PGD 1.5% for mnist_cnn_at.pt at 0.3. And the share
 # of all samples: less than a point does not change the number that is quoted.
 ALLOWED_BETTER, ALLOWED_POINTS = 0.02, 0.01
@@ -33,7 +33,7 @@ def exceeds(count: int, n: int, allowed: float, alpha: float = ALPHA) -> bool:
     """Whether count of n is more than a share `allowed` explains: one-sided exact binomial test at alpha.
 
     Our choice for all checks. `allowed` is the smallest effect that matters, and covers what happens to honest networks
-    (ties, rounding, the luck of a random start). A network whose true share is at most `allowed` is doubted with
+    (ties, rounding, chance in a random start). A network whose true share is at most `allowed` is doubted with
     probability ALPHA at most. With allowed = 2% it takes 4 of 12, 6 of 48, 10 of 128, 36 of 1000.
     """
     return n > 0 and binomial_tail(count, n, allowed) < alpha
@@ -44,7 +44,7 @@ def beats(broken: int, survivors: int, correct: int, allowed: float = ALLOWED_BE
 
     Two tests by `exceeds`: more than `allowed` of the survivors, and more than 1% of the `correct` samples, which are
     classified correctly without an attack. The first test alone would doubt a network that breaks nearly everywhere,
-    for the few samples that one run missed by luck.
+    for the few samples that one run missed by chance.
     """
     return exceeds(broken, survivors, allowed) and exceeds(broken, correct, ALLOWED_POINTS)
 

@@ -15,8 +15,8 @@ from lsa_cli.auditing.evidence.attacks import (
     DRAWN_STEPS,
     DRAWS,
     STEPS,
-    climbing,
     full_range,
+    loss_along_steps,
     noise_of_equal_size,
     on_the_grid,
     other_head,
@@ -102,9 +102,9 @@ def _attacked(
         if broken is not None:
             bare = bare_logits(probe, last) if last is not None else None
             made.append(stronger_attack(survivors or Survivors.of(correct.select(unbroken), len(probe)), bare))
-        x_adv, climb = climbing(correct)
+        x_adv, increase = loss_along_steps(correct)
         unbroken = unbroken & (correct.margin(x_adv) <= 0)
-        made += [climb, full_range(correct), noise_of_equal_size(correct, x_adv)]
+        made += [increase, full_range(correct), noise_of_equal_size(correct, x_adv)]
         if is_image:
             made.append(rounding(correct, x_adv, len(probe)))
     left = correct.select(unbroken).first(SURVIVORS)
