@@ -6,12 +6,12 @@ import signal
 import sys
 import traceback
 
-# Read once, when torch is loaded with GNU OpenMP. Threads that spin for long while they wait take the processor from those
-# they wait for as soon as the machine has other work; threads that sleep at once are woken too late on one that has not.
+# GNU OpenMP reads this once, when torch is loaded. Threads that spin for long take the processor from the threads they wait
+# for when the machine has other work; threads that sleep at once wake too late when it has none.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-# An interrupt while modules are loaded ends the process as it would any other program: no traceback.
+# An interrupt while modules are loaded ends the process without a traceback.
 _on_interrupt = signal.getsignal(signal.SIGINT)
 if _on_interrupt is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -26,7 +26,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command, and leave at once: to take torch's libraries down takes time that serves nobody."""
+    """Run the command and exit at once: unloading torch's libraries takes time."""
     code = _run() if streams.prepare() else _refuse_closed_stdout()
     atexit._run_exitfuncs()
     if not streams.flush() and code == EXIT_OK:
@@ -35,11 +35,11 @@ def main() -> None:
 
 
 def _run() -> int:
-    """The exit code. Errors of a command end in its boundary; here are those of the options and of --help."""
+    """The exit code. `boundary` handles errors of a command; here are those of the options and of --help."""
     try:
         app()
     except SystemExit as end:
-        if isinstance(end.__context__, OSError):  # typer leaves with 1 when the reader of --help has gone
+        if isinstance(end.__context__, OSError):  # typer exits with 1 when the reader of --help has gone
             streams.drop_stdout()
             return EXIT_BROKEN
         return end.code if isinstance(end.code, int) else EXIT_OK if end.code is None else EXIT_BROKEN

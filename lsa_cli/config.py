@@ -1,4 +1,4 @@
-"""lsa.yaml: which file is read, what it may say, and on which line it is wrong."""
+"""lsa.yaml: which file is read, what it may say, and the line of a mistake."""
 
 import os
 from pathlib import Path
@@ -17,41 +17,37 @@ CONFIG_NAME = "lsa.yaml"
 JUDGED_BY = ("norm", "eps", "gate")
 _LARGEST_CONFIG = 1_000_000
 
-# ---- lsa.yaml ------------------------------------------------------------------------------------------
-
 
 class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML without aliases; a key that stands twice is an error instead of the last one winning."""
+    """Plain YAML without aliases."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases are not used here", self.peek_event().start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 
 def find_config(explicit: str | None, checkpoint: str | Path) -> tuple[Path | None, bool]:
-    """The configuration file to read, if any, and whether the user chose it (named it, or stands beside it).
+    """The configuration file to read, if any, and whether the user chose it: named it, or works in its folder.
 
-    The nearest to the checkpoint wins: beside it before the working directory's.
+    A file beside the checkpoint wins over one in the working directory.
     """
     if explicit is not None:
         if not os.path.lexists(explicit):
             raise UsageError(f"--config: there is no file {explicit}")
         return Path(explicit), True
     beside, here = Path(checkpoint).parent / CONFIG_NAME, Path.cwd() / CONFIG_NAME
-    # What is no regular file is found too, and refused where it is read: settings are never left out unseen.
+    # Anything but a regular file is found too, and refused when it is read: no settings are skipped silently.
     if os.path.lexists(beside):
         return beside, os.path.realpath(beside) == os.path.realpath(here)
     return (here, True) if os.path.lexists(here) else (None, True)
 
 
 def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[str, AuditSettings]]:
-    """The settings of the files that `find_config` finds, under the names that a report gives their origin.
+    """The settings of the files that apply, under the names that a report gives their origin.
 
-    What an audit is judged by (`JUDGED_BY`) is the user's to say: where the working directory has a file too, it goes
-    before one that merely lies beside the checkpoint.
+    The user decides by what an audit is judged (`JUDGED_BY`): for these settings, a file in the working directory wins over
+    one that lies beside the checkpoint.
     """
     path, chosen = find_config(explicit, checkpoint)
     if path is None:
@@ -67,17 +63,16 @@ def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[s
 def merged(
     given: AuditSettings, explicit: str | None, checkpoint: str | Path
 ) -> tuple[AuditSettings, dict[str, str], list[str]]:
-    """The options of a command over the settings of its `configurations`; where each comes from; the names of the files."""
+    """The options over the settings of `configurations`; where each setting comes from; the names of the files."""
     files = configurations(explicit, checkpoint)
     settings, origin = merge(("option", given), *files)
     return settings, origin, [name for name, _ in files]
 
 
 def read_config(path: Path, chosen: bool = True) -> AuditSettings:
-    """Settings in a YAML file. Raises UsageError that names the key and its line.
+    """The settings in a YAML file. Raises UsageError with the key and its line.
 
-    chosen=False: the file was found beside a checkpoint, nobody named it; it then may not name Python code, nor data
-    to download.
+    chosen=False: the file was found beside a checkpoint. Then it may not name Python code, data to download or outputs.
     """
     try:
         text = read_regular(path, _LARGEST_CONFIG).decode("utf-8")
@@ -85,18 +80,15 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
         raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
         loader = _StrictLoader(text)
-        try:
-            node = loader.get_single_node()
-        except RecursionError:
-            raise UsageError(f"{path} is nested deeper than any configuration is") from None
-        finally:
-            loader.dispose()
+        node = loader.get_single_node()
         if node is None:
             return AuditSettings()
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(f"{path}: line 1 must start a list of `key: value` settings")
         lines = _key_lines(node, path)
-        content = yaml.safe_load(text)
+        content = loader.construct_document(node)
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -117,7 +109,7 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
 
 
 def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...], int]) -> None:
-    """Raises UsageError for a file beside a checkpoint that names code to run, or data to download."""
+    """Raises UsageError if the file names code to run, or data to download."""
     from lsa_cli.data import may_download, runs_user_code  # not above: they need torch, and a configuration does not
 
     safe_arch = (settings.arch or "lsa:").partition(":")[0] in SHIPPED
@@ -128,11 +120,11 @@ def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...
             what = "lets the checkpoint run its code" if key == "trust_code" else "names Python code"
             raise _not_chosen(path, lines.get((key,), 1), f"{key} {what}")
     if settings.data and may_download(settings.data):
-        raise _not_chosen(path, lines.get(("data",), 1), "data names what would be downloaded")
+        raise _not_chosen(path, lines.get(("data",), 1), "data names data to download")
 
 
 def _refuse_outputs(path: Path, content: dict[str, Any], lines: dict[tuple[str, ...], int]) -> None:
-    """What is written and how the command ends is for the user to say."""
+    """Raises UsageError if the file decides what is written, or how the command ends."""
     for key in content:
         if keys_of(AuditSettings)[key.replace("-", "_")][0].scope != "measured":
             raise _not_chosen(path, _line(lines, (key,)), f"{key} decides what is written, or how the command ends")

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code it leads to. A message says what, where, and the next move."""
+"""The errors and their exit codes. A message says what is wrong, where, and what to do."""
 
 import json
 import unicodedata
@@ -7,17 +7,15 @@ from typing import Any
 EXIT_OK = 0
 EXIT_GATE = 1  # a gate was breached, or could not be decided
 EXIT_USAGE = 2  # usage or input error: options, configuration, a checkpoint or data set that cannot be used
-EXIT_BROKEN = 3  # the run broke on the way; what was measured is on disk
+EXIT_BROKEN = 3  # the run broke; what was measured is saved
 EXIT_INTERRUPTED = 130
 
 _LONGEST = 1500  # characters of a message
-
-
-_SHOWN_AS_CODES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Cf: what turns the direction of text, or has no width
+_SHOWN_AS_CODES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Cf: changes the direction of text, or has no width
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with all that is not seen or that steers a terminal or a reader's eye spelled out as a code."""
+    """`text` on one line, with codes for invisible characters and for those that control a terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -47,13 +45,13 @@ class LsaError(Exception):
     exit_code = EXIT_USAGE
 
     def __str__(self) -> str:
-        """On one line and of bounded length, whatever a file's names put into it."""
+        """One line of bounded length, even with hostile names of a file in it."""
         text = printable(" ".join(super().__str__().split()))
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class UsageError(LsaError):
-    """An option, a spec or a configuration file that makes no sense."""
+    """An option, a spec or a configuration file that cannot be used."""
 
 
 class CheckpointError(LsaError):
@@ -65,15 +63,15 @@ class DataError(LsaError):
 
 
 class SplitError(DataError):
-    """A data set without the split that was asked for, or with none to choose by itself."""
+    """A data set without the requested split, or without a test split where none is requested."""
 
 
 class LayerError(LsaError):
-    """A layer selection that names nothing the network has."""
+    """A layer selection that matches no layer of the network."""
 
 
 class NumericalError(LsaError):
-    """A network whose outputs cannot carry a verdict: NaN, constant, not logits."""
+    """A network whose outputs cannot be judged: NaN, constant, not logits."""
 
 
 class ForwardError(CheckpointError):
@@ -81,14 +79,14 @@ class ForwardError(CheckpointError):
 
 
 class BackwardError(NumericalError):
-    """The user's network fails in its own backward pass: it has no input gradient."""
+    """The user's network fails in its own backward pass, so there is no input gradient."""
 
 
 class RunError(LsaError):
-    """The run broke on the way: out of memory, a file that could no longer be written."""
+    """The run broke: out of memory, a file that can no longer be written."""
 
     exit_code = EXIT_BROKEN
 
 
 class RankLost(RunError):
-    """Another rank has ended, and this one cannot go on without it."""
+    """Another rank has ended, and this one cannot continue without it."""

@@ -1,4 +1,4 @@
-"""Errors that come out of the user's network: told apart from lsa's own, and named for what they are and where."""
+"""Errors of the user's network: distinguished from lsa's own, with the layer and the line in which they occur."""
 
 import re
 import traceback
@@ -14,14 +14,14 @@ from torch import nn
 from lsa_cli.errors import BackwardError, ForwardError, LsaError, summary_of
 
 _HERE, _TORCH = Path(__file__).parent, Path(torch.__file__).parent
-# Code of lsa that is a part of the network, or only stands between it and torch.
+# Code of lsa that is a part of the network, or that only forwards to torch.
 _OF_NETWORKS = {_HERE / "models" / name for name in ("architectures.py", "surgery.py", "classifier.py")}
 _FORWARDER = "__torch_function__"
 _MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.+)")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU, of Python, or of torch's allocator on the CPU, which raises a plain RuntimeError."""
+    """Whether memory is exhausted: of the GPU, of Python, or on the CPU, where torch raises a plain RuntimeError."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
@@ -33,7 +33,7 @@ def _is_foreign(error: BaseException) -> bool:
 
 @contextmanager
 def forward_of(body: nn.Module) -> Iterator[None]:
-    """Within runs the forward pass of `body`: what it raises becomes a ForwardError, unless lsa's own hooks raised it."""
+    """Within: an error in the forward pass of `body` becomes a ForwardError, unless lsa's own hooks raised it."""
     try:
         yield
     except BaseException as error:
@@ -47,7 +47,7 @@ def forward_of(body: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def backward_of_network() -> Iterator[None]:
-    """Within runs a backward pass through the network: what it raises becomes a BackwardError."""
+    """Within: an error in the backward pass of the network becomes a BackwardError."""
     try:
         yield
     except BaseException as error:
@@ -57,7 +57,7 @@ def backward_of_network() -> Iterator[None]:
 
 
 def backward_sentence(error: BaseException, where: str = "") -> str:
-    """What is told of an error out of a backward pass."""
+    """The message for an error in a backward pass."""
     fix = "call checkpoint with use_reentrant=False, or " if "use_reentrant" in str(error) else ""
     return (
         f"the network's own backward pass fails{where}: {summary_of(error)}; {fix}"
@@ -72,7 +72,7 @@ def _advice(error: BaseException) -> str:
     return f"; lsa calls it with the images alone: give an --arch factory that fills in {missing[1]}"
 
 
-# ---- where -------------------------------------------------------------------------------------------------
+# ---- where it fails ----------------------------------------------------------------------------------------
 
 
 def _file(frame: types.FrameType) -> Path:
@@ -105,7 +105,7 @@ def _where(error: BaseException, body: nn.Module) -> str:
 
 def try_backward(model: Callable[[torch.Tensor], torch.Tensor], body: nn.Module, x: torch.Tensor) -> None:
     """One backward pass from the logits (N, K) to the images x (N, ...). Raises BackwardError with the line whose
-    gradient fails; where no way leads from the logits to the images it raises nothing."""
+    gradient fails, and nothing where the logits do not depend on the images."""
 
     def run() -> None:
         leaf = x.detach().requires_grad_(True)
@@ -123,7 +123,7 @@ def try_backward(model: Callable[[torch.Tensor], torch.Tensor], body: nn.Module,
 
 
 def _line_of_node(run: Callable[[], None], body: nn.Module) -> str:
-    """The line of the user's code that made the node of the graph that fails, by torch's anomaly mode."""
+    """The line of the user's code that created the failing node of the graph, found by torch's anomaly mode."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:

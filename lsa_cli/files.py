@@ -1,4 +1,4 @@
-"""Files that are read: only regular ones. A pipe may never end or never begin, a device has no end at all."""
+"""Reading only regular files: a pipe may never start or end, and a device has no end."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-# What a shell hands over for `<(...)` and `< file`; such a pipe is open already, so that opening it waits for nobody.
+# What a shell passes for `<(...)` and `< file`; such a pipe is open already, so opening it does not wait.
 _HANDED_OVER = re.compile(r"/dev/stdin|(/dev|/proc/self|/proc/[0-9]+)/fd/[0-9]+")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -20,7 +20,7 @@ _PART = 1 << 20
 
 
 class IrregularFile(OSError):
-    """A pipe, a device, a socket or a folder where a file is read."""
+    """A pipe, a device, a socket or a folder instead of a file."""
 
     def __init__(self, path: str | Path, mode: int) -> None:
         what = next((words for is_kind, words in _KINDS if is_kind(mode)), "no regular file")
@@ -28,32 +28,28 @@ class IrregularFile(OSError):
 
 
 def refuse_irregular(path: str | Path) -> None:
-    """Raises IrregularFile for what is no regular file, and OSError for what cannot be looked at."""
+    """Raises IrregularFile for anything but a regular file, and OSError where there is none."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise IrregularFile(path, mode)
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file to be read as bytes. Raises IrregularFile for anything else, without waiting; or OSError."""
-    refuse_irregular(path)  # a device may do something when it is opened
-    return _open(path)
-
-
-def _open(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading bytes. Raises IrregularFile for anything else, without waiting; or OSError."""
+    refuse_irregular(path)  # before opening it, which is an action of some devices
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     file = os.fdopen(descriptor, "rb")
     mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):  # it was another file a moment ago
+    if not stat.S_ISREG(mode):  # the file was replaced meanwhile
         file.close()
         raise IrregularFile(path, mode)
     return file
 
 
 def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
-    """The whole content, of at most `largest` bytes. Raises IrregularFile, or OSError with what is wrong.
+    """The content, of at most `largest` bytes. Raises IrregularFile or OSError.
 
-    pipes: a pipe that the shell has opened (/dev/stdin, or /dev/fd/N of `<(...)`) is read to its end, too.
+    pipes: also read a pipe that the shell has opened: /dev/stdin, or /dev/fd/N of `<(...)`.
     """
     status = os.stat(path)
     mode = status.st_mode
@@ -62,7 +58,7 @@ def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
     handed_over = pipes and _HANDED_OVER.fullmatch(str(path)) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
     with open(path, "rb", buffering=0) if handed_over else open_regular(path) as file:
         content = bytearray()
-        while part := file.read(_PART):  # in parts, so that an interrupt is heard
+        while part := file.read(_PART):  # in parts, so that Ctrl-C works
             content += part
             if len(content) > largest:
                 raise _too_large(path, largest)
@@ -70,23 +66,23 @@ def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
 
 
 def temporary_beside(target: Path) -> Path:
-    """Where a file is written before it replaces `target`; its name is no longer than a name may be."""
+    """The path at which a file is written before it replaces `target`; its name is short enough for any file system."""
     return target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
 
 
 def is_irregular(path: str | Path) -> bool:
-    """Is there something that is neither a regular file nor a link to one: a pipe, a device, a folder?"""
+    """Whether the path exists and is neither a regular file nor a link to one."""
     return os.path.exists(path) and not os.path.isfile(path)
 
 
 def write_irregular(path: str | Path, content: bytes) -> None:
-    """Write to a pipe or a device. Raises OSError, also for a pipe that nobody reads, instead of waiting for a reader."""
+    """Write to a pipe or a device. Raises OSError for a pipe without a reader, instead of waiting for one."""
     with os.fdopen(open_without_waiting(path, os.O_WRONLY), "wb") as file:
         file.write(content)
 
 
 def open_without_waiting(path: str | Path, flags: int) -> int:
-    """A descriptor to write to; of a pipe that nobody reads OSError instead of a wait for a reader."""
+    """A descriptor to write to. Raises OSError for a pipe without a reader, instead of waiting for one."""
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)
     except OSError as error:

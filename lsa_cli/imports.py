@@ -1,8 +1,7 @@
-"""Import Python code of the user: modules are found as for `python FILE.py`, and sys.path is as before afterwards.
+"""Import Python code of the user: modules are found as for `python FILE.py`, and sys.path is restored afterwards.
 
-Each file has a `Home`. Within it the folder of the file comes first on sys.path and the working directory last. What
-the file imports from its own folder is kept for this file alone, so that two files, each with a `common.py` beside it,
-do not get each other's.
+Each file has a `Home`. Within it, the folder of the file comes first on sys.path and the working directory last. Modules
+from the folder of a file belong to this file alone: two files, each with its own `common.py`, do not mix them up.
 """
 
 import importlib
@@ -19,15 +18,15 @@ from typing import Any
 from lsa_cli.errors import UsageError
 from lsa_cli.files import refuse_irregular
 
-_DEEPEST = 6  # folders above a file that can be its packages
+_DEEPEST = 6  # most levels of packages above a file
 _lock = threading.RLock()
 
 
 class Home:
-    """The folders that one file imports from, and the modules that came from its own folders.
+    """The folders from which a file imports, and the modules that came from its own folders.
 
-    own: folders that come first on sys.path (last: at its end), whose modules nobody else sees. main: the module that
-    stays in sys.modules, where dataclasses and pickle look it up. A home may be entered again, also within itself and
+    own: folders that come first on sys.path (last: at its end); no other file sees their modules. main: the module that
+    stays in sys.modules, where dataclasses and pickle look it up. A home can be entered again, also within itself and
     from several threads.
     """
 
@@ -75,11 +74,11 @@ class Home:
             sys.modules.update(self._hidden)
 
     def _is_in_the_way(self, name: str) -> bool:
-        """Whether a module, called as one of this home, is neither that one nor installed."""
+        """Whether a loaded module has the name of one of this home, and is neither that one nor installed."""
         return not _is_installed(name, sys.modules[name]) and not self._owns(name)
 
     def _owns(self, name: str) -> bool:
-        """Whether the module, or the package that it is in, lies in one of the own folders."""
+        """Whether the module or its package is in one of the own folders."""
         top = sys.modules.get(name.partition(".")[0])
         place = _location(top)
         return place is not None and place.parent in self.own and not _is_installed(name, top)
@@ -104,7 +103,7 @@ def _location(module: types.ModuleType | None) -> Path | None:
 
 
 def _is_installed(name: str, module: types.ModuleType | None) -> bool:
-    """Of Python itself, of an installed package or of lsa: these are never loaded a second time."""
+    """Whether the module is of Python itself, of an installed package or of lsa: these are never loaded twice."""
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("lsa_cli", "__main__"):
         return True
@@ -120,8 +119,8 @@ _loaded: dict[Path, tuple[types.ModuleType, Home]] = {}
 def load_python_file(path: str | Path, what: str) -> types.ModuleType:
     """Run a Python file that the user named, once, and return it as a module.
 
-    A file in a package, which has an __init__.py or imports `from .`, is imported as a part of the package. Raises
-    UsageError when it is missing or does not run; `what` names the option that asked for it.
+    A file beside an __init__.py, or with an import `from .`, is imported as a part of its package. Raises UsageError when
+    it is missing or fails; `what` names the option in the message.
     """
     file = Path(os.path.realpath(path))
     if file in _loaded:
@@ -158,7 +157,7 @@ def load_python_file(path: str | Path, what: str) -> types.ModuleType:
 
 
 def _packages_of(file: Path) -> int:
-    """How many folders above the file are packages, by their __init__.py."""
+    """The number of folders above the file that have an __init__.py."""
     count = 0
     while count < _DEEPEST and (file.parents[count] / "__init__.py").is_file():
         count += 1
@@ -172,7 +171,7 @@ def _needs_more_packages(error: BaseException) -> bool:
 def _advice(error: BaseException, file: Path) -> str:
     if not isinstance(error, ModuleNotFoundError):
         return ""
-    return f"; install it, or add the folder that holds it to PYTHONPATH ({file.parent} and the working directory are searched)"
+    return f"; install it, or add its folder to PYTHONPATH ({file.parent} and the working directory are searched)"
 
 
 def _run_alone(file: Path, name: str) -> types.ModuleType:
@@ -200,12 +199,12 @@ _working_directory = Home()
 
 
 def is_file(module_name: str) -> bool:
-    """Whether the part of a spec before the last colon is a path, not the dotted name of a module."""
+    """Whether the name is a path, not the dotted name of a module."""
     return module_name.endswith(".py") or "/" in module_name
 
 
 def import_named(module_name: str, what: str) -> types.ModuleType:
-    """`pkg.mod` or `path/to/file.py` -> the module. The user named it, so its code may run."""
+    """`pkg.mod` or `path/to/file.py` -> the module. The user named it, so its code can run."""
     if is_file(module_name):
         return load_python_file(module_name, what)
     try:
@@ -218,7 +217,7 @@ def import_named(module_name: str, what: str) -> types.ModuleType:
 
 
 def home_of(spec: str) -> AbstractContextManager[object]:
-    """Within: what the code that `spec` names (pkg.mod:name, file.py:name) imports is found, as when it was loaded."""
+    """Within: the code that `spec` names (pkg.mod:name, file.py:name) finds its imports as when it was loaded."""
     module_name = spec.rpartition(":")[0]
     if not is_file(module_name):
         return _working_directory
@@ -227,7 +226,7 @@ def home_of(spec: str) -> AbstractContextManager[object]:
 
 
 def can_import(name: str) -> bool:
-    """Whether there is a module called `name`, without importing it."""
+    """Whether there is a module `name`; it is not imported."""
     if name in sys.modules:
         return True
     with _working_directory:

@@ -1,8 +1,7 @@
-"""Names that users type, and the things they stand for: "pgd:steps=20" -> PGD(steps=20).
+"""Names that users type and what they stand for: "pgd:steps=20" -> PGD(steps=20).
 
-A registry maps a name to a factory. What ships registers itself with a decorator; what others write comes in
-through an entry point (group `lsa_cli.plugins`) or `--plugin file.py`, and is listed, described, parsed and
-tested by the same code.
+A registry maps a name to a factory, which registers itself with a decorator. Plugins come from an entry point (group
+`lsa_cli.plugins`) or `--plugin file.py`; the same code lists, describes, parses and tests them.
 """
 
 import dataclasses
@@ -18,21 +17,21 @@ from lsa_cli.imports import import_named
 from lsa_cli.wording import first_of
 
 T = TypeVar("T")
-# Where networks come from whose code is installed; any other source of an architecture names Python of somebody's own.
+# Sources of architectures whose code is installed; any other source names Python code of the user.
 SHIPPED = ("lsa", "torchvision", "timm")
-_LISTED_BESIDE_A_NEAR_ONE = 20
-_MOST_LISTED = 80  # all of torchvision's networks; timm's names are a thousand
+_LISTED_WITH_A_SUGGESTION = 20
+_MOST_LISTED = 80  # all of torchvision's networks, but not the thousand names of timm
 
 
 class Registry(Generic[T]):
-    """An ordered table name -> factory, with errors that list what there is."""
+    """An ordered table name -> factory. Its errors list the names."""
 
     def __init__(self, noun: str) -> None:
         self.noun = noun
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: make `name` stand for what it decorates. A name can be taken once."""
+        """Decorator: register a factory as `name`. Raises UsageError if the name is taken."""
 
         def add(factory: T) -> T:
             if name in self._entries:
@@ -43,7 +42,7 @@ class Registry(Generic[T]):
         return add
 
     def registered(self) -> list[T]:
-        """What is registered so far, without what entry points would add."""
+        """What is registered so far; entry points are not loaded."""
         return list(self._entries.values())
 
     def names(self) -> list[str]:
@@ -54,7 +53,7 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def get(self, name: str) -> T:
-        """The factory called `name`; UsageError with the nearest names otherwise."""
+        """The factory called `name`. Raises UsageError with the nearest name if there is none."""
         if name not in self._entries:
             load_entry_points()
         if name not in self._entries:
@@ -63,10 +62,10 @@ class Registry(Generic[T]):
 
 
 def unknown(noun: str, name: str, known: Iterable[str]) -> str:
-    """The sentence for a name that nobody registered: the nearest one, and all of them where these are not too many."""
+    """The message for an unknown name: the nearest known one, and all of them unless they are many."""
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    if near and len(names) > _LISTED_BESIDE_A_NEAR_ONE:
+    if near and len(names) > _LISTED_WITH_A_SUGGESTION:
         return f"unknown {noun} '{name}': did you mean '{near[0]}'?"
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {noun} '{name}': {hint}there are {first_of(names, _MOST_LISTED) or 'none'}"
@@ -76,7 +75,7 @@ _entry_points_loaded = False
 
 
 def load_entry_points() -> None:
-    """Import, once, every module that an installed package announces under `lsa_cli.plugins`."""
+    """Import every module that an installed package announces under `lsa_cli.plugins`; a second call does nothing."""
     global _entry_points_loaded
     if not _entry_points_loaded:
         _entry_points_loaded = True
@@ -160,29 +159,26 @@ def _convert(value: Any, annotation: Any, what: str) -> Any:
 
 
 def build(factory: type, options: dict[str, Any], what: str, **given: Any) -> Any:
-    """Construct the dataclass `factory` from text options; `given` fills fields that users do not type.
+    """Construct the dataclass `factory` from text options; `given` fills fields that users do not set.
 
-    Raises UsageError for an option that the dataclass has no field for, or a value of the wrong type.
+    Raises UsageError for an option without a field, a value of the wrong type, and a field without a value.
     """
     if not dataclasses.is_dataclass(factory):
         raise UsageError(
             f"{what}: {factory.__name__} is no dataclass; put @dataclass(frozen=True) under its register line"
         )
     hints = typing.get_type_hints(factory)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(factory) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(factory) if field.init}
     settable = [name for name in fields if name not in given]
     for key in options:
         if key not in settable:
             raise UsageError(f"{what}: {unknown('option', key, settable)}")
-    missing = [
-        field.name
-        for field in dataclasses.fields(factory)
-        if field.init
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-        and field.name not in {*options, *given}
-    ]
+    missing = [name for name, field in fields.items() if _is_required(field) and name not in {*options, *given}]
     if missing:
         raise UsageError(f"{what}: {' and '.join(missing)} must be given, as {missing[0]}=...")
-    converted = {key: _convert(value, fields[key], f"{what}: {key}") for key, value in options.items()}
+    converted = {key: _convert(value, hints[key], f"{what}: {key}") for key, value in options.items()}
     return factory(**converted, **{key: value for key, value in given.items() if key in fields})
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

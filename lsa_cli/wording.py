@@ -1,12 +1,12 @@
-"""Counts and numbers as people write them. Reports in JSON and CSV hold the numbers as they are."""
+"""Counts and numbers as text. Reports in JSON and CSV have the numbers themselves."""
 
 from collections.abc import Sequence
 
-_LENGTHS = ("eps", "step_size")  # of images in [0, 1], whose levels people count in 255ths
+_LENGTHS = ("eps", "step_size")  # in units of images in [0, 1], written in 255ths
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
-    """ "1 thread", "2 threads", "1,000 classes": the count with the noun in its number. several: other than noun + "s"."""
+    """ "1 thread", "2 threads", "1,000 classes": the count with the noun. several: the plural, if not noun + "s"."""
     return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
@@ -17,14 +17,14 @@ def first_of(names: Sequence[str], count: int) -> str:
 
 
 def compact(value: float) -> str:
-    """Three significant digits, and no more than there are: 0.05000000074505806 -> "0.05", 1234.5 -> "1234", 1e-05 -> "1e-5"."""
+    """At most three significant digits: 0.05000000074505806 -> "0.05", 1234.5 -> "1234", 1e-05 -> "1e-5"."""
     if not 1000 <= abs(value) < 1e6:
         return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:.0f}"
 
 
 def eps_as_text(eps: float) -> str:
-    """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers as they are, float32 numbers as they were typed."""
+    """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers to six digits, so that float32 shows no noise."""
     quarters = eps * 255 * 4
     if 0 < quarters < 512 and abs(quarters - round(quarters)) < 1e-4 and abs(eps * 100 - round(eps * 100)) > 1e-4:
         return f"{round(quarters) / 4:g}/255"

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from lsa_cli.data import open_data, runs_user_code
 from lsa_cli.settings.reference import keywords, reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +80,13 @@ def test_the_plugin_of_the_docs_runs(tmp_path):
     done = subprocess.run([sys.executable, "-m", "lsa_cli", *command], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, '"sign-noise"' in done.stdout) == (0, True), done.stderr
     assert (tmp_path / "line.txt").read_text().startswith("robust accuracy ")
+
+
+def test_the_data_source_of_the_docs_opens():
+    exec(compile(blocks(ROOT / "docs" / "plugins.md", "python")[2], "plugins.md", "exec"), {})
+    data = open_data("rings:6")
+    assert data.read(np.arange(6)).norm(dim=1).tolist() == pytest.approx([1, 2, 1, 2, 1, 2])
+    assert not runs_user_code("rings:6")
 
 
 def test_the_configuration_of_the_docs_is_valid(tmp_path):

@@ -97,8 +97,8 @@ def test_each_option_of_a_command_has_help_in_its_panel():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ({"quick": True, "full": True}, "--quick and --full set the same"),
-        ({"n": 3, "limit": 4}, "--n and --limit set the same"),
+        ({"quick": True, "full": True}, "--quick and --full set the same thing"),
+        ({"n": 3, "limit": 4}, "--n and --limit set the same thing"),
         ({"epss": 1}, "unknown option 'epss': did you mean 'eps'"),
         ({"harden": {"epocs": 1}}, "unknown option of harden 'epocs': did you mean 'epochs'"),
         ({"resume": True}, "--resume: belongs to the command line"),
@@ -122,7 +122,7 @@ def test_what_python_refuses(text, says):
     ("text", "says"),
     [
         ("seed: 1\nqick: true\n", "line 2: unknown key 'qick': did you mean 'quick'"),
-        ("quick: true\nfull: true\n", "line 2: --quick and --full set the same"),
+        ("quick: true\nfull: true\n", "line 2: --quick and --full set the same thing"),
         ("seed: 1\nfail-under:\n  robust: 0.4\n  clean: 40\n", "line 4: the limit clean=40"),
         ("seed: 1\nnproc: 2\n", "line 2: nproc: belongs to the command line"),
         ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: must be at least 1, not 0"),
@@ -246,7 +246,7 @@ def test_harden_from_python_takes_training_s_settings_and_writes_its_page(tmp_pa
     for wrong, says in (
         ({"json": "r.json"}, "--json: belongs to an audit"),
         ({"epocs": 2}, "unknown option 'epocs'"),
-        ({"swa": True}, "--ema and --swa set the same"),
+        ({"swa": True}, "--ema and --swa set the same thing"),
         ({"html": str(MOON)}, "is what is read here"),
     ):
         with pytest.raises(UsageError, match=says):

@@ -50,7 +50,7 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     breached = is_breach(report.gates) and not settings.exit_zero
     try:
         if given.harden_to is not None and hardening is not None:
-            with boundary(), foreign_code() if to_stdout else nullcontext():  # stdout is the report's alone
+            with boundary(), foreign_code() if to_stdout else nullcontext():  # stdout has only the JSON
                 harden_after(report, checkpoint, *hardening, Path(given.harden_to))
     except typer.Exit as end:
         if not breached or end.exit_code == EXIT_INTERRUPTED:
@@ -63,7 +63,7 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
 
 def _refuse_contradictions(given: AuditSettings, settings: AuditSettings, to_stdout: bool) -> None:
     if given.dry_run and to_stdout:
-        raise UsageError("--dry-run makes no report that --json - could print; leave one of them out")
+        raise UsageError("--dry-run makes no report for --json -; leave one of them out")
     if given.alpha is not None and not settings.gate_only:
         raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
     if settings.gate_only and (given.resume or given.harden_to is not None):
@@ -87,7 +87,9 @@ def _outputs(checkpoint: str, given: AuditSettings, settings: AuditSettings, to_
         others = Files(Path(given.harden_to)).all()
     outputs = audit_outputs(checkpoint, settings, to_stdout)
     if given.resume and "json" not in outputs.files:
-        raise UsageError("--resume needs the report file beside which the journal is; say --json FILE or --output DIR")
+        raise UsageError(
+            "--resume needs a report file, because the journal is beside it; give --json FILE or --output DIR"
+        )
     if not given.dry_run:
         outputs.check(read, others)
     return outputs
@@ -104,9 +106,7 @@ def _plan(checkpoint: str, settings: AuditSettings, origin: dict[str, str]) -> "
         layers, threads = plural(len(plan.layers), "layer"), plural(plan.threads, "thread")
         note(f"{layers}, batches of {plan.batch_size}, {plan.network.device}, {threads}")
     if settings.samples is not None and not (plan.attacks or plan.cascade):
-        raise UsageError(
-            "--samples has one row per sample under attack, and no attack is asked for; leave one of them out"
-        )
+        raise UsageError("--samples has one row per attacked sample, and there is no attack; leave one of them out")
     return plan
 
 
@@ -133,7 +133,7 @@ def _run(
 
 
 def _print(report: "AuditReport", outputs: "Outputs", settings: AuditSettings, to_stdout: bool) -> None:
-    """The report on stdout; what a quiet or a redirected audit must not hide, on stderr."""
+    """The report on stdout; on stderr findings and breached limits, where --quiet or --json - would hide them."""
     if to_stdout:
         emit(report.to_json())
     else:
@@ -148,7 +148,7 @@ def _print(report: "AuditReport", outputs: "Outputs", settings: AuditSettings, t
 
 
 def _print_decision(report: "AuditReport", to_stdout: bool) -> None:
-    """The last line, where there are limits. On stderr where stdout is the report's alone."""
+    """The last line, if there are limits; on stderr if stdout has the JSON."""
     from lsa_cli.report.gate import decision
     from lsa_cli.report.terminal import print_decision
 

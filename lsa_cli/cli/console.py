@@ -1,4 +1,4 @@
-"""Where output goes: data on stdout, everything else on stderr; plain text where nobody watches."""
+"""Output: data on stdout, everything else on stderr; plain text unless it is a terminal."""
 
 import os
 import sys
@@ -17,9 +17,9 @@ _FILE_WIDTH = 160
 
 
 def data_console() -> Console:
-    """stdout. In a file or pipe, tables get room instead of being cut at 80 columns."""
+    """stdout. In a file or pipe, tables are 160 columns wide instead of 80."""
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a bar that an old encoding lacks is no reason to lose the table
+        sys.stdout.reconfigure(errors="replace")  # an old encoding lacks some characters of tables
     width = _FILE_WIDTH if not sys.stdout.isatty() and "COLUMNS" not in os.environ else None
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
@@ -30,7 +30,7 @@ def note(message: str) -> None:
 
 
 def emit(text: str) -> None:
-    """Text on stdout exactly as it is, in UTF-8: JSON never goes through rich."""
+    """Write text to stdout in UTF-8, unchanged: JSON never goes through rich."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")
     sys.stdout.write(text)
@@ -39,14 +39,14 @@ def emit(text: str) -> None:
 
 @contextmanager
 def foreign_code() -> Iterator[None]:
-    """Within: what a user's factory, network or plugin prints goes to stderr, because stdout is for data."""
+    """Within: what the user's code prints goes to stderr, because stdout is for data."""
     with redirect_stdout(sys.stderr):
         yield
 
 
 @contextmanager
 def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]:
-    """A bar on stderr with what runs and the time left; nothing where stderr is no terminal."""
+    """A bar on stderr with the current step and the time left; nothing unless stderr is a terminal."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
@@ -54,7 +54,8 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]
         yield lambda what, done, total: None
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("done,"), TimeRemainingColumn(), TextColumn("left"),
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("done,"), TimeRemainingColumn(),
+        TextColumn("left"),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
@@ -66,7 +67,7 @@ def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]
 
 
 def tell_findings(report: "AuditReport") -> None:
-    """On stderr, where the report itself is not read by a person: each reason against the number."""
+    """Print the findings of the evidence on stderr, where the report itself is not shown."""
     for finding in report.evidence.findings if report.evidence is not None else ():
         note(f"{finding.level}: {finding.message}; {finding.advice}")
 

@@ -1,4 +1,4 @@
-"""`lsa doctor`: what this machine and installation have, and what makes audits fast here."""
+"""`lsa doctor`: check the machine and the installation, and measure their speed."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from lsa_cli.cli.console import emit
 from lsa_cli.errors import UsageError
 from lsa_cli.wording import plural
 
-# What each optional package is for; none of them is needed for an audit of a common checkpoint.
+# What each optional package is for; an audit of a common checkpoint needs none of them.
 OPTIONAL = {
     "timm": "--arch timm:NAME",
     "datasets": "--data hf:NAME",
@@ -42,7 +42,7 @@ def doctor() -> None:
     lines.append(("torch", f"{torch.__version__}, torchvision {torchvision.__version__}"))
     lines += [(name, _version(name) or f"not installed: no {what}") for name, what in OPTIONAL.items()]
     cores, load = usable_cores(), others_load()
-    threads = free_cores(load)  # what an audit takes
+    threads = free_cores(load)  # of an audit
     usable = f"{cores} usable of {plural(os.cpu_count() or 1, 'core')}"
     lines.append(("cpu", f"{usable}, {torch.backends.cpu.get_cpu_capability()}, load of others {load:.1f}"))
     advice: list[str] = []
@@ -52,7 +52,7 @@ def doctor() -> None:
     if threads < cores:
         advice.append(f"slow: {busy_in_words(load)}, so an audit takes {plural(threads, 'thread')}")
     if several > one:
-        advice.append(f"slow: {plural(threads, 'thread')} are no faster than one now; say --threads 1")
+        advice.append(f"slow: {plural(threads, 'thread')} are no faster than one now; give --threads 1")
     elif threads > 1:
         advice.append(f"fast: {plural(threads, 'thread')}, {one / several:.1f} times one")
     single, half = min(one, several), _speed(torch, "cpu", threads if several < one else 1, torch.bfloat16)
@@ -104,7 +104,7 @@ def _speed(torch: Any, device: str, threads: int, dtype: Any = None) -> float:
 
 
 def _about_half(torch: Any, device: str, half: float, single: float) -> str:
-    """What bfloat16 is worth, and where it is used: audits choose by what the device has, never by a timing."""
+    """The gain by bfloat16, and where it is used: audits choose it by the device, never by a timing."""
     from lsa_cli.models.precision import copy_precision
 
     used = str(copy_precision(torch.device(device))).removeprefix("torch.")
@@ -122,18 +122,18 @@ def _cuda(torch: Any, number: int, lines: list[tuple[str, str]], cpu: float) -> 
         single, half = _speed(torch, device, 1), _speed(torch, device, 1, torch.bfloat16)
     except RuntimeError as error:
         lines.append((device, f"{what}, which does not run: {str(error).splitlines()[0]}"))
-        return f"slow: {device} does not run here; say --device cpu"
+        return f"slow: {device} does not run here; give --device cpu"
     lines.append((device, f"{what}, {single:.2f} ms a step, bfloat16 {half:.2f} ms"))
     return f"fast: {device}, {cpu / single:.0f} times this CPU; {_about_half(torch, device, half, single)}"
 
 
 def _folders(lines: list[tuple[str, str]]) -> Any:
-    """What is wrong with the places that are written to."""
+    """Add the folders that are written to; yield a sentence for each problem."""
     for what, folder in (("this folder", Path.cwd()), ("temporary files", Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(folder).free
         lines.append((what, f"{folder}, {free / 2**30:.0f} GiB free"))
         if not os.access(folder, os.W_OK):
-            yield f"{folder} is not writable; go elsewhere, or say --json FILE"
+            yield f"{folder} is not writable; change to another folder, or give --json FILE"
         elif free < _ENOUGH_DISK:
             yield f"{folder} has less than 1 GiB free"
     lines.append(("stdout", f"{sys.stdout.encoding}, {'a terminal' if sys.stdout.isatty() else 'no terminal'}"))

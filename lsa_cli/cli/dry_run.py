@@ -1,4 +1,4 @@
-"""What `lsa audit --dry-run` shows: the plan, and how long it would take."""
+"""`lsa audit --dry-run`: the plan and its estimated time."""
 
 from typing import TYPE_CHECKING
 

@@ -1,11 +1,12 @@
-"""What `lsa inspect` finds out about a model file, from its headers alone."""
+"""The facts that `lsa inspect` reads from the headers of a model file."""
 
 import math
 import shlex
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lsa_cli.errors import CheckpointError, UsageError, printable
 
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
     from lsa_cli.models.formats import Contents
     from lsa_cli.models.weights import Weights
 
+T = TypeVar("T")
+
 _LARGEST_HASHED = 512 * 10**6
 _DEEPEST = 12
 
-# What an ordinary state_dict names: containers and the parts of a tensor.
+# Names in an ordinary state_dict: containers and the parts of a tensor.
 _USUAL = {
     "collections.OrderedDict", "collections.defaultdict", "torch.Size", "torch.device", "torch.float16",
     "torch.bfloat16", "torch.float32", "torch.float64", "torch.jit._pickle.build_intlist",
@@ -34,11 +37,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """place: where it stands in the file, "" for the top. chosen: whether an audit takes it unless told otherwise.
+    """place: in the file, "" for the top. chosen: whether an audit takes it by default.
 
-    class_name: of the object that it was pickled in. parameters: numbers in floating tensors that are not called like
-    a BatchNorm buffer; one that is stored under two names counts once. architectures: known ones that names and
-    shapes fit.
+    class_name: of the pickled object that contains it. parameters: count of numbers in floating-point tensors, without
+    BatchNorm buffers; a tensor with two names counts once. architectures: known ones that fit names and shapes.
     """
 
     place: str
@@ -54,10 +56,10 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Facts:
-    """What `lsa inspect` says, as plain values; the field names are the keys of --json.
+    """The facts as plain values; the field names are the keys of --json.
 
-    entries: what stands at the top of the file beside the weights. metadata: safetensors metadata, or a folder's JSON
-    files. command: how to go on, null when nothing can be audited; advice: why it reads so.
+    entries: of the file's top level, beside the weights. metadata: of safetensors, or the JSON files of a folder.
+    command: the audit to run next, null when nothing can be audited; advice: on that command.
     """
 
     file: str
@@ -77,26 +79,26 @@ class Facts:
 
     @property
     def shown(self) -> WeightSet | None:
-        """The set that an audit takes, else the first."""
+        """The set that an audit takes, otherwise the first."""
         return next((item for item in self.weights if item.chosen), self.weights[0] if self.weights else None)
 
 
 def gather(checkpoint: str, sha256: bool | None) -> Facts:
-    """Everything `lsa inspect` says of a file. sha256: None computes it for files that are quickly read.
+    """The facts of a file. sha256: None computes it for small files.
 
-    Raises CheckpointError when the file is damaged or in no format that lsa reads.
+    Raises CheckpointError when the file is damaged or in an unknown format.
     """
-    from lsa_cli.models.checkpoint import sha256_of
+    from lsa_cli.models.checkpoint import describe, sha256_of
     from lsa_cli.models.claims import claim
     from lsa_cli.models.formats import open_contents
-    from lsa_cli.models.weights import find_weights
+    from lsa_cli.models.weights import choose, find_weights
 
     path = Path(checkpoint)
     contents = open_contents(path)
     found = find_weights(contents.root)
     advice: list[str] = []
-    chosen = _chosen(path, contents, found, advice)
-    description = _description(path, contents, advice)
+    chosen = _or_advice(advice, lambda: choose(path, contents, found, None, []))
+    description = _or_advice(advice, lambda: describe(path, contents))
     sets = [_weight_set(weights, weights is chosen) for weights in found]
     files: list[dict[str, Any]] = [{"path": str(file), "size": file.stat().st_size} for file in contents.files]
     size = sum(file["size"] for file in files)
@@ -120,22 +122,11 @@ def gather(checkpoint: str, sha256: bool | None) -> Facts:
     )
 
 
-def _chosen(path: Path, contents: "Contents", found: list["Weights"], advice: list[str]) -> "Weights | None":
-    from lsa_cli.models.weights import choose
-
+def _or_advice(advice: list[str], find: Callable[[], T]) -> T | None:
+    """What `find` returns; None after an error, whose message is then a piece of advice."""
     try:
-        return choose(path, contents, found, None, [])
+        return find()
     except (CheckpointError, UsageError) as error:
-        advice.append(str(error))
-        return None
-
-
-def _description(path: Path, contents: "Contents", advice: list[str]) -> "Description | None":
-    from lsa_cli.models.checkpoint import describe
-
-    try:
-        return describe(path, contents)
-    except CheckpointError as error:
         advice.append(str(error))
         return None
 
@@ -174,7 +165,7 @@ def _weight_set(weights: "Weights", chosen: bool) -> WeightSet:
 
 
 def _entries(root: Any, found: list["Weights"], description: "Description | None") -> dict[str, Any]:
-    """What a dictionary holds at its top beside sets of weights: plain values as they are, others in words."""
+    """The top level of a dictionary without sets of weights: plain values, and descriptions of others."""
     tops = {weights.place.partition(".")[0] for weights in found}
     if not isinstance(root, dict) or "" in tops or description is not None:
         return {}
@@ -196,7 +187,7 @@ def _in_words(value: Any) -> Any:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """`value` as strict JSON can hold it, whatever a hostile file puts in: NaN, huge integers, endless nesting."""
+    """`value` as strict JSON, even from a hostile file with NaN, huge integers or endless nesting."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, int) and value.bit_length() > 64:
@@ -212,13 +203,13 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return f"<{type(value).__name__}>"
 
 
-# ---- how to go on --------------------------------------------------------------------------------------
+# ---- the command to run next ---------------------------------------------------------------------------
 
 
 def _command(
     checkpoint: str, contents: "Contents", sets: list[WeightSet], description: "Description | None", advice: list[str]
 ) -> str | None:
-    """The audit of this file with the options that it needs; words in capitals are for the user to fill in."""
+    """The audit of this file with the options that it needs; the user replaces words in capitals."""
     from lsa_cli.models.formats import FORMATS
 
     if not sets:
@@ -241,10 +232,10 @@ def _arch_options(contents: "Contents", weights: WeightSet, advice: list[str]) -
 
     is_program, is_network = FORMATS[contents.format].is_program, weights.class_name is not None
     if is_network and not is_program and all(_is_installed(name) for name in contents.globals):
-        return []  # rebuilt from installed classes
+        return []  # the audit rebuilds it from installed classes
     known = weights.architectures
     if len(known) == 1 and not (is_program or is_network):
-        return []  # found again by the audit
+        return []  # the audit finds it again
     if is_program:
         advice.append("--arch takes the weights alone; --trust-code --layers none runs the program in the file instead")
     elif is_network:

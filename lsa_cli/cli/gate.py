@@ -39,16 +39,16 @@ def gate(
         )
     if saved.early is not None:
         raise UsageError(
-            f"{file} is of a --gate-only run, which decided its own limits alone; run it again with others"
+            f"{file} is the report of a --gate-only run, which decides only its own limits; run it again with other limits"
         )
     for finding in saved.evidence.findings if saved.evidence is not None else ():
         if finding.code == RADIUS_CODE:
             raise UsageError(
-                f"{file}: {finding.message}, and no limit is decided by that; audit again, and {finding.advice}"
+                f"{file}: {finding.message}, so no limit can be decided; audit again, and {finding.advice}"
             )
     for name in origin.get("gate", "").split(", "):
         if is_of_others(name):
-            note(f"limits set by {name}, which you did not name")
+            note(f"the limits come from {name}, which you did not name")
     results = check(saved, limits)
     console = data_console()
     if not settings.quiet:

@@ -1,4 +1,4 @@
-"""`lsa init`: a commented lsa.yaml from a checkpoint and a short first audit."""
+"""`lsa init`: write a commented lsa.yaml from a checkpoint and a short audit."""
 
 import json
 import math
@@ -25,11 +25,11 @@ def init(
     checkpoint: o.Checkpoint,
     given: AuditSettings,
     output: Annotated[
-        str, typer.Option("--output", metavar="FILE", help="Where it is written.", rich_help_panel="Output")
+        str, typer.Option("--output", metavar="FILE", help="File to write.", rich_help_panel="Output")
     ] = "lsa.yaml",
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel="Output")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.", rich_help_panel="Output")] = False,
 ) -> None:
-    """Write a commented lsa.yaml: the given options, the threat model, and limits that this checkpoint holds today.
+    """Write a commented lsa.yaml: the given options, the threat model, and limits that this checkpoint holds now.
 
     The limits come from a short audit by the default attacks. The JSON Schema for editors is written beside it.
     """
@@ -44,7 +44,7 @@ def init(
     for file in files:
         check_writable("output", str(file))
         if file.exists() and not force:
-            raise UsageError(f"{file} exists; say --force to replace it, or --output to write elsewhere")
+            raise UsageError(f"{file} exists; give --force to replace it, or --output to write elsewhere")
     short = given.replace(noise=["none"], limit=SAMPLES)
     with foreign_code():
         try:
@@ -63,35 +63,30 @@ def init(
 
 
 def config_text(report: "AuditReport", given: AuditSettings) -> str:
-    """The file's text. given: what the user said, which the file then says."""
+    """The text of the file. given: the options of the user, which it repeats."""
     from lsa_cli.report.measurement import worst_class
 
     subject, threat, verdict = report.subject, report.protocol.threat, report.verdict
     origin = {"option": "as given", "the checkpoint": "from the checkpoint"}.get(threat.origin, threat.origin)
-    # Not what belongs to a machine, nor trust: that is given anew by whoever runs a file's code.
+    # Settings of this machine are left out, and so is trust: each user gives it again.
     left_out = {"norm", "eps", "device", "threads", "trust_code"}
     said = {name: value for name, value in given.given().items() if name not in left_out}
+    found = {
+        "arch": f"# arch: {subject.architecture}  # as found; without this line it is found again",
+        "data": "# data: imagefolder:DIR  # without this line, the data that the checkpoint names",
+    }
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_NAME}",
-        "# Settings of `lsa audit` here. Any of its options may stand in this file by its name; what is typed wins over it.",
+        "# Settings of `lsa audit` in this folder. Any of its options can stand here by its name; the command line wins.",
         f"# Made by {report.tool} from a short audit of {subject.checkpoint}:",
         f"# {report.data.n} samples, the worst of {', '.join(verdict.attacks)}.",
         "version: 1",
         "",
         "# The model and its data.",
         *(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in said.items()),
-        *(
-            []
-            if "arch" in said
-            else [f"# arch: {subject.architecture}  # as found; without this line it is found again"]
-        ),
-        *(
-            []
-            if "data" in said
-            else ["# data: imagefolder:DIR  # without this line, the data that the checkpoint names"]
-        ),
+        *(line for name, line in found.items() if name not in said),
         "",
-        "# The threat, in images from 0 to 1.",
+        "# The threat model; eps is in units of images in [0, 1].",
         f"norm: {threat.norm}",
         f"eps: {threat.text}  # {origin}",
         "",
@@ -100,8 +95,8 @@ def config_text(report: "AuditReport", given: AuditSettings) -> str:
         "# attack: [fgsm, pgd, t-pgd]",
         "# preset: full",
         "",
-        "# What must hold, or `lsa audit` and `lsa gate` exit 1. A limit holds when the whole 95% interval does.",
-        "# Each limit here is a full interval below what was measured, so chance alone does not break it.",
+        "# If a limit does not hold, `lsa audit` and `lsa gate` exit 1. A limit holds if the whole 95% interval does.",
+        "# Each limit here is a full interval below the measured value, so chance alone does not breach it.",
         "# In full:  robust: {min: 0.4, severity: warning, by: point, allow_not_run: true}; see `lsa list metrics`.",
         "gate:",
         _limit("clean", verdict.clean),
@@ -115,7 +110,7 @@ def config_text(report: "AuditReport", given: AuditSettings) -> str:
 
 
 def _limit(metric: str, rate: "Rate | None", severity: str | None = None) -> str:
-    """A line of `gate:`. Our choice of the limit: the lower end, less once more its distance from the point."""
+    """A line of `gate:`. The limit is 2 low - value: as far below the interval as the interval is below the value."""
     if rate is None or rate.value is None or rate.low is None or rate.high is None:
         return f"  # {metric}: 0.4  # not measured"
     value = math.floor(100 * (2 * rate.low - rate.value)) / 100

@@ -1,4 +1,4 @@
-"""`lsa inspect`: what a model file is, from its headers alone; nothing in it is run and no network is built."""
+"""`lsa inspect`: print the facts of a model file."""
 
 import shlex
 from dataclasses import asdict
@@ -14,7 +14,6 @@ from lsa_cli.wording import plural
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
-
 
 from lsa_cli.cli.facts import Facts, Tensor, WeightSet, arch_option, gather, is_usual, shape_text
 
@@ -35,9 +34,9 @@ def inspect(
         ),
     ] = None,
 ) -> None:
-    """Say what a model file is: format, weights, likely architecture, and what trusting it would import.
+    """Show what a model file is: format, weights, likely architecture, and what trusting it would import.
 
-    Only headers are read: nothing in the file is run and no network is built. Exit code 0 for every readable file of a known format, also one without weights, or one that an audit would refuse.
+    Only headers are read: nothing in the file is run and no network is built. Exit code 0 for every readable file of a known format, even if an audit would refuse it.
 
     Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice.
     """
@@ -150,19 +149,21 @@ def _name_rows(shown: WeightSet) -> list[tuple[str, "str | Text"]]:
 
 
 def _described(description: dict[str, Any]) -> dict[str, Any]:
-    """Without the version, and without what is empty: it says nothing."""
+    """The description without its version and without empty entries."""
     return {key: value for key, value in description.items() if key != "lsa_checkpoint" and value not in ([], {})}
 
 
 def _metadata_rows(facts: Facts, show_all: bool) -> list[tuple[str, "str | Text"]]:
-    metadata = {key: value for key, value in facts.metadata.items() if key != "lsa_checkpoint"}  # it is the description
+    metadata = {
+        key: value for key, value in facts.metadata.items() if key != "lsa_checkpoint"
+    }  # the description, shown already
     if facts.format == "folder":
         return [("metadata", f"{name}: {_pairs(content, show_all)}") for name, content in metadata.items()]
     return [("metadata", _pairs(metadata, show_all))] if metadata else []
 
 
 def _code(facts: Facts, show_all: bool) -> "Text":
-    """What trusting the file would set going; of a program, its own classes are no imports."""
+    """What trusting the file would run or import; a program's own classes are no imports."""
     from rich.text import Text
 
     from lsa_cli.models.formats import FORMATS
@@ -194,7 +195,7 @@ def _tensor_table(tensors: list[Tensor], show_all: bool) -> "Table":
     table.add_column("name", overflow="fold")
     table.add_column("shape", overflow="fold")
     table.add_column("dtype", no_wrap=True)
-    # One more costs as much as saying that there is one more.
+    # A line that says "1 more" is as long as the tensor itself.
     shown = tensors if show_all or len(tensors) <= _ROWS + 1 else tensors[:_ROWS]
     for tensor in shown:
         table.add_row(Text(_short(tensor.name)), Text(shape_text(tensor.shape)), tensor.dtype)
@@ -232,7 +233,7 @@ def _value(value: Any) -> str:
 
 
 def _short(text: str, at_most: int = _WIDEST) -> str:
-    """For a terminal: a hostile name may be a megabyte long, and hold codes that steer it."""
+    """For a terminal: a hostile name can be a megabyte long and contain control codes."""
     cut = text if len(text) <= at_most else f"{text[:at_most]}..."
     return printable(cut)
 

@@ -1,4 +1,4 @@
-"""How this process treats memory that torch gives back: it is kept."""
+"""Keep the memory that torch frees in this process."""
 
 import ctypes
 import ctypes.util
@@ -8,10 +8,10 @@ _LARGEST = 2**30
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc not to hand freed memory back to the system; elsewhere do nothing.
+    """Ask glibc not to return freed memory to the system. With another C library, do nothing.
 
-    A pass over a batch frees tens of MB and the next one asks for them again: without this, every pass takes thousands
-    of page faults, a tenth of its time. It is for a process that is ours, and so not for the library.
+    A pass over a batch frees tens of MB that the next one allocates again: page faults would take a tenth of its time.
+    Only commands call this, because it changes the whole process.
     """
     library = ctypes.util.find_library("c")
     if library is None:

@@ -15,16 +15,26 @@ if TYPE_CHECKING:
 
 
 def split_stdout(files: Mapping[str, str]) -> tuple[dict[str, str], bool]:
-    """The formats that go to files, and whether the report goes to stdout. UsageError for another format there."""
+    """The formats that go to files, and whether the JSON goes to stdout. Raises UsageError for another format there."""
     other = [name for name, path in files.items() if path == "-" and name != "json"]
     if other:
         raise UsageError(f"--{other[0]} - : only --json can go to stdout with -; give a file name")
     return {name: path for name, path in files.items() if path != "-"}, files.get("json") == "-"
 
 
+def output_folder(path: str) -> Path:
+    """The folder of --output, created if it does not exist. Raises UsageError where it cannot be."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--output {folder} cannot be created: {error.strerror or error}") from error
+    return folder
+
+
 def tell_github(report: "AuditReport", files: Mapping[str, str], asked: bool | None) -> None:
-    """asked: True, False, or None for where a workflow runs this. Commands go to stderr, which the runner reads too:
-    stdout is for data."""
+    """Write annotations and outputs for GitHub. asked: None means only in a workflow. Commands go to stderr, which the
+    runner reads too, because stdout is for data."""
     from lsa_cli.report.github import in_workflow, tell
 
     if asked or (asked is None and in_workflow()):
@@ -42,18 +52,13 @@ def audit_outputs(checkpoint: str, settings: AuditSettings, to_stdout: bool) -> 
         pass
     elif settings.output is not None:
         if "json" in files:
-            raise UsageError("--json and --output both say where the report goes; give one of them")
-        folder = Path(settings.output)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--output {folder} cannot be made: {error.strerror or error}") from error
-        files = {"json": str(folder / default), **files}
+            raise UsageError("--json and --output both name the report; give one of them")
+        files = {"json": str(output_folder(settings.output) / default), **files}
     elif "json" not in files:
         try:
             check_writable("json", default)
         except UsageError as error:
-            note(f"the report is not saved here ({error}); say --json FILE to save it elsewhere")
+            note(f"the report is not saved here ({error}); give --json FILE to save it elsewhere")
         else:
             files = {"json": default, **files}
     return Outputs(files, settings.csv, settings.samples)

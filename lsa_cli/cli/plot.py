@@ -1,11 +1,11 @@
-"""`lsa plot`: saved reports -> figures for papers and slides, without torch."""
+"""`lsa plot`: figures of saved reports for papers and slides."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lsa_cli.cli.console import note
+from lsa_cli.cli.outputs import output_folder
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.wording import plural
 
@@ -30,15 +30,11 @@ def plot(
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("lsa plot needs matplotlib, which is not installed: pip install matplotlib")
     reports = [read_report(file) for file in files]
-    folder = Path(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--output {output} cannot be made: {error.strerror or error}") from error
+    folder = output_folder(output)
     written = []
     for name, content in draw(reports, form):
         write_bytes(folder / name, content)
         written.append(name)
     if not written:
-        raise RunError("the reports hold nothing to draw: no attack or noise has finished in them")
+        raise RunError("the reports have nothing to draw: no attack or noise has finished in them")
     note(f"{plural(len(written), 'figure')} written to {output}: {', '.join(written)}")

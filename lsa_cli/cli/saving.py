@@ -1,4 +1,4 @@
-"""Run an audit and save its report, whole or interrupted. A complete report is never replaced by a partial one."""
+"""Run an audit and save its report, complete or partial. A partial report never replaces a complete one."""
 
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lsa_cli.report.schema import AuditReport
 
 
-def standing(path: str | None) -> "AuditReport | None":
+def complete_report(path: str | None) -> "AuditReport | None":
     """The complete report at `path`, if there is one."""
     report = _report_at(path)
     return report if report is not None and report.status == "complete" else None
@@ -37,29 +37,29 @@ def _report_at(path: str | None) -> "AuditReport | None":
 
 
 def spare_full_report(plan: "AuditPlan", files: dict[str, str], named: bool) -> None:
-    """A quick audit leaves the report of a full one alone, and takes NAME.quick.json; where the user named the file, it
-    says what it replaces. `files` is changed."""
-    before = standing(files.get("json"))
+    """A quick audit does not replace the report of a full one: it changes `files` to write NAME.quick.json. If the user
+    named the file, it is replaced, with a note."""
+    before = complete_report(files.get("json"))
     if before is None or plan.settings.preset != "quick" or before.protocol.settings.get("preset") == "quick":
         return
     path = Path(files["json"])
     attacks = ", ".join(before.verdict.attacks) or "no attack"
     what = f"{path} is the report of a fuller audit ({before.data.n:,} samples, {attacks}, {before.created})"
     if named:
-        note(f"{what}, and this quick one replaces it")
+        note(f"{what}; this quick audit replaces it")
         return
     files["json"] = str(path.with_suffix(".quick.json"))
-    note(f"{what} and stays; this quick one is saved as {files['json']}")
+    note(f"{what} and is kept; this quick audit is saved as {files['json']}")
 
 
 def partial_outputs(outputs: "Outputs") -> "Outputs":
-    """Where a report goes that is not complete: to NAME.partial.json and its like beside complete ones, else to the
-    files themselves. What CI servers read is always of this run: old results there would pass for new ones."""
-    return outputs.beside() if standing(outputs.files.get("json")) is not None else outputs
+    """The files of a partial report: NAME.partial.json and so on where a complete report exists, otherwise the files
+    themselves. Files for CI servers are always of this run: old results there would pass for new ones."""
+    return outputs.beside() if complete_report(outputs.files.get("json")) is not None else outputs
 
 
 def remove_partial(outputs: "Outputs") -> None:
-    """The complete report is saved, so that the part of it that an earlier run left is of no use."""
+    """Remove the partial report of an earlier run, once the complete one is saved."""
     part = outputs.beside().files.get("json")
     found = _report_at(part)
     if part is not None and found is not None and found.status != "complete":
@@ -70,37 +70,30 @@ def remove_partial(outputs: "Outputs") -> None:
 
 
 def journal_of(plan: "AuditPlan", files: dict[str, str], resume: bool, named: bool) -> "Journal | None":
-    """Beside the report, where there is one: what is measured is kept as it is measured.
+    """The journal beside the report, where there is one.
 
-    Where another audit writes that report now, and the user did not name it, this one takes the next free name. The
-    first rank's journal is that of all; one on a machine that does not see it keeps nothing.
+    If another audit is writing that report, and the user did not name it, this one takes the next free name. All ranks use
+    the first rank's journal; a rank on a machine without access to it has none.
     """
     from lsa_cli import distributed
     from lsa_cli.auditing.journal import Journal
 
-    journal: list[Journal | None] = []
-    restarted = distributed.restarted()
-
-    def folder() -> Path | None:
-        journal.append(_first_journal(plan, files, resume, restarted, named))
-        return journal[0].folder if journal[0] is not None else None
-
-    place = distributed.first(folder)
-    if journal or place is None or not place.is_dir():
-        return journal[0] if journal else None
-    return Journal.of_first_rank(place)
+    is_first, restarted = distributed.rank() == 0, distributed.restarted()
+    own = distributed.agreed(lambda: _first_journal(plan, files, resume, restarted, named) if is_first else None)
+    folder = distributed.gather_objects(None if own is None else own.folder)[0]
+    return own if is_first or folder is None or not folder.is_dir() else Journal.of_first_rank(folder)
 
 
 def _first_journal(
     plan: "AuditPlan", files: dict[str, str], resume: bool, restarted: bool, named: bool
 ) -> "Journal | None":
-    """restarted: torchrun has started the ranks again, and they go on where there is something to go on from."""
+    """restarted: torchrun has started the ranks again, so they resume from a journal that exists."""
     from lsa_cli.auditing.journal import Journal, JournalInUse
     from lsa_cli.auditing.provenance import identity_of
 
     report = files.get("json")
     if report is None or is_irregular(report):
-        return None  # a pipe or a device has nothing beside it
+        return None  # a pipe or a device has no journal
     for number in count(2):
         folder = Path(f"{files['json']}.journal")
         try:
@@ -112,7 +105,7 @@ def _first_journal(
         else:
             break
     if files["json"] != report:
-        note(f"another audit writes {report} now; this one writes {files['json']}")
+        note(f"another audit is writing {report}; this one writes {files['json']}")
     return journal
 
 
@@ -123,9 +116,9 @@ def run_and_save(
     run: "Callable[..., AuditReport]", plan: "AuditPlan", outputs: "Outputs", journal: "Journal | None",
     github: bool | None, *, to_stdout: bool, quiet: bool,
 ) -> "AuditReport":  # fmt: skip
-    """Run; the JSON is saved while the audit runs, every other file at the end, interrupted or not.
+    """Run the audit. The JSON report is saved while it runs, every other file at its end, also if it is interrupted.
 
-    A complete report that stands there is replaced by a complete one alone, see `partial_outputs`.
+    Only a complete report replaces a complete one, see `partial_outputs`.
     """
     from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.report.outputs import Outputs
@@ -136,7 +129,9 @@ def run_and_save(
     def keep(report: "AuditReport") -> None:
         latest[:] = [report]
         path = partly.files.get("json")
-        if path is not None and report.status == "running" and not is_irregular(path):  # a pipe gets one report
+        if (
+            path is not None and report.status == "running" and not is_irregular(path)
+        ):  # a pipe gets only the last report
             Outputs({"json": path}).write(report)
 
     keep_freed_memory()
@@ -146,7 +141,7 @@ def run_and_save(
     except BaseException as error:
         launch.let_save()
         if journal is not None and isinstance(error, LsaError) and error.exit_code == EXIT_USAGE:
-            journal.remove()  # the next run will be another one
+            journal.remove()  # the next run has other settings
             journal = None
         if latest:
             _save_part(latest[0], outputs, partly, journal, github, error, to_stdout)
@@ -165,7 +160,7 @@ def _save_part(
     report: "AuditReport", outputs: "Outputs", partly: "Outputs", journal: "Journal | None", github: bool | None,
     error: BaseException, to_stdout: bool,
 ) -> None:  # fmt: skip
-    """Save what was measured before the audit ended early, and say where."""
+    """Save what was measured before the audit broke, and say where."""
     try:
         partly.write(report)
         tell_github(report, partly.files, github)
@@ -175,6 +170,6 @@ def _save_part(
     if to_stdout and isinstance(error, KeyboardInterrupt):
         emit(report.to_json())
     elif partly.files:
-        kept = "" if partly is outputs else f"; {outputs.files['json']} is a complete report and stays as it was"
+        kept = "" if partly is outputs else f"; {outputs.files['json']} is a complete report and is kept"
         again = "; to continue, run the same command with --resume" if journal is not None else ""
         note(f"what was measured is saved: {', '.join(partly.paths())}{kept}{again}")

@@ -1,4 +1,4 @@
-"""The standard streams of this process, so that no state they come in leads to a traceback or a wrong exit code."""
+"""The standard streams of this process: closed or full ones lead to no traceback and no wrong exit code."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class _Lossy(io.FileIO):
-    """What cannot be written is dropped: a message that nobody can read is no reason for another exit code."""
+    """Drops what cannot be written: a lost message does not change the exit code."""
 
     def write(self, content: Any, /) -> int:
         try:
@@ -19,9 +19,9 @@ class _Lossy(io.FileIO):
 
 
 def prepare() -> bool:
-    """Put /dev/null where a descriptor is closed, and let stderr lose what it cannot write. Whether stdout was open.
+    """Open /dev/null for each closed descriptor, and let stderr drop what it cannot write. Returns whether stdout was open.
 
-    Without it the next file that is opened would get the number of the closed stream, and what a library prints.
+    Otherwise the next file to be opened gets the number of the closed stream, and libraries print into it.
     """
     is_open = sys.stdout is not None
     for number in range(3):
@@ -38,7 +38,7 @@ def prepare() -> bool:
 
 
 def flush() -> bool:
-    """Write out what is left. Whether stdout took it; if not, what is left is dropped, and Python does not try again."""
+    """Flush both streams. Returns whether stdout could be written; if not, the rest is dropped."""
     with suppress(OSError, ValueError):
         sys.stderr.flush()
     try:
@@ -50,7 +50,7 @@ def flush() -> bool:
 
 
 def drop_stdout() -> None:
-    """From here on stdout goes nowhere: it is full, or its reader has gone."""
+    """Discard what is written to stdout from here on: it is full, or its reader has gone."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

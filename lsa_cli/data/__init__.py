@@ -1,4 +1,4 @@
-"""Labelled images, from where people keep them. A source opens a spec such as npz:FILE or imagefolder:DIR."""
+"""Labelled images. A data source opens a spec such as npz:FILE or imagefolder:DIR."""
 
 from lsa_cli.data import (  # noqa: F401  they register themselves
     arrays,
@@ -6,7 +6,7 @@ from lsa_cli.data import (  # noqa: F401  they register themselves
     libraries,
     shards,
 )
-from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest
+from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, Traits, with_traits
 from lsa_cli.data.batches import batches, check_inputs, fingerprint, prefetch, stratified_subset
 from lsa_cli.data.factories import from_object
 from lsa_cli.data.opening import location_of, may_download, open_data, runs_user_code, with_paths
@@ -17,6 +17,7 @@ __all__ = [
     "ImageSize",
     "LabelledData",
     "SourceRequest",
+    "Traits",
     "batches",
     "check_inputs",
     "fingerprint",
@@ -31,4 +32,5 @@ __all__ = [
     "torchvision_size",
     "usual_size",
     "with_paths",
+    "with_traits",
 ]

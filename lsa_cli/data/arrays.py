@@ -1,7 +1,8 @@
-"""Images stored as arrays of one size: .npz files and folders of .npy files in the manner of CIFAR-10-C."""
+"""Images stored as arrays of one size: .npz files, and folders of .npy files like CIFAR-10-C."""
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ def fit_to_network(
     channels: int | None,
     size: ImageSize | None,
     asked: int | None = None,
-    fix: str = "convert them",
+    fix: str = "convert them first",
 ) -> tuple[Fit, list[str]]:
-    """What turns (N, C, H, W) images of `shape` (C, H, W) into what the network takes, and words for it.
+    """A function that converts (N, C, H, W) images of `shape` (C, H, W) for the network, and a description of its steps.
 
-    channels: of the network. asked: channels that the user asks for. fix: what mends a grey/colour mismatch.
-    Only an explicit size resizes: see ImageSize. Raises DataError on a mismatch of grey and colour.
+    channels: of the network. asked: channels that the user asks for. fix: advice for a mismatch of grey and colour,
+    which raises DataError. Only an explicit size resizes: see ImageSize.
     """
     found = shape[0] if len(shape) == 3 else None
     if asked is not None and found not in (1, 3):
@@ -74,17 +75,17 @@ def fit_to_network(
 
 
 def _resized(x: torch.Tensor, size: ImageSize) -> torch.Tensor:
-    """Bicubic curves overshoot: each image is held to the range that it had."""
+    """Bicubic interpolation overshoots, so each image is clamped to its own range."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     return size.apply(x).clamp(low, high)
 
 
 def channels_first(array: np.ndarray, spec: str) -> tuple[np.ndarray, str]:
-    """(n, H, W), (n, C, H, W) or (n, H, W, C) -> a view with channels first; and what was done."""
+    """(n, H, W), (n, C, H, W) or (n, H, W, C) -> a view with channels first, and a description of the change."""
     if array.ndim == 3:
         return array[:, None], "grey images (n, H, W)"
     if array.ndim == 4:
-        # Grey or colour is likelier than an alpha channel, which is likelier than an image so narrow.
+        # Grey or colour is likelier than an alpha channel, which is likelier than so narrow an image.
         likely = {1: 2, 3: 2, 4: 1}
         if likely.get(array.shape[3], 0) > likely.get(array.shape[1], 0):
             return array.transpose(0, 3, 1, 2), "channels last, moved first"
@@ -95,24 +96,25 @@ def channels_first(array: np.ndarray, spec: str) -> tuple[np.ndarray, str]:
 
 
 def to_unit(values: np.ndarray) -> torch.Tensor:
-    """uint8 -> float32 in [0, 1]; floating numbers as they are, in float32."""
+    """uint8 -> float32 in [0, 1]; floating numbers keep their values, in float32."""
     if values.dtype == np.uint8:
         return torch.from_numpy(np.divide(values, np.float32(255), dtype=np.float32, order="C"))
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def _array_data(
-    request: SourceRequest, spec: str, x: np.ndarray, y: np.ndarray, class_names: Any, name: str, split: str
-) -> LabelledData:
+def array_data(spec: str, x: np.ndarray, y: np.ndarray, **options: Any) -> LabelledData:
+    """Data of arrays: x in a layout of `channels_first`, y (n,). options: of `fit_to_network`."""
     images, layout = channels_first(x, spec)
-    asked = request.asked_channels()
+    fit, said = fit_to_network(images.shape[1:], spec, **options)
+    return LabelledData(spec, y, lambda rows: fit(to_unit(images[rows])), transform="; ".join([layout, *said]))
+
+
+def _requested(request: SourceRequest, spec: str, x: np.ndarray, y: np.ndarray, **known: Any) -> LabelledData:
+    """Data of arrays as the request asks for it. known: class_names, name, split."""
     mode = next((word for word, channels in MODES.items() if channels == request.channels), "")
-    fit, said = fit_to_network(
-        images.shape[1:], spec, channels=request.channels, size=request.size, asked=asked,
-        fix=f"add {request.adding(f'mode={mode}')} to --data",
-    )  # fmt: skip
-    transform = "; ".join([layout, *said])
-    return LabelledData(spec, y, lambda rows: fit(to_unit(images[rows])), class_names, name, transform, split)
+    fix = f"add {request.adding(f'mode={mode}')} to --data"
+    data = array_data(spec, x, y, channels=request.channels, size=request.size, asked=request.asked_channels(), fix=fix)
+    return replace(data, **known)
 
 
 @DATA_SOURCES.register("npz")
@@ -120,7 +122,7 @@ def _array_data(
 def open_npz(request: SourceRequest) -> LabelledData:
     """npz:FILE[?split=test&x=NAME&y=NAME]: arrays x and y (images and labels, ...), or x_test, test_images, ...; uint8 or float.
 
-    Without a split: arrays without one in their names, else those of the test, else of the validation split.
+    Without a split: the arrays without a split in their names, otherwise the test split, otherwise the validation split.
     """
     request.allow("npz", "x", "y")
     spec = f"npz:{request.location}"
@@ -136,18 +138,17 @@ def open_npz(request: SourceRequest) -> LabelledData:
             class_names = tuple(str(name) for name in archive["class_names"]) if "class_names" in names else None
     except LsaError:
         raise
-    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged file
+    except Exception as error:  # numpy, zipfile and zlib raise errors of their own for a damaged file
         raise DataError(f"{spec} cannot be read as an .npz of plain arrays: {error}") from error
     if x.shape[:1] != y.shape[:1] or not x.shape:
         raise DataError(f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; give one label per sample")
-    if x.dtype.kind not in "uif":
-        raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 or floating numbers")
-    if x.dtype.kind in "ui" and x.dtype != np.uint8:
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 (0..255) or floating numbers in [0, 1]")
-    return _array_data(request, spec, x, y, class_names, path.stem.lower().replace("_", "-"), split)
+    name = path.stem.lower().replace("_", "-")
+    return _requested(request, spec, x, y, class_names=class_names, name=name, split=split)
 
 
-# Names of arrays, in any case and with or without signs between their parts: x, X_test, test_images, imagesVal, ...
+# Names of arrays, in upper or lower case, with or without punctuation: x, X_test, test_images, imagesVal, ...
 _ARRAYS = {
     "x": ("x", "images", "image", "imgs", "img", "data", "inputs", "input"),
     "y": ("y", "labels", "label", "targets", "target"),
@@ -176,7 +177,7 @@ def _pick_arrays(names: list[str], request: SourceRequest, spec: str) -> tuple[s
 
 
 def _by_split(names: list[str], words: tuple[str, ...]) -> dict[str, list[str]]:
-    """The names that are made of one of the words and a split, or of a word alone, by split."""
+    """The names that consist of one of the words, with or without a split, grouped by split ("" for none)."""
     plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in names}
     found: dict[str, list[str]] = {}
     for split, spellings in {"": ("",), **_SPLITS}.items():
@@ -193,7 +194,7 @@ def _pick_array_split(names: list[str], found: list[set[str]], request: SourceRe
     if asked is None and "" in there:
         return ""
     if asked is None and there == {"train"}:
-        raise SplitError(f"{spec}: it holds only training data; to audit on that, pass --split train")
+        raise SplitError(f"{spec} holds only training data; to audit on it, give --split train")
     if asked is None and there:
         return pick_split(sorted(there), request, spec)
     split = next((split for split, spellings in _SPLITS.items() if asked in spellings), asked)
@@ -208,7 +209,7 @@ def _pick_array_split(names: list[str], found: list[set[str]], request: SourceRe
     kind = SplitError if asked else DataError
     raise kind(
         f"{spec}: no array {wanted}{hint}; it holds {', '.join(names) or 'nothing'}; "
-        f"say which are the images and labels with {request.adding('x=NAME&y=NAME')}"
+        f"name the images and the labels with {request.adding('x=NAME&y=NAME')}"
     )
 
 
@@ -234,7 +235,7 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
     if corruption not in names:
         raise UsageError(f"{spec}: {unknown('corruption', corruption, names)}")
     if severity not in [str(number) for number in range(1, _SEVERITIES + 1)]:
-        said = "no severity is given" if severity is None else f"severity={severity} is not a severity"
+        said = "no severity is given" if severity is None else f"there is no severity {severity}"
         raise UsageError(f"{spec}: {said}; add {request.adding('severity=N')}, 1 (weakest) to {_SEVERITIES}")
     spec += f"?corruption={corruption}&severity={severity}"
     images, labels = _mapped(folder / f"{corruption}.npy"), _mapped(folder / "labels.npy")
@@ -250,10 +251,8 @@ def open_cifar_c(request: SourceRequest) -> LabelledData:
     part = slice((int(severity) - 1) * block, int(severity) * block)
     labels = np.array(labels[part])
     is_cifar_10 = len(labels) > 0 and labels.max() == len(_CIFAR_10) - 1 and images.shape[1:] == (32, 32, 3)
-    return _array_data(
-        request, spec, images[part], labels, _CIFAR_10 if is_cifar_10 else None, "cifar10" if is_cifar_10 else "",
-        "test",
-    )  # fmt: skip
+    known = {"class_names": _CIFAR_10, "name": "cifar10"} if is_cifar_10 else {}
+    return _requested(request, spec, images[part], labels, split="test", **known)
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a data set is to an audit, what a source is asked for, and the table of sources."""
+"""A data set as an audit sees it, the request to a source, and the registry of sources."""
 
 import dataclasses
 import re
@@ -26,8 +26,8 @@ class LabelledData:
 
     labels: (n,) int64. read: indices -> (N, C, H, W) (or (N, D)) float32, images in [0, 1].
     class_names: the name of each label from 0, where the source knows it.
-    name: what is known about which data set it is ("mnist", ...), for the usual threat model; may be "".
-    transform: what is done to each image on the way, in words.
+    name: of a known data set ("mnist", ...), for its usual threat model; otherwise "".
+    transform: a description of what is done to each image.
     """
 
     spec: str
@@ -64,11 +64,11 @@ class SourceRequest:
                 raise UsageError(f"--data: {unknown(f'option of {source}', key, known)}")
 
     def adding(self, option: str) -> str:
-        """How `option` is written behind the spec that the user gave."""
+        """`option` with the character that joins it to the spec of the user."""
         return f"{'&' if self.options else '?'}{option}"
 
     def asked_channels(self) -> int | None:
-        """The channels that ?mode= asks for; UsageError where the network takes others."""
+        """The channels that ?mode= asks for. Raises UsageError where the network takes another number."""
         mode = self.options.get("mode")
         if mode is None:
             return None
@@ -92,10 +92,10 @@ DATA_SOURCES: Registry[Source] = Registry("data source")
 class Traits:
     """Properties of a source, which it states itself.
 
-    runs_code: whether data that a checkpoint or a settings file beside it names may run code; then only the user may name
-    it. is_path: whether the location names a file or folder. suffixes, marks: a file with one of these suffixes, or a
-    folder with one of these files in it, is probably meant for this source. downloads: whether opening
-    (location, options) may download data.
+    runs_code: opening it may run code, so only the user may name it, not a checkpoint or a settings file beside it.
+    is_path: the location names a file or folder. suffixes, marks: a file with one of these suffixes, or a folder that
+    contains one of these files, is probably meant for this source. downloads: whether opening (location, options) may
+    download data.
     """
 
     runs_code: bool = False
@@ -119,7 +119,7 @@ def with_traits(traits: Traits) -> Callable[[Source], Source]:
 
 
 def traits_of(name: str) -> Traits:
-    """The traits of a registered source. A source that states none, as in a plugin, counts as running code."""
+    """The traits of a registered source. A source that states none counts as running code."""
     return _TRAITS.get(DATA_SOURCES.get(name), Traits(runs_code=True))
 
 
@@ -134,7 +134,7 @@ def check_file(path: Path, spec: str) -> None:
 
 
 def checked(data: LabelledData) -> LabelledData:
-    """`data` with one class number a sample, as `class_numbers` reads its labels; DataError where it has no samples."""
+    """`data` with one class number per sample, see `class_numbers`. Raises DataError where it has no samples."""
     if data.labels.size == 0:
         raise DataError(f"{data.spec} holds no samples; check the path and the split")
     labels, said = class_numbers(data.labels, data.spec)
@@ -148,19 +148,19 @@ def checked(data: LabelledData) -> LabelledData:
     return dataclasses.replace(data, labels=labels, transform=f"{data.transform}; {said}" if said else data.transform)
 
 
-# ---- what several sources must find out ----------------------------------------------------------------
+# ---- what several sources need -------------------------------------------------------------------------
 
 USUAL_LABELS = (
     "label", "labels", "class", "class_name", "class_index", "class_id", "target", "category", "diagnosis", "cls", "y",
 )  # fmt: skip
-TEST_SPLITS = ("test", "validation", "valid", "val", "dev")  # what is judged on, the first there is
+TEST_SPLITS = ("test", "validation", "valid", "val", "dev")  # an audit takes the first one that exists
 
 
 def number_labels(values: Sequence[Any], what: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels as found in a file -> class numbers, and the class names where labels are text.
+    """Labels as stored in a file -> class numbers, and the class names where labels are text.
 
-    All whole numbers: those are the classes. Otherwise the distinct texts, sorted, are the classes from 0.
-    what: names the sample of an index, for DataError.
+    If all are whole numbers, these are the classes. Otherwise the distinct texts, sorted, are the classes from 0.
+    what: names the sample of an index in a DataError.
     """
     texts = ["" if value is None else str(value).strip() for value in values]
     for row, text in enumerate(texts):
@@ -176,7 +176,7 @@ def number_labels(values: Sequence[Any], what: Callable[[int], str]) -> tuple[np
 
 
 def pick_name(names: Sequence[str], usual: Sequence[str], option: str, request: SourceRequest, spec: str) -> str:
-    """The one of `names` (columns, keys) that the option says, or that is usual; UsageError when none or several."""
+    """The one of `names` (columns, keys) that the option names, or the usual one. UsageError for none or several."""
     said = request.options.get(option)
     listed = ", ".join(names) or "none"
     if said is not None:
@@ -186,14 +186,14 @@ def pick_name(names: Sequence[str], usual: Sequence[str], option: str, request: 
     likely = [name for name in names if name.strip().lower().replace(" ", "_").replace("-", "_") in usual]
     if len(likely) == 1:
         return likely[0]
-    trouble = f"{' and '.join(likely)} could all be the {option}" if likely else f"which is the {option} is not clear"
+    trouble = f"{' and '.join(likely)} could all be the {option}" if likely else f"none is recognised as the {option}"
     raise UsageError(f"{spec}: {trouble}; add {request.adding(f'{option}=NAME')}, with one of {listed}")
 
 
 def pick_split(names: Sequence[str], request: SourceRequest, spec: str) -> str:
-    """The split asked for, else the test split, else the validation split; never the training data by chance.
+    """The split that the user names, otherwise the test split, otherwise the validation split; never the training data.
 
-    Raises SplitError where there is none of that name, or none to choose.
+    Raises SplitError where there is no such split.
     """
     if request.split is not None:
         if request.split not in names:
@@ -202,4 +202,4 @@ def pick_split(names: Sequence[str], request: SourceRequest, spec: str) -> str:
     for name in (*TEST_SPLITS, *(names if len(names) == 1 else ())):
         if name in names:
             return name
-    raise SplitError(f"{spec}: no split is called test or validation; choose one with --split: {', '.join(names)}")
+    raise SplitError(f"{spec}: no split is called test or validation; give one with --split: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Which samples are used, in which batches, read ahead of the network, and checked."""
+"""The samples of an audit: choosing them, reading them in batches ahead of the network, and checking them."""
 
 import hashlib
 from collections import deque
@@ -16,9 +16,9 @@ _AHEAD = 2  # batches read while the network works on one
 
 
 def stratified_subset(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """`limit` indices, ascending: each class in proportion to its share, which samples decided by the seed.
+    """`limit` indices, ascending. Each class keeps its share; the seed decides which of its samples are taken.
 
-    Left-over places go to the classes with the largest remainder, ties to the smaller class number.
+    Places left by rounding go to the classes with the largest remainders; of equal ones to the smaller class number.
     """
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * limit / len(labels)
@@ -39,10 +39,10 @@ def batches(index: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def prefetch(data: LabelledData, index: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(indices, inputs) of each batch in order; up to two more are read in the background meanwhile.
+    """(indices, inputs) of each batch in order; up to two more are read in the background.
 
-    One thread reads, so `data.read` is never called twice at once. What it raises is raised here, at its batch.
-    Closing or dropping the generator ends the thread, after the read that it is at.
+    One thread reads, so two calls of `data.read` never overlap. Its errors are raised here, at their batch. Closing or
+    dropping the generator ends the thread after its current read.
     """
     waiting: deque[tuple[np.ndarray, Future[torch.Tensor]]] = deque()
     reader, waits = ThreadPoolExecutor(1, "lsa-read"), True
@@ -56,16 +56,16 @@ def prefetch(data: LabelledData, index: np.ndarray, size: int) -> Iterator[tuple
             rows, read = waiting.popleft()
             yield rows, read.result()
     except KeyboardInterrupt:
-        waits = False  # the read may be what hangs
+        waits = False  # the read may hang
         raise
     finally:
         reader.shutdown(waits, cancel_futures=True)
 
 
 def check_inputs(x: torch.Tensor, rows: np.ndarray, bounds: tuple[float, float] | None, spec: str) -> torch.Tensor:
-    """x (N, ...) with every number finite and within range; what is past the range by rounding is clamped.
+    """x (N, ...) with every number finite and within bounds; numbers that exceed them by rounding are clamped.
 
-    Raises DataError that names the first offending sample, and the mend.
+    Raises DataError with the first wrong sample and advice.
     """
     finite = torch.isfinite(x.flatten(1)).all(1)
     if not finite.all():
@@ -88,7 +88,7 @@ def check_inputs(x: torch.Tensor, rows: np.ndarray, bounds: tuple[float, float] 
 
 
 def fingerprint(data: LabelledData, index: np.ndarray) -> str:
-    """A hash of which samples were used: source, split, indices and labels. Not of the pixels."""
+    """A hash of the source, split, indices and labels of the samples; not of the pixels."""
     digest = hashlib.sha256(f"{data.spec.rpartition('/')[2]}|{data.split}".encode())
     digest.update(np.asarray(index, dtype="<i8").tobytes())
     digest.update(np.asarray(data.labels[index], dtype="<i8").tobytes())

@@ -1,4 +1,4 @@
-"""Data that Python code of the user makes: arrays, or a data set of pairs."""
+"""Data from Python code of the user: arrays, or a data set of pairs."""
 
 import dataclasses
 import inspect
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsa_cli.data.arrays import Fit, channels_first, fit_to_network, to_unit
+from lsa_cli.data.arrays import Fit, array_data, fit_to_network
 from lsa_cli.data.base import LabelledData, checked
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError
@@ -24,7 +24,7 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
     arguments: dict[str, Any] = dict(urllib.parse.parse_qsl(query))
     if split is not None:
         if not _takes_split(factory):
-            raise SplitError(f"{spec} has no argument split, so '{split}' cannot be asked of it; leave --split out")
+            raise SplitError(f"{spec} has no argument split for '{split}'; leave --split out")
         arguments["split"] = split
     home = home_of(location)
     try:
@@ -55,7 +55,7 @@ def from_factory(spec: str, split: str | None, channels: int | None, size: Image
 def _takes_split(factory: Callable[..., Any]) -> bool:
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # code in C does not always say
+    except (TypeError, ValueError):  # code in C has no signature
         return True
     return "split" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
@@ -63,10 +63,10 @@ def _takes_split(factory: Callable[..., Any]) -> bool:
 def from_object(
     made: Any, spec: str, split: str = "", *, channels: int | None = None, size: ImageSize | None = None
 ) -> LabelledData:
-    """(x, y) arrays or tensors, or a data set of (input, label) pairs -> LabelledData; DataError for anything else.
+    """(x, y) arrays or tensors, or a data set of (input, label) pairs -> LabelledData. DataError for anything else.
 
-    channels: of the network, where known: grey images for a network of colour are refused, and the other way.
-    size: images are brought to it if it is explicit.
+    channels: of the network, where known; a mismatch of grey and colour is refused. size: images are resized to it if it
+    is explicit.
     """
     if isinstance(made, LabelledData):
         return checked(made)
@@ -78,10 +78,7 @@ def from_object(
             )
         if x.dtype.kind not in "uifb":
             raise DataError(f"{spec}: inputs are {x.dtype}; give uint8 or floating numbers")
-        images, layout = channels_first(x, spec)
-        fit, said = _fit(images.shape[1:], spec, channels, size)
-        transform = "; ".join([layout, *said])
-        return checked(LabelledData(spec, y, lambda rows: fit(to_unit(images[rows])), transform=transform, split=split))
+        return checked(dataclasses.replace(array_data(spec, x, y, channels=channels, size=size), split=split))
     if hasattr(made, "__len__") and hasattr(made, "__getitem__"):
         labels = getattr(made, "targets", None)
         if labels is None:
@@ -96,7 +93,8 @@ def from_object(
         class_names = tuple(str(c) for c in classes) if classes is not None else None
         as_is = _pair_reader(made, spec, lambda x: x)
         plain = checked(LabelledData(spec, _stacked(labels, spec), as_is, class_names, transform="", split=split))
-        fit, said = _fit(tuple(as_is(np.array([0])).shape[1:]), spec, channels, size)
+        shape = tuple(as_is(np.array([0])).shape[1:])
+        fit, said = fit_to_network(shape, spec, channels=channels, size=size)
         transform = "; ".join([*said, *filter(None, [plain.transform.removeprefix("; ")])]) or "none"
         return dataclasses.replace(plain, read=_pair_reader(made, spec, fit), transform=transform)
     raise DataError(f"{spec} returned {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
@@ -109,10 +107,6 @@ def _stacked(labels: Any, spec: str) -> np.ndarray:
         raise DataError(f"{spec}: labels have different shapes ({error}); give one class number per sample") from error
 
 
-def _fit(shape: tuple[int, ...], spec: str, channels: int | None, size: ImageSize | None) -> tuple[Fit, list[str]]:
-    return fit_to_network(shape, spec, channels=channels, size=size, fix="convert them before they are handed over")
-
-
 def _array(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -123,7 +117,7 @@ def _array(value: Any) -> np.ndarray:
 def _pair_reader(dataset: Any, spec: str, fit: Fit) -> Callable[[np.ndarray], torch.Tensor]:
     def read(rows: np.ndarray) -> torch.Tensor:
         try:
-            # One by one, as an explicit size may be what makes them of one shape.
+            # One by one: images of different sizes get one shape only by an explicit size.
             return torch.cat([fit(_input_of(dataset[int(row)])[None]) for row in rows])
         except Exception as error:
             raise DataError(

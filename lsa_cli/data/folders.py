@@ -1,4 +1,4 @@
-"""Image files that a folder tree, or a CSV table, gives labels to."""
+"""Image files with labels from a folder tree or a CSV table."""
 
 import csv
 import re
@@ -35,16 +35,16 @@ def path_files(paths: list[Path]) -> ImageFiles:
 @DATA_SOURCES.register("imagefolder")
 @with_traits(Traits())
 def open_imagefolder(request: SourceRequest) -> LabelledData:
-    """imagefolder:DIR[?split=test&order=text]: one folder a class, named after it; a split is a folder above those.
+    """imagefolder:DIR[?split=test&order=text]: one folder per class; a split is a folder above those.
 
-    The classes are in the order of their names as text; names that are all whole numbers are in the order of these
-    numbers, 2 before 10. order=text: as text in any case, as torchvision's ImageFolder has them.
+    The classes are sorted by name. If all names are whole numbers, they are sorted as numbers, 2 before 10; with
+    order=text as text, as in torchvision's ImageFolder.
     """
     from torchvision.datasets import ImageFolder
 
     request.allow("imagefolder", "order")
     if request.options.get("order", "text") != "text":
-        raise UsageError(f"--data: order={request.options['order']}; there is order=text, or leave it out")
+        raise UsageError(f"--data: order={request.options['order']} must be order=text, or be left out")
     root = Path(request.location)
     name = root.name.lower()
     split = _folder_split(root, request)
@@ -66,7 +66,7 @@ def open_imagefolder(request: SourceRequest) -> LabelledData:
 
 
 def _folder_split(root: Path, request: SourceRequest) -> str:
-    """The split asked for; without one, a folder that holds `train` and a test split is read as splits, not classes."""
+    """The split that the user names. Without one, folders `train` and a test split are read as splits, not classes."""
     if request.split is not None or not (root / "train").is_dir():
         return request.split or ""
     names = sorted(path.name for path in root.iterdir() if path.is_dir())
@@ -82,8 +82,8 @@ def _folder_split(root: Path, request: SourceRequest) -> str:
 def open_csv(request: SourceRequest) -> LabelledData:
     """csv:FILE.csv[?root=DIR&path=COLUMN&label=COLUMN&ext=png]: a table of image files, relative to it or to root, and labels.
 
-    Labels are whole numbers from 0, or text: then the texts, sorted, are the classes. ext is put behind each path
-    (tables of Kaggle leave it out). A column called split is obeyed.
+    Labels are whole numbers from 0, or text: then the texts, sorted, are the classes. ext is added to each path (Kaggle's
+    tables leave it out). A column `split` selects rows by --split.
     """
     request.allow("csv", "root", "path", "label", "ext")
     table = Path(request.location)
@@ -103,7 +103,7 @@ def open_csv(request: SourceRequest) -> LabelledData:
         split = pick_split(sorted({row["split"] or "" for _, row in rows}), request, spec)
         rows = [(line, row) for line, row in rows if row["split"] == split]
     elif split:
-        raise SplitError(f"{spec}: there is no column 'split' to find '{split}' in; there are {', '.join(columns)}")
+        raise SplitError(f"{spec} has no column 'split' in which to find '{split}'; it has {', '.join(columns)}")
     labels, class_names = number_labels(
         [row[label_column] for _, row in rows], lambda number: f"{spec}: line {rows[number][0]}"
     )
@@ -117,7 +117,7 @@ def open_csv(request: SourceRequest) -> LabelledData:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise DataError(
-            f"{spec}: {len(missing):,} of {len(paths):,} image files are missing, first {missing[0]}; say where they are "
-            f"with {request.adding('root=DIR')}, and their ending with ext=png if the table leaves it out"
+            f"{spec}: {len(missing):,} of {len(paths):,} image files are missing, first {missing[0]}; give their "
+            f"folder with {request.adding('root=DIR')}, and with ext=png their ending if the table leaves it out"
         )
     return image_data(request, spec, labels, path_files(paths), class_names, split=split)

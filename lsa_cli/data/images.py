@@ -1,4 +1,4 @@
-"""Image files, in folders, tables or archives: decoded in parallel, to what torchvision's own transforms give."""
+"""Image files in folders, tables or archives, decoded in parallel; pixels are those of torchvision's transforms."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError
 from lsa_cli.files import refuse_irregular
 
-# Decoders that only read pixels: Pillow's EPS reader, for one, starts Ghostscript on the file.
+# Decoders that only read pixels. Pillow's EPS reader, for example, starts Ghostscript on the file.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "GIF", "TIFF", "WEBP")
 ENDINGS = ("jpg", "jpeg", "png", "ppm", "pgm", "bmp", "gif", "tif", "tiff", "webp")
-# Channels that an image of 8 bits has to say; Pillow's other modes hold 16 bits and more, which convert() clips.
+# Channels of the modes with 8 bits; Pillow's other modes hold 16 bits and more, which convert() clips.
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "RGBX": 3, "CMYK": 3, "YCbCr": 3}
-_LOOKED_AT = 8
+_CHECKED = 8  # images whose channels and size are read before the audit
 _WORDS = {1: "grey", 3: "colour"}
 
 Picture = Path | bytes | Image.Image  # a file, a file's content, or what another library decoded
@@ -28,7 +28,7 @@ Picture = Path | bytes | Image.Image  # a file, a file's content, or what anothe
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """n image files: fetch gives some of them, undecoded and one thread at a time; where names one for an error."""
+    """Image files. fetch: undecoded images of some indices; one thread calls it. where: the name of an image in errors."""
 
     count: int
     fetch: Callable[[np.ndarray], Sequence[Picture]]
@@ -44,23 +44,23 @@ def image_data(
     name: str = "",
     split: str = "",
 ) -> LabelledData:
-    """Data of image files, after a look at a few of them: grey or colour as the network takes it, at its size.
+    """Data of image files, in grey or colour and at the size that the network takes.
 
-    Raises DataError where the images are grey and the network is not, or the other way, or sizes differ.
+    A few images are checked first. Raises DataError for a mismatch of grey and colour, and for different sizes.
     """
     if files.count == 0:
         raise DataError(f"{spec} holds no images; check the path and the split")
-    rows = np.unique(np.linspace(0, files.count - 1, _LOOKED_AT).round().astype(int))
-    looked = [_look(picture, files.where(row)) for picture, row in zip(files.fetch(rows), rows, strict=True)]
-    channels, strict, colours_said = _choose_channels(request, spec, [found for found, _ in looked])
-    size, size_said = _choose_size(request, spec, [shape for _, shape in looked])
+    rows = np.unique(np.linspace(0, files.count - 1, _CHECKED).round().astype(int))
+    heads = [_read_head(picture, files.where(row)) for picture, row in zip(files.fetch(rows), rows, strict=True)]
+    channels, strict, colours_said = _choose_channels(request, spec, [found for found, _ in heads])
+    size, size_said = _choose_size(request, spec, [shape for _, shape in heads])
     read = ImageReader(spec, files, channels, strict, request.adding(""), size, request.threads)
     names = tuple(class_names) if class_names is not None else None
     return LabelledData(spec, labels, read, names, name, f"{colours_said}; {size_said}", split)
 
 
-def _look(picture: Picture, where: str) -> tuple[int, tuple[int, int]]:
-    """Channels and (height, width) of an image, of which only the head is read."""
+def _read_head(picture: Picture, where: str) -> tuple[int, tuple[int, int]]:
+    """Channels and (height, width) of an image; only its header is read."""
     image = _open(picture, where)
     try:
         return _channels_of(image, where), (image.height, image.width)
@@ -70,7 +70,7 @@ def _look(picture: Picture, where: str) -> tuple[int, tuple[int, int]]:
 
 
 def _choose_channels(request: SourceRequest, spec: str, found: Sequence[int]) -> tuple[int, bool, str]:
-    """Channels to read images with; whether an image of another colour is an error; and what is done, in words."""
+    """Channels to read; whether an image with other channels is an error; a description of the conversion."""
     asked = request.asked_channels()
     colour, grey = request.adding("mode=rgb"), request.adding("mode=gray")
     if asked is None and request.channels == 3 and 3 not in found:
@@ -79,7 +79,7 @@ def _choose_channels(request: SourceRequest, spec: str, found: Sequence[int]) ->
         raise DataError(f"{spec}: the images are in colour and the network takes grey; add {grey} to --data")
     if asked is None and request.channels not in (1, 3) and len(set(found)) == 2:
         raise DataError(
-            f"{spec}: {found.count(1)} of {len(found)} images looked at are grey, the others in colour; add {colour} "
+            f"{spec}: {found.count(1)} of {len(found)} checked images are grey, the others in colour; add {colour} "
             f"or {grey} to --data"
         )
     channels = asked or (request.channels if request.channels in (1, 3) else found[0])
@@ -88,12 +88,12 @@ def _choose_channels(request: SourceRequest, spec: str, found: Sequence[int]) ->
         return 1, strict, "grey, alpha dropped" if strict else "grey, colour images turned grey by luma, alpha dropped"
     said = "RGB" if strict else "RGB, images of other modes converted"
     if 1 in found:
-        said += f" ({found.count(1)} of {len(found)} looked at are grey)"
+        said += f" ({found.count(1)} of {len(found)} checked images are grey)"
     return 3, strict, f"{said}, alpha dropped"
 
 
 def _choose_size(request: SourceRequest, spec: str, found: Sequence[tuple[int, int]]) -> tuple[ImageSize | None, str]:
-    """The size policy to apply, None to leave images as they are; and what is done, in words."""
+    """The size policy, None to leave the size unchanged; and a description of it."""
     size, every = request.size, sorted(set(found))
     if size is not None and (size.explicit or every != [(size.height, size.width)]):
         return size, size.text
@@ -105,7 +105,7 @@ def _choose_size(request: SourceRequest, spec: str, found: Sequence[tuple[int, i
 def _differ(spec: str, one: tuple[int, int], other: tuple[int, int]) -> str:
     return (
         f"{spec}: images differ in size ({one[0]} x {one[1]} and {other[0]} x {other[1]}); "
-        "bring them to one with --input-size N, for example 224"
+        "resize them with --input-size N, for example 224"
     )
 
 
@@ -116,13 +116,13 @@ def _open(picture: Picture, where: str) -> Image.Image:
         if isinstance(picture, Path):
             refuse_irregular(picture)
         return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's decoders raise many kinds of errors for a damaged file
         raise _unreadable(where, error) from error
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
     said = (
-        "no format of image that is known"
+        "unknown image format"
         if isinstance(error, Image.UnidentifiedImageError)
         else getattr(error, "strerror", None) or str(error)
     )
@@ -140,7 +140,7 @@ def _channels_of(image: Image.Image, where: str) -> int:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Indices -> (N, C, H, W) float32 in [0, 1], decoded by several threads: Pillow works without Python's lock."""
+    """Indices -> (N, C, H, W) float32 in [0, 1], decoded by several threads: Pillow releases Python's lock."""
 
     spec: str
     files: ImageFiles
@@ -173,7 +173,7 @@ class ImageReader:
         mode = "L" if self.channels == 1 else "RGB"
         try:
             image.load()
-            image.info.pop("transparency", None)  # dropped either way; convert() would warn of it on the terminal
+            image.info.pop("transparency", None)  # dropped anyway; convert() would warn about it
             pixels = image.convert(mode)
         except Exception as error:
             raise _unreadable(where, error) from error

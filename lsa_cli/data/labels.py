@@ -1,22 +1,22 @@
-"""Labels as files and Python objects hold them -> one class number per sample."""
+"""Labels from files and Python objects -> one class number per sample."""
 
 import numpy as np
 
 from lsa_cli.errors import DataError
 
-LARGEST_LABEL = 2**31 - 1  # no classifier has so many classes: a larger number is no class
+LARGEST_LABEL = 2**31 - 1  # no classifier has more classes
 
 
 def class_numbers(values: np.ndarray, spec: str) -> tuple[np.ndarray, str]:  # (n,), (n, 1) or (n, K) -> (n,) int64
-    """Class numbers from 0, and in words what was done to get them ("" where they were that already).
+    """Class numbers from 0, and a description of the conversion ("" for none).
 
-    Taken are whole numbers of any type, in a column too, and one-hot rows (one 1, the rest 0). Raises DataError for
-    anything else: text, fractions, several classes or shares of classes a sample, numbers below 0.
+    Accepts whole numbers of any type, also in a column, and one-hot rows (one 1, otherwise 0). Raises DataError for
+    text, fractions, numbers below 0, and several classes or shares of classes per sample.
     """
     said = ""
     if values.ndim > 1 and values.shape[0] == values.size:
         values, said = values.reshape(-1), f"labels of shape {values.shape} taken as a column of class numbers"
-    _refuse_what_is_no_number(values, spec)
+    _refuse_no_numbers(values, spec)
     values = values.astype(np.float64) if values.dtype.kind == "f" else values
     if values.ndim == 2 and values.shape[1] > 1:
         values, said = _from_one_hot(values, spec), f"one-hot labels of shape {values.shape} turned into class numbers"
@@ -34,7 +34,7 @@ def class_numbers(values: np.ndarray, spec: str) -> tuple[np.ndarray, str]:  # (
     return values.astype(np.int64), said
 
 
-def _refuse_what_is_no_number(values: np.ndarray, spec: str) -> None:
+def _refuse_no_numbers(values: np.ndarray, spec: str) -> None:
     if values.dtype.kind not in "iubf":
         raise DataError(f"{spec}: labels are {values.dtype}; give whole class numbers from 0")
     fractions = ~np.isfinite(values) | (values != np.floor(values)) if values.dtype.kind == "f" else np.zeros(1, bool)

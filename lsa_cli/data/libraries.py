@@ -1,4 +1,4 @@
-"""Data sets that other libraries keep: torchvision's by name, and Hugging Face's from disk or by name."""
+"""Data sets of other libraries: torchvision's by name, and Hugging Face's from disk or by name."""
 
 import dataclasses
 import inspect
@@ -35,7 +35,7 @@ def _first_line(error: BaseException) -> str:
 @DATA_SOURCES.register("torchvision")
 @with_traits(Traits(is_path=False, downloads=lambda location, options: options.get("download", "false") != "false"))
 def open_torchvision(request: SourceRequest) -> LabelledData:
-    """torchvision:NAME?root=DIR[&split=test&download=true]: a torchvision data set; downloaded only if that is said."""
+    """torchvision:NAME?root=DIR[&split=test&download=true]: a torchvision data set; downloaded only with download=true."""
     from torchvision import datasets
 
     request.allow("torchvision", "root", "download")
@@ -94,7 +94,7 @@ def _torchvision_labels(dataset: Any, spec: str) -> np.ndarray:
 
 
 def _decoded_files(dataset: Any, spec: str) -> ImageFiles:
-    """Images that the data set decodes itself, one after the other: nothing says that it bears several threads."""
+    """Images that the data set decodes itself, one by one: it may not be safe to use from several threads."""
 
     def fetch(rows: np.ndarray) -> list[Picture]:
         pictures = []
@@ -110,7 +110,7 @@ def _decoded_files(dataset: Any, spec: str) -> ImageFiles:
 
 @contextmanager
 def _quiet(datasets: Any) -> Iterator[None]:
-    """Within: no progress bars and no log lines of `datasets` and the library it downloads with."""
+    """Within: `datasets` and huggingface_hub show no progress bars and no log lines."""
     from huggingface_hub.utils import logging as hub_logging
 
     loggers = (datasets.logging, hub_logging)
@@ -133,10 +133,10 @@ def _quiet(datasets: Any) -> Iterator[None]:
     Traits(marks=("dataset_dict.json", "state.json"), downloads=lambda location, options: not Path(location).is_dir())
 )
 def open_hugging_face(request: SourceRequest) -> LabelledData:
-    """hf:FOLDER_OR_NAME[?split=test&config=NAME&image=COLUMN&label=COLUMN]: with `pip install datasets`; runs no code of it.
+    """hf:FOLDER_OR_NAME[?split=test&config=NAME&image=COLUMN&label=COLUMN]: needs `pip install datasets`; runs no code of the data set.
 
-    A folder that save_to_disk wrote, a folder that load_dataset reads, or a name on the Hugging Face hub, which is
-    downloaded into the library's cache.
+    A folder of save_to_disk, a folder that load_dataset reads, or a name on the Hugging Face hub, which is downloaded into
+    the library's cache.
     """
     request.allow("hf", "config", "image", "label")
     if not can_import("datasets"):
@@ -152,7 +152,7 @@ def open_hugging_face(request: SourceRequest) -> LabelledData:
             raise DataError(f"{spec}: the column {image} is not an image but {dataset.features[image]}")
         feature = dataset.features[label]
         values = dataset.select_columns([label])[:][label]
-        # Undecoded: the image files' own bytes, which are decoded as those of any other source.
+        # Undecoded: the bytes of the image files, which are then decoded as those of any other source.
         images = dataset.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     if values and isinstance(values[0], (list, dict)):
         raise DataError(f"{spec}: the column {label} holds {type(values[0]).__name__}; a label is one number or name")
@@ -177,26 +177,26 @@ def _load(datasets: Any, request: SourceRequest, spec: str) -> Any:
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return datasets.load_from_disk(str(path))
-        # False is the default of current versions, which know no scripts at all; older ones would run a data set's.
+        # Current versions have no scripts, and False is their default; older ones would run the script of a data set.
         return datasets.load_dataset(request.location, request.options.get("config"), trust_remote_code=False)
     except Exception as error:
-        where = "" if path.exists() else "; no such folder is here, and by name the hub must be reachable"
+        where = "" if path.exists() else "; this is no folder here, and a name needs access to the hub"
         raise DataError(f"{spec} cannot be opened: {_first_line(error)}{where}") from error
 
 
 def _pick_dataset(loaded: Any, request: SourceRequest, spec: str) -> tuple[Any, str]:
-    """One split, without the format that it may have been saved with."""
+    """One split, without the format that it was saved with."""
     if isinstance(loaded, dict):
         split = pick_split(list(loaded), request, spec)
         return loaded[split].with_format(None), split
     own = str(loaded.split or "")
     if request.split is not None and request.split != own:
-        raise SplitError(f"{spec} is one data set, without a split '{request.split}'; leave --split out")
+        raise SplitError(f"{spec} has no split '{request.split}'; leave --split out")
     return loaded.with_format(None), own
 
 
 def _column_of(dataset: Any, kind: type, usual: tuple[str, ...], option: str, request: SourceRequest, spec: str) -> str:
-    """The column that the option says, else the only one of a kind, else the one with a usual name."""
+    """The column that the option names, otherwise the only one of the kind, otherwise the one with a usual name."""
     of_kind = [name for name, feature in dataset.features.items() if isinstance(feature, kind)]
     if option not in request.options and len(of_kind) == 1:
         return of_kind[0]

@@ -1,4 +1,4 @@
-"""open_data: from what the user typed to labelled images."""
+"""open_data: a spec such as npz:FILE -> labelled images."""
 
 import os
 import urllib.parse
@@ -15,13 +15,20 @@ from lsa_cli.registry import unknown
 
 def runs_user_code(spec: str) -> bool:
     """Whether opening `spec` may run code: a Python factory, or a source that states so or states nothing."""
-    source = spec.partition(":")[0]
+    source = _parts(spec)[0]
     return source not in DATA_SOURCES or traits_of(source).runs_code
 
 
 def location_of(spec: str) -> str:
     """The file or folder that `SOURCE:LOCATION[?...]` names, where it names one."""
-    return spec.partition(":")[2].partition("?")[0]
+    return _parts(spec)[1]
+
+
+def _parts(spec: str) -> tuple[str, str, str]:
+    """SOURCE:LOCATION?QUERY -> its three parts; a part that is missing is ""."""
+    source, _, rest = spec.partition(":")
+    location, _, query = rest.partition("?")
+    return source, location, query
 
 
 def open_data(
@@ -35,18 +42,17 @@ def open_data(
 ) -> LabelledData:
     """Open `SOURCE:LOCATION[?option=value&...]`, or a Python factory `pkg.mod:factory`.
 
-    channels: of the network's images, None if unknown. size: what images are brought to (see ImageSize for which
-    are), None: none. threads: that decode images; None: one for each core. relative_to: the folder that a relative
-    location counts from (a checkpoint's own folder, for the data it names); nothing is downloaded then. Raises
-    DataError when it cannot be opened or does not fit the network, UsageError when the spec makes no sense.
+    channels: of the network's images, None if unknown. size: to which images are resized, see ImageSize. threads: that
+    decode images; None: one for each core. relative_to: the folder of a relative location (the checkpoint's, for the data
+    that it names); then nothing is downloaded. Raises DataError when the data cannot be opened or does not fit the
+    network, and UsageError for a wrong spec.
     """
-    source, colon, rest = spec.partition(":")
-    if not colon:
+    if ":" not in spec:
         raise UsageError(
             f"--data '{spec}' must read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
             f"{_suggestion(spec)}"
         )
-    location, _, query = rest.partition("?")
+    source, location, query = _parts(spec)
     options = _options(query)
     if source not in DATA_SOURCES:
         if source.isidentifier() and not can_import(source):
@@ -62,7 +68,7 @@ def open_data(
 
 
 def _suggestion(spec: str) -> str:
-    """The probable source of a path without one, as "; for the folder val say --data imagefolder:val"; otherwise ""."""
+    """The probable source of a path, as "; for the folder val say --data imagefolder:val"; otherwise ""."""
     path = Path(spec.partition("?")[0])
     sources = {name: traits_of(name) for name in DATA_SOURCES.names()}
     if path.is_dir():
@@ -75,19 +81,17 @@ def _suggestion(spec: str) -> str:
 
 def may_download(spec: str) -> bool:
     """Whether opening this data set may download it."""
-    source, _, rest = spec.partition(":")
-    location, _, query = rest.partition("?")
+    source, location, query = _parts(spec)
     return source in DATA_SOURCES and traits_of(source).downloads(location, _options(query))
 
 
 def with_paths(spec: str, move: Callable[[str], str]) -> str:
     """The spec with `move` applied to each path in it: the location, if it is a path, and ?root=."""
-    source, _, rest = spec.partition(":")
-    location, mark, query = rest.partition("?")
+    source, location, query = _parts(spec)
     options = [f"root={move(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
     if source in DATA_SOURCES and traits_of(source).is_path:
         location = move(location)
-    return f"{source}:{location}{mark}{'&'.join(options)}"
+    return f"{source}:{location}{'?' if options else ''}{'&'.join(options)}"
 
 
 def _options(query: str) -> dict[str, str]:
@@ -95,7 +99,7 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _beside(folder: Path, source: str, location: str, options: dict[str, str]) -> tuple[str, dict[str, str]]:
-    """The location and root, relative to the folder of the checkpoint. Raises DataError for data to download."""
+    """The location and ?root= from the folder of the checkpoint. Raises DataError for data to download."""
     traits = traits_of(source)
     if "root" in options:
         options = {**options, "root": str(folder / options["root"])}

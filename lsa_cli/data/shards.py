@@ -1,4 +1,4 @@
-"""WebDataset tar shards, read by index with the standard library: nothing is unpacked and nothing is unpickled."""
+"""WebDataset tar shards, read by index with the standard library. Nothing is unpacked or unpickled."""
 
 import glob
 import json
@@ -23,14 +23,14 @@ from lsa_cli.data.base import (
 from lsa_cli.data.images import ENDINGS, ImageFiles, image_data
 from lsa_cli.errors import DataError, SplitError, UsageError
 
-_LABELS = ("cls", "json", "txt")  # the first is WebDataset's own for class numbers
-_PICKLES = ("pyd", "pickle", "pkl", "pth", "pt")  # unpickling them would run what they say
+_LABELS = ("cls", "json", "txt")  # cls: WebDataset's ending for class numbers
+_PICKLES = ("pyd", "pickle", "pkl", "pth", "pt")  # unpickling can run code
 _LARGEST_LABEL = 1_000_000
 
 
 @dataclass
 class _Sample:
-    """The members of a shard that share a key: where the content of each ending begins, and its length."""
+    """The members of a shard with one key. members: offset and length of the content of each ending."""
 
     shard: Path
     key: str
@@ -54,12 +54,12 @@ class _Sample:
 def open_webdataset(request: SourceRequest) -> LabelledData:
     """webdataset:test-{000..003}.tar[?image=jpg&label=cls&key=NAME]: local tar shards, as a brace range or with *.
 
-    Members that share a name up to its first dot are a sample. image: its ending for the image (default: the one
-    there is); label: cls (a number), txt (a number or a class name) or json (the same, or an object with key NAME).
+    Members with the same name up to its first dot are a sample. image: ending of the image (default: the only one);
+    label: cls (a number), txt (a number or a class name) or json (the same, or an object with key NAME).
     """
     request.allow("webdataset", "image", "label", "key")
     if request.split is not None:
-        raise SplitError(f"--data: shards have no splits; name those of the split '{request.split}' as the location")
+        raise SplitError(f"--data: shards have no splits; give the shards of '{request.split}' as the location")
     spec = f"webdataset:{request.location}"
     samples = [sample for shard in _shards(request.location, spec) for sample in _index(shard, spec)]
     if not samples:
@@ -77,7 +77,7 @@ def open_webdataset(request: SourceRequest) -> LabelledData:
 
 
 def _shards(pattern: str, spec: str) -> list[Path]:
-    """{000..003} counts, {a,b} lists, and *, ? and [...] match what is there."""
+    """{000..003} is a range, {a,b} a list; *, ? and [...] match existing files."""
     names = _braces(pattern)
     found = [match for name in names for match in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
     missing = [name for name in found if not Path(name).exists()]
@@ -98,7 +98,7 @@ def _braces(pattern: str) -> list[str]:
         first, last = int(counted[1]), int(counted[2])
         if last - first >= 1_000_000:
             raise UsageError(
-                f"--data: {brace[0]} names {last - first + 1:,} shards, which is more than lsa reads; check the range"
+                f"--data: {brace[0]} names {last - first + 1:,} shards, more than lsa reads; check the range"
             )
         pieces = [f"{number:0{len(counted[1])}}" for number in range(first, last + 1)]
     else:
@@ -139,7 +139,7 @@ def _image_ending(sample: _Sample, request: SourceRequest, spec: str) -> str:
         return there[0]
     trouble = "several images" if there else f"no image .{said}" if said else "no image"
     raise DataError(
-        f"{spec}: {sample} has {trouble} (it holds {_listed(list(sample.members))}); say which with "
+        f"{spec}: {sample} has {trouble} (it holds {_listed(list(sample.members))}); name its ending with "
         f"{request.adding('image=ENDING')}"
     )
 

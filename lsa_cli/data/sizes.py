@@ -1,4 +1,4 @@
-"""The size that images are brought to before the network sees them, and who decided it."""
+"""The size to which images are resized, and where it comes from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,12 @@ from lsa_cli.errors import UsageError
 class ImageSize:
     """How an image becomes height x width pixels.
 
-    resize: the shorter side is scaled to so many pixels, then the centre is cut out; None: stretched straight to
-    height x width. interpolation: as torchvision calls it ("bilinear", "bicubic", ...), always antialiased.
-    origin: who says so, in words for the report. explicit: the user asked for it.
+    resize: the shorter side is scaled to so many pixels, then the centre is cropped; None: the image is stretched.
+    interpolation: torchvision's name ("bilinear", "bicubic", ...), always antialiased. origin: where the size comes from,
+    for the report. explicit: the user asked for it.
 
-    Image files take any size policy, but for data sets whose images already have the size. What is stored as an
-    array of one size (npz, CIFAR-10-C, torchvision's MNIST) takes an explicit one only: those pixels are what
-    networks were trained on. Raises UsageError for a size that leaves nothing to cut out.
+    Image files are resized unless all have the size. Arrays of one size (npz, CIFAR-10-C, torchvision's MNIST) are resized
+    only to an explicit size: networks are trained on their pixels. Raises UsageError where the crop exceeds the image.
     """
 
     height: int
@@ -36,7 +35,7 @@ class ImageSize:
 
     @property
     def text(self) -> str:
-        """What is done, for the report."""
+        """A description for the report."""
         size = f"{self.height} x {self.width}"
         if self.resize is None:
             done = f"resized to {size} ({self.interpolation})"
@@ -45,7 +44,7 @@ class ImageSize:
         return f"{done}, by {self.origin}" if self.origin else done
 
     def apply(self, image: Any) -> Any:
-        """A Pillow image, or a (..., C, H, W) tensor, brought to the size with torchvision's own functions."""
+        """A Pillow image, or a (..., C, H, W) tensor, resized with torchvision's functions."""
         from torchvision.transforms import InterpolationMode, functional
 
         target = [self.height, self.width] if self.resize is None else [self.resize]
@@ -54,21 +53,21 @@ class ImageSize:
 
 
 def usual_size(height: int, width: int, origin: str, explicit: bool = False) -> ImageSize:
-    """The customary way to height x width: large squares are the centre 224/256 of the image, the rest is stretched."""
+    """The usual policy: a large square is the centre 224/256 of the image; other sizes are stretched."""
     if height == width and height > 64:
         return ImageSize(height, width, round(height * 256 / 224), origin=origin, explicit=explicit)
     return ImageSize(height, width, None, origin=origin, explicit=explicit)
 
 
 def square_size(n: int) -> ImageSize:
-    """What --input-size n asks for: n x n pixels."""
+    """The policy of --input-size n: n x n pixels."""
     return usual_size(n, n, f"--input-size {n}", explicit=True)
 
 
 def torchvision_size(name: str, file_name: str) -> ImageSize | None:
-    """The size that torchvision evaluates its own weights of architecture `name` at; None if it classifies no images.
+    """The size at which torchvision evaluates its weights of architecture `name`; None if it classifies no images.
 
-    file_name: the checkpoint's; the weights published under it decide, else the first that torchvision lists.
+    file_name: of the checkpoint; weights published under this name decide, otherwise the first that torchvision lists.
     """
     from torchvision import models
     from torchvision.transforms._presets import ImageClassification

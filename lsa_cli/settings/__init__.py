@@ -13,14 +13,14 @@ _ADDED_UP = ("gate", "files")
 
 
 def settings_from(values: Mapping[str, Any], scopes: tuple[Scope, ...] = EVERYWHERE) -> AuditSettings:
-    """Option values by name -> settings. Raises SettingError that names the option that is wrong."""
+    """Option values by name -> settings. Raises SettingError with the wrong option."""
     return read_settings(AuditSettings, values, scopes=scopes)
 
 
 def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, str]]:
-    """The first layer that sets a field wins; also, for each field that a report lists, which layer that was.
+    """Each field from the first layer that sets it; and for each field in the report, the name of that layer.
 
-    Each part of `harden`, each limit of `gate` and each format of `files` is a setting of its own.
+    The parts of `harden`, the limits of `gate` and the formats of `files` are merged one by one.
     """
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}

@@ -1,12 +1,14 @@
 """Every setting of an audit, once. The order here is the order in `lsa audit --help`."""
 
+# ruff: noqa: RUF009  a call declares a field
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.formats import FORMATS
-from lsa_cli.settings.declare import Option, SettingError, Settings, checked, flag, setting
+from lsa_cli.settings.declare import Option, SettingError, Settings, checked, flag, panel
 from lsa_cli.settings.harden import HardenSettings
 from lsa_cli.settings.values import (
     Arguments,
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
 else:
     Limit = Any  # `_limits` checks them; pydantic, which declares Limit, is imported then
 
-_MODEL, _DATA, _ATTACK, _LAYERS, _RUN, _GATE, _OUTPUT = "Model", "Data", "Attack", "Layers", "Run", "Gate", "Output"
+# Each declares a setting in its panel of --help.
+_MODEL, _DATA, _ATTACK, _LAYERS, _RUN, _GATE, _OUTPUT = map(
+    panel, ("Model", "Data", "Attack", "Layers", "Run", "Gate", "Output")
+)
 
 
 def _limits(value: Any) -> Any:
@@ -75,86 +80,71 @@ def _in_format(name: str) -> Callable[[Any], dict[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings(Settings):
-    """What a user can say about an audit."""
+    """The settings of an audit."""
 
     # ---- Model
-    arch: str | None = setting(
-        _MODEL,
+    arch: str | None = _MODEL(
         "Architecture: torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory. A Python factory is your own "
-        "code and is run. Default: the one that the file names, or the known architecture that its weights fit.",
+        "code and is run. Default: the one that the file names, or the known architecture that fits its weights."
     )
-    arch_args: Arguments | None = setting(
-        _MODEL, "An argument of the architecture's factory. Repeatable.", metavar="NAME=VALUE"
-    )
-    weights: str | None = setting(
-        _MODEL,
-        "Which set of weights to read, such as model_ema, where the file holds several; see `lsa inspect`.",
+    arch_args: Arguments | None = _MODEL("An argument of the architecture's factory. Repeatable.", metavar="NAME=VALUE")
+    weights: str | None = _MODEL(
+        "The set of weights to read, such as model_ema, where the file has several; see `lsa inspect`.",
         metavar="PLACE",
     )
-    trust_code: bool | None = setting(
-        _MODEL,
-        "Run the code in the checkpoint: unpickle the whole file, or run its program. Only for files whose authors you trust.",
+    trust_code: bool | None = _MODEL(
+        "Run the code in the checkpoint: unpickle the whole file, or run its program. Only for files whose authors you trust."
     )
-    normalize: str | None = setting(
-        _MODEL,
+    normalize: str | None = _MODEL(
         "mnist, fashion-mnist, cifar10, imagenet, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25. It becomes part of "
         "the model; attacks and eps use images in [0, 1].",
         metavar="PRESET|MEAN/STD",
     )
-    input_range: Range | None = setting(
-        _MODEL,
+    input_range: Range | None = _MODEL(
         "Inputs of the network for black and for white, before normalisation: 0,255 or -1,1.",
         metavar="LOW,HIGH",
         default="0,1",
     )
-    returns: Literal["logits", "probabilities"] | None = setting(
-        _MODEL, "What the network returns. Of probabilities, the logarithm is attacked."
+    returns: Literal["logits", "probabilities"] | None = _MODEL(
+        "What the network returns. For probabilities, attacks use their logarithm."
     )
-    output_index: NumberOrName | None = setting(
-        _MODEL,
-        "Which output holds the logits, where the network returns several. Default: the output that has one number per "
+    output_index: NumberOrName | None = _MODEL(
+        "The output with the logits, where the network returns several. Default: the output that has one number per "
         "class and agrees with the labels.",
         metavar="N|NAME",
     )
-    noise_off: bool | None = setting(_MODEL, "Switch off the noise that learn2perturb added to the network.")
+    noise_off: bool | None = _MODEL("Switch off the noise that learn2perturb added to the network.")
 
     # ---- Data
-    data: str | None = setting(
-        _DATA,
+    data: str | None = _DATA(
         "imagefolder:DIR, csv:FILE, npz:FILE, torchvision:NAME?root=DIR, hf:FOLDER_OR_NAME, webdataset:x-{000..003}.tar, "
         "cifar-c:DIR?corruption=fog&severity=3, or pkg.mod:factory (your own code, which is run); ?mode=rgb|gray converts "
         "images.",
         metavar="SOURCE:LOCATION",
     )
-    split: str | None = setting(
-        _DATA,
-        "Part of the data, such as test, train or val. Audits use the test split by default, training the train split.",
+    split: str | None = _DATA(
+        "Part of the data, such as test, train or val. Audits use the test split by default, training the train split."
     )
-    input_size: Pixels | None = setting(
-        _DATA,
-        "Resize and crop images to N x N pixels, or keep their size. Default: as the checkpoint or torchvision's own weights "
-        "say.",
+    input_size: Pixels | None = _DATA(
+        "Resize and crop images to N x N pixels, or keep their size. Default: the size in the checkpoint or of torchvision's "
+        "own weights.",
         metavar="N|native",
     )
-    match_classes: Literal["name", "number"] | None = setting(
-        _DATA,
-        "How labels are matched to outputs of the network: by class name, or label k is output k.",
-        default="name",
+    match_classes: Literal["name", "number"] | None = _DATA(
+        "How labels are matched to outputs of the network: by class name, or label k is output k.", default="name"
     )
-    limit: Samples | None = setting(
-        _DATA, "Number of samples to audit, stratified by class.", metavar="N|all", short="n", default="1000"
+    limit: Samples | None = _DATA(
+        "Number of samples to audit, stratified by class.", metavar="N|all", short="n", default="1000"
     )
 
     # ---- Attack
-    attack: Texts | None = setting(
-        _ATTACK,
+    attack: Texts | None = _ATTACK(
         "fgsm, pgd, t-pgd, ..., see `lsa list attacks`; or none, to test noises only. Repeatable. Default: fgsm, pgd and "
         "t-pgd; in l2 and l1 also fmn.",
         metavar="NAME[:KEY=VALUE,...]",
     )
-    preset: Literal["quick", "full"] | None = setting(
-        _ATTACK,
-        "Which attacks, where none is named.",
+    preset: Literal["quick", "full"] | None = _ATTACK(
+        "The attacks to run where none is named.",
         options=(
             flag("quick", "FGSM and a short APGD on 200 samples. It takes seconds and gives a loose upper bound."),
             flag(
@@ -164,88 +154,77 @@ class AuditSettings(Settings):
             ),
         ),
     )
-    full_on: Count | None = setting(
-        _ATTACK,
+    full_on: Count | None = _ATTACK(
         "Run AutoAttack on M random samples of those that are still robust, and estimate the result for all, with its "
         "interval.",
         metavar="M",
     )
-    noise: Texts | None = setting(
-        _ATTACK,
+    noise: Texts | None = _ATTACK(
         "gaussian, uniform, salt, pepper, speckle; or none. Repeatable. Default: all that apply.",
         metavar="NAME[:KEY=VALUE,...]",
     )
-    corruption: Texts | None = setting(
-        _ATTACK,
+    corruption: Texts | None = _ATTACK(
         "A common corruption such as fog or gaussian_noise, see `lsa list corruptions`. Repeatable.",
         metavar="NAME[:severity=1..5]",
     )
-    norm: str | None = setting(
-        _ATTACK, "Norm of the threat model: linf, l2 or l1. Default: the checkpoint's own, otherwise linf."
+    norm: str | None = _ATTACK(
+        "Norm of the threat model: linf, l2 or l1. Default: the checkpoint's own, otherwise linf."
     )
-    eps: Number | None = setting(
-        _ATTACK,
+    eps: Number | None = _ATTACK(
         "Radius of the threat model in units of images in [0, 1], such as 8/255. Default: the checkpoint's own, otherwise "
-        "the usual one for the data set.",
+        "the usual one for the data set."
     )
-    steps: Count | None = setting(_ATTACK, "Number of steps of iterative attacks.")
-    step_size: Number | None = setting(_ATTACK, "Length of a step.", default="2.5 eps / steps")
-    restarts: Count | None = setting(_ATTACK, "Number of random restarts; the worst result of each sample counts.")
-    eps_grid: Numbers | None = setting(
-        _ATTACK, "Radii of a robustness curve, from which the R&G score is computed.", metavar="E,E,..."
+    steps: Count | None = _ATTACK("Number of steps of iterative attacks.")
+    step_size: Number | None = _ATTACK("Length of a step.", default="2.5 eps / steps")
+    restarts: Count | None = _ATTACK("Number of random restarts; the worst result of each sample counts.")
+    eps_grid: Numbers | None = _ATTACK(
+        "Radii of a robustness curve, from which the R&G score is computed.", metavar="E,E,..."
     )
-    metrics: Names | None = setting(
-        _ATTACK,
+    metrics: Names | None = _ATTACK(
         "Further metrics, measured on a few samples: intensity, eni, boundary; see `lsa list audit-metrics`. Repeatable.",
         metavar="NAME,...",
     )
 
     # ---- Layers
-    layers: Names | None = setting(
-        _LAYERS,
+    layers: Names | None = _LAYERS(
         "activations (default), learnable, blocks, a layer's name or a glob, see `lsa layers`; or none. Repeatable.",
         metavar="NAME,...",
     )
-    measure: str | None = setting(
-        _LAYERS, "Comparison measure of layers: relative-error, cosine-distance or l2.", default="relative-error"
+    measure: str | None = _LAYERS(
+        "Comparison measure of layers: relative-error, cosine-distance or l2.", default="relative-error"
     )
-    aggregate: Literal["sample", "batch"] | None = setting(
-        _LAYERS,
-        "Take the measure for each sample, or once for each batch as the authors' package does.",
-        default="sample",
+    aggregate: Literal["sample", "batch"] | None = _LAYERS(
+        "Take the measure for each sample, or once for each batch as the authors' package does.", default="sample"
     )
-    eta: Number | None = setting(
-        _LAYERS, "A layer is most vulnerable if mean - mu > eta * sigma. Default: 0.5, with --sigma layers 0.8."
+    eta: Number | None = _LAYERS(
+        "A layer is most vulnerable if mean - mu > eta * sigma. Default: 0.5, with --sigma layers 0.8."
     )
-    sigma: Literal["samples", "layers"] | None = setting(
-        _LAYERS, "What the standard deviation sigma is taken over.", default="samples"
+    sigma: Literal["samples", "layers"] | None = _LAYERS(
+        "Over what the standard deviation sigma is computed.", default="samples"
     )
-    top_k: Count | None = setting(_LAYERS, "Name the K layers with the largest means, instead of using eta.")
+    top_k: Count | None = _LAYERS("Name the K layers with the largest means, instead of using eta.")
 
     # ---- Run
-    batch_size: BatchSize | None = setting(
-        _RUN,
+    batch_size: BatchSize | None = _RUN(
         "Number of samples in a batch; it changes no result. auto finds a size and halves it where memory runs out.",
         metavar="N|auto",
         default="auto",
     )
-    budget: Duration | None = setting(
-        _RUN, "Time budget, such as 90s, 10m or 1h30m. The report then covers the samples so far.", metavar="TIME"
+    budget: Duration | None = _RUN(
+        "Time budget, such as 90s, 10m or 1h30m. The report then covers the samples so far.", metavar="TIME"
     )
-    resume: bool | None = setting(_RUN, "Resume an interrupted run.", scope="once")
-    device: str | None = setting(_RUN, "auto, cpu, cuda or cuda:1.", default="auto")
-    threads: Threads | None = setting(
-        _RUN, "CPU threads of each process. Default: the available cores that other processes do not use."
+    resume: bool | None = _RUN("Resume an interrupted run.", scope="once")
+    device: str | None = _RUN("auto, cpu, cuda or cuda:1.", default="auto")
+    threads: Threads | None = _RUN(
+        "CPU threads of each process. Default: the available cores that other processes do not use."
     )
-    nproc: str | None = setting(
-        _RUN,
+    nproc: str | None = _RUN(
         "Number of processes on this machine that share the work. auto: one for each CUDA device, otherwise one for each "
         "core, at most 8. For several machines use torchrun.",
         metavar="N|auto",
         scope="once",
     )
-    fast: bool | None = setting(
-        _RUN,
+    fast: bool | None = _RUN(
         "Start attacks on an optimized copy of the network.",
         default="true",
         options=(
@@ -258,35 +237,31 @@ class AuditSettings(Settings):
             ),
         ),
     )
-    seed: Seed | None = setting(_RUN, "Random seed.", default="0")
-    config: str | None = setting(
-        _RUN,
+    seed: Seed | None = _RUN("Random seed.", default="0")
+    config: str | None = _RUN(
         "File with settings. Default: lsa.yaml beside the checkpoint, otherwise in the working directory.",
         metavar="FILE",
         scope="once",
     )
-    plugin: Texts | None = setting(
-        _RUN,
+    plugin: Texts | None = _RUN(
         "Python file that registers attacks, noises, measures, layer selectors, data sources or formats. It is your own code "
         "and is run. Repeatable.",
         metavar="FILE.py",
     )
-    harden_to: str | None = setting(
-        _RUN,
+    harden_to: str | None = _RUN(
         "After the audit, harden the most vulnerable layers against the strongest attack, and write this checkpoint; see "
         "`lsa harden`.",
         name="harden",
         metavar="FILE",
         scope="once",
     )
-    dry_run: bool | None = setting(
-        _RUN, "Show model, layers, data, attacks and the estimated time; attack nothing.", scope="once"
+    dry_run: bool | None = _RUN(
+        "Show model, layers, data, attacks and the estimated time, without attacking.", scope="once"
     )
-    harden: HardenSettings | None = setting(_RUN, "Settings of `lsa harden`.", options=())
+    harden: HardenSettings | None = _RUN("Settings of `lsa harden`.", options=())
 
     # ---- Gate
-    gate: Annotated[dict[str, Limit], Reads(_limits)] | None = setting(
-        _GATE,
+    gate: Annotated[dict[str, Limit], Reads(_limits)] | None = _GATE(
         "Limits. metric: limit, or metric: {min or max, severity, by, allow_not_run}.",
         options=(
             Option(
@@ -306,38 +281,32 @@ class AuditSettings(Settings):
             ),
         ),
     )
-    gate_only: bool | None = setting(
-        _GATE,
+    gate_only: bool | None = _GATE(
         "Take samples in random order and stop as soon as every limit is decided, with a guarantee. Layers, noises and "
         "evidence are left out.",
         scope="written",
     )
-    alpha: Number | None = setting(
-        _GATE,
+    alpha: Number | None = _GATE(
         "With --gate-only: the largest probability that any limit is decided wrongly.",
         metavar="P",
         default="0.01",
         scope="written",
     )
-    exit_zero: bool | None = setting(
-        _GATE, "Exit 0 even if a limit does not hold. Errors keep their exit codes.", scope="told"
-    )
+    exit_zero: bool | None = _GATE("Exit 0 even if a limit does not hold. Errors keep their exit codes.", scope="told")
 
     # ---- Output
-    output: str | None = setting(_OUTPUT, "Folder for the report and its journal.", metavar="DIR", scope="told")
-    samples: str | None = setting(
-        _OUTPUT,
+    output: str | None = _OUTPUT("Folder for the report and its journal.", metavar="DIR", scope="told")
+    samples: str | None = _OUTPUT(
         "Table with one row per sample: the attack that broke it, number of queries, margin, distance.",
         metavar="FILE.csv|.parquet",
         scope="written",
     )
-    files: dict[str, str] | None = setting(_OUTPUT, "Files by format.", scope="written", options=_formats)
-    csv: str | None = setting(_OUTPUT, "Folder for tidy tables, one CSV file each.", metavar="DIR", scope="written")
-    github: bool | None = setting(
-        _OUTPUT,
+    files: dict[str, str] | None = _OUTPUT("Files by format.", scope="written", options=_formats)
+    csv: str | None = _OUTPUT("Folder for tidy tables, one CSV file each.", metavar="DIR", scope="written")
+    github: bool | None = _OUTPUT(
         "Write annotations, step summary and outputs of a GitHub workflow. Default: where the audit runs in one.",
         scope="told",
         off="no-github",
     )
-    quiet: bool | None = setting(_OUTPUT, "Print a one-line summary, and if the limits hold.", short="q", scope="told")
-    verbose: bool | None = setting(_OUTPUT, "Tell on stderr what is read and written.", short="v", scope="told")
+    quiet: bool | None = _OUTPUT("Print only a one-line summary and whether the limits hold.", short="q", scope="told")
+    verbose: bool | None = _OUTPUT("Print on stderr what is read and written.", short="v", scope="told")

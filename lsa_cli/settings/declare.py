@@ -1,6 +1,6 @@
-"""What a setting is: a field of a dataclass with all that is said of it. And how given values become such a dataclass.
+"""How a setting is declared, as a field of a dataclass, and how given values become such a dataclass.
 
-`setting(...)` declares a field once. From it come the option of the command line (`cli/options.py`), the key of lsa.yaml
+`setting(...)` declares a field once, and `panel(title)(...)` in a panel of --help. From it come the option of the command line (`cli/options.py`), the key of lsa.yaml
 and its check (`config.py`), the keyword argument of `lsa_cli.audit` and `lsa_cli.harden`, the JSON Schema and the
 reference page (`settings/schema.py`, `settings/reference.py`).
 """
@@ -61,7 +61,7 @@ def flag(name: str, help: str) -> Option:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field and what is said of it. type: of its value. options: the names under which it is given."""
+    """A declared field. type: of its value. options: the names under which it is given."""
 
     name: str
     type: Any
@@ -95,8 +95,13 @@ def setting(
     return dataclasses.field(default=None, metadata=said)
 
 
+def panel(title: str) -> Callable[..., Any]:
+    """`setting` for one panel of --help."""
+    return functools.partial(setting, title)
+
+
 class SettingError(UsageError):
-    """A value that cannot be. key: the names that lead to it, such as ("harden", "epochs"). whole: the sentence names it."""
+    """A wrong value. key: the names that lead to it, such as ("harden", "epochs"). whole: the sentence already names it."""
 
     def __init__(self, key: tuple[str, ...], sentence: str, whole: bool = False) -> None:
         super().__init__(sentence if whole else f"--{key[-1].replace('_', '-')}: {sentence}")
@@ -118,7 +123,7 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None and not isinstance(value, Settings)}
 
     def recorded(self) -> dict[str, Any]:
-        """What a report says of them: plain values of the settings that can change a number."""
+        """Plain values for the report, of the settings that can change a number."""
         return {name: _plain(value) for name, value in self.given("measured").items()}
 
 
@@ -181,8 +186,8 @@ def read_settings(
 ) -> S:
     """`values` by name, as they are given, checked. None is not given.
 
-    noun: what a name is called in messages. Raises SettingError with the key for an unknown name, a value that cannot be,
-    two names of one setting, and a setting of another scope.
+    noun: for a name, in messages. Raises SettingError with the key for an unknown name, a wrong value, two names of one
+    setting, and a setting of another scope.
     """
     found: dict[str, Any] = {}
     by: dict[str, str] = {}
@@ -210,7 +215,7 @@ def read_settings(
 
 
 def _value(one: Setting, option: Option | None, key: str, value: Any) -> Any:
-    """The value that the setting gets; None where a flag says that it is not given."""
+    """The checked value; None for a flag that is false."""
     try:
         if any(isinstance(part, str) and not part.strip() for part in (value if isinstance(value, list) else [value])):
             raise ValueError("is empty; give a value, or leave it out")
@@ -245,7 +250,7 @@ def _both(first: str, value: Any, second: str, other: Any) -> Any:
             raise SettingError((second,), f"{twice[0]} is given twice")
         return {**value, **other}
     names = [f"--{name.replace('_', '-')}" for name in (first, second)]
-    raise SettingError((second,), f"{' and '.join(names)} set the same; give one of them", whole=True)
+    raise SettingError((second,), f"{' and '.join(names)} set the same thing; give one of them", whole=True)
 
 
 # pydantic's kinds of errors in our words; a message of another kind is pydantic's own.
@@ -276,7 +281,7 @@ def adapter(hint: Any) -> Any:
 
 
 def checked(hint: Any, value: Any) -> Any:
-    """`value` as `hint` has it. Raises ValueError with a sentence, and what the type's own reader raises."""
+    """`value` converted to the type. Raises ValueError with a sentence, and the errors of the type's own reader."""
     from pydantic import ValidationError
 
     try:

@@ -1,4 +1,4 @@
-"""What is made of the declarations beside options: the JSON Schema of lsa.yaml."""
+"""The JSON Schema of lsa.yaml, made from the declarations."""
 
 from typing import Any
 
@@ -27,9 +27,9 @@ def _object(kind: type[Settings], first: dict[str, Any]) -> dict[str, Any]:
 
 
 def _property(one: Setting, option: Option | None) -> dict[str, Any]:
-    text = {"description": one.help if option is None else option.help}
     from lsa_cli.report.limits import metric_pattern
 
+    text = {"description": one.help if option is None else option.help}
     if one.name == "gate" and (option is None or option.name == "fail-under"):
         limits = {
             "type": ["object", "null"],

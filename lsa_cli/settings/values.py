@@ -1,7 +1,7 @@
-"""Types of settings: what a value may be, how its text is read, and what a JSON Schema says of it.
+"""Types of settings: the values they allow, how text is read, and their JSON Schema.
 
-pydantic reads these types (`typing.Literal`, and the bounds of `annotated_types`, which its own `Field(gt=0)` makes). It is
-imported when a value is checked, so that `--help` does not wait for it.
+pydantic checks these types (`typing.Literal`, and the bounds of `annotated_types`, as in `Field(gt=0)`). It is imported when
+a value is checked, so that `--help` is fast.
 """
 
 import ast
@@ -23,10 +23,9 @@ _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")  # of a
 
 
 class Reads:
-    """In `Annotated[T, Reads(read)]`: `read` gets the value as it was given, before its type is checked.
+    """In `Annotated[T, Reads(read)]`: `read` converts the given value before its type is checked.
 
-    read: raises ValueError for a value that it cannot read. schema: JSON Schema of what may be given, where that is more
-    than T.
+    read: raises ValueError for a wrong value. schema: JSON Schema of the given value, where more than T is allowed.
     """
 
     def __init__(self, read: Callable[[Any], Any], schema: dict[str, Any] | None = None) -> None:

@@ -101,5 +101,5 @@ def test_a_file_beside_a_checkpoint_downloads_nothing(refused, samples, tmp_path
     folder.mkdir()
     (folder / "net.pt").write_bytes((samples / "mnist_cnn.pt").read_bytes())
     (folder / "lsa.yaml").write_text(f"data: {data}\n")
-    refused("audit", folder / "net.pt", says=["line 1: data names what would be downloaded", "--config"])
+    refused("audit", folder / "net.pt", says=["line 1: data names data to download", "--config"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["download"]

@@ -355,7 +355,7 @@ def test_plots_of_saved_reports(lsa, refused, tmp_path, monkeypatch):
     refused("plot", saved, "--format", "gif", says="there are svg, png, pdf")
     refused("plot", "no.json", says="no.json cannot be read")
     (tmp_path / "taken").write_text("")
-    refused("plot", saved, "-o", "taken", says="cannot be made")
+    refused("plot", saved, "-o", "taken", says="cannot be created")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     refused("plot", saved, "-o", "new", says="pip install matplotlib")
     assert not (tmp_path / "new").exists()

@@ -50,7 +50,7 @@ def test_init_then_gate(lsa, tmp_path):
 def test_init_replaces_nothing_unasked(lsa, tmp_path):
     (tmp_path / "lsa.yaml").write_text("seed: 1\n")
     refused = lsa("init", MOON, *ONE)
-    assert (refused.code, "lsa.yaml exists; say --force" in refused.err) == (2, True)
+    assert (refused.code, "lsa.yaml exists; give --force" in refused.err) == (2, True)
     assert (tmp_path / "lsa.yaml").read_text() == "seed: 1\n"
     assert lsa("init", MOON, *ONE, "--force").code == 0
     assert "gate:" in (tmp_path / "lsa.yaml").read_text()

@@ -311,7 +311,7 @@ def test_a_full_report_outlives_what_comes_after_it(lsa, folder):
     part = json.loads((folder / "moon_mlp.audit.partial.json").read_text())
     assert (part["status"], [outcome["name"] for outcome in part["outcomes"]]) == ("interrupted", ["fgsm"])
     assert "moon_mlp.audit.partial.json" in stopped.err
-    assert "moon_mlp.audit.json is a complete report and stays as it was" in stopped.err
+    assert "moon_mlp.audit.json is a complete report and is kept" in stopped.err
     assert lsa(*whole).code == 0  # a complete one replaces it, and its part is gone
     assert not (folder / "moon_mlp.audit.partial.json").exists()
 

@@ -379,7 +379,7 @@ def test_rho_is_the_sum_of_two_relative_gains():
         (("--mvl", "none.json"), "none.json"),
         (("--freeze", "conv*"), "matches no parameter"),
         (("--val-fraction", "0"), "both need at least one"),
-        (("--ema", "--swa"), "--ema and --swa set the same; give one of them"),
+        (("--ema", "--swa"), "--ema and --swa set the same thing; give one of them"),
         (("--lr", "0"), "--lr: must be above 0"),
         (("--epochs", "0"), "--epochs: must be at least 1"),
         (("--augment", "crop-flip"), "is for images"),
