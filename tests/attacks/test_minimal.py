@@ -392,7 +392,7 @@ def distances(model, x, y, x_adv, norm):
 @pytest.mark.slow
 def test_one_run_of_fmn_gives_the_curve_that_pgd_needs_a_run_a_point_for(samples):
     network = open_network(samples / "mnist_cnn.pt", settings_from({}), {})
-    rows = np.arange(100)
+    rows = np.arange(50)
     model = network.classifier.eval()
     x, y = network.data.read(rows), torch.from_numpy(network.labels[rows])
     for norm, radii in {"linf": (0.02, 0.05, 0.08, 0.12), "l2": (0.3, 0.7, 1.2, 2.0)}.items():
@@ -404,7 +404,7 @@ def test_one_run_of_fmn_gives_the_curve_that_pgd_needs_a_run_a_point_for(samples
             pgd = ATTACKS.get("pgd")(threat=make_threat(norm, eps), steps=40)(model, x, y)
             with torch.no_grad():
                 robust = int((model(pgd).argmax(1) == y).sum())
-            assert int((distance > eps).sum()) <= robust + 2, (norm, eps)
+            assert int((distance > eps).sum()) <= robust + 1, (norm, eps)
 
 
 def checkpoint(data_root, name):
