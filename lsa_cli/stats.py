@@ -48,7 +48,7 @@ def binomial_tail(count: int, n: int, share: float) -> float:
     return min(1.0, math.fsum(np.exp(logs)))
 
 
-def _log_choose(n: int | np.ndarray, k: np.ndarray, largest: int) -> np.ndarray:
+def _log_choose(n: int | np.ndarray, k: int | np.ndarray, largest: int) -> np.ndarray:
     """log C(n, k), elementwise, for n up to `largest`."""
     table = _log_factorials(largest)
     return table[n] - table[k] - table[n - k]
@@ -139,33 +139,39 @@ def two_phase(n: int, survivors: int, checked: int, broken: int) -> tuple[float,
 
 
 # ---- confidence sequences ----------------------------------------------------------------------------------
-# Samples are taken one by one, in random order and without replacement, from a set of N samples with m ones. After n
-# samples, s of them ones, with a uniform prior on m the probability of s is 1 / (n + 1); given m it is hypergeometric, and
+# Samples are taken one by one, in random order and without replacement, from a set of N that holds m ones. After n
+# samples, s of them ones, the likelihood of m is L(m) = C(m, s) C(N - m, n - s), up to a constant. For every total m,
 #
-#     M_n(m) = [1 / (n + 1)] / [C(m, s) C(N - m, n - s) / C(N, n)]
+#     E(m) = mean of L(m') over all larger totals m' > m  /  largest L(m'') over m'' <= m
 #
-# is, for the true m, a nonnegative supermartingale that starts at 1: the prior over the posterior of m (arXiv 2006.04347,
-# the prior-posterior-ratio confidence sequence; arXiv 2010.09686 has a related one for bounded means). By Ville's inequality
-# it ever reaches 1 / error with probability `error` at most, at whatever times one looks. So the set of m with
-# M_n(m) < 1 / error holds the truth at all times at once, and a decision is valid as soon as all its members agree.
+# is at most the wealth of a bettor who stakes on each next sample against the truth m'' <= m: for each m' the factor of a
+# sample is the ratio of its two probabilities, 1 + lambda (x - mean), and stakes on all m' are mixed with equal weights
+# (betting without replacement: arXiv 2010.09686, section 5; the equal weights are our choice). Under the truth such wealth
+# is a nonnegative supermartingale that starts at 1. By Ville's inequality it ever reaches 1 / error with probability
+# `error` at most, no matter when and how often one looks. So a total with E(m) >= 1 / error is refuted for good.
 
 
-def confidence_sequence(ones: int, taken: int, size: int, error: float) -> Interval:
-    """The smallest and the largest share of ones in the whole set that the samples taken so far leave possible.
+def confidence_sequence(ones: int, taken: int, size: int, error: float, error_above: float | None = None) -> Interval:
+    """A lower and an upper bound of the share of ones in the whole set, from the samples taken so far.
 
-    0 <= ones <= taken <= size, size > 0. The true share is ever outside, over all times together, with probability
-    `error` at most. Once all samples are taken, only the true share is left.
+    0 <= ones <= taken <= size, size > 0. Each bound has an error of its own, because a decision about a limit needs one of
+    them: over all moments together, the share is ever below the first with probability `error` at most, and ever above the
+    second with probability `error_above` at most (None: `error`). Once all samples are taken, both are the share.
     """
-    candidates = np.arange(ones, size - (taken - ones) + 1)
-    logs = log_martingale(candidates, np.asarray(ones), np.asarray(taken), size)
-    left = candidates[logs < -math.log(error)]
-    return float(left[0] / size), float(left[-1] / size)
+    fewest = _fewest(ones, taken, size, error)
+    most = size - _fewest(taken - ones, taken, size, error if error_above is None else error_above)
+    return fewest / size, most / size
 
 
-def log_martingale(total: np.ndarray, ones: np.ndarray, taken: np.ndarray, size: int) -> np.ndarray:
-    """log M for `total` ones among `size`, after `ones` of `taken` samples; the arrays broadcast. inf: impossible."""
-    total, ones, taken = np.broadcast_arrays(total, ones, taken)
-    possible = (ones <= total) & (taken - ones <= size - total)
-    m, s, n = (np.where(possible, array, 0) for array in (total, ones, taken))
-    seen = _log_choose(m, s, size) + _log_choose(size - m, n - s, size) - _log_choose(size, n, size)
-    return np.where(possible, -np.log(n + 1) - seen, np.inf)
+def _fewest(ones: int, taken: int, size: int, error: float) -> int:
+    """The smallest total that is not refuted."""
+    return int(np.argmax(log_evidence(ones, taken, size) < -math.log(error)))
+
+
+def log_evidence(ones: int, taken: int, size: int) -> np.ndarray:  # (size + 1,)
+    """log E of each total 0 ... size, after `ones` of `taken` samples; inf: impossible."""
+    possible, likelihood = np.arange(ones, size - (taken - ones) + 1), np.full(size + 1, -np.inf)
+    likelihood[possible] = _log_choose(possible, ones, size) + _log_choose(size - possible, taken - ones, size)
+    larger = np.logaddexp.accumulate(likelihood[:0:-1])[::-1]  # sums over all larger totals, of 0 ... size - 1
+    evidence = larger - np.log(size - np.arange(size)) - np.maximum.accumulate(likelihood)[:-1]
+    return np.append(evidence, -np.inf)

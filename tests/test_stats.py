@@ -13,7 +13,7 @@ from lsa_cli.stats import (
     binomial_tail,
     clopper_pearson,
     correlation_bound,
-    log_martingale,
+    log_evidence,
     mcnemar,
     newcombe,
     ranks,
@@ -179,10 +179,14 @@ def test_the_interval_covers_at_least_nominally(robust_cheap, miss, checked):
 # ---- confidence sequences ----------------------------------------------------------------------------------
 
 
-def test_the_martingale_is_prior_over_posterior_by_scipy():
+def test_the_evidence_is_a_mean_likelihood_over_the_largest_by_scipy():
     """What it promises is tested in test_gate_statistics.py."""
     size = 200
-    for total, ones, taken in ((50, 10, 40), (120, 60, 90), (0, 0, 7), (200, 7, 7)):
-        seen = stats.hypergeom.logpmf(ones, size, total, taken)
-        found = log_martingale(np.array(total), np.array(ones), np.array(taken), size)
-        assert found == pytest.approx(-math.log(taken + 1) - seen, abs=1e-9)
+    totals = np.arange(size + 1)
+    for ones, taken in ((10, 40), (60, 90), (0, 7), (7, 7), (0, 0)):
+        likelihood = stats.hypergeom.pmf(ones, size, totals, taken)
+        found = log_evidence(ones, taken, size)
+        for total in (ones, ones + 20, 150):
+            exact = likelihood[total + 1 :].mean() / likelihood[: total + 1].max()
+            assert found[total] == pytest.approx(math.log(exact), abs=1e-9)
+        assert np.isinf(found[:ones]).all()

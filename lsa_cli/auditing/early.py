@@ -106,25 +106,26 @@ class GateRule:
         missing = [label for label in labels if label not in total.attacks]
         robust = total.survivors([label for label in labels if label in total.attacks])
 
-        def share(flags: np.ndarray, size: int, error: float) -> Measurement:
+        def share(flags: np.ndarray, size: int, error_above: float = error) -> Measurement:
             if len(flags) == 0:
                 return Measurement(None, why="no such sample was taken")
-            return Measurement(float(flags.mean()), *confidence_sequence(int(flags.sum()), len(flags), size, error))
+            bounds = confidence_sequence(int(flags.sum()), len(flags), size, error, error_above)
+            return Measurement(float(flags.mean()), *bounds)
 
         def measure(metric: MetricName) -> Measurement:
             if metric.family == "clean":
-                return share(total.right, len(population), error)
+                return share(total.right, len(population))
             if missing:
                 return Measurement(None, why=f"the time budget left out {missing[0]}")
             if metric.names == "attack":
                 named = _attack(self.plan, metric.target)
                 assert named is not None
-                return share(total.diagnosis(named.label).robust, len(population), error)
+                return share(total.diagnosis(named.label).robust, len(population))
             if metric.family != "class":
-                return share(robust, len(population), error)
+                return share(robust, len(population))
             names = list(self.plan.network.class_names)
             chosen = [names.index(metric.target)] if metric.names else range(len(names))
-            each = error / len(chosen)
+            each = error / len(chosen)  # any upper bound can be the lowest; of the lower ones that of the worst class decides
             return _lowest(
                 {names[k]: share(robust[total.label == k], int((population == k).sum()), each) for k in chosen}
             )

@@ -22,8 +22,9 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labe
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 T = TypeVar("T")
 
-FIRST_BLOCK = 64
-_GROWTH = 0.25  # size of a block, as a share of the samples before it: what a stop loses at most
+# The smallest block, and the size of a block as a share of the samples before it: what a stop loses at most.
+FIRST_BLOCK, _GROWTH = 64, 0.25
+SMALLEST_LOOK, LOOK_GROWTH = 4, 0.1  # the same where the audit ends as soon as the samples decide (our choice)
 _MARGIN = 3  # factor on the time that is kept: attacks that end early make the measured speed too high
 _BATCHES_IN_A_BLOCK = 4  # at most, so that memory is bounded
 
@@ -33,16 +34,17 @@ def sample_order(plan: AuditPlan) -> np.ndarray:
     return plan.index[np.random.default_rng([plan.seed, 17]).permutation(len(plan.index))]
 
 
-def blocks(plan: AuditPlan, order: np.ndarray) -> Iterator[np.ndarray]:
+def blocks(plan: AuditPlan, order: np.ndarray, ends_early: bool = False) -> Iterator[np.ndarray]:
     """The samples in `order`, block by block, each block ordered by place in the data set.
 
     The first block is small, for an early result, and later ones grow. With `whole_batch`, blocks consist of whole
-    batches.
+    batches. ends_early: blocks are smaller, because the audit may end after each of them.
     """
     taken, ranks = 0, distributed.world()
+    smallest, growth = (SMALLEST_LOOK, LOOK_GROWTH) if ends_early else (FIRST_BLOCK, _GROWTH)
     most = max(FIRST_BLOCK, _BATCHES_IN_A_BLOCK * plan.batch_size * ranks)
     while taken < len(order):
-        size = min(most, max(FIRST_BLOCK, int(_GROWTH * taken)))
+        size = min(most, max(smallest, int(growth * taken)))
         if plan.whole_batch:
             size = math.ceil(size / plan.batch_size) * plan.batch_size
         yield np.sort(order[taken : taken + size])

@@ -128,7 +128,7 @@ class _Audit:
         total_of: the total, from the sum of the blocks of this phase. later: passes that the work after this phase costs.
         """
         run, known = self.run, None
-        for number, index in enumerate(blocks(self.plan, order)):
+        for number, index in enumerate(blocks(self.plan, order, ends_early=self.rule is not None)):
             # The share of one rank is no random sample, so it is not reported.
             tell = (lambda part: self._take(total_of(part))) if distributed.world() == 1 else (lambda part: None)
             first = {"is_first": True, "on_part": tell} if known is None else {}
