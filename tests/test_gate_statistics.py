@@ -59,7 +59,10 @@ def test_a_bound_is_ever_wrong_at_most_by_its_error_exactly(error):
     worst = 0.0
     for side in (0, 1):
         for truth in range(size + 1):
-            alive, lost = {0: 1.0}, 0.0  # chance of each count of ones, among the orders in which the bound was never wrong
+            alive, lost = (
+                {0: 1.0},
+                0.0,
+            )  # chance of each count of ones, among the orders in which the bound was never wrong
             for taken in range(size):
                 following = {}
                 for ones, chance in alive.items():
@@ -93,7 +96,10 @@ def test_bounds_are_the_ends_of_what_is_not_refuted():
         assert confidence_sequence(ones, taken, size, error) == expected
         low, high = expected
         assert low <= high
-        assert confidence_sequence(ones, taken, size, error, 0.2) == (low, confidence_sequence(ones, taken, size, 0.2)[1])
+        assert confidence_sequence(ones, taken, size, error, 0.2) == (
+            low,
+            confidence_sequence(ones, taken, size, 0.2)[1],
+        )
     assert confidence_sequence(0, 0, size, error) == (0.0, 1.0)
     assert confidence_sequence(7, size, size, error) == (7 / size, 7 / size)
 

@@ -30,7 +30,8 @@ class Attack:
 
     kind: "budget" searches within the threat model; "minimal" searches for the smallest perturbation that changes the
     class, which counts where it is within the threat model; "noise" does not query the network. uses_gradient: whether it
-    needs the input gradient. norms: the norms that the attack is defined for.
+    needs the input gradient. needs_range: whether inputs must have a known range. norms: the norms that the attack is
+    defined for.
     role: how the evidence compares it: as an attack of one step, as one that follows gradients, or as one that searches
     without them; "other" is not compared.
     on_copy: the share of the steps of each run that query an optimized copy of the network, if there is one, through
@@ -41,6 +42,7 @@ class Attack:
     kind: ClassVar[str] = "budget"
     role: ClassVar[Role] = "other"
     uses_gradient: ClassVar[bool] = True
+    needs_range: ClassVar[bool] = False
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     def __post_init__(self) -> None:

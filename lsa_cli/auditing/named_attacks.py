@@ -113,8 +113,7 @@ def make_noises(settings: AuditSettings, network: Network) -> tuple[NamedAttack,
     bounds = network.bounds
     if settings.corruption and len(network.input_shape) != 3:
         raise UsageError(f"--corruption takes images; {network.data.spec} gives inputs of shape {network.input_shape}")
-    # Noise that needs an input range, such as salt and pepper, is no default where inputs have none.
-    usable = [name for name in NOISES.names() if bounds or not getattr(NOISES.get(name), "needs_range", False)]
+    usable = [name for name in NOISES.names() if bounds or not NOISES.get(name).needs_range]
     made: list[tuple[str, str, Attack]] = []
     for registry, specs in (
         (NOISES, _listed(settings.noise, usable, "--noise")),

@@ -169,7 +169,7 @@ def test_an_interrupted_run_tells_what_it_has(task):
 
     with pytest.raises(KeyboardInterrupt):
         decide_early(plan_of(task, {"robust": 0.55}), progress=stop, on_update=told.append)
-    assert (told[-1].status, told[-1].early.used) == ("interrupted", 64)
+    assert (told[-1].status, told[-1].early.used) == ("interrupted", 4)
     assert [stage.attack for stage in told[-1].cascade] == ["fgsm"]
     assert told[-1].gates[0].state == "undecided"
     assert why_of(told[-1]) == "the audit was interrupted"
