@@ -30,8 +30,8 @@ class Attack:
 
     kind: "budget" searches within the threat model; "minimal" searches for the smallest perturbation that changes the
     class, which counts where it is within the threat model; "noise" does not query the network. uses_gradient: whether it
-    needs the input gradient. needs_range: whether inputs must have a known range. norms: the norms that the attack is
-    defined for.
+    needs the input gradient. needs_range: whether inputs must have a known range; an audit of other inputs
+    leaves such a noise out, unless it is asked for by name. norms: the norms that the attack is defined for.
     role: how the evidence compares it: as an attack of one step, as one that follows gradients, or as one that searches
     without them; "other" is not compared.
     on_copy: the share of the steps of each run that query an optimized copy of the network, if there is one, through

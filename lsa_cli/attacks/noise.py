@@ -16,15 +16,10 @@ from lsa_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """Base of the noises. They do not query the network.
-
-    bounds: the input range; None where there is none. needs_range: an audit of inputs without a range leaves it out, unless
-    it is asked for by name.
-    """
+    """Base of the noises. They do not query the network. bounds: the input range; None where there is none."""
 
     bounds: Bounds
     kind: ClassVar[str] = "noise"
-    needs_range: ClassVar[bool] = False
 
     @property
     def passes(self) -> float:
