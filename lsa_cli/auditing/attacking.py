@@ -109,4 +109,4 @@ def copy_in_words(plan: AuditPlan, copy: Copy) -> str:
     if copy.model is None:
         return f"the network itself: {copy.described}"
     beginning = dict.fromkeys(named.label for named in plan.budget_attacks if named.attack.begins_on_copy)
-    return f"{copy.described}, in the first part of {', '.join(beginning)}; the network itself in all else"
+    return f"{copy.described}, in the first part of {', '.join(beginning)}; the network itself in all other steps"

@@ -180,7 +180,7 @@ def verdict_of(
         classes=rows,
         class_summary=summarise(rows, weight_norms(plan)),
         statement=(
-            f"{robust.count} of {robust.n} samples are right and stay right under the worst of {', '.join(labels)} "
+            f"{robust.count} of {robust.n} samples are classified correctly, clean and under the worst of {', '.join(labels)} "
             f"({' and '.join(threats)}). It is an upper bound: a stronger attack can only find it lower."
             + (
                 f" The radius {eps_as_text(plan.threat.eps)} is set by {plan.eps_origin}."
@@ -214,7 +214,7 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
 
 def _estimated(estimate: Estimate) -> str:
     return (
-        f" The cascade met {estimate.checked} of {estimate.survivors} survivors, drawn at random, and broke "
+        f" The cascade ran on {estimate.checked} of {estimate.survivors} survivors, drawn at random, and broke "
         f"{estimate.broken}: on all of them it would have left an estimated {estimate.value:.1%} "
         f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]."
     )

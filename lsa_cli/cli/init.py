@@ -77,7 +77,7 @@ def config_text(report: "AuditReport", given: AuditSettings) -> str:
     }
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_NAME}",
-        "# Settings of `lsa audit` in this folder. Any of its options can stand here by its name; the command line wins.",
+        "# Settings of `lsa audit` in this folder. Every option works here under its name; an option on the command line comes first.",
         f"# Made by {report.tool} from a short audit of {subject.checkpoint}:",
         f"# {report.data.n} samples, the worst of {', '.join(verdict.attacks)}.",
         "version: 1",

@@ -71,7 +71,7 @@ def _print(facts: Facts, show_all: bool) -> None:
     console.print()
     if facts.command is not None:
         # Not wrapped by us: a command that was cut into lines cannot be copied.
-        console.print(Text.assemble(("Go on with  ", "dim"), (facts.command, "bold")), soft_wrap=True)
+        console.print(Text.assemble(("Next command  ", "dim"), (facts.command, "bold")), soft_wrap=True)
     for sentence in facts.advice:
         console.print(Text(_short(sentence, _LONGEST_ADVICE), style="dim"))
 

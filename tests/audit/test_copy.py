@@ -51,7 +51,7 @@ def test_the_report_says_what_was_attacked(task, precision):
     fast, slow = audited(task), audited(task, fast=False)
     assert fast.protocol.attacked == (
         f"a copy in {precision}, channels last, 1 BatchNorm folded, in the first part of pgd, apgd-ce; "
-        "the network itself in all else"
+        "the network itself in all other steps"
     )
     assert slow.protocol.attacked == "the network itself: --no-fast"
     assert 0 < slow.verdict.robust.value < 1

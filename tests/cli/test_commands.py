@@ -307,9 +307,9 @@ def test_ways_to_ask_for_two_things_at_once_are_refused(refused, samples):
     refused("audit", model, "--json", "a.json", "--output", "out", says="one of them")
     refused("audit", model, "--samples", "s.txt", says=".csv or .parquet")
     refused("audit", model, "--resume", says="no interrupted run")
-    refused("audit", model, "--resume", "--json", "-", says="--resume needs the report file")
+    refused("audit", model, "--resume", "--json", "-", says="--resume needs a report file")
     refused("audit", model, "--full-on", 5, "--attack", "pgd", says="--full-on")
-    refused("audit", model, "--attack", "none", "--samples", "s.csv", says="no attack is asked for")
+    refused("audit", model, "--attack", "none", "--samples", "s.csv", says="there is no attack")
 
 
 def test_every_format_is_written_on_a_breach_and_again_from_the_saved_report(lsa, tmp_path, monkeypatch):

@@ -218,7 +218,7 @@ def test_the_text_says_what_the_json_says(lsa, facts, tmp_path, network):
     assert "71.2%, noted as best_acc1" in rows["claims"]
     assert rows["beside them"] == "arch resnet18"
     assert said["command"] in text
-    lines = text[text.index("Tensors") : text.index("Go on with")].splitlines()
+    lines = text[text.index("Tensors") : text.index("Next command")].splitlines()
     expected = [[t["name"], "x".join(map(str, t["shape"])) or "scalar", t["dtype"]] for t in weights["tensors"]]
     assert [line.split() for line in lines if len(line.split()) == 3][1:] == expected
     short = lsa("inspect", path).out
