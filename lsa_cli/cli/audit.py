@@ -30,7 +30,8 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """Audit a checkpoint: robust accuracy, most vulnerable layers and classes, under attacks and noise.
 
     A file that describes itself (such as sample_models/mnist_cnn.pt) needs no other option.
-    The report is saved as NAME.audit.json in the working directory unless --json says where.
+    The report is saved as NAME.audit.json (with --gate-only NAME.gate.json) in the working directory, or where --json
+    says.
     """
     from lsa_cli.report.gate import is_breach
 

@@ -29,7 +29,7 @@ class Outputs:
     def beside(self) -> "Outputs":
         """The same with `.partial` in each name, except files for CI servers and files that are not regular."""
         return Outputs(
-            {name: path if name in _FOR_SERVERS else _partial(path) for name, path in self.files.items()},
+            {name: path if FORMATS.get(name).for_servers else _partial(path) for name, path in self.files.items()},
             None if self.csv is None else f"{self.csv.rstrip('/')}.partial",
             None if self.samples is None else _partial(self.samples),
         )
@@ -83,9 +83,6 @@ class Outputs:
                 check_writable("csv", str(table))
         existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path())
         _try_writing(existing, what)
-
-
-_FOR_SERVERS = ("junit", "sarif", "gitlab", "openmetrics")
 
 
 def _partial(path: str) -> str:
