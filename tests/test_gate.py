@@ -1,9 +1,13 @@
+import io
+
 import pytest
+from rich.console import Console
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import check, decision, is_breach
 from lsa_cli.report.limits import Limit, limits_of, parse_limits
 from lsa_cli.report.schema import CheckMade, Evidence, Finding
+from lsa_cli.report.terminal import print_gates
 from tests.report.example import example, rate
 
 
@@ -175,7 +179,11 @@ def test_what_was_not_run_passes_only_where_that_is_allowed():
             one(limit)
     allowed = one({"robust.square": {"min": 0.1, "allow_not_run": True}})
     assert (allowed.passed, allowed.measured) == (True, None)
-    assert "this limit allows" in allowed.message
+    assert allowed.message == "robust.square: square was not run on all samples, which this limit allows"
+    console = Console(file=io.StringIO(), width=120)
+    print_gates([allowed], console)
+    assert console.file.getvalue() == f"Gate not measured: {allowed.message}\n"
+    assert decision([allowed, one({"clean": 0.5})]) == "PASSED: 1 of 2 limits holds, 1 was not measured"
     assert not one({"robust": 0.0}, budget=False).passed
 
 

@@ -49,11 +49,19 @@ def decision(results: Sequence[GateResult]) -> str:
     elif undecided:
         line = f"NOT DECIDED: {undecided} {of_all} {_verb(undecided, 'is', 'are')} not decided"
     else:
-        line = f"PASSED: {len(limits)} {of_all} {_verb(len(limits), 'holds', 'hold')}"
+        line = f"PASSED: {held_in_words(limits)}"
     missed = sum(not result.passed for result in warnings)
     if missed:
         line += f"; {missed} of {plural(len(warnings), 'warning')} {_verb(missed, 'does', 'do')} not hold"
     return line
+
+
+def held_in_words(passed: Sequence[GateResult]) -> str:
+    """ "2 of 3 limits hold, 1 was not measured", of limits that all pass."""
+    unknown = sum(result.allowed_unmeasured for result in passed)
+    held = len(passed) - unknown
+    line = f"{held} of {plural(len(passed), 'limit')} {_verb(held, 'holds', 'hold')}"
+    return line + (f", {unknown} {_verb(unknown, 'was', 'were')} not measured" if unknown else "")
 
 
 def _verb(count: int, one: str, several: str) -> str:
@@ -64,15 +72,17 @@ def result_of(metric: MetricName, limit: Limit, found: Measurement, *, sequentia
     """sequential: the interval is that of a confidence sequence, and decides even for `by: point`."""
     bounded = found.low is not None and found.high is not None and (limit.by == "bound" or sequential)
     if found.value is None:
-        passed, message = limit.allow_not_run, f"{metric} is not decided: {found.why}"
-        message += ", which this limit allows" if passed else ""
+        passed = limit.allow_not_run
+        message = (
+            f"{metric}: {found.why}, which this limit allows" if passed else f"{metric} is not decided: {found.why}"
+        )
     else:
         ends = (found.low, found.high) if bounded else (found.value, found.value)
         passed = all(limit.holds(end) for end in ends if end is not None)
         interval = "" if found.low is None or found.high is None else f" [{found.low:.4f}, {found.high:.4f}]"
         note = f" ({found.note})" if found.note else ""
-        asked = f"{limit.direction} {limit.value:g} asked{'' if bounded or not interval else ', by the point'}"
-        message = f"{metric}: measured {_text(metric, found.value)}{interval}{note}, {asked}"
+        required = f"{limit.direction} {limit.value:g} required{'' if bounded or not interval else ', by the point'}"
+        message = f"{metric}: measured {_text(metric, found.value)}{interval}{note}, {required}"
     result = GateResult(
         metric=str(metric), limit=limit.value, direction=limit.direction, measured=found.value, low=found.low,
         high=found.high, passed=passed, message=message, severity=limit.severity,

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from lsa_cli.report.gate import held_in_words
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.wording import plural
 
@@ -28,5 +29,7 @@ def headline_of(report: AuditReport) -> tuple[Mood, str]:
     if any(not gate.passed for gate in report.gates):
         return "good", "The limits hold, with warnings"
     if report.gates:
+        if any(gate.allowed_unmeasured for gate in report.gates):
+            return "good", held_in_words(report.gates)
         return "good", "The limit holds" if len(report.gates) == 1 else f"All {len(report.gates)} limits hold"
     return "plain", "No limit is set"

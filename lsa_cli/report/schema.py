@@ -249,7 +249,8 @@ class Evidence(Row):
     """Reasons to trust or doubt the verdict: checks for gradient masking, randomness, and attacks that fail silently."""
 
     verdict: EvidenceVerdict = Field(
-        description="quick look: no check found a reason for doubt, but the audit was --quick or took single steps only"
+        description="quick look: no check found a reason for doubt, but the audit was --quick, or every attack takes fewer than "
+        "five steps"
     )
     findings: list[Finding]
     checks: list[CheckMade]
@@ -270,6 +271,11 @@ class GateResult(Row):
     decided_by: Literal["bound", "point", "sequence"] = Field(
         default="point", description="the 95% interval, the number itself, or an anytime-valid confidence sequence"
     )
+
+    @property
+    def allowed_unmeasured(self) -> bool:
+        """It passes because of allow_not_run, without a number."""
+        return self.passed and self.measured is None
 
     @property
     def state(self) -> Literal["held", "breached", "undecided"]:

@@ -65,7 +65,8 @@ def print_gates(results: Sequence[GateResult], console: Console) -> None:
     for gate in results:
         style = "green" if gate.passed else "bold red" if gate.severity == "error" else "bold yellow"
         which = "Gate " if gate.severity == "error" else "Gate (warning) "
-        console.print(Text.assemble(which, (words[gate.state], style), f": {gate.message}"))
+        word = "not measured" if gate.allowed_unmeasured else words[gate.state]
+        console.print(Text.assemble(which, (word, style), f": {gate.message}"))
 
 
 def print_decision(results: Sequence[GateResult], console: Console) -> None:

@@ -117,15 +117,15 @@ def limits(report: AuditReport) -> Table | None:
     """Each limit and whether it holds."""
     rows: list[tuple[Cell, ...]] = []
     for gate in report.gates:
-        result = Mark("held", "good")
+        result = Mark("not measured" if gate.allowed_unmeasured else "held", "good")
         if not gate.passed:
             warning = gate.severity == "warning"
             result = Mark(gate.state.upper() + (" (warning)" if warning else ""), "warn" if warning else "bad")
-        why = gate.message if gate.state == "undecided" else ""
-        asked = f"{gate.direction} {gate.limit:g}"
-        rows.append((gate.metric, asked, number(gate.measured, 4), span(gate.low, gate.high), result, why))
+        why = gate.message if gate.measured is None or gate.state == "undecided" else ""
+        required = f"{gate.direction} {gate.limit:g}"
+        rows.append((gate.metric, required, number(gate.measured, 4), span(gate.low, gate.high), result, why))
     columns = (
-        Column("limit", "name"), Column("asked"), Column("measured", "number"), Column("95% interval"),
+        Column("limit", "name"), Column("required"), Column("measured", "number"), Column("95% interval"),
         Column("result"), Column("reason", "prose", detail=True),
     )  # fmt: skip
     if not rows:

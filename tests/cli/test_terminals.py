@@ -57,7 +57,7 @@ def test_sixty_columns(tmp_path):
     assert "columns left out because the terminal is narrow: time, settings, median distance" in words(text)
     assert re.search(r"pgd +30\.0% +\[25\.0, 35\.0\] +60/90", text)
     assert re.search(r"relu2 +0\.800 .*MVL", text)
-    assert "Gate BREACHED: robust: measured 0.3000 [0.2500, 0.3500], at least 0.5 asked" in words(text)
+    assert "Gate BREACHED: robust: measured 0.3000 [0.2500, 0.3500], at least 0.5 required" in words(text)
 
 
 def test_room_for_all(tmp_path):
