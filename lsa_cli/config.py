@@ -1,6 +1,7 @@
 """lsa.yaml: which file is read, what it may say, and the line of a mistake."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lsa_cli.settings.declare import IN_A_FILE, keys_of, read_settings
 CONFIG_NAME = "lsa.yaml"
 JUDGED_BY = ("norm", "eps", "gate")
 _LARGEST_CONFIG = 1_000_000
+Check = Callable[[AuditSettings], None]  # raises SettingError
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -43,7 +45,9 @@ def find_config(explicit: str | None, checkpoint: str | Path) -> tuple[Path | No
     return (here, True) if os.path.lexists(here) else (None, True)
 
 
-def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[str, AuditSettings]]:
+def configurations(
+    explicit: str | None, checkpoint: str | Path, check: Check | None = None
+) -> list[tuple[str, AuditSettings]]:
     """The settings of the files that apply, under the names that a report gives their origin.
 
     The user decides by what an audit is judged (`JUDGED_BY`): for these settings, a file in the working directory wins over
@@ -52,27 +56,28 @@ def configurations(explicit: str | None, checkpoint: str | Path) -> list[tuple[s
     path, chosen = find_config(explicit, checkpoint)
     if path is None:
         return []
-    found = [(str(path) if chosen else f"{path}{BESIDE}", read_config(path, chosen))]
+    found = [(str(path) if chosen else f"{path}{BESIDE}", read_config(path, chosen, check))]
     here = Path.cwd() / CONFIG_NAME
     if not chosen and here.is_file():
-        own = {name: value for name, value in read_config(here).given().items() if name in JUDGED_BY}
+        own = {name: value for name, value in read_config(here, check=check).given().items() if name in JUDGED_BY}
         found.insert(0, (str(here), AuditSettings(**own)))
     return found
 
 
 def merged(
-    given: AuditSettings, explicit: str | None, checkpoint: str | Path
+    given: AuditSettings, explicit: str | None, checkpoint: str | Path, check: Check | None = None
 ) -> tuple[AuditSettings, dict[str, str], list[str]]:
     """The options over the settings of `configurations`; where each setting comes from; the names of the files."""
-    files = configurations(explicit, checkpoint)
+    files = configurations(explicit, checkpoint, check)
     settings, origin = merge(("option", given), *files)
     return settings, origin, [name for name, _ in files]
 
 
-def read_config(path: Path, chosen: bool = True) -> AuditSettings:
+def read_config(path: Path, chosen: bool = True, check: Check | None = None) -> AuditSettings:
     """The settings in a YAML file. Raises UsageError with the key and its line.
 
     chosen=False: the file was found beside a checkpoint. Then it may not name Python code, data to download or outputs.
+    check: called with the settings, for what reading them cannot refuse.
     """
     try:
         text = read_regular(path, _LARGEST_CONFIG).decode("utf-8")
@@ -99,6 +104,8 @@ def read_config(path: Path, chosen: bool = True) -> AuditSettings:
         raise UsageError(f"{path}, line {lines.get(('version',), 1)}: version {version}; this lsa reads version 1")
     try:
         settings = read_settings(AuditSettings, content, "key", IN_A_FILE)
+        if check is not None:
+            check(settings)
     except SettingError as error:
         sentence = error.sentence if error.whole else f"{': '.join(error.key)}: {error.sentence}"
         raise UsageError(f"{path}, line {_line(lines, error.key)}: {sentence}") from error

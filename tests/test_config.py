@@ -1,9 +1,24 @@
-import pytest
+from pathlib import Path
 
+import pytest
+from typer.testing import CliRunner
+
+from lsa_cli import audit
+from lsa_cli.__main__ import app
 from lsa_cli.config import find_config, read_config
 from lsa_cli.errors import UsageError
+from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.limits import Limit
 from lsa_cli.settings import merge, settings_from
+
+MOON = Path(__file__).parents[1] / "sample_models" / "moon_mlp.pt"
+PLUGIN = """
+from lsa_cli.report.formats import register
+
+@register("{name}", "FILE", "A format of a test.")
+def render(report):
+    return "written"
+"""
 
 
 def written(folder, text):
@@ -56,6 +71,58 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, says):
     with pytest.raises(UsageError, match=says) as caught:
         read_config(path)
     assert str(path) in str(caught.value)
+
+
+UNKNOWN = [
+    ("norm: l3", "unknown norm 'l3': there are linf, l2, l1"),
+    ("device: gpu", "--device 'gpu': there are auto"),
+    ("normalize: foo", "--normalize 'foo': give mnist"),
+    ("input-range: foo", "--input-range 'foo' must be LOW,HIGH"),
+    ("attack: [fgsm, pdg]", "unknown attack 'pdg': did you mean 'pgd'"),
+    ("noise: [foo]", "unknown noise 'foo'"),
+    ("corruption: [fogg]", "unknown corruption 'fogg': did you mean 'fog'"),
+    ("measure: l3", "unknown measure 'l3'"),
+    ("metrics: [enj]", "unknown metric 'enj': did you mean 'eni'"),
+    ("files: {mdd: a}", "unknown format 'mdd': did you mean 'md'"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), UNKNOWN)
+def test_unknown_names_are_refused_with_their_line(tmp_path, monkeypatch, line, says):
+    """By `lsa check`, and by an audit before anything runs."""
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path, f"seed: 1\n{line}\n")
+    for command in (["check", str(path)], ["audit", str(MOON)]):
+        result = CliRunner().invoke(app, command)
+        assert (result.exit_code, f"line 2: {says}" in result.stderr) == (2, True), result.stderr
+    with pytest.raises(UsageError, match="line 2: "):
+        audit(MOON, config=path)
+    assert [file.name for file in tmp_path.iterdir()] == ["lsa.yaml"]
+
+
+def test_python_refuses_an_unknown_format_before_anything_runs():
+    with pytest.raises(UsageError, match="unknown format 'mdd': did you mean 'md'"):
+        audit(MOON, files={"mdd": "a"}, progress=lambda *done: pytest.fail("the audit runs"))
+
+
+def test_names_of_plugins_are_not_unknown(tmp_path, monkeypatch):
+    """The plugins of the file are not run by `lsa check`; a plugin of the command line is loaded before the file is read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FORMATS, "_entries", dict(FORMATS._entries))
+    (tmp_path / "one.py").write_text(PLUGIN.format(name="of-test-config-1"))
+    (tmp_path / "two.py").write_text(PLUGIN.format(name="of-test-config-2"))
+    written(tmp_path, "plugin: one.py\nfiles: {of-test-config-1: a.txt}\n")
+    assert CliRunner().invoke(app, ["check", "lsa.yaml"]).exit_code == 0
+    quick = ["audit", str(MOON), "-n", "8", "--attack", "fgsm", "--noise", "none", "--threads", "1"]
+    assert CliRunner().invoke(app, quick).exit_code == 0
+    written(tmp_path, "files: {of-test-config-2: b.txt}\n")
+    assert CliRunner().invoke(app, [*quick, "--plugin", "two.py"]).exit_code == 0
+    assert [(tmp_path / name).read_text() for name in ("a.txt", "b.txt")] == ["written", "written"]
+
+
+@pytest.mark.parametrize("line", ["norm: Linf", "norm: inf", "device: cuda:77", "normalize: 0.5/0.25", "attack: none"])
+def test_other_spellings_and_other_machines_are_known(tmp_path, line):
+    assert CliRunner().invoke(app, ["check", str(written(tmp_path, f"{line}\n"))]).exit_code == 0
 
 
 def test_an_empty_file_sets_nothing(tmp_path):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from lsa_cli.auditing.early import decide_early
+from lsa_cli.auditing.names import refuse_unknown_in_file
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import Progress, run_audit
 from lsa_cli.config import read_config
@@ -42,7 +43,7 @@ def audit(
         load_python_file(plugin, "plugin")  # before the other options, because it may bring a format
     layers = [("option", settings_from(options, IN_PYTHON))]
     if config is not None:
-        layers.append((str(config), read_config(Path(config))))
+        layers.append((str(config), read_config(Path(config), check=refuse_unknown_in_file)))
     settings, origin = merge(*layers)
     outputs = Outputs(settings.files or {}, settings.csv, settings.samples)
     if "-" in outputs.files.values():

@@ -80,9 +80,8 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()) or (kind == "cpu" and colon):
-        raise UsageError(f"--device '{name}': there are auto, cpu, cuda and cuda:0, cuda:1, ...")
+    refuse_no_device(name)
+    kind, _, number = name.partition(":")
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise UsageError(
@@ -94,6 +93,15 @@ def pick_device(name: str) -> torch.device:
         if distributed.world() > 1:
             return _own_device(name)
     return torch.device(name)
+
+
+def refuse_no_device(name: str) -> None:
+    """Raises UsageError for a name that no device has on any machine."""
+    kind, colon, number = name.partition(":")
+    if name != "auto" and (
+        kind not in ("cpu", "cuda") or (colon and not number.isdecimal()) or (kind == "cpu" and colon)
+    ):
+        raise UsageError(f"--device '{name}': there are auto, cpu, cuda and cuda:0, cuda:1, ...")
 
 
 def _own_device(name: str) -> torch.device:

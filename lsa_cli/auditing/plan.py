@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lsa_cli.attacks import ATTACKS, CORRUPTIONS, NOISES, Threat, make_threat
+from lsa_cli.attacks import Threat, make_threat
 from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import BatchSize
-from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noises, without_square
+from lsa_cli.auditing.names import refuse_unknown_names
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, chosen_attacks, with_preset
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
@@ -24,7 +24,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.imports import load_python_file
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.measures import MEASURES, Measure
-from lsa_cli.registry import parse_number, parse_spec
+from lsa_cli.registry import parse_number
 from lsa_cli.report.limits import Limit, check_targets
 from lsa_cli.report.schema import Warning
 from lsa_cli.settings import AuditSettings
@@ -113,7 +113,7 @@ def make_plan(
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
     settings, origin, preset_warnings = with_preset(settings, origin)
-    _refuse_unknown_names(settings)
+    refuse_unknown_names(settings)
     network = on_data(built or build_network(target, settings, say), settings, origin, data)
     settings, seed = network.settings, network.settings.seed or 0
     index, selection_warnings = _choose_samples(network, seed)
@@ -155,21 +155,6 @@ def make_plan(
     _refuse_contradictions(plan)
     refuse_radius(plan)
     return dataclasses.replace(plan, warnings=(*plan.warnings, *refuse_unused(plan)))
-
-
-def _refuse_unknown_names(settings: AuditSettings) -> None:
-    """Raises UsageError for an unknown name, before the checkpoint is read."""
-    kinds = ((ATTACKS, settings.attack), (NOISES, settings.noise), (CORRUPTIONS, settings.corruption))
-    for registry, specs in kinds:
-        for spec in specs or []:
-            if spec != "none":
-                registry.get(parse_spec(spec, registry.noun)[0])
-    for name in settings.metrics or []:
-        METRICS.get(name)
-    if settings.measure is not None:
-        MEASURES.get(settings.measure)
-    if settings.norm is not None:
-        make_threat(settings.norm, 0)
 
 
 def _choose_samples(network: Network, seed: int) -> tuple[np.ndarray, list[Warning]]:

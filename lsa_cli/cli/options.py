@@ -133,13 +133,21 @@ Quiet = option_of("quiet")
 Plugin = option_of("plugin")
 
 
+def _check(settings: AuditSettings) -> None:
+    from lsa_cli.auditing.names import refuse_unknown_in_file
+
+    refuse_unknown_in_file(settings)
+
+
 def with_config(
     given: AuditSettings, checkpoint: str, say: Callable[[str], None] = note
 ) -> tuple[AuditSettings, dict[str, str]]:
     """The options over the settings of lsa.yaml, and where each comes from. say: told which file was found."""
     from lsa_cli.config import merged
 
-    settings, origin, files = merged(given, given.config, checkpoint)
+    if given.plugin:
+        load_plugins(given.plugin)  # a file may use their names
+    settings, origin, files = merged(given, given.config, checkpoint, _check)
     for name in files if settings.verbose or given.config is None else ():
         say(f"settings from {name}")
     return settings, origin

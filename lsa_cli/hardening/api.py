@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lsa_cli.auditing.names import refuse_unknown_in_file
 from lsa_cli.config import read_config
 from lsa_cli.hardening.files import inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import make_harden_plan
@@ -34,7 +35,7 @@ def harden(
     own = read_settings(HardenSettings, named, scopes=IN_PYTHON)
     layers = [("option", settings_from({**options, "harden": own}, ("measured",)))]
     if config is not None:
-        layers.append((str(config), read_config(Path(config))))
+        layers.append((str(config), read_config(Path(config), check=refuse_unknown_in_file)))
     settings, origin = merge(*layers)
     html = settings.harden.html if settings.harden is not None else None
     refuse_outputs(Path(out), inputs_of(checkpoint, config, settings), html)
