@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from lsa_cli.errors import UsageError
+from lsa_cli.report.facts import data_in_words
 from lsa_cli.report.measurement import Measurement, difference
 from lsa_cli.report.row import Rate, Row
 from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Samples
@@ -133,7 +134,6 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
         "aggregate": (old.protocol.aggregate, new.protocol.aggregate),
         "classes": (old.subject.class_names, new.subject.class_names),
         "attacks": (_settings(old, passes_count), _settings(new, passes_count)),
-        "samples": (old.data.fingerprint, new.data.fingerprint),
     }
     for what, (before, after) in pairs.items():
         if before != after:
@@ -141,6 +141,13 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
                 f"the reports cannot be compared: {what} differ ({_short(before)} against {_short(after)}); "
                 "audit both with the same settings"
             )
+    if old.data.fingerprint != new.data.fingerprint:
+        before, after = (
+            f"{data_in_words(report.data)}, fingerprint {report.data.fingerprint[:10]}" for report in (old, new)
+        )
+        raise UsageError(
+            f"the reports cannot be compared: samples differ ({before} against {after}); audit both on the same samples"
+        )
 
 
 def _settings(report: AuditReport, passes_count: bool) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from lsa_cli.report.protocol import Data, Subject, ThreatModel
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.text import listed
 from lsa_cli.wording import plural, setting_as_text
@@ -16,12 +17,7 @@ class Fact(NamedTuple):
 
 
 def facts(report: AuditReport) -> list[Fact]:
-    subject, data, protocol = report.subject, report.data, report.protocol
-    size = "" if subject.size is None else f", {subject.size:,} bytes"
-    shape = "x".join(map(str, subject.input_shape))
-    bounds = "none" if subject.input_range is None else f"[{subject.input_range[0]:g}, {subject.input_range[1]:g}]"
-    normalize = "none" if subject.mean is None else f"mean {listed(subject.mean)}, std {listed(subject.std or [])}"
-    split = f" ({data.split})" if data.split else ""
+    protocol = report.protocol
     top_k = f", top {protocol.top_k}" if protocol.top_k else ""
     torch = protocol.versions.get("torch", "-")
     settings = [
@@ -30,17 +26,7 @@ def facts(report: AuditReport) -> list[Fact]:
         if key in protocol.settings
     ]
     rows = [
-        Fact("checkpoint", subject.checkpoint),
-        Fact("sha256", subject.sha256 or ""),
-        Fact("format", f"{subject.format}{size}", True),
-        Fact("architecture", f"{subject.architecture}, {subject.parameters:,} parameters, input {shape}"),
-        Fact("input range", bounds, True),
-        Fact("normalisation", normalize),
-        Fact("output", f"{plural(len(subject.class_names), 'class', 'classes')}, {subject.output}", True),
-        Fact("data", f"{data.source}{split}, {data.n:,} of {data.available:,} samples ({data.selection})"),
-        Fact("fingerprint of the samples", data.fingerprint[:16], True),
-        Fact("images", data.transform),
-        Fact("threat", f"{protocol.threat.norm} eps {protocol.threat.text} ({protocol.threat.origin})"),
+        *facts_of(report.subject, report.data, protocol.threat),
         Fact(
             "layer scan",
             f"{', '.join(protocol.layers)}; {protocol.measure} per {protocol.aggregate}; eta {protocol.eta:g}, "
@@ -57,6 +43,33 @@ def facts(report: AuditReport) -> list[Fact]:
         Fact("versions", ", ".join(f"{name} {version}" for name, version in protocol.versions.items()), True),
         Fact("created", report.created, True),
         Fact("settings", "; ".join(settings), True),
-        Fact("note", "; ".join(subject.notes)),
+        Fact("note", "; ".join(report.subject.notes)),
     ]
     return [row for row in rows if row.text]
+
+
+def facts_of(subject: Subject, data: Data, threat: ThreatModel) -> list[Fact]:
+    """What is audited, on which samples, in which threat model: known before a run."""
+    size = "" if subject.size is None else f", {subject.size:,} bytes"
+    shape = "x".join(map(str, subject.input_shape))
+    bounds = "none" if subject.input_range is None else f"[{subject.input_range[0]:g}, {subject.input_range[1]:g}]"
+    normalize = "none" if subject.mean is None else f"mean {listed(subject.mean)}, std {listed(subject.std or [])}"
+    rows = [
+        Fact("checkpoint", subject.checkpoint),
+        Fact("sha256", subject.sha256 or ""),
+        Fact("format", f"{subject.format}{size}", True),
+        Fact("architecture", f"{subject.architecture}, {subject.parameters:,} parameters, input {shape}"),
+        Fact("input range", bounds, True),
+        Fact("normalisation", normalize),
+        Fact("output", f"{plural(len(subject.class_names), 'class', 'classes')}, {subject.output}", True),
+        Fact("data", data_in_words(data)),
+        Fact("fingerprint of the samples", data.fingerprint[:16], True),
+        Fact("images", data.transform),
+        Fact("threat", f"{threat.norm} eps {threat.text} ({threat.origin})"),
+    ]
+    return [row for row in rows if row.text]
+
+
+def data_in_words(data: Data) -> str:
+    split = f" ({data.split})" if data.split else ""
+    return f"{data.source}{split}, {data.n:,} of {data.available:,} samples ({data.selection})"

@@ -128,7 +128,14 @@ def test_settings_come_from_the_nearest_word(lsa, tmp_path):
 def test_dry_run_attacks_and_writes_nothing(lsa, tmp_path):
     result = lsa("audit", MNIST, "--dry-run", "--json", "r.json", "--threads", 1)
     assert result.code == 0
-    for words in ("1,000 of 10,000", "relu1, relu2, relu3, relu4", "step_size=0.0375", "estimate", "about"):
+    for words in (
+        "1,000 of 10,000",
+        "relu1, relu2, relu3, relu4",
+        "step_size=0.0375",
+        "estimate",
+        "about",
+        "input 1x28x28",
+    ):
         assert words in result.out
     assert list(tmp_path.iterdir()) == []
 
