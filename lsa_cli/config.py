@@ -150,7 +150,7 @@ def _key_lines(node: Any, path: Path, prefix: tuple[str, ...] = ()) -> dict[tupl
         for key, value in node.value:
             name = (*prefix, str(key.value).replace("-", "_") if not prefix else str(key.value))
             if name in lines:
-                raise UsageError(f"{path}, line {key.start_mark.line + 1}: {key.value} stands twice")
+                raise UsageError(f"{path}, line {key.start_mark.line + 1}: {key.value} is given twice")
             lines[name] = key.start_mark.line + 1
             lines |= _key_lines(value, path, name)
     return lines

@@ -184,7 +184,7 @@ class _Calls(TorchFunctionMode):
             return value
         if tensor is not value:
             what = "input" if self.inputs else "output"
-            raise LayerError(f"the {what} of {numbered} is no plain tensor and cannot be replaced")
+            raise LayerError(f"the {what} of {numbered} is not a single tensor and cannot be replaced")
         return replacement
 
 

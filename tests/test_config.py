@@ -47,7 +47,7 @@ def test_values_as_people_write_them(tmp_path):
     ("text", "says"),
     [
         ("eps: 0.1\nattak: pgd\n", "line 2: unknown key 'attak': did you mean 'attack'"),
-        ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps stands twice"),
+        ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps is given twice"),
         ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: eps: 'lots' is not a number"),
         ("gate:\n  clean: 0.5\n  robust: much\nseed: 1\n", "line 3: the limit robust: 'much' is not a number"),
         ("seed: 1\neps_grid: [0, x]\n", "line 2: eps_grid: 'x' is not a number"),
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, says):
 
 
 UNKNOWN = [
-    ("norm: l3", "unknown norm 'l3': there are linf, l2, l1"),
+    ("norm: l3", "unknown norm 'l3': choose from linf, l2, l1"),
     ("device: gpu", "--device 'gpu': there are auto"),
     ("normalize: foo", "--normalize 'foo': give mnist"),
     ("input-range: foo", "--input-range 'foo' must be LOW,HIGH"),

@@ -225,7 +225,7 @@ def test_the_output_of_a_layer_that_is_no_plain_tensor_cannot_be_replaced():
             return x, "text"
 
     network = nn.Sequential(Pair())
-    with pytest.raises(LayerError, match="no plain tensor"), tap(network, ["0"], lambda _, output: output * 0):
+    with pytest.raises(LayerError, match="not a single tensor"), tap(network, ["0"], lambda _, output: output * 0):
         network(torch.rand(2, 3))
 
 

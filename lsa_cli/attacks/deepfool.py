@@ -96,7 +96,7 @@ def _steepest_first(size: torch.Tensor, room: torch.Tensor, wanted: torch.Tensor
 @ATTACKS.register("deepfool")
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """Algorithm 2, and its extension to linf. A sample stops at its first adversarial example.
+    """Steps to the nearest boundary of the linearised network (Algorithm 2), also in linf. A sample stops at its first adversarial example.
 
     Every step goes beyond its boundary by the share `overshoot`, as in the authors' code. classes: the label and its
     likeliest wrong classes on the clean input. Steps are clamped into the input range. (Exact steps within it, as in `fab`,

@@ -23,7 +23,7 @@ _PUSH = 0.01  # share of the remaining way to go beyond the interpolated boundar
 @ATTACKS.register("fab")
 @dataclass(frozen=True)
 class FAB(Attack):
-    """Algorithm 1: projections onto the linearised boundary, biased to the input, and backward steps across it.
+    """Projections onto the linearised boundary, biased to the input, and backward steps across it (Algorithm 1).
 
     Each step chooses the nearest of the boundaries to the `targets` likeliest wrong classes, with a backward pass for each.
     Up to ten classes these are all; with more, the limit is our choice. Restarts begin at a random point within half of

@@ -22,7 +22,7 @@ _SHORTEN = 0.8  # 0.5 and 0.9 give the same results
 @ATTACKS.register("fmn")
 @dataclass(frozen=True)
 class FMN(Attack):
-    """Algorithm 1: gradient steps on the margin within a ball whose radius follows the decision boundary.
+    """Gradient steps on the margin within a ball whose radius follows the decision boundary (Algorithm 1).
 
     The radius shrinks by the share gamma where the sample is broken and grows by it where it is not. The step size (an l2
     norm; None is 1, for l1 2, our choice by `python -m benchmarks.minimal`) and gamma are annealed along a cosine, to 1/100

@@ -219,7 +219,7 @@ def make_threat(norm: str, eps: float, bounds: Bounds = (0.0, 1.0)) -> Threat:
     """
     name = _SPELLINGS.get(str(norm).lower())
     if name is None:
-        raise UsageError(f"unknown norm '{norm}': there are {', '.join(NORMS)}")
+        raise UsageError(f"unknown norm '{norm}': choose from {', '.join(NORMS)}")
     if eps < 0:
         raise UsageError(f"eps {eps:g} is negative; give a radius, for example 8/255")
     if name == "linf" and bounds is not None and eps > bounds[1] - bounds[0]:

@@ -9,7 +9,7 @@ from lsa_cli._version import __version__
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
 from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
-from lsa_cli.auditing.draws import mean_rate, random_network, spread, verdict_over_draws
+from lsa_cli.auditing.draws import mean_rate, spread, stochastic_network, verdict_over_draws
 from lsa_cli.auditing.evidence.decision import Checked, evidence_of
 from lsa_cli.auditing.evidence.preflight import zero_gradients
 from lsa_cli.auditing.named_attacks import NamedAttack
@@ -167,7 +167,7 @@ def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOut
     warnings = [
         *plan.warnings,
         *zero_gradients(int(total.no_gradient.sum()), len(total)),
-        *([random_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_stochastic else []),
+        *([stochastic_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_stochastic else []),
     ]
     for named in (*met, *plan.noises):
         rows = total.attacks.get(named.label)

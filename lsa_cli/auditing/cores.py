@@ -48,7 +48,7 @@ def free_cores(load: float) -> int:
 def choose_threads(asked: int | None) -> tuple[int, str | None]:
     """The threads to compute with, and a sentence where others keep this machine busy and that makes a difference.
 
-    asked: by the user, who is obeyed; None: the cores that are free now.
+    asked: the number that the user gives, which is taken as it is; None: the cores that are free now.
     """
     if asked == 1:
         return 1, None

@@ -63,7 +63,7 @@ def verdict_over_draws(verdict: Verdict, clean: np.ndarray, fooled: np.ndarray) 
     return verdict.model_copy(update=changes)
 
 
-def random_network(eot: bool) -> Warning:
+def stochastic_network(eot: bool) -> Warning:
     """eot: an attack averages gradients over several passes."""
     advice = (
         "attacks with the setting eot average gradients over so many passes" if eot else

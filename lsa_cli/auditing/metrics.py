@@ -31,7 +31,7 @@ class Given:
 
 
 # (given, x (N, ...), x_adv (N, ...), y (N,)) -> rows for the report. Labels are right for the clean x as they come. Called
-# with draws for the N samples: a random network gives each of them the same ones in any batch size where passes go `in_parts`.
+# with draws for the N samples: a stochastic network gives each of them the same ones in any batch size where passes go `in_parts`.
 MetricFunction = Callable[[Given, torch.Tensor, torch.Tensor, torch.Tensor], list[Metric]]
 METRICS: Registry[MetricFunction] = Registry("metric")
 
@@ -42,7 +42,7 @@ def robustified_intensity(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y:
 
     The paper divides the maximum of an adversarially trained network by that of another, trained without attacks; one
     checkpoint has one set of weights, so both maxima are taken at the same weights here (our choice). Quantiles of the
-    norms stand beside the maximum, which hangs on one sample.
+    norms stand beside the maximum, which depends on one sample.
     """
     clean = gradient_norms(given.classifier, x, y)
     perturbed = gradient_norms(given.classifier, x_adv, y)
@@ -106,7 +106,7 @@ def noise_insensitivity(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: t
                 name="eni", n=len(x), value=finite(value), unit="loss per unit", attack=attack,
                 quantiles={"mean": finite(each.mean()) if len(each) else None, **shares},
                 meaning="empirical noise insensitivity: change of the mean cross-entropy over the mean largest change of a "
-                "coordinate; the smaller, the less the network minds. Mean and quantiles are of the same ratio for each "
+                "coordinate; the smaller, the less sensitive the network is. Mean and quantiles are of the same ratio for each "
                 "sample that was moved",
             )
         )  # fmt: skip
@@ -147,9 +147,10 @@ def boundary_distance(given: Given, x: torch.Tensor, x_adv: torch.Tensor, y: tor
             name="boundary", n=len(x), value=finite(found.mean()) if len(x) else None, unit="input units, root mean square",
             quantiles={f"{share:g}": finite(np.quantile(found, share)) for share in (0.1, 0.5, 0.9)} if len(x) else {},
             attack="no attack",
-            meaning=f"how far an image right clean moves along {len(directions)} random orthonormal directions before the first of "
-            f"them changes its class, in steps of {2 / 255 * (high - low):.4f}; {int((found > largest).sum())} of {len(x)} images "
-            "held to the end of the steps and count as one step further. Larger is better; fewer directions find less",
+            meaning=f"how far an image that is classified correctly moves along {len(directions)} random orthonormal directions "
+            f"before the first of them changes its class, in steps of {2 / 255 * (high - low):.4f}; {int((found > largest).sum())} of {len(x)} images "
+            "keep their class up to the last step and count as one step further. Larger is better; with fewer directions the "
+            "distance is larger",
         )
     ]  # fmt: skip
 
@@ -175,7 +176,7 @@ def worst_case_distances(
 
     Magnitudes rise for all directions at once, and an image is done with the first one that changes it: the same
     minimum as over whole lines, for a fraction of the passes. None up to the end: one step beyond it (there: 255).
-    A random network draws for each image of the data set (its place, index), magnitude and direction anew.
+    A stochastic network draws for each image of the data set (its place, index), magnitude and direction anew.
     """  # fmt: skip
     low, high = bounds if bounds is not None else (0.0, 1.0)
     unit = (high - low) / 255

@@ -207,14 +207,14 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
         return f"none of the {right} {noun}s that are classified correctly was turned {within}, which does not prove that none can be"
     left = right - turned
     return (
-        f"at least {turned} of {right} {noun}s that are classified correctly can be turned {within}; that the other "
-        f"{left} cannot is not proven"
+        f"at least {turned} of {right} {noun}s that are classified correctly can be turned {within}; whether the "
+        f"other {left} can is not known"
     )
 
 
 def _estimated(estimate: Estimate) -> str:
     return (
-        f" The cascade ran on {estimate.checked} of {estimate.survivors} survivors, drawn at random, and broke "
-        f"{estimate.broken}: on all of them it would have left an estimated {estimate.value:.1%} "
+        f" The cascade ran on {estimate.checked} of {estimate.survivors} samples that are still robust, drawn at random, "
+        f"and broke {estimate.broken}: on all of them it would have left an estimated {estimate.value:.1%} "
         f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]."
     )

@@ -22,7 +22,7 @@ class AttackRows:
     other arrays hold the clean class, False, 0 or NaN. predicted (N,) int: class of the perturbed input, -1 for NaN.
     within (N,) bool: the perturbation obeys the threat model. finite (N,) bool: the attack returned a finite input.
     found_at (N,) int: forward pass in which the sample first broke, 0 for none. margin, distance (N,) float: best
-    wrong logit minus the true one; size of the perturbation. wrong (N, R) bool: of a random network, wrong in each of
+    wrong logit minus the true one; size of the perturbation. wrong (N, R) bool: of a stochastic network, wrong in each of
     R evaluations (otherwise R = 0). seen: the forward pass through the scanned layers, None where there was none.
     """
 

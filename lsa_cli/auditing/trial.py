@@ -145,7 +145,7 @@ def _logits_in(
     found = dict(named_tensors(output))
     if settings.output_index is not None:
         find_logits(output, settings.output_index)
-        loaded.notes.append(f"output {settings.output_index} of the network is taken as the logits, as asked")
+        loaded.notes.append(f"output {settings.output_index} of the network is taken as the logits, by --output-index")
         return settings.output_index
     if len(found) < 2:
         return None

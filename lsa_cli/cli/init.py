@@ -29,7 +29,7 @@ def init(
     ] = "lsa.yaml",
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.", rich_help_panel="Output")] = False,
 ) -> None:
-    """Write a commented lsa.yaml: the given options, the threat model, and limits that this checkpoint holds now.
+    """Write a commented lsa.yaml: the given options, the threat model, and limits that this checkpoint satisfies now.
 
     The limits come from a short audit by the default attacks. The JSON Schema for editors is written beside it.
     """

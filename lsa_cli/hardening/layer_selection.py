@@ -100,7 +100,7 @@ def layers_to_regularize(plan: "HardenPlan", say: Say) -> tuple[str, ...]:
     if plan.hold == "mvl":
         return flagged
     layer = plan.layer_by_place
-    place = "last hidden layer" if plan.hold == "last" else "first hidden layer behind weights that train"
+    place = "last hidden layer" if plan.hold == "last" else "first hidden layer that training changes"
     say(f"regularized layer: {layer}, the {place}; --hold mvl regularizes the most vulnerable layers")
     return (layer,)
 

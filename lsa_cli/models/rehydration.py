@@ -178,7 +178,7 @@ def _installed(symbol: Global, packages: tuple[str, ...]) -> Any:
         module = sys.modules.get(symbol.module) or importlib.import_module(symbol.module)
         found = getattr(module, symbol.name)
     except (ImportError, AttributeError) as error:
-        raise _Unknown(f"{symbol} (not in what is installed)") from error
+        raise _Unknown(f"{symbol} (not in the installed packages)") from error
     home = getattr(found, "__module__", None) or symbol.module
     if not f"{home}.".startswith(packages):
         raise _Unknown(str(symbol))

@@ -100,7 +100,7 @@ def choose(path: Path, contents: Contents, found: list[Weights], wanted: str | N
         exact = exact or [part for weights in found if (part := _under(weights, wanted)).tensors]
         if len(exact) != 1:
             raise UsageError(f"--weights: {unknown('set of weights in ' + str(path), wanted, places)}")
-        notes.append(f"weights taken from '{wanted}', as asked")
+        notes.append(f"weights taken from '{wanted}', by --weights")
         return exact[0]
     if not found:
         raise CheckpointError(_no_weights(path, contents))

@@ -1,4 +1,4 @@
-"""Auto-PGD, momentum and the mean over passes of a random network, against what their papers write down."""
+"""Auto-PGD, momentum and the mean over passes of a stochastic network, against what their papers write down."""
 
 import json
 import re
@@ -318,7 +318,7 @@ def test_momentum_survives_vanishing_and_nan_gradients():
     assert torch.isfinite(moved).all()
 
 
-# ---- random networks -------------------------------------------------------------------------------------
+# ---- stochastic networks----------------------------------------------------------------------------------
 
 
 class Jittered(nn.Module):

@@ -137,7 +137,7 @@ def test_vanishing_gradients_give_a_finite_step(norm, size):
 
 @pytest.mark.parametrize(
     ("norm", "eps", "says"),
-    [("l3", 0.1, "there are linf, l2, l1"), ("linf", -0.1, "negative"), ("linf", 8, "did you mean 8/255")],
+    [("l3", 0.1, "choose from linf, l2, l1"), ("linf", -0.1, "negative"), ("linf", 8, "did you mean 8/255")],
 )
 def test_threats_that_cannot_be_meant(norm, eps, says):
     with pytest.raises(UsageError, match=says):

@@ -142,7 +142,7 @@ def test_boundary_distances_in_a_report_are_of_images_right_clean():
     assert (none.n, none.value) == (0, None)
 
 
-def test_a_random_network_is_measured_alike_in_any_batch_size():
+def test_a_stochastic_network_is_measured_alike_in_any_batch_size():
     torch.manual_seed(3)
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     noisy = NoiseBody(body, {"2": (8,)}, shared=False, initial=0.05)

@@ -132,7 +132,7 @@ def test_weights_beside_their_average_are_taken_and_the_average_on_demand(tmp_pa
     assert f"the file also holds averaged weights: --weights {names[1]}" in notes
     network, notes = load(path, names[1])
     assert torch.equal(network[0].weight, body[0].weight + 1)
-    assert f"weights taken from '{names[1]}', as asked" in notes
+    assert f"weights taken from '{names[1]}', by --weights" in notes
 
 
 @pytest.mark.parametrize("container", [list, tuple])

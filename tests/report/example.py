@@ -98,7 +98,7 @@ def example(status="complete", budget=True, empty_class=False, blind_layer=False
         verdict=Verdict(
             clean=rate(90, 100), robust=rate(30, 100) if budget else None, attacks=["fgsm", "pgd"] if budget else [],
             classes=rows if budget else [], class_summary=summary(rows) if budget else None,
-            meaning="at least 60 of 90 images that are classified correctly can be turned within linf 0.3; that the other 30 cannot is not proven",
+            meaning="at least 60 of 90 images that are classified correctly can be turned within linf 0.3; whether the other 30 can is not known",
             statement="30 of 100 samples are classified correctly, clean and under the worst of fgsm, pgd (linf 0.3).",
         ),
         outcomes=outcomes,
