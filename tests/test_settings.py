@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import lsa_cli
 from lsa_cli.auditing.early import DEFAULT_ALPHA
 from lsa_cli.auditing.plan import make_plan
-from lsa_cli.auditing.presets import DEFAULT_LIMIT
+from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, with_preset
 from lsa_cli.cli import options as o
 from lsa_cli.config import configurations, read_config
 from lsa_cli.errors import UsageError
@@ -191,10 +191,13 @@ def test_the_defaults_that_help_names_are_those_of_the_plan():
     plan = make_plan(MOON, AuditSettings(), {})
     found = {
         "seed": str(plan.seed), "measure": plan.measure_name, "sigma": plan.rule.sigma, "fast": str(plan.fast).lower(),
-        "aggregate": "batch" if plan.whole_batch else "sample", "limit": str(DEFAULT_LIMIT), "alpha": str(DEFAULT_ALPHA),
+        "aggregate": "batch" if plan.whole_batch else "sample", "alpha": str(DEFAULT_ALPHA),
     }  # fmt: skip
     assert {name: said[name] for name in found} == found
-    assert f"Default: {plan.rule.eta:g}," in next(one.help for one in settings_of(AuditSettings) if one.name == "eta")
+    help = {one.name: one.help for one in settings_of(AuditSettings)}
+    assert f"Default: {plan.rule.eta:g}," in help["eta"]
+    early = with_preset(AuditSettings(gate_only=True), {})[0].limit
+    assert f"Default: {DEFAULT_LIMIT}; with --quick {QUICK_LIMIT}, with --gate-only {early}." in help["limit"]
 
 
 def test_help_imports_neither_torch_nor_pydantic():

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from lsa_cli.hardening.run import Hardened
     from lsa_cli.report.schema import AuditReport
 
-_OF_AUDITS = (
+OF_AUDITS = (
     *o.NETWORK, "limit", "norm", "eps", "measure", "resume", "device", "threads", "nproc", "seed", "config", "plugin", "quiet",
 )  # fmt: skip
 
 
-@o.takes(*_OF_AUDITS, hardening=True)
+@o.takes(*OF_AUDITS, hardening=True)
 def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """Fine-tune a checkpoint so that it becomes more robust, and audit it before and after.
 

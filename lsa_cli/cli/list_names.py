@@ -39,6 +39,7 @@ def list_names(
     """
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
+    o.load_plugins(plugin or [])
     if kind == "metrics":
         from lsa_cli.report.limits import METRICS
 
@@ -46,7 +47,6 @@ def list_names(
         return
     module, table = _REGISTRIES[kind]
     registry = getattr(import_module(f"lsa_cli.{module}"), table)
-    o.load_plugins(plugin or [])
     for name in registry.names():
         emit(f"{name:16} {_summary(registry.get(name))}\n")
         if parameters := _parameters(registry.get(name)):

@@ -134,7 +134,9 @@ class AuditSettings(Settings):
         "How labels are matched to outputs of the network: by class name, or label k is output k.", default="name"
     )
     limit: Samples | None = _DATA(
-        "Number of samples to audit, stratified by class.", metavar="N|all", short="n", default="1000"
+        "Number of samples to audit, stratified by class. Default: 1000; with --quick 200, with --gate-only all.",
+        metavar="N|all",
+        short="n",
     )
 
     # ---- Attack
@@ -308,5 +310,7 @@ class AuditSettings(Settings):
         scope="told",
         off="no-github",
     )
-    quiet: bool | None = _OUTPUT("Print only a one-line summary and whether the limits hold.", short="q", scope="told")
+    quiet: bool | None = _OUTPUT(
+        "Print only a one-line summary and, if there are limits, whether they hold.", short="q", scope="told"
+    )
     verbose: bool | None = _OUTPUT("Print on stderr what is read and written.", short="v", scope="told")

@@ -1,6 +1,7 @@
 """What is made from the declarations of the settings: docs/reference.md, and keywords.pyi for editors."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from textwrap import fill
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -20,11 +21,10 @@ too: `n: 100`. The command line wins over `lsa.yaml`, which wins over what the c
 
 Marks: ¹ on the command line and in `lsa.yaml` only; ² on the command line only.
 """
-_HARDEN = """\
-The settings below belong to the section `harden:` of `lsa.yaml`. `lsa harden` also takes the settings of an audit for the model, the
-data, the threat model, the measure, `--limit`, `--device`, `--threads`, `--nproc`, `--seed`, `--plugin` and `--quiet`; in `lsa.yaml`
-they are outside of this section.
-"""
+_HARDEN = (
+    "The settings below belong to the section `harden:` of `lsa.yaml`. Outside of it, `lsa harden` also takes these settings of "
+    "an audit: {}."
+)
 _STUB = """\
 # Made from the code: `pytest tests/test_docs.py --update-gold` writes it.
 from typing import Any, Literal, TypedDict
@@ -35,9 +35,12 @@ _MARKS = {"told": "¹", "once": "²"}
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
 
-def reference() -> str:
-    """The page, as Markdown."""
-    lines = [_HEAD, "## `lsa audit`\n", *_tables(AuditSettings), "## `lsa harden`\n", _HARDEN, *_tables(HardenSettings)]
+def reference(of_audits: Container[str]) -> str:
+    """The page, as Markdown. of_audits: the settings of an audit that `lsa harden` takes."""
+    taken = [one for one in settings_of(AuditSettings) if one.name in of_audits]
+    names = [f"`--{option.name}`{_MARKS.get(one.scope, '')}" for one in taken for option in one.options]
+    harden = fill(_HARDEN.format(", ".join(names)), 140, break_on_hyphens=False) + "\n"
+    lines = [_HEAD, "## `lsa audit`\n", *_tables(AuditSettings), "## `lsa harden`\n", harden, *_tables(HardenSettings)]
     return "\n".join(lines).rstrip() + "\n"
 
 

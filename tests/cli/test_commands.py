@@ -164,6 +164,9 @@ def test_layers_and_lists(lsa):
         assert all(word in result.out for word in words)
         assert all(len(line.split(maxsplit=1)) == 2 for line in result.out.splitlines() if not line.startswith(" "))
     assert lsa("list", "atacks").code == 2
+    for kind in ("attacks", "metrics"):
+        missing = lsa("list", kind, "--plugin", "nofile.py")
+        assert (missing.code, "nofile.py" in missing.err) == (2, True)
 
 
 @pytest.mark.parametrize(
