@@ -118,6 +118,11 @@ def rank() -> int:
     return distributed.get_rank() if world() > 1 else 0
 
 
+def affinity() -> int:
+    """The cores on which the system may run this process, without the quotas of its control groups."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def local_world() -> int:
     """The number of ranks on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world())) if world() > 1 else 1

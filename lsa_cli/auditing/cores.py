@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lsa_cli import distributed
+from lsa_cli.distributed import affinity
 from lsa_cli.wording import plural
 
 _LOOKS, _PAUSE = 10, 0.01  # at the run queue, and seconds between them
@@ -16,7 +17,7 @@ def usable_cores() -> int:
 
     Ranks on one machine have equal parts of them.
     """
-    return max(1, int(min([_affinity(), *_quotas(Path("/"))])) // distributed.local_world())
+    return max(1, int(min([affinity(), *_quotas(Path("/"))])) // distributed.local_world())
 
 
 def others_load() -> float:
@@ -34,7 +35,7 @@ def others_load() -> float:
             break
         running.append(now - distributed.local_world())
         time.sleep(_PAUSE)
-    return max(0.0, sum(running) / len(running)) * _affinity() / (os.cpu_count() or 1)
+    return max(0.0, sum(running) / len(running)) * affinity() / (os.cpu_count() or 1)
 
 
 def free_cores(load: float) -> int:
@@ -42,7 +43,7 @@ def free_cores(load: float) -> int:
 
     More threads make a run much slower, because all threads of a step wait for the slowest one.
     """
-    return max(1, min(usable_cores(), round((_affinity() - load) / distributed.local_world())))
+    return max(1, min(usable_cores(), round((affinity() - load) / distributed.local_world())))
 
 
 def choose_threads(asked: int | None) -> tuple[int, str | None]:
@@ -58,7 +59,7 @@ def choose_threads(asked: int | None) -> tuple[int, str | None]:
     if asked is not None:
         slower = f"{busy}, so --threads {asked} may take many times as long as --threads {free}"
         return asked, slower if asked > free and load > 0.5 else None
-    overloaded = _affinity() - load < 0.5
+    overloaded = affinity() - load < 0.5
     if free == cores and not overloaded:
         return free, None
     return free, f"{busy}, so this run computes with {plural(free, 'thread')} and takes longer than on an idle one"
@@ -66,13 +67,7 @@ def choose_threads(asked: int | None) -> tuple[int, str | None]:
 
 def busy_in_words(load: float) -> str:
     """ "this machine is busy: 3.9 other processes, on average, run or wait for 2 cores"."""
-    return (
-        f"this machine is busy: {load:.1f} other processes, on average, run or wait for {plural(_affinity(), 'core')}"
-    )
-
-
-def _affinity() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"this machine is busy: {load:.1f} other processes, on average, run or wait for {plural(affinity(), 'core')}"
 
 
 def _running() -> float | None:

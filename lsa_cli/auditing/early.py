@@ -125,9 +125,8 @@ class GateRule:
                 return share(robust, len(population))
             names = list(self.plan.network.class_names)
             chosen = [names.index(metric.target)] if metric.names else range(len(names))
-            each = error / len(
-                chosen
-            )  # any upper bound can be the lowest; of the lower ones that of the worst class decides
+            # Any upper bound can be the lowest; of the lower ones that of the worst class decides.
+            each = error / len(chosen)
             return _lowest(
                 {names[k]: share(robust[total.label == k], int((population == k).sum()), each) for k in chosen}
             )

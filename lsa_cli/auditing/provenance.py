@@ -101,13 +101,9 @@ def protocol_of(plan: AuditPlan) -> Protocol:
 def identity_of(plan: AuditPlan) -> dict[str, Any]:
     """Everything that decides the numbers, by name: a run can resume another one if these are equal."""
     subject, protocol = subject_of(plan), protocol_of(plan).model_dump(mode="json")
-    free = (
-        "gate",
-        "budget",
-        "device",
-        "batch_size",
-        "threads",  # as many as are free when a run starts or goes on; they decide no more than the last bits of a mean
-    )  # decide no sample's number, or stand in the protocol as they came out
+    # These decide no sample's number, or are in the protocol as they came out. threads: as many as are free when a run
+    # starts or goes on; they decide no more than the last bits of a mean.
+    free = ("gate", "budget", "device", "batch_size", "threads")
     settings = {f"setting {key}": value for key, value in protocol.pop("settings").items() if key not in free}
     del protocol["settings_from"], protocol["threads"]
     chosen = {

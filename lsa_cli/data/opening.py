@@ -1,6 +1,5 @@
 """open_data: a spec such as npz:FILE -> labelled images."""
 
-import os
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, checked, traits_of
 from lsa_cli.data.factories import from_factory
 from lsa_cli.data.sizes import ImageSize
+from lsa_cli.distributed import affinity
 from lsa_cli.errors import DataError, UsageError
 from lsa_cli.imports import can_import
 from lsa_cli.registry import unknown
@@ -62,7 +62,7 @@ def open_data(
     if relative_to is not None:
         location, options = _beside(relative_to, source, location, options)
     request = SourceRequest(
-        location, options, options.get("split") if split is None else split, channels, size, threads or _cores()
+        location, options, options.get("split") if split is None else split, channels, size, threads or affinity()
     )
     return checked(DATA_SOURCES.get(source)(request))
 
@@ -110,7 +110,3 @@ def _beside(folder: Path, source: str, location: str, options: dict[str, str]) -
             f"the checkpoint names data to download ({source}:{location}); if you trust it, give it with --data"
         )
     return location, options
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

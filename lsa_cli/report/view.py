@@ -11,7 +11,7 @@ from typing import Literal
 from lsa_cli.report.ranking import weakest_first
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, LayerAnalysis, LayerRow
 from lsa_cli.report.text import interval, number, percent, settings_text
-from lsa_cli.wording import plural
+from lsa_cli.wording import first_of, plural
 
 Tone = Literal["", "good", "warn", "bad"]
 
@@ -164,7 +164,7 @@ def attacks(report: AuditReport) -> Table | None:
                 outcome.name, percent(outcome.robust.value), interval(outcome.robust),
                 f"{outcome.success.count}/{outcome.success.n}", *sizes, f"{outcome.seconds:.1f} s",
                 _KINDS[outcome.kind], settings_text(outcome.settings),
-                _first(outcome.layers.mvl) if outcome.layers is not None else "",
+                first_of(outcome.layers.mvl, 3) if outcome.layers is not None else "",
             )
         )  # fmt: skip
     columns = (
@@ -175,11 +175,6 @@ def attacks(report: AuditReport) -> Table | None:
     )  # fmt: skip
     caption = "accuracy: of all samples; success: of those classified correctly"
     return Table("Attacks and noises", columns, tuple(rows), caption) if rows else None
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
 
 
 def cascade(report: AuditReport) -> Table | None:

@@ -54,7 +54,7 @@ def test_the_smallest_quota_of_the_groups_around_this_process(tmp_path, groups, 
     ],
 )  # fmt: skip
 def test_threads_are_the_free_cores(monkeypatch, affinity, quotas, machine, runnable, ranks, takes, is_said):
-    monkeypatch.setattr(cores, "_affinity", lambda: affinity)
+    monkeypatch.setattr(cores, "affinity", lambda: affinity)
     monkeypatch.setattr(cores, "_quotas", lambda root: iter(quotas))
     monkeypatch.setattr(cores, "_running", lambda: float(runnable))
     monkeypatch.setattr(cores.distributed, "local_world", lambda: ranks)
@@ -69,7 +69,7 @@ def test_threads_are_the_free_cores(monkeypatch, affinity, quotas, machine, runn
 
 def test_where_the_run_queue_is_not_shown_the_load_average_counts(monkeypatch):
     monkeypatch.setattr(cores, "_running", lambda: None)
-    monkeypatch.setattr(cores, "_affinity", lambda: 8)
+    monkeypatch.setattr(cores, "affinity", lambda: 8)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "getloadavg", lambda: (2.5, 0.0, 0.0))
     assert cores.others_load() == 2.5
@@ -89,7 +89,7 @@ def test_busy_processes_count_and_this_one_does_not():
             process.stdout.readline()
         share = len(os.sched_getaffinity(0)) / os.cpu_count()
         assert cores.others_load() >= 7 * share
-        if cores._affinity() <= 8:
+        if cores.affinity() <= 8:
             threads, said = cores.choose_threads(None)
             assert threads == 1
             assert "busy" in said

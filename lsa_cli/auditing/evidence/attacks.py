@@ -20,9 +20,7 @@ STEPS = 10  # of PGD
 DRAWS, DRAWN_STEPS = 8, 5  # of the smoothed surrogate
 
 # Shares that honest networks may show, for `exceeds`; our choices, with their reasons.
-ALLOWED_STUCK = (
-    0.02  # steps that overshoot: at most 0.8% for honest networks trained on digits, 0 for the sample networks
-)
+ALLOWED_STUCK = 0.02  # steps that overshoot: at most 0.8% for networks trained on digits, 0 for the sample networks
 ALLOWED_NOISE = 0.05  # noise that breaks less is too weak for a comparison
 ALLOWED_ROUNDED = 0.1  # adversarial examples at the boundary; l1 changes of less than half a level
 
