@@ -16,7 +16,7 @@ from lsa_cli.report.schema import Warning
 from lsa_cli.settings import AuditSettings
 
 EOT = 10  # passes whose mean gradient attacks on a stochastic network follow
-_TUNED = ("steps", "step_size", "restarts")  # settings that options give to all attacks
+TUNED = ("steps", "step_size", "restarts")  # settings that options give to all attacks
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def make_attacks(
     """
     specs = _listed(settings.attack, chosen_attacks(None, threat.norm), "--attack")
     is_named = settings.attack is not None and settings.preset is None
-    tuned = {name: value for name in _TUNED if (value := getattr(settings, name)) is not None}
+    tuned = {name: value for name in TUNED if (value := getattr(settings, name)) is not None}
     used: set[str] = set()
     scan: list[tuple[str, str, Attack]] = []
     ensembles: list[tuple[str, AutoAttack]] = []

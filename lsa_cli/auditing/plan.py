@@ -17,7 +17,7 @@ from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noise
 from lsa_cli.auditing.names import refuse_unknown_names
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, chosen_attacks, with_preset
-from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_radius, usual_radius
+from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_attacks_of_others, refuse_radius, usual_radius
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.data import check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
@@ -124,6 +124,7 @@ def make_plan(
     batch_size = given or int(np.clip(_BATCH_NUMBERS // int(np.prod(network.input_shape)), 1, _LARGEST_BATCH))
     is_stochastic = _is_stochastic(network, index[:batch_size], threat)
     attacks, cascade = make_attacks(settings, threat, is_stochastic)
+    threat, eps_origin = _threat_of_attacks((*attacks, *cascade), threat, eps_origin, origin)
     if any(named.attack.uses_gradient for named in (*attacks, *cascade)):
         check_backward(network)
     selectors, layers = _chosen_layers(network)
@@ -154,6 +155,7 @@ def make_plan(
     )  # fmt: skip
     _refuse_contradictions(plan)
     refuse_radius(plan)
+    refuse_attacks_of_others(plan)
     return dataclasses.replace(plan, warnings=(*plan.warnings, *refuse_unused(plan)))
 
 
@@ -195,6 +197,22 @@ def _threat(network: Network) -> tuple[Threat, str, list[Warning]]:
     message = f"no usual radius is known for this data, so linf {ASSUMED_LINF} is used; --eps sets another"
     warning = Warning(code="eps-assumed", message=message)
     return make_threat("linf", parse_number(ASSUMED_LINF), network.bounds), "assumed", [warning]
+
+
+def _threat_of_attacks(
+    attacks: tuple[NamedAttack, ...], threat: Threat, eps_origin: str, origin: dict[str, str]
+) -> tuple[Threat, str]:
+    """The threat model that the report names: that of the audit, or the largest of the attacks' own if all have their own.
+
+    Raises UsageError for an --eps that no attack uses.
+    """
+    own: list[Threat] = [named.attack.threat for named in attacks if hasattr(named.attack, "threat")]
+    if not own or threat in own:
+        return threat, eps_origin
+    if eps_origin == "option":
+        raise UsageError("--eps changes nothing here: every attack sets its own eps; leave one of them out")
+    same_norm = [one for one in own if one.norm == threat.norm]
+    return max(same_norm or own, key=lambda one: one.eps), origin.get("attack", "option")
 
 
 def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lsa_cli.auditing.evidence.decision import Checked, doubt
+from lsa_cli.auditing.named_attacks import TUNED
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import parse_number
 from lsa_cli.report.origin import RADIUS_CODE, is_of_others
@@ -25,7 +26,7 @@ USUAL_EPS = {
 }
 ASSUMED_LINF = "8/255"  # where nothing is known about the data
 LEAST = 1 / 4  # of the reference radius; a smaller one is doubted unless the user set it (our choice)
-_WITHOUT_RADIUS = ("clean", "seconds")  # limits that do not depend on the radius
+_WITHOUT_RADIUS = ("clean", "seconds")  # limits that do not depend on the radius and the attacks
 
 
 def usual_radius(name: str, norm: str) -> str | None:
@@ -78,6 +79,19 @@ def refuse_radius(plan: "AuditPlan") -> None:
     finding = check_radius(plan).finding if decided else None
     if finding is not None:
         raise UsageError(f"{finding.message}, and the limit {decided[0]} depends on it; {finding.advice}")
+
+
+def refuse_attacks_of_others(plan: "AuditPlan") -> None:
+    """Raises UsageError where a lsa.yaml beside the checkpoint sets the attacks that would decide a limit of the user."""
+    origin = plan.network.origin
+    setting = next((name for name in ("attack", "preset", *TUNED) if is_of_others(origin.get(name, ""))), None)
+    is_own = any(not is_of_others(part) for part in origin.get("gate", "").split(", "))
+    decided = [metric for metric in plan.limits if metric not in _WITHOUT_RADIUS]
+    if setting is not None and decided and is_own:
+        raise UsageError(
+            f"{setting} is set by {origin[setting]}, and the limit {decided[0]} depends on it; set the attacks with "
+            "--attack, or name the file with --config"
+        )
 
 
 def _origin(plan: "AuditPlan", threat: "Threat") -> str:

@@ -106,8 +106,9 @@ def _plan(checkpoint: str, settings: AuditSettings, origin: dict[str, str]) -> "
             note(message)
         layers, threads = plural(len(plan.layers), "layer"), plural(plan.threads, "thread")
         note(f"{layers}, batches of {plan.batch_size}, {plan.network.device}, {threads}")
-    if settings.samples is not None and not (plan.attacks or plan.cascade):
-        raise UsageError("--samples has one row per attacked sample, and there is no attack; leave one of them out")
+    only_clean = settings.gate_only and set(plan.limits) == {"clean"}
+    if settings.samples is not None and (only_clean or not plan.budget_attacks):
+        raise UsageError("--samples has one row per attacked sample, and no attack runs; leave --samples out")
     return plan
 
 

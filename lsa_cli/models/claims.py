@@ -23,16 +23,15 @@ def claim(root: Any, load: Callable[[TensorSpec], "torch.Tensor"] | None = None)
     """The claimed clean accuracy as a share, and its name in the file ("metrics.val_acc"); None without a claim.
 
     load: reads numbers that are stored as tensors; without it they are ignored. A number up to 1 is a share, a larger one
-    is in percent. An error rate e claims an accuracy of 1 - e.
+    is in percent. An error rate e claims an accuracy of 1 - e; one between 0.5 and 1 is no claim, because 0.9 can be 90% or
+    0.9%.
     """
     for name, value, is_error in _candidates(root) if isinstance(root, dict) else ():
         number = _number(value, load)
-        if number is None or not 0 < number <= 100:
+        if number is None or not 0 < number <= 100 or (is_error and (0.5 < number <= 1 or number == 100)):
             continue
         share = number if number <= 1 else number / 100
-        accuracy = 1 - share if is_error else share
-        if accuracy > 0:
-            return accuracy, name
+        return 1 - share if is_error else share, name
     return None
 
 

@@ -12,7 +12,7 @@ from lsa_cli.auditing.evidence.attacks import on_the_grid
 from lsa_cli.auditing.evidence.examine import examine
 from lsa_cli.auditing.evidence.network import directions
 from lsa_cli.auditing.evidence.probe import Probe
-from lsa_cli.auditing.evidence.special_attacks import LEVELS, OnGrid, TowardsNearestClasses, bare_logits
+from lsa_cli.auditing.evidence.special_attacks import LEVELS, OnGrid, TowardsNearestClasses, bare_logits, fresh_head
 from lsa_cli.auditing.evidence.stronger import FIRST, Survivors, stronger_attack
 from lsa_cli.models.architectures import build_architecture
 
@@ -103,6 +103,25 @@ def examined(network, images, eps, last=None):
 
 def last_of(body):
     return [module for module in body.modules() if isinstance(module, nn.Linear)][-1]
+
+
+class LastLayerByHand(nn.Module):
+    """Calls its last layer as a module only in passes without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.Flatten(), nn.Linear(784, 10)
+
+    def forward(self, x):
+        z = self.body(x)
+        return torch.nn.functional.linear(z, self.last.weight, self.last.bias) if z.requires_grad else self.last(z)
+
+
+def test_a_last_layer_that_does_not_run_in_every_pass_is_left_out(images):
+    body = LastLayerByHand()
+    examined(body, images, 0.1, body.last)
+    probe = Probe(body, *images, torch.arange(96), make_threat("linf", 0.1))
+    assert fresh_head(probe, body.last) is None
 
 
 def test_a_decoy_among_the_logits_is_passed_by(networks, images):

@@ -1,6 +1,7 @@
 """A radius that comes with the checkpoint is named, and where it asks next to nothing it decides no limit."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,21 +10,22 @@ from lsa_cli.auditing.radius import USUAL_EPS, reference_radius
 from lsa_cli.registry import parse_number
 from tests.cli.conftest import lsa, refused  # noqa: F401
 
-FEW = ["-n", 20, "--attack", "fgsm", "--noise", "none", "--layers", "none", "--threads", 1]
+FEW = ["-n", 20, "--noise", "none", "--layers", "none", "--threads", 1]
 
 
 @pytest.fixture
 def audit_of(lsa, samples, tmp_path):  # noqa: F811
     """Audits a copy of the sample network in a folder of its own; change: of what it says of itself."""
 
-    def run(*options, change=None, beside=None):
+    def run(*options, change=None, beside=None, attack="fgsm"):
         folder = tmp_path / "download"
         folder.mkdir(exist_ok=True)
         content = torch.load(samples / "mnist_cnn.pt", weights_only=True)
         torch.save({**content, **(change or {})}, folder / "net.pt")
         if beside is not None:
             (folder / "lsa.yaml").write_text(beside)
-        return lsa("audit", folder / "net.pt", "--data", f"npz:{samples / 'mnist.npz'}", *FEW, *options)
+        named = [] if attack is None else ["--attack", attack]
+        return lsa("audit", folder / "net.pt", "--data", f"npz:{samples / 'mnist.npz'}", *FEW, *named, *options)
 
     return run
 
@@ -91,6 +93,29 @@ def test_the_working_directory_s_limits_and_radius_win_over_those_beside_the_che
     assert {gate["metric"]: gate["limit"] for gate in report["gates"]} == {"robust": 0.9, "clean": 0.5}
     assert "limits set by" in result.out
     assert "lsa.yaml beside the checkpoint" in report["verdict"]["statement"]
+
+
+@pytest.mark.parametrize("beside", ["steps: 1\n", "preset: quick\n", 'attack: ["pgd:steps=5,step_size=0.00001"]\n'])
+def test_attacks_that_somebody_else_set_decide_no_limit_of_the_user(audit_of, beside):
+    ours = ["--attack", "pgd"] if beside.startswith("steps") else []
+    result = audit_of("--fail-under", "robust=0.5", *ours, beside=beside, attack=None)
+    assert result.code == 2
+    assert "is set by" in result.err
+    assert "lsa.yaml beside the checkpoint" in result.err
+    assert audit_of("--fail-under", "clean=0.5", *ours, beside=beside, attack=None).code == 0
+    assert (
+        audit_of("--fail-under", "robust=0.5", "--attack", "pgd:steps=2", beside="limit: 10\n", attack=None).code == 1
+    )
+
+
+def test_the_radius_of_the_report_is_one_that_an_attack_has(audit_of):
+    result = audit_of("--attack", "pgd:steps=2,eps=0.01", "--eps", 0.3, attack=None)
+    assert result.code == 2
+    assert "--eps changes nothing here" in result.err
+    result = audit_of("-q", "--json", "r.json", "--attack", "pgd:steps=2,eps=0.01", attack=None)
+    threat = json.loads(Path("r.json").read_text())["protocol"]["threat"]
+    assert (threat["norm"], threat["eps"]) == ("linf", 0.01)
+    assert "(linf 0.01, n=20" in result.out
 
 
 @pytest.mark.parametrize(

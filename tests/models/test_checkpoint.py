@@ -253,6 +253,8 @@ def test_an_optimizer_alone_is_no_weights(tmp_path, body):
         ({"best_err1": numpy.float64(0.25)}, (0.75, "best_err1")),
         ({"metrics": {"val_err": torch.tensor(12.5)}}, (0.875, "metrics.val_err")),
         ({"test_error": 7.2, "metrics": {"val_acc": 0.9}}, (0.9, "metrics.val_acc")),
+        ({"test_error": 0.08}, (0.92, "test_error")),
+        ({"test_error": 0.9}, None),  # 90%, or 0.9%
         ({"test_error": 0.0}, None),
         ({"test_error": 100.0}, None),
         ({"best_err": 1}, None),

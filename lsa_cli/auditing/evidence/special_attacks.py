@@ -143,17 +143,24 @@ def _reader(model: Model, module: nn.Module, inputs: bool) -> Callable[[torch.Te
     return read
 
 
+def _read_all(probe: Probe, read: Model) -> torch.Tensor | None:
+    """What a reader gives for the probe; None where it fails in a pass without gradients or in one with them."""
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            read(probe.x[:2].clone().requires_grad_())
+        return probe.logits(probe.x, read)
+    except _NoRows:
+        return None
+
+
 def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
     """The network without what follows `module`, its last layer with weights.
 
     None where the output of `module` is not one number for each class, or is just the logits, shifted and scaled.
     """
     outputs = _reader(probe.model, module, inputs=False)
-    try:
-        bare = probe.logits(probe.x, outputs)
-    except _NoRows:
-        return None
-    if bare.shape != probe.clean.shape:
+    bare = _read_all(probe, outputs)
+    if bare is None or bare.shape != probe.clean.shape:
         return None
     one, other = (rows - rows.mean(1, keepdim=True) for rows in (bare.double(), probe.clean.double()))
     same = torch.nn.functional.cosine_similarity(one, other).min() > 1 - 1e-6
@@ -171,9 +178,8 @@ def fresh_head(probe: Probe, module: nn.Module) -> Model | None:
     def features(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, D)
         return inputs(x).flatten(1)
 
-    try:
-        known = probe.logits(probe.x, features)
-    except _NoRows:
+    known = _read_all(probe, features)
+    if known is None:
         return None
     with torch.no_grad():
         mean = known.mean(0)
