@@ -13,6 +13,8 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.report.protocol import Data, Protocol, Subject, ThreatModel
+from lsa_cli.settings import AuditSettings
+from lsa_cli.settings.declare import settings_of
 from lsa_cli.wording import eps_as_text
 
 
@@ -70,6 +72,7 @@ def protocol_of(plan: AuditPlan) -> Protocol:
     device = (
         torch.cuda.get_device_name(plan.network.device) if plan.network.device.type == "cuda" else platform.machine()
     )
+    measured = {one.name for one in settings_of(AuditSettings) if one.scope == "measured"}
     return Protocol(
         threat=ThreatModel(
             norm=plan.threat.norm, eps=float(plan.threat.eps), text=eps_as_text(plan.threat.eps), origin=plan.eps_origin
@@ -87,7 +90,7 @@ def protocol_of(plan: AuditPlan) -> Protocol:
         device=f"{plan.network.device} ({device})",
         threads=plan.threads,
         settings=plan.settings.recorded(),
-        settings_from=plan.network.origin,
+        settings_from={name: layer for name, layer in plan.network.origin.items() if name in measured},
         versions={
             "lsa": __version__,
             "python": platform.python_version(),

@@ -25,9 +25,12 @@ def refuse_unused(plan: "AuditPlan", gate_only: bool = False) -> tuple[Warning, 
         reason = "no attack or noise runs to the end on all samples, so no layer is scanned"
     elif plan.rule.top_k is not None:
         names, reason = ("eta", "sigma"), "top_k sets the number of most vulnerable layers"
-    given = plan.settings.recorded()
+    reasons = dict.fromkeys(names, reason)
+    if not plan.settings.gate_only:
+        reasons["alpha"] = "it belongs to --gate-only"
+    given = plan.settings.given("measured", "written")
     warnings = []
-    for name in names:
+    for name, reason in reasons.items():
         origin = plan.network.origin.get(name)
         if origin is None or given.get(name, False) in (["none"], False):
             continue

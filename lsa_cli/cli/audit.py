@@ -65,8 +65,6 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
 def _refuse_contradictions(given: AuditSettings, settings: AuditSettings, to_stdout: bool) -> None:
     if given.dry_run and to_stdout:
         raise UsageError("--dry-run makes no report for --json -; leave one of them out")
-    if given.alpha is not None and not settings.gate_only:
-        raise UsageError("--alpha belongs to --gate-only; add it, or leave --alpha out")
     if settings.gate_only and (given.resume or given.harden_to is not None):
         which = "--resume needs a journal" if given.resume else "--harden needs the layers"
         raise UsageError(f"{which}, which --gate-only does not have; leave one of them out")

@@ -18,7 +18,7 @@ def settings_from(values: Mapping[str, Any], scopes: tuple[Scope, ...] = EVERYWH
 
 
 def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, str]]:
-    """Each field from the first layer that sets it; and for each field in the report, the name of that layer.
+    """Each field from the first layer that sets it; and for each field that Python has, the name of that layer.
 
     The parts of `harden`, the limits of `gate` and the formats of `files` are merged one by one.
     """
@@ -38,6 +38,6 @@ def merge(*layers: tuple[str, AuditSettings]) -> tuple[AuditSettings, dict[str, 
     origin = {
         one.name: origin[one.name]
         for one in settings_of(AuditSettings)
-        if one.scope == "measured" and one.name in origin
+        if one.scope in IN_PYTHON and one.name in origin
     }
     return AuditSettings(**merged), origin

@@ -83,3 +83,14 @@ def test_of_a_file_that_serves_several_commands_it_is_told(tmp_path):
     report = audit(MOON, limit=40, attack="fgsm", noise="none", threads=1, config=tmp_path / "lsa.yaml")
     told = [warning.message for warning in report.warnings if warning.code == "unused-setting"]
     assert told == [f"top_k of {tmp_path / 'lsa.yaml'} is not used: no layer is scanned"]
+
+
+def test_alpha_without_an_early_decision_is_refused_or_told(tmp_path):
+    few = {"limit": 40, "attack": "fgsm", "noise": "none", "threads": 1}
+    with pytest.raises(UsageError, match="--alpha changes nothing here: it belongs to --gate-only; leave it out"):
+        audit(MOON, alpha=0.05, **few)
+    (tmp_path / "lsa.yaml").write_text("alpha: 0.05\ncsv: tables\n")
+    report = audit(MOON, config=tmp_path / "lsa.yaml", **{**few, "csv": str(tmp_path / "tables")})
+    told = [warning.message for warning in report.warnings if warning.code == "unused-setting"]
+    assert told == [f"alpha of {tmp_path / 'lsa.yaml'} is not used: it belongs to --gate-only"]
+    assert set(report.protocol.settings_from) == set(report.protocol.settings)

@@ -71,7 +71,7 @@ def test_init_keeps_what_was_given_but_no_trust(lsa, tmp_path):
     [
         (["--gate-only"], "there is none"),
         (["--gate-only", "--fail-under", "clean=0.1", "--resume"], "--resume needs a journal"),
-        (["--alpha", "0.01"], "--alpha belongs to --gate-only"),
+        (["--alpha", "0.01"], "--alpha changes nothing here: it belongs to --gate-only"),
         (["--gate-only", "--fail-under", "clean=0.1", "--alpha", "2"], "--alpha 2"),
         (["--gate-only", "--fail-under", "layer.max-error=1"], "needs the full audit"),
     ],
