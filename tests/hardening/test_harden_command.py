@@ -406,7 +406,8 @@ def test_rho_is_the_sum_of_two_relative_gains():
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(refused, options, says):  # noqa: F811
+def test_what_makes_no_sense_is_refused(refused, options, says, tmp_path):  # noqa: F811
+    (tmp_path / "own.py").touch()  # a plugin is loaded first
     refused("harden", MOON, "--threads", 1, "-n", 20, *options, says=says)
 
 
