@@ -70,6 +70,15 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
         raise UsageError("--gate-only: no attack is asked for, so no robust accuracy can be decided")
 
 
+def attacks_that_run(plan: AuditPlan) -> tuple[NamedAttack, ...]:
+    """The attacks that --gate-only runs: none where it decides limits on clean accuracy alone."""
+    return plan.budget_attacks if any(name != "clean" for name in _decidable(plan)) else ()
+
+
+def _decidable(plan: AuditPlan) -> list[str]:
+    return [name for name in plan.limits if _is_share(plan, name)]
+
+
 def _is_share(plan: AuditPlan, metric: str) -> bool:
     name = parse_metric(metric)
     if name.names == "class" and name.target not in plan.network.class_names:
@@ -86,11 +95,11 @@ class GateRule:
 
     def __init__(self, plan: AuditPlan, alpha: float) -> None:
         self.plan, self.alpha = plan, alpha
-        self.decidable = [name for name in plan.limits if _is_share(plan, name)]
+        self.decidable = _decidable(plan)
         wanted = [parse_metric(name) for name in self.decidable]
         own = (_attack(plan, name.target) for name in wanted if name.names == "attack")
         self.on_all_right = frozenset(named.label for named in own if named is not None)
-        self.attacks = plan.budget_attacks if any(name != "clean" for name in self.decidable) else ()
+        self.attacks = attacks_that_run(plan)
 
     def reduced(self) -> AuditPlan:
         """The plan with the attacks alone, in a cascade: each runs on the samples that are still robust."""

@@ -202,15 +202,10 @@ def _threat(network: Network) -> tuple[Threat, str, list[Warning]]:
 def _threat_of_attacks(
     attacks: tuple[NamedAttack, ...], threat: Threat, eps_origin: str, origin: dict[str, str]
 ) -> tuple[Threat, str]:
-    """The threat model that the report names: that of the audit, or the largest of the attacks' own if all have their own.
-
-    Raises UsageError for an --eps that no attack uses.
-    """
+    """The threat model that the report names: that of the audit, or the largest of the attacks' own if all have their own."""
     own: list[Threat] = [named.attack.threat for named in attacks if hasattr(named.attack, "threat")]
     if not own or threat in own:
         return threat, eps_origin
-    if eps_origin == "option":
-        raise UsageError("--eps changes nothing here: every attack sets its own eps; leave one of them out")
     same_norm = [one for one in own if one.norm == threat.norm]
     return max(same_norm or own, key=lambda one: one.eps), origin.get("attack", "option")
 

@@ -28,6 +28,9 @@ def refuse_unused(plan: "AuditPlan", gate_only: bool = False) -> tuple[Warning, 
     reasons = dict.fromkeys(names, reason)
     if not plan.settings.gate_only:
         reasons["alpha"] = "it belongs to --gate-only"
+    # A radius of the checkpoint is a default, which nobody asked for.
+    if plan.settings.eps not in (None, plan.threat.eps) and plan.network.origin.get("eps") != "the checkpoint":
+        reasons["eps"] = "every attack has an eps of its own"
     given = plan.settings.given("measured", "written")
     warnings = []
     for name, reason in reasons.items():

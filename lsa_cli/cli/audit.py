@@ -96,6 +96,7 @@ def _outputs(checkpoint: str, given: AuditSettings, settings: AuditSettings, to_
 
 def _plan(checkpoint: str, settings: AuditSettings, origin: dict[str, str]) -> "AuditPlan":
     from lsa_cli import distributed
+    from lsa_cli.auditing.early import attacks_that_run
     from lsa_cli.auditing.plan import make_plan
 
     plan = distributed.agreed(lambda: make_plan(checkpoint, settings, origin, say=note))
@@ -104,8 +105,8 @@ def _plan(checkpoint: str, settings: AuditSettings, origin: dict[str, str]) -> "
             note(message)
         layers, threads = plural(len(plan.layers), "layer"), plural(plan.threads, "thread")
         note(f"{layers}, batches of {plan.batch_size}, {plan.network.device}, {threads}")
-    only_clean = settings.gate_only and set(plan.limits) == {"clean"}
-    if settings.samples is not None and (only_clean or not plan.budget_attacks):
+    attacks = attacks_that_run(plan) if settings.gate_only else plan.budget_attacks
+    if settings.samples is not None and not attacks:
         raise UsageError("--samples has one row per attacked sample, and no attack runs; leave --samples out")
     return plan
 

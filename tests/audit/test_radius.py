@@ -116,6 +116,10 @@ def test_the_radius_of_the_report_is_one_that_an_attack_has(audit_of):
     threat = json.loads(Path("r.json").read_text())["protocol"]["threat"]
     assert (threat["norm"], threat["eps"]) == ("linf", 0.01)
     assert "(linf 0.01, n=20" in result.out
+    Path("lsa.yaml").write_text("eps: 0.2\n")
+    audit_of("-q", "--json", "r.json", "--attack", "pgd:steps=2,eps=0.01", attack=None)
+    warnings = [warning["message"] for warning in json.loads(Path("r.json").read_text())["warnings"]]
+    assert f"eps of {Path.cwd() / 'lsa.yaml'} is not used: every attack has an eps of its own" in warnings
 
 
 @pytest.mark.parametrize(

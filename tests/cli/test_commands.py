@@ -321,6 +321,8 @@ def test_ways_to_ask_for_two_things_at_once_are_refused(refused, samples):
     refused("audit", model, "--full-on", 5, "--attack", "pgd", says="--full-on")
     refused("audit", model, "--attack", "none", "--samples", "s.csv", says="no attack runs")
     refused("audit", model, "--gate-only", "--fail-under", "clean=0.5", "--samples", "s.csv", says="no attack runs")
+    Path("lsa.yaml").write_text("gate: {clean: 0.5, layer.max-error: {max: 1, allow_not_run: true}}")
+    refused("audit", model, "--gate-only", "--samples", "s.csv", says="no attack runs")
 
 
 def test_every_format_is_written_on_a_breach_and_again_from_the_saved_report(lsa, tmp_path, monkeypatch):

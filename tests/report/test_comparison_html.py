@@ -77,14 +77,14 @@ def test_the_page_opens_with_what_changed_beyond_noise(old, new, mood, sentence)
 def test_evidence_that_fell_and_chance_are_told():
     old, new = pair()
     old.evidence = Evidence(verdict="trusted", findings=[], checks=[])
-    finding = Finding(code="random-forward", level="doubtful", message="it answers by chance", advice="use EoT")
+    finding = Finding(code="random-forward", level="doubtful", message="it is stochastic", advice="use EoT")
     new.evidence = Evidence(verdict="doubtful", findings=[finding], checks=[])
     new.verdict.draws = Draws(n=10, mean=0.75, sd=0.02, worst=rate(60, 100))
     page, text, _ = checked(old, new)
     assert '<div class="verdict bad">' in page
     for fact in (
         "evidence: trusted -> doubtful",
-        "it answers by chance",
+        "it is stochastic",
         "mean of 10 evaluations of a stochastic network",
     ):
         assert fact in text, fact
