@@ -13,12 +13,15 @@ from lsa_cli.stats import (
     binomial_tail,
     clopper_pearson,
     correlation_bound,
+    detectable_pairs,
+    detectable_shares,
     log_evidence,
     mcnemar,
     newcombe,
     ranks,
     spearman,
     two_phase,
+    widened,
     wilson,
 )
 
@@ -135,6 +138,60 @@ def test_the_bound_of_a_correlation_is_that_of_scipy(noise, error):
     expected = found.confidence_interval(1 - 2 * error).high
     assert correlation_bound(found.statistic, 40, error) == pytest.approx(expected, abs=1e-9)
     assert correlation_bound(1.0, 40, error) <= 1.0
+
+
+# ---- detectable differences ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "changed"), [(1000, 100), (1000, 3), (200, 60), (40, 40), (5000, 400)])
+@pytest.mark.parametrize("error", [0.05, 0.01])
+def test_a_detectable_difference_of_pairs_is_found_four_times_in_five(n, changed, error):
+    generator, gap = np.random.default_rng(6), detectable_pairs(n, changed, error)
+    share = max(changed / n, gap)
+    lost, won = generator.multinomial(n, [(share - gap) / 2, (share + gap) / 2, 1 - share], 2000)[:, :2].T
+    found = [w > z and mcnemar(int(w), int(z)) <= error for w, z in zip(won, lost, strict=True)]
+    assert 0.77 < np.mean(found) < 0.83
+
+
+def test_the_power_of_pairs_is_the_sum_over_every_outcome():
+    n, changed, error = 30, 12, 0.05
+    gap = detectable_pairs(n, changed, error)
+    share = max(changed / n, gap)
+    chances = ((share + gap) / 2, (share - gap) / 2, 1 - share)
+    ways = ((won, lost) for won in range(n + 1) for lost in range(n + 1 - won) if won > lost)
+    power = sum(stats.multinomial.pmf((w, z, n - w - z), n, chances) for w, z in ways if mcnemar(w, z) <= error)
+    assert power == pytest.approx(0.8, abs=1e-6)
+
+
+def test_more_samples_or_fewer_changes_show_smaller_differences():
+    by_size = [detectable_pairs(n, n // 10, 0.01) for n in (50, 100, 1000, 10_000)]
+    by_changes = [detectable_pairs(1000, changed, 0.01) for changed in (0, 50, 200, 1000)]
+    assert by_size == sorted(by_size, reverse=True)
+    assert by_changes == sorted(by_changes)
+    assert detectable_pairs(0, 0, 0.05) is None
+    assert detectable_pairs(5, 5, 0.05) is None  # 5 of 5 won: p = 1/16
+    assert detectable_pairs(6, 6, 0.05) == pytest.approx(2 * 0.8 ** (1 / 6) - 1)  # all six must be won: p = 1/32
+
+
+@pytest.mark.parametrize("n", [50, 400, 1000])
+@pytest.mark.parametrize(("a", "b"), [(0.5, 0.5), (0.3, 0.4), (0.02, 0.0), (0.0, 0.0), (1.0, 1.0)])
+@pytest.mark.parametrize("error", [0.05, 0.01])
+def test_a_detectable_difference_of_independent_shares_is_found_four_times_in_five(n, a, b, error):
+    """The power, summed over the counts of both samples."""
+    gap = detectable_shares(a, b, n, error)
+    low = min(max((a + b - gap) / 2, 0), 1 - gap)
+    intervals = [widened(k / n, wilson(k, n), error) for k in range(n + 1)]
+    below, above = (np.abs([end - k / n for k, end in enumerate(ends)]) for ends in zip(*intervals, strict=True))
+    counts = np.arange(n + 1)
+    gaps = (counts[None, :] - counts[:, None]) / n  # of the second over the first
+    is_found = gaps > np.hypot(below[None, :], above[:, None])
+    power = stats.binom.pmf(counts, n, low) @ is_found @ stats.binom.pmf(counts, n, low + gap)
+    assert 0.75 < power < 0.85
+
+
+def test_a_few_independent_samples_show_no_difference():
+    assert detectable_shares(0.5, 0.5, 2, 0.01) is None
+    assert detectable_shares(0.5, 0.5, 0, 0.05) is None
 
 
 # ---- two-phase sampling ------------------------------------------------------------------------------------

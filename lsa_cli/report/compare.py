@@ -20,7 +20,8 @@ from lsa_cli.report.facts import data_in_words
 from lsa_cli.report.measurement import Measurement, difference
 from lsa_cli.report.row import Rate, Row
 from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Samples
-from lsa_cli.stats import mcnemar
+from lsa_cli.stats import detectable_pairs, detectable_shares, mcnemar, widened
+from lsa_cli.wording import plural
 
 _CHANCE = 0.05
 _NORMAL = NormalDist()
@@ -42,6 +43,10 @@ class Change(Row):
     lost: int | None = Field(default=None, description="samples right before and wrong now")
     p: float | None = Field(default=None, description="of the test, before rows share the 5%; null for an interval")
     beyond_noise: bool
+    detectable: float | None = Field(
+        default=None,
+        description="the smallest difference that the test finds with a power of 80%, by the changed samples, or by both shares; null for a layer, and where there are too few samples",
+    )
 
     @property
     def label(self) -> str:
@@ -88,6 +93,16 @@ class Comparison(Row):
         said = f"accuracies of a stochastic network are means over {draws} evaluations; won, lost, p and classes are of the first evaluation; layers are above their noise floor"
         return said if draws else None
 
+    @property
+    def detectable(self) -> str | None:
+        """A sentence on the smallest differences that the accuracies could have shown; None without an accuracy."""
+        main = [change for change in self.changes if change.name in ("robust", "clean") and change.table == "accuracy"]
+        if not main:
+            return None
+        found = {c.name: "none" if c.detectable is None else f"{100 * c.detectable:.1f} points" for c in main}
+        several = ", ".join(f"{name} accuracy {found[name]}" for name in ("clean", "robust") if name in found)
+        return f"the smallest differences that these {plural(main[0].n or 0, 'sample')} could have found (power 80%): {several}"
+
 
 # A change whose beyond_noise is not decided yet, with the rates whose intervals decide where it has no p-value.
 _Candidate = tuple[Change, tuple[Rate, Rate] | None]
@@ -99,7 +114,8 @@ def compare(old: AuditReport, new: AuditReport) -> Comparison:
     candidates = [*_accuracies(old, new), *_classes(old, new), *_layers(old, new)]
     tables = [change.table for change, _ in candidates]
     for change, rates in candidates:
-        change.beyond_noise = _is_beyond(change, rates, _CHANCE / tables.count(change.table))
+        error = _CHANCE / tables.count(change.table)
+        change.beyond_noise, change.detectable = _is_beyond(change, rates, error), _detectable(change, error)
     changes = [change for change, _ in candidates]
     changes.sort(key=lambda change: not change.beyond_noise)  # stable: the order of the report within each
     before, after = _layer_names(old), _layer_names(new)
@@ -177,13 +193,18 @@ def _is_beyond(change: Change, rates: tuple[Rate, Rate] | None, error: float) ->
 
 
 def _widened(rate: Rate, error: float) -> Measurement:
-    """The 95% interval at another error, its halves in proportion to the normal quantile (our choice)."""
     assert rate.value is not None
     assert rate.low is not None
     assert rate.high is not None
-    factor = _NORMAL.inv_cdf(1 - error / 2) / _NORMAL.inv_cdf(0.975)
-    low, high = rate.value - factor * (rate.value - rate.low), rate.value + factor * (rate.high - rate.value)
-    return Measurement(rate.value, max(0.0, low), min(1.0, high))
+    return Measurement(rate.value, *widened(rate.value, (rate.low, rate.high), error))
+
+
+def _detectable(change: Change, error: float) -> float | None:
+    if change.table == "layer" or change.n is None:
+        return None
+    if change.won is not None and change.lost is not None:
+        return detectable_pairs(change.n, change.won + change.lost, error)
+    return detectable_shares(change.old, change.new, change.n, error)
 
 
 # ---- what there is to compare ----------------------------------------------------------------------------

@@ -30,8 +30,9 @@ def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, cons
             console.print(Text(f"  layers of the {which} one alone: {', '.join(names)}"))
     if found.old.evidence != found.new.evidence:
         console.print(Text(f"  evidence: {found.old.evidence or 'none'} -> {found.new.evidence or 'none'}"))
-    if found.by_chance is not None:
-        console.print(Text(f"  {found.by_chance}"))
+    for sentence in (found.by_chance, found.detectable):
+        if sentence is not None:
+            console.print(Text(f"  {sentence}"))
     console.print()
     for table in _tables(old, new, pairs.by_name(found)):
         print_table(table, console)

@@ -27,6 +27,8 @@ def print_hardening(
         is_any = any(change.beyond_noise for key, change in changes.items() if key[0] != "class")
         star = "* beyond noise" if is_any else "no change is beyond noise"
         console.print(Text(f"{star}; scores, NSD, rho and the worst class are not tested"))
+        if found.detectable is not None:
+            console.print(Text(found.detectable))
     for line in _worse(rates, groups, regularized):
         console.print(Text(line, style="yellow"))
 

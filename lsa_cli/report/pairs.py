@@ -110,7 +110,7 @@ def share_table(title: str, what: str, pairs: Sequence[Pair]) -> Table:
     columns = (
         Column(what, "name"), Column("before", "number"), Column("before, 95% interval", detail=True),
         Column("after", "number"), Column("after, 95% interval", detail=True), Column("change, points", "number"),
-        Column("won", "number", spare=3), Column("lost", "number", spare=2), Column("p", "number", spare=1), Column("beyond noise"),
+        Column("won", "number", spare=3), Column("lost", "number", spare=2), Column("p", "number", spare=1), Column("detectable, points", "number", spare=4), Column("beyond noise"),
     )  # fmt: skip
     return Table(title, columns, tuple(_shares(pair) for pair in pairs))
 
@@ -125,9 +125,10 @@ def _shares(pair: Pair) -> tuple[Cell, ...]:
     if change is not None and not change.beyond_noise:
         result = "within noise"
     counts = [None, None] if change is None else [change.won, change.lost]
+    least = "-" if change is None or change.detectable is None else f"{100 * change.detectable:.1f}"
     return (
         pair.name, percent(old.value), interval(old), percent(new.value), interval(new), gap,
-        *("-" if count is None else str(count) for count in counts), _p(change), result,
+        *("-" if count is None else str(count) for count in counts), _p(change), least, result,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from lsa_cli.report.gate import check
 from lsa_cli.report.row import Draws, Rate
 from lsa_cli.report.schema import Evidence, Samples
 from lsa_cli.report.tables import write_samples
-from lsa_cli.stats import mcnemar, wilson
+from lsa_cli.stats import detectable_pairs, detectable_shares, mcnemar, wilson
 from tests.report.example import example, rate
 
 
@@ -73,6 +73,25 @@ def test_rows_of_a_table_share_the_chance():
         robust = by_label(found)["robust"]
         assert (robust.p < 0.05, robust.beyond_noise) == (True, beyond)
         assert ("robust" in found.regressions) == beyond
+
+
+def test_the_smallest_differences_that_could_have_been_found():
+    """At the level of the row: 5 tests share the 5%. Unpaired rows go by their shares, and layers have none."""
+    found = compare(paired([True] * 100), paired([False] * 9 + [True] * 91))
+    changes = by_label(found)
+    assert changes["robust"].detectable == detectable_pairs(100, 9, 0.05 / 5)
+    fgsm = changes["accuracy under fgsm"]
+    assert fgsm.detectable == detectable_shares(fgsm.old, fgsm.new, 100, 0.05 / 5)
+    assert changes["class cat"].detectable == detectable_pairs(50, 9, 0.05 / 2)
+    assert changes["relu1 under fgsm"].detectable is None
+    sentence = (
+        f"the smallest differences that these 100 samples could have found (power 80%): clean accuracy "
+        f"{100 * changes['clean'].detectable:.1f} points, robust accuracy {100 * changes['robust'].detectable:.1f} points"
+    )
+    shown = Console(width=160, file=io.StringIO())
+    print_comparison(paired([True] * 100), paired([True] * 100), found, shown)
+    assert sentence in shown.file.getvalue()
+    assert sentence.capitalize() in render(paired([True] * 100), paired([True] * 100), found)
 
 
 def test_what_changed_comes_first_and_only_a_fall_is_a_regression():
