@@ -1,14 +1,15 @@
-"""The guarantee of --gate-only: exact on small sets, simulated on large ones; and what a decision costs."""
+"""The guarantee of --gate-only and of compare --sequential: exact on small sets, simulated on large ones; and what a decision costs."""
 
 import math
 from fractions import Fraction
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lsa_cli.auditing.execution import blocks
-from lsa_cli.stats import confidence_sequence, log_evidence
+from lsa_cli.stats import confidence_sequence, difference_sequence, log_evidence, log_wealth, samples_to_decide
 
 SIZE = 10_000
 
@@ -184,3 +185,105 @@ def test_a_rate_at_its_limit_is_decided_by_the_last_sample_at_the_latest():
     found = [decided(ones, 0.4, 0.01, looks(SIZE)) for ones in orders(4000, SIZE, 20, np.random.default_rng(4))]
     assert max(taken for _, taken in found) == SIZE
     assert np.mean([held for held, _ in found]) >= 0.9
+
+
+# ---- paired differences --------------------------------------------------------------------------------------------
+
+
+def all_orders(size):
+    """Every sequence of steps, by (won, lost): all orders of such samples, which are equally likely."""
+    found = {}
+    for steps in product((-1, 0, 1), repeat=size):
+        found.setdefault((steps.count(1), steps.count(-1)), []).append(np.array(steps))
+    return found.items()
+
+
+def test_the_wealth_against_the_true_difference_has_mean_one_or_less_exactly():
+    size = 6
+    for (won, lost), several in all_orders(size):
+        wealths = np.exp([log_wealth(steps, won - lost, size) for steps in several])
+        assert np.all(np.mean(wealths, axis=0) <= 1 + 1e-12)
+        # A larger total has less against it, so the one that is tested stands for all smaller ones.
+        for steps in several[:20]:
+            assert np.all(log_wealth(steps, won - lost + 1, size) <= log_wealth(steps, won - lost, size) + 1e-12)
+
+
+@pytest.mark.parametrize("error", [0.3, 0.1])
+def test_a_bound_of_a_difference_is_ever_wrong_at_most_by_its_error_exactly(error):
+    size, worst = 7, 0.0
+    for (won, lost), several in all_orders(size):
+        wrong = np.zeros(2)
+        for steps in several:
+            bounds = [difference_sequence(steps[:taken], size, error) for taken in range(1, size + 1)]
+            lows, highs = np.array(bounds).T
+            assert lows[-1] == highs[-1] == (won - lost) / size
+            wrong += lows.max() > (won - lost) / size, highs.min() < (won - lost) / size
+        worst = max(worst, *(wrong / len(several)))
+    assert 0 < worst <= error
+
+
+def test_bounds_of_a_difference_are_the_ends_of_what_is_not_refuted():
+    size, error = 8, 0.2
+    for steps in np.random.default_rng(7).integers(-1, 2, (40, size)):
+        for taken in range(size):
+            first = steps[:taken]
+            left, total = size - taken, int(first.sum())
+            possible = range(total - left, total + left + 1)
+            kept = [d for d in possible if not np.any(log_wealth(first, d, size) >= -math.log(error))]
+            others = [d for d in possible if not np.any(log_wealth(-first, -d, size) >= -math.log(error))]
+            assert difference_sequence(first, size, error) == (min(kept) / size, max(others) / size)
+    assert difference_sequence(np.zeros(0, dtype=int), size, error) == (-1.0, 1.0)
+
+
+def shuffled(won, lost, size, seeds, generator):
+    steps = np.repeat([1, -1, 0], [won, lost, size - won - lost])
+    return generator.permuted(np.tile(steps, (seeds, 1)), axis=1)
+
+
+@pytest.mark.parametrize("changed", [2, 20, 200, 1000])
+def test_wrong_bounds_of_a_difference_at_every_share_of_changes(changed):
+    """Over all moments, for a difference of 0, half and all of the changes: the wealth against the truth reaches 1 / error."""
+    generator, size, seeds, error = np.random.default_rng(8), 1000, 400, 0.1
+    for lost in (changed // 2, changed // 4, 0):
+        won = changed - lost
+        for sign in (1, -1):
+            several = sign * shuffled(won, lost, size, seeds, generator)
+            against = [log_wealth(steps, sign * (won - lost), size).max() for steps in several]
+            assert np.mean(np.array(against) >= -math.log(error)) <= error + 3 * math.sqrt(error * (1 - error) / seeds)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(50, 50), (51, 50), (300, 280), (3, 0), (0, 40)])
+def test_the_better_report_is_decided_wrongly_at_most_by_the_error(won, lost):
+    generator, seeds, error = np.random.default_rng(9), 400, 0.1
+    found = [samples_to_decide(steps, error) for steps in shuffled(won, lost, 1000, seeds, generator)]
+    wrong = np.mean([sign != np.sign(won - lost) for _, sign in found])
+    assert wrong <= error + 3 * math.sqrt(error * (1 - error) / seeds)
+    assert all(1 <= used <= 1000 for used, _ in found)
+
+
+def by_two_sequences(steps, total, error):
+    """Samples until bounds of the samples won and of those lost, each at half the error, decide about a total."""
+    size = len(steps)
+    won, lost = np.cumsum(steps == 1), np.cumsum(steps == -1)
+    for taken in looks(size):
+        of_won, of_lost = (confidence_sequence(int(n[taken - 1]), int(taken), size, error / 2) for n in (won, lost))
+        if of_won[0] - of_lost[1] > total / size or of_won[1] - of_lost[0] <= total / size:
+            return taken
+    return size
+
+
+def by_bets(steps, total, error):
+    several = ((steps, total), (-steps, -total - 1))
+    reached = [np.flatnonzero(log_wealth(side, d, len(steps)) >= -math.log(error))[:1] + 1 for side, d in several]
+    return min([len(steps), *np.concatenate(reached)])
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "total", "most"),
+    [(400, 100, 0, 0.5), (500, 0, 0, 0.5), (0, 0, -200, 0.9), (250, 250, -300, 0.5), (750, 250, 0, 0.5)],
+)
+def test_bets_on_the_difference_need_fewer_samples_than_two_sequences(won, lost, total, most):
+    """Mean of 20 orders of 10,000 samples, about one limit with an error of 0.01."""
+    several = shuffled(won, lost, SIZE, 20, np.random.default_rng(10))
+    bets = np.mean([by_bets(steps, total, 0.01) for steps in several])
+    assert bets <= most * np.mean([by_two_sequences(steps, total, 0.01) for steps in several])

@@ -16,10 +16,12 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from lsa_cli.errors import UsageError
+from lsa_cli.report import by_sample
 from lsa_cli.report.facts import data_in_words
 from lsa_cli.report.measurement import Measurement, difference
 from lsa_cli.report.row import Rate, Row
-from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow, Samples
+from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow
+from lsa_cli.report.sequential import Decision
 from lsa_cli.stats import detectable_pairs, detectable_shares, mcnemar, widened
 from lsa_cli.wording import plural
 
@@ -85,6 +87,7 @@ class Comparison(Row):
     layers_only_in_old: list[str] = []
     layers_only_in_new: list[str] = []
     regressions: list[str] = Field(description="accuracies that fell beyond noise; and evidence, if its verdict fell")
+    sequential: list[Decision] | None = Field(default=None, description="null unless --sequential asks for it")
 
     @property
     def by_chance(self) -> str | None:
@@ -214,13 +217,17 @@ def _accuracies(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
     before, after = old.samples, new.samples
     clean = robust = None
     if before is not None and after is not None:
-        clean, robust = _won_lost(_clean(before), _clean(after)), _won_lost(_robust(before), _robust(after))
+        clean, robust = (
+            _won_lost(by_sample.clean(before), by_sample.clean(after)),
+            _won_lost(by_sample.robust(before), by_sample.robust(after)),
+        )
     yield from _rate("accuracy", "clean", None, old.verdict.clean, new.verdict.clean, clean)
     yield from _rate("accuracy", "robust", None, old.verdict.robust, new.verdict.robust, robust)
     for one, other in zip(old.outcomes, new.outcomes, strict=True):
         pair = None
-        if before is not None and after is not None and one.name in before.held and other.name in after.held:
-            pair = _won_lost(_flags(before.held[one.name]), _flags(after.held[one.name]))
+        if before is not None and after is not None:
+            flags = by_sample.under(before, one.name), by_sample.under(after, one.name)
+            pair = None if flags[0] is None or flags[1] is None else _won_lost(flags[0], flags[1])
         yield from _rate("accuracy", "accuracy", one.name, one.robust, other.robust, pair)
 
 
@@ -230,7 +237,7 @@ def _classes(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
         pair = None
         if before is not None and after is not None:
             mine = [label == number for label in before.label]
-            pair = _won_lost(_robust(before), _robust(after), mine)
+            pair = _won_lost(by_sample.robust(before), by_sample.robust(after), mine)
         yield from _rate("class", f"class {one.name}", None, one.robust, other.robust, pair)
 
 
@@ -245,18 +252,6 @@ def _rate(
             p=None if pair is None else mcnemar(*pair), beyond_noise=False,
         )  # fmt: skip
         yield change, (old, new)
-
-
-def _flags(text: str) -> list[bool]:
-    return [character == "1" for character in text]
-
-
-def _clean(samples: Samples) -> list[bool]:
-    return [label == clean for label, clean in zip(samples.label, samples.clean, strict=True)]
-
-
-def _robust(samples: Samples) -> list[bool]:
-    return [right and broken is None for right, broken in zip(_clean(samples), samples.broken_by, strict=True)]
 
 
 def _won_lost(old: Sequence[bool], new: Sequence[bool], mine: Sequence[bool] | None = None) -> tuple[int, int]:

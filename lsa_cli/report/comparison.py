@@ -8,6 +8,7 @@ from rich.text import Text
 from lsa_cli.report import pairs
 from lsa_cli.report.compare import Change, Comparison
 from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.sequential import in_words
 from lsa_cli.report.terminal import print_table
 from lsa_cli.report.text import number, percent
 from lsa_cli.report.view import Table
@@ -33,6 +34,8 @@ def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, cons
     for sentence in (found.by_chance, found.detectable):
         if sentence is not None:
             console.print(Text(f"  {sentence}"))
+    for line in in_words(found.sequential) if found.sequential else ():
+        console.print(Text(f"  {line}"))
     console.print()
     for table in _tables(old, new, pairs.by_name(found)):
         print_table(table, console)

@@ -21,6 +21,7 @@ from lsa_cli.report.page import page
 from lsa_cli.report.pairs import Changes, LayerGroup, Pair
 from lsa_cli.report.ranking import weakest_class
 from lsa_cli.report.schema import AuditReport, Curve
+from lsa_cli.report.sequential import in_words
 from lsa_cli.report.text import file_name, settings_text
 
 _NAMED = 3  # regressions in the sentence that the page opens with; the tables have all
@@ -76,6 +77,7 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
         },
         other_radii=[attack for attack in measured if attack not in curves],
         facts=_facts(old, new),
+        sequential=in_words(found.sequential) if found.sequential else [],
     )
 
 

@@ -12,9 +12,11 @@ import yaml
 
 from lsa_cli.config import read_config
 from lsa_cli.report.limits import Limit
+from lsa_cli.report.sequential import decide_in_order
 from lsa_cli.settings.schema import config_schema
 from tests.cli.conftest import ROOT
 from tests.report.example import example
+from tests.report.test_compare import paired
 
 MOON = ROOT / "sample_models" / "moon_mlp.pt"
 ONE = ("--threads", 1)
@@ -126,6 +128,21 @@ def test_compare_two_audits(lsa, tmp_path):
     assert lsa("compare", "a.json", "w.json", "--quiet").out.count("\n") == 1
     assert lsa("compare", "a.json", "w.json", "--json", "d.json").code == 0
     assert json.loads((tmp_path / "d.json").read_text()) == found
+
+
+def test_the_command_says_how_few_samples_decide(lsa, refused, tmp_path):
+    old, new = paired([True] * 100), paired([False] * 30 + [True] * 70)
+    for name, report in (("a", old), ("b", new), ("c", example())):
+        (tmp_path / f"{name}.json").write_text(report.to_json())
+    used = decide_in_order(old, new)[1].used
+    sentence = f"robust: {used} of 100 decide that the old one is better"
+    result = lsa("compare", "a.json", "b.json", "--sequential", "--html", "c.html", "--json", "d.json")
+    assert (result.code, sentence in result.out) == (0, True)
+    assert sentence in (tmp_path / "c.html").read_text()
+    assert json.loads((tmp_path / "d.json").read_text())["sequential"][1]["used"] == used
+    assert "decide that" not in lsa("compare", "a.json", "b.json").out
+    refused("compare", "a.json", "c.json", "--sequential", says="--sequential compares sample by sample")
+    refused("compare", "a.json", "b.json", "c.json", "--sequential", says="--sequential needs two reports")
 
 
 def test_doctor_measures_and_advises(lsa):

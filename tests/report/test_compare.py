@@ -11,6 +11,7 @@ from lsa_cli.report.comparison_html import render
 from lsa_cli.report.gate import check
 from lsa_cli.report.row import Draws, Rate
 from lsa_cli.report.schema import Evidence, Samples
+from lsa_cli.report.sequential import decide_in_order, in_words
 from lsa_cli.report.tables import write_samples
 from lsa_cli.stats import detectable_pairs, detectable_shares, mcnemar, wilson
 from tests.report.example import example, rate
@@ -201,3 +202,22 @@ def test_where_a_network_is_random_it_says_which_numbers_are_means():
     for page in (shown.file.getvalue(), render(old, new, found)):
         assert "+12.0" in page
         assert words in page
+
+
+def test_how_few_samples_decide_in_order():
+    """100 samples of which 30 are lost, and 2 of another attack: an early decision, and one that all samples must make."""
+    old, new = paired([True] * 100), paired([False] * 30 + [True] * 70)
+    rows = {row.name: row for row in decide_in_order(old, new)}
+    assert set(rows) == {"clean", "robust", "accuracy under pgd"}
+    assert (rows["clean"].used, rows["clean"].n, rows["clean"].better) == (100, 100, "neither")
+    assert (rows["robust"].better, rows["robust"].used < 60) == ("old", True)
+    mirrored = {row.name: row for row in decide_in_order(new, old)}
+    assert (mirrored["robust"].better, mirrored["robust"].used) == ("new", rows["robust"].used)
+    one = decide_in_order(old, paired([False] + [True] * 99))
+    assert [row.better for row in one] == ["neither", "old", "old"]
+    assert "robust: only all 100 samples tell that the old one is better" in in_words(one)
+
+
+def test_without_results_of_single_samples_nothing_is_decided_in_order():
+    with pytest.raises(UsageError, match="the second report has no results of single samples"):
+        decide_in_order(paired([True] * 100), example())
