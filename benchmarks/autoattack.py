@@ -5,14 +5,13 @@
 Time is told in reference passes (one forward + input-gradient pass over the same rows on the same thread, just before
 and just after), as the record does: neither machine was free of other work. With --n the first rows only, and then
 the record has no time to compare with. --patient: no run is given up as hopeless; a verdict that differs from that
-of the run without it would be the price of giving up. Of every network also: how often the interval of `--full-on` would have held what all of them left.
+of the run without it would be the price of giving up.
 Every network is attacked twice, from a copy in float32 and from one in bfloat16, on any processor. --seeds 5: with each
 of 5 seeds from both copies and without a copy, and only the samples that are robust are compared.
 """
 
 import argparse
 import json
-import math
 import os
 import statistics
 import time
@@ -28,11 +27,9 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Search
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import PRECISIONS, make_copy
-from lsa_cli.stats import two_phase
 from tests.foreign_networks import LeNet5, ResNet2b, cifar10_test, small_cnn
 
 CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-CHECKED = 50  # survivors of the cheap attack that meet the whole cascade, in a two-phase estimate
 NETWORKS = {
     "fgsm": (small_cnn, datasets.MNIST, None),
     "lenet_adv": (LeNet5, datasets.MNIST, None),
@@ -150,29 +147,7 @@ def compare(name, data_root, oracle, n, precision):
         print(f"; official {theirs:.0f}: ratio {passes / theirs:.2f}", end="")
         each = (passes / max(1, int(ours.sum()))) / (theirs / int(official.sum()))
         print(f", per robust sample {each:.2f}", end="")
-    print()
-    cheap = int((found.broken_by != 0).sum())
-    covered, width = two_phase_coverage(n, cheap, cheap - int(whole.sum()))
-    print(
-        f"  --full-on {CHECKED} of the {cheap} that APGD-CE leaves: 95% intervals hold the cascade's figure in {covered:.1%} ",
-        end="",
-    )
-    print(f"of all draws, {width:.1%} wide on the average", flush=True)
-
-
-def two_phase_coverage(n, survivors, broken):
-    """Over all draws of CHECKED survivors, `broken` of which the whole cascade breaks: how often the interval of the
-    two-phase estimate holds what the cascade leaves of these n, and its mean width. Exact, by the hypergeometric law."""
-    truth, checked = (survivors - broken) / n, min(CHECKED, survivors)
-    covered = width = 0.0
-    for found in range(max(0, checked - survivors + broken), min(checked, broken) + 1):
-        share = (
-            math.comb(broken, found) * math.comb(survivors - broken, checked - found) / math.comb(survivors, checked)
-        )
-        _, low, high = two_phase(n, survivors, checked, found)
-        covered += share * (low <= truth <= high)
-        width += share * (high - low)
-    return covered, width
+    print(flush=True)
 
 
 def main():

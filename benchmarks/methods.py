@@ -8,7 +8,7 @@ All rows of a seed see the same start, the same images in the same batches and a
 
 clean; PGD-20 and, under it, worst class (the least robust one), rho (what that and the mean over classes gain together over those of
 the row "at", relative) and NSD (sd / mean over classes); cascade: what AutoAttack would leave of that, estimated from
---cascade survivors of PGD-20 drawn at random (`lsa audit --full-on`); corruptions: right clean and under the corruption, mean over
+--cascade survivors of PGD-20 drawn by margin (`lsa audit --full-on`); corruptions: right clean and under the corruption, mean over
 the fifteen. All are of the same --test test images. doubts: runs whose evidence calls the number doubtful or
 invalid. s/epoch: median time of an epoch of training. A network that answers by chance (learn2perturb) is attacked with
 EoT, 10 passes in PGD-20 and AutoAttack's version for stochastic networks, and its accuracies are means over 10 evaluations

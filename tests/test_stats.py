@@ -10,8 +10,8 @@ from statsmodels.stats.contingency_tables import mcnemar as mcnemar_of_statsmode
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from lsa_cli.stats import (
+    Stratum,
     binomial_tail,
-    clopper_pearson,
     correlation_bound,
     detectable_pairs,
     detectable_shares,
@@ -24,6 +24,7 @@ from lsa_cli.stats import (
     widened,
     wilson,
 )
+from lsa_cli.stats.two_phase import _RADIUS
 
 COUNTS = [(count, n) for n in (1, 2, 7, 48, 1000) for count in sorted({0, 1, n // 3, n - 1, n})]
 
@@ -52,14 +53,6 @@ def test_wilson_is_that_of_statsmodels(count, n):
 def test_wilson_ends_and_nothing():
     assert wilson(10, 10)[1] == 1.0
     assert wilson(0, 0) is None
-
-
-@pytest.mark.parametrize(("count", "n"), COUNTS)
-@pytest.mark.parametrize("error", [0.2, 0.05, 0.001])
-def test_exact_intervals_are_those_of_scipy(count, n, error):
-    expected = stats.binomtest(count, n).proportion_ci(1 - error, method="exact")
-    assert clopper_pearson(count, n, error) == pytest.approx((expected.low, expected.high), abs=1e-10)
-    assert clopper_pearson(0, 0, error) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("count", "n"), COUNTS)
@@ -197,40 +190,150 @@ def test_a_few_independent_samples_show_no_difference():
 # ---- two-phase sampling ------------------------------------------------------------------------------------
 
 
-def test_the_interval_is_the_product_of_two_exact_ones():
-    value, low, high = two_phase(400, 300, 50, 5)
+def chance(seen, totals, strata):
+    """The probability to see so many broken samples in the parts of the strata, if there are `totals` of them."""
+    return math.prod(
+        math.comb(total, k) * math.comb(size - total, checked - k) / math.comb(size, checked)
+        for k, total, (size, checked) in zip(seen, totals, strata, strict=True)
+    )
+
+
+def draws(strata):
+    return product(*(range(checked + 1) for _, checked in strata))
+
+
+def result(n, strata, seen):
+    return two_phase(n, [Stratum(*pair, k) for pair, k in zip(strata, seen, strict=True)])
+
+
+def interval_by_definition(n, strata, seen):
+    """Of every way to spread every number of broken samples over the strata; the bounds of one share are scipy's."""
+
+    def estimate(seen):
+        return sum(size * k / checked for k, (size, checked) in zip(seen, strata, strict=True))
+
+    bounds = []
+    for side in (1, -1):
+        beside = [other for other in draws(strata) if side * (estimate(other) - estimate(seen)) <= 1e-9]
+        p = {}
+        for totals in product(*(range(size + 1) for size, _ in strata)):
+            if chance(seen, totals, strata):
+                at_most = sum(chance(other, totals, strata) for other in beside)
+                p[sum(totals)] = max(p.get(sum(totals), 0.0), at_most)
+        shares = []
+        for total, value in p.items():
+            rest = _RADIUS**2 - max(0.0, stats.norm.isf(min(value, 1.0))) ** 2
+            robust = sum(size for size, _ in strata) - total
+            count = robust if side == 1 else n - robust
+            if rest > 0:
+                shares.append(stats.beta.ppf(stats.norm.sf(rest**0.5), count, n - count + 1) if count else 0.0)
+        bounds.append(min(shares))
+    return bounds[0], 1 - bounds[1]
+
+
+@pytest.mark.parametrize(
+    ("n", "strata", "seen"),
+    [
+        (60, [(30, 8)], (0,)),
+        (60, [(30, 8)], (3,)),
+        (30, [(30, 8)], (8,)),
+        (40, [(5, 5), (12, 4), (20, 5)], (2, 1, 0)),
+        (40, [(12, 4), (20, 5)], (3, 2)),
+        (25, [(12, 11), (13, 3)], (0, 3)),
+    ],
+)
+def test_the_interval_is_that_of_the_definition(n, strata, seen):
+    assert result(n, strata, seen)[1:] == pytest.approx(interval_by_definition(n, strata, seen), abs=1e-6)
+
+
+def test_one_stratum_is_a_simple_random_sample():
+    value, low, high = two_phase(400, [Stratum(300, 50, 5)])
+    assert value == pytest.approx(0.75 * 0.9)
+    # Narrower than the product of two exact intervals, each of which misses with 2.5% at most.
     survive = stats.binomtest(300, 400).proportion_ci(0.975, method="exact")
     miss = stats.binomtest(5, 50).proportion_ci(0.975, method="exact")
-    assert value == pytest.approx(0.75 * 0.9)
-    assert (low, high) == pytest.approx((survive.low * (1 - miss.high), survive.high * (1 - miss.low)))
+    assert survive.low * (1 - miss.high) < low < value < high < survive.high * (1 - miss.low)
 
 
-def test_nothing_checked_is_no_estimate():
-    with pytest.raises(ValueError, match="nothing was checked"):
-        two_phase(100, 0, 0, 0)
+def test_what_is_no_estimate():
+    for n, strata in ((100, []), (0, []), (100, [Stratum(0, 0, 0)]), (100, [Stratum(30, 10, 0), Stratum(40, 0, 0)])):
+        with pytest.raises(ValueError, match="nothing was checked"):
+            two_phase(n, strata)
+    with pytest.raises(ValueError, match="more than two strata"):
+        two_phase(100, [Stratum(20, 10, 0)] * 3)
 
 
 def test_all_survivors_checked_is_one_share():
-    assert two_phase(100, 60, 60, 10) == (0.5, *wilson(50, 100))
+    assert two_phase(100, [Stratum(60, 60, 10)]) == (0.5, *wilson(50, 100))
+    assert two_phase(100, [Stratum(20, 20, 9), Stratum(40, 40, 1)]) == (0.5, *wilson(50, 100))
 
 
-@pytest.mark.parametrize(("robust_cheap", "miss"), [(0.5, 0.02), (0.9, 0.1), (0.3, 0.0), (0.6, 0.4), (0.98, 0.01)])
-@pytest.mark.parametrize("checked", [20, 100])
-def test_the_interval_covers_at_least_nominally(robust_cheap, miss, checked):
+def test_the_errors_of_two_phases_add_up_to_one_in_forty():
+    """Independent p-values refute on one side with 2.5%, whichever of them is small."""
+    z = np.maximum(np.random.default_rng(0).normal(size=(2_000_000, 2)), 0)
+    assert ((z**2).sum(1) >= _RADIUS**2).mean() == pytest.approx(0.025, abs=0.0004)
+
+
+@pytest.mark.parametrize("totals", [(0, 0, 0), (6, 0, 0), (6, 9, 2), (0, 0, 9), (3, 30, 60), (1, 2, 90), (6, 12, 40)])
+def test_over_all_draws_the_estimate_is_unbiased_and_the_interval_holds_these_samples(totals):
+    """Whatever breaks, also where only far samples do."""
+    n, strata = 200, [(6, 6), (30, 7), (90, 9)]
+    truth = (sum(size for size, _ in strata) - sum(totals)) / n
+    chances = {seen: chance(seen, totals, strata) for seen in draws(strata) if seen[0] == totals[0]}
+    found = {seen: result(n, strata, seen) for seen, value in chances.items() if value}
+    assert sum(chances[seen] * value for seen, (value, *_) in found.items()) == pytest.approx(truth)
+    assert sum(chances[seen] for seen, (_, low, high) in found.items() if low <= truth <= high) >= 0.95
+
+
+def test_many_samples_are_tried_in_steps_and_the_interval_is_hardly_wider():
+    n, strata, seen = 10_000, [(8_000, 30)], (2,)
+    _, low, _ = result(n, strata, seen)
+    z = np.maximum(stats.norm.isf(stats.hypergeom.cdf(2, 8_000, np.arange(8_001), 30)), 0)
+    kept = np.flatnonzero(z < _RADIUS)
+    robust = 8_000 - kept
+    exact = stats.beta.ppf(stats.norm.sf((_RADIUS**2 - z[kept] ** 2) ** 0.5), robust, n - robust + 1).min()
+    assert exact - 5 / n <= low <= exact
+    found = [result(n, strata, (k,)) for k in range(31)]
+    for broken in (0, 5, 60, 600, 4_000):
+        held = [k for k, (_, low, high) in enumerate(found) if low <= 0.8 - broken / n <= high]
+        assert stats.hypergeom.pmf(held, 8_000, broken, 30).sum() >= 0.95
+
+
+WEAK = {  # the probability to break, by distance in [0, 1]
+    "even": lambda u: 0.05 + 0 * u,
+    "near": lambda u: 0.9 * np.exp(-u / 0.05),
+    "none": lambda u: 0 * u,
+    "half": lambda u: 0.5 + 0 * u,
+    "far": lambda u: 0.2 * (u > 0.6),
+    "masked": lambda u: 0.5 * np.exp(-u / 0.3),
+}
+
+
+@pytest.mark.parametrize(
+    ("robust_cheap", "weak"),
+    [(0.5, "even"), (0.9, "near"), (0.3, "none"), (0.6, "half"), (0.98, "near"), (0.9, "far"), (0.7, "masked")],
+)
+@pytest.mark.parametrize("size", [20, 60])
+def test_the_interval_covers_at_least_nominally(robust_cheap, weak, size):
     """The share of these samples and the population's, by simulation: each missed at most 5% of the time."""
     generator = np.random.default_rng(0)
-    n, rounds = 400, 400
+    n, rounds = 150, 400
+    population = robust_cheap * (1 - WEAK[weak]((np.arange(100_000) + 0.5) / 100_000).mean())
     missed_sample = missed_population = 0
     for _ in range(rounds):
-        survives = generator.random(n) < robust_cheap
-        weak = survives & (generator.random(n) < miss)
-        survivors = np.flatnonzero(survives)
-        drawn = generator.choice(survivors, min(checked, len(survivors)), replace=False)
-        _, low, high = two_phase(n, len(survivors), len(drawn), int(weak[drawn].sum()))
-        missed_sample += not low <= (len(survivors) - weak.sum()) / n <= high
-        missed_population += not low <= robust_cheap * (1 - miss) <= high
+        distance = np.sort(generator.random(generator.binomial(n, robust_cheap)))  # of the survivors, nearest first
+        breaks = generator.random(len(distance)) < WEAK[weak](distance)
+        near = size // 4
+        parts = np.split(np.arange(len(distance)), [near, max(size // 2, len(distance) // 3)])
+        strata = []
+        for places, checked in zip(parts, (near, size // 4, size - 2 * near), strict=True):
+            drawn = generator.choice(places, min(checked, len(places)), replace=False)
+            strata.append(Stratum(len(places), len(drawn), int(breaks[drawn].sum())))
+        _, low, high = two_phase(n, strata)
+        missed_sample += not low <= (len(distance) - breaks.sum()) / n <= high
+        missed_population += not low <= population <= high
     assert missed_sample <= 0.05 * rounds
-    assert missed_population <= 0.05 * rounds + 3 * (0.05 * 0.95 * rounds) ** 0.5 * (checked >= robust_cheap * n)
+    assert missed_population <= 0.05 * rounds
 
 
 # ---- confidence sequences ----------------------------------------------------------------------------------

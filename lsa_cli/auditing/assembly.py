@@ -9,6 +9,7 @@ from lsa_cli._version import __version__
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
 from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
+from lsa_cli.auditing.draw_by_margin import counts, strata_by_margin
 from lsa_cli.auditing.draws import mean_rate, spread, stochastic_network, verdict_over_draws
 from lsa_cli.auditing.evidence.decision import Checked, evidence_of
 from lsa_cli.auditing.evidence.preflight import zero_gradients
@@ -25,6 +26,7 @@ from lsa_cli.report.schema import (
     Curve,
     CurvePoint,
     Estimate,
+    EstimateStratum,
     Evidence,
     Example,
     Metric,
@@ -131,13 +133,16 @@ def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
     if plan.settings.full_on is None or any(named.label not in total.attacks for named in plan.cascade):
         return None
     labels = [named.label for named in plan.budget_attacks]
-    checked = total.attacks[plan.cascade[0].label].ran
-    if not checked.any():
+    drawn = strata_by_margin(total, labels[: len(plan.attacks)], plan.settings.full_on)
+    strata = counts(drawn, total.attacks[plan.cascade[0].label].ran, total.survivors(labels))
+    if not strata or any(stratum.checked == 0 for stratum in strata):
         return None
-    survivors = int(total.survivors(labels[: len(plan.attacks)]).sum())
-    n, broken = int(checked.sum()), int((checked & ~total.survivors(labels)).sum())
-    value, low, high = two_phase(len(total), survivors, n, broken)
-    return Estimate(value=value, low=low, high=high, survivors=survivors, checked=n, broken=broken)
+    value, low, high = two_phase(len(total), strata)
+    survivors, checked, broken = (sum(several) for several in zip(*strata, strict=True))
+    return Estimate(
+        value=value, low=low, high=high, survivors=survivors, checked=checked, broken=broken,
+        strata=[EstimateStratum(**stratum._asdict()) for stratum in strata],
+    )  # fmt: skip
 
 
 def _fooled(total: BlockResult, budget: list[NamedAttack]) -> np.ndarray:  # (N, R) bool

@@ -213,8 +213,18 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
 
 
 def _estimated(estimate: Estimate) -> str:
+    places = ("nearest", *["next"] * (len(estimate.strata) - 2), "farthest")
+    parts = [f"{row.checked} of the {place} {row.size}" for row, place in zip(estimate.strata, places, strict=False)]
+    drawn = f"at random from strata by margin ({', '.join(parts)})" if len(parts) > 1 else "at random"
+    far = estimate.strata[-1]
     return (
-        f" The cascade ran on {estimate.checked} of {estimate.survivors} samples that are still robust, drawn at random, "
+        f" The cascade ran on {estimate.checked} of {estimate.survivors} samples that are still robust, drawn {drawn}, "
         f"and broke {estimate.broken}: on all of them it would have left an estimated {estimate.value:.1%} "
-        f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]."
+        f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] (unbiased, 95% interval)."
+        + (
+            f" It broke none of the {far.checked} checked of the farthest {far.size}, which still allows that it breaks about "
+            f"{min(1, 3 / far.checked):.0%} of them: only a larger --full-on makes the interval narrower."
+            if far.broken == 0 and far.checked < far.size
+            else ""
+        )
     )

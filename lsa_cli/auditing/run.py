@@ -13,6 +13,7 @@ from lsa_cli.auditing.assembly import Extras, make_report, not_run
 from lsa_cli.auditing.attacking import copy_in_words, find_copy
 from lsa_cli.auditing.block import audit_block, none_of
 from lsa_cli.auditing.cost import cascade_work, numerics
+from lsa_cli.auditing.draw_by_margin import draw, strata_by_margin
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
 from lsa_cli.auditing.execution import Execution, Progress, blocks, sample_order
@@ -101,16 +102,15 @@ class _Audit:
         self._add_up("block", sample_order(plan), phase, lambda block: block, later)
 
     def take_part_through_cascade(self) -> None:
-        """The second phase of a two-phase estimate: the cascade runs on a random part of the samples that are still robust."""
+        """The second phase of a two-phase estimate: the cascade runs on a part of the samples that are still robust."""
         assert self.total is not None
         plan, scanned = self.plan, self.total.in_order()
         labels = [named.label for named in plan.attacks]
         if any(label not in scanned.attacks for label in labels) or distributed.anywhere(self.run.clock.is_late()):
             return
-        survivors = np.flatnonzero(scanned.survivors(labels))
-        size = min(plan.settings.full_on or 0, len(survivors))
-        drawn = np.random.default_rng([plan.seed, 11]).choice(survivors, size, replace=False)
-        if not size:
+        strata = strata_by_margin(scanned, labels, plan.settings.full_on or 0)
+        drawn = draw(strata, np.random.default_rng([plan.seed, 11]))
+        if not len(drawn):
             for named in plan.cascade:
                 scanned = scanned.with_attack(named.label, none_of(scanned))
             self.total = scanned

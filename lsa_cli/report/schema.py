@@ -158,17 +158,26 @@ class Curve(Row):
     score: float
 
 
-class Estimate(Row):
-    """The robust accuracy after the whole cascade, estimated from the random part of the robust samples that it ran on."""
+class EstimateStratum(Row):
+    """Robust samples of similar margins, of which the cascade ran on a random part."""
 
-    value: float
+    size: int
+    checked: int
+    broken: int
+
+
+class Estimate(Row):
+    """The robust accuracy after the whole cascade, estimated from the part of the robust samples that it ran on."""
+
+    value: float = Field(description="unbiased: each checked sample counts size / checked times of its stratum")
     low: float = Field(
         description="95% interval; it covers both random choices, of samples and of those for the cascade"
     )
     high: float
     survivors: int = Field(description="samples still robust after the attacks that ran on all samples")
-    checked: int = Field(description="of these, drawn at random for the cascade")
+    checked: int = Field(description="of these, drawn by margin for the cascade")
     broken: int = Field(description="of those, broken by it")
+    strata: list[EstimateStratum] = Field(default=[], description="those nearest to the decision boundary first")
 
 
 class Metric(Row):

@@ -64,7 +64,7 @@ def estimate_text(estimate: Estimate) -> str:
     """The estimated robust accuracy after the whole cascade, and the counts behind it."""
     return (
         f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}] estimated: it broke "
-        f"{estimate.broken} of {estimate.checked} samples, drawn at random from {estimate.survivors} that were still robust"
+        f"{estimate.broken} of {estimate.checked} samples, drawn by margin from {estimate.survivors} that were still robust"
     )
 
 

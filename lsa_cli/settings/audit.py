@@ -157,8 +157,8 @@ class AuditSettings(Settings):
         ),
     )
     full_on: Count | None = _ATTACK(
-        "Run AutoAttack on M random samples of those that are still robust, and estimate the result for all, with its "
-        "interval.",
+        "Run AutoAttack on M of the samples that are still robust, drawn by margin, and estimate the result for all, with "
+        "its interval.",
         metavar="M",
     )
     noise: Texts | None = _ATTACK(

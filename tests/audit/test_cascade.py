@@ -12,6 +12,7 @@ from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
 from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.auditing import limits
+from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import RunError, UsageError
@@ -99,9 +100,59 @@ def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task, repo
     assert part.verdict.robust.count == survivors - estimate.broken
     assert part.verdict.robust.value >= whole.verdict.robust.value
     assert estimate.low <= whole.verdict.robust.value <= estimate.high
+    rows = estimate.strata
+    assert [sum(counts) for counts in zip(*((row.size, row.checked, row.broken) for row in rows), strict=True)] == [
+        survivors, 40, estimate.broken
+    ]  # fmt: skip
+    assert estimate.value == pytest.approx(sum(row.size * (1 - row.broken / row.checked) for row in rows) / part.data.n)
     everyone = run(task, full_on=10_000)
     assert everyone.verdict.robust == whole.verdict.robust
     assert everyone.verdict.estimate.value == pytest.approx(whole.verdict.robust.value)
+    assert everyone.verdict.estimate.low == everyone.verdict.robust.low
+
+
+def test_the_nearest_samples_meet_the_cascade(task, report):
+    """Of the samples that the first attack leaves robust, those with the largest margins."""
+    rows = run(task, attack=[FIRST]).samples
+    places = zip(rows.index, rows.margin, rows.clean, rows.label, rows.broken_by, strict=True)
+    margin = {index: margin for index, margin, clean, label, by in places if by is None and clean == label}
+    nearest = sorted(margin, key=margin.get, reverse=True)[:10]
+    whole, part = report.samples.broken_by, run(task, full_on=40)
+    assert [part.samples.broken_by[index] for index in nearest] == [whole[index] for index in nearest]
+    assert part.verdict.estimate.strata[0].broken == sum(whole[index] is not None for index in nearest) > 0
+    assert "10 of the nearest 10, 12 of the next" in part.verdict.statement
+    assert "unbiased, 95% interval" in part.verdict.statement
+
+
+def test_a_stratum_in_which_nothing_broke_is_told(task):
+    """A cascade of one step breaks nothing that forty steps leave."""
+    part = run(task, attack=["pgd:steps=40", "autoattack:steps=1,queries=1,targets=1"], full_on=20)
+    far = part.verdict.estimate.strata[-1]
+    assert (far.checked, far.broken) == (9, 0)
+    assert (
+        f"none of the 9 checked of the farthest {far.size}, which still allows that it breaks about 33%"
+        in part.verdict.statement
+    )
+    assert part.verdict.estimate.low < part.verdict.robust.low
+
+
+def test_an_interrupted_draw_goes_on_as_the_same(task, tmp_path):
+    body, x, y = task
+    settings = settings_from({"eps": 0.02, "noise": "none", "threads": 1, "attack": [FIRST, CASCADE], "full_on": 90})
+
+    def stop_in_the_cascade(report):
+        if report.verdict.estimate is not None and report.status == "running":
+            raise KeyboardInterrupt
+
+    first = Journal(tmp_path / "journal", {}, resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(make_plan(body, settings, {}, (x, y)), on_update=stop_in_the_cascade, journal=first)
+    first.close()
+    again = Journal(tmp_path / "journal", {}, resume=True)
+    found = run_audit(make_plan(body, settings, {}, (x, y)), journal=again)
+    whole = run(task, full_on=90)
+    assert found.verdict == whole.verdict
+    assert found.samples == whole.samples
 
 
 def test_an_estimate_is_of_samples_that_met_the_whole_cascade(task):
