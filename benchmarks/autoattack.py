@@ -1,6 +1,6 @@
 """Our AutoAttack against recorded results of the official implementation, sample by sample and in time.
 
-    LSA_DATA_ROOT=... python -m benchmarks.autoattack [--n 100] [--patient] [--seeds 5] [--oracle DIR] [fgsm lenet_adv lenet_cln resnet2b fashion]
+    LSA_DATA_ROOT=... python -m benchmarks.autoattack [--n 100] [--patient] [--seeds 5] [--oracle DIR] [NETWORK ...]
 
 Time is told in reference passes (one forward + input-gradient pass over the same rows on the same thread, just before
 and just after), as the record does: neither machine was free of other work. With --n the first rows only, and then
@@ -21,11 +21,13 @@ import torch
 from torch.nn import functional as F
 from torchvision import datasets
 
+from benchmarks.train_networks import NETWORKS as TRAINED
+from benchmarks.train_networks import cifar_resnet8, mnist_mlp
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.ensemble import AutoAttack, cascade
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Search
-from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.classifier import PRESETS, Classifier
 from lsa_cli.models.precision import PRECISIONS, make_copy
 from tests.foreign_networks import LeNet5, ResNet2b, cifar10_test, small_cnn
 
@@ -36,13 +38,17 @@ NETWORKS = {
     "lenet_cln": (LeNet5, datasets.MNIST, None),
     "resnet2b": (ResNet2b, None, CIFAR),
     "fashion": (small_cnn, datasets.FashionMNIST, None),
+    "mnist_mlp": (mnist_mlp, datasets.MNIST, None),
+    "cifar_resnet8": (cifar_resnet8, None, PRESETS["cifar10"]),
 }
 
 
 def load(name, data_root, record, n):
     """The checkpoint as a Classifier, and the first n rows that the record attacked."""
     network, source, normalization = NETWORKS[name]
-    state = torch.load(data_root / record["checkpoint"], map_location="cpu", weights_only=True)
+    ours = TRAINED / f"{name}.pt"
+    checkpoint = ours if ours.exists() else data_root / record["checkpoint"]
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     body = network()
     body.load_state_dict(state.get("state_dict", state))
     if source is None:
@@ -66,7 +72,8 @@ def reference_pass(model, x, y):
 
 def recorded(name, data_root, oracle, n):
     """What the official implementation left of a network's first n rows, and the network, images and labels."""
-    record = json.loads((oracle / f"{name}.json").read_text())
+    ours = TRAINED / f"{name}.json"
+    record = json.loads((ours if ours.exists() else oracle / f"{name}.json").read_text())
     n = min(n or record["n"], record["n"])
     return record, *load(name, data_root, record, n)
 

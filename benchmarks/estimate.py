@@ -1,6 +1,6 @@
 """The error of `--full-on M`, which draws by margin, and of a uniform draw of M: exact over all draws.
 
-    LSA_DATA_ROOT=... python -m benchmarks.estimate [--oracle DIR] [fgsm lenet_adv lenet_cln resnet2b fashion]
+    LSA_DATA_ROOT=... python -m benchmarks.estimate [--oracle DIR] [NETWORK ...]
 
 An audit with the default attacks ranks the samples that it leaves robust by margin. The recorded results of the official
 AutoAttack say which of them the whole cascade breaks. Both draws get the same kind of interval, one of them of one stratum.

@@ -1,6 +1,6 @@
 """How far the nearest adversarial is that attacks of the smallest change find: ours beside those of adv-lib.
 
-    LSA_DATA_ROOT=... python -m benchmarks.minimal [--n 50] [fgsm lenet_adv lenet_cln resnet2b fashion]
+    LSA_DATA_ROOT=... python -m benchmarks.minimal [--n 50] [NETWORK ...]
 
 For l2 and l1: the median and the mean distance over the first n rows that the network classifies correctly, each
 checked by the network, and the number that an attack does not break at all. Every attack takes 100 steps with the
@@ -8,14 +8,13 @@ defaults of its authors; ALMA for l1 is also run with a smaller first distance, 
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 import adv_lib.attacks as peer
 import torch
 
-from benchmarks.autoattack import NETWORKS, load
+from benchmarks.autoattack import NETWORKS, recorded
 from lsa_cli.attacks import ATTACKS, make_threat
 
 STEPS = 100
@@ -66,8 +65,8 @@ def main():
     torch.set_num_threads(1)
     print("| network | norm | attack | median | mean | not broken |\n|---|---|---|---|---|---|")
     for name in arguments.names or NETWORKS:
-        record = json.loads((data_root.parent / "oracle" / f"{name}.json").read_text())
-        compare(name, *load(name, data_root, record, arguments.n))
+        _, *network = recorded(name, data_root, data_root.parent / "oracle", arguments.n)
+        compare(name, *network)
 
 
 if __name__ == "__main__":
