@@ -98,7 +98,7 @@ def scan(threads):
 def sample(name, count):
     import torch
 
-    from lsa_cli.auditing.plan import open_network
+    from lsa_cli.auditing.network import open_network
     from lsa_cli.data import stratified_subset
     from lsa_cli.settings import settings_from
 

@@ -50,11 +50,12 @@ def at_radius(named: NamedAttack, threat: Threat, eps: float) -> NamedAttack:
 
 def perturb(
     run: Execution, named: NamedAttack, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal,
-    threat: Threat | None = None,
+    threat: Threat | None = None, verify: bool = True,
 ) -> tuple[torch.Tensor, AttackRows]:  # fmt: skip
     """The perturbed inputs (N, ...), and their rows. One that is not finite is replaced by the clean input.
 
-    threat: measures the perturbation; by default that of the attack.
+    threat: measures the perturbation; by default that of the attack. verify=False: the caller verifies, and the rows have
+    neither classes (-1) nor margins (NaN).
     """
     plan, copy, began = run.plan, run.copy.model, time.monotonic()
     with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
@@ -65,7 +66,8 @@ def perturb(
         raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
     finite = torch.isfinite(x_adv.flatten(1)).all(1)
     x_adv = torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), x_adv, x)
-    predicted, margins = _verified(plan, x_adv, y, index)
+    unknown = np.full(len(x), -1), np.full(len(x), np.nan)
+    predicted, margins = _verified(plan, x_adv, y, index) if verify else unknown
     threat = threat or plan.threat_of(named)
     rows = AttackRows(
         ran=np.ones(len(x), dtype=bool),
@@ -87,7 +89,12 @@ def _verified(
     """Verified classes and margins (N,): in float32, and in batches of another size than the attack used."""
     size = max(1, len(x_adv) // 2 + 1)
     logits = torch.cat([predict(plan, *part) for part in zip(x_adv.split(size), index.split(size), strict=True)])
-    return predicted_class(logits).cpu().numpy(), margin(logits, y).double().cpu().numpy()
+    return predicted_class(logits).cpu().numpy(), margins_of(logits, y)
+
+
+def margins_of(logits: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    """The margins (N,) of logits (N, K), as a report keeps them."""
+    return margin(logits, y).double().cpu().numpy()
 
 
 def find_copy(run: Execution) -> Copy:

@@ -1,23 +1,28 @@
 """audit_block(): everything that an audit measures, on one block of samples."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
 
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import Threat
-from lsa_cli.auditing.attacking import at_radius, perturb, predict, wrong_by_draw
-from lsa_cli.auditing.cost import LOOK
+from lsa_cli.auditing.attacking import at_radius, margins_of, perturb, predict, wrong_by_draw
+from lsa_cli.auditing.cost import LOOK, clean_passes
+from lsa_cli.auditing.draws import draw
 from lsa_cli.auditing.evidence.examine import FORWARD
-from lsa_cli.auditing.evidence.preflight import LogitsSummary, without_gradient
+from lsa_cli.auditing.evidence.preflight import LogitsSummary, logits_and_gradient
 from lsa_cli.auditing.execution import Batch, Execution
 from lsa_cli.auditing.limits import OutOfTime
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.observation import Moved, Observation, observe_all
+from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import AttackRows, BlockResult
 from lsa_cli.models.classifier import predicted_class
+
+_Attacked = tuple[torch.Tensor, AttackRows]  # perturbed inputs (N, ...) on the host, and their rows
+_Seen = tuple[Observation, np.ndarray]  # and the margins (N,)
 
 
 def audit_block(
@@ -30,26 +35,29 @@ def audit_block(
     cascade: bool = True,
     on_all_right: Collection[str] = (),
 ) -> tuple[BlockResult | None, bool]:
-    """Clean pass, every attack and noise, one observation of them all, the cascade on the survivors, and curves.
+    """Clean pass, every attack and noise, one observation that verifies them all, the cascade on the survivors, and curves.
 
     Returns the result, and whether it is complete: it ends where the time budget is exhausted. is_first: the clean pass
-    ignores the time budget, because a report needs it. on_part: gets the result so far, after every attack. on_all_right:
-    attacks of the cascade that run on all samples that are classified correctly, and not on those still robust alone.
+    ignores the time budget, because a report needs it, and so does a pass that verifies each attack before the observation.
+    on_part: gets the verified result so far. on_all_right: attacks of the cascade that run on all samples that are
+    classified correctly, and not on those still robust alone.
     """
     plan = run.plan
     result: BlockResult | None = None
     try:
         inputs, result = _clean_pass(run, index, in_any_case=is_first)
         on_part(result)
-        moved: dict[str, torch.Tensor] = {}
+        at_once = is_first or plan.is_stochastic  # whose classes are those of a draw, and the observation draws others
+        found: dict[str, _Attacked] = {}
         for named in (*plan.attacks, *plan.noises) if scan else ():
-            moved[named.label], rows = _attack(run, named, inputs, "worst")
-            result = result.with_attack(named.label, rows)
-            on_part(result)
-        for label, seen in _observations(run, inputs, moved).items():
-            result = result.with_attack(label, dataclasses.replace(result.attacks[label], seen=seen))
+            found[named.label] = _attack(run, named, inputs, "worst", verify=at_once)
+            if at_once:
+                result = result.with_attack(named.label, found[named.label][1])
+                on_part(result)
+        for label, rows in _observed(run, inputs, found, verify=not at_once).items():
+            result = result.with_attack(label, rows)
         on_part(result)
-        del moved
+        del found
         for named in plan.cascade if cascade else ():
             result = _stage(run, named, inputs, result, named.label in on_all_right)
             on_part(result)
@@ -63,22 +71,18 @@ def audit_block(
 def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[Batch, BlockResult]:
     """The samples, as one batch on the host, and the result of the clean pass."""
     plan = run.plan
-    attacked = bool(plan.budget_attacks)
 
     def ask(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> BlockResult:
         if not in_any_case:
             run.stop_if_late()
-        logits = predict(plan, x, places).cpu()
-        no_gradient = (
-            without_gradient(plan.network.classifier, x, y).numpy() if attacked else np.zeros(len(x), dtype=bool)
-        )
-        run.step("clean accuracy", (FORWARD + attacked) * len(x))
+        logits, no_gradient = _clean_logits(plan, x, y, places)
+        run.step("clean accuracy", clean_passes(plan) * len(x))
         return BlockResult(
             index=places.cpu().numpy(),
             label=y.cpu().numpy(),
             clean=predicted_class(logits).numpy(),
             wrong=wrong_by_draw(plan, x, y, places),
-            no_gradient=no_gradient,
+            no_gradient=no_gradient.numpy(),
             logits=LogitsSummary.of(logits.numpy()),
         )
 
@@ -93,14 +97,25 @@ def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[B
     return (x, y, places), total
 
 
-def _attack(
-    run: Execution, named: NamedAttack, inputs: Batch, goal: Goal, threat: Threat | None = None
-) -> tuple[torch.Tensor, AttackRows]:
-    """The perturbed inputs on the host, and their rows."""
+def _clean_logits(
+    plan: AuditPlan, x: torch.Tensor, y: torch.Tensor, places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """On the host: logits (N, K), and the samples (N,) bool at which the attacks' loss has no gradient, if there are attacks."""
+    if not plan.budget_attacks:
+        return predict(plan, x, places).cpu(), torch.zeros(len(x), dtype=torch.bool)
+    with draw(plan.seed, places, 0):
+        logits, has_gradient = logits_and_gradient(plan.network.classifier, x, y)
+    return logits.cpu(), ~has_gradient.cpu()
 
-    def attack(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, AttackRows]:
+
+def _attack(
+    run: Execution, named: NamedAttack, inputs: Batch, goal: Goal, threat: Threat | None = None, verify: bool = True
+) -> _Attacked:
+    """The perturbed inputs on the host, and their rows, as `perturb` gives them."""
+
+    def attack(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor) -> _Attacked:
         run.stop_if_late()
-        x_adv, rows = perturb(run, named, x, y, places, goal, threat)
+        x_adv, rows = perturb(run, named, x, y, places, goal, threat, verify)
         run.step(named.label, named.attack.passes * len(x))
         return x_adv.cpu(), rows
 
@@ -133,34 +148,50 @@ def none_of(result: BlockResult) -> AttackRows:
     )  # fmt: skip
 
 
-def _observations(run: Execution, inputs: Batch, moved: dict[str, torch.Tensor]) -> dict[str, Observation]:
-    """One forward pass through the scanned layers, of the clean inputs and all perturbed ones together."""
+def _observed(run: Execution, inputs: Batch, found: dict[str, _Attacked], verify: bool) -> dict[str, AttackRows]:
+    """The rows of each attack and noise with what one pass of all inputs, clean and perturbed, shows of the scanned layers.
+
+    verify: whether the classes and margins are those of this pass.
+    """
     plan = run.plan
     names = [layer.name for layer in plan.layers]
-    (x, _, places), all_of_them = inputs, [named for named in (*plan.attacks, *plan.noises) if named.label in moved]
+    (x, y, places), all_of_them = inputs, [named for named in (*plan.attacks, *plan.noises) if named.label in found]
 
     def with_yardstick(named: NamedAttack) -> bool:
         return bool(names) and named.attack.kind != "noise"
 
-    def observed(several: list[NamedAttack]) -> list[Observation]:
-        def observe(x: torch.Tensor, places: torch.Tensor, *x_adv: torch.Tensor) -> list[Observation]:
+    def observed(several: list[NamedAttack]) -> list[AttackRows]:
+        def observe(x: torch.Tensor, y: torch.Tensor, places: torch.Tensor, *x_adv: torch.Tensor) -> list[_Seen]:
             run.stop_if_late()
-            run.step("layers", LOOK * len(x) * len(several))
-            return observe_all(
+            run.step("layers", (FORWARD + LOOK * len(several)) * len(x))
+            seen = observe_all(
                 plan.network.classifier, names, plan.measure, x,
                 [Moved(one, plan.threat_of(n), with_yardstick(n)) for n, one in zip(several, x_adv, strict=True)],
                 places, seed=plan.seed, with_floor=plan.is_stochastic, whole_batch=plan.whole_batch,
             )  # fmt: skip
+            return [(observation, margins_of(logits, y)) for observation, logits in seen]
 
         kinds = 1 + sum(1 + with_yardstick(named) for named in several) + plan.is_stochastic
         at_once = 1 if plan.whole_batch else kinds
-        found = run.by_batch(observe, x, places, *(moved[named.label] for named in several), inputs_each=at_once)
-        return [Observation.concatenate(parts) for parts in zip(*found, strict=True)]
+        moved = [found[named.label][0] for named in several]
+        parts = run.by_batch(observe, x, y, places, *moved, inputs_each=at_once)
+        return [
+            _completed(found[n.label][1], own, verify) for n, own in zip(several, zip(*parts, strict=True), strict=True)
+        ]
 
     # Whole batches cannot be split, and all perturbed inputs of a small batch may not fit in memory together.
     together = not plan.whole_batch and run.batch.size > 2 * len(all_of_them) + 2
     groups = [all_of_them] if together and all_of_them else [[named] for named in all_of_them]
-    return {named.label: seen for group in groups for named, seen in zip(group, observed(group), strict=True)}
+    return {named.label: rows for group in groups for named, rows in zip(group, observed(group), strict=True)}
+
+
+def _completed(rows: AttackRows, seen: Sequence[_Seen], verify: bool) -> AttackRows:
+    """The rows of an attack with what its observation shows, batch by batch."""
+    whole = Observation.concatenate([observation for observation, _ in seen])
+    if not verify:
+        return dataclasses.replace(rows, seen=whole)
+    margins = np.concatenate([margins for _, margins in seen])
+    return dataclasses.replace(rows, seen=whole, predicted=whole.predicted, margin=margins)
 
 
 def _curve(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResult) -> np.ndarray:  # (N, E) bool

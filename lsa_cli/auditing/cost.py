@@ -14,14 +14,14 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import check_inputs
 
 # Work in units of one forward + input-gradient pass over one sample.
-LOOK = 4 * FORWARD  # clean, adversarial and yardstick in one pass, and the verification
+LOOK = 2 * FORWARD  # of an attack in the observation, beside the clean input: adversarial and yardstick
 _USUAL_SURVIVORS = 0.6  # expected share of samples that a cascade runs on, for progress and estimates
 
 
 def total_work(plan: AuditPlan) -> float:
     """Cost in forward and gradient passes over one sample; for progress and estimates."""
     attacked = bool(plan.budget_attacks)
-    each = FORWARD + attacked + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
+    each = clean_passes(plan) + FORWARD + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(
         len(plan.eps_grid) * (named.attack.passes + FORWARD)
         for named in plan.attacks
@@ -29,6 +29,11 @@ def total_work(plan: AuditPlan) -> float:
     )
     count = len(plan.index)
     return each * count + cascade_work(plan) + attacked * probe_passes(probe_size(count))
+
+
+def clean_passes(plan: AuditPlan) -> float:
+    """Passes over one clean sample: with attacks forward and gradient, otherwise forward."""
+    return 1.0 if plan.budget_attacks else FORWARD
 
 
 def cascade_work(plan: AuditPlan) -> float:

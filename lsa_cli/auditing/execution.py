@@ -22,7 +22,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # inputs (N, ...), labe
 Progress = Callable[[str, float, float], None]  # what is running, work done, work in all
 T = TypeVar("T")
 
-# The smallest block, and the size of a block as a share of the samples before it: what a stop loses at most.
+# The smallest block, and the size of a block as a share of the samples before it, once a block is a full batch.
 FIRST_BLOCK, _GROWTH = 64, 0.25
 SMALLEST_LOOK, LOOK_GROWTH = 4, 0.1  # the same where the audit ends as soon as the samples decide (our choice)
 _MARGIN = 3  # factor on the time that is kept: attacks that end early make the measured speed too high
@@ -37,16 +37,21 @@ def sample_order(plan: AuditPlan) -> np.ndarray:
 def blocks(plan: AuditPlan, order: np.ndarray, ends_early: bool = False) -> Iterator[np.ndarray]:
     """The samples in `order`, block by block, each block ordered by place in the data set.
 
-    The first block is small, for an early result, and later ones grow. With `whole_batch`, blocks consist of whole
-    batches. ends_early: blocks are smaller, because the audit may end after each of them.
+    The first block is small, for an early result. Later ones grow: a sample costs least in a full batch, and a stop loses
+    half of the samples at most. With `whole_batch`, blocks consist of whole batches. ends_early: blocks are smaller, because
+    the audit may end after each of them.
     """
     taken, ranks = 0, distributed.world()
     smallest, growth = (SMALLEST_LOOK, LOOK_GROWTH) if ends_early else (FIRST_BLOCK, _GROWTH)
-    most = max(FIRST_BLOCK, _BATCHES_IN_A_BLOCK * plan.batch_size * ranks)
+    full = plan.batch_size * ranks
+    most = max(FIRST_BLOCK, _BATCHES_IN_A_BLOCK * full)
     while taken < len(order):
         size = min(most, max(smallest, int(growth * taken)))
         if plan.whole_batch:
             size = math.ceil(size / plan.batch_size) * plan.batch_size
+        elif not ends_early:
+            size = max(size, min(taken, full))
+            size -= size % full if size > full else 0
         yield np.sort(order[taken : taken + size])
         taken += size
 

@@ -10,7 +10,7 @@ import torch
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.randomness import per_sample
-from lsa_cli.attacks.threat import Threat
+from lsa_cli.attacks.threat import RELATIVE_TOLERANCE, Threat
 from lsa_cli.auditing.draws import draw
 from lsa_cli.layers import tap
 from lsa_cli.measures import Measure
@@ -73,9 +73,9 @@ def observe(
     with_yardstick: bool = True,
     **options: Any,
 ) -> Observation:
-    """`observe_all` of the clean inputs x and one x_adv, (N, ...) each."""
+    """`observe_all` of the clean inputs x and one x_adv, (N, ...) each, without the logits."""
     moved = Moved(x_adv, threat, with_yardstick)
-    return observe_all(classifier, layers, measure, x, [moved], index, **options)[0]
+    return observe_all(classifier, layers, measure, x, [moved], index, **options)[0][0]
 
 
 def observe_all(
@@ -89,12 +89,12 @@ def observe_all(
     seed: int = 0,
     with_floor: bool = False,
     whole_batch: bool = False,
-) -> list[Observation]:
+) -> list[tuple[Observation, torch.Tensor]]:
     """One pass without gradients over x (N, ...), every x_adv and its yardstick, and for the noise floor x once more.
 
-    Returns one observation for each of `moved`. Each layer is reduced to one number a sample while it runs, so that memory
-    holds one layer at a time. The classifier runs in evaluation mode, and is restored. whole_batch: one ratio for the
-    batch tensor, as the authors' package computes it.
+    Returns for each of `moved` the observation, and the logits (N, K) of x_adv. Each layer is reduced to one number a sample
+    while it runs, so that memory holds one layer at a time. Perturbations of one size share their yardstick. The classifier
+    runs in evaluation mode, and is restored. whole_batch: one ratio for the batch tensor, as the authors' package computes it.
     """
     count, rows = len(x), 1 if whole_batch else len(x)
     distances = [one.threat.distance(one.x_adv, x) for one in moved]
@@ -109,18 +109,17 @@ def observe_all(
     drawn_for = torch.cat([index + (number << 40) for number in (0, *(kind + 1 for _, kind in slots))]).to(x.device)
     randomness = draw(seed, drawn_for, 0) if with_floor else nullcontext()
     with torch.no_grad(), undisturbed(classifier), tap(classifier.body, layers, reduce), randomness:
-        classes = predicted_class(classifier(torch.cat(inputs))).split(count)[1:]
+        logits = classifier(torch.cat(inputs)).split(count)[1:]  # of x_adv first
     values = torch.full((len(moved), 3, rows, len(layers)), torch.nan, device=x.device)
     for column, name in enumerate(layers):
-        for (position, kind), found in zip(slots, seen[name], strict=True):
-            values[position, kind, :, column] = found
+        for (positions, kind), found in zip(slots, seen[name], strict=True):
+            values[positions, kind, :, column] = found
     # An infinite measure comes from an infinite activation: it has no mean, so it counts as undefined.
     finite = torch.where(torch.isfinite(values), values, torch.nan).double().cpu().numpy()
-    predicted = dict(zip(slots, classes, strict=True))
-    return [
+    observations = [
         Observation(
             index=index.cpu().numpy(),
-            predicted=predicted[position, _ADVERSARIAL].cpu().numpy(),
+            predicted=predicted_class(logits[position]).cpu().numpy(),
             distance=distances[position].double().cpu().numpy(),
             within=one.threat.contains(one.x_adv, x).cpu().numpy(),
             layers=finite[position, _ADVERSARIAL],
@@ -130,25 +129,40 @@ def observe_all(
         )
         for position, one in enumerate(moved)
     ]
+    return list(zip(observations, logits, strict=False))
 
 
 def _inputs(
     x: torch.Tensor, moved: Sequence[Moved], distances: Sequence[torch.Tensor], index: torch.Tensor, seed: int, with_floor: bool
-) -> tuple[list[torch.Tensor], list[tuple[Any, int]]]:  # fmt: skip
-    """The inputs of the pass, x first, and for each of the others its position in `moved` (all for the floor) and its kind."""
-    inputs: list[torch.Tensor] = [x]
-    slots: list[tuple[Any, int]] = []
-    for position, (one, distance) in enumerate(zip(moved, distances, strict=True)):
-        inputs.append(one.x_adv)
-        slots.append((position, _ADVERSARIAL))
-        if one.with_yardstick:
-            with per_sample(seed, index.to(x.device), "yardstick"):
-                inputs.append(one.threat.random_direction(x, distance))
-            slots.append((position, _YARDSTICK))
+) -> tuple[list[torch.Tensor], list[tuple[list[int], int]]]:  # fmt: skip
+    """The inputs of the pass, x first and every x_adv next; for each but x its positions in `moved`, and its kind."""
+    inputs = [x, *(one.x_adv for one in moved)]
+    slots = [([position], _ADVERSARIAL) for position in range(len(moved))]
+    for positions in _of_one_size(moved, distances):
+        with per_sample(seed, index.to(x.device), "yardstick"):
+            inputs.append(moved[positions[0]].threat.random_direction(x, distances[positions[0]]))
+        slots.append((positions, _YARDSTICK))
     if with_floor:
         inputs.append(x)
-        slots.append((..., _FLOOR))
+        slots.append((list(range(len(moved))), _FLOOR))
     return inputs, slots
+
+
+def _of_one_size(moved: Sequence[Moved], distances: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The positions in `moved` whose yardstick is the same: of one norm and range, and of equal distances up to rounding."""
+    groups: list[list[int]] = []
+    for position, one in enumerate(moved):
+        if not one.with_yardstick:
+            continue
+        for group in groups:
+            first = moved[group[0]].threat
+            same = type(first) is type(one.threat) and first.bounds == one.threat.bounds
+            if same and torch.allclose(distances[position], distances[group[0]], rtol=RELATIVE_TOLERANCE, atol=0):
+                group.append(position)
+                break
+        else:
+            groups.append([position])
+    return groups
 
 
 def _compare(measure: Measure, clean: torch.Tensor, other: torch.Tensor, whole_batch: bool) -> torch.Tensor:

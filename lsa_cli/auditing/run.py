@@ -66,7 +66,7 @@ def run_audit(
     Memory that runs out becomes a RunError that says what to do.
     """
     run = Execution(plan, progress or (lambda what, done, total: None), journal)
-    state = _Audit(run, on_update or (lambda report: None), rule)
+    state = _Audit(run, on_update, rule)
     with numerics(plan), state.reported_when_it_ends():
         run.progress("clean accuracy", 0, run.total)
         run.copy = run.batch.fit(lambda: find_copy(run))
@@ -84,7 +84,9 @@ def run_audit(
 class _Audit:
     """The sum of the blocks so far, and its report."""
 
-    def __init__(self, run: Execution, on_update: Callable[[AuditReport], None], rule: StoppingRule | None) -> None:
+    def __init__(
+        self, run: Execution, on_update: Callable[[AuditReport], None] | None, rule: StoppingRule | None
+    ) -> None:  # fmt: skip
         self.run, self.plan, self.on_update, self.rule = run, run.plan, on_update, rule
         self.extras = Extras(created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         self.total: BlockResult | None = None
@@ -151,7 +153,7 @@ class _Audit:
         refuse_useless_logits(total.logits, plan.network.classifier.output == "probabilities", source)
         self.total, self.run.has_begun = total, True
         size = sum(int(rows.ran.sum()) for rows in total.attacks.values())
-        if always or size >= 2 * self._reported:
+        if self.on_update is not None and (always or size >= 2 * self._reported):
             self._reported = size
             self.update("running")
 
@@ -184,7 +186,8 @@ class _Audit:
     def update(self, status: str) -> AuditReport:
         """Report what is measured so far."""
         report = self._report(status)
-        self.on_update(report)
+        if self.on_update is not None:
+            self.on_update(report)
         return report
 
     def _report(self, status: str) -> AuditReport:

@@ -117,7 +117,7 @@ class AttackOutcome(Row):
         description="samples classified correctly clean: true class (rows), class predicted under the attack (columns)"
     )
     draws: Draws | None = Field(default=None, description="of a stochastic network: robust is its mean")
-    mismatches: int = Field(description="predictions that changed when re-verified in another batch size")
+    mismatches: int = Field(description="predictions in the first block that changed in another batch size")
     discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
 
 

@@ -6,10 +6,14 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import make_threat
+from lsa_cli.auditing.block import audit_block
+from lsa_cli.auditing.execution import Execution
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.observation import Observation, observe
+from lsa_cli.auditing.plan import make_plan
 from lsa_cli.measures import MEASURES
 from lsa_cli.models.classifier import Classifier
+from lsa_cli.settings import settings_from
 
 THREAT = make_threat("linf", 0.1)
 
@@ -145,3 +149,49 @@ def test_a_layer_may_have_one_number_for_each_sample(measure):
     )
     before, after = (torch.tanh(images.flatten(1).mean(1))[:, None] for images in (x, x_adv))
     assert torch.allclose(torch.from_numpy(seen.layers[:, 0]).float(), MEASURES.get(measure)(before, after))
+
+
+# ---- what one block costs, in passes -------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """Counts the samples of its passes, with and without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.flatten, self.first, self.act, self.last = nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)
+        self.with_gradient = self.without = 0
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.with_gradient += len(x)
+        else:
+            self.without += len(x)
+        return self.last(self.act(self.first(self.flatten(x))))
+
+
+@pytest.mark.parametrize(("attacks", "yardsticks"), [(["fgsm", "pgd:steps=2"], 1), (["fgsm", "fgsm:eps=0.05"], 2)])
+def test_a_block_passes_each_clean_and_each_perturbed_input_once_and_that_verifies(attacks, yardsticks):
+    """Beside the passes of the attacks and the gradient at the clean input. In the first block, attacks are verified at once."""
+    body = Counting()
+    x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = body(x).argmax(1)
+    settings = settings_from({"attack": attacks, "eps": 0.1, "noise": "none", "threads": 1})
+    plan = make_plan(body, settings, {}, (x, y))
+    run = Execution(plan, lambda what, done, total: None, None)
+    found = {}
+    for is_first in (True, False):
+        body.with_gradient = body.without = 0
+        found[is_first], _ = audit_block(run, plan.index, is_first=is_first)
+        steps = 2 if "pgd:steps=2" in attacks else 0
+        of_attacks = 1 + (steps or 1)
+        assert body.with_gradient == 40 * (1 + of_attacks)
+        last_iterate = 1 if steps else 0
+        assert body.without == 40 * (last_iterate + 1 + 2 + yardsticks + 2 * is_first)
+    for label, rows in found[False].attacks.items():
+        at_once = found[True].attacks[label]
+        assert np.array_equal(rows.predicted, at_once.predicted)
+        np.testing.assert_allclose(rows.margin, at_once.margin, atol=1e-5)
+        assert np.array_equal(rows.predicted != y.numpy(), rows.margin > 0)
+    assert 0 < found[False].survivors(list(found[False].attacks)).sum() < 40

@@ -1,6 +1,7 @@
 """audit() from Python, on real networks."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from lsa_cli import AuditReport, audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
+from lsa_cli.auditing.execution import blocks
 from lsa_cli.errors import DataError, LayerError, NumericalError, UsageError
 
 
@@ -366,3 +368,16 @@ def test_data_that_is_no_pair_of_arrays_is_one_sentence(task):
     assert run(task).data.n == audit(network, data=[x, y], eps=0.05, noise="gaussian", threads=1).data.n
     with pytest.raises(DataError, match="pairs"):
         audit(network, data=["a", "b"], eps=0.05)
+
+
+def test_blocks_take_each_sample_once_and_a_stop_loses_half_at_most():
+    for batch_size, count in ((256, 3000), (16, 700), (100, 65), (1, 10)):
+        plan = SimpleNamespace(batch_size=batch_size, whole_batch=False)
+        taken = list(blocks(plan, np.random.default_rng(0).permutation(count)))
+        assert np.array_equal(np.sort(np.concatenate(taken)), np.arange(count))
+        before = np.cumsum([0, *map(len, taken)])
+        for number, block in enumerate(taken):
+            assert len(block) <= max(64, before[number])
+            assert len(block) <= max(64, 4 * batch_size)
+        if batch_size == 256:  # full batches as soon as that loses no more
+            assert [len(block) for block in taken[:-1]] == [64, 64, 128, *[256] * 7, 512]

@@ -93,9 +93,13 @@ def useless_logits(seen: LogitsSummary, raw_probabilities: bool = False) -> Chec
     return Checked("useless logits", seen.n, {"NaN or infinite": seen.not_finite}, finding)
 
 
-def without_gradient(model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # (N, ...), (N,) -> (N,) bool
-    """The samples at which the attacks' loss has no gradient: it is zero or not finite everywhere, or does not exist."""
-    return ~(finite_gradient(model, x, y, cross_entropy) != 0).flatten(1).any(1).cpu()
+def logits_and_gradient(model: Model, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """By one pass over x (N, ...) with labels y (N,): the logits (N, K), and whether the attacks' loss has a gradient (N,) bool.
+
+    It has none where the gradient is zero or not finite everywhere, or does not exist.
+    """
+    gradient, logits = finite_gradient(model, x, y, cross_entropy)
+    return logits, (gradient != 0).flatten(1).any(1)
 
 
 def zero_gradients(count: int, n: int) -> list[Warning]:

@@ -8,20 +8,26 @@ from functools import cached_property
 import torch
 
 from lsa_cli.attacks import Attack, Threat
-from lsa_cli.attacks.base import Model, input_gradient, undisturbed
+from lsa_cli.attacks.base import Model, slope, undisturbed
 from lsa_cli.attacks.losses import Loss, cross_entropy, margin
 from lsa_cli.errors import NumericalError
 
 FEW_ULP = 16  # float32 sums over a layer are off by a few units in the last place of the logits
 
 
-def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> torch.Tensor:  # -> (N, ...)
-    """The gradient of a loss at x (N, ...): zero where it is not finite, and where autograd finds no path to the input."""
+def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient (N, ...) of a loss at x (N, ...), and the logits (N, K).
+
+    The gradient is zero where it is not finite, and where autograd finds no path to the input.
+    """
     with undisturbed(model), torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        logits = model(leaf)
         try:
-            return input_gradient(model, x, y, loss)[0].nan_to_num(0, 0, 0)
+            gradient = slope(loss(logits, y).sum(), leaf).nan_to_num(0, 0, 0)
         except NumericalError:
-            return torch.zeros_like(x)
+            gradient = torch.zeros_like(x)
+    return gradient, logits.detach()
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Probe:
 
     def slope(self, x: torch.Tensor, loss: Loss) -> torch.Tensor:  # (N, ...) -> (N, ...)
         """The gradient of a loss at these inputs; see `finite_gradient`."""
-        return self.by_batch(lambda x, y: finite_gradient(self.model, x, y, loss), x, self.y)
+        return self.by_batch(lambda x, y: finite_gradient(self.model, x, y, loss)[0], x, self.y)
 
     @property
     def resolution(self) -> torch.Tensor:  # (N,)
