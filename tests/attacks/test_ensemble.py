@@ -253,3 +253,11 @@ def test_no_more_is_left_whole_than_by_the_official_autoattack(data_root):
     assert len(whole) <= int(official.sum())
     assert int((~official[whole]).sum()) <= 1
     assert threat.contains(found.x_adv, x[rows]).all()
+
+
+@pytest.mark.parametrize("name", ["mnist_mlp", "cifar_resnet8"])
+def test_the_trained_networks_of_the_benchmarks_are_those_that_the_official_autoattack_attacked(name, data_root):
+    from benchmarks.autoattack import recorded
+
+    record, model, x, y = recorded(name, data_root, data_root.parent / "oracle", 0)
+    assert (model(x).argmax(1) == y).int().tolist() == record["clean_correct"]
