@@ -197,7 +197,11 @@ def test_the_defaults_that_help_names_are_those_of_the_plan():
     help = {one.name: one.help for one in settings_of(AuditSettings)}
     assert f"Default: {plan.rule.eta:g}," in help["eta"]
     early = with_preset(AuditSettings(gate_only=True), {})[0].limit
-    assert f"Default: {DEFAULT_LIMIT}; with --quick {QUICK_LIMIT}, with --gate-only {early}." in help["limit"]
+    assert with_preset(AuditSettings(gate_only=True, baseline="a.json"), {})[0].limit is None
+    assert (
+        f"Default: {DEFAULT_LIMIT}; with --quick {QUICK_LIMIT}, with --gate-only {early}, unless --baseline is given."
+        in help["limit"]
+    )
 
 
 def test_help_imports_neither_torch_nor_pydantic():

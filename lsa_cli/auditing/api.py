@@ -48,7 +48,7 @@ def audit(
     outputs = Outputs(settings.files or {}, settings.csv, settings.samples)
     if "-" in outputs.files.values():
         raise UsageError("- stands for stdout on the command line only; give a file name")
-    outputs.check([path for path in (target, config) if isinstance(path, (str, Path))])
+    outputs.check([path for path in (target, config, settings.baseline) if isinstance(path, (str, Path))])
     plan = make_plan(target, settings, origin, data)
     if settings.gate_only:
         report = decide_early(plan, settings.alpha, progress=progress)

@@ -1,7 +1,8 @@
 """decide_early(): an audit that stops as soon as every limit is decided.
 
 The decisions are those of a full audit with the same attacks on the same samples. The probability that any of them is
-wrong is at most alpha: each limit has its share of alpha (Bonferroni) and its own confidence sequence.
+wrong is at most alpha: each limit has its share of alpha (Bonferroni) and its own confidence sequence. A limit on a drop
+is decided by the paired differences to a saved report.
 """
 
 import dataclasses
@@ -9,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lsa_cli.auditing.execution import Progress
+from lsa_cli.auditing.baseline import read_baseline
+from lsa_cli.auditing.execution import Progress, sample_order
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import BlockResult
@@ -20,9 +22,11 @@ from lsa_cli.report.gate import result_of
 from lsa_cli.report.limits import MetricName, parse_metric
 from lsa_cli.report.measurement import Measurement, extreme
 from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
-from lsa_cli.stats import confidence_sequence
+from lsa_cli.report.sequential import steps
+from lsa_cli.stats import confidence_sequence, difference_sequence
 
 DEFAULT_ALPHA = 0.01
+_WITHOUT_ATTACK = ("clean", "drop.clean")
 
 
 def decide_early(
@@ -56,7 +60,7 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
     others = [name for name, limit in plan.limits.items() if not _is_share(plan, name) and not limit.allow_not_run]
     if others:
         raise UsageError(
-            f"--gate-only decides shares of samples (clean, robust, robust.ATTACK, class.min, class.NAME), and "
+            f"--gate-only decides shares of samples (clean, robust, robust.ATTACK, class.min, class.NAME, drop), and "
             f"{', '.join(others)} needs the full audit; leave --gate-only out, or set allow_not_run: true for it"
         )
     empty = [
@@ -66,13 +70,13 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
     wanted = [name for name in empty if {f"class.{name}", "class.min"} & set(plan.limits)]
     if wanted:
         raise UsageError(f"--gate-only: class {wanted[0]} has no samples, so its limit cannot be decided")
-    if not (plan.attacks or plan.cascade) and any(name != "clean" for name in plan.limits):
+    if not (plan.attacks or plan.cascade) and set(plan.limits) - set(_WITHOUT_ATTACK):
         raise UsageError("--gate-only: no attack is asked for, so no robust accuracy can be decided")
 
 
 def attacks_that_run(plan: AuditPlan) -> tuple[NamedAttack, ...]:
     """The attacks that --gate-only runs: none where it decides limits on clean accuracy alone."""
-    return plan.budget_attacks if any(name != "clean" for name in _decidable(plan)) else ()
+    return plan.budget_attacks if set(_decidable(plan)) - set(_WITHOUT_ATTACK) else ()
 
 
 def _decidable(plan: AuditPlan) -> list[str]:
@@ -83,6 +87,8 @@ def _is_share(plan: AuditPlan, metric: str) -> bool:
     name = parse_metric(metric)
     if name.names == "class" and name.target not in plan.network.class_names:
         return False
+    if name.family == "drop":
+        return plan.settings.baseline is not None
     return name.is_accuracy and (name.names != "attack" or _attack(plan, name.target) is not None)
 
 
@@ -100,6 +106,8 @@ class GateRule:
         own = (_attack(plan, name.target) for name in wanted if name.names == "attack")
         self.on_all_right = frozenset(named.label for named in own if named is not None)
         self.attacks = attacks_that_run(plan)
+        path = plan.settings.baseline if any(name.family == "drop" for name in wanted) else None
+        self.baseline = None if path is None else read_baseline(path, plan)
 
     def reduced(self) -> AuditPlan:
         """The plan with the attacks alone, in a cascade: each runs on the samples that are still robust."""
@@ -122,10 +130,14 @@ class GateRule:
             return Measurement(float(flags.mean()), *bounds)
 
         def measure(metric: MetricName) -> Measurement:
+            if self.baseline is not None and str(metric) == "drop.clean":
+                return self._drop(total, self.baseline.clean, total.right, error)
             if metric.family == "clean":
                 return share(total.right, len(population))
             if missing:
                 return Measurement(None, why=f"the time budget left out {missing[0]}")
+            if self.baseline is not None and metric.family == "drop":
+                return self._drop(total, self.baseline.robust, robust, error)
             if metric.names == "attack":
                 named = _attack(self.plan, metric.target)
                 assert named is not None
@@ -148,6 +160,17 @@ class GateRule:
             else:
                 results.append(result_of(metric, limit, Measurement(None, why="--gate-only does not measure it")))
         return results
+
+    def _drop(self, total: BlockResult, before: np.ndarray, now: np.ndarray, error: float) -> Measurement:
+        """The drop from the baseline. before: which samples of the plan are right there; now: which so far are right here."""
+        assert self.baseline is not None
+        places = np.searchsorted(self.plan.index, total.index)
+        taken = np.argsort(
+            np.argsort(sample_order(self.plan))[places]
+        )  # bets need the order; a block is sorted by place
+        found = steps(before[places], now)[taken]
+        low, high = difference_sequence(-found, len(self.plan.index), error)
+        return Measurement(float((-found).mean()), low, high, note=f"against {self.baseline.checkpoint}")
 
     def complete(self, report: AuditReport, total: BlockResult) -> None:
         """Add the decisions to the report, and why the run ended."""

@@ -25,7 +25,7 @@ from lsa_cli.imports import load_python_file
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.registry import parse_number
-from lsa_cli.report.limits import Limit, check_targets
+from lsa_cli.report.limits import Limit, check_targets, parse_metric
 from lsa_cli.report.schema import Warning
 from lsa_cli.settings import AuditSettings
 
@@ -249,4 +249,12 @@ def _refuse_contradictions(plan: AuditPlan) -> None:
     for eps in plan.eps_grid:
         make_threat(plan.threat.norm, eps, plan.network.bounds)
     labels = [named.label for named in (*plan.budget_attacks, *plan.noises)]
+    drops = [
+        name for name, limit in plan.limits.items() if parse_metric(name).family == "drop" and not limit.allow_not_run
+    ]
+    if drops and not (plan.settings.gate_only and plan.settings.baseline):
+        raise UsageError(
+            f"the limit {drops[0]} compares with another report, sample by sample: give --gate-only and --baseline FILE.json, "
+            "or set allow_not_run: true for it"
+        )
     check_targets(plan.limits, labels, plan.network.class_names, [layer.name for layer in plan.layers])

@@ -26,11 +26,12 @@ def chosen_attacks(preset: str | None, norm: str) -> list[str]:
 def with_preset(
     settings: AuditSettings, origin: dict[str, str]
 ) -> tuple[AuditSettings, dict[str, str], list[Warning]]:  # fmt: skip
-    """The settings that follow from others: those of a preset; --gate-only takes all samples; --full-on is of --full.
+    """The settings that follow from others: those of a preset; --gate-only takes all samples, or with
+    --baseline as many as any audit; --full-on is of --full.
 
     Between a preset and a list of attacks, the option wins over the file. Raises UsageError where both are from one place.
     """
-    if settings.gate_only and settings.limit is None:
+    if settings.gate_only and settings.baseline is None and settings.limit is None:
         settings = settings.replace(limit="all")
     if settings.full_on is not None and settings.preset is None and settings.attack is None:
         settings = settings.replace(preset="full")

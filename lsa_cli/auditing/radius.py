@@ -26,7 +26,7 @@ USUAL_EPS = {
 }
 ASSUMED_LINF = "8/255"  # where nothing is known about the data
 LEAST = 1 / 4  # of the reference radius; a smaller one is doubted unless the user set it (our choice)
-_WITHOUT_RADIUS = ("clean", "seconds")  # limits that do not depend on the radius and the attacks
+_WITHOUT_RADIUS = ("clean", "drop.clean", "seconds")  # limits that do not depend on the radius and the attacks
 
 
 def usual_radius(name: str, norm: str) -> str | None:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lsa_cli.errors import UsageError
+from lsa_cli.report.limits import parse_metric
 from lsa_cli.report.schema import Warning
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def refuse_unused(plan: "AuditPlan", gate_only: bool = False) -> tuple[Warning, 
         names, reason = ("eta", "sigma"), "top_k sets the number of most vulnerable layers"
     reasons = dict.fromkeys(names, reason)
     if not plan.settings.gate_only:
-        reasons["alpha"] = "it belongs to --gate-only"
+        reasons |= dict.fromkeys(("alpha", "baseline"), "it belongs to --gate-only")
+    elif not any(parse_metric(name).family == "drop" for name in plan.limits):
+        reasons["baseline"] = "no limit is a drop from it"
     # A radius of the checkpoint is a default, which nobody asked for.
     if plan.settings.eps not in (None, plan.threat.eps) and plan.network.origin.get("eps") != "the checkpoint":
         reasons["eps"] = "every attack has an eps of its own"

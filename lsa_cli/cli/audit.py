@@ -76,7 +76,7 @@ def _outputs(checkpoint: str, given: AuditSettings, settings: AuditSettings, to_
     from lsa_cli.data import location_of
 
     config = find_config(given.config, checkpoint)[0]
-    named = (checkpoint, config, settings.data and location_of(settings.data))
+    named = (checkpoint, config, settings.data and location_of(settings.data), settings.baseline)
     read: list[str | Path] = [path for path in named if path is not None]
     others: list[Path] = []
     if given.harden_to is not None:

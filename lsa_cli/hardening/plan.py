@@ -222,7 +222,7 @@ def _audit_plan(
     Where the source has no test split, they use `split`, the split of the training.
     """
     settings = settings.replace(
-        harden=None, preset=None, full_on=None, gate=None, gate_only=None, alpha=None, split=None,
+        harden=None, preset=None, full_on=None, gate=None, gate_only=None, alpha=None, baseline=None, split=None,
         attack=settings.attack or _AUDIT_ATTACKS, noise=settings.noise or ["none"],
     )  # fmt: skip
     try:

@@ -8,7 +8,7 @@ The false alarm rate is 5% for each table (accuracy, class, layer) as a whole: i
   Both assume that the two runs are independent, which is conservative for the same samples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from statistics import NormalDist
 from typing import Literal, get_args
@@ -19,6 +19,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.report import by_sample
 from lsa_cli.report.facts import data_in_words
 from lsa_cli.report.measurement import Measurement, difference
+from lsa_cli.report.protocol import Data
 from lsa_cli.report.row import Rate, Row
 from lsa_cli.report.schema import SCHEMA_VERSION, AuditReport, EvidenceVerdict, LayerRow
 from lsa_cli.report.sequential import Decision
@@ -139,38 +140,54 @@ def compare(old: AuditReport, new: AuditReport) -> Comparison:
 
 def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
     for which, report in (("first", old), ("second", new)):
-        if report.status != "complete":
-            raise UsageError(f"the reports cannot be compared: the {which} is not complete (status: {report.status})")
-        if report.early is not None:
-            raise UsageError(f"the reports cannot be compared: the {which} is of a --gate-only run; audit it in full")
+        refuse_part(report, which)
     of_chance = [report.verdict.clean_draws is not None for report in (old, new)]
     # Several passes through a deterministic network give the same as one.
     passes_count = of_chance[0] == of_chance[1]
-    pairs = {
-        "norm": (old.protocol.threat.norm, new.protocol.threat.norm),
-        "eps": (old.protocol.threat.eps, new.protocol.threat.eps),
-        "measure": (old.protocol.measure, new.protocol.measure),
-        "aggregate": (old.protocol.aggregate, new.protocol.aggregate),
-        "classes": (old.subject.class_names, new.subject.class_names),
-        "attacks": (_settings(old, passes_count), _settings(new, passes_count)),
-    }
-    for what, (before, after) in pairs.items():
+    refuse_differences(
+        {
+            "norm": (old.protocol.threat.norm, new.protocol.threat.norm),
+            "eps": (old.protocol.threat.eps, new.protocol.threat.eps),
+            "measure": (old.protocol.measure, new.protocol.measure),
+            "aggregate": (old.protocol.aggregate, new.protocol.aggregate),
+            "classes": (old.subject.class_names, new.subject.class_names),
+            "attacks": (attack_settings(old, passes_count), attack_settings(new, passes_count)),
+        }
+    )
+    refuse_other_samples(old.data, new.data)
+
+
+def refuse_part(report: AuditReport, which: str) -> None:
+    """Raises UsageError for a report that does not cover all its samples. which: its name in the message."""
+    if report.status != "complete":
+        raise UsageError(f"the reports cannot be compared: the {which} is not complete (status: {report.status})")
+    if report.early is not None:
+        raise UsageError(f"the reports cannot be compared: the {which} is of a --gate-only run; audit it in full")
+
+
+def refuse_differences(sides: Mapping[str, tuple[object, object]]) -> None:
+    """Raises UsageError with the first setting, by name, that differs before and after."""
+    for what, (before, after) in sides.items():
         if before != after:
             raise UsageError(
                 f"the reports cannot be compared: {what} differ ({_short(before)} against {_short(after)}); "
                 "audit both with the same settings"
             )
-    if old.data.fingerprint != new.data.fingerprint:
-        before, after = (
-            f"{data_in_words(report.data)}, fingerprint {report.data.fingerprint[:10]}" for report in (old, new)
-        )
+
+
+def refuse_other_samples(old: Data, new: Data) -> None:
+    if old.fingerprint != new.fingerprint:
+        before, after = (f"{data_in_words(data)}, fingerprint {data.fingerprint[:10]}" for data in (old, new))
         raise UsageError(
             f"the reports cannot be compared: samples differ ({before} against {after}); audit both on the same samples"
         )
 
 
-def _settings(report: AuditReport, passes_count: bool) -> dict[str, object]:
-    """The settings of attacks and noises, and of the cascade with the number of samples that it ran on."""
+def attack_settings(report: AuditReport, passes_count: bool) -> dict[str, object]:
+    """The settings of attacks and noises, and of the cascade with the number of samples that it ran on.
+
+    passes_count: whether the number of passes through the network makes a difference; otherwise it is left out.
+    """
     settings = {outcome.name: outcome.settings for outcome in report.outcomes}
     settings |= {stage.attack: stage.settings for stage in report.cascade}
     if not passes_count:

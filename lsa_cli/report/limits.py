@@ -47,6 +47,10 @@ METRICS = (
     MetricKind("class", "NAME", "accuracy", "robust accuracy of one class"),
     MetricKind("class", "discrepancy", "share", "largest minus smallest class robust accuracy (at most)"),
     MetricKind(
+        "drop", "", "share", "by how much robust accuracy is below that of --baseline on the same samples (at most)"
+    ),
+    MetricKind("drop", "clean", "share", "by how much clean accuracy is below that of --baseline (at most)"),
+    MetricKind(
         "layer",
         "max-error",
         "measure",

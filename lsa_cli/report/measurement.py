@@ -145,6 +145,7 @@ _READERS: dict[str, Callable[[AuditReport, MetricName], Measurement]] = {
     "clean": lambda report, _: _rate(report.verdict.clean, "no sample was classified"),
     "robust": _robust,
     "class": _class,
+    "drop": lambda report, _: Measurement(None, why="only --gate-only with --baseline measures it"),
     "layer": _layer,
     "mvl": _mvl,
     "evidence": _evidence,

@@ -64,7 +64,7 @@ def _steps(old: AuditReport, new: AuditReport) -> Iterator[tuple[str, np.ndarray
             yield f"accuracy under {outcome.name}", steps(one, other)
 
 
-def steps(old: Sequence[bool], new: Sequence[bool]) -> np.ndarray:  # (N,) int
+def steps(old: Sequence[bool] | np.ndarray, new: Sequence[bool] | np.ndarray) -> np.ndarray:  # (N,) int
     return np.array(new, dtype=np.int64) - np.array(old, dtype=np.int64)
 
 

@@ -134,7 +134,7 @@ class AuditSettings(Settings):
         "How labels are matched to outputs of the network: by class name, or label k is output k.", default="name"
     )
     limit: Samples | None = _DATA(
-        "Number of samples to audit, stratified by class. Default: 1000; with --quick 200, with --gate-only all.",
+        "Number of samples to audit, stratified by class. Default: 1000; with --quick 200, with --gate-only all, unless --baseline is given.",
         metavar="N|all",
         short="n",
     )
@@ -269,7 +269,7 @@ class AuditSettings(Settings):
             Option(
                 "fail-under",
                 "Exit 1 unless the metric is at least VALUE: robust=0.40, robust.pgd=, clean=, class.min=, class.NAME=; or at "
-                "most VALUE: layer.max-error=, layer.NAME=, class.discrepancy=, mvl.LAYER=, seconds=; see `lsa list "
+                "most VALUE: layer.max-error=, layer.NAME=, class.discrepancy=, mvl.LAYER=, drop=, seconds=; see `lsa list "
                 "metrics`. Repeatable.",
                 metavar="METRIC=VALUE",
                 repeatable=True,
@@ -292,6 +292,11 @@ class AuditSettings(Settings):
         "With --gate-only: the largest probability that any limit is decided wrongly.",
         metavar="P",
         default="0.01",
+        scope="written",
+    )
+    baseline: str | None = _GATE(
+        "With --gate-only: the saved report that the limits drop and drop.clean compare with, sample by sample.",
+        metavar="FILE.json",
         scope="written",
     )
     exit_zero: bool | None = _GATE("Exit 0 even if a limit does not hold. Errors keep their exit codes.", scope="told")

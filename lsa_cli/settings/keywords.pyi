@@ -49,6 +49,7 @@ class AuditKeywords(TypedDict, total=False):
     gate: Any
     gate_only: bool
     alpha: Any
+    baseline: Any
     samples: Any
     json: Any
     md: Any

@@ -1,18 +1,23 @@
 """--gate-only: the decisions are those of the full audit, from fewer samples."""
 
+import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from lsa_cli.auditing.early import decide_early
+from lsa_cli.auditing.execution import sample_order
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import UsageError
+from lsa_cli.report import by_sample
 from lsa_cli.report.limits import METRICS
+from lsa_cli.report.schema import Early
 from lsa_cli.settings import settings_from
-from lsa_cli.stats import confidence_sequence
+from lsa_cli.stats import confidence_sequence, difference_sequence
 
 N = 1200
 
@@ -42,6 +47,7 @@ def plan_of(task, gate, **options):
         "attack": ["fgsm", "pgd:steps=3"],
         "limit": "all",
         "layers": "none",
+        **({"gate_only": True} if "baseline" in options else {}),
         **options,
     }
     return make_plan(body, settings_from({**given, "gate": gate}), {}, data=(x, y))
@@ -185,6 +191,93 @@ def test_an_attack_that_nothing_was_left_for(task):
     broken = [y == c and by is not None for y, c, by in zip(rows.label, rows.clean, rows.broken_by, strict=True)]
     assert [rows.broken_by.count(stage.attack) for stage in report.cascade] == [stage.broke for stage in report.cascade]
     assert sum(broken) == report.verdict.clean.count - report.verdict.robust.count
+
+
+@pytest.fixture(scope="module")
+def saved(full, tmp_path_factory):
+    path = tmp_path_factory.mktemp("baseline") / "full.json"
+    path.write_text(full.to_json())
+    return str(path)
+
+
+def weaker(task):
+    """The task for a network with noise in its weights."""
+    body, x, y = task
+    other = copy.deepcopy(body)
+    other[1].weight.data += 0.15 * torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    return other, x, y
+
+
+def test_the_same_network_has_no_drop(task, saved):
+    report = decide_early(plan_of(task, {"drop": 0.1, "drop.clean": {"max": 0.1}}, baseline=saved))
+    assert [(gate.state, gate.measured, gate.decided_by) for gate in report.gates] == [("held", 0.0, "sequence")] * 2
+    assert report.early.used < N / 4
+    assert "against a network in memory" in report.gates[0].message
+
+
+def test_a_drop_is_decided_from_fewer_samples_as_by_all(task, full, saved):
+    other = weaker(task)
+    after = run_audit(plan_of(other, {})).verdict
+    drop, clean = (
+        a.value - b.value for a, b in ((full.verdict.robust, after.robust), (full.verdict.clean, after.clean))
+    )
+    assert drop > 0.1
+    report = decide_early(plan_of(other, {"drop": drop - 0.08, "drop.clean": clean + 0.08}, baseline=saved))
+    assert [gate.state for gate in report.gates] == ["breached", "held"]
+    assert report.early.used < N
+    # A limit at the difference itself needs every sample, and then the difference is exact.
+    last = decide_early(plan_of(other, {"drop": drop + 1e-9, "drop.clean": {"min": clean - 1e-9}}, baseline=saved))
+    assert last.early.used == N
+    for gate, exact in zip(last.gates, (drop, clean), strict=True):
+        assert (gate.state, gate.measured) == ("held", pytest.approx(exact))
+        assert (gate.low, gate.high) == pytest.approx((exact, exact))
+
+
+def test_a_drop_in_clean_accuracy_alone_needs_no_attack(task, saved):
+    report = decide_early(plan_of(task, {"drop.clean": 0.1}, baseline=saved))
+    assert (report.cascade, report.gates[0].state) == ([], "held")
+
+
+def test_the_bounds_of_a_drop_are_those_of_the_samples_in_their_random_order(task, full, saved):
+    """Blocks are sorted by place in the data set; the bets are made in the order in which samples are drawn."""
+    other = weaker(task)
+    plan = plan_of(other, {"drop": 0.4}, baseline=saved)
+    report = decide_early(plan, alpha=0.1)
+    used, rows = report.early.used, report.samples
+    right = dict(zip(rows.index, by_sample.robust(rows), strict=True))
+    before = by_sample.robust(full.samples)
+    drawn = sample_order(plan)[:used]
+    assert set(drawn) == set(rows.index)
+    lost = np.array([int(before[place]) - int(right[place]) for place in drawn])
+    low, high = difference_sequence(lost, N, 0.1)
+    assert (report.gates[0].low, report.gates[0].high) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        ({}, {"limit": 400}, "samples differ"),
+        ({}, {"eps": 0.03}, "eps differ"),
+        ({}, {"norm": "l2"}, "norm differ"),
+        ({}, {"attack": ["fgsm", "pgd:steps=4"]}, "attacks differ"),
+        ({"samples": None}, {}, "no results of single samples"),
+        ({"status": "interrupted"}, {}, "the baseline is not complete"),
+        ({"early": Early(used=1, population=N, alpha=0.1, full_seconds=1)}, {}, "the baseline is of a --gate-only run"),
+    ],
+)
+def test_a_baseline_of_another_protocol_is_refused(task, full, tmp_path, change, options, says):
+    path = tmp_path / "b.json"
+    path.write_text(full.model_copy(update=change).to_json())
+    with pytest.raises(UsageError, match=f"--baseline .*{says}"):
+        decide_early(plan_of(task, {"drop": 0.1}, baseline=str(path), **options))
+
+
+def test_a_drop_needs_a_baseline(task):
+    for options in ({}, {"gate_only": True}):
+        with pytest.raises(UsageError, match="the limit drop compares with another report"):
+            plan_of(task, {"drop": 0.1}, **options)
+    allowed = {"clean": 0.2, "drop": {"max": 0.1, "allow_not_run": True}}
+    assert [gate.passed for gate in decide_early(plan_of(task, allowed)).gates] == [True, True]
 
 
 def test_every_accuracy_is_one_that_gate_only_decides():

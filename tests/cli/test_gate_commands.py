@@ -76,10 +76,44 @@ def test_init_keeps_what_was_given_but_no_trust(lsa, tmp_path):
         (["--alpha", "0.01"], "--alpha changes nothing here: it belongs to --gate-only"),
         (["--gate-only", "--fail-under", "clean=0.1", "--alpha", "2"], "--alpha 2"),
         (["--gate-only", "--fail-under", "layer.max-error=1"], "needs the full audit"),
+        (["--baseline", "a.json"], "--baseline changes nothing here: it belongs to --gate-only"),
+        (["--gate-only", "--fail-under", "clean=0.1", "--baseline", "a.json"], "no limit is a drop from it"),
+        (["--gate-only", "--fail-under", "drop=0.1"], "the limit drop compares with another report"),
+        (["--fail-under", "drop.clean=0.1"], "the limit drop.clean compares with another report"),
+        (["--gate-only", "--fail-under", "drop=0.1", "--baseline", "a.json"], "a.json cannot be read"),
+        (
+            ["--gate-only", "--fail-under", "drop=0.1", "--baseline", "a.json", "--json", "a.json"],
+            "is what is read here",
+        ),
     ],
 )
 def test_gate_only_refusals(refused, arguments, says):
     refused("audit", MOON, *ONE, *arguments, says=says)
+
+
+def test_a_drop_from_a_baseline_is_decided_early(lsa, refused, tmp_path):
+    """The baseline itself holds a limit; with a quarter of its results made better, the same network breaches it."""
+    attack = ("--attack", "pgd", *ONE)
+    assert lsa("audit", MOON, *attack, "--noise", "none", "--json", "a.json").code == 0
+    gate = ("--gate-only", "--fail-under", "drop=0.1", "--fail-under", "drop.clean=0.1", "--baseline")
+    held = lsa("audit", MOON, *attack, *gate, "a.json")
+    assert (held.code, held.out.splitlines()[-1]) == (0, "PASSED: 2 of 2 limits hold")
+    assert json.loads((tmp_path / "moon_mlp.gate.json").read_text())["early"]["used"] < 200
+    better = json.loads((tmp_path / "a.json").read_text())
+    rows = better["samples"]
+    broken = [place for place, by in enumerate(rows["broken_by"]) if by is not None]
+    assert len(broken) > 100
+    for place in broken[:100]:
+        rows["broken_by"][place] = None
+    (tmp_path / "b.json").write_text(json.dumps(better))
+    breached = lsa("audit", MOON, *attack, *gate, "b.json")
+    assert (breached.code, breached.out.splitlines()[-1]) == (1, "FAILED: 1 of 2 limits is breached")
+    saved = {"leaves": ()}
+    refused("audit", MOON, *attack, *gate, "a.json", "-n", 40, says="samples differ", **saved)
+    refused("audit", MOON, *attack, *gate, "a.json", "--eps", 0.2, says="eps differ", **saved)
+    refused("audit", MOON, "--attack", "fgsm", *ONE, *gate, "a.json", says="attacks differ", **saved)
+    refused("audit", MOON, *attack, *gate, "moon_mlp.gate.json", "--json", "c.json", says="is of a --gate-only run")
+    assert lsa("gate", "a.json", "--fail-under", "drop=0.1").code == 1
 
 
 def test_severity_and_exit_zero(lsa, tmp_path):
