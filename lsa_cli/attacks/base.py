@@ -61,6 +61,14 @@ class Attack:
         return 1.0
 
     @property
+    def inputs_each(self) -> int:
+        """The most inputs per sample in one pass without gradients, by which an audit cuts batches that fit in memory.
+
+        An input of a pass with gradients counts as three. With at most three, batches keep their size.
+        """
+        return 1
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The hyperparameters as a run uses them, without the threat model and the range of inputs.
 

@@ -77,7 +77,7 @@ class Search:
         self.x_adv = x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.found_at = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-        self.queries = 0
+        self.queries, self._queries_at_sync = 0, 0
         self.is_on_copy = False
 
     def network_at(self, model: Model, done: float) -> Model:
@@ -97,20 +97,26 @@ class Search:
             self._confirm(self._best_on_copy_value > -torch.inf, self._best_on_copy)
         return model
 
-    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
-        """Record inputs (M, ...) of the samples still attacked, with their logits (M, K)."""
+    def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Record inputs (M, ...) of the samples still attacked, with their logits (M, K). Returns their margins (M,).
+
+        It counts one query. An attack that offers the best of several queries adds the others to `queries` first.
+        """
         self.queries += 1
+        value = margin(logits, self.y)
         if self.is_on_copy:
-            self._keep_on_copy(x_adv, margin(logits, self.y).float())
+            self._keep_on_copy(x_adv, value.float())
         else:
-            self._keep(self.rows, x_adv, margin(logits, self.y).float())
+            self._keep(self.rows, x_adv, value.float())
+        return value
 
     def _keep(self, rows: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor) -> None:
         """Record inputs of the samples `rows`, with their margins on the network itself."""
-        better = value > self.value[rows]
-        took = rows[better]
-        self.value[took] = value[better]
-        self.x_adv[took] = x_adv[better]
+        better = (value > self.value[rows]).nonzero().flatten()
+        if len(better):
+            took = rows[better]
+            self.value[took] = value[better]
+            self.x_adv[took] = x_adv[better]
         self._mark_broken(rows[value > 0])
 
     def _keep_on_copy(self, x_adv: torch.Tensor, value: torch.Tensor) -> None:
@@ -134,7 +140,8 @@ class Search:
             self._keep(self.rows[at], x_adv[at], margin(logits, self.y[at]).float())
 
     def _mark_broken(self, rows: torch.Tensor) -> None:
-        self.found_at[rows[self.found_at[rows] == 0]] = self.queries
+        if len(rows):
+            self.found_at[rows[self.found_at[rows] == 0]] = self.queries
 
     @property
     def broken(self) -> torch.Tensor:  # (N,) bool
@@ -150,8 +157,9 @@ class Search:
 
         With goal "worst" they are returned unchanged. x, y, threat, rows and the random numbers are reduced too.
         """
-        if self.goal == "worst" or (self.x.is_cuda and self.queries % _QUERIES_BETWEEN_SYNCS):
+        if self.goal == "worst" or (self.x.is_cuda and self.queries - self._queries_at_sync < _QUERIES_BETWEEN_SYNCS):
             return tensors
+        self._queries_at_sync = self.queries
         return self.drop(self.found_at[self.rows] > 0, *tensors)
 
     def drop(self, done: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,10 +1,12 @@
 """Square Attack (arXiv 1912.00049): random search that changes one square window a query. It uses logits only.
 
-The windows of a query have one size, and a place of their own for each sample. Our choices: a vector is an image of one row;
-a window that is higher or wider than the image becomes a rectangle of the same area; and the signs of a linf window that
-would change nothing are inverted (on grey images, half of the windows of one pixel).
+The windows of a query have one size, and a place of their own for each sample. Our choices: one pass of the network may
+evaluate several windows of each sample, of which the best counts; a vector is an image of one row; a window that is higher
+or wider than the image becomes a rectangle of the same area; and the signs of a linf window that would change nothing are
+inverted (on grey images, half of the windows of one pixel).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +37,11 @@ class Square(Attack):
     """Random search that keeps each square which raises the margin loss. It needs no gradient.
 
     queries: forward passes of a sample, including that of the start. p_init: the share of the image that the first windows
-    cover. restarts: runs from new random stripes, each with all of the queries. With goal "break" a linf run is given up
-    where its pace is hopelessly slow (our choice).
+    cover. restarts: runs from new random stripes, each with all of the queries. at_once: queries of each sample in one pass of
+    the network (our choice; the paper has 1). Each of them changes another window of the best image so far; all of these
+    windows have one size, and only the best query can be kept. This saves time on small batches, where a pass of few inputs
+    takes almost as long as one of many. With goal "break" a linf run is given up where its pace is hopelessly slow (our
+    choice).
     """
 
     role = "search"
@@ -44,18 +49,23 @@ class Square(Attack):
     queries: int = 5000
     p_init: float = 0.8
     restarts: int = 1
+    at_once: int = 1
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     uses_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("square", queries=self.queries, restarts=self.restarts)
+        at_least_one("square", queries=self.queries, restarts=self.restarts, at_once=self.at_once)
         if not 0 < self.p_init <= 1:
             raise UsageError(f"square: p_init must be a share of the image, above 0 and at most 1, not {self.p_init:g}")
 
     @property
     def passes(self) -> float:
         return 0.4 * self.restarts * self.queries  # no query needs a gradient
+
+    @property
+    def inputs_each(self) -> int:
+        return self.at_once
 
     def share(self, query: int) -> float:
         """The share of the image that a query changes. It is halved at the queries of section 5, scaled from 10,000."""
@@ -75,29 +85,58 @@ class Square(Attack):
         """Algorithm 1."""
         canvas = Canvas.of(search.x)
         numbers, start, repaint = _NORMS[self.threat.norm]
-        candidate = start(canvas, search)
-        x_adv = candidate.clone()
+        candidates = start(canvas, search.threat, search.x)
+        x_adv = candidates.clone()
         best = torch.full((len(x_adv),), -torch.inf, device=x_adv.device, dtype=x_adv.dtype)
         drawn = x_adv.new_empty(len(x_adv), 0)
+        block = self.at_once * math.ceil(_AHEAD / self.at_once)
         given_up = search.milestones(HOPELESS, self.queries, LONG)
         clean = margin(model(search.x), search.y) if given_up else best
-        for query in range(self.queries):
+        for query in (0, *range(1, self.queries, self.at_once)):
+            count = min(self.at_once, self.queries - query) if query else 1
             if query:
-                ahead = (query - 1) % _AHEAD
+                ahead = (query - 1) % block
                 if ahead == 0:
-                    drawn = canvas.uniform(len(x_adv), min(_AHEAD, self.queries - query), numbers + canvas.channels)
-                candidate = repaint(canvas, search, x_adv, self.share(query), drawn[:, ahead])
-            logits = model(candidate)
-            search.offer(candidate, logits)
-            value = margin(logits, search.y)
-            better = value > best
-            x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
+                    drawn = canvas.uniform(len(x_adv), min(block, self.queries - query), numbers + canvas.channels)
+                threat, x, x_best = _repeated(search.threat, count), _each(search.x, count), _each(x_adv, count)
+                chance = drawn[:, ahead : ahead + count].flatten(0, 1)
+                candidates = repaint(canvas, threat, x, x_best, self.share(query), chance)
+            candidate, logits = _best_of(candidates, model(candidates), search.y, count)
+            search.queries += count - 1
+            value = search.offer(candidate, logits)
+            better = (value > best).nonzero().flatten()
+            if len(better):
+                x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
             x_adv, best, drawn, clean = search.still(x_adv, best, drawn, clean)
-            if query + 1 in given_up:
-                far = -best > given_up[query + 1] * (best - clean)
-                x_adv, best, drawn, clean = search.drop(far, x_adv, best, drawn, clean)
+            for after, limit in given_up.items():
+                if query < after <= query + count:
+                    x_adv, best, drawn, clean = search.drop(-best > limit * (best - clean), x_adv, best, drawn, clean)
             if search.is_over:
                 return
+
+
+def _each(x: torch.Tensor, count: int) -> torch.Tensor:  # (N, ...) -> (N * count, ...)
+    """Each row `count` times in a row."""
+    return x if count == 1 else x.repeat_interleave(count, 0)
+
+
+def _repeated(threat: Threat, count: int) -> Threat:
+    """The threat of inputs of which each is there `count` times in a row."""
+    if count == 1 or not isinstance(threat.eps, torch.Tensor) or threat.eps.ndim == 0:
+        return threat
+    return dataclasses.replace(threat, eps=_each(threat.eps, count))
+
+
+def _best_of(
+    candidates: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The one of the `count` candidates (N * count, ...) of each sample with the largest margin, and its logits (N, K)."""
+    if count == 1:
+        return candidates, logits
+    value = margin(logits, _each(y, count)).reshape(-1, count)
+    first = torch.arange(0, len(candidates), count, device=candidates.device)
+    best = first + torch.where(value.isnan(), -torch.inf, value).argmax(1)
+    return candidates[best], logits[best]
 
 
 @dataclass(frozen=True)
@@ -147,25 +186,25 @@ def _sign(uniform: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.where(uniform < 0.5, -1.0, 1.0).to(x.dtype)
 
 
-def _stripes(canvas: Canvas, search: Search) -> torch.Tensor:
+def _stripes(canvas: Canvas, threat: Threat, x: torch.Tensor) -> torch.Tensor:
     """The linf start: vertical stripes at plus and minus eps."""
-    x, eps = search.x, per_sample(search.threat.eps, canvas.flat(search.x))
+    eps = per_sample(threat.eps, canvas.flat(x))
     signs = _sign(canvas.uniform(len(x), canvas.channels, 1, canvas.width), x)
     painted = signs.expand(-1, -1, canvas.height, -1).flatten(2)
-    return search.threat.clamp((canvas.flat(x) + eps * painted).reshape(x.shape))
+    return threat.clamp((canvas.flat(x) + eps * painted).reshape(x.shape))
 
 
 def _repaint_signs(
-    canvas: Canvas, search: Search, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
+    canvas: Canvas, threat: Threat, x: torch.Tensor, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
 ) -> torch.Tensor:
     """Algorithm 2: a window is set to plus or minus eps, with a sign for each channel."""
     pixels = canvas.pixels(canvas.window(share), drawn[:, :2])
     candidate = canvas.flat(x_adv).clone()
-    clean, before = canvas.flat(search.x).gather(2, pixels), candidate.gather(2, pixels)
-    step = per_sample(search.threat.eps, clean) * _sign(drawn[:, 2:, None], clean)
-    after = search.threat.clamp(clean + step)
+    clean, before = canvas.flat(x).gather(2, pixels), candidate.gather(2, pixels)
+    step = per_sample(threat.eps, clean) * _sign(drawn[:, 2:, None], clean)
+    after = threat.clamp(clean + step)
     unchanged = (after == before).flatten(1).all(1)[:, None, None]
-    after = torch.where(unchanged, search.threat.clamp(clean - step), after)
+    after = torch.where(unchanged, threat.clamp(clean - step), after)
     return candidate.scatter_(2, pixels, after).reshape(x_adv.shape)
 
 
@@ -189,9 +228,9 @@ def bumps(height: int, width: int) -> torch.Tensor:
     return both / both.norm(dim=1, keepdim=True)
 
 
-def _tiles(canvas: Canvas, search: Search) -> torch.Tensor:
+def _tiles(canvas: Canvas, threat: Threat, x: torch.Tensor) -> torch.Tensor:
     """The l2 start: hills and valleys on a grid of 5 x 5 tiles, or a few more where the sides are no multiples of 5."""
-    x, (high, wide) = search.x, (max(1, canvas.height // 5), max(1, canvas.width // 5))
+    high, wide = max(1, canvas.height // 5), max(1, canvas.width // 5)
     down, across = canvas.height // high, canvas.width // wide
     shape = len(x), canvas.channels, down, 1, across, 1
     above, beside = bumps(high, wide).to(x).reshape(2, high, 1, wide)
@@ -201,12 +240,12 @@ def _tiles(canvas: Canvas, search: Search) -> torch.Tensor:
     top, left = (canvas.height - down * high) // 2, (canvas.width - across * wide) // 2
     delta = x.new_zeros(len(x), canvas.channels, canvas.height, canvas.width)
     delta[:, :, top : top + down * high, left : left + across * wide] = painted
-    length = per_sample(search.threat.eps, delta) / delta.flatten(1).norm(dim=1)[:, None, None, None]
-    return search.threat.clamp(x + (delta * length).reshape(x.shape))
+    length = per_sample(threat.eps, delta) / delta.flatten(1).norm(dim=1)[:, None, None, None]
+    return threat.clamp(x + (delta * length).reshape(x.shape))
 
 
 def _repaint_bumps(
-    canvas: Canvas, search: Search, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
+    canvas: Canvas, threat: Threat, x: torch.Tensor, x_adv: torch.Tensor, share: float, drawn: torch.Tensor
 ) -> torch.Tensor:
     """Algorithm 3: one window is set to zero, and another one takes its norm and the unused rest of eps.
 
@@ -215,9 +254,9 @@ def _repaint_bumps(
     high, wide = canvas.window(share)
     size = min(canvas.height, max(3, high | 1)), min(canvas.width, max(3, wide | 1))
     filled, emptied = canvas.pixels(size, drawn[:, :2]), canvas.pixels(size, drawn[:, 2:4])
-    clean = canvas.flat(search.x)
+    clean = canvas.flat(x)
     delta = canvas.flat(x_adv) - clean
-    unused = per_sample(search.threat.eps, clean) ** 2 - delta.square().sum((1, 2), keepdim=True)
+    unused = per_sample(threat.eps, clean) ** 2 - delta.square().sum((1, 2), keepdim=True)
     own = delta.gather(2, filled)
     squared = own.square().sum(2, keepdim=True)
     delta.scatter_(2, filled, 0)
@@ -230,12 +269,12 @@ def _repaint_bumps(
     length = mixed.norm(dim=2, keepdim=True)
     painted = torch.where(length > _TINY, mixed / length, bump)  # in a window of one pixel, the two may cancel out
     delta.scatter_(2, filled, painted * room.clamp_min(0).sqrt())
-    return search.threat.clamp((clean + delta).reshape(x_adv.shape))
+    return threat.clamp((clean + delta).reshape(x_adv.shape))
 
 
-Repaint = Callable[[Canvas, Search, torch.Tensor, float, torch.Tensor], torch.Tensor]
+Repaint = Callable[[Canvas, Threat, torch.Tensor, torch.Tensor, float, torch.Tensor], torch.Tensor]
 # norm: random numbers that a query needs besides one for each channel, the start, the step
-_NORMS: dict[str, tuple[int, Callable[[Canvas, Search], torch.Tensor], Repaint]] = {
+_NORMS: dict[str, tuple[int, Callable[[Canvas, Threat, torch.Tensor], torch.Tensor], Repaint]] = {
     "linf": (2, _stripes, _repaint_signs),
     "l2": (5, _tiles, _repaint_bumps),
 }

@@ -119,7 +119,8 @@ def _attack(
         run.step(named.label, named.attack.passes * len(x))
         return x_adv.cpu(), rows
 
-    found = list(run.by_batch(attack, *inputs))
+    inputs_each = 1 if run.plan.whole_batch else named.attack.inputs_each
+    found = list(run.by_batch(attack, *inputs, inputs_each=inputs_each))
     total = found[0][1]
     for _, rows in found[1:]:
         total = total + rows

@@ -44,6 +44,7 @@ ATTACKS = {
     "apgd-t": lambda threat: TargetedAPGD(threat, steps=60, targets=2),
     "fab-t": lambda threat: FABT(threat, steps=60, targets=2),
     "square": lambda threat: Square(threat, queries=1000),
+    "square, eight at once": lambda threat: Square(threat, queries=1000, at_once=8),
 }
 
 

@@ -206,6 +206,64 @@ def test_what_broke_is_not_asked_again_where_only_the_verdict_counts(norm):
     assert [len(inputs) for inputs in model.inputs] == [12] * 120
 
 
+SHAPES = [(1, 8, 8), (3, 5, 9), (30,)]
+RADII = {"linf": torch.tensor([0.02, 0.05, 0.1, 0.3]), "l2": torch.tensor([0.2, 0.5, 1.0, 2.0])}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", RADII)
+def test_candidates_at_once_are_those_that_come_one_by_one(norm, shape):
+    """The network likes none better than the start, so all change the start. 59 is no multiple of 8."""
+    model = Recording(lambda x: torch.zeros(len(x), 2))
+    x, y = images(4, shape), torch.zeros(4, dtype=torch.long)
+    threat, queries = type(make_threat(norm, 1))(RADII[norm]), 60
+    Square(threat, queries)(model, x, y)
+    one_by_one = torch.stack(model.inputs, 1)
+    model.inputs.clear()
+    attack = Square(threat, queries, at_once=8)
+    attack(model, x, y)
+    assert [len(inputs) // 4 for inputs in model.inputs] == [1, *[8] * 7, 3]
+    at_once = torch.cat([inputs.unflatten(0, (4, -1)) for inputs in model.inputs], 1)
+    same_size = [
+        query for query in range(queries) if attack.share(query) == attack.share(max(0, query - (query - 1) % 8))
+    ]
+    assert len(same_size) > 40
+    torch.testing.assert_close(at_once[:, same_size], one_by_one[:, same_size])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", RADII)
+def test_the_best_of_all_candidates_is_returned_and_found_at_counts_them_all(norm, shape):
+    model, x = Recording(network(torch.Size(shape).numel())), images(4, shape)
+    y = model(x).argmax(1)
+    model.inputs.clear()
+    attack = Square(type(make_threat(norm, 1))(RADII[norm]), queries=203, at_once=8)
+    moved, found_at = attack.run(model, x, y)
+    asked = [inputs.unflatten(0, (4, -1)) for inputs in model.inputs]
+    assert sum(inputs.shape[1] for inputs in asked) == 203
+    value = torch.full((4,), -torch.inf)
+    first = torch.zeros(4, dtype=torch.int32)
+    queries = 0
+    for inputs in asked:
+        queries += inputs.shape[1]
+        for candidate in inputs.unbind(1):
+            assert attack.threat.contains(candidate, x).all()
+            value = torch.maximum(value, margin(model.body(candidate), y))
+        first[(value > 0) & (first == 0)] = queries
+    torch.testing.assert_close(margin(model.body(moved), y), value)
+    assert found_at.tolist() == first.tolist()
+    assert attack.threat.contains(moved, x).all()
+    assert 0 <= float(moved.min()) <= float(moved.max()) <= 1
+
+
+@pytest.mark.parametrize("at_once", [3, 8])
+def test_linear_networks_break_just_beyond_the_boundary_with_many_candidates_at_once(at_once):
+    model, x, y, distance = boundary("linf", (1, 6, 6))
+    for ratio, breaks in ((1.02, True), (0.98, False)):
+        attack = Square(type(make_threat("linf", 1))(ratio * distance, None), queries=1500, at_once=at_once)
+        assert ((model(attack(model, x, y, goal="break")).argmax(1) != y) == breaks).all()
+
+
 def test_a_network_that_detaches_its_input_is_attacked_all_the_same():
     body = network()
     x = images(12)
@@ -238,23 +296,23 @@ def test_steps_in_the_way_of_gradients_are_no_defence():
     assert broken[1] > 5
 
 
-def test_logits_that_are_not_numbers_lead_nowhere():
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_logits_that_are_not_numbers_lead_nowhere(at_once):
     x, y = images(3), torch.zeros(3, dtype=torch.long)
+    limit = x.sum((1, 2, 3)).max()
     body = network()
 
     def often_nan(inputs):
-        return torch.where(
-            inputs.sum((1, 2, 3))[:, None] > x.sum((1, 2, 3))[: len(inputs), None], torch.nan, body(inputs)
-        )
+        return torch.where(inputs.sum((1, 2, 3))[:, None] > limit, torch.nan, body(inputs))
 
-    attack = Square(make_threat("linf", 0.1), queries=100)
+    attack = Square(make_threat("linf", 0.1), queries=100, at_once=at_once)
     moved = attack(often_nan, x, y)
     assert moved.isfinite().all()
     assert attack.threat.contains(moved, x).all()
     assert often_nan(moved).isfinite().all()
 
 
-@pytest.mark.parametrize("options", [{"queries": 0}, {"restarts": 0}, {"p_init": 0.0}, {"p_init": 1.5}])
+@pytest.mark.parametrize("options", [{"queries": 0}, {"restarts": 0}, {"at_once": 0}, {"p_init": 0.0}, {"p_init": 1.5}])
 def test_hyperparameters_that_cannot_be_meant_are_refused(options):
     with pytest.raises(UsageError):
         Square(make_threat("linf", 0.1), **options)

@@ -118,6 +118,25 @@ def test_the_network_is_bit_for_bit_as_it_was_and_a_training_network_gives_evalu
     assert trained == evaluated
 
 
+def test_an_attack_of_many_candidates_at_once_gets_smaller_batches(task):
+    body, x, y = task[:3]
+    rows = []
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = body
+
+        def forward(self, inputs):
+            rows.append(len(inputs))
+            return self.body(inputs)
+
+    audit(Counting(), data=(x, y), eps=0.01, attack="square:queries=40,at_once=8", noise="none", batch_size=16)
+    assert (
+        max(rows) == 48
+    )  # six samples with eight candidates: three times the batch, as in other passes without gradients
+
+
 @pytest.mark.parametrize("size", [7, 64])
 def test_batch_size_changes_no_count(task, size):
     one, other = run(task, batch_size=120), run(task, batch_size=size)
