@@ -53,7 +53,7 @@ def log_evidence(ones: int, taken: int, size: int) -> np.ndarray:  # (size + 1,)
 #
 # is the factor of a fair bet on a larger difference; for a smaller d it is larger. Its product over the samples is a
 # nonnegative martingale (arXiv 2010.09686, section 5), and so is the mean of the products for several stakes c. Our choice:
-# 20 stakes, evenly spaced in (0, 1). This needs two to nine tenths of the samples that two sequences of W and of L
+# 20 stakes, evenly spaced in (0, 1). This needs 0.3 to 0.9 times the samples that two sequences of W and of L
 # take (tests/test_gate_statistics.py).
 _STAKES = (np.arange(20) + 0.5) / 20
 
