@@ -12,6 +12,7 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import Threat
+from lsa_cli.auditing.copies import TRIED, copy_for
 from lsa_cli.auditing.draws import DRAWS, draw
 from lsa_cli.auditing.execution import Execution
 from lsa_cli.auditing.named_attacks import NamedAttack
@@ -19,9 +20,7 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import AttackRows
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import predicted_class
-from lsa_cli.models.precision import Copy, make_copy
-
-_TRIED = 8  # samples on which the optimized copy is compared with the network
+from lsa_cli.models.precision import Copy
 
 
 def predict(plan: AuditPlan, x: torch.Tensor, index: torch.Tensor, number: int = 0) -> torch.Tensor:
@@ -100,20 +99,6 @@ def margins_of(logits: torch.Tensor, y: torch.Tensor) -> np.ndarray:
 def find_copy(run: Execution) -> Copy:
     """The optimized copy on which attacks start, after a comparison with the network on a few samples."""
     plan = run.plan
-    if plan.is_stochastic:  # two passes differ, so outputs cannot be compared
-        return Copy(None, "it is stochastic")
-    if not plan.fast:
-        return Copy(None, "--no-fast")
-    if not any(named.attack.begins_on_copy for named in plan.budget_attacks):
-        return Copy(None, "no attack of this audit starts on an optimized copy")
-    rows = np.unique(np.linspace(0, len(plan.index) - 1, min(_TRIED, run.batch.size)).astype(int))
+    rows = np.unique(np.linspace(0, len(plan.index) - 1, min(TRIED, run.batch.size)).astype(int))
     x, y, _ = run.read_all(plan.index[rows])
-    return make_copy(plan.network.classifier, x, y)
-
-
-def copy_in_words(plan: AuditPlan, copy: Copy) -> str:
-    """What the attacks run on, as the report says it."""
-    if copy.model is None:
-        return f"the network itself: {copy.described}"
-    beginning = dict.fromkeys(named.label for named in plan.budget_attacks if named.attack.begins_on_copy)
-    return f"{copy.described}, in the first part of {', '.join(beginning)}; the network itself in all other steps"
+    return copy_for(plan, x, y)

@@ -3,32 +3,68 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from lsa_cli import distributed
-from lsa_cli.attacks.base import input_gradient, undisturbed
+from lsa_cli.attacks.base import Model, undisturbed
+from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import cross_entropy
-from lsa_cli.auditing.evidence.examine import FORWARD, probe_passes, probe_size
+from lsa_cli.auditing.copies import TRIED, copy_for
+from lsa_cli.auditing.evidence.examine import FORWARD, SURVIVORS, probe_passes, probe_size
+from lsa_cli.auditing.evidence.probe import finite_gradient
+from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import check_inputs
+from lsa_cli.models.classifier import predicted_class
 
 # Work in units of one forward + input-gradient pass over one sample.
 LOOK = 2 * FORWARD  # of an attack in the observation, beside the clean input: adversarial and yardstick
-_USUAL_SURVIVORS = 0.6  # expected share of samples that a cascade runs on, for progress and estimates
+_ATTACKED = 32  # samples of the short attack that tells how many will be robust; it takes _STEPS steps (our choice)
+_STEPS = 5
+_TAKEN = (
+    0.55  # of the steps of a cascade in linf, where attacks give up samples far from the boundary (mnist_cnn_at.pt)
+)
+_REPORTS = 1.0  # seconds for what is no pass: reports and examples
 
 
-def total_work(plan: AuditPlan) -> float:
+@dataclass(frozen=True)
+class Known:
+    """What decides the cost of an audit beside its plan; by default what is assumed before it is measured.
+
+    robust: the share of the samples that attacks do not break. on_copy: the time of a pass of the optimized copy, in passes
+    of the network. taken: the share of the steps that attacks of a cascade take on robust samples.
+    """
+
+    robust: float = 0.6
+    on_copy: float = 1.0
+    taken: float = 1.0
+
+    def passes(self, named: NamedAttack) -> float:
+        """The cost of an attack of one sample to the end."""
+        attack = named.attack
+        return attack.passes * (1 - attack.on_copy * (1 - self.on_copy))
+
+
+ASSUMED = Known()
+
+
+def total_work(plan: AuditPlan, known: Known = ASSUMED) -> float:
     """Cost in forward and gradient passes over one sample; for progress and estimates."""
-    attacked = bool(plan.budget_attacks)
-    each = clean_passes(plan) + FORWARD + sum(named.attack.passes + LOOK for named in (*plan.attacks, *plan.noises))
+    each = clean_passes(plan) + FORWARD + sum(known.passes(named) + LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(
-        len(plan.eps_grid) * (named.attack.passes + FORWARD)
+        len(plan.eps_grid) * (known.passes(named) + FORWARD)
         for named in plan.attacks
         if named.attack.kind != "minimal"  # whose one run gives the whole curve
     )
+    return each * len(plan.index) + cascade_work(plan, known) + evidence_work(plan, known)
+
+
+def evidence_work(plan: AuditPlan, known: Known = ASSUMED) -> float:
+    """The part of `total_work` that is the evidence's."""
     count = len(plan.index)
-    return each * count + cascade_work(plan) + attacked * probe_passes(probe_size(count))
+    return probe_passes(probe_size(count), count, known.robust) if plan.budget_attacks else 0.0
 
 
 def clean_passes(plan: AuditPlan) -> float:
@@ -36,25 +72,48 @@ def clean_passes(plan: AuditPlan) -> float:
     return 1.0 if plan.budget_attacks else FORWARD
 
 
-def cascade_work(plan: AuditPlan) -> float:
+def cascade_work(plan: AuditPlan, known: Known = ASSUMED) -> float:
     """The part of `total_work` that is the cascade's."""
     count = len(plan.index)
-    survivors = min(count, plan.settings.full_on or count) * _USUAL_SURVIVORS
-    return survivors * sum(named.attack.passes for named in plan.cascade)
+    survivors = min(known.robust * count, plan.settings.full_on or count)
+    return survivors * known.taken * sum(map(known.passes, plan.cascade))
 
 
 def estimate_seconds(plan: AuditPlan) -> float:
-    """Estimated seconds on this machine: the time of one gradient pass over one batch, times the work."""
-    rows = plan.index[: plan.batch_size]
-    x = check_inputs(plan.network.data.read(rows), rows, plan.network.bounds, plan.network.data.spec).to(
-        plan.network.device
-    )
-    y = torch.from_numpy(plan.network.labels[rows]).to(plan.network.device)
-    with numerics(plan), undisturbed(plan.network.classifier):
-        input_gradient(plan.network.classifier, x[:2], y[:2], cross_entropy)  # warm up
-        started = time.monotonic()
-        input_gradient(plan.network.classifier, x, y, cross_entropy)[0].sum().item()
-        return (time.monotonic() - started) / len(rows) * total_work(plan) / distributed.world()
+    """Estimated seconds on this machine: the time of passes over batches of the usual sizes, of network and copy, times the work.
+
+    A short attack on a few samples tells how many are robust, which decides the work of the cascade and the evidence.
+    """
+    network, rows = plan.network, plan.index[: plan.batch_size]
+    classifier = network.classifier
+    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    y = torch.from_numpy(network.labels[rows]).to(network.device)
+    with numerics(plan), undisturbed(classifier):
+        each, each_of_few = (_seconds_each(classifier, x[:size], y[:size]) for size in (len(x), SURVIVORS))
+        copy = copy_for(plan, x[:TRIED], y[:TRIED]).model
+        on_copy = _seconds_each(copy, x, y) / each if copy is not None else 1.0
+        robust = share_robust(plan, x[:_ATTACKED], y[:_ATTACKED])
+    known = Known(robust, on_copy, _TAKEN if plan.threat.norm == "linf" else 1.0)
+    evidence = evidence_work(plan, known)
+    attacks = total_work(plan, known) - evidence
+    return _REPORTS + (each * attacks + each_of_few * evidence) / distributed.world()
+
+
+def _seconds_each(model: Model, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Seconds for one sample of a forward and gradient pass over x (N, ...); the model runs before that."""
+    finite_gradient(model, x[:2], y[:2], cross_entropy)
+    started = time.monotonic()
+    finite_gradient(model, x, y, cross_entropy)[0].sum().item()
+    return (time.monotonic() - started) / len(x)
+
+
+def share_robust(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor) -> float:
+    """The share of these samples that the network classifies correctly under a short attack; clean where it cannot run."""
+    classifier = plan.network.classifier
+    if any(named.attack.uses_gradient for named in plan.budget_attacks):
+        x = PGD(plan.threat, steps=_STEPS)(classifier, x, y, goal="break")
+    with torch.no_grad():
+        return float((predicted_class(classifier(x)) == y).float().mean())
 
 
 @contextmanager

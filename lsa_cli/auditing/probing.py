@@ -96,7 +96,7 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidenc
     checked = [
         *clean, useless_logits(total.logits, raw), trained_on, *examined, *compare(measured)
     ]  # fmt: skip
-    run.step("evidence", probe_passes(len(rows)))
+    run.step("evidence", probe_passes(len(rows), len(total)))
     return evidence_of(checked, plan.is_quick)
 
 

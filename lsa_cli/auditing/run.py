@@ -10,9 +10,10 @@ import numpy as np
 
 from lsa_cli import distributed
 from lsa_cli.auditing.assembly import Extras, make_report, not_run
-from lsa_cli.auditing.attacking import copy_in_words, find_copy
+from lsa_cli.auditing.attacking import find_copy
 from lsa_cli.auditing.block import audit_block, none_of
-from lsa_cli.auditing.cost import cascade_work, numerics
+from lsa_cli.auditing.copies import copy_in_words
+from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics
 from lsa_cli.auditing.draw_by_margin import draw, strata_by_margin
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
@@ -95,7 +96,7 @@ class _Audit:
     def take_blocks(self) -> None:
         """Measure all samples, or stop where the rule is met or the time budget is exhausted."""
         plan = self.plan
-        later = probe_passes(probe_size(len(plan.index)))
+        later = evidence_work(plan, Known(robust=1.0))
         if plan.settings.full_on is not None:
             later += cascade_work(plan)
         phase = partial(
@@ -118,7 +119,7 @@ class _Audit:
             self.total = scanned
         self._add_up(
             "cascade", scanned.index[drawn], partial(audit_block, self.run, scan=False), scanned.with_cascade,
-            probe_passes(probe_size(len(scanned))),
+            probe_passes(probe_size(len(scanned)), len(scanned)),
         )  # fmt: skip
 
     def _add_up(

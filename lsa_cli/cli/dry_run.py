@@ -19,6 +19,7 @@ def show_plan(plan: "AuditPlan") -> None:
     from lsa_cli.report.facts import facts_of
 
     known = facts_of(subject_of(plan), data_of(plan), protocol_of(plan).threat)
+    short_attack = " and a short attack on a few samples" if plan.budget_attacks else ""
     rows = [(fact.name, fact.text) for fact in known if not fact.detail or fact.name in _DETAILS]
     for what, several in (("attack", plan.attacks), ("cascade", plan.cascade), ("noise", plan.noises)):
         for named in several:
@@ -38,7 +39,7 @@ def show_plan(plan: "AuditPlan") -> None:
         *(("warning", warning.message) for warning in plan.warnings),
         (
             "estimate",
-            f"{_duration(estimate_seconds(plan))}, from one timed batch; nothing was attacked or written",
+            f"{_duration(estimate_seconds(plan))}, from timed passes{short_attack}; nothing was written",
         ),
     ]
     width = max(len(name) for name, _ in rows)

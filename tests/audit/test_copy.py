@@ -11,7 +11,7 @@ from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.apgd import APGD, TargetedAPGD
 from lsa_cli.attacks.fmn import FMN
 from lsa_cli.attacks.gradient import FGSM, PGD
-from lsa_cli.auditing import attacking
+from lsa_cli.auditing import copies
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import Copy, make_copy
@@ -88,7 +88,7 @@ class Blind(nn.Module):
 @pytest.mark.parametrize("kind", [Liar, Blind])
 def test_a_copy_that_misleads_decides_nothing(task, monkeypatch, kind):
     honest = audited(task, fast=False, attack="pgd:steps=20")
-    monkeypatch.setattr(attacking, "make_copy", lambda classifier, x, y: Copy(kind(classifier), "a bad copy"))
+    monkeypatch.setattr(copies, "make_copy", lambda classifier, x, y: Copy(kind(classifier), "a bad copy"))
     misled = audited(task, attack="pgd:steps=20")
     assert misled.protocol.attacked.startswith("a bad copy")
     # The last five steps are the network's: as strong as five steps, and what is broken is broken on the network.

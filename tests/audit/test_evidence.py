@@ -427,7 +427,7 @@ def test_the_cost_is_what_the_estimate_says(robust, digits):
     checked = examine(probe, broken=torch.zeros(len(probe), dtype=torch.bool), last=last)
     assert {"stronger attack", "grid attack", "fresh head", "random search"} <= {check.name for check in checked}
     spent = 0.35 * (forward - backward) + backward
-    assert 0.75 * probe_passes(128) < spent < 1.05 * probe_passes(128)
+    assert 0.75 * probe_passes(128, 128) < spent < 1.05 * probe_passes(128, 128)
     assert [probe_size(n) for n in (10, 100, 500, 1000, 10_000)] == [10, 32, 62, 125, 128]
 
 

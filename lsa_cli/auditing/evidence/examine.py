@@ -39,7 +39,7 @@ from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attac
 
 FORWARD = 0.35  # of a forward + gradient pass
 QUERIES = 100
-_USUALLY_TRIED = 108  # by the stronger attack
+_USUALLY_TRIED = 162  # by the stronger attack, where most samples are robust
 SURVIVORS = 48  # at most so many get the most expensive attacks
 
 
@@ -48,15 +48,16 @@ def probe_size(available: int) -> int:
     return min(available, max(32, min(128, available // 8)))
 
 
-def probe_passes(count: int) -> float:
-    """Forward + gradient passes of `examine` for a probe of `count` samples that are all robust.
+def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
+    """Forward + gradient passes of `examine` for a probe of `count` of the `available` samples; robust: the share that is.
 
-    For 128 samples about 110 each, and about 20 where most of them break. For progress and estimates.
+    For 128 of 1,000 samples about 120 each, and about 20 where most of them break. For progress and estimates.
     """
     forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
     searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a new head
-    return count * each + min(count, SURVIVORS) * searched + min(count, _USUALLY_TRIED) * PASSES
+    tried = min(robust * available, _USUALLY_TRIED)
+    return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES
 
 
 def examine(
