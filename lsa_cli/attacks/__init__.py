@@ -10,6 +10,8 @@ from lsa_cli.attacks import (  # noqa: F401  they register themselves
     fmn,
     gradient,
     noise,
+    odi,
+    ranked,
     square,
 )
 from lsa_cli.attacks.base import ATTACKS, CORRUPTIONS, NOISES, Attack, input_gradient

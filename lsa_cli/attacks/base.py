@@ -61,6 +61,11 @@ class Attack:
         return 1.0
 
     @property
+    def stream(self) -> str:
+        """The name of its random numbers: attacks of another name draw other numbers."""
+        return type(self).__name__
+
+    @property
     def inputs_each(self) -> int:
         """The most inputs per sample in one pass without gradients, by which an audit cuts batches that fit in memory.
 
@@ -127,7 +132,7 @@ class Attack:
             undisturbed(model),
             undisturbed(copy),
             torch.random.fork_rng(devices=devices),
-            randomness.per_sample(seed, index, type(self).__name__),
+            randomness.per_sample(seed, index, self.stream),
             torch.enable_grad(),
             searching(goal, model, copy, self.on_copy) as request,
         ):

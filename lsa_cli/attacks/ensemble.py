@@ -51,7 +51,7 @@ def cascade(
 ) -> Cascaded:
     """Run the attacks in order on x (N, ...) with labels y (N,). Each draws the random numbers that it draws alone.
 
-    Goal "break": an attack runs on the samples that the earlier ones have not broken. Goal "worst": every attack runs to its
+    Goals "break" and "patient": an attack runs on the samples that the earlier ones have not broken. Goal "worst": every attack runs to its
     end on every sample, and the strongest input of all counts.
 
     One more forward pass of `model` decides whether an attack broke a sample within its budget. Inputs outside of the budget
@@ -66,15 +66,12 @@ def cascade(
         found_at=torch.zeros(len(x), dtype=torch.int32, device=x.device),
     )
     for position, attack in enumerate(attacks):
-        rows = (found.broken_by < 0).nonzero().flatten() if goal == "break" else torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), device=x.device) if goal == "worst" else (found.broken_by < 0).nonzero().flatten()
         if len(rows) == 0:
             break
-        member = _for_rows(attack, rows)
+        member = for_rows(attack, rows)
         x_adv, found_at = member.run(model, x[rows], y[rows], index=index[rows], seed=seed, goal=goal, copy=copy)
-        threat: Threat | None = getattr(member, "threat", None)
-        if threat is not None:
-            inside = threat.contains(x_adv, x[rows])
-            x_adv = torch.where(as_rows(inside, x), x_adv, threat.project(x_adv, x[rows]))
+        x_adv = confined(member, x_adv, x[rows])
         with undisturbed(model):
             value = margin(expected_logits(model, x_adv, getattr(member, "eot", 1)), y[rows]).float()
         stronger = value > found.margin[rows]
@@ -84,7 +81,15 @@ def cascade(
     return found
 
 
-def _for_rows(attack: Attack, rows: torch.Tensor) -> Attack:
+def confined(attack: Attack, x_adv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The inputs x_adv (N, ...), those outside of the attack's budget projected into it."""
+    threat: Threat | None = getattr(attack, "threat", None)
+    if threat is None:
+        return x_adv
+    return torch.where(as_rows(threat.contains(x_adv, x), x), x_adv, threat.project(x_adv, x))
+
+
+def for_rows(attack: Attack, rows: torch.Tensor) -> Attack:
     """The attack for some samples of a batch, with their radii where each sample has its own."""
     threat: Threat | None = getattr(attack, "threat", None)
     if threat is None or not isinstance(threat.eps, torch.Tensor) or threat.eps.ndim == 0:

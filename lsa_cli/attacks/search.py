@@ -14,7 +14,7 @@ from lsa_cli.attacks import randomness
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.threat import Threat, as_rows
 
-Goal = Literal["worst", "break"]
+Goal = Literal["worst", "break", "patient"]
 Model = Callable[[torch.Tensor], torch.Tensor]
 _ROUNDING = 1e-5  # of the largest logit; batch sizes change float32 results by a tenth of that
 _QUERIES_BETWEEN_SYNCS = 8  # on CUDA, where the host must wait for the device to learn which samples are broken
@@ -58,7 +58,8 @@ class Search:
 
     Goal "worst", for the layer scan: every sample is attacked to the end. Goal "break", for the verdict: `still` drops a
     sample once it is broken, that is, an adversarial example is found, so that later batches are smaller. Both goals break
-    the same samples, except in runs that an attack gives up as hopeless, as its docstring says.
+    the same samples, except in runs that an attack gives up as hopeless, as its docstring says. Goal "patient" is "break"
+    without giving up.
 
     An attack may query an optimized copy of the network in the first part of a run (`network_at`). The copy only steers the
     run: the network itself evaluates everything that is kept here.
@@ -109,6 +110,18 @@ class Search:
         else:
             self._keep(self.rows, x_adv, value.float())
         return value
+
+    def offer_best(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """As `offer`, with several inputs (M, R, ...) and logits (M, R, K) for each sample: that with the largest margin.
+
+        Each of them is a query. Returns its column (M,).
+        """
+        value = margin(logits.flatten(0, 1), self.y.repeat_interleave(logits.shape[1])).unflatten(0, logits.shape[:2])
+        best = value.nan_to_num(-torch.inf).argmax(1)
+        each = torch.arange(len(best), device=best.device)
+        self.queries += logits.shape[1] - 1
+        self.offer(x_adv[each, best], logits[each, best])
+        return best
 
     def _keep(self, rows: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor) -> None:
         """Record inputs of the samples `rows`, with their margins on the network itself."""
@@ -179,10 +192,10 @@ class Search:
     def milestones(self, hopeless: tuple[tuple[float, float], ...], total: int, least: int) -> dict[int, float]:
         """The steps after which a run of `total` steps may give samples up, each with its limit.
 
-        hopeless: (share of the steps, limit). There are none with goal "worst"; none in other norms than linf, because runs in
-        l2 recover from far away; and none in runs of fewer than `least` steps, where a slow start means little.
+        hopeless: (share of the steps, limit). There are none with goals other than "break"; none in other norms than linf,
+        because runs in l2 recover from far away; and none in runs of fewer than `least` steps, where a slow start means little.
         """
-        if self.goal == "worst" or self.threat.norm != "linf" or total < least:
+        if self.goal != "break" or self.threat.norm != "linf" or total < least:
             return {}
         return {math.ceil(share * total): limit for share, limit in hopeless}
 

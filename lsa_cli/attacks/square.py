@@ -6,7 +6,6 @@ or wider than the image becomes a rectangle of the same area; and the signs of a
 inverted (on grey images, half of the windows of one pixel).
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ class Square(Attack):
                 ahead = (query - 1) % block
                 if ahead == 0:
                     drawn = canvas.uniform(len(x_adv), min(block, self.queries - query), numbers + canvas.channels)
-                threat, x, x_best = _repeated(search.threat, count), _each(search.x, count), _each(x_adv, count)
+                threat, x, x_best = search.threat.repeated(count), _each(search.x, count), _each(x_adv, count)
                 chance = drawn[:, ahead : ahead + count].flatten(0, 1)
                 candidates = repaint(canvas, threat, x, x_best, self.share(query), chance)
             candidate, logits = _best_of(candidates, model(candidates), search.y, count)
@@ -118,13 +117,6 @@ class Square(Attack):
 def _each(x: torch.Tensor, count: int) -> torch.Tensor:  # (N, ...) -> (N * count, ...)
     """Each row `count` times in a row."""
     return x if count == 1 else x.repeat_interleave(count, 0)
-
-
-def _repeated(threat: Threat, count: int) -> Threat:
-    """The threat of inputs of which each is there `count` times in a row."""
-    if count == 1 or not isinstance(threat.eps, torch.Tensor) or threat.eps.ndim == 0:
-        return threat
-    return dataclasses.replace(threat, eps=_each(threat.eps, count))
 
 
 def _best_of(

@@ -1,7 +1,8 @@
 """Threat models: norm, eps and input range. They compute projections, steps and random starts, and know no network."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -69,6 +70,12 @@ class Threat:
     def allows(self, distance: torch.Tensor) -> torch.Tensor:  # (N,) -> (N,) bool
         """Whether perturbations of this size are within eps, up to the rounding of float32."""
         return distance <= per_sample(self.eps, distance) * (1 + RELATIVE_TOLERANCE) + ABSOLUTE_TOLERANCE
+
+    def repeated(self, times: int) -> Self:
+        """The threat model for a batch in which every sample stands `times` times in a row."""
+        if not isinstance(self.eps, torch.Tensor) or self.eps.ndim == 0:
+            return self
+        return dataclasses.replace(self, eps=self.eps.repeat_interleave(times))
 
     def clamp(self, x_adv: torch.Tensor) -> torch.Tensor:
         return x_adv if self.bounds is None else x_adv.clamp(*self.bounds)

@@ -1,11 +1,13 @@
 """make_report(): the report of an audit, as a function of what was measured."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from lsa_cli._version import __version__
+from lsa_cli.attacks.ranked import Met
 from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE
 from lsa_cli.auditing.audit_warnings import attack_warnings, layer_warnings
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, rate
@@ -30,6 +32,7 @@ from lsa_cli.report.schema import (
     Evidence,
     Example,
     Metric,
+    Ranked,
     Stage,
     Warning,
 )
@@ -38,7 +41,8 @@ from lsa_cli.stats import two_phase
 
 @dataclass
 class Extras:
-    """What a report has besides the sum of blocks (see `probing`). not_run: what the time budget left out."""
+    """What a report has besides the sum of blocks (see `probing`). not_run: what the time budget left out; unfinished: the
+    round of the ranked cascade that it cut short; met: what each round did."""
 
     created: str
     attacked: str = ""
@@ -47,6 +51,8 @@ class Extras:
     metrics: list[Metric] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    met: dict[str, Met] = field(default_factory=dict)
 
 
 def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditReport:
@@ -84,7 +90,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
         protocol=protocol_of(plan).model_copy(update={"attacked": extras.attacked}),
         verdict=verdict,
         outcomes=list(outcomes.values()),
-        cascade=_stages(plan, total, cascade),
+        cascade=_stages(plan, total, cascade, extras.met),
         not_run=extras.not_run,
         pairs=compare_attacks([(n.label, diagnoses[n.label]) for n in scan], len(plan.network.class_names)),
         curves=[_curve(plan, n, total) for n in scan if n.label in total.curves],
@@ -113,7 +119,7 @@ def _outcome(plan: AuditPlan, named: NamedAttack, total: BlockResult, diagnosis:
     return outcome
 
 
-def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack]) -> list[Stage]:
+def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack], ranked: Mapping[str, Met]) -> list[Stage]:
     stages, met = [], [named.label for named in plan.attacks if named.label in total.attacks]
     for named in cascade:
         rows = total.attacks[named.label]
@@ -123,6 +129,7 @@ def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack]) -> 
                 attack=named.label, spec=named.spec, settings=settings_of(named.attack), tried=int(rows.ran.sum()),
                 broke=int(total.diagnosis(named.label).broken.sum()), robust=rate(total.survivors(met)),
                 seconds=round(rows.seconds, 3),
+                ranked=Ranked(**dataclasses.asdict(ranked[named.label])) if named.label in ranked else None,
             )
         )  # fmt: skip
     return stages

@@ -32,15 +32,15 @@ def audit_block(
     is_first: bool = False,
     on_part: Callable[[BlockResult], None] = lambda part: None,
     scan: bool = True,
-    cascade: bool = True,
+    cascade: Sequence[NamedAttack] = (),
     on_all_right: Collection[str] = (),
 ) -> tuple[BlockResult | None, bool]:
     """Clean pass, every attack and noise, one observation that verifies them all, the cascade on the survivors, and curves.
 
     Returns the result, and whether it is complete: it ends where the time budget is exhausted. is_first: the clean pass
     ignores the time budget, because a report needs it, and so does a pass that verifies each attack before the observation.
-    on_part: gets the verified result so far. on_all_right: attacks of the cascade that run on all samples that are
-    classified correctly, and not on those still robust alone.
+    on_part: gets the verified result so far. cascade: the attacks that run on the samples that are still robust.
+    on_all_right: labels of those of them that run on all samples that are classified correctly.
     """
     plan = run.plan
     result: BlockResult | None = None
@@ -58,7 +58,7 @@ def audit_block(
             result = result.with_attack(label, rows)
         on_part(result)
         del found
-        for named in plan.cascade if cascade else ():
+        for named in cascade:
             result = _stage(run, named, inputs, result, named.label in on_all_right)
             on_part(result)
         for named in plan.attacks if scan and plan.eps_grid else ():
@@ -66,6 +66,18 @@ def audit_block(
     except OutOfTime:
         return result, False
     return result, True
+
+
+def attack_only(
+    run: Execution, named: NamedAttack, known: BlockResult, index: np.ndarray
+) -> tuple[BlockResult | None, bool]:
+    """One attack of a cascade on the samples `index`, whose clean classes are in `known`; see `audit_block`."""
+    try:
+        x, y, places = (torch.cat(parts) for parts in zip(*run.read(index), strict=True))
+        _, found = _attack(run, named, (x, y, places), run.plan.cascade_goal)
+    except OutOfTime:
+        return None, False
+    return known.rows(index).with_attack(named.label, found), True
 
 
 def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[Batch, BlockResult]:
@@ -132,21 +144,11 @@ def _stage(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResul
     budget = [other.label for other in run.plan.budget_attacks if other.label in result.attacks]
     rows = np.flatnonzero(result.right if on_all_right else result.survivors(budget))
     if not len(rows):
-        return result.with_attack(named.label, none_of(result))
+        return result.with_attack(named.label, result.unattacked())
     chosen = torch.from_numpy(rows)
     x, y, places = (tensor[chosen] for tensor in inputs)
-    _, found = _attack(run, named, (x, y, places), "break")
-    return result.with_attack(named.label, found.spread_over(rows, result.clean))
-
-
-def none_of(result: BlockResult) -> AttackRows:
-    """The rows of an attack that ran on no sample."""
-    nothing, count = np.zeros(len(result), dtype=bool), len(result)
-    unknown = np.full(count, np.nan)
-    return AttackRows(
-        ran=nothing, predicted=result.clean, within=nothing, finite=~nothing, found_at=np.zeros(count, dtype=np.int32),
-        margin=unknown, distance=unknown, wrong=np.zeros_like(result.wrong), seconds=0.0,
-    )  # fmt: skip
+    _, found = _attack(run, named, (x, y, places), run.plan.cascade_goal)
+    return result.with_attack_on(named.label, rows, found)
 
 
 def _observed(run: Execution, inputs: Batch, found: dict[str, _Attacked], verify: bool) -> dict[str, AttackRows]:

@@ -1,5 +1,6 @@
 """What an audit will cost, and the numerics that it runs under."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from lsa_cli import distributed
 from lsa_cli.attacks.base import Model, undisturbed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import cross_entropy
+from lsa_cli.attacks.ranked import FAR_LEAST
 from lsa_cli.auditing.copies import TRIED, copy_for
 from lsa_cli.auditing.evidence.examine import FORWARD, SURVIVORS, probe_passes, probe_size
 from lsa_cli.auditing.evidence.probe import finite_gradient
@@ -76,7 +78,18 @@ def cascade_work(plan: AuditPlan, known: Known = ASSUMED) -> float:
     """The part of `total_work` that is the cascade's."""
     count = len(plan.index)
     survivors = min(known.robust * count, plan.settings.full_on or count)
-    return survivors * known.taken * sum(map(known.passes, plan.cascade))
+    at_once = [named for named in plan.cascade if named not in plan.rounds]
+    return survivors * known.taken * sum(map(known.passes, at_once)) + rounds_work(plan, known)
+
+
+def rounds_work(plan: AuditPlan, known: Known = ASSUMED, first: int = 0) -> float:
+    """The part of the rounds of the ranked cascade, from the round `first` on."""
+    survivors, work = math.ceil(known.robust * len(plan.index)), 0.0
+    for named in plan.rounds[first:]:
+        assert named.round is not None
+        attacked = survivors if plan.settings.patient else min(survivors, named.round.border(survivors) + FAR_LEAST)
+        work += attacked * known.passes(named)
+    return work
 
 
 def estimate_seconds(plan: AuditPlan) -> float:

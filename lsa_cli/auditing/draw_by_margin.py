@@ -19,8 +19,13 @@ _NEAREST, _BETWEEN = 0.25, 0.3
 def strata_by_margin(total: BlockResult, labels: Sequence[str], size: int) -> list[tuple[np.ndarray, int]]:
     """Strata of the samples that are robust under the attacks `labels`, see `strata_of`. Those without a margin are last."""
     survivors = np.flatnonzero(total.survivors(labels))
+    return strata_of(survivors[np.argsort(-best_margin(total, labels)[survivors], kind="stable")], size)
+
+
+def best_margin(total: BlockResult, labels: Sequence[str]) -> np.ndarray:  # (N,)
+    """The largest margin of each sample under these attacks, minus infinity where none has one."""
     margins = [np.where(total.attacks[label].within, total.attacks[label].margin, np.nan) for label in labels]
-    return strata_of(survivors[np.argsort(-np.fmax.reduce(margins)[survivors], kind="stable")], size)
+    return np.nan_to_num(np.fmax.reduce([np.full(len(total), -np.inf), *margins]), nan=-np.inf, neginf=-np.inf)
 
 
 def strata_of(order: np.ndarray, size: int) -> list[tuple[np.ndarray, int]]:

@@ -111,7 +111,8 @@ class GateRule:
 
     def reduced(self) -> AuditPlan:
         """The plan with the attacks alone, in a cascade: each runs on the samples that are still robust."""
-        return dataclasses.replace(self.plan, attacks=(), cascade=self.attacks, noises=(), layers=(), eps_grid=())
+        everywhere = tuple(dataclasses.replace(named, round=None) for named in self.attacks)
+        return dataclasses.replace(self.plan, attacks=(), cascade=everywhere, noises=(), layers=(), eps_grid=())
 
     def is_met(self, total: BlockResult) -> bool:
         return all(result.state != "undecided" for result in self.decide(total))

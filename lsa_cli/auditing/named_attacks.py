@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lsa_cli.attacks import ATTACKS, CORRUPTIONS, NOISES, Attack, Threat, make_threat
 from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.fab import FABT
+from lsa_cli.attacks.ranked import RankedCascade, Round, rounds_of
 from lsa_cli.attacks.square import Square
 from lsa_cli.auditing.network import Network
 from lsa_cli.auditing.presets import chosen_attacks
@@ -16,47 +17,54 @@ from lsa_cli.report.schema import Warning
 from lsa_cli.settings import AuditSettings
 
 EOT = 10  # passes whose mean gradient attacks on a stochastic network follow
+_CASCADES = (AutoAttack, RankedCascade)
 TUNED = ("steps", "step_size", "restarts")  # settings that options give to all attacks
 
 
 @dataclass(frozen=True)
 class NamedAttack:
-    """An attack or noise with its label: its name, or its whole spec if the name is there twice."""
+    """An attack or noise with its label: its name, or its whole spec if the name is there twice.
+
+    round: where it is one of a ranked cascade.
+    """
 
     label: str
     name: str
     spec: str
     attack: Attack
+    round: Round | None = None
 
 
 def make_attacks(
     settings: AuditSettings, threat: Threat, is_stochastic: bool
 ) -> tuple[tuple[NamedAttack, ...], tuple[NamedAttack, ...]]:
-    """Attacks that run on all samples, and those of the cascade, which are the members of AutoAttack.
+    """Attacks that run on all samples, and those of the cascade: the members of AutoAttack, the rounds of the ranked cascade.
 
-    is_stochastic: gradients of single passes mislead, so attacks use EoT, and AutoAttack its version for stochastic
-    networks, unless their specs say otherwise (our choice).
+    is_stochastic: gradients of single passes mislead, so attacks use EoT, and both cascades are AutoAttack's version for
+    stochastic networks, unless their specs say otherwise (our choice).
     """
     specs = _listed(settings.attack, chosen_attacks(None, threat.norm), "--attack")
     is_named = settings.attack is not None and settings.preset is None
     tuned = {name: value for name in TUNED if (value := getattr(settings, name)) is not None}
     used: set[str] = set()
     scan: list[tuple[str, str, Attack]] = []
-    ensembles: list[tuple[str, AutoAttack]] = []
+    ensembles: list[tuple[str, AutoAttack | RankedCascade]] = []
     for spec in specs:
         name, options = parse_spec(spec, "attack")
         factory = ATTACKS.get(name)
         fields = {field.name for field in dataclasses.fields(factory)}
         given = {"threat": _own_threat(spec, name, options, threat)} if "threat" in fields else {}
-        # AutoAttack has no settings to tune. A minimal-norm attack that the user did not name keeps its own as well: a
+        # The cascades have no settings to tune. A minimal-norm attack that the user did not name keeps its own as well: a
         # step size that suits PGD makes it useless.
-        is_tuned = factory is not AutoAttack and (is_named or factory.kind != "minimal")
+        is_tuned = factory not in _CASCADES and (is_named or factory.kind != "minimal")
         applicable = {key: value for key, value in tuned.items() if key in fields} if is_tuned else {}
         used |= set(applicable)
         if is_stochastic and factory is AutoAttack and not {"version", "targets", "queries"} & options.keys():
             options["version"] = "rand"
         attack = build(factory, {**applicable, **options}, f"attack '{spec}'", **given)
-        if isinstance(attack, AutoAttack):
+        if is_stochastic and isinstance(attack, RankedCascade):
+            attack = AutoAttack(attack.threat, version="rand")
+        if isinstance(attack, _CASCADES):
             ensembles.append((spec, attack))
         else:
             scan.append((name, spec, attack))
@@ -64,7 +72,7 @@ def make_attacks(
         if key not in used:
             raise UsageError(f"--{key.replace('_', '-')}: none of the attacks ({', '.join(specs) or 'none'}) takes it")
     attacks = tuple(map(with_eot, _labelled(scan))) if is_stochastic else _labelled(scan)
-    return attacks, _members(ensembles, {named.label for named in attacks})
+    return attacks, _members(ensembles, attacks)
 
 
 def _own_threat(spec: str, name: str, options: dict[str, str], threat: Threat) -> Threat:
@@ -83,16 +91,22 @@ def with_eot(named: NamedAttack) -> NamedAttack:
     return dataclasses.replace(named, attack=dataclasses.replace(named.attack, eot=EOT))  # type: ignore[call-arg]
 
 
-def _members(ensembles: Sequence[tuple[str, AutoAttack]], taken: set[str]) -> tuple[NamedAttack, ...]:
+def _members(
+    ensembles: Sequence[tuple[str, AutoAttack | RankedCascade]], attacks: Sequence[NamedAttack]
+) -> tuple[NamedAttack, ...]:
+    """The attacks of the cascades, without rounds that repeat one of the `attacks`, which run on all samples."""
     names = {ATTACKS.get(name): name for name in ATTACKS.names()}
     found: list[NamedAttack] = []
+    taken = {named.label for named in attacks}
     _refuse_repeated([spec for spec, _ in ensembles])
     for spec, ensemble in ensembles:
-        for member in ensemble.members:
-            name = names[type(member)]
+        rounds = rounds_of(ensemble.threat) if isinstance(ensemble, RankedCascade) else ()
+        ranked = [(one.name, one.attack, one) for one in rounds if one.attack not in [n.attack for n in attacks]]
+        of_all = [(names[type(member)], member, None) for member in ensemble.members]
+        for name, member, one in ranked or of_all:
             label = name if name not in taken else f"{spec} {name}"
             taken.add(label)
-            found.append(NamedAttack(label, name, spec, member))
+            found.append(NamedAttack(label, name, spec, member, one))
     return tuple(found)
 
 

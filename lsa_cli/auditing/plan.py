@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import Threat, make_threat
+from lsa_cli.attacks.search import Goal
 from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import BatchSize
@@ -41,7 +42,7 @@ class AuditPlan:
 
     settings: those of the network, with the attacks of a preset. index: the chosen samples, ascending. threat: for
     attacks without one of their own; eps_origin: who set its radius. is_stochastic: two passes over an input differ.
-    attacks: run on all samples, for verdict and layer scan. cascade: for the verdict alone, each on the samples that are
+    attacks: run on all samples, for verdict and layer scan. cascade: for the verdict alone, each on samples that are
     still robust. layers: in the order they run.
     """
 
@@ -72,6 +73,16 @@ class AuditPlan:
     def budget_attacks(self) -> tuple[NamedAttack, ...]:
         """The attacks of the verdict, in the order they run."""
         return (*self.attacks, *self.cascade)
+
+    @property
+    def rounds(self) -> tuple[NamedAttack, ...]:
+        """The rounds of the ranked cascade, where they run by rank: not those of --full-on and --gate-only."""
+        return () if self.settings.full_on is not None else tuple(n for n in self.cascade if n.round is not None)
+
+    @property
+    def cascade_goal(self) -> Goal:
+        """The goal of the attacks of the cascade."""
+        return "patient" if self.settings.patient else "break"
 
     @property
     def fast(self) -> bool:

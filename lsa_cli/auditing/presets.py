@@ -20,7 +20,7 @@ def chosen_attacks(preset: str | None, norm: str) -> list[str]:
     minimal = [MINIMAL_NORM[norm]] if norm in MINIMAL_NORM else []
     if preset == "quick":
         return [*QUICK_ATTACKS, *(f"{name}:steps={QUICK_STEPS}" for name in minimal)]
-    return [*DEFAULT_ATTACKS, *minimal, *(["autoattack"] if preset == "full" else [])]
+    return [*DEFAULT_ATTACKS, *minimal, *(["ranked-cascade"] if preset == "full" else [])]
 
 
 def with_preset(

@@ -44,25 +44,15 @@ class AttackRows:
         """These rows, in this order."""
         return _taken(self, rows, len(self.ran))
 
-    def spread_over(self, rows: np.ndarray, clean: np.ndarray) -> "AttackRows":
-        """The rows of an attack on the samples `rows` (M,) among all samples, of which clean (N,) are the classes."""
-
-        def among_all(values: np.ndarray, otherwise: Any) -> np.ndarray:
-            full = np.full((len(clean), *values.shape[1:]), otherwise, dtype=values.dtype)
-            full[rows] = values
-            return full
-
-        return AttackRows(
-            ran=among_all(self.ran, False),
-            predicted=np.where(among_all(self.ran, False), among_all(self.predicted, 0), clean),
-            within=among_all(self.within, False),
-            finite=among_all(self.finite, True),
-            found_at=among_all(self.found_at, 0),
-            margin=among_all(self.margin, np.nan),
-            distance=among_all(self.distance, np.nan),
-            wrong=among_all(self.wrong, False),
-            seconds=self.seconds,
-        )
+    def replaced(self, rows: np.ndarray, new: "AttackRows") -> "AttackRows":
+        """With what the attack did to the samples `rows` (M,), which is `new`. The time adds up."""
+        changed = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                changed[field.name] = value.copy()
+                changed[field.name][rows] = getattr(new, field.name)
+        return dataclasses.replace(self, **changed, seconds=self.seconds + new.seconds)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -91,6 +81,24 @@ class BlockResult:
 
     def with_attack(self, label: str, rows: AttackRows) -> "BlockResult":
         return dataclasses.replace(self, attacks={**self.attacks, label: rows})
+
+    def with_attack_on(self, label: str, rows: np.ndarray, found: AttackRows) -> "BlockResult":
+        """With what an attack did to the samples `rows` (M,) alone, besides those that it ran on before."""
+        return self.with_attack(label, self.attacks.get(label, self.unattacked()).replaced(rows, found))
+
+    def unattacked(self) -> AttackRows:
+        """The rows of an attack that ran on no sample."""
+        nothing, count = np.zeros(len(self), dtype=bool), len(self)
+        unknown = np.full(count, np.nan)
+        return AttackRows(
+            ran=nothing, predicted=self.clean, within=nothing, finite=~nothing,
+            found_at=np.zeros(count, dtype=np.int32), margin=unknown, distance=unknown,
+            wrong=np.zeros_like(self.wrong), seconds=0.0,
+        )  # fmt: skip
+
+    def rows(self, places: np.ndarray) -> "BlockResult":
+        """The samples at these places of the data set, without attacks. The samples here are in order."""
+        return _taken(self.only([], []), np.searchsorted(self.index, places), len(self))
 
     def with_curve(self, label: str, broken: np.ndarray) -> "BlockResult":
         return dataclasses.replace(self, curves={**self.curves, label: broken})
@@ -121,7 +129,7 @@ class BlockResult:
         places, result = np.searchsorted(self.index, part.index), self
         for label, rows in part.attacks.items():
             met = np.flatnonzero(rows.ran)
-            result = result.with_attack(label, rows.take(met).spread_over(places[met], self.clean))
+            result = result.with_attack_on(label, places[met], rows.take(met))
         return result
 
     def only(self, attacks: Sequence[str], curves: Sequence[str]) -> "BlockResult":

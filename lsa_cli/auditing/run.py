@@ -1,25 +1,28 @@
 """run_audit(): take blocks of samples, add up their results, report the sum."""
 
+import contextlib
 import datetime
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from lsa_cli import distributed
+from lsa_cli.attacks.ranked import by_rank, everywhere, lots
 from lsa_cli.auditing.assembly import Extras, make_report, not_run
 from lsa_cli.auditing.attacking import find_copy
-from lsa_cli.auditing.block import audit_block, none_of
+from lsa_cli.auditing.block import attack_only, audit_block
 from lsa_cli.auditing.copies import copy_in_words
-from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics
-from lsa_cli.auditing.draw_by_margin import draw, strata_by_margin
+from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics, rounds_work
+from lsa_cli.auditing.draw_by_margin import best_margin, draw, strata_by_margin
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
 from lsa_cli.auditing.execution import Execution, Progress, blocks, sample_order
 from lsa_cli.auditing.journal import Journal
-from lsa_cli.auditing.limits import out_of_memory
+from lsa_cli.auditing.limits import OutOfTime, out_of_memory
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.probing import (
     can_be_normalized,
@@ -75,6 +78,8 @@ def run_audit(
         state.take_blocks()
         if plan.settings.full_on is not None:
             state.take_part_through_cascade()
+        if plan.rounds:
+            state.take_rounds()
         if rule is None:
             state.probe()
         report = state.update("complete")
@@ -97,10 +102,11 @@ class _Audit:
         """Measure all samples, or stop where the rule is met or the time budget is exhausted."""
         plan = self.plan
         later = evidence_work(plan, Known(robust=1.0))
-        if plan.settings.full_on is not None:
+        if plan.settings.full_on is not None or plan.rounds:
             later += cascade_work(plan)
+        at_once = () if plan.settings.full_on is not None else [n for n in plan.cascade if n not in plan.rounds]
         phase = partial(
-            audit_block, self.run, cascade=plan.settings.full_on is None, on_all_right=self.rule.on_all_right if self.rule else ()
+            audit_block, self.run, cascade=at_once, on_all_right=self.rule.on_all_right if self.rule else ()
         )  # fmt: skip
         self._add_up("block", sample_order(plan), phase, lambda block: block, later)
 
@@ -115,20 +121,54 @@ class _Audit:
         drawn = draw(strata, np.random.default_rng([plan.seed, 11]))
         if not len(drawn):
             for named in plan.cascade:
-                scanned = scanned.with_attack(named.label, none_of(scanned))
+                scanned = scanned.with_attack(named.label, scanned.unattacked())
             self.total = scanned
         self._add_up(
-            "cascade", scanned.index[drawn], partial(audit_block, self.run, scan=False), scanned.with_cascade,
-            probe_passes(probe_size(len(scanned)), len(scanned)),
+            "cascade", scanned.index[drawn], partial(audit_block, self.run, scan=False, cascade=plan.cascade),
+            scanned.with_cascade, probe_passes(probe_size(len(scanned)), len(scanned)),
         )  # fmt: skip
+
+    def take_rounds(self) -> None:
+        """The ranked cascade, once the attacks before it have run on all samples; see `attacks.ranked`."""
+        assert self.total is not None
+        plan, total = self.plan, self.total.in_order()
+        before = [named.label for named in plan.budget_attacks if named not in plan.rounds]
+        if any(label not in total.attacks for label in before) or distributed.anywhere(self.run.clock.is_late()):
+            return
+        margins = np.where(total.survivors(before), np.fmin(best_margin(total, before), 0), np.nan)
+        lot = lots(plan.seed, torch.from_numpy(total.index))
+        rounds = [named.round for named in plan.rounds if named.round is not None]
+        parts = itertools.count()
+
+        def attack(number: int, rows: np.ndarray) -> np.ndarray:
+            assert self.total is not None
+            named, scanned = plan.rounds[number], self.total
+            self.extras.unfinished = [named.label]
+
+            def on(index: np.ndarray, **of_first_block: Any) -> tuple[BlockResult | None, bool]:
+                return attack_only(self.run, named, scanned, index)
+
+            places, later = scanned.index[rows], rounds_work(plan, first=number + 1) + evidence_work(plan)
+            if not self._add_up(f"round-{next(parts)}", places, on, scanned.with_cascade, later):
+                raise OutOfTime
+            robust, found = self.total.survivors([named.label]), self.total.attacks[named.label].margin
+            return np.where(robust, np.fmin(found, 0), np.inf)[rows]
+
+        self.total = total
+        with contextlib.suppress(OutOfTime):
+            met = by_rank(everywhere(rounds) if plan.settings.patient else rounds, margins, lot, attack)
+            self.extras.unfinished = []
+            self.extras.met = {named.label: one for named, one in zip(plan.rounds, met, strict=False)}
+            for named in plan.rounds[len(met) :]:  # no sample was left for them
+                self.total = self.total.with_attack(named.label, self.total.unattacked())
 
     def _add_up(
         self, phase: str, order: np.ndarray, work: Callable[..., tuple[BlockResult | None, bool]],
         total_of: Callable[[BlockResult], BlockResult], later: float,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
         """The loop of every audit: measure one block after the other, until all are done or there is a reason to stop.
 
-        total_of: the total, from the sum of the blocks of this phase. later: passes that the work after this phase costs.
+        Returns whether all are done. total_of: the total, from the sum of the blocks of this phase. later: passes that the work after this phase costs.
         """
         run, known = self.run, None
         for number, index in enumerate(blocks(self.plan, order, ends_early=self.rule is not None)):
@@ -141,8 +181,11 @@ class _Audit:
                 known = found if known is None else known + found
                 self._take(total_of(known), always=number == 0)
             run.keep_time(later)
-            if not in_time or self._is_enough() or distributed.anywhere(run.clock.is_late()):
-                return
+            if not in_time or self._is_enough():
+                return False
+            if distributed.anywhere(run.clock.is_late()):
+                return known is not None and len(known) == len(order)
+        return True
 
     def _is_enough(self) -> bool:
         return self.rule is not None and self.total is not None and self.rule.is_met(self.total)
@@ -171,7 +214,8 @@ class _Audit:
         attacks, others = not_run(plan, total)
         clean = clean_checks(plan, total, extras.normalization)
         examined = run.in_time(lambda: examine(run, total, clean))
-        extras.not_run = [*attacks, *([] if examined else ["evidence"]), *others]
+        unfinished = [label for label in extras.unfinished if label not in attacks]
+        extras.not_run = [*attacks, *unfinished, *([] if examined else ["evidence"]), *others]
         extras.evidence = examined[0] if examined else None
         scanned = any(named.label in total.attacks for named in plan.attacks)
         if plan.metrics:
@@ -204,7 +248,7 @@ class _Audit:
                 report.warnings.append(_fewer(status, len(total), len(plan.index)))
         return report
 
-    @contextmanager
+    @contextlib.contextmanager
     def reported_when_it_ends(self) -> Iterator[None]:
         """Within: before an exception goes on, what is measured is reported as interrupted or failed."""
         try:

@@ -31,6 +31,8 @@ def refuse_unused(plan: "AuditPlan", gate_only: bool = False) -> tuple[Warning, 
         reasons |= dict.fromkeys(("alpha", "baseline"), "it belongs to --gate-only")
     elif not any(parse_metric(name).family == "drop" for name in plan.limits):
         reasons["baseline"] = "no limit is a drop from it"
+    if not plan.cascade:
+        reasons["patient"] = "it is for the attacks of a cascade, and there is none; add --full"
     # A radius of the checkpoint is a default, which nobody asked for.
     if plan.settings.eps not in (None, plan.threat.eps) and plan.network.origin.get("eps") != "the checkpoint":
         reasons["eps"] = "every attack has an eps of its own"

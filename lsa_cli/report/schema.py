@@ -121,8 +121,18 @@ class AttackOutcome(Row):
     discarded: int = Field(description="perturbed inputs out of budget or not finite: they count as failed attacks")
 
 
+class Ranked(Row):
+    """The samples that a round of the ranked cascade attacked."""
+
+    robust: int = Field(description="samples that are still robust before the round")
+    first: int = Field(description="the nearest of them to the decision boundary, which the round attacked at first")
+    last: int = Field(description="as first, in the end: the round goes farther out where it breaks samples far out")
+    far: int = Field(description="random ones of the others that it attacked as well")
+    broken_far: int = Field(description="of these, broken")
+
+
 class Stage(Row):
-    """One attack of the cascade. It runs on the samples that are still robust after all attacks before it."""
+    """One attack of the cascade. It runs on samples that are still robust after all attacks before it."""
 
     attack: str
     spec: str
@@ -131,6 +141,7 @@ class Stage(Row):
     broke: int
     robust: Rate = Field(description="share of all samples that are still robust after this attack; an upper bound")
     seconds: float
+    ranked: Ranked | None = Field(default=None, description="null where it ran on all that were still robust")
 
 
 class AttackPair(Row):

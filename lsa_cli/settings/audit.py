@@ -151,15 +151,19 @@ class AuditSettings(Settings):
             flag("quick", "FGSM and a short APGD on 200 samples. It takes seconds and gives a loose upper bound."),
             flag(
                 "full",
-                "After the default attacks, AutoAttack (APGD-CE, APGD-T, FAB-T, Square) on the samples that are still "
-                "robust.",
+                "After the default attacks, the ranked cascade on the samples that are still robust: stronger attacks "
+                "on those that are nearer to the decision boundary, see docs/attacks.md.",
             ),
         ),
     )
     full_on: Count | None = _ATTACK(
-        "Run AutoAttack on M of the samples that are still robust, drawn by margin, and estimate the result for all, with "
-        "its interval.",
+        "Run the whole cascade on M of the samples that are still robust, drawn by margin, and estimate the result for all, "
+        "with its interval.",
         metavar="M",
+    )
+    patient: bool | None = _ATTACK(
+        "Run every attack of the cascade on all samples that are still robust, and no run is given up. It takes several "
+        "times as long.",
     )
     noise: Texts | None = _ATTACK(
         "gaussian, uniform, salt, pepper, speckle; or none. Repeatable. Default: all that apply.",

@@ -11,6 +11,7 @@ from torch import nn
 from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
 from lsa_cli.attacks.ensemble import AutoAttack
+from lsa_cli.attacks.ranked import rounds_of
 from lsa_cli.auditing import limits
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.plan import make_plan
@@ -336,7 +337,8 @@ def test_where_memory_runs_out_batches_halve_and_the_numbers_stay(task):
 def test_full_on_alone_is_of_the_full_cascade(task):
     body, x, y = task
     plan = make_plan(body, settings_from({"eps": 0.02, "full_on": 7, "threads": 1}), {}, (x, y))
-    assert [named.label for named in plan.cascade] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [named.label for named in plan.cascade] == [one.name for one in rounds_of(plan.threat)]
+    assert plan.rounds == ()
     assert plan.settings.full_on == 7
 
 

@@ -137,7 +137,7 @@ def test_a_linear_network_has_no_hidden_layer_and_is_told_so(task):
         make_plan(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), settings_from({"eps": 0.1}), {}, (x, y))
 
 
-QUICK, FULL = ["fgsm", "apgd-ce:steps=10"], ["fgsm", "pgd", "t-pgd", "autoattack"]
+QUICK, FULL = ["fgsm", "apgd-ce:steps=10"], ["fgsm", "pgd", "t-pgd", "ranked-cascade"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,9 @@ def test_where_no_attack_is_named_one_looks_for_the_smallest_change_in_l2_and_l1
     kinds = [named.attack.kind for named in made.attacks]
     assert ("minimal" in kinds) == (norm != "linf")
     settings = made.settings.attack or []
-    assert [named.spec for named in made.attacks] == [spec for spec in settings if spec != "autoattack"] or not preset
+    assert [named.spec for named in made.attacks] == [
+        spec for spec in settings if spec != "ranked-cascade"
+    ] or not preset
 
 
 def test_general_options_leave_the_attack_of_the_smallest_change_alone_unless_it_is_named(task):

@@ -24,7 +24,7 @@ OTHER = {
 }  # fmt: skip
 # How fast and how long, which changes no result; and leave to do something, where there may be nothing to do.
 RESOURCES = {"batch_size", "threads", "budget"}
-LEAVE = {"trust_code", "plugin", "fast", "match_classes"}
+LEAVE = {"trust_code", "plugin", "fast", "match_classes", "patient"}
 KINDS = {
     "layers": {"attack": ["fgsm"], "noise": ["none"]},
     "no layers": {"attack": ["fgsm"], "noise": ["none"], "layers": ["none"]},

@@ -1,0 +1,118 @@
+"""The ranked cascade: which samples a round attacks, and that it breaks what its rounds break."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.ranked import FAR_LEAST, RankedCascade, Round, by_rank, everywhere, rounds_of
+
+COUNT = 200
+
+
+def fall(rounds, breaks):
+    """Run rounds on samples whose rank is their number from 1. breaks: for each round the ranks that it can break.
+
+    Returns what each round met, the samples that it attacked, and the margins.
+    """
+    margins, lot = -np.arange(1.0, COUNT + 1), np.random.default_rng(0).random(COUNT)
+    attacked = [[] for _ in rounds]
+
+    def attack(number, rows):
+        assert (margins[rows] <= 0).all()
+        attacked[number] += (rows + 1).tolist()
+        return np.where(np.isin(rows + 1, list(breaks[number])), 1.0, -np.inf)
+
+    met = by_rank(rounds, margins, lot, attack)
+    assert all(len(ranks) == len(set(ranks)) for ranks in attacked)
+    return met, attacked, margins
+
+
+def test_a_round_that_breaks_near_samples_stays_near():
+    (first, second), attacked, margins = fall([Round("all", None), Round("near", None, 0.1, 5)], [{200}, {1, 2, 3}])
+    assert (first.first, first.far) == (COUNT, 0)
+    assert (second.robust, second.first, second.last) == (199, 20, 20)
+    assert second.far == FAR_LEAST
+    assert set(attacked[1]) >= set(range(1, 21))
+    assert len(attacked[1]) == 20 + FAR_LEAST
+    assert set(np.flatnonzero(margins > 0) + 1) == {1, 2, 3, 200}
+
+
+def test_a_round_grows_to_three_times_the_rank_that_it_broke():
+    (met,), attacked, _ = fall([Round("near", None, 0.05)], [{8}])
+    assert (met.first, met.last) == (10, 24)
+    (met,), attacked, _ = fall([Round("near", None, 0.05)], [{8, 17}])
+    assert met.last == 51
+    assert set(attacked[0]) >= set(range(1, 52))
+
+
+def test_a_far_sample_that_breaks_moves_the_border_out():
+    _, attacked, _ = fall([Round("near", None, 0.05)], [set()])
+    far = max(attacked[0])
+    assert far > 20
+    (met,), again, _ = fall([Round("near", None, 0.05)], [{far}])
+    assert met.broken_far == 1
+    assert met.last == min(COUNT, 3 * far)
+    assert set(again[0]) >= {*attacked[0], *range(1, met.last + 1)}
+
+
+def test_where_all_break_all_are_attacked():
+    (met,), attacked, margins = fall([Round("near", None, 0.05)], [range(1, COUNT + 1)])
+    assert met.last == COUNT
+    assert (margins > 0).all()
+
+
+def test_everywhere_attacks_all_that_are_robust_in_every_round():
+    rounds = everywhere([Round("near", None, 0.05, 3), Round("near", None, 0.01)])
+    _, attacked, _ = fall(rounds, [{150}, set()])
+    assert [len(ranks) for ranks in attacked] == [COUNT, COUNT - 1]
+
+
+def test_samples_that_are_not_robust_are_not_attacked():
+    margins = np.array([np.nan, np.inf, -1.0])
+    seen = []
+    by_rank([Round("all", None)], margins, np.zeros(3), lambda number, rows: seen.append(rows) or np.full(1, 1.0))
+    assert [rows.tolist() for rows in seen] == [[2]]
+
+
+@pytest.fixture(scope="module")
+def task():
+    torch.manual_seed(0)
+    x = torch.rand(120, 1, 6, 6)
+    y = (x.flatten(1) @ torch.randn(36, 5)).argmax(1)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 5))
+    optimizer = torch.optim.Adam(body.parameters(), 0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(body(x), y).backward()
+        optimizer.step()
+    right = body(x).argmax(1) == y
+    return body.eval().requires_grad_(False), x[right], y[right]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.15), ("l1", 0.6)])
+def test_it_leaves_what_all_of_its_attacks_leave_and_patience_breaks_no_more(task, norm, eps):
+    body, x, y = task
+    threat = make_threat(norm, eps)
+
+    def left(goal):
+        x_adv = RankedCascade(threat)(body, x, y, goal=goal)
+        assert threat.contains(x_adv, x).all()
+        return margin(body(x_adv), y) <= 0
+
+    ranked, patient = left("break"), left("patient")
+    assert 0 < patient.sum() < len(y)  # otherwise this test says nothing
+    assert torch.equal(ranked, patient)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_first_round_attacks_all_and_square_is_last_where_it_is_defined(norm):
+    rounds = rounds_of(make_threat(norm, 0.1))
+    assert (rounds[0].share, rounds[0].attack.kind) == (1, "budget" if norm == "linf" else "minimal")
+    assert (rounds[-1].name == "square") == (norm in ATTACKS.get("square").norms)
+    assert len({one.name for one in rounds}) == len(rounds)
+    assert len({(one.attack.stream, type(one.attack)) for one in rounds if "pgd" in one.name}) == sum(
+        "pgd" in one.name for one in rounds
+    )  # no round repeats the random numbers of another
