@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lsa_cli.report.ranking import weakest_first
-from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, LayerAnalysis, LayerRow
+from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, LayerAnalysis, LayerRow, Stage
 from lsa_cli.report.text import interval, number, percent, settings_text
 from lsa_cli.wording import first_of, plural
 
@@ -181,7 +181,7 @@ def cascade(report: AuditReport) -> Table | None:
     """A row for each attack of the cascade, in order."""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
-            stage.attack, str(stage.tried), str(stage.broke), percent(stage.robust.value), interval(stage.robust),
+            stage.attack, _tried(stage), str(stage.broke), percent(stage.robust.value), interval(stage.robust),
             f"{stage.seconds:.1f} s", settings_text(stage.settings),
         )
         for stage in report.cascade
@@ -191,7 +191,21 @@ def cascade(report: AuditReport) -> Table | None:
         Column("95% interval"), Column("time", "number", spare=2), Column("settings", "prose", spare=1),
     )  # fmt: skip
     caption = "each attack runs on the samples that are still robust; still robust: of all samples"
+    if any(stage.ranked is not None for stage in report.cascade):
+        caption = (
+            "each round attacks the nearest of the samples that are still robust, and random far ones; still robust: of all "
+            "samples"
+        )
     return Table("Cascade", columns, rows, caption) if rows else None
+
+
+def _tried(stage: Stage) -> str:
+    """How many samples an attack of the cascade ran on, and of how many that were still robust."""
+    ranked = stage.ranked
+    if ranked is None or ranked.robust == stage.tried:
+        return str(stage.tried)
+    grown = f", at first {ranked.first + ranked.far}" if ranked.last > ranked.first else ""
+    return f"{stage.tried} of {ranked.robust}{grown}"
 
 
 def metrics(report: AuditReport) -> Table | None:

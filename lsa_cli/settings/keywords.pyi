@@ -21,6 +21,7 @@ class AuditKeywords(TypedDict, total=False):
     full: bool
     preset: Literal["quick", "full"]
     full_on: Any
+    patient: bool
     noise: Any
     corruption: Any
     norm: Any

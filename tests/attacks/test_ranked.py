@@ -59,7 +59,7 @@ def test_a_far_sample_that_breaks_moves_the_border_out():
 
 
 def test_where_all_break_all_are_attacked():
-    (met,), attacked, margins = fall([Round("near", None, 0.05)], [range(1, COUNT + 1)])
+    (met,), _, margins = fall([Round("near", None, 0.05)], [range(1, COUNT + 1)])
     assert met.last == COUNT
     assert (margins > 0).all()
 
