@@ -60,7 +60,7 @@ def test_a_copy_costs_its_share_of_the_steps_that_begin_on_it():
 
 def test_a_cascade_costs_nothing_where_nothing_is_robust_and_most_on_the_part_that_is_asked_for():
     assert cascade_work(plan_of(0.1), Known(robust=1.0)) == 0
-    whole, part = plan_of(0.1, preset="full"), plan_of(0.1, full_on=60)
+    whole, part = (plan_of(0.1, attack=["pgd", "autoattack"], full_on=number) for number in (None, 60))
     assert cascade_work(whole, Known(robust=0.0)) == 0
     assert cascade_work(whole, Known(robust=1.0)) == pytest.approx(5 * cascade_work(part, Known(robust=1.0)))
 
