@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lsa_cli.attacks.apgd import TargetedAPGD
+from lsa_cli.attacks.apgd import APGD, TargetedAPGD
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_logits, undisturbed
 from lsa_cli.attacks.ensemble import Ensemble, confined, for_rows
 from lsa_cli.attacks.fab import FABT
@@ -60,19 +60,46 @@ class Met:
 
 
 def rounds_of(threat: Threat) -> tuple[Round, ...]:
-    """The rounds of a threat model. In l2 and l1 they begin with a minimal-norm attack, which does not depend on a step size."""
-    minimal = () if threat.norm == "linf" else (Round("fmn", FMN(threat)),)
-    square = (Round("square", Square(threat, at_once=4), 0.015, 6),) if threat.norm in Square.norms else ()
+    """The rounds of a threat model: in l2 and l1 those of `_by_distance`."""
+    if threat.norm != "linf":
+        return _by_distance(threat)
     return (
-        *minimal,
         Round("pgd-margin", ODI(threat, 20, spread=0)),
         Round("pgd-ce", ODI(threat, 20, spread=0, loss="ce"), 0.4, 32),
         Round("odi-pgd", ODI(threat, restarts=9, at_once=3), 0.15, 24),
         Round("apgd-t", TargetedAPGD(threat, 50), 0.04, 12),
         Round("fab-t", FABT(threat, 20), 0.03, 8),
         Round("odi-pgd again", ODI(threat, restarts=12, at_once=6), 0.04, 12),
-        *square,
+        *_square(threat),
     )
+
+
+def _by_distance(threat: Threat) -> tuple[Round, ...]:
+    """The rounds in l2 and l1. They begin with minimal-norm attacks, which do not depend on a step size.
+
+    Networks that are trained for linf hide their gradients from steps of fixed size there. FAB-T, with all of its steps,
+    breaks samples that no other round breaks, and their ranks are spread out: so its likeliest class is tried on all, and
+    its part is large. APGD in l1 has a geometry of its own, and takes the place of steps from diverse starts.
+    """
+    entropy = Round("pgd-ce", ODI(threat, 20, spread=0, loss="ce"), 0.4, 32)
+    diverse = [Round("odi-pgd", ODI(threat, restarts=9, at_once=3), 0.15, 24)]
+    if threat.norm == "l1":
+        entropy, diverse = Round("apgd-ce", APGD(threat), 0.4, 32), []
+    return (
+        Round("fmn", FMN(threat)),
+        Round("pgd-margin", ODI(threat, 20, spread=0)),
+        entropy,
+        Round("fab-t 1 class", FABT(threat, targets=1)),
+        Round("fmn again", FMN(threat, 200), 0.25, 24),
+        *diverse,
+        Round("apgd-t", TargetedAPGD(threat, 50), 0.04, 12),
+        Round("fab-t", FABT(threat), 0.2, 32),
+        *_square(threat),
+    )
+
+
+def _square(threat: Threat) -> tuple[Round, ...]:
+    return (Round("square", Square(threat, at_once=4), 0.015, 6),) if threat.norm in Square.norms else ()
 
 
 def by_rank(

@@ -6,6 +6,9 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.attacks.ensemble import AutoAttack
+from lsa_cli.attacks.fab import FABT
+from lsa_cli.attacks.fmn import FMN
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.ranked import FAR_LEAST, RankedCascade, Round, by_rank, everywhere, rounds_of
 
@@ -116,3 +119,11 @@ def test_the_first_round_attacks_all_and_square_is_last_where_it_is_defined(norm
     assert len({(one.attack.stream, type(one.attack)) for one in rounds if "pgd" in one.name}) == sum(
         "pgd" in one.name for one in rounds
     )  # no round repeats the random numbers of another
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_in_l2_and_l1_it_begins_with_fmn_and_fab_t_is_as_long_as_in_autoattack(norm):
+    threat = make_threat(norm, 0.1)
+    attacks = [one.attack for one in rounds_of(threat)]
+    assert attacks[0] == FMN(threat)
+    assert next(member for member in AutoAttack(threat).members if isinstance(member, FABT)) in attacks
