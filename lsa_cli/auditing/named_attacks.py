@@ -94,14 +94,15 @@ def with_eot(named: NamedAttack) -> NamedAttack:
 def _members(
     ensembles: Sequence[tuple[str, AutoAttack | RankedCascade]], attacks: Sequence[NamedAttack]
 ) -> tuple[NamedAttack, ...]:
-    """The attacks of the cascades, without rounds that repeat one of the `attacks`, which run on all samples."""
+    """The attacks of the cascades, without rounds that repeat an attack on all samples that are still robust."""
     names = {ATTACKS.get(name): name for name in ATTACKS.names()}
     found: list[NamedAttack] = []
     taken = {named.label for named in attacks}
     _refuse_repeated([spec for spec, _ in ensembles])
     for spec, ensemble in ensembles:
         rounds = rounds_of(ensemble.threat) if isinstance(ensemble, RankedCascade) else ()
-        ranked = [(one.name, one.attack, one) for one in rounds if one.attack not in [n.attack for n in attacks]]
+        on_all = [named.attack for named in (*attacks, *found) if named.round is None]
+        ranked = [(one.name, one.attack, one) for one in rounds if one.attack not in on_all]
         of_all = [(names[type(member)], member, None) for member in ensemble.members]
         for name, member, one in ranked or of_all:
             label = name if name not in taken else f"{spec} {name}"

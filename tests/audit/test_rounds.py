@@ -119,3 +119,20 @@ def test_a_stochastic_network_gets_the_version_of_autoattack_for_it(task):
     assert plan.is_stochastic
     assert [named.name for named in plan.cascade] == ["apgd-ce", "apgd-dlr"]
     assert plan.rounds == ()
+
+
+def test_a_round_that_repeats_an_attack_on_all_is_left_out(task):
+    body, x, y = task
+
+    def cascade(*attacks):
+        plan = make_plan(body, settings(norm="l2", eps=0.1, attack=list(attacks)), {}, (x, y))
+        return [named.label for named in plan.cascade]
+
+    alone = cascade("pgd", "ranked-cascade")
+    assert alone[0] == "fmn"
+    assert "fab-t" in alone
+    assert cascade("fmn", "ranked-cascade") == alone[1:]
+    both = cascade("autoattack", "ranked-cascade")
+    assert both.count("fab-t") == 1
+    assert "ranked-cascade fab-t" not in both
+    assert "ranked-cascade apgd-t" in both  # it has other settings
