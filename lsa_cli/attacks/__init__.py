@@ -13,6 +13,7 @@ from lsa_cli.attacks import (  # noqa: F401  they register themselves
     odi,
     ranked,
     square,
+    square_pgd,
 )
 from lsa_cli.attacks.base import ATTACKS, CORRUPTIONS, NOISES, Attack, input_gradient
 from lsa_cli.attacks.randomness import normal_like, uniform_like

@@ -60,7 +60,7 @@ class ODI(Attack):
     @property
     def stream(self) -> str:
         """Rounds of a cascade that differ in settings begin elsewhere."""
-        return f"{super().stream} {self.loss} {self.spread} {self.restarts}"
+        return f"{super().stream} {self.loss} {self.spread} {self.steps} {self.restarts}"
 
     @property
     def inputs_each(self) -> int:

@@ -25,6 +25,7 @@ from lsa_cli.attacks.odi import ODI
 from lsa_cli.attacks.randomness import drawn_for, per_sample, uniform_like
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.square import Square
+from lsa_cli.attacks.square_pgd import SquarePGD
 from lsa_cli.attacks.threat import Threat
 
 FAR_SHARE, FAR_LEAST = 0.02, 5  # of the far samples, those that meet every round
@@ -67,10 +68,12 @@ def rounds_of(threat: Threat) -> tuple[Round, ...]:
         Round("pgd-margin", ODI(threat, 20, spread=0)),
         Round("pgd-ce", ODI(threat, 20, spread=0, loss="ce"), 0.4, 32),
         Round("odi-pgd", ODI(threat, restarts=9, at_once=3), 0.15, 24),
+        Round("apgd-ce", APGD(threat, 100), 0.1, 16),
         Round("apgd-t", TargetedAPGD(threat, 50), 0.04, 12),
         Round("fab-t", FABT(threat, 20), 0.03, 8),
-        Round("odi-pgd again", ODI(threat, restarts=12, at_once=6), 0.04, 12),
-        *_square(threat),
+        Round("odi-pgd long", ODI(threat, 93, restarts=9, at_once=9), 0.02, 8),
+        Round("square", Square(threat, 2000, at_once=4), 0.015, 6),
+        Round("square-pgd", SquarePGD(threat), 0.015, 6),
     )
 
 
@@ -85,6 +88,7 @@ def _by_distance(threat: Threat) -> tuple[Round, ...]:
     diverse = [Round("odi-pgd", ODI(threat, restarts=9, at_once=3), 0.15, 24)]
     if threat.norm == "l1":
         entropy, diverse = Round("apgd-ce", APGD(threat), 0.4, 32), []
+    square = (Round("square", Square(threat, at_once=4), 0.015, 6),) if threat.norm in Square.norms else ()
     return (
         Round("fmn", FMN(threat)),
         Round("pgd-margin", ODI(threat, 20, spread=0)),
@@ -94,12 +98,8 @@ def _by_distance(threat: Threat) -> tuple[Round, ...]:
         *diverse,
         Round("apgd-t", TargetedAPGD(threat, 50), 0.04, 12),
         Round("fab-t", FABT(threat), 0.2, 32),
-        *_square(threat),
+        *square,
     )
-
-
-def _square(threat: Threat) -> tuple[Round, ...]:
-    return (Round("square", Square(threat, at_once=4), 0.015, 6),) if threat.norm in Square.norms else ()
 
 
 def by_rank(

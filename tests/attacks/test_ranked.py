@@ -111,10 +111,10 @@ def test_it_leaves_what_all_of_its_attacks_leave_and_patience_breaks_no_more(tas
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_the_first_round_attacks_all_and_square_is_last_where_it_is_defined(norm):
+def test_the_first_round_attacks_all_and_random_search_is_last_where_it_is_defined(norm):
     rounds = rounds_of(make_threat(norm, 0.1))
     assert (rounds[0].share, rounds[0].attack.kind) == (1, "budget" if norm == "linf" else "minimal")
-    assert (rounds[-1].name == "square") == (norm in ATTACKS.get("square").norms)
+    assert rounds[-1].name == {"linf": "square-pgd", "l2": "square", "l1": "fab-t"}[norm]
     assert len({one.name for one in rounds}) == len(rounds)
     assert len({(one.attack.stream, type(one.attack)) for one in rounds if "pgd" in one.name}) == sum(
         "pgd" in one.name for one in rounds
@@ -127,3 +127,14 @@ def test_in_l2_and_l1_it_begins_with_fmn_and_fab_t_is_as_long_as_in_autoattack(n
     attacks = [one.attack for one in rounds_of(threat)]
     assert attacks[0] == FMN(threat)
     assert next(member for member in AutoAttack(threat).members if isinstance(member, FABT)) in attacks
+
+
+def test_pgd_after_square_keeps_what_square_breaks_and_breaks_more(task):
+    body, x, y = task
+    threat = make_threat("linf", 0.03)
+    alone = ATTACKS.get("square")(threat, 20)(body, x, y, seed=1, goal="break")
+    both = ATTACKS.get("square-pgd")(threat, queries=20, at_once=1)(body, x, y, seed=0, goal="break")
+    assert threat.contains(both, x).all()
+    by_square, by_both = margin(body(alone), y) > 0, margin(body(both), y) > 0
+    assert by_both[by_square].all()
+    assert by_both.sum() > by_square.sum()

@@ -11,7 +11,7 @@ from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.settings import settings_from
 
-NAMES = ["pgd-margin", "pgd-ce", "odi-pgd", "apgd-t", "fab-t", "odi-pgd again", "square"]
+NAMES = ["pgd-margin", "pgd-ce", "odi-pgd", "apgd-ce", "apgd-t", "fab-t", "odi-pgd long", "square", "square-pgd"]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_budget_that_ends_in_a_round_names_what_was_not_run(task, monkeypatch)
     running = []
     monkeypatch.setattr(limits.Clock, "is_late", lambda clock: "apgd-t" in running or late(clock))
     report = run_audit(plan, progress=lambda what, done, total: running.append(what))
-    assert report.not_run[:3] == ["fab-t", "odi-pgd again", "square"]
+    assert report.not_run[:3] == ["fab-t", "odi-pgd long", "square"]
     assert "pgd-margin" not in report.not_run
 
 
