@@ -117,7 +117,10 @@ class Ensemble(Attack):
         return any(member.begins_on_copy for member in self.members)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        search = Search(x, y, self.threat)  # `Attack.run` reads the result from it
+        return self._all_members(Search(x, y, self.threat), model, x, y)
+
+    def _all_members(self, search: Search, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The worst case over the members. `Attack.run` reads the result from the search."""
         seed, index = drawn_for()
         found = cascade(self.members, model, x, y, index=index, seed=seed, goal=search.goal, copy=search.copy)
         search.x_adv, search.value, search.found_at = found.x_adv, found.margin, found.found_at

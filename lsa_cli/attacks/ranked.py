@@ -151,7 +151,8 @@ def _round(
 class RankedCascade(Ensemble):
     """The attacks of `rounds_of`, each on the nearest part of the samples that are still robust; see this module.
 
-    Goal "patient": every round attacks every sample that is still robust.
+    Goal "patient": every round attacks every sample that is still robust. Goal "worst": every round attacks every sample to
+    the end.
     """
 
     @property
@@ -164,15 +165,16 @@ class RankedCascade(Ensemble):
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
+        if search.goal == "worst":
+            return self._all_members(search, model, x, y)
         seed, index = drawn_for()
         lot = lots(seed, index)
         rounds = everywhere(rounds_of(self.threat)) if search.goal == "patient" else rounds_of(self.threat)
-        goal = "break" if search.goal == "worst" else search.goal
 
         def attack(number: int, rows: np.ndarray) -> np.ndarray:
             at = torch.from_numpy(rows).to(x.device)
             member = for_rows(rounds[number].attack, at)
-            found, _ = member.run(model, x[at], y[at], index=index[at], seed=seed, goal=goal, copy=search.copy)
+            found, _ = member.run(model, x[at], y[at], index=index[at], seed=seed, goal=search.goal, copy=search.copy)
             found = confined(member, found, x[at])
             with undisturbed(model):
                 value = margin(expected_logits(model, found), y[at]).float()

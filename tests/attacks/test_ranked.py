@@ -1,5 +1,7 @@
 """The ranked cascade: which samples a round attacks, and that it breaks what its rounds break."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,22 @@ def test_pgd_after_square_keeps_what_square_breaks_and_breaks_more(task):
     by_square, by_both = margin(body(alone), y) > 0, margin(body(both), y) > 0
     assert by_both[by_square].all()
     assert by_both.sum() > by_square.sum()
+
+
+def test_every_sample_keeps_a_radius_of_its_own(task):
+    body, x, y = task
+    eps = torch.linspace(0, 0.06, len(y))
+    threat = make_threat("linf", 0.1)
+    x_adv = RankedCascade(dataclasses.replace(threat, eps=eps))(body, x, y, goal="break")
+    assert ((x_adv - x).flatten(1).abs().amax(1) <= eps + 1e-6).all()
+    broken = margin(body(x_adv), y) > 0
+    assert broken[eps > 0.04].float().mean() > broken[eps < 0.02].float().mean()
+
+
+def test_the_worst_case_is_no_weaker_than_any_round(task):
+    body, x, y = task
+    x, y, threat = x[:8], y[:8], make_threat("linf", 0.02)
+    worst = margin(body(RankedCascade(threat)(body, x, y)), y)
+    for member in RankedCascade(threat).members:
+        found = member(body, x, y)
+        assert (worst >= margin(body(threat.project(found, x)), y) - 1e-5).all()
