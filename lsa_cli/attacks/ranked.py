@@ -28,7 +28,7 @@ from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.square_pgd import SquarePGD
 from lsa_cli.attacks.threat import Threat
 
-FAR_SHARE, FAR_LEAST = 0.02, 5  # of the far samples, those that meet every round
+FAR_SHARE, FAR_LEAST = 0.02, 4  # of the far samples, those that meet every round
 REACH = 3  # the part of a round grows to so many times the rank of the farthest sample that it broke
 
 
@@ -67,11 +67,11 @@ def rounds_of(threat: Threat) -> tuple[Round, ...]:
     return (
         Round("pgd-margin", ODI(threat, 20, spread=0)),
         Round("pgd-ce", ODI(threat, 20, spread=0, loss="ce"), 0.4, 32),
-        Round("odi-pgd", ODI(threat, restarts=9, at_once=3), 0.15, 24),
+        Round("odi-pgd", ODI(threat, restarts=9, at_once=3), 0.15, 16),
         Round("apgd-ce", APGD(threat, 100), 0.1, 16),
-        Round("apgd-t", TargetedAPGD(threat, 50), 0.04, 12),
-        Round("fab-t", FABT(threat, 20), 0.03, 8),
-        Round("odi-pgd long", ODI(threat, 93, restarts=9, at_once=9), 0.02, 8),
+        Round("apgd-t", TargetedAPGD(threat, 50), 0.04, 8),
+        Round("fab-t", FABT(threat, 20), 0.03, 6),
+        Round("odi-pgd long", ODI(threat, 93, restarts=9, at_once=9), 0.02, 6),
         Round("square", Square(threat, 2000, at_once=4), 0.015, 6),
         Round("square-pgd", SquarePGD(threat), 0.015, 6),
     )
