@@ -9,7 +9,7 @@ broken per pass (arXiv 2211.12713), measured by `python -m benchmarks.rounds`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,24 +104,23 @@ def _by_distance(threat: Threat) -> tuple[Round, ...]:
 
 def by_rank(
     rounds: Sequence[Round], margin: np.ndarray, lot: np.ndarray, attack: Callable[[int, np.ndarray], np.ndarray]
-) -> list[Met]:
-    """Run the rounds. Returns what each of them did.
+) -> Iterator[Met]:
+    """Run the rounds, one at each step of the iteration, which gives what it did. It ends when no sample is robust.
 
     margin (N,): the largest so far, positive or NaN for samples that are not attacked; it is updated in place. lot (N,):
     random numbers that choose the far samples. attack(number, rows) runs a round on the samples `rows` (M,), and
     returns their largest margins (M,), positive where it broke the sample.
     """
-    met, watched = [], None
+    watched = None
     for number, one in enumerate(rounds):
         order = np.flatnonzero(margin <= 0)
         order = order[np.argsort(-margin[order], kind="stable")]
         if not len(order):
-            break
+            return
         if watched is None and one.border(len(order)) < len(order):
             watched = _far(order[min(later.border(len(order)) for later in rounds[number:]) :], lot)
         far = np.empty(0, dtype=int) if watched is None else watched[margin[watched] <= 0]
-        met.append(_round(number, one.border(len(order)), order, far, margin, attack))
-    return met
+        yield _round(number, one.border(len(order)), order, far, margin, attack)
 
 
 def _far(beyond: np.ndarray, lot: np.ndarray) -> np.ndarray:
@@ -183,7 +182,8 @@ class RankedCascade(Ensemble):
             search.found_at[at[(value > 0) & (search.found_at[at] == 0)]] = number + 1
             return value.double().cpu().numpy()
 
-        by_rank(rounds, np.full(len(x), -np.inf), lot, attack)
+        for _ in by_rank(rounds, np.full(len(x), -np.inf), lot, attack):
+            pass
         return search.x_adv
 
 

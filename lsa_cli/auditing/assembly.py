@@ -16,7 +16,7 @@ from lsa_cli.auditing.draws import mean_rate, spread, stochastic_network, verdic
 from lsa_cli.auditing.evidence.decision import Checked, evidence_of
 from lsa_cli.auditing.evidence.preflight import zero_gradients
 from lsa_cli.auditing.named_attacks import NamedAttack
-from lsa_cli.auditing.outcome import outcome_of, settings_of, verdict_of
+from lsa_cli.auditing.outcome import outcome_of, ranked_in_words, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.probing import clean_checks
 from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
@@ -69,6 +69,10 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
     diagnoses |= {n.label: total.diagnosis(n.label, is_noise=True) for n in noises}
     budget = [(named, diagnoses[named.label]) for named in (*scan, *cascade)]
     verdict = verdict_of(plan, total.clean, budget, _estimate(plan, total))
+    if extras.met and not plan.settings.patient:
+        met_all = np.logical_and.reduce([total.attacks[label].ran for label in extras.met])
+        left = total.survivors([named.label for named, _ in budget])
+        verdict.statement += ranked_in_words(extras.met, int((left & met_all).sum()), int(left.sum()))
     outcomes = {n.label: _outcome(plan, n, total, diagnoses[n.label]) for n in (*scan, *noises)}
     on_all = {label: diagnoses[label].robust for label in outcomes}
     data = data_of(plan)

@@ -1,12 +1,13 @@
 """From arrays to a report: the outcome of one attack, and the verdict over all budget attacks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from lsa_cli.attacks import Attack, Threat
+from lsa_cli.attacks.ranked import Met
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate, summarise
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
 from lsa_cli.auditing.named_attacks import NamedAttack
@@ -209,6 +210,20 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
     return (
         f"at least {turned} of {right} {noun}s that are classified correctly can be turned {within}; whether the "
         f"other {left} can is not known"
+    )
+
+
+def ranked_in_words(met: Mapping[str, Met], met_all: int, left: int) -> str:
+    """How many samples the ranked cascade attacked in every round. met: by round; left: the samples that are robust."""
+    moved = [
+        f" Round {label} broke {one.broken_far} of {one.far} random far samples, so it went on to the nearest {one.last} of "
+        f"{one.robust}."
+        for label, one in met.items()
+        if one.broken_far
+    ]
+    return (
+        f" Of the {left} that are still robust, {met_all} met every round of the cascade; the others are farther from the "
+        "decision boundary and met its first rounds only (--patient attacks all)." + "".join(moved)
     )
 
 

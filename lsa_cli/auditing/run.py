@@ -156,10 +156,10 @@ class _Audit:
 
         self.total = total
         with contextlib.suppress(OutOfTime):
-            met = by_rank(everywhere(rounds) if plan.settings.patient else rounds, margins, lot, attack)
+            for met in by_rank(everywhere(rounds) if plan.settings.patient else rounds, margins, lot, attack):
+                self.extras.met[plan.rounds[len(self.extras.met)].label] = met
             self.extras.unfinished = []
-            self.extras.met = {named.label: one for named, one in zip(plan.rounds, met, strict=False)}
-            for named in plan.rounds[len(met) :]:  # no sample was left for them
+            for named in plan.rounds[len(self.extras.met) :]:  # no sample was left for them
                 self.total = self.total.with_attack(named.label, self.total.unattacked())
 
     def _add_up(

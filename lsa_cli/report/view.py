@@ -191,6 +191,8 @@ def cascade(report: AuditReport) -> Table | None:
         Column("95% interval"), Column("time", "number", spare=2), Column("settings", "prose", spare=1),
     )  # fmt: skip
     caption = "each attack runs on the samples that are still robust; still robust: of all samples"
+    if report.verdict.estimate is not None:
+        caption = "each attack runs on those of the drawn samples that are still robust; still robust: of all samples"
     if any(stage.ranked is not None for stage in report.cascade):
         caption = (
             "each round attacks the nearest of the samples that are still robust, and random far ones; still robust: of all "

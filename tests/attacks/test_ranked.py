@@ -30,7 +30,7 @@ def fall(rounds, breaks):
         attacked[number] += (rows + 1).tolist()
         return np.where(np.isin(rows + 1, list(breaks[number])), 1.0, -np.inf)
 
-    met = by_rank(rounds, margins, lot, attack)
+    met = list(by_rank(rounds, margins, lot, attack))
     assert all(len(ranks) == len(set(ranks)) for ranks in attacked)
     return met, attacked, margins
 
@@ -78,7 +78,7 @@ def test_everywhere_attacks_all_that_are_robust_in_every_round():
 def test_samples_that_are_not_robust_are_not_attacked():
     margins = np.array([np.nan, np.inf, -1.0])
     seen = []
-    by_rank([Round("all", None)], margins, np.zeros(3), lambda number, rows: seen.append(rows) or np.full(1, 1.0))
+    list(by_rank([Round("all", None)], margins, np.zeros(3), lambda number, rows: seen.append(rows) or np.full(1, 1.0)))
     assert [rows.tolist() for rows in seen] == [[2]]
 
 

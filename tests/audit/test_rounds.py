@@ -56,6 +56,7 @@ def test_the_report_says_how_many_samples_each_round_attacked(report):
         assert stage.robust.count == left
     assert report.verdict.robust.count == left
     assert report.cascade[-1].tried < report.cascade[0].tried
+    assert f"Of the {left} that are still robust, " in report.verdict.statement
 
 
 def test_patience_attacks_all_that_are_robust_and_a_rank_loses_none_here(task, report):
@@ -106,6 +107,7 @@ def test_a_budget_that_ends_in_a_round_names_what_was_not_run(task, monkeypatch)
     report = run_audit(plan, progress=lambda what, done, total: running.append(what))
     assert report.not_run[:3] == ["fab-t", "odi-pgd long", "square"]
     assert "pgd-margin" not in report.not_run
+    assert all(stage.ranked is not None for stage in report.cascade if stage.attack != "apgd-t")
 
 
 def test_a_stochastic_network_gets_the_version_of_autoattack_for_it(task):
