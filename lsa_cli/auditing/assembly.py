@@ -69,7 +69,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
     diagnoses |= {n.label: total.diagnosis(n.label, is_noise=True) for n in noises}
     budget = [(named, diagnoses[named.label]) for named in (*scan, *cascade)]
     verdict = verdict_of(plan, total.clean, budget, _estimate(plan, total))
-    if extras.met and not plan.settings.patient:
+    if extras.met and not extras.unfinished and not plan.settings.patient:
         met_all = np.logical_and.reduce([total.attacks[label].ran for label in extras.met])
         left = total.survivors([named.label for named, _ in budget])
         verdict.statement += ranked_in_words(extras.met, int((left & met_all).sum()), int(left.sum()))

@@ -221,10 +221,12 @@ def ranked_in_words(met: Mapping[str, Met], met_all: int, left: int) -> str:
         for label, one in met.items()
         if one.broken_far
     ]
-    return (
-        f" Of the {left} that are still robust, {met_all} met every round of the cascade; the others are farther from the "
-        "decision boundary and met its first rounds only (--patient attacks all)." + "".join(moved)
+    others = (
+        "; the others are farther from the decision boundary and met its first rounds only (--patient attacks all)"
+        if met_all < left
+        else ""
     )
+    return f" Of the {left} that are still robust, {met_all} met every round of the cascade{others}." + "".join(moved)
 
 
 def _estimated(estimate: Estimate) -> str:

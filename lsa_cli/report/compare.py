@@ -151,7 +151,7 @@ def refuse_other_protocol(old: AuditReport, new: AuditReport) -> None:
             "measure": (old.protocol.measure, new.protocol.measure),
             "aggregate": (old.protocol.aggregate, new.protocol.aggregate),
             "classes": (old.subject.class_names, new.subject.class_names),
-            "attacks": (attack_settings(old, passes_count), attack_settings(new, passes_count)),
+            "attacks": _differing(attack_settings(old, passes_count), attack_settings(new, passes_count)),
         }
     )
     refuse_other_samples(old.data, new.data)
@@ -193,7 +193,18 @@ def attack_settings(report: AuditReport, passes_count: bool) -> dict[str, object
     if not passes_count:
         settings = {name: {**found, "eot": None} for name, found in settings.items()}
     checked = report.verdict.estimate.checked if report.verdict.estimate is not None else None
-    return settings | ({} if checked is None else {"full_on": checked})
+    is_patient = bool(report.cascade) and bool(report.protocol.settings.get("patient"))
+    how: dict[str, object] = {} if checked is None else {"full_on": checked}
+    return {**settings, **how, **({"patient": True} if is_patient else {})}
+
+
+def _differing(
+    old: Mapping[str, object], new: Mapping[str, object]
+) -> tuple[Mapping[str, object], Mapping[str, object]]:
+    """The entries that differ."""
+    names = {name for name in (*old, *new) if old.get(name) != new.get(name)}
+    before, after = ({name: one[name] for name in one if name in names} for one in (old, new))
+    return before, after
 
 
 def _short(value: object) -> str:

@@ -9,6 +9,8 @@ from lsa_cli.auditing import limits
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
+from lsa_cli.errors import UsageError
+from lsa_cli.report.compare import compare
 from lsa_cli.settings import settings_from
 
 NAMES = ["pgd-margin", "pgd-ce", "odi-pgd", "apgd-ce", "apgd-t", "fab-t", "odi-pgd long", "square", "square-pgd"]
@@ -107,6 +109,7 @@ def test_a_budget_that_ends_in_a_round_names_what_was_not_run(task, monkeypatch)
     report = run_audit(plan, progress=lambda what, done, total: running.append(what))
     assert report.not_run[:3] == ["fab-t", "odi-pgd long", "square"]
     assert "pgd-margin" not in report.not_run
+    assert "met every round" not in report.verdict.statement
     assert all(stage.ranked is not None for stage in report.cascade if stage.attack != "apgd-t")
 
 
@@ -138,3 +141,17 @@ def test_a_round_that_repeats_an_attack_on_all_is_left_out(task):
     assert both.count("fab-t") == 1
     assert "ranked-cascade fab-t" not in both
     assert "ranked-cascade apgd-t" in both  # it has other settings
+
+
+def test_a_patient_report_is_not_compared_with_another(task, report):
+    patient = run(task, patient=True)
+    with pytest.raises(UsageError, match=r"attacks differ \(\{\} against \{'patient': True\}\)"):
+        compare(report, patient)
+
+
+def test_a_file_that_asks_for_patience_without_a_cascade_is_told_so(task, tmp_path):
+    body, x, y = task
+    (tmp_path / "lsa.yaml").write_text("patient: true\n")
+    given = {"eps": 0.02, "noise": "none", "threads": 1, "attack": ["pgd:steps=1"], "config": tmp_path / "lsa.yaml"}
+    told = [warning.message for warning in audit(body, data=(x, y), **given).warnings]
+    assert any(message.startswith(f"patient of {tmp_path / 'lsa.yaml'} is not used") for message in told)
