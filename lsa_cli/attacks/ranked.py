@@ -81,7 +81,7 @@ def _by_distance(threat: Threat) -> tuple[Round, ...]:
     """The rounds in l2 and l1. They begin with minimal-norm attacks, which do not depend on a step size.
 
     Networks that are trained for linf hide their gradients from steps of fixed size there. FAB-T, with all of its steps,
-    breaks samples that no other round breaks, and their ranks are spread out: so its likeliest class is tried on all, and
+    breaks samples that the rounds before it leave, and their ranks are spread out: so its likeliest class is tried on all, and
     its part is large. APGD in l1 has a geometry of its own, and takes the place of steps from diverse starts.
     """
     entropy = Round("pgd-ce", ODI(threat, 20, spread=0, loss="ce"), 0.4, 32)

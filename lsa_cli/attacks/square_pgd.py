@@ -23,7 +23,7 @@ class SquarePGD(Attack):
 
     Where gradients mislead from most starts, as on networks that hide them, the random search leaves the samples so near to
     the boundary that a few steps along the gradient finish: 2,000 queries and 20 steps broke as many samples as 5,000
-    queries (`python -m benchmarks.rounds`). Steps shrink along a cosine from eps / 4 (our choice). queries, at_once: of
+    queries (benchmarks/results/attacks.md). Steps shrink along a cosine from eps / 4 (our choice). queries, at_once: of
     `square`, whose random numbers are those of the next seed.
     """
 
