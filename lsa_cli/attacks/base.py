@@ -5,6 +5,7 @@ with `uniform_like` and `normal_like`: they depend on the sample and not on its 
 for each call too, but the batch size changes its numbers.)
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -172,6 +173,11 @@ def undisturbed(model: Model | None) -> Iterator[None]:
             module.training = training
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def annealed(first: float, last: float, done: float) -> float:
+    """From `first`, with the share `done` = 0 of the steps, to `last`, with 1, along half a cosine."""
+    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
 
 
 def input_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,8 +51,8 @@ def cascade(
 ) -> Cascaded:
     """Run the attacks in order on x (N, ...) with labels y (N,). Each draws the random numbers that it draws alone.
 
-    Goals "break" and "patient": an attack runs on the samples that the earlier ones have not broken. Goal "worst": every attack runs to its
-    end on every sample, and the strongest input of all counts.
+    Goals "break" and "patient": an attack runs on the samples that the earlier ones have not broken. Goal "worst": every
+    attack runs to its end on every sample, and the strongest input of all counts.
 
     One more forward pass of `model` decides whether an attack broke a sample within its budget. Inputs outside of the budget
     are projected first; minimal-norm attacks return such. copy: see `Attack.run`.

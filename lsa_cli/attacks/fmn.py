@@ -1,14 +1,13 @@
 """FMN, the Fast Minimum-Norm attack (arXiv 2102.12827): one run gives the distances of a whole robustness curve."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, input_gradient
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, annealed, at_least_one, input_gradient
 from lsa_cli.attacks.deepfool import DUAL, onto_plane
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Nearest
@@ -74,14 +73,13 @@ class FMN(Attack):
             point, radius, gradient, logits = search.still(point, radius, gradient.nan_to_num(0), logits)
             if search.is_over:
                 return search.x_adv
-            cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
-            gamma = self.gamma_final + (self.gamma - self.gamma_final) * cosine
+            gamma = annealed(self.gamma, self.gamma_final, step / self.steps)
             value, nearest = margin(logits, search.y), search.distance[search.rows]
             inwards = torch.minimum(
                 torch.minimum(radius * (1 - gamma), nearest), self._back(search, point, gradient, value)
             )
             radius = torch.where(value > 0, inwards, radius * (1 + gamma))
-            length = self._first_length * (0.01 + 0.99 * cosine)
+            length = self._first_length * annealed(1, 0.01, step / self.steps)
             moved = point + length * F.normalize(gradient.flatten(1), eps=1e-30).reshape(point.shape)
             found = as_rows(nearest.isfinite(), x)
             point = torch.where(

@@ -1,17 +1,25 @@
 """PGD on the margin from diverse starts: output diversification (arXiv 2003.06878), directed at wrong classes."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, expected_gradient, expected_logits, slope
+from lsa_cli.attacks.base import (
+    ATTACKS,
+    Attack,
+    Model,
+    annealed,
+    at_least_one,
+    expected_gradient,
+    expected_logits,
+    slope,
+)
 from lsa_cli.attacks.deepfool import DUAL, rivals_of
 from lsa_cli.attacks.losses import LOSSES, Loss
 from lsa_cli.attacks.randomness import uniform_like
 from lsa_cli.attacks.search import Search
-from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.attacks.threat import Threat, each, per_sample
 from lsa_cli.errors import UsageError
 
 SHORTEST = 0.01  # the last step, as a share of the first
@@ -54,7 +62,7 @@ class ODI(Attack):
 
     @property
     def passes(self) -> float:
-        order = 0.4 + 0.6 * CANDIDATES / 2 if self._has_targets and self.restarts > 1 else 0.4
+        order = 0.4 + 0.6 * CANDIDATES / 2 if self._in_order else 0.4
         return self.eot * self.restarts * (self.spread + self.steps + 0.4) + order
 
     @property
@@ -67,8 +75,9 @@ class ODI(Attack):
         return 3 * min(self.at_once, self.restarts)
 
     @property
-    def _has_targets(self) -> bool:
-        return self.spread > 0
+    def _in_order(self) -> bool:
+        """Whether it is measured which class is the nearest: one run, or runs without targets, need no order."""
+        return self.spread > 0 and self.restarts > 1
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
@@ -87,7 +96,7 @@ class ODI(Attack):
     def _targets(self, model: Model, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The target class of every run, (N, restarts). With more runs than classes they repeat in order."""
         rivals = rivals_of(logits, y, CANDIDATES)
-        if self._has_targets and self.restarts > 1:
+        if self._in_order:
             nearest = linear_distances(model, x, y, rivals, self.threat.norm).argsort(1)
             rivals = rivals.gather(1, nearest)
         runs = torch.arange(self.restarts, device=x.device)
@@ -101,24 +110,24 @@ class ODI(Attack):
         total = self.spread + self.steps
         for step in range(total):
             network = search.network_at(model, step / total)
-            x, y = search.x.repeat_interleave(runs, 0), search.y.repeat_interleave(runs)
-            loss = _along(direction.flatten(0, 1)) if step < self.spread else LOSSES.get(self.loss)
-            gradient, logits, _ = expected_gradient(network, x_adv.flatten(0, 1), y, loss, self.eot)
-            search.offer_best(x_adv, logits.unflatten(0, x_adv.shape[:2]))
             threat, flat = search.threat.repeated(runs), x_adv.flatten(0, 1)
+            x, y = each(search.x, runs), each(search.y, runs)
+            loss = _along(direction.flatten(0, 1)) if step < self.spread else LOSSES.get(self.loss)
+            gradient, logits, _ = expected_gradient(network, flat, y, loss, self.eot)
+            search.offer_best(flat, logits, runs)
             length = per_sample(threat.eps * self._length(step), flat)
             moved = threat.project(flat + length * threat.steepest(gradient.nan_to_num(0), flat), x)
             x_adv, direction = search.still(moved.unflatten(0, x_adv.shape[:2]), direction)
             if search.is_over:
                 return
         network = search.network_at(model, 1)
-        logits = expected_logits(network, x_adv.flatten(0, 1), self.eot)
-        search.offer_best(x_adv, logits.unflatten(0, x_adv.shape[:2]))
+        flat = x_adv.flatten(0, 1)
+        search.offer_best(flat, expected_logits(network, flat, self.eot), runs)
 
     def _length(self, step: int) -> float:
         """The length of a step, as a share of eps."""
         share = max(0, step - self.spread) / self.steps
-        return SHORTEST + (1 - SHORTEST) * (1 + math.cos(math.pi * share)) / 2
+        return annealed(1, SHORTEST, share)
 
 
 def linear_distances(model: Model, x: torch.Tensor, y: torch.Tensor, rivals: torch.Tensor, norm: str) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from lsa_cli.attacks import randomness
 from lsa_cli.attacks.losses import margin
-from lsa_cli.attacks.threat import Threat, as_rows
+from lsa_cli.attacks.threat import Threat, as_rows, each
 
 Goal = Literal["worst", "break", "patient"]
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -101,7 +101,7 @@ class Search:
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Record inputs (M, ...) of the samples still attacked, with their logits (M, K). Returns their margins (M,).
 
-        It counts one query. An attack that offers the best of several queries adds the others to `queries` first.
+        It counts one query.
         """
         self.queries += 1
         value = margin(logits, self.y)
@@ -111,17 +111,18 @@ class Search:
             self._keep(self.rows, x_adv, value.float())
         return value
 
-    def offer_best(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """As `offer`, with several inputs (M, R, ...) and logits (M, R, K) for each sample: that with the largest margin.
+    def offer_best(self, x_adv: torch.Tensor, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `offer`, with `count` inputs in a row (M * count, ...) and their logits for each sample: that with the largest margin.
 
-        Each of them is a query. Returns its column (M,).
+        Each of them is a query. Returns the inputs that it offers (M, ...), and their margins (M,).
         """
-        value = margin(logits.flatten(0, 1), self.y.repeat_interleave(logits.shape[1])).unflatten(0, logits.shape[:2])
-        best = value.nan_to_num(-torch.inf).argmax(1)
-        each = torch.arange(len(best), device=best.device)
-        self.queries += logits.shape[1] - 1
-        self.offer(x_adv[each, best], logits[each, best])
-        return best
+        if count > 1:
+            value = margin(logits, each(self.y, count)).reshape(-1, count)
+            first = torch.arange(0, len(x_adv), count, device=x_adv.device)
+            best = first + torch.where(value.isnan(), -torch.inf, value).argmax(1)
+            x_adv, logits = x_adv[best], logits[best]
+            self.queries += count - 1
+        return x_adv, self.offer(x_adv, logits)
 
     def _keep(self, rows: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor) -> None:
         """Record inputs of the samples `rows`, with their margins on the network itself."""

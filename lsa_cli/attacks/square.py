@@ -18,7 +18,7 @@ from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import uniform_like
 from lsa_cli.attacks.search import Search
-from lsa_cli.attacks.threat import Threat, per_sample
+from lsa_cli.attacks.threat import Threat, each, per_sample
 from lsa_cli.errors import UsageError
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
@@ -63,7 +63,7 @@ class Square(Attack):
         return 0.4 * self.restarts * self.queries  # no query needs a gradient
 
     @property
-    def inputs_each(self) -> int:
+    def inputseach(self) -> int:
         return self.at_once
 
     def share(self, query: int) -> float:
@@ -97,12 +97,10 @@ class Square(Attack):
                 ahead = (query - 1) % block
                 if ahead == 0:
                     drawn = canvas.uniform(len(x_adv), min(block, self.queries - query), numbers + canvas.channels)
-                threat, x, x_best = search.threat.repeated(count), _each(search.x, count), _each(x_adv, count)
+                threat, x, x_best = search.threat.repeated(count), each(search.x, count), each(x_adv, count)
                 chance = drawn[:, ahead : ahead + count].flatten(0, 1)
                 candidates = repaint(canvas, threat, x, x_best, self.share(query), chance)
-            candidate, logits = _best_of(candidates, model(candidates), search.y, count)
-            search.queries += count - 1
-            value = search.offer(candidate, logits)
+            candidate, value = search.offer_best(candidates, model(candidates), count)
             better = (value > best).nonzero().flatten()
             if len(better):
                 x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
@@ -112,23 +110,6 @@ class Square(Attack):
                     x_adv, best, drawn, clean = search.drop(-best > limit * (best - clean), x_adv, best, drawn, clean)
             if search.is_over:
                 return
-
-
-def _each(x: torch.Tensor, count: int) -> torch.Tensor:  # (N, ...) -> (N * count, ...)
-    """Each row `count` times in a row."""
-    return x if count == 1 else x.repeat_interleave(count, 0)
-
-
-def _best_of(
-    candidates: torch.Tensor, logits: torch.Tensor, y: torch.Tensor, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The one of the `count` candidates (N * count, ...) of each sample with the largest margin, and its logits (N, K)."""
-    if count == 1:
-        return candidates, logits
-    value = margin(logits, _each(y, count)).reshape(-1, count)
-    first = torch.arange(0, len(candidates), count, device=candidates.device)
-    best = first + torch.where(value.isnan(), -torch.inf, value).argmax(1)
-    return candidates[best], logits[best]
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Square Attack, and then PGD from the strongest input that it found (our combination)."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, expected_gradient, expected_logits
+from lsa_cli.attacks.base import ATTACKS, Attack, Model, annealed, at_least_one, expected_gradient, expected_logits
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import drawn_for
 from lsa_cli.attacks.search import Search
@@ -22,9 +21,8 @@ class SquarePGD(Attack):
     """Random search (arXiv 1912.00049), then `steps` steps of PGD on the margin from its strongest input.
 
     Where gradients mislead from most starts, as on networks that hide them, the random search leaves the samples so near to
-    the boundary that a few steps along the gradient finish: 2,000 queries and 20 steps broke as many samples as 5,000
-    queries (benchmarks/results/attacks.md). Steps shrink along a cosine from eps / 4 (our choice). queries, at_once: of
-    `square`, whose random numbers are those of the next seed.
+    the boundary that a few steps along the gradient finish. Steps shrink along a cosine from eps / 4 (our choice). queries,
+    at_once: of `square`, whose random numbers are those of the next seed.
     """
 
     threat: Threat
@@ -60,7 +58,7 @@ class SquarePGD(Attack):
                 return search.x_adv
             gradient, logits, _ = expected_gradient(model, x_adv, search.y, margin)
             search.offer(x_adv, logits)
-            length = LONGEST * (0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2)
+            length = LONGEST * annealed(1, 0.01, step / self.steps)
             moved = x_adv + per_sample(length * search.threat.eps, x_adv) * search.threat.steepest(
                 gradient.nan_to_num(0), x_adv
             )

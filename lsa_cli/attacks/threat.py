@@ -28,6 +28,11 @@ def per_sample(value: float | torch.Tensor, x: torch.Tensor) -> float | torch.Te
     return value
 
 
+def each(x: torch.Tensor, times: int) -> torch.Tensor:  # (N, ...) -> (N * times, ...)
+    """Each row `times` times in a row."""
+    return x if times == 1 else x.repeat_interleave(times, 0)
+
+
 @dataclass(frozen=True)
 class Threat:
     """The budget of each input x: the intersection of the ball of radius eps around x and the box of valid inputs.
@@ -75,7 +80,7 @@ class Threat:
         """The threat model for a batch in which every sample stands `times` times in a row."""
         if not isinstance(self.eps, torch.Tensor) or self.eps.ndim == 0:
             return self
-        return dataclasses.replace(self, eps=self.eps.repeat_interleave(times))
+        return dataclasses.replace(self, eps=each(self.eps, times))
 
     def clamp(self, x_adv: torch.Tensor) -> torch.Tensor:
         return x_adv if self.bounds is None else x_adv.clamp(*self.bounds)

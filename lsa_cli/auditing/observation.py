@@ -129,7 +129,7 @@ def observe_all(
         )
         for position, one in enumerate(moved)
     ]
-    return list(zip(observations, logits, strict=False))
+    return list(zip(observations, logits[: len(moved)], strict=True))
 
 
 def _inputs(

@@ -13,6 +13,7 @@ from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.fmn import FMN
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.ranked import FAR_LEAST, RankedCascade, Round, by_rank, everywhere, rounds_of
+from tests.fitting import fitted
 
 COUNT = 200
 
@@ -88,13 +89,9 @@ def task():
     x = torch.rand(120, 1, 6, 6)
     y = (x.flatten(1) @ torch.randn(36, 5)).argmax(1)
     body = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 5))
-    optimizer = torch.optim.Adam(body.parameters(), 0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(body(x), y).backward()
-        optimizer.step()
+    body = fitted(body, x, y, 150).requires_grad_(False)
     right = body(x).argmax(1) == y
-    return body.eval().requires_grad_(False), x[right], y[right]
+    return body, x[right], y[right]
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.03), ("l2", 0.15), ("l1", 0.6)])

@@ -18,6 +18,7 @@ from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.settings import settings_from
+from tests.fitting import fitted
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +33,7 @@ def task():
     x = torch.rand(150, 1, 6, 6)
     y = (x.flatten(1)[:, :18].mean(1) > x.flatten(1)[:, 18:].mean(1)).long()
     body = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 2))
-    optimizer = torch.optim.Adam(body.parameters(), 0.01)
-    for _ in range(200):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(body(x), y).backward()
-        optimizer.step()
-    return body.eval(), x, y
+    return fitted(body, x, y, 200), x, y
 
 
 def run(task, **options):

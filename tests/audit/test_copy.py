@@ -16,6 +16,7 @@ from lsa_cli.auditing.plan import make_plan
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import Copy, make_copy
 from lsa_cli.settings import settings_from
+from tests.fitting import fitted
 from tests.foreign_networks import small_cnn
 
 
@@ -28,12 +29,7 @@ def task():
     body = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
     )  # fmt: skip
-    optimizer = torch.optim.Adam(body.parameters(), 0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(body(x), y).backward()
-        optimizer.step()
-    return body.eval(), x, y
+    return fitted(body, x, y, 60, lr=0.02), x, y
 
 
 def audited(task, **options):

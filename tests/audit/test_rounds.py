@@ -12,6 +12,7 @@ from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import UsageError
 from lsa_cli.report.compare import compare
 from lsa_cli.settings import settings_from
+from tests.fitting import fitted
 
 NAMES = ["pgd-margin", "pgd-ce", "odi-pgd", "apgd-ce", "apgd-t", "fab-t", "odi-pgd long", "square", "square-pgd"]
 
@@ -22,12 +23,7 @@ def task():
     x = torch.rand(150, 1, 6, 6)
     y = (x.flatten(1) @ torch.randn(36, 4)).argmax(1)
     body = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 4))
-    optimizer = torch.optim.Adam(body.parameters(), 0.01)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(body(x), y).backward()
-        optimizer.step()
-    return body.eval(), x, y
+    return fitted(body, x, y, 150), x, y
 
 
 def settings(**options):
