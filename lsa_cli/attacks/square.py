@@ -63,7 +63,7 @@ class Square(Attack):
         return 0.4 * self.restarts * self.queries  # no query needs a gradient
 
     @property
-    def inputseach(self) -> int:
+    def inputs_each(self) -> int:
         return self.at_once
 
     def share(self, query: int) -> float:
