@@ -41,15 +41,16 @@ from lsa_cli.stats import two_phase
 
 @dataclass
 class Extras:
-    """What a report has besides the sum of blocks (see `probing`). not_run: what the time budget left out; unfinished: the
-    round of the ranked cascade that it cut short; met: what each round did."""
+    """What a report has besides the sum of blocks (see `probing`). metrics, examples: None until they are measured.
+    not_run: what the end of the time budget, or of the run, left out; unfinished: the round of the ranked cascade that it cut
+    short; met: what each round did."""
 
     created: str
     attacked: str = ""
     normalization: Checked | None = None
     evidence: Evidence | None = None
-    metrics: list[Metric] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
+    metrics: list[Metric] | None = None
+    examples: list[Example] | None = None
     not_run: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     met: dict[str, Met] = field(default_factory=dict)
@@ -98,11 +99,11 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
         not_run=extras.not_run,
         pairs=compare_attacks([(n.label, diagnoses[n.label]) for n in scan], len(plan.network.class_names)),
         curves=[_curve(plan, n, total) for n in scan if n.label in total.curves],
-        metrics=extras.metrics,
+        metrics=extras.metrics or [],
         warnings=_warnings(plan, total, outcomes),
         evidence=found,
         samples=sample_rows(total, [n for n, _ in budget], on_all) if budget else None,
-        examples=extras.examples,
+        examples=extras.examples or [],
     )
 
 

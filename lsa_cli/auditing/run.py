@@ -211,22 +211,31 @@ class _Audit:
         total = self.total = self.total.in_order()
         if can_be_normalized(plan):
             extras.normalization = next(iter(run.in_time(lambda: try_normalizations(run, total))), None)
-        attacks, others = not_run(plan, total)
         clean = clean_checks(plan, total, extras.normalization)
-        examined = run.in_time(lambda: examine(run, total, clean))
-        unfinished = [label for label in extras.unfinished if label not in attacks]
-        extras.not_run = [*attacks, *unfinished, *([] if examined else ["evidence"]), *others]
-        extras.evidence = examined[0] if examined else None
-        scanned = any(named.label in total.attacks for named in plan.attacks)
-        if plan.metrics:
-            measured = run.in_time(lambda: measure_metrics(run, total)) if scanned else []
-            extras.metrics = measured[0] if measured else []
-            extras.not_run += [] if measured else ["metrics"]
-        if scanned:
+        extras.evidence = next(iter(run.in_time(lambda: examine(run, total, clean))), None)
+        if self._is_scanned:
+            if plan.metrics:
+                extras.metrics = next(iter(run.in_time(lambda: measure_metrics(run, total))), None)
             report = self._report("running")
-            shown = run.in_time(lambda: show_examples(run, total, report))
-            extras.examples = shown[0] if shown else []
-            extras.not_run += [] if shown else ["examples"]
+            extras.examples = next(iter(run.in_time(lambda: show_examples(run, total, report))), None)
+        extras.not_run = self._lacking()
+
+    @property
+    def _is_scanned(self) -> bool:
+        assert self.total is not None
+        return any(named.label in self.total.attacks for named in self.plan.attacks)
+
+    def _lacking(self) -> list[str]:
+        """What of the plan is not measured, or not to its end."""
+        assert self.total is not None
+        plan, extras = self.plan, self.extras
+        attacks, others = not_run(plan, self.total)
+        lacking = [*attacks, *(label for label in extras.unfinished if label not in attacks)]
+        if self.rule is not None:
+            return lacking + others
+        lacking += [*([] if extras.evidence else ["evidence"]), *others]
+        lacking += ["metrics"] if plan.metrics and extras.metrics is None else []
+        return lacking + (["examples"] if self._is_scanned and extras.examples is None else [])
 
     def update(self, status: str) -> AuditReport:
         """Report what is measured so far."""
@@ -238,6 +247,8 @@ class _Audit:
     def _report(self, status: str) -> AuditReport:
         assert self.total is not None
         plan, total = self.plan, self.total.in_order()
+        if status in ("interrupted", "failed"):
+            self.extras.not_run = self._lacking()
         report = make_report(plan, total, self.extras)
         report.status, report.seconds = status, round(self.run.clock.seconds, 3)  # type: ignore[assignment]
         if self.rule is not None:

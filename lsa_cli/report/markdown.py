@@ -59,7 +59,7 @@ def _notices(report: AuditReport) -> list[str]:
     if report.evidence is not None and report.evidence.verdict == "trusted":
         lines += [f"Evidence: {report.evidence.verdict}{_about(report.evidence)}", ""]
     if report.not_run:
-        lines += [f"> **Not run**, as the time budget is exhausted: {names(report.not_run)}", ""]
+        lines += [f"> **Not run**, as {report.why_not_run}: {names(report.not_run)}", ""]
     return lines
 
 

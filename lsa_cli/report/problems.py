@@ -66,7 +66,7 @@ def _problems(report: AuditReport) -> Iterator[Problem]:
     for warning in report.warnings:
         yield Problem(f"warning-{warning.code}", "warning", warning.message, warning.message.partition(":")[0])
     if report.not_run:
-        message = f"not run, as the time budget is exhausted: {', '.join(report.not_run)}"
+        message = f"not run, as {report.why_not_run}: {', '.join(report.not_run)}"
         yield Problem("audit-not-run", "warning", message, "budget")
     top = strongest(report)
     if top is not None and top.layers is not None:

@@ -352,7 +352,8 @@ class AuditReport(Row):
     outcomes: list[AttackOutcome]
     cascade: list[Stage] = Field(default=[], description="attacks that only count for the verdict, in order")
     not_run: list[str] = Field(
-        default=[], description="attacks and noises that did not run because the time budget was exhausted"
+        default=[],
+        description="what did not run, or not to its end, because the time budget was exhausted or the audit ended",
     )
     pairs: list[AttackPair] = []
     curves: list[Curve] = []
@@ -365,6 +366,12 @@ class AuditReport(Row):
     examples: list[Example] = Field(
         default=[], max_length=6, description="samples that an attack broke, the most confident mistakes first"
     )
+
+    @property
+    def why_not_run(self) -> str:
+        """Why what `not_run` lists did not run: a clause."""
+        ended = {"interrupted": "the audit was interrupted", "failed": "the audit failed"}
+        return ended.get(self.status, "the time budget is exhausted")
 
     @property
     def failed_gates(self) -> list[GateResult]:

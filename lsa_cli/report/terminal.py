@@ -154,7 +154,7 @@ def _verdict(report: AuditReport) -> RenderableType:
     if report.evidence is not None and not report.evidence.findings:
         _add_evidence(grid, report.evidence)
     if report.not_run:
-        grid.add_row("not run", Text(f"{', '.join(report.not_run)}: the time budget is exhausted", style="yellow"))
+        grid.add_row("not run", Text(f"{', '.join(report.not_run)}: {report.why_not_run}", style="yellow"))
     return grid
 
 

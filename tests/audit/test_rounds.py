@@ -10,6 +10,7 @@ from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import UsageError
+from lsa_cli.report import markdown
 from lsa_cli.report.compare import compare
 from lsa_cli.settings import settings_from
 from tests.fitting import fitted
@@ -107,6 +108,24 @@ def test_a_budget_that_ends_in_a_round_names_what_was_not_run(task, monkeypatch)
     assert "pgd-margin" not in report.not_run
     assert "met every round" not in report.verdict.statement
     assert all(stage.ranked is not None for stage in report.cascade if stage.attack != "apgd-t")
+
+
+def test_an_interrupted_audit_names_what_was_not_run(task):
+    body, x, y = task
+    reports = []
+
+    def stop(what, done, total):
+        if what == "apgd-t":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(make_plan(body, settings(), {}, (x, y)), progress=stop, on_update=reports.append)
+    ended = reports[-1]
+    assert ended.status == "interrupted"
+    assert {"apgd-t", "fab-t", "square", "evidence"} <= set(ended.not_run)
+    assert "pgd-margin" not in ended.not_run
+    assert "the audit was interrupted" in markdown.render(ended)
+    assert [report.not_run for report in reports[:-1]] == [[]] * (len(reports) - 1)
 
 
 def test_a_stochastic_network_gets_the_version_of_autoattack_for_it(task):
