@@ -1,0 +1,215 @@
+"""CROWN: bounds of a network over a ball by linear relaxation of its ReLUs (arXiv 1811.00866), one sample at a time.
+
+Intervals come first (forward); a backward pass then tightens those of the ReLU inputs that may have either sign.
+
+Rounding. The output of each operation is taken for an interval around its exact value: of half width n 2^-24 m, where n is
+the number of terms of a sum and m the sum of their absolute values over the ball. This holds the result of the network
+in float32, in any order of its sums (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). It is 2^12 times
+or more what the same operation errs in float64, in which the bounds are computed; operations without rounding get the
+part for float64 alone.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from lsa_cli.attacks.threat import ABSOLUTE_TOLERANCE, RELATIVE_TOLERANCE, Threat
+from lsa_cli.proofs.graph import Graph
+from lsa_cli.proofs.operations import Affine, Coefficients, OneHot, Rearrange, Relu, Scale, Sum, dense
+
+FLOAT32, FLOAT64 = 2.0**-24, 2.0**-36  # 2^-36 holds sums of 2^17 terms in float64
+TINY = 1e-30  # results below the smallest float32
+LARGEST = 2**24  # bytes of the coefficients of one node in a backward pass; a pass holds a few such tensors
+
+
+@dataclass(frozen=True)
+class Region:
+    """The inputs of one sample: a ball around x within a box. Both are wider than those of a threat model by twice its
+    tolerance, so that they hold every input that `Threat.contains` accepts. Tensors are (1, ...) in float64."""
+
+    x: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    radius: float
+    order: float  # of the norm
+
+    @classmethod
+    def of(cls, x: torch.Tensor, eps: float, threat: Threat) -> "Region":
+        x = x.double()
+        radius = eps * (1 + 2 * RELATIVE_TOLERANCE) + 2 * ABSOLUTE_TOLERANCE
+        low, high = x - radius, x + radius
+        if threat.bounds is not None:
+            bottom, top = threat.bounds
+            low = torch.minimum(low.clamp_min(bottom - 2 * ABSOLUTE_TOLERANCE), x)
+            high = torch.maximum(high.clamp_max(top + 2 * ABSOLUTE_TOLERANCE), x)
+        return cls(x, low, high, radius, threat._order)
+
+    def least(self, rows: torch.Tensor) -> torch.Tensor:  # (R, ...) -> (R,)
+        """A lower bound of rows . x over the region: the larger one of those over the box and over the ball."""
+        flat = rows.flatten(1)
+        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        box = flat @ middle.flatten() - flat.abs() @ half.flatten()
+        if math.isinf(self.order):
+            return box
+        dual = torch.linalg.vector_norm(flat, ord=2 if self.order == 2 else math.inf, dim=1)
+        return torch.maximum(box, flat @ self.x.flatten() - self.radius * dual)
+
+
+@dataclass
+class Bounds:
+    """The intervals of every node for one sample: lower and upper (1, ...) by place, and the half widths of rounding."""
+
+    graph: Graph
+    region: Region
+    lower: list[torch.Tensor] = field(default_factory=list)
+    upper: list[torch.Tensor] = field(default_factory=list)
+    rounding: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, graph: Graph, region: Region) -> "Bounds":
+        bounds = cls(graph, region)
+        exact = _exactness(graph) if math.isinf(region.order) else [0] * len(graph.nodes)
+        refined = set()
+        for place, node in enumerate(graph.nodes):
+            if isinstance(node.operation, Relu):
+                (before,) = node.inputs
+                if node.operation.refined and not exact[before] and before not in refined:
+                    bounds._refine(before)
+                    refined.add(before)
+            bounds._append(place)
+        return bounds
+
+    def _append(self, place: int) -> None:
+        """The interval of the next node from those of its operands."""
+        node = self.graph.nodes[place]
+        operation = node.operation
+        low, high = [self.lower[i] for i in node.inputs], [self.upper[i] for i in node.inputs]
+        terms = 0
+        if operation is None:
+            below, above = self.region.low, self.region.high
+            size = torch.maximum(below.abs(), above.abs())
+        elif isinstance(operation, Relu):
+            below, above = low[0].relu(), high[0].relu()
+            size = above
+        elif isinstance(operation, Sum):
+            ends = [(f * a, f * b) for f, a, b in zip(operation.factors, low, high, strict=True)]
+            below, above = (
+                torch.stack([pick(a, b) for a, b in ends]).sum(0) for pick in (torch.minimum, torch.maximum)
+            )
+            size = torch.stack([torch.maximum(a.abs(), b.abs()) for a, b in ends]).sum(0)
+            terms = operation.terms
+        else:
+            middle = operation.linear((low[0] + high[0]) / 2)
+            middle = middle if operation.bias is None else middle + operation.bias
+            half = operation.absolute((high[0] - low[0]) / 2)
+            below, above = middle - half, middle + half
+            size = operation.magnitude(torch.maximum(low[0].abs(), high[0].abs()))
+            terms = operation.terms
+        error = (terms * FLOAT32 + FLOAT64) * size + TINY
+        below, above = below - error, above + error
+        if node.hull is not None:
+            lows, highs = node.hull(*((self.lower[i], self.upper[i]) for i in node.hull_of))
+            below, above = torch.maximum(below, lows - error), torch.minimum(above, highs + error)
+        self.lower.append(below)
+        self.upper.append(above)
+        self.rounding.append(error)
+
+    def _refine(self, place: int) -> None:
+        """Tighten the interval of the entries of a node that may have either sign, by a backward pass."""
+        lower, upper = self.lower[place].reshape(-1), self.upper[place].reshape(-1)
+        shape = self.graph.nodes[place].shape
+        for part in ((lower < 0) & (upper > 0)).nonzero()[:, 0].split(self.rows_at_once(place)):
+            for sign, ends, pick in ((1.0, lower, torch.maximum), (-1.0, upper, torch.minimum)):
+                rows = OneHot(part, torch.full((len(part),), sign, dtype=torch.double, device=part.device), shape)
+                ends[part] = pick(ends[part], sign * self.least(place, rows))
+        self.lower[place], self.upper[place] = lower.reshape(1, *shape), upper.reshape(1, *shape)
+
+    def rows_at_once(self, place: int) -> int:
+        """Rows of a backward pass from a node whose coefficients of any node take at most LARGEST bytes."""
+        return max(1, LARGEST // (8 * max(math.prod(node.shape) for node in self.graph.nodes[: place + 1])))
+
+    def least(
+        self, place: int, rows: Coefficients, slopes: dict[int, torch.Tensor] | None = None
+    ) -> torch.Tensor:  # (R, ...) -> (R,)
+        """A lower bound of rows . z over the region, for the output z of the node at `place`.
+
+        slopes: for the places of ReLUs the slopes of their lower bounds in [0, 1], (1 or R, ...), in place of CROWN's.
+        """
+        constant = torch.zeros((), dtype=torch.double)
+        waiting: dict[int, Coefficients] = {place: rows}
+        for here in range(place, 0, -1):
+            if here not in waiting:
+                continue
+            node, rows = self.graph.nodes[here], waiting.pop(here)
+            constant = constant - _dot(rows, self.rounding[here], absolute=True)
+            operation = node.operation
+            if isinstance(operation, Relu):
+                chosen = None if slopes is None else slopes.get(here)
+                rows, shift = self._through_relu(node.inputs[0], dense(rows), chosen)
+                constant = constant + shift
+                parts = [rows]
+            elif isinstance(operation, Sum):
+                parts = [_times(rows, factor) for factor in operation.factors]
+            else:
+                assert isinstance(operation, Affine)
+                if operation.bias is not None:
+                    constant = constant + _dot(
+                        rows, operation.bias.expand(1, *node.shape) if operation.bias.ndim > 1 else operation.bias[None]
+                    )
+                parts = [operation.transposed(rows)]
+            for before, part in zip(node.inputs, parts, strict=True):
+                waiting[before] = dense(waiting[before]) + dense(part) if before in waiting else part
+        rows = dense(waiting[0])
+        return constant - _dot(rows, self.rounding[0], absolute=True) + self.region.least(rows)
+
+    def relaxation(self, before: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the ReLU of node `before`: lower slope, upper slope and upper intercept, each (1, ...).
+
+        An entry of either sign lies below the line through (l, 0) and (u, u), and above slope * z; CROWN's slope is 1
+        where u > -l, else 0.
+        """
+        lower, upper = self.lower[before], self.upper[before]
+        passes, either = lower >= 0, (lower < 0) & (upper > 0)
+        ratio = torch.where(either, upper / torch.where(either, upper - lower, 1.0), passes.double())
+        slope = torch.where(either, (upper > -lower).double(), ratio)
+        return slope, ratio, torch.where(either, -ratio * lower, 0.0)
+
+    def _through_relu(
+        self, before: int, rows: torch.Tensor, chosen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        slope, ratio, intercept = self.relaxation(before)
+        slope = slope if chosen is None else chosen
+        negative = rows.clamp_max(0)
+        return rows.clamp_min(0) * slope + negative * ratio, _dot(negative, intercept)
+
+
+def _dot(rows: Coefficients, values: torch.Tensor, absolute: bool = False) -> torch.Tensor:
+    """rows (R, ...) . values (1, ...) -> (R,)"""
+    if isinstance(rows, OneHot):
+        chosen = values.flatten()[rows.index]
+        return (rows.values.abs() if absolute else rows.values) * chosen
+    flat = rows.flatten(1)
+    return (flat.abs() if absolute else flat) @ values.flatten()
+
+
+def _times(rows: Coefficients, factor: float) -> Coefficients:
+    if isinstance(rows, OneHot):
+        return OneHot(rows.index, rows.values * factor, rows.shape)
+    return rows if factor == 1 else rows * factor
+
+
+def _exactness(graph: Graph) -> list[int]:
+    """For a box of inputs: 2 where the entries of a node vary independently, 1 where each interval is tight, else 0."""
+    levels: list[int] = []
+    for node in graph.nodes:
+        given = [levels[place] for place in node.inputs]
+        if node.operation is None:
+            levels.append(2)
+        elif isinstance(node.operation, (Relu, Scale)) or (
+            isinstance(node.operation, Rearrange) and not node.operation.terms
+        ):
+            levels.append(given[0])
+        else:
+            levels.append(1 if isinstance(node.operation, Affine) and given[0] == 2 else 0)
+    return levels

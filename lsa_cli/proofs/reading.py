@@ -1,0 +1,162 @@
+"""Reads the graph of a network from the operations that torch computes in one forward pass."""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from lsa_cli.errors import LsaError, summary_of
+from lsa_cli.proofs.aten import HANDLERS
+from lsa_cli.proofs.builder import BATCH, Builder, Ref, kernel_of, refusal
+from lsa_cli.proofs.graph import Graph, NotProvable
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+# The largest difference between the network in float32 and its graph in float64, relative to the largest logit.
+AGREEMENT = 2.0**-14
+# Linear operations without negative coefficients: moving, copying, leaving out and averaging.
+AVERAGES = {"avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean", "sum"}
+REARRANGEMENTS = AVERAGES | {
+    "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "slice", "select", "flip",
+    "roll", "pixel_shuffle", "pixel_unshuffle", "upsample_nearest2d", "index_select",
+}  # fmt: skip
+SAME = {"clone", "detach", "alias", "contiguous", "lift_fresh"}
+FILLED = {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}  # do not depend on the values
+
+
+def read(model: Model, example: torch.Tensor) -> Graph:
+    """The graph of `model`, which maps images (N, ...) to logits (N, K) in eval mode.
+
+    example (N, ...): inputs on which the graph is compared with the network.
+
+    Raises NotProvable, with the name of the operation that has no bound.
+    """
+    graph = _Reader(_trace(model, example)).graph()
+    _compare(graph, model, example)
+    return graph
+
+
+def _trace(model: Model, example: torch.Tensor) -> torch.fx.GraphModule:
+    """The operations of one forward pass, without changes in place."""
+    x = example[:1].detach().expand(BATCH, *example.shape[1:]).clone()
+    run = functionalize(lambda x: model(x), remove="mutations_and_views")
+    try:
+        with torch.no_grad():
+            return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+    except LsaError:
+        raise
+    except Exception as error:
+        raise NotProvable(
+            "the operations of the network cannot be read, because its forward pass depends on values of the input or "
+            f"leaves torch ({summary_of(error)})"
+        ) from error
+
+
+def _compare(graph: Graph, model: Model, example: torch.Tensor) -> None:
+    """Raises NotProvable where the network is not the function that the graph computes."""
+    noise = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    with torch.no_grad():
+        for x in (example, example[:1], (example + noise) / 2, noise, example.flip(0)):
+            wanted, found = graph.evaluate(x), model(x).double()
+            tolerance = AGREEMENT * wanted.abs().amax()
+            if found.shape != wanted.shape or not bool(((found - wanted).abs() <= tolerance).all()):
+                raise NotProvable(
+                    "the network does not return what its operations give in exact arithmetic: it is random, depends "
+                    "on the batch, leaves torch, or computes with less precision than float32"
+                )
+
+
+class _Reader:
+    """Values that do not depend on the input are computed by torch, in the precision of the network."""
+
+    def __init__(self, traced: torch.fx.GraphModule) -> None:
+        traced.graph.eliminate_dead_code()
+        self._traced = traced
+
+    def graph(self) -> Graph:
+        values: dict[torch.fx.Node, Any] = {}
+        for node in self._traced.graph.nodes:
+            if node.op == "placeholder":
+                seen = node.meta["val"]
+                self._build = Builder(tuple(seen.shape[1:]), seen.device)
+                values[node] = self._build.input
+            elif node.op == "get_attr":
+                values[node] = _constant(operator.attrgetter(node.target)(self._traced))
+            elif node.op == "output":
+                values[node] = self._build.graph(values[node.args[0]])
+            else:
+                values[node] = self._read(node, values)
+        return values[node]
+
+    def _read(self, node: torch.fx.Node, values: dict[torch.fx.Node, Any]) -> Any:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        name = name_of(node.target)
+        if not any(isinstance(item, Ref) for item in _leaves((args, kwargs))):
+            if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+                raise NotProvable(f"the network draws random numbers ({name}) in eval mode")
+            return node.target(*args, **kwargs)
+        if name == "getitem":
+            if args[1] >= len(args[0]):
+                raise refusal(name_of(node.args[0].target), "has a second output")
+            return args[0][args[1]]
+        if name in SAME:
+            return args[0]
+        if name in FILLED:
+            return node.target(
+                torch.zeros(BATCH, *self._build.shape(args[0]), device=self._build.device), *args[1:], **kwargs
+            )
+        if name not in HANDLERS and name not in REARRANGEMENTS:
+            raise refusal(name, "has no bound")
+        out = node.meta.get("val")
+        if isinstance(out, torch.Tensor):
+            if out.dtype not in (torch.float32, torch.float64):
+                raise refusal(name, f"computes with {str(out.dtype).removeprefix('torch.')} numbers")
+            if not out.ndim or len(out) != BATCH:
+                raise refusal(name, "mixes the samples of a batch")
+        if name in REARRANGEMENTS:
+            return self._rearranged(node, name, args, kwargs)
+        return HANDLERS[name](self._build, *args, **kwargs)
+
+    def _rearranged(self, node: torch.fx.Node, name: str, args: Any, kwargs: Any) -> Ref:
+        """An operation of torch that is linear in its first argument and has no negative coefficients."""
+        first, *rest = args
+        if any(isinstance(item, Ref) for item in _leaves((rest, kwargs))):
+            raise refusal(name, "has sizes that depend on the input")
+        target: Any = node.target
+        shape = tuple(node.meta["val"].shape[1:])
+        if name == "slice" and (not rest or rest[0] == 0):  # all samples: every output has as many as the input
+            return first
+        if name in ("view", "reshape", "_unsafe_view"):  # the argument holds the size of the batch that was read
+            return self._build.rearrange(first, lambda z: z.reshape(-1, *shape))
+        if name == "expand":
+            return self._build.rearrange(first, lambda z: z.expand(len(z), *shape))
+        terms = 0
+        if name in AVERAGES:
+            terms = math.prod(self._build.shape(first)) // math.prod(shape)
+            if name.startswith("avg_pool"):
+                terms = math.prod(kernel_of(rest[0], len(shape) - 1))
+            elif name.startswith("_adaptive") and any(
+                a % b for a, b in zip(self._build.shape(first)[1:], shape[1:], strict=True)
+            ):
+                raise refusal(name, "has windows of different sizes")
+        return self._build.rearrange(first, lambda z: target(z, *rest, **kwargs), terms)
+
+
+def name_of(target: Any) -> str:
+    """aten.view_copy.default -> view."""
+    name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
+    return str(name).removesuffix("_copy") if not str(name).startswith("_to") else str(name)
+
+
+def _leaves(values: Any) -> list[Any]:
+    return list(torch.utils._pytree.tree_leaves(values))
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, FakeTensor):
+        raise NotProvable("the network computes a value outside torch, which has no bound")
+    return value.detach() if isinstance(value, torch.Tensor) else value
