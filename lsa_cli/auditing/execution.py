@@ -9,6 +9,7 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli.auditing.cost import total_work
+from lsa_cli.auditing.evidence.repeatability import Beginning
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.limits import BatchSize, Clock, OutOfTime, out_of_memory
 from lsa_cli.auditing.plan import AuditPlan
@@ -64,6 +65,7 @@ class Execution:
         self.clock = Clock(plan.settings.budget)
         self.batch = BatchSize(plan.batch_size, not (plan.batch_size_is_fixed or plan.whole_batch))
         self.copy = Copy(None, "no attack has begun")
+        self.beginning: Beginning | None = None
         self.has_begun = False  # there is a first result: if data cannot be read after that, they have changed
         self.done, self.total = 0.0, total_work(plan)
 

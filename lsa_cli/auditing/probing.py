@@ -15,6 +15,8 @@ from lsa_cli.auditing.evidence.examine import examine as examine_probe
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import trained_on_the_same, useless_logits
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
+from lsa_cli.auditing.evidence.repeatability import Beginning
 from lsa_cli.auditing.evidence.stronger import Survivors
 from lsa_cli.auditing.execution import Execution
 from lsa_cli.auditing.named_attacks import NamedAttack
@@ -90,7 +92,9 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidenc
     broken = torch.from_numpy((total.right & ~survivors)[rows])
     with run.clock.stops(plan.network.classifier):
         last = plan.network.last_layer.module if plan.network.last_layer is not None else None
-        examined = examine_probe(probe, broken=broken, survivors=_left(run, total, survivors), last=last)
+        examined = examine_probe(
+            probe, broken=broken, survivors=_left(run, total, survivors), last=last, beginning=run.beginning
+        )
     trained_on = trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
     raw = plan.network.classifier.output == "probabilities"
     checked = [
@@ -98,6 +102,14 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidenc
     ]  # fmt: skip
     run.step("evidence", probe_passes(len(rows), len(total)))
     return evidence_of(checked, plan.is_quick)
+
+
+def remember(run: Execution) -> None:
+    """Keep the network as it is before the audit, for the evidence."""
+    plan = run.plan
+    if plan.budget_attacks and plan.threat.eps:
+        rows = np.random.default_rng([plan.seed, 29]).permutation(len(plan.index))[:ASKED_AGAIN]
+        run.beginning = Beginning.of(plan.network.classifier).asked(_probe(run, plan.index[np.sort(rows)]))
 
 
 def _probe(run: Execution, index: np.ndarray) -> Probe:

@@ -29,6 +29,7 @@ from lsa_cli.auditing.probing import (
     clean_checks,
     examine,
     measure_metrics,
+    remember,
     show_examples,
     try_normalizations,
 )
@@ -73,6 +74,8 @@ def run_audit(
     state = _Audit(run, on_update, rule)
     with numerics(plan), state.reported_when_it_ends():
         run.progress("clean accuracy", 0, run.total)
+        if rule is None:
+            run.batch.fit(lambda: remember(run))
         run.copy = run.batch.fit(lambda: find_copy(run))
         state.extras.attacked = copy_in_words(plan, run.copy)
         state.take_blocks()

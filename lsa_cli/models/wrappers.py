@@ -58,9 +58,9 @@ def eager() -> Iterator[None]:
         yield
 
 
-def copy_network(network: nn.Module) -> nn.Module:
-    """A deep copy, also of a network that keeps tensors of its last forward pass."""
-    memo: dict[int, Any] = {}
+def copy_network(network: nn.Module, share_weights: bool = False) -> nn.Module:
+    """A deep copy, also of a network that keeps tensors of its last forward pass. share_weights: its parameters are the same."""
+    memo: dict[int, Any] = {id(one): one for one in network.parameters()} if share_weights else {}
     for module in network.modules():
         for value in vars(module).values():
             items = (

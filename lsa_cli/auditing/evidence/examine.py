@@ -34,6 +34,9 @@ from lsa_cli.auditing.evidence.network import (
     train_mode_layers,
 )
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.repeatability import PASSES as REPEATED
+from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
+from lsa_cli.auditing.evidence.repeatability import Beginning, history, modes
 from lsa_cli.auditing.evidence.special_attacks import OnGrid, bare_logits, fresh_head
 from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
 
@@ -57,7 +60,8 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
     searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a new head
     tried = min(robust * available, _USUALLY_TRIED)
-    return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES
+    again = min(count, ASKED_AGAIN) * REPEATED
+    return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again
 
 
 def examine(
@@ -66,11 +70,13 @@ def examine(
     broken: torch.Tensor | None = None,
     survivors: Survivors | None = None,
     last: nn.Module | None = None,
+    beginning: Beginning | None = None,
 ) -> list[Checked]:
     """Every check that queries the network.
 
     broken (N,) bool: the samples that the audit's attacks broke; None where none ran. survivors: those of the whole
-    audit; None for those of the probe. last: the last layer with weights.
+    audit; None for those of the probe. last: the last layer with weights. beginning: the network as it was before the audit;
+    None for now.
 
     A network whose outputs are random or depend on the batch gets no further checks, as their numbers would be random. If
     eps is 0, nothing is attacked.
@@ -82,6 +88,8 @@ def examine(
             if made[-1].finding is not None:
                 return made
         if probe.threat.eps:
+            since = beginning or Beginning.of(probe.model)
+            made += [history(probe, since), modes(probe, since)]
             made += [check(probe) for check in (gradients, slopes, directions)]
             made += _attacked(probe, broken, survivors, last)
         return made

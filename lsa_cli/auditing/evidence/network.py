@@ -10,7 +10,8 @@ from lsa_cli.attacks.losses import cross_entropy, margin
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import FEW_ULP, Probe
-from lsa_cli.errors import ForwardError
+from lsa_cli.errors import LsaError
+from lsa_cli.models.classifier import Classifier
 from lsa_cli.stats import correlation_bound
 from lsa_cli.wording import first_of
 
@@ -21,7 +22,7 @@ ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest netwo
 LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks reach 0.77 (max-pooling) and more
 _DIRECTIONS, _FEW_STEPS, _ABOVE_ROUNDING = 2, 20, 4
 _DIFFERENT = 1e-4  # of the range of a sample's logits: two passes over one batch should not differ at all
-_OTHER_BATCH = 0.01  # the same for another batch: float32 kernels differ by 1e-5, bfloat16 kernels by 5e-3
+OTHER_BATCH = 0.01  # the same for another batch: float32 kernels differ by 1e-5, bfloat16 kernels by 5e-3
 _ALONE = 8  # samples that also run one by one
 
 
@@ -57,12 +58,12 @@ def random_forward(probe: Probe) -> Checked:
     randomness cannot differ.
     """
     second = probe.logits(probe.x)
-    apart = _relative(probe.clean, second)
+    apart = relative_difference(probe.clean, second)
     differ = int((apart > _DIFFERENT).sum())
     changed = int((probe.clean.argmax(1) != second.argmax(1)).sum())
     finding = doubt(
         "random-forward",
-        f"two passes over the same {len(probe)} inputs give different outputs for {differ} of them, {_largest(apart)}, and "
+        f"two passes over the same {len(probe)} inputs give different outputs for {differ} of them, {largest(apart)}, and "
         f"{changed} predicted classes change: the gradient of a single pass is noisy, and the robust accuracy is a mean "
         "over random outputs",
         "average the gradient over more passes (--attack pgd:eot=50), and also audit the network without its randomness "
@@ -83,19 +84,17 @@ def batch_dependence(probe: Probe) -> Checked:
     half = dataclasses.replace(probe, batch_size=max(1, min(probe.batch_size, len(probe)) // 2))
     shuffled = torch.empty_like(probe.clean)
     shuffled[order] = half.logits(probe.x[order])
-    not_alone = ""
-    try:
-        single = dataclasses.replace(probe, batch_size=1).logits(probe.x[:_ALONE])
-    except (ForwardError, ValueError, RuntimeError):  # BatchNorm over a batch of one
-        not_alone = "; the network cannot run on a single sample"
+    single = _alone(probe)
+    not_alone = "" if single is not None else "; the network cannot run on a single sample"
+    if single is None:
         single = torch.full_like(probe.clean[:_ALONE], torch.nan)
-    apart = _relative(probe.clean, shuffled)
-    apart[: len(single)] = torch.maximum(apart[: len(single)], _relative(probe.clean[:_ALONE], single))
-    differ = int((apart > _OTHER_BATCH).sum())
+    apart = relative_difference(probe.clean, shuffled)
+    apart[: len(single)] = torch.maximum(apart[: len(single)], relative_difference(probe.clean[:_ALONE], single))
+    differ = int((apart > OTHER_BATCH).sum())
     changed = int((probe.clean.argmax(1) != shuffled.argmax(1)).sum())
     finding = doubt(
         "batch-dependent",
-        f"the outputs for {differ} of {len(probe)} inputs depend on the other inputs in the batch ({_largest(apart)}{not_alone}), "
+        f"the outputs for {differ} of {len(probe)} inputs depend on the other inputs in the batch ({largest(apart)}{not_alone}), "
         f"and {changed} predicted classes change: the robust accuracy holds for one batch size only",
         "put BatchNorm in evaluation mode with running statistics, and remove operations that mix samples",
     )
@@ -103,7 +102,25 @@ def batch_dependence(probe: Probe) -> Checked:
     return Checked("batch dependence", len(probe), saw, finding if differ else None)
 
 
-def _relative(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)
+def _alone(probe: Probe) -> torch.Tensor | None:
+    """The outputs for the first samples one by one, also of a network that is given single samples twice; None where it fails.
+
+    Of such a network, which fails on a single sample or answers it in another way, a failure is no matter.
+    """
+    alone, model = dataclasses.replace(probe, batch_size=1), probe.model
+    in_pairs = isinstance(model, Classifier) and model.in_pairs
+    try:
+        if isinstance(model, Classifier):
+            model.in_pairs = False
+        return alone.logits(probe.x[:_ALONE])
+    except (LsaError, ValueError, RuntimeError):  # BatchNorm over a batch of one
+        return probe.clean[:_ALONE] if in_pairs else None
+    finally:
+        if isinstance(model, Classifier):
+            model.in_pairs = in_pairs
+
+
+def relative_difference(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:  # (N, K) x2 -> (N,)
     """The difference of two outputs as a share of the range of the logits, less the rounding error of large logits."""
     difference = (first - second).abs().amax(1)
     rounding_error = FEW_ULP * torch.finfo(torch.float32).eps * first.abs().amax(1)
@@ -112,7 +129,7 @@ def _relative(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:  # (N,
     return torch.where(first.isnan().any(1) & second.isnan().any(1), 0.0, apart.nan_to_num(torch.inf))
 
 
-def _largest(apart: torch.Tensor) -> str:
+def largest(apart: torch.Tensor) -> str:
     known = torch.where(apart.isfinite(), apart, 0.0)
     return f"by up to {float(known.max()):.1%} of the range of the logits"
 
