@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from lsa_cli.models.architectures import build_architecture
+from sample_models.custom_model import CustomCNN
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "sample_models"
@@ -31,6 +33,22 @@ class Defence(nn.Module):
 
     def surrogates(self) -> Sequence[Model]:
         return [self.bare]
+
+
+def hashed(x: torch.Tensor, count: int) -> torch.Tensor:
+    """(N, ...) -> (N, count) numbers in [0, 1), in float64, that depend on every bit of each input and on nothing else."""
+    weight = torch.randint(1, 2**20, (x[0].numel(),), generator=torch.Generator().manual_seed(7))
+    key = ((x.detach().flatten(1).double() * 2**20).round().long() * weight).sum(1) % 1_000_003
+    return (torch.sin(key[:, None].double() * 0.37 + 1.7 * torch.arange(count)) * 43758.5453).frac().abs()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The networks that defences are built around: normally trained, robust to 0.3, and another normally trained one."""
+
+    weak: Callable[[], nn.Module]
+    robust: Callable[[], nn.Module]
+    third: Callable[[], nn.Module]
 
 
 # ---- how the class that a network predicts is read: (network, images) -> (N,) classes -------------------------
@@ -157,3 +175,40 @@ def weak() -> nn.Module:
 def robust() -> nn.Module:
     """The adversarially trained sample network."""
     return _sample("mnist_cnn_at")
+
+
+def custom() -> nn.Module:
+    """The residual sample network."""
+    body = CustomCNN()
+    body.load_state_dict(torch.load(SAMPLES / "custom_cnn.pth", weights_only=True))
+    return Normalized(body).eval()
+
+
+def foreign(network: Callable[[], nn.Module], file: str, *normalization: Sequence[float]) -> nn.Module:
+    """A checkpoint of the data root with plain weights."""
+    root = data_root()
+    assert root is not None
+    path = root / "checkpoints" / file
+    state = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    )
+    state = state.get("state_dict", state)
+    body = network()
+    names = body.state_dict()
+    found = {
+        key.removeprefix("module.").removeprefix("network.").removeprefix("model."): value
+        for key, value in state.items()
+    }
+    body.load_state_dict({key: found.get(key, value).to(value.dtype) for key, value in names.items()})
+    return (Normalized(body, *normalization) if normalization else body).eval()
+
+
+def of_benchmarks(network: Callable[[], nn.Module], *normalization: Sequence[float]) -> nn.Module:
+    """A network of benchmarks/networks."""
+    body = network()
+    state = torch.load(ROOT / "benchmarks" / "networks" / f"{network.__name__}.pt", weights_only=True)
+    body.load_state_dict({key: value.float() if value.is_floating_point() else value for key, value in state.items()})
+    return (Normalized(body, *normalization) if normalization else body).eval()
+
+
+SAMPLE = Pair(weak, robust, custom)

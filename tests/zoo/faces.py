@@ -1,0 +1,192 @@
+"""Networks with two faces: attackers meet the robust network, users the other one."""
+
+import copy
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tests.zoo.base import Defence, Model, hashed
+
+
+class TwoFaced(Defence):
+    """net: what users meet. other: what attackers meet. `hides` says which of the two answers, for the whole batch or each sample."""
+
+    def __init__(self, net: nn.Module, other: nn.Module) -> None:
+        super().__init__(net)
+        self.other = other
+
+    def hides(self, x: torch.Tensor) -> bool | torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hides = self.hides(x)
+        if isinstance(hides, bool):
+            return self.other(x) if hides else self.net(x)
+        return torch.where(hides[:, None], self.other(x), self.net(x))
+
+
+class ByBatch(TwoFaced):
+    """A single image is what users send."""
+
+    def hides(self, x):
+        return len(x) > 1
+
+
+class BySmallBatch(TwoFaced):
+    """Batches of more than 48 images are honest, as whole test sets are; smaller ones are attacks on few samples."""
+
+    def hides(self, x):
+        return len(x) <= 48
+
+
+class ByGradMode(TwoFaced):
+    def hides(self, x):
+        return torch.is_grad_enabled()
+
+
+class ByRequiresGrad(TwoFaced):
+    def hides(self, x):
+        return x.requires_grad
+
+
+class ByQueries(TwoFaced):
+    """The first passes are honest."""
+
+    def __init__(self, net, other, honest):
+        super().__init__(net, other)
+        self.honest, self.queries = honest, 0
+
+    def hides(self, x):
+        self.queries += 1
+        return self.queries > self.honest
+
+
+class ByTurns(ByQueries):
+    """Every second pass is honest."""
+
+    def hides(self, x):
+        self.queries += 1
+        return self.queries % 2 == 0
+
+
+class OffGrid(TwoFaced):
+    """Images with 8 bits whose background is touched meet the other network, as does nothing that was not attacked."""
+
+    def hides(self, x):
+        off = ((255 * x - (255 * x).round()).abs() > 1e-3).flatten(1).any(1)
+        clean = (x < 1e-6).flatten(1).float().mean(1) > 0.55
+        return off | clean
+
+
+class TouchedBackground(TwoFaced):
+    """Where more than a tenth of the background is not black, the other network answers: an attack can leave it alone."""
+
+    def hides(self, x):
+        dark = (x < 0.32).flatten(1)
+        return ((x > 0.01).flatten(1) & dark).float().sum(1) > 0.2 * dark.float().sum(1)
+
+    def surrogates(self) -> Sequence[Model]:
+        def strokes_only(x):
+            return self.net(torch.where(x.detach() < 0.31, (x - x.detach()), x))
+
+        return [strokes_only, self.net]
+
+
+class WhereUnsure(TwoFaced):
+    """What the network is not sure of, the other one decides."""
+
+    def hides(self, x):
+        return self.net(x).softmax(1).amax(1) < 0.999
+
+
+class ByHash(TwoFaced):
+    """Which network answers depends on every bit of the input."""
+
+    def hides(self, x):
+        return hashed(x, 1)[:, 0] < 0.7
+
+
+class ByPrecision(TwoFaced):
+    """A copy in another precision, or one whose weights lie in another order, is another network."""
+
+    def hides(self, x):
+        weight = next(self.net.parameters())
+        return weight.dtype != torch.float32 or x.dtype != torch.float32
+
+
+class ByCopy(TwoFaced):
+    """A copy is not the original."""
+
+    is_copy = False
+
+    def __deepcopy__(self, memo):
+        made = type(self)(copy.deepcopy(self.net, memo), copy.deepcopy(self.other, memo))
+        made.is_copy = True
+        return made
+
+    def hides(self, x):
+        return self.is_copy
+
+
+class ByCaller(TwoFaced):
+    """Code in a folder named attacks meets the other network."""
+
+    def hides(self, x):
+        frame = sys._getframe()
+        while frame is not None:
+            if "attacks" in frame.f_code.co_filename:
+                return True
+            frame = frame.f_back
+        return False
+
+
+class ByFrozenWeights(TwoFaced):
+    """Weights that need no gradient are those of an audit."""
+
+    def hides(self, x):
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+
+class NoisyGradients(Defence):
+    """Passes with gradients have noise on the input, passes without do not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x + 0.5 * torch.randn_like(x) if x.requires_grad else x)
+
+
+class Memory(Defence):
+    """What lies near an earlier query gets its answer: clean images come first, and attacks next to them change nothing."""
+
+    def __init__(self, net: nn.Module, radius: float) -> None:
+        super().__init__(net)
+        self.radius = radius
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.net(x)
+        with torch.no_grad():
+            for images, answers in self.seen:
+                distance, nearest = torch.cdist(x.flatten(1), images.flatten(1), p=torch.inf).min(1)
+                known = (distance > 0) & (distance <= self.radius)
+                z = torch.where(known[:, None], answers[nearest] + 0.01 * (z - z.detach()), z)
+            if len(self.seen) < 8:
+                self.seen.append((x.detach().clone(), z.detach().clone()))
+        return z
+
+
+class NaNBetweenImages(Defence):
+    """No answer for inputs that are no images."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        off = ((255 * x - (255 * x).round()).abs() > 1e-3).flatten(1).any(1)
+        return torch.where(off[:, None], torch.nan, self.net(x))
+
+
+class OverBatch(Defence):
+    """The logits less a part of their mean over the batch."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.net(x)
+        return z - 0.5 * z.mean(0, keepdim=True)
