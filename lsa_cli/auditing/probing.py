@@ -13,6 +13,7 @@ from lsa_cli.auditing.evidence.compare import Measured, compare
 from lsa_cli.auditing.evidence.decision import Checked, evidence_of
 from lsa_cli.auditing.evidence.examine import examine as examine_probe
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
+from lsa_cli.auditing.evidence.planted import attack_to_test
 from lsa_cli.auditing.evidence.preflight import trained_on_the_same, useless_logits
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
@@ -93,8 +94,9 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidenc
     with run.clock.stops(plan.network.classifier):
         last = plan.network.last_layer.module if plan.network.last_layer is not None else None
         examined = examine_probe(
-            probe, broken=broken, survivors=_left(run, total, survivors), last=last, beginning=run.beginning
-        )
+            probe, broken=broken, survivors=_left(run, total, survivors), last=last, beginning=run.beginning,
+            attack=attack_to_test([named.attack for named in plan.budget_attacks], plan.threat),
+        )  # fmt: skip
     trained_on = trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
     raw = plan.network.classifier.output == "probabilities"
     checked = [

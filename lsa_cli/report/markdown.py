@@ -58,6 +58,7 @@ def _notices(report: AuditReport) -> list[str]:
     lines = [f"> **Warning** ({warning.code}): {cell(warning.message)}\n" for warning in report.warnings]
     if report.evidence is not None and report.evidence.verdict == "trusted":
         lines += [f"Evidence: {report.evidence.verdict}{_about(report.evidence)}", ""]
+        lines += [f"{cell(statement)}\n" for statement in report.evidence.statements]
     if report.not_run:
         lines += [f"> **Not run**, as {report.why_not_run}: {names(report.not_run)}", ""]
     return lines

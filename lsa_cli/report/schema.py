@@ -263,6 +263,7 @@ class CheckMade(Row):
     n: int = Field(description="samples that it examined; for some checks modules or attacks")
     saw: dict[str, float | None] = Field(description="the numbers that it measured, by name")
     findings: list[str] = Field(default=[], description="codes of its findings")
+    statement: str = Field(default="", description="the result as a sentence, of checks that have one")
 
 
 class Evidence(Row):
@@ -274,6 +275,11 @@ class Evidence(Row):
     )
     findings: list[Finding]
     checks: list[CheckMade]
+
+    @property
+    def statements(self) -> list[str]:
+        """Results as sentences, of checks without a finding; a finding is a sentence itself."""
+        return [check.statement for check in self.checks if check.statement and not check.findings]
 
 
 class GateResult(Row):

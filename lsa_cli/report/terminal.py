@@ -166,6 +166,8 @@ def _add_evidence(grid: Table, evidence: Evidence) -> None:
     )
     why = f"; {QUICK_LOOK}" if evidence.verdict == "quick look" else ""
     grid.add_row("evidence", Text.assemble((evidence.verdict, style), made, why))
+    for statement in evidence.statements:
+        grid.add_row("", Text(statement))
     for finding in evidence.findings:
         grid.add_row("", Text(f"{finding.code}: {finding.message}; {finding.advice}", style=style))
 

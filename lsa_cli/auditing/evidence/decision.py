@@ -17,12 +17,16 @@ ALLOWED_BETTER, ALLOWED_POINTS = 0.02, 0.01
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of a check on n samples (or layers, or attacks): the numbers that it saw, and its finding, if any."""
+    """The result of a check on n samples (or layers, or attacks): the numbers that it saw, and its finding, if any.
+
+    said: what it saw as a sentence, for a check whose result reports state also without a finding.
+    """
 
     name: str
     n: int
     saw: Mapping[str, float]
     finding: Finding | None = None
+    said: str = ""
 
 
 def doubt(code: str, message: str, advice: str, level: Literal["doubtful", "invalid"] = "doubtful") -> Finding:
@@ -70,6 +74,7 @@ def evidence_of(checked: Sequence[Checked], quick: bool = False) -> Evidence:
             n=check.n,
             saw={key: float(value) if math.isfinite(value) else None for key, value in check.saw.items()},
             findings=[] if check.finding is None else [check.finding.code],
+            statement=check.said,
         )
         for check in checked
     ]

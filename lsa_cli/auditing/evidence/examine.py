@@ -8,6 +8,7 @@ give the same steps.
 import torch
 from torch import nn
 
+from lsa_cli.attacks import Attack
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.square import Square
@@ -33,6 +34,8 @@ from lsa_cli.auditing.evidence.network import (
     slopes,
     train_mode_layers,
 )
+from lsa_cli.auditing.evidence.planted import passes as planted_passes
+from lsa_cli.auditing.evidence.planted import planted
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.repeatability import PASSES as REPEATED
 from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
@@ -61,7 +64,7 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a new head
     tried = min(robust * available, _USUALLY_TRIED)
     again = min(count, ASKED_AGAIN) * REPEATED
-    return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again
+    return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
 
 
 def examine(
@@ -71,12 +74,13 @@ def examine(
     survivors: Survivors | None = None,
     last: nn.Module | None = None,
     beginning: Beginning | None = None,
+    attack: Attack | None = None,
 ) -> list[Checked]:
     """Every check that queries the network.
 
     broken (N,) bool: the samples that the audit's attacks broke; None where none ran. survivors: those of the whole
     audit; None for those of the probe. last: the last layer with weights. beginning: the network as it was before the audit;
-    None for now.
+    None for now. attack: the one that is tested on planted adversarial examples; None for a PGD.
 
     A network whose outputs are random or depend on the batch gets no further checks, as their numbers would be random. If
     eps is 0, nothing is attacked.
@@ -90,6 +94,7 @@ def examine(
         if probe.threat.eps:
             since = beginning or Beginning.of(probe.model)
             made += [history(probe, since), modes(probe, since)]
+            made.append(planted(probe, last, attack or PGD(probe.threat)))
             made += [check(probe) for check in (gradients, slopes, directions)]
             made += _attacked(probe, broken, survivors, last)
         return made

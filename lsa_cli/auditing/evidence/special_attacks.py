@@ -167,20 +167,29 @@ def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
     return None if same else outputs
 
 
-def fresh_head(probe: Probe, module: nn.Module) -> Model | None:
-    """The network with a new last layer: ridge regression of the classes on the inputs of `module`, fitted on the probe.
+def features_of(probe: Probe, module: nn.Module) -> tuple[Model, torch.Tensor] | None:
+    """images (N, ...) -> (N, D), the inputs of `module`, the last layer with weights; and those for the probe.
 
-    It leaves out everything between the features and the logits. module: the last layer with weights. None where it is
-    not part of a pass, or does not get one tensor for all samples.
+    None where the module is not part of a pass, or does not get one tensor for all samples.
     """
     inputs = _reader(probe.model, module, inputs=True)
 
-    def features(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, D)
+    def features(x: torch.Tensor) -> torch.Tensor:
         return inputs(x).flatten(1)
 
     known = _read_all(probe, features)
-    if known is None:
+    return None if known is None else (features, known)
+
+
+def fresh_head(probe: Probe, module: nn.Module) -> Model | None:
+    """The network with a new last layer: ridge regression of the classes on `features_of` the module, fitted on the probe.
+
+    It leaves out everything between the features and the logits. None where there are no features.
+    """
+    found = features_of(probe, module)
+    if found is None:
         return None
+    features, known = found
     with torch.no_grad():
         mean = known.mean(0)
         centred = known - mean
