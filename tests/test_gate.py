@@ -6,6 +6,7 @@ from rich.console import Console
 from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import check, decision, is_breach
 from lsa_cli.report.limits import Limit, limits_of, parse_limits
+from lsa_cli.report.row import Proof
 from lsa_cli.report.schema import CheckMade, Evidence, Finding
 from lsa_cli.report.terminal import print_gates
 from tests.report.example import example, rate
@@ -19,7 +20,7 @@ def one(limit, **changes):
 # In the example every share's interval is 0.05 to either side, every layer's mean 0.01.
 SHARES = [
     ("clean", 0.9), ("robust", 0.3), ("robust.fgsm", 0.5), ("robust.pgd", 0.3), ("robust.gaussian", 0.9), ("class.min", 0.2),
-    ("class.cat", 0.2), ("class.dog", 0.4),
+    ("class.cat", 0.2), ("class.dog", 0.4), ("proven", 0.25),
 ]  # fmt: skip
 ERRORS = [("layer.max-error", 0.8, 0.01), ("layer.relu1", 0.5, 0.01), ("class.discrepancy", 0.2, 0.05 * 2**0.5)]
 
@@ -49,6 +50,17 @@ def test_the_point_decides_where_asked(metric, measured):
         result = one({metric: {way: measured + offset, "by": "point"}})
         assert (result.passed, result.decided_by) == (passed, "point")
         assert result.state == ("held" if passed else "breached")
+
+
+def test_a_limit_on_what_is_proven_needs_a_proof():
+    without, left_out = example(), example()
+    without.verdict.proof = None
+    left_out.verdict.proof = Proof(robust=None, threat="linf 0.3", seconds=0.0, left_out="it takes too long")
+    for report, why in ((without, "the audit was without --prove"), (left_out, "left out, because it takes too long")):
+        (result,) = check(report, limits_of({"proven": 0.1}))
+        assert (result.state, result.passed) == ("undecided", False)
+        assert why in result.message
+        assert check(report, limits_of({"proven": {"min": 0.1, "allow_not_run": True}}))[0].passed
 
 
 def test_a_limit_may_look_the_other_way():

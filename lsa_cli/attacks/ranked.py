@@ -103,13 +103,15 @@ def _by_distance(threat: Threat) -> tuple[Round, ...]:
 
 
 def by_rank(
-    rounds: Sequence[Round], margin: np.ndarray, lot: np.ndarray, attack: Callable[[int, np.ndarray], np.ndarray]
-) -> Iterator[Met]:
+    rounds: Sequence[Round], margin: np.ndarray, lot: np.ndarray, attack: Callable[[int, np.ndarray], np.ndarray],
+    others: int = 0,
+) -> Iterator[Met]:  # fmt: skip
     """Run the rounds, one at each step of the iteration, which gives what it did. It ends when no sample is robust.
 
     margin (N,): the largest so far, positive or NaN for samples that are not attacked; it is updated in place. lot (N,):
     random numbers that choose the far samples. attack(number, rows) runs a round on the samples `rows` (M,), and
-    returns their largest margins (M,), positive where it broke the sample.
+    returns their largest margins (M,), positive where it broke the sample. others: robust samples that need no attack; they
+    count for the shares, so that a round attacks as many of the nearest samples as without them.
     """
     watched = None
     for number, one in enumerate(rounds):
@@ -117,10 +119,11 @@ def by_rank(
         order = order[np.argsort(-margin[order], kind="stable")]
         if not len(order):
             return
-        if watched is None and one.border(len(order)) < len(order):
-            watched = _far(order[min(later.border(len(order)) for later in rounds[number:]) :], lot)
+        first = min(len(order), one.border(len(order) + others))
+        if watched is None and first < len(order):
+            watched = _far(order[min(later.border(len(order) + others) for later in rounds[number:]) :], lot)
         far = np.empty(0, dtype=int) if watched is None else watched[margin[watched] <= 0]
-        yield _round(number, one.border(len(order)), order, far, margin, attack)
+        yield _round(number, first, order, far, margin, attack)
 
 
 def _far(beyond: np.ndarray, lot: np.ndarray) -> np.ndarray:

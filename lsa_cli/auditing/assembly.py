@@ -36,7 +36,7 @@ from lsa_cli.report.schema import (
     Stage,
     Warning,
 )
-from lsa_cli.stats import two_phase
+from lsa_cli.stats import Stratum, two_phase
 
 
 @dataclass
@@ -69,11 +69,13 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
     diagnoses = {n.label: total.diagnosis(n.label) for n in (*scan, *cascade)}
     diagnoses |= {n.label: total.diagnosis(n.label, is_noise=True) for n in noises}
     budget = [(named, diagnoses[named.label]) for named in (*scan, *cascade)]
-    verdict = verdict_of(plan, total.clean, budget, _estimate(plan, total))
+    verdict = verdict_of(plan, total.clean, budget, _estimate(plan, total), total.proof)
     if extras.met and not extras.unfinished and not plan.settings.patient:
         met_all = np.logical_and.reduce([total.attacks[label].ran for label in extras.met])
-        left = total.survivors([named.label for named, _ in budget])
-        verdict.statement += ranked_in_words(extras.met, int((left & met_all).sum()), int(left.sum()))
+        left = total.to_attack([named.label for named, _ in budget])
+        verdict.statement += ranked_in_words(
+            extras.met, int((left & met_all).sum()), int(left.sum()), total.proof is not None
+        )
     outcomes = {n.label: _outcome(plan, n, total, diagnoses[n.label]) for n in (*scan, *noises)}
     on_all = {label: diagnoses[label].robust for label in outcomes}
     data = data_of(plan)
@@ -149,7 +151,8 @@ def _estimate(plan: AuditPlan, total: BlockResult) -> Estimate | None:
     strata = counts(drawn, total.attacks[plan.cascade[0].label].ran, total.survivors(labels))
     if not strata or any(stratum.checked == 0 for stratum in strata):
         return None
-    value, low, high = two_phase(len(total), strata)
+    proven = int(total.proven.sum())
+    value, low, high = two_phase(len(total), [*strata, Stratum(proven, proven, 0)])
     survivors, checked, broken = (sum(several) for several in zip(*strata, strict=True))
     return Estimate(
         value=value, low=low, high=high, survivors=survivors, checked=checked, broken=broken,

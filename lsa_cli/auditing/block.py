@@ -18,6 +18,7 @@ from lsa_cli.auditing.limits import OutOfTime
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.observation import Moved, Observation, observe_all
 from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.auditing.proving import prove
 from lsa_cli.auditing.results import AttackRows, BlockResult
 from lsa_cli.models.classifier import predicted_class
 
@@ -35,18 +36,21 @@ def audit_block(
     cascade: Sequence[NamedAttack] = (),
     on_all_right: Collection[str] = (),
 ) -> tuple[BlockResult | None, bool]:
-    """Clean pass, every attack and noise, one observation that verifies them all, the cascade on the survivors, and curves.
+    """Clean pass, proof, every attack and noise, one observation that verifies them all, the cascade on the survivors, and curves.
 
     Returns the result, and whether it is complete: it ends where the time budget is exhausted. is_first: the clean pass
     ignores the time budget, because a report needs it, and so does a pass that verifies each attack before the observation.
     on_part: gets the verified result so far. cascade: the attacks that run on the samples that are still robust.
-    on_all_right: labels of those of them that run on all samples that are classified correctly.
+    on_all_right: labels of those of them that run on all samples that are classified correctly. No cascade attacks a sample
+    that is proven.
     """
     plan = run.plan
     result: BlockResult | None = None
     try:
         inputs, result = _clean_pass(run, index, in_any_case=is_first)
         on_part(result)
+        if scan:  # the second phase of --full-on meets samples that were not proven in the first
+            result = dataclasses.replace(result, proof=prove(run, inputs, result.right))
         at_once = is_first or plan.is_stochastic  # whose classes are those of a draw, and the observation draws others
         found: dict[str, _Attacked] = {}
         for named in (*plan.attacks, *plan.noises) if scan else ():
@@ -140,9 +144,9 @@ def _attack(
 
 
 def _stage(run: Execution, named: NamedAttack, inputs: Batch, result: BlockResult, on_all_right: bool) -> BlockResult:
-    """Run an attack of the cascade on the samples that are still robust, re-packed into full batches."""
+    """Run an attack of the cascade on the samples that are still robust and not proven, re-packed into full batches."""
     budget = [other.label for other in run.plan.budget_attacks if other.label in result.attacks]
-    rows = np.flatnonzero(result.right if on_all_right else result.survivors(budget))
+    rows = np.flatnonzero(result.to_attack([] if on_all_right else budget))
     if not len(rows):
         return result.with_attack(named.label, result.unattacked())
     chosen = torch.from_numpy(rows)

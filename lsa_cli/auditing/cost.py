@@ -54,7 +54,8 @@ ASSUMED = Known()
 
 def total_work(plan: AuditPlan, known: Known = ASSUMED) -> float:
     """Cost in forward and gradient passes over one sample; for progress and estimates."""
-    each = clean_passes(plan) + FORWARD + sum(known.passes(named) + LOOK for named in (*plan.attacks, *plan.noises))
+    each = clean_passes(plan) + FORWARD + (plan.proof.passes if plan.proof is not None else 0.0)
+    each += sum(known.passes(named) + LOOK for named in (*plan.attacks, *plan.noises))
     each += sum(
         len(plan.eps_grid) * (known.passes(named) + FORWARD)
         for named in plan.attacks
@@ -92,10 +93,25 @@ def rounds_work(plan: AuditPlan, known: Known = ASSUMED, first: int = 0) -> floa
     return work
 
 
-def estimate_seconds(plan: AuditPlan) -> float:
-    """Estimated seconds on this machine: the time of passes over batches of the usual sizes, of network and copy, times the work.
+@dataclass(frozen=True)
+class Speed:
+    """Seconds of a pass for one sample, in a full batch and in one of a few samples; and what else decides the cost."""
 
-    A short attack on a few samples tells how many are robust, which decides the work of the cascade and the evidence.
+    each: float
+    each_of_few: float
+    known: Known
+
+
+def estimate_seconds(plan: AuditPlan, speed: Speed) -> float:
+    """Estimated seconds on this machine: the time of passes, of network and copy, times the work."""
+    evidence = evidence_work(plan, speed.known)
+    others = total_work(plan, speed.known) - evidence
+    return _REPORTS + (speed.each * others + speed.each_of_few * evidence) / distributed.world()
+
+
+def measure_speed(plan: AuditPlan) -> Speed:
+    """From passes over batches of the usual sizes, and a short attack on a few samples that tells how many are robust, which
+    decides the work of the cascade and the evidence.
     """
     network, rows = plan.network, plan.index[: plan.batch_size]
     classifier = network.classifier
@@ -106,10 +122,7 @@ def estimate_seconds(plan: AuditPlan) -> float:
         copy = copy_for(plan, x[:TRIED], y[:TRIED]).model
         on_copy = _seconds_each(copy, x, y) / each if copy is not None else 1.0
         robust = share_robust(plan, x[:_ATTACKED], y[:_ATTACKED])
-    known = Known(robust, on_copy, _TAKEN if plan.threat.norm == "linf" else 1.0)
-    evidence = evidence_work(plan, known)
-    attacks = total_work(plan, known) - evidence
-    return _REPORTS + (each * attacks + each_of_few * evidence) / distributed.world()
+    return Speed(each, each_of_few, Known(robust, on_copy, _TAKEN if plan.threat.norm == "linf" else 1.0))
 
 
 def _seconds_each(model: Model, x: torch.Tensor, y: torch.Tensor) -> float:

@@ -17,8 +17,9 @@ _NEAREST, _BETWEEN = 0.25, 0.3
 
 
 def strata_by_margin(total: BlockResult, labels: Sequence[str], size: int) -> list[tuple[np.ndarray, int]]:
-    """Strata of the samples that are robust under the attacks `labels`, see `strata_of`. Those without a margin are last."""
-    survivors = np.flatnonzero(total.survivors(labels))
+    """Strata of the samples that are robust under the attacks `labels` and not proven, see `strata_of`. Those without a
+    margin are last."""
+    survivors = np.flatnonzero(total.to_attack(labels))
     return strata_of(survivors[np.argsort(-best_margin(total, labels)[survivors], kind="stable")], size)
 
 

@@ -26,7 +26,7 @@ from lsa_cli.report.sequential import steps
 from lsa_cli.stats import confidence_sequence, difference_sequence
 
 DEFAULT_ALPHA = 0.01
-_WITHOUT_ATTACK = ("clean", "drop.clean")
+_WITHOUT_ATTACK = ("clean", "drop.clean", "proven")
 
 
 def decide_early(
@@ -60,7 +60,7 @@ def refuse_undecidable(plan: AuditPlan, alpha: float) -> None:
     others = [name for name, limit in plan.limits.items() if not _is_share(plan, name) and not limit.allow_not_run]
     if others:
         raise UsageError(
-            f"--gate-only decides shares of samples (clean, robust, robust.ATTACK, class.min, class.NAME, drop), and "
+            f"--gate-only decides shares of samples (clean, robust, robust.ATTACK, proven, class.min, class.NAME, drop), and "
             f"{', '.join(others)} needs the full audit; leave --gate-only out, or set allow_not_run: true for it"
         )
     empty = [
@@ -89,6 +89,8 @@ def _is_share(plan: AuditPlan, metric: str) -> bool:
         return False
     if name.family == "drop":
         return plan.settings.baseline is not None
+    if name.family == "proven":
+        return plan.proof is not None
     return name.is_accuracy and (name.names != "attack" or _attack(plan, name.target) is not None)
 
 
@@ -135,6 +137,8 @@ class GateRule:
                 return self._drop(total, self.baseline.clean, total.right, error)
             if metric.family == "clean":
                 return share(total.right, len(population))
+            if metric.family == "proven":
+                return share(total.proven, len(population))
             if missing:
                 return Measurement(None, why=f"the time budget left out {missing[0]}")
             if self.baseline is not None and metric.family == "drop":

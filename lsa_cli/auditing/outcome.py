@@ -14,9 +14,9 @@ from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.radius import sources_in_words
-from lsa_cli.auditing.results import AttackRows
+from lsa_cli.auditing.results import AttackRows, ProofRows
 from lsa_cli.report.origin import is_of_others
-from lsa_cli.report.row import finite
+from lsa_cli.report.row import Proof, finite
 from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
 from lsa_cli.wording import eps_as_text
 
@@ -159,13 +159,20 @@ def verdict_of(
     clean: np.ndarray,
     budget: Sequence[tuple[NamedAttack, ClassDiagnosis]],
     estimate: Estimate | None = None,
+    proof: ProofRows | None = None,
 ) -> Verdict:
     """clean (N,): predicted classes without attack. estimate: where the cascade ran on a part of the samples."""
     y = plan.network.labels[plan.index]
+    of_proof, proven_in_words = _proof_of(plan, proof)
     if not budget:
+        said = (
+            "no upper bound of the robust accuracy is known"
+            if proof is not None
+            else "nothing is known about robustness"
+        )
         return Verdict(
             clean=rate(clean == y), robust=None, attacks=[], classes=[], class_summary=None,
-            statement="No budget attack was run: nothing is known about robustness.",
+            statement=f"No budget attack was run: {said}.{proven_in_words}", proof=of_proof,
         )  # fmt: skip
     worst = worst_case([diagnosis for _, diagnosis in budget])
     rows = worst.rows(plan.network.class_names)
@@ -174,7 +181,7 @@ def verdict_of(
     met = [plan.threat_of(named) for named, _ in budget]
     threats = list(dict.fromkeys(f"{threat.norm} {eps_as_text(threat.eps)}" for threat in met))
     return Verdict(
-        meaning="" if plan.is_stochastic else in_words(plan, worst, threats),
+        meaning="" if plan.is_stochastic else in_words(plan, worst, threats, proof),
         clean=rate(clean == y),
         robust=robust,
         attacks=labels,
@@ -190,12 +197,31 @@ def verdict_of(
             )
             + sources_in_words(plan.network.origin)
             + (_estimated(estimate) if estimate is not None else "")
+            + proven_in_words
         ),
         estimate=estimate,
+        proof=of_proof,
     )
 
 
-def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> str:
+def _proof_of(plan: AuditPlan, found: ProofRows | None) -> tuple[Proof | None, str]:
+    """The proof in the report, and a sentence on it."""
+    if plan.proof is None:
+        return None, ""
+    if found is None:
+        why = plan.proof.left_out or "the time budget left it out"
+        return Proof(robust=None, threat=plan.proof.within, seconds=0.0, left_out=why), (
+            f" No lower bound was proven: {why}."
+        )
+    proven = rate(found.proven)
+    sentence = (
+        f" {proven.count} of {proven.n} samples are proven to be classified correctly for every input within "
+        f"{plan.proof.within}. It is a lower bound: no attack can find it lower."
+    )
+    return Proof(robust=proven, threat=plan.proof.within, seconds=round(found.seconds, 3)), sentence
+
+
+def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str], proof: ProofRows | None) -> str:
     """What the robust accuracy means: how many inputs can be turned, and for how many that is unknown."""
     noun = "image" if len(plan.network.input_shape) == 3 else "input"
     right, turned = int(worst.right.sum()), int(worst.broken.sum())
@@ -204,6 +230,15 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
         return f"no {noun} is classified correctly, even unchanged"
     if turned == right:
         return f"every {noun} can be turned {within} (all {right} that are classified correctly)"
+    if proof is not None and proof.proven.any():
+        proven = int(proof.proven.sum())
+        unknown = (
+            f"whether the other {left} can is not known" if (left := right - turned - proven) else "no other is left"
+        )
+        return (
+            f"of {right} {noun}s that are classified correctly, {f'at least {turned} can be' if turned else 'none was'} turned "
+            f"{within}, and {proven} provably cannot be turned; {unknown}"
+        )
     if turned == 0:
         return f"none of the {right} {noun}s that are classified correctly was turned {within}, which does not prove that none can be"
     left = right - turned
@@ -213,8 +248,9 @@ def in_words(plan: AuditPlan, worst: ClassDiagnosis, threats: Sequence[str]) -> 
     )
 
 
-def ranked_in_words(met: Mapping[str, Met], met_all: int, left: int) -> str:
-    """How many samples the ranked cascade attacked in every round. met: by round; left: the samples that are robust."""
+def ranked_in_words(met: Mapping[str, Met], met_all: int, left: int, with_proof: bool) -> str:
+    """How many samples the ranked cascade attacked in every round. met: by round; left: the samples that are robust, and
+    with_proof not proven."""
     moved = [
         f" Round {label} broke {one.broken_far} of {one.far} random far samples, so it went on to the nearest {one.last} of "
         f"{one.robust}."
@@ -226,7 +262,8 @@ def ranked_in_words(met: Mapping[str, Met], met_all: int, left: int) -> str:
         if met_all < left
         else ""
     )
-    return f" Of the {left} that are still robust, {met_all} met every round of the cascade{others}." + "".join(moved)
+    which = "still robust and not proven" if with_proof else "still robust"
+    return f" Of the {left} that are {which}, {met_all} met every round of the cascade{others}." + "".join(moved)
 
 
 def _estimated(estimate: Estimate) -> str:

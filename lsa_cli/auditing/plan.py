@@ -18,6 +18,7 @@ from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noise
 from lsa_cli.auditing.names import refuse_unknown_names
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, chosen_attacks, with_preset
+from lsa_cli.auditing.proof import PlannedProof, plan_proof
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_attacks_of_others, refuse_radius, usual_radius
 from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.data import check_inputs, stratified_subset
@@ -43,7 +44,7 @@ class AuditPlan:
     settings: those of the network, with the attacks of a preset. index: the chosen samples, ascending. threat: for
     attacks without one of their own; eps_origin: who set its radius. is_stochastic: two passes over an input differ.
     attacks: run on all samples, for verdict and layer scan. cascade: for the verdict alone, each on samples that are
-    still robust. layers: in the order they run.
+    still robust. layers: in the order they run. proof: None where none is asked for.
     """
 
     network: Network
@@ -68,6 +69,7 @@ class AuditPlan:
     threads: int
     seed: int
     warnings: tuple[Warning, ...]
+    proof: PlannedProof | None = None
 
     @property
     def budget_attacks(self) -> tuple[NamedAttack, ...]:
@@ -160,9 +162,8 @@ def make_plan(
         batch_size_is_fixed=given is not None,
         threads=threads,
         seed=seed,
-        warnings=(
-            *network.warnings, *threat_warnings, *selection_warnings, *preset_warnings, *without_square(cascade)
-        ),
+        warnings=(*network.warnings, *threat_warnings, *selection_warnings, *preset_warnings, *without_square(cascade)),
+        proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, _read(network, index[:2])),
     )  # fmt: skip
     _refuse_contradictions(plan)
     refuse_radius(plan)
@@ -221,6 +222,11 @@ def _threat_of_attacks(
     return max(same_norm or own, key=lambda one: one.eps), origin.get("attack", "option")
 
 
+def _read(network: Network, rows: np.ndarray) -> torch.Tensor:
+    """These inputs on the device."""
+    return check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+
+
 def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
     """Whether two passes over the first samples differ."""
     from lsa_cli.auditing.evidence.network import random_forward
@@ -230,7 +236,7 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
 
     def two_passes() -> bool:
         rows = index[: tried.size]
-        x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+        x = _read(network, rows)
         y, places = (torch.from_numpy(array).to(network.device) for array in (network.labels[rows], rows))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return random_forward(Probe(network.classifier, x, y, places, threat)).finding is not None
@@ -257,6 +263,9 @@ def _refuse_contradictions(plan: AuditPlan) -> None:
         raise UsageError("--eps-grid needs an attack whose curve it draws")
     if plan.metrics and not plan.attacks:
         raise UsageError("--metrics compares clean with adversarial inputs; give an attack")
+    proven = plan.limits.get("proven")
+    if proven is not None and not proven.allow_not_run and not plan.settings.prove:
+        raise UsageError("the limit proven needs a proof: add --prove, or set allow_not_run: true for it")
     for eps in plan.eps_grid:
         make_threat(plan.threat.norm, eps, plan.network.bounds)
     labels = [named.label for named in (*plan.budget_attacks, *plan.noises)]

@@ -88,7 +88,7 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidenc
     budget = [attack.label for attack in measured]
     rows = np.random.default_rng([plan.seed, 13]).permutation(len(total))[: probe_size(len(total))]
     rows = np.sort(rows)
-    probe = _probe(run, total.index[rows])
+    probe = _probe(run, total.index[rows], total)
     survivors = total.survivors(budget)
     broken = torch.from_numpy((total.right & ~survivors)[rows])
     with run.clock.stops(plan.network.classifier):
@@ -114,9 +114,14 @@ def remember(run: Execution) -> None:
         run.beginning = Beginning.of(plan.network.classifier).asked(_probe(run, plan.index[np.sort(rows)]))
 
 
-def _probe(run: Execution, index: np.ndarray) -> Probe:
+def _probe(run: Execution, index: np.ndarray, total: BlockResult | None = None) -> Probe:
+    """total: what is proven of these samples."""
     plan = run.plan
-    return Probe(plan.network.classifier, *run.read_all(index), plan.threat, plan.seed, run.batch.size)
+    x, y, places = run.read_all(index)
+    proven = None
+    if total is not None and total.proof is not None:
+        proven = torch.from_numpy(total.rows(index).proven).to(x.device)
+    return Probe(plan.network.classifier, x, y, places, plan.threat, plan.seed, run.batch.size, proven)
 
 
 def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivors:
@@ -125,7 +130,7 @@ def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivor
     order = np.random.default_rng([run.plan.seed, 23]).permutation(left)
 
     def take(start: int, stop: int) -> Probe:
-        return _probe(run, total.index[np.sort(order[start:stop])])
+        return _probe(run, total.index[np.sort(order[start:stop])], total)
 
     return Survivors(len(left), len(total), take)
 

@@ -56,12 +56,21 @@ class AttackRows:
 
 
 @dataclass(frozen=True)
+class ProofRows:
+    """proven (N,) bool: classified correctly, and proven to be so for every input within the budget. seconds: the proof took."""
+
+    proven: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
 class BlockResult:
     """All that an audit measures of N samples; the results of two blocks add up to that of both.
 
     index, label, clean (N,) int: place in the data set, true class, class predicted for the input as it is. wrong
     (N, R): as in `AttackRows`, without an attack. no_gradient (N,) bool: the attacks' loss has no gradient there.
-    attacks: by label. curves: for each attack (N, E) bool, right clean and broken at each radius of the grid.
+    attacks: by label. curves: for each attack (N, E) bool, right clean and broken at each radius of the grid. proof: None
+    where nothing is proven.
     """
 
     index: np.ndarray
@@ -72,6 +81,7 @@ class BlockResult:
     logits: LogitsSummary
     attacks: Mapping[str, AttackRows] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    proof: ProofRows | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -124,6 +134,14 @@ class BlockResult:
             left = left & self.diagnosis(label).robust
         return left
 
+    @property
+    def proven(self) -> np.ndarray:  # (N,) bool
+        return np.zeros(len(self), dtype=bool) if self.proof is None else self.proof.proven
+
+    def to_attack(self, labels: Sequence[str]) -> np.ndarray:  # (N,) bool
+        """Those of `survivors` that are not proven: what a cascade attacks."""
+        return self.survivors(labels) & ~self.proven
+
     def with_cascade(self, part: "BlockResult") -> "BlockResult":
         """With the attacks of a cascade that ran on the samples of `part` alone. The samples here are in order."""
         places, result = np.searchsorted(self.index, part.index), self
@@ -157,7 +175,8 @@ class BlockResult:
         summary = {field.name: arrays[f"logits.{field.name}"] for field in dataclasses.fields(LogitsSummary)}
         for name in ("n", "not_finite", "sums_to_one"):
             summary[name] = summary[name].item()
-        return BlockResult(**plain, logits=LogitsSummary(**summary), attacks=attacks, curves=curves)  # type: ignore[arg-type]
+        proof = ProofRows(arrays["proof.proven"], float(arrays["proof.seconds"])) if "proof.proven" in arrays else None
+        return BlockResult(**plain, logits=LogitsSummary(**summary), attacks=attacks, curves=curves, proof=proof)  # type: ignore[arg-type]
 
 
 def common(results: Sequence[BlockResult]) -> BlockResult:
@@ -177,7 +196,7 @@ def _added(one: Any, other: Any) -> Any:
     if isinstance(one, Mapping):
         assert one.keys() == other.keys()
         return {name: _added(value, other[name]) for name, value in one.items()}
-    if isinstance(one, (AttackRows, BlockResult)):
+    if isinstance(one, (AttackRows, BlockResult, ProofRows)):
         names = [field.name for field in dataclasses.fields(one)]
         return type(one)(**{name: _added(getattr(one, name), getattr(other, name)) for name in names})
     return None if one is None or other is None else one + other  # the sum has only what both have
@@ -189,7 +208,7 @@ def _taken(value: Any, rows: np.ndarray, count: int) -> Any:
         return value[rows] if len(value) == count else value
     if isinstance(value, Mapping):
         return {name: _taken(item, rows, count) for name, item in value.items()}
-    if isinstance(value, (AttackRows, BlockResult, Observation)):
+    if isinstance(value, (AttackRows, BlockResult, Observation, ProofRows)):
         names = [field.name for field in dataclasses.fields(value)]
         return type(value)(**{name: _taken(getattr(value, name), rows, count) for name in names})
     return value

@@ -1,6 +1,7 @@
 """run_audit(): take blocks of samples, add up their results, report the sum."""
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ from lsa_cli.attacks.ranked import by_rank, everywhere, lots
 from lsa_cli.auditing.assembly import Extras, make_report, not_run
 from lsa_cli.auditing.attacking import find_copy
 from lsa_cli.auditing.block import attack_only, audit_block
+from lsa_cli.auditing.contradiction import refuse_contradictions
 from lsa_cli.auditing.copies import copy_in_words
-from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics, rounds_work
+from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics, rounds_work, total_work
 from lsa_cli.auditing.draw_by_margin import best_margin, draw, strata_by_margin
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
@@ -33,6 +35,7 @@ from lsa_cli.auditing.probing import (
     show_examples,
     try_normalizations,
 )
+from lsa_cli.auditing.proving import chosen_proof
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.failures import is_out_of_memory
 from lsa_cli.report.gate import check
@@ -78,6 +81,7 @@ def run_audit(
             run.batch.fit(lambda: remember(run))
         run.copy = run.batch.fit(lambda: find_copy(run))
         state.extras.attacked = copy_in_words(plan, run.copy)
+        state.choose_proof()
         state.take_blocks()
         if plan.settings.full_on is not None:
             state.take_part_through_cascade()
@@ -100,6 +104,13 @@ class _Audit:
         self.extras = Extras(created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         self.total: BlockResult | None = None
         self._reported = 0  # attacked samples in the last report
+
+    def choose_proof(self) -> None:
+        """Whether the proof of the plan runs, and what it costs."""
+        proof = chosen_proof(self.run)
+        if proof is not self.plan.proof:
+            self.plan = self.run.plan = dataclasses.replace(self.plan, proof=proof)
+            self.run.total = total_work(self.plan)
 
     def take_blocks(self) -> None:
         """Measure all samples, or stop where the rule is met or the time budget is exhausted."""
@@ -138,7 +149,8 @@ class _Audit:
         before = [named.label for named in plan.budget_attacks if named not in plan.rounds]
         if any(label not in total.attacks for label in before) or distributed.anywhere(self.run.clock.is_late()):
             return
-        margins = np.where(total.survivors(before), np.fmin(best_margin(total, before), 0), np.nan)
+        margins = np.where(total.to_attack(before), np.fmin(best_margin(total, before), 0), np.nan)
+        proven = int(total.proven.sum())
         lot = lots(plan.seed, torch.from_numpy(total.index))
         rounds = [named.round for named in plan.rounds if named.round is not None]
         parts = itertools.count()
@@ -159,7 +171,7 @@ class _Audit:
 
         self.total = total
         with contextlib.suppress(OutOfTime):
-            for met in by_rank(everywhere(rounds) if plan.settings.patient else rounds, margins, lot, attack):
+            for met in by_rank(everywhere(rounds) if plan.settings.patient else rounds, margins, lot, attack, proven):
                 self.extras.met[plan.rounds[len(self.extras.met)].label] = met
             self.extras.unfinished = []
             for named in plan.rounds[len(self.extras.met) :]:  # no sample was left for them
@@ -199,6 +211,11 @@ class _Audit:
         source = str(plan.network.checkpoint.path) if plan.network.checkpoint else plan.network.arch
         refuse_useless_logits(total.logits, plan.network.classifier.output == "probabilities", source)
         self.total, self.run.has_begun = total, True
+        if plan.proof is not None:
+            for named in plan.budget_attacks:
+                if named.label in total.attacks:
+                    broken = total.diagnosis(named.label).broken
+                    refuse_contradictions(total.index, total.proven, broken, named.label, plan.proof.within)
         size = sum(int(rows.ran.sum()) for rows in total.attacks.values())
         if self.on_update is not None and (always or size >= 2 * self._reported):
             self._reported = size

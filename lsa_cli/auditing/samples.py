@@ -32,6 +32,7 @@ def sample_rows(
         look=[number if number > 0 else None for number in look.tolist()],
         margin=_numbers(margin),
         distance=_numbers(distance),
+        proven=None if total.proof is None else total.proven.tolist(),
         held={label: "".join(np.where(robust, "1", "0")) for label, robust in on_all.items()},
     )
 

@@ -1,5 +1,6 @@
 """`lsa audit --dry-run`: the plan and its estimated time."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from lsa_cli.cli.console import emit
@@ -13,11 +14,15 @@ _DETAILS = ("input range", "output")  # the facts for larger outputs that a plan
 
 
 def show_plan(plan: "AuditPlan") -> None:
-    from lsa_cli.auditing.cost import estimate_seconds
+    from lsa_cli.auditing.cost import estimate_seconds, measure_speed
     from lsa_cli.auditing.outcome import rule_in_words, settings_of
     from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
+    from lsa_cli.auditing.proving import measured
     from lsa_cli.report.facts import facts_of
 
+    speed = measure_speed(plan)
+    if plan.proof is not None and plan.proof.prover is not None:
+        plan = dataclasses.replace(plan, proof=measured(plan, speed))
     known = facts_of(subject_of(plan), data_of(plan), protocol_of(plan).threat)
     short_attack = " and a short attack on a few samples" if plan.budget_attacks else ""
     rows = [(fact.name, fact.text) for fact in known if not fact.detail or fact.name in _DETAILS]
@@ -27,6 +32,10 @@ def show_plan(plan: "AuditPlan") -> None:
                 f"{key}={setting_as_text(key, value)}" for key, value in settings_of(named.attack).items()
             )
             rows.append((what, f"{named.label}  {settings}"))
+    if plan.proof is not None:
+        rows.append(
+            ("proof", f"left out: {plan.proof.left_out}" if plan.proof.left_out else f"within {plan.proof.within}")
+        )
     rows += [
         ("layers", f"{len(plan.layers)}: {', '.join(layer.name for layer in plan.layers) or 'none'}"),
         ("rule", f"{plan.measure_name}, {rule_in_words(plan.rule, True)}"),
@@ -39,7 +48,7 @@ def show_plan(plan: "AuditPlan") -> None:
         *(("warning", warning.message) for warning in plan.warnings),
         (
             "estimate",
-            f"{_duration(estimate_seconds(plan))}, from timed passes{short_attack}; nothing was written",
+            f"{_duration(estimate_seconds(plan, speed))}, from timed passes{short_attack}; nothing was written",
         ),
     ]
     width = max(len(name) for name, _ in rows)

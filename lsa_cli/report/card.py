@@ -8,7 +8,7 @@ from lsa_cli.report import view
 from lsa_cli.report.markdown import cell, names, table_lines
 from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.text import file_name, percent
+from lsa_cli.report.text import between, file_name, percent
 
 _CLASSES = 20
 
@@ -26,6 +26,8 @@ def render(report: AuditReport) -> str:
         lines += [
             "Robust accuracy is an upper bound, for this threat model only: a stronger attack can find a lower value.", "",
         ]  # fmt: skip
+    if between(verdict):
+        lines += [f"Verdict: {between(verdict)}. No attack within the radius can find less than what is proven.", ""]
     if report.evidence is not None and report.evidence.findings:
         lines += [f"- {cell(f.code)}: {cell(f.message)}; {cell(f.advice)}" for f in report.evidence.findings] + [""]
     top = strongest(report)
@@ -49,6 +51,9 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
         # Each metric has its own type: the page shows one metric per type.
         name = f"robust accuracy ({threat.norm}, eps {threat.text})"
         metrics.append({"type": "robust_accuracy", "name": name, "value": verdict.robust.value})
+    if verdict.proven is not None and verdict.proof is not None and verdict.proven.value is not None:
+        name = f"proven robust accuracy ({verdict.proof.threat})"
+        metrics.append({"type": "proven_robust_accuracy", "name": name, "value": verdict.proven.value})
     dataset = {"type": _public(report.data.source), "name": _public(report.data.source)}
     if report.data.split:
         dataset["split"] = report.data.split

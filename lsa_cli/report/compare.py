@@ -243,14 +243,17 @@ def _detectable(change: Change, error: float) -> float | None:
 
 def _accuracies(old: AuditReport, new: AuditReport) -> Iterator[_Candidate]:
     before, after = old.samples, new.samples
-    clean = robust = None
+    clean = robust = proven = None
     if before is not None and after is not None:
         clean, robust = (
             _won_lost(by_sample.clean(before), by_sample.clean(after)),
             _won_lost(by_sample.robust(before), by_sample.robust(after)),
         )
+        if before.proven is not None and after.proven is not None:
+            proven = _won_lost(before.proven, after.proven)
     yield from _rate("accuracy", "clean", None, old.verdict.clean, new.verdict.clean, clean)
     yield from _rate("accuracy", "robust", None, old.verdict.robust, new.verdict.robust, robust)
+    yield from _rate("accuracy", "proven", None, old.verdict.proven, new.verdict.proven, proven)
     for one, other in zip(old.outcomes, new.outcomes, strict=True):
         pair = None
         if before is not None and after is not None:

@@ -175,6 +175,9 @@ def accuracy_bars(report: AuditReport) -> BarChart:
         groups.append(BarGroup(outcome.name, [point(outcome.robust)], OTHER, limit))
     if verdict.robust is not None:
         groups.append(BarGroup("robust, worst case", [point(verdict.robust)], ROBUST, limits.get("robust")))
+    if verdict.proven is not None:
+        groups.append(BarGroup("proven", [point(verdict.proven)], ROBUST, limits.get("proven")))
+    if verdict.robust is not None:
         for row in weakest_first(verdict.classes)[:1]:
             limit = limits.get(f"class.{row.name}", limits.get("class.min"))
             groups.append(BarGroup(f"worst class: {row.name}", [point(row.robust)], ROBUST, limit))

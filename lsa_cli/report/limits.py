@@ -43,6 +43,7 @@ METRICS = (
     MetricKind("clean", "", "accuracy", "clean accuracy"),
     MetricKind("robust", "", "accuracy", "robust accuracy under the worst of the budget attacks"),
     MetricKind("robust", "ATTACK", "accuracy", "accuracy under one attack or noise"),
+    MetricKind("proven", "", "accuracy", "proven robust accuracy: a lower bound, by --prove"),
     MetricKind("class", "min", "accuracy", "robust accuracy of the worst class"),
     MetricKind("class", "NAME", "accuracy", "robust accuracy of one class"),
     MetricKind("class", "discrepancy", "share", "largest minus smallest class robust accuracy (at most)"),

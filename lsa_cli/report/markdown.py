@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from lsa_cli.report import view
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence
-from lsa_cli.report.text import QUICK_LOOK, draws_text, file_name, interval, metric_text, percent
+from lsa_cli.report.text import (
+    QUICK_LOOK,
+    between,
+    draws_text,
+    file_name,
+    interval,
+    metric_text,
+    percent,
+    proof_text,
+)
 from lsa_cli.wording import plural
 
 _ROWS = 20
@@ -40,6 +49,10 @@ def _verdict(report: AuditReport) -> list[str]:
             f"**Robust accuracy {percent(verdict.robust.value)}** {interval(verdict.robust)} "
             f"({threat.norm} {threat.text}, n = {verdict.robust.n}, upper bound); {clean}."
         )
+    if between(verdict):
+        lines.append(f"\n**Verdict: {between(verdict)}.**")
+    if verdict.proof is not None:
+        lines.append(f"\nProven: {cell(proof_text(verdict))}.")
     if verdict.draws is not None:
         lines.append(f"\n{draws_text(verdict.draws)}.")
     if verdict.meaning:

@@ -66,6 +66,12 @@ def _robust(report: AuditReport, metric: MetricName) -> Measurement:
     return _rate(found.robust if found is not None else None, f"{metric.target} was not run on all samples")
 
 
+def _proven(report: AuditReport, _: MetricName) -> Measurement:
+    proof = report.verdict.proof
+    why = "the audit was without --prove" if proof is None else f"the proof was left out, because {proof.left_out}"
+    return _rate(report.verdict.proven, why)
+
+
 def _class(report: AuditReport, metric: MetricName) -> Measurement:
     rows = report.verdict.classes
     if not rows:
@@ -144,6 +150,7 @@ def _evidence(report: AuditReport, metric: MetricName) -> Measurement:
 _READERS: dict[str, Callable[[AuditReport, MetricName], Measurement]] = {
     "clean": lambda report, _: _rate(report.verdict.clean, "no sample was classified"),
     "robust": _robust,
+    "proven": _proven,
     "class": _class,
     "drop": lambda report, _: Measurement(None, why="only --gate-only with --baseline measures it"),
     "layer": _layer,

@@ -16,6 +16,7 @@ _HELP = {
     "lsa_audit_samples": "Audited samples.",
     "lsa_clean_accuracy_ratio": "Share of samples that are classified correctly; bound: value, or an end of its 95% interval.",
     "lsa_robust_accuracy_ratio": "Share of all samples that are classified correctly, by attack; worst-case: under all of them.",
+    "lsa_proven_accuracy_ratio": "Share of all samples that are proven to be classified correctly within the budget.",
     "lsa_class_robust_accuracy_ratio": "The worst case, by class.",
     "lsa_layer_measure": "Mean comparison measure of a layer under the strongest attack.",
     "lsa_layer_most_vulnerable": "1 for a most vulnerable layer under the strongest attack.",
@@ -40,6 +41,8 @@ def render(report: AuditReport) -> str:
     table.rate("lsa_clean_accuracy_ratio", report.verdict.clean)
     if report.verdict.robust is not None:
         table.rate("lsa_robust_accuracy_ratio", report.verdict.robust, attack="worst-case")
+    if report.verdict.proven is not None:
+        table.rate("lsa_proven_accuracy_ratio", report.verdict.proven)
     for outcome in report.outcomes:
         table.rate("lsa_robust_accuracy_ratio", outcome.robust, attack=outcome.name)
     for row in report.verdict.classes:

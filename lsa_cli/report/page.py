@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from lsa_cli.report.charts import draw
 from lsa_cli.report.figures import COLOURS
-from lsa_cli.report.text import draws_text, interval, number, percent, settings_text
+from lsa_cli.report.text import between, draws_text, interval, number, percent, proof_text, settings_text
 from lsa_cli.wording import compact, plural
 
 
@@ -29,7 +29,9 @@ def page(template: str, **values: Any) -> str:
     script = _template("report.js")
     return environment.get_template(template).render(
         draw=draw,
+        between=between,
         draws_text=draws_text,
+        proof_text=proof_text,
         colours=COLOURS,
         style=Markup(_template("report.css")),
         script=Markup(script),

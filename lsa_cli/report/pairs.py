@@ -65,6 +65,9 @@ def accuracies(old: AuditReport, new: AuditReport, changes: Changes) -> list[Pai
     if old.verdict.robust is not None and new.verdict.robust is not None:
         change = changes.get(("accuracy", "robust", None))
         pairs.append(Pair("robust, worst case", old.verdict.robust, new.verdict.robust, change))
+    if old.verdict.proven is not None and new.verdict.proven is not None:
+        change = changes.get(("accuracy", "proven", None))
+        pairs.append(Pair("proven", old.verdict.proven, new.verdict.proven, change))
     before, after = worst_class(old), worst_class(new)
     if before is not None and after is not None:
         pairs.append(Pair("worst class", before, after, None))

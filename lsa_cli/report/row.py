@@ -1,4 +1,4 @@
-"""Row: the base class of every part of a report."""
+"""Row: the base class of every part of a report, and shares."""
 
 import json
 import math
@@ -53,3 +53,15 @@ class Draws(Row):
     mean: float
     sd: float = Field(description="standard deviation over evaluations")
     worst: Rate = Field(description="samples that are classified correctly in every evaluation")
+
+
+class Proof(Row):
+    """The lower bound of the robust accuracy: samples that provably keep their class."""
+
+    robust: Rate | None = Field(
+        description="of all samples: classified correctly, and proven to be so for every input within the budget; a lower "
+        "bound; null where it was left out"
+    )
+    threat: str = Field(description="norm and radius of the proof, which cover every budget attack")
+    seconds: float = Field(description="time that the proof took")
+    left_out: str = Field(default="", description="the reason why --full left it out")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lsa_cli.report.protocol import Data, Protocol, Subject
-from lsa_cli.report.row import Draws, Rate, Row
+from lsa_cli.report.row import Draws, Proof, Rate, Row
 
 SCHEMA_VERSION = "1.3"
 
@@ -221,6 +221,9 @@ class Samples(Row):
         default={},
         description="by attack that ran on all samples: 1 for a sample that is classified correctly, clean and under it, else 0",
     )
+    proven: list[bool] | None = Field(
+        default=None, description="proven to be classified correctly within the whole budget; null without a proof"
+    )
 
 
 class Verdict(Row):
@@ -240,6 +243,12 @@ class Verdict(Row):
     estimate: Estimate | None = Field(
         default=None, description="null unless the cascade ran on a part of the robust samples only"
     )
+    proof: Proof | None = Field(default=None, description="null where none was asked for")
+
+    @property
+    def proven(self) -> Rate | None:
+        """The proven robust accuracy."""
+        return None if self.proof is None else self.proof.robust
 
 
 class Warning(Row):

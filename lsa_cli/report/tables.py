@@ -120,6 +120,7 @@ def _samples(report: AuditReport) -> Rows:
     if report.samples is None:
         return []
     columns = report.samples.model_dump()
+    columns["proven"] = columns["proven"] or [None] * len(columns["index"])
     columns |= {f"held_{name}": [int(flag) for flag in flags] for name, flags in columns.pop("held").items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -209,5 +210,11 @@ def write_samples(report: AuditReport, path: str) -> None:
     import pandas as pd
 
     frame = pd.DataFrame(table.rows, columns=[column.title for column in table.columns])
-    known = {"broken_by": "string", "look": "Int64", "margin": "Float64", "distance": "Float64"}  # empty columns too
+    known = {
+        "broken_by": "string",
+        "look": "Int64",
+        "margin": "Float64",
+        "distance": "Float64",
+        "proven": "boolean",
+    }  # empty columns too
     write_bytes(path, frame.astype(known).convert_dtypes().to_parquet(None, index=False))

@@ -14,7 +14,16 @@ from lsa_cli.report.gate import decision
 from lsa_cli.report.origin import is_of_others
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Evidence, GateResult
-from lsa_cli.report.text import QUICK_LOOK, draws_text, estimate_text, interval, metric_text, percent
+from lsa_cli.report.text import (
+    QUICK_LOOK,
+    between,
+    draws_text,
+    estimate_text,
+    interval,
+    metric_text,
+    percent,
+    proof_text,
+)
 from lsa_cli.wording import eps_as_text, plural
 
 _CLASSES = 20
@@ -80,6 +89,9 @@ def one_line(report: AuditReport) -> str:
     """The verdict in one line, for --quiet and logs."""
     verdict, threat = report.verdict, report.protocol.threat
     robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
+    robust, bound = f"robust accuracy {robust}", ", upper bound"
+    if between(verdict):
+        robust, bound = between(verdict), ""
     failed = [gate.metric for gate in report.failed_gates]
     gates = "" if not report.gates else f"; gates {'not held: ' + ', '.join(failed) if failed else 'held'}"
     others = [part for part in report.protocol.settings_from.get("gate", "").split(", ") if is_of_others(part)]
@@ -88,8 +100,8 @@ def one_line(report: AuditReport) -> str:
     source = f" set by {threat.origin}" if is_of_others(threat.origin) else ""
     meaning = f"; {verdict.meaning}" if verdict.meaning else ""
     return (
-        f"{report.subject.checkpoint}{state}: {_doubts(report)}robust accuracy {robust} ({threat.norm} {threat.text}{source}, "
-        f"n={verdict.clean.n}, upper bound), clean {percent(verdict.clean.value)}{meaning}{gates}"
+        f"{report.subject.checkpoint}{state}: {_doubts(report)}{robust} ({threat.norm} {threat.text}{source}, "
+        f"n={verdict.clean.n}{bound}), clean {percent(verdict.clean.value)}{meaning}{gates}"
     )
 
 
@@ -123,6 +135,10 @@ def _verdict(report: AuditReport) -> RenderableType:
         grid.add_row("status", Text(f"{report.status}: this shows what was measured", style="bold red"))
     if report.evidence is not None and report.evidence.findings:
         _add_evidence(grid, report.evidence)
+    if between(verdict):
+        grid.add_row("verdict", Text(between(verdict), style="bold"))
+    if verdict.proof is not None:
+        grid.add_row("proven", Text(proof_text(verdict)))
     if verdict.robust is not None:
         text = Text.assemble(
             (percent(verdict.robust.value), "bold"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lsa_cli.report.row import Draws, Rate
-from lsa_cli.report.schema import Estimate, Metric
+from lsa_cli.report.schema import Estimate, Metric, Verdict
 from lsa_cli.wording import setting_as_text
 
 QUICK_LOOK = "the attacks are few or short, so the number is a loose upper bound; use the default attacks or --full"
@@ -25,6 +25,31 @@ def percent(value: float | None) -> str:
 def interval(rate: Rate) -> str:
     """ "[85.1, 89.2]", in percent; empty where there are no samples."""
     return "" if rate.low is None or rate.high is None else f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def between(verdict: Verdict) -> str:
+    """ "robust between 60.0% (proven) and 62.0% (attacked) [50.2, 70.9]"; empty without a proof or without an attack.
+
+    The interval goes from the lower end of the proven share to the upper end of the attacked share. Each end errs with 2.5%, so it
+    contains the robust accuracy of the population with 95%, whatever attacks exist.
+    """
+    low, high = verdict.proven, verdict.robust
+    if low is None or high is None or low.low is None or high.high is None:
+        return ""
+    bounds = f"[{100 * low.low:.1f}, {100 * high.high:.1f}]"
+    if low.count == high.count:
+        return f"robust exactly {percent(low.value)} (proven and attacked) {bounds}"
+    return f"robust between {percent(low.value)} (proven) and {percent(high.value)} (attacked) {bounds}"
+
+
+def proof_text(verdict: Verdict) -> str:
+    """The proven share and what it says, or why there is none; empty where no proof was asked for."""
+    proof = verdict.proof
+    if proof is None:
+        return ""
+    if proof.robust is None:
+        return f"not computed: {proof.left_out}"
+    return f"{percent(proof.robust.value)} {interval(proof.robust)}, a lower bound within {proof.threat}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -98,6 +98,9 @@ def summary(report: AuditReport, data: str) -> Table:
     if verdict.robust is not None:
         name = f"robust accuracy, worst of {', '.join(verdict.attacks) or '-'} ({threat.norm}, eps {threat.text})"
         rows.append((name, percent(verdict.robust.value), interval(verdict.robust)))
+    if verdict.proven is not None and verdict.proof is not None:
+        name = f"proven robust accuracy, a lower bound ({verdict.proof.threat})"
+        rows.append((name, percent(verdict.proven.value), interval(verdict.proven)))
     if verdict.meaning:
         rows.append(("in words", verdict.meaning, ""))
     if report.evidence is not None:
@@ -198,6 +201,8 @@ def cascade(report: AuditReport) -> Table | None:
             "each round attacks the nearest of the samples that are still robust, and random far ones; still robust: of all "
             "samples"
         )
+    if report.verdict.proven is not None:
+        caption = caption.replace("still robust", "still robust and not proven", 1)
     return Table("Cascade", columns, rows, caption) if rows else None
 
 

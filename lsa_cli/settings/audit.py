@@ -165,6 +165,11 @@ class AuditSettings(Settings):
         "Run every attack of the cascade on all samples that are still robust, and no run is given up. It takes several "
         "times as long.",
     )
+    prove: bool | None = _ATTACK(
+        "Before the attacks, prove for as many samples as possible that no input within the radius changes their class: a lower "
+        "bound of the robust accuracy, in linf and l2. Default: with --full, if it takes at most a fifth of the time of the rest of the audit.",
+        off="no-prove",
+    )
     noise: Texts | None = _ATTACK(
         "gaussian, uniform, salt, pepper, speckle; or none. Repeatable. Default: all that apply.",
         metavar="NAME[:KEY=VALUE,...]",

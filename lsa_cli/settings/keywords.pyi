@@ -22,6 +22,7 @@ class AuditKeywords(TypedDict, total=False):
     preset: Literal["quick", "full"]
     full_on: Any
     patient: bool
+    prove: bool
     noise: Any
     corruption: Any
     norm: Any

@@ -195,4 +195,4 @@ def ranks(values: np.ndarray) -> np.ndarray:  # (N,) -> (N,)
 def correlation_bound(correlation: float, n: int, error: float) -> float:
     """Upper bound of a correlation of n > 3 pairs, by Fisher's z: it is too low with probability `error`."""
     quantile = NormalDist().inv_cdf(1 - error)
-    return math.tanh(math.atanh(min(correlation, 1 - 1e-9)) + quantile / math.sqrt(n - 3))
+    return math.tanh(math.atanh(max(-1 + 1e-9, min(correlation, 1 - 1e-9))) + quantile / math.sqrt(n - 3))

@@ -82,6 +82,17 @@ class _Flip(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0], None
 
 
+class Flip(nn.Module):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return _Flip.apply(x, self.factor)
+
+
 class WrongSigns(nn.Module):
     """The gradient of a share of the pixels has the wrong sign, and all of it another length."""
 
@@ -156,12 +167,35 @@ def test_wrong_signs_of_a_third_of_the_gradient_are_seen(networks, images, share
         assert "misaligned-gradient" in found([directions(probe)])
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 10.0)])
+def test_wrong_signs_in_one_place_are_seen_and_the_place_is_named(networks, images, norm, eps):
+    body = WrongSigns(networks[0], 0)
+    body.factor[7:14, 14:21] = -1
+    check = directions(Probe(body, *images, torch.arange(96), make_threat(norm, eps)))
+    assert "of rows 7 to 13 and columns 14 to 20 alone" in check.finding.message
+    assert check.saw["least cosine of a block"] < -0.9
+
+
+def test_a_wrong_sign_in_a_vector_is_seen_too():
+    generator = torch.Generator().manual_seed(0)
+    head = nn.Linear(32, 2)
+    factor = torch.ones(32)
+    factor[6:8] = -1
+    x, y = torch.rand(96, 32, generator=generator), torch.arange(96) % 2
+    probe = Probe(nn.Sequential(Flip(factor), head), x, y, torch.arange(96), make_threat("linf", 0.1))
+    assert "of inputs 6 to 7 alone" in directions(probe).finding.message
+    factor[:] = -1
+    assert directions(probe).saw["cosine"] == pytest.approx(-1)
+    assert directions(probe).finding
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("linf", 2 / 255), ("l2", 2.0), ("l1", 10.0)])
 def test_honest_gradients_are_aligned(networks, images, norm, eps):
     for body in networks:
         probe = Probe(WrongSigns(body, 0), *images, torch.arange(96), make_threat(norm, eps))
         check = directions(probe)
         assert check.saw["cosine"] > 0.9
+        assert check.saw["least cosine of a block"] > 0.9
         assert check.finding is None
 
 

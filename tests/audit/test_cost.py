@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lsa_cli.auditing.cost import Known, cascade_work, estimate_seconds, share_robust, total_work
+from lsa_cli.auditing.cost import Known, cascade_work, estimate_seconds, measure_speed, share_robust, total_work
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.settings import settings_from
@@ -72,4 +72,5 @@ def test_a_network_without_a_gradient_has_an_estimate():
 
     x, y = samples_of(plan_of(0.1))
     settings = settings_from({"eps": 0.1, "attack": "square:queries=20", "noise": "none", "threads": 1})
-    assert estimate_seconds(make_plan(Detached(), settings, {}, (x, y))) > 0
+    plan = make_plan(Detached(), settings, {}, (x, y))
+    assert estimate_seconds(plan, measure_speed(plan)) > 0

@@ -283,4 +283,4 @@ def test_a_drop_needs_a_baseline(task):
 def test_every_accuracy_is_one_that_gate_only_decides():
     """A new metric of the unit accuracy needs a branch in `GateRule.decide`; without one, it is decided as another metric."""
     accuracies = {kind.name for kind in METRICS if kind.unit == "accuracy"}
-    assert accuracies == {"clean", "robust", "robust.ATTACK", "class.min", "class.NAME"}
+    assert accuracies == {"clean", "robust", "robust.ATTACK", "proven", "class.min", "class.NAME"}

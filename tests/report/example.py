@@ -1,7 +1,7 @@
 """A small report made by hand, for renderers and the gate."""
 
 from lsa_cli.report.protocol import Data, Protocol, Subject, ThreatModel
-from lsa_cli.report.row import Rate
+from lsa_cli.report.row import Proof, Rate
 from lsa_cli.report.schema import (
     AttackOutcome,
     AttackPair,
@@ -98,7 +98,11 @@ def example(status="complete", budget=True, empty_class=False, blind_layer=False
         verdict=Verdict(
             clean=rate(90, 100), robust=rate(30, 100) if budget else None, attacks=["fgsm", "pgd"] if budget else [],
             classes=rows if budget else [], class_summary=summary(rows) if budget else None,
-            meaning="at least 60 of 90 images that are classified correctly can be turned within linf 0.3; whether the other 30 can is not known",
+            proof=Proof(robust=rate(25, 100), threat="linf 0.3", seconds=4.5) if budget else None,
+            meaning=(
+                "of 90 images that are classified correctly, at least 60 can be turned within linf 0.3, and 25 provably cannot be turned; "
+                "whether the other 5 can is not known"
+            ),
             statement="30 of 100 samples are classified correctly, clean and under the worst of fgsm, pgd (linf 0.3).",
         ),
         outcomes=outcomes,

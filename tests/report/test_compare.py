@@ -77,12 +77,12 @@ def test_rows_of_a_table_share_the_chance():
 
 
 def test_the_smallest_differences_that_could_have_been_found():
-    """At the level of the row: 5 tests share the 5%. Unpaired rows go by their shares, and layers have none."""
+    """At the level of the row: 6 tests share the 5%. Unpaired rows go by their shares, and layers have none."""
     found = compare(paired([True] * 100), paired([False] * 9 + [True] * 91))
     changes = by_label(found)
-    assert changes["robust"].detectable == detectable_pairs(100, 9, 0.05 / 5)
+    assert changes["robust"].detectable == detectable_pairs(100, 9, 0.05 / 6)
     fgsm = changes["accuracy under fgsm"]
-    assert fgsm.detectable == detectable_shares(fgsm.old, fgsm.new, 100, 0.05 / 5)
+    assert fgsm.detectable == detectable_shares(fgsm.old, fgsm.new, 100, 0.05 / 6)
     assert changes["class cat"].detectable == detectable_pairs(50, 9, 0.05 / 2)
     assert changes["relu1 under fgsm"].detectable is None
     sentence = (
@@ -93,6 +93,21 @@ def test_the_smallest_differences_that_could_have_been_found():
     print_comparison(paired([True] * 100), paired([True] * 100), found, shown)
     assert sentence in shown.file.getvalue()
     assert sentence.capitalize() in render(paired([True] * 100), paired([True] * 100), found)
+
+
+def test_what_is_proven_is_compared_sample_by_sample_where_both_reports_have_a_proof():
+    old, new = paired([True] * 100), paired([True] * 100)
+    for report, count in ((old, 60), (new, 40)):
+        report.samples.proven = [place < count for place in range(100)]
+        report.verdict.proof.robust = rate(count, 100)
+    proven = by_label(compare(old, new))["proven"]
+    assert (proven.old, proven.new, proven.won, proven.lost, proven.beyond_noise) == (0.6, 0.4, 0, 20, True)
+    assert "proven" in compare(old, new).regressions
+    shown = Console(width=160, file=io.StringIO())
+    print_comparison(old, new, compare(old, new), shown)
+    assert "proven" in shown.file.getvalue()
+    new.verdict.proof = None
+    assert "proven" not in by_label(compare(old, new))
 
 
 def test_what_changed_comes_first_and_only_a_fall_is_a_regression():

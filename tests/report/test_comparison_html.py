@@ -50,7 +50,7 @@ def test_every_number_stands_before_and_after_with_its_interval():
     assert cells(page, "accuracies", "robust, worst case")[1:8] == [
         "30.0%", "[25.0, 35.0]", "75.0%", "[70.0, 80.0]", "+45.0", "70", "25",
     ]  # fmt: skip
-    assert cells(page, "accuracies", "robust, worst case")[9:] == ["33.7", "better"]
+    assert cells(page, "accuracies", "robust, worst case")[9:] == ["34.2", "better"]
     assert cells(page, "accuracies", "worst class")[1:6] == ["0.0%", "[0.0, 5.0]", "50.0%", "[45.0, 55.0]", "+50.0"]
     assert cells(page, "accuracies", "worst class")[10] == "not tested"
     assert cells(page, "classes", "cat")[1:8] == ["0.0%", "[0.0, 5.0]", "100.0%", "[95.0, 100.0]", "+100.0", "50", "0"]

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from lsa_cli.auditing.examples import example as picture
 from lsa_cli.report.html import render
+from lsa_cli.report.row import Proof
 from lsa_cli.report.schema import AuditReport
-from tests.report.example import example
+from tests.report.example import example, rate
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -57,6 +58,19 @@ def test_the_page_says_what_the_report_says():
         "100 of 1,000 samples (stratified by class, seed 0)", "eps = 0.3 (the checkpoint)",
     ):  # fmt: skip
         assert fact in text, fact
+
+
+def test_the_page_says_what_is_proven_and_why_nothing_is():
+    report = example()
+    text = checked(report)[1]
+    assert "25.0% to 30.0%" in text
+    assert "robust between 25.0% (proven) and 30.0% (attacked) [20.0, 35.0]" in text
+    report.verdict.proof.robust = rate(30, 100)
+    assert "robust exactly 30.0% (proven and attacked) [25.0, 35.0]" in checked(report)[1]
+    report.verdict.proof = Proof(robust=None, threat="linf 0.3", seconds=0.0, left_out="it takes too long")
+    text = checked(report)[1]
+    assert "not computed: it takes too long" in text
+    assert "robust between" not in text
 
 
 def test_nothing_is_fetched():

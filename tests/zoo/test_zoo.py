@@ -7,21 +7,31 @@ from tests.zoo import defective, honest
 from tests.zoo.base import SAMPLE, data_root
 from tests.zoo.judge import judged
 from tests.zoo.trained import SMALL
+from tests.zoo.truth import survivors
 
 N = 64
 DEFECTIVE, HONEST = defective.table(SMALL), honest.TABLE
 ENTRIES = {entry.name: entry for entry in [*DEFECTIVE, *HONEST]}
+CAUGHT = [
+    "decoys for all classes", "margin reversed", "gradient flipped on 30% of pixels", "gradient of eight pixels",
+    "three bits", "cosine transform rounded", "by the size of the batch", "traced: three bits",
+]  # fmt: skip
+CAUGHT_WITH_DATA = ["another network off the grid", "by the mode of gradients", "robust after 60 queries"]
+BELIEVED = ["CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network"]
 
-
-def judged_by_name(name, is_honest):
-    if data_root() is None and name in NEED_DATA:
-        pytest.skip("LSA_DATA_ROOT is not set: no foreign data and checkpoints")
-    return judged(ENTRIES[name], is_honest, N)
-
-
-CAUGHT = ["decoys for all classes", "margin reversed", "another network off the grid"]
-BELIEVED = ["perceptron", "linear network"]
-NEED_DATA = ["another network off the grid"]
+# What `python -m benchmarks.evidence --small -n 128` finds neither doubted nor near the truth, and why.
+_TOO_SMALL = "most of the gradient is right: its cosine with the true one is above the limit that honest networks need"
+_OPAQUE = "a program shows no last layer, so no attack goes around its logits"
+KNOWN_MISSED = {
+    "gradient flipped on 15% of pixels": _TOO_SMALL,
+    "gradient missing on 40% of pixels": _TOO_SMALL,
+    "gradient flipped in channels": _TOO_SMALL,
+    "half of the image detached": _TOO_SMALL,
+    "robust after 4 queries": "opening the network asks more than four times, and no copy from before that is kept",
+    "traced: decoys": _OPAQUE,
+    "scripted: decoys": _OPAQUE,
+    "exported: decoys": _OPAQUE,
+}
 
 
 def test_the_zoo_has_every_kind_once():
@@ -31,9 +41,17 @@ def test_the_zoo_has_every_kind_once():
     assert [entry.name for entry in defective.table(SAMPLE)] == [entry.name for entry in DEFECTIVE]
 
 
-@pytest.mark.parametrize("name", CAUGHT)
+def test_what_is_missed_is_named_and_becomes_no_more():
+    assert len(KNOWN_MISSED) == 8
+    assert KNOWN_MISSED.keys() <= {entry.name for entry in DEFECTIVE}
+    assert KNOWN_MISSED.keys().isdisjoint([*CAUGHT, *CAUGHT_WITH_DATA])
+
+
+@pytest.mark.parametrize("name", [*CAUGHT, *CAUGHT_WITH_DATA])
 def test_what_hides_its_weakness_is_found(name):
-    row = judged_by_name(name, False)
+    if name in CAUGHT_WITH_DATA and data_root() is None:
+        pytest.skip("LSA_DATA_ROOT is not set: no robust small network")
+    row = judged(ENTRIES[name], False, N)
     assert row.clean > 0.9
     assert row.truth < 0.5
     assert row.outcome in ("caught", "right number"), row
@@ -41,7 +59,7 @@ def test_what_hides_its_weakness_is_found(name):
 
 @pytest.mark.parametrize("name", BELIEVED)
 def test_what_hides_nothing_is_believed(name):
-    row = judged_by_name(name, True)
+    row = judged(ENTRIES[name], True, N)
     assert row.outcome == "trusted", row
 
 
@@ -59,3 +77,17 @@ def test_defences_classify_clean_images_as_the_network_inside():
     ):
         network = ENTRIES[name].network()
         assert torch.equal(network(images).argmax(1), inside), name
+
+
+def test_the_truth_of_a_linear_network_is_its_margin_over_the_dual_norm_of_its_weights():
+    entry = ENTRIES["linear network"]
+    network, (x, y) = entry.network(), entry.samples(N)
+    weight = network[-1].weight.detach()
+    away = (x.flatten(1) - entry.eps).clamp(0, 1), (x.flatten(1) + entry.eps).clamp(0, 1)
+    steps = weight[None] - weight[y][:, None]  # of each class against the true one
+    least = torch.where(steps > 0, away[1][:, None], away[0][:, None])
+    gaps = (steps * least).sum(2) + (network[-1].bias - network[-1].bias[y][:, None]).detach()
+    robust = gaps.scatter(1, y[:, None], -torch.inf).amax(1) < 0
+    found = survivors(entry, network, x, y)
+    assert (robust <= found).all()  # no attack breaks what is robust
+    assert (found & ~robust).float().mean() < 0.05

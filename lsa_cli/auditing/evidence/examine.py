@@ -27,6 +27,8 @@ from lsa_cli.auditing.evidence.attacks import (
 )
 from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.network import (
+    BLOCKS,
+    IN_BLOCKS,
     batch_dependence,
     directions,
     gradients,
@@ -63,7 +65,7 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
     searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a new head
     tried = min(robust * available, _USUALLY_TRIED)
-    again = min(count, ASKED_AGAIN) * REPEATED
+    again = min(count, ASKED_AGAIN) * REPEATED + min(count, IN_BLOCKS) * (1 + FORWARD * 2 * BLOCKS)
     return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
 
 

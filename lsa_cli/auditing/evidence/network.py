@@ -1,6 +1,7 @@
 """Checks of the network by itself: are its outputs repeatable, and do its gradients increase the loss?"""
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest netwo
 
 LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks reach 0.77 (max-pooling) and more
 _DIRECTIONS, _FEW_STEPS, _ABOVE_ROUNDING = 2, 20, 4
+_SIDE, BLOCKS, IN_BLOCKS = 4, 16, 32  # blocks of inputs in a row of an image, in all; samples for them
+_MATTERS = 0.25
 _DIFFERENT = 1e-4  # of the range of a sample's logits: two passes over one batch should not differ at all
 OTHER_BATCH = 0.01  # the same for another batch: float32 kernels differ by 1e-5, bfloat16 kernels by 5e-3
 _ALONE = 8  # samples that also run one by one
@@ -201,43 +204,107 @@ def directions(probe: Probe) -> Checked:
     The points are random ones within the budget, away from kinks and from the ends of the range, where black pixels are.
     In random directions errors of the gradient do not cancel: where its sign is wrong on a share s of its squared length
     the cosine is 1 - 2 s, at any scale. Two directions each of length eps, eps / 8 and eps / 64 are taken, and the largest
-    cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding.
+    cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding, of all inputs or of one of 16 blocks of
+    inputs, each of which is moved alone (at ALPHA / 16, some samples, one direction of the length that was best).
     """
+    lengths = [min(probe.threat.eps / part, probe.full_range / 4) for part in (1, 8, 64)]
     with per_sample(probe.seed, probe.index, "directions"):
-        cosines = [_cosine(probe, min(probe.threat.eps / part, probe.full_range / 4)) for part in (1, 8, 64)]
-    cosine, steps = max(cosines)
+        slopes = [_Slopes.at(probe, length) for length in lengths]
+        (cosine, steps), best = max(
+            (_cosine([one.steps() for _ in range(_DIRECTIONS)]), place) for place, one in enumerate(slopes)
+        )
+    where, found = "", steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
+    saw = {"cosine": cosine, "steps": steps}
+    few = probe.first(IN_BLOCKS)
+    if steps > _FEW_STEPS and not found:
+        with per_sample(probe.seed, few.index, "blocks"):
+            least, place, count = _least_block(_Slopes.at(few, lengths[best]))
+        saw["least cosine of a block"] = least
+        if count > _FEW_STEPS and correlation_bound(least, count, ALPHA / BLOCKS) < LEAST_COSINE:
+            found, cosine, steps, where = True, least, count, f" of {place} alone"
     finding = doubt(
         "misaligned-gradient",
-        f"in random directions the margin does not change as its gradient predicts: the cosine is {cosine:.2f} over "
+        f"in random directions{where} the margin does not change as its gradient predicts: the cosine is {cosine:.2f} over "
         f"{steps} steps, and 1 is right: part of the gradient is wrong, and attacks follow it in a wrong direction",
         "look for custom backward functions, detach() and straight-through layers; attack the network through a replacement "
         "with the right gradient, or without gradients (square)",
     )
-    found = steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
-    saw = {"cosine": cosine, "steps": steps}
     return Checked("gradient in random directions", len(probe), saw, finding if found else None)
 
 
-def _cosine(probe: Probe, length: float) -> tuple[float, int]:
-    """Between the predicted and the measured changes of the margin, and the number of steps.
+_Changes = tuple[
+    torch.Tensor, torch.Tensor
+]  # of the margin, (M,) predicted and measured, over the length of the gradient
 
-    Both are divided by the length of the sample's gradient; steps whose change is within rounding are left out.
-    """
-    x = probe.threat.sample(probe.x)
-    if probe.threat.bounds is not None:  # at an end of the range only one direction is possible, which is not random
-        low, high = probe.threat.bounds
-        x = x.clamp(low + length, high - length)
-    gradient = probe.slope(x, margin)
-    size = gradient.flatten(1).double().norm(dim=1)
-    predicted, measured = [], []
-    for _ in range(_DIRECTIONS):
-        ahead = probe.threat.random_direction(x, torch.full_like(probe.resolution, length))
-        behind = 2 * x - ahead
-        step = (ahead - behind).flatten(1).double()
-        change = (probe.margin(ahead) - probe.margin(behind)).double()
-        counts = (size * step.norm(dim=1) > _ABOVE_ROUNDING * probe.resolution) & change.isfinite()
-        predicted.append(((gradient.flatten(1).double() * step).sum(1) / size)[counts])
-        measured.append((change / size)[counts])
-    a, b = torch.cat(predicted), torch.cat(measured)
+
+@dataclass(frozen=True)
+class _Slopes:
+    """The gradient of the margin at random points x (N, ...) within the budget, from which steps of a length are made."""
+
+    probe: Probe
+    length: float
+    x: torch.Tensor
+    gradient: torch.Tensor
+
+    @classmethod
+    def at(cls, probe: Probe, length: float) -> "_Slopes":
+        x = probe.threat.sample(probe.x)
+        if (
+            probe.threat.bounds is not None
+        ):  # at an end of the range only one direction is possible, which is not random
+            low, high = probe.threat.bounds
+            x = x.clamp(low + length, high - length)
+        return cls(probe, length, x, probe.slope(x, margin))
+
+    def steps(self, block: torch.Tensor | None = None) -> _Changes:
+        """One random step for each sample, of some inputs (...) bool alone; those whose change is within rounding are left out."""
+        probe, x = self.probe, self.x
+        moved = probe.threat.random_direction(x, torch.full_like(probe.resolution, self.length)) - x
+        gradient = self.gradient.flatten(1).double()
+        size = gradient.norm(dim=1)
+        if block is not None:
+            moved, gradient = torch.where(block, moved, 0), torch.where(block.flatten(), gradient, 0)
+        step = 2 * moved.flatten(1).double()
+        change = (probe.margin(x + moved) - probe.margin(x - moved)).double()
+        counts = (gradient.norm(dim=1) * step.norm(dim=1) > _ABOVE_ROUNDING * probe.resolution) & change.isfinite()
+        return ((gradient * step).sum(1) / size)[counts], (change / size)[counts]
+
+
+def _cosine(parts: list[_Changes]) -> tuple[float, int]:
+    """Between the predicted and the measured changes, and the number of steps."""
+    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
     norms = float(a.norm() * b.norm())
     return (float(a @ b) / norms if norms > 0 else 0.0), len(a) if norms > 0 else 0
+
+
+def _least_block(slopes: _Slopes) -> tuple[float, str, int]:
+    """The smallest cosine of a block, its place in words, and its number of steps.
+
+    Blocks with less than a quarter of their share of the squared gradient matter little to an attack, and are left out.
+    """
+    numbers = _numbered(slopes.x[0])
+    squares = (slopes.gradient.double() ** 2).sum(0) / (slopes.gradient.double() ** 2).sum().clamp_min(1e-300)
+    least, place, count = 1.0, "", 0
+    for number in numbers.unique().tolist():
+        block = numbers == number
+        if float(squares[block].sum()) * BLOCKS >= _MATTERS:
+            cosine, steps = _cosine([slopes.steps(block)])
+            if steps > _FEW_STEPS and cosine < least:
+                least, place, count = cosine, _place(block), steps
+    return least, place, count
+
+
+def _numbered(x: torch.Tensor) -> torch.Tensor:  # (...) -> (...) int
+    """The block of each input: 4 x 4 patches of an image (C, H, W), 16 parts in a row of other inputs."""
+    if x.ndim == 3 and min(x.shape[1:]) >= _SIDE:
+        rows, columns = (torch.arange(size, device=x.device) * _SIDE // size for size in x.shape[1:])
+        return (_SIDE * rows[:, None] + columns).expand(x.shape)
+    return (torch.arange(x.numel(), device=x.device) * BLOCKS // x.numel()).reshape(x.shape)
+
+
+def _place(block: torch.Tensor) -> str:  # (...) bool
+    if block.ndim == 3:
+        rows, columns = (block.any(0).any(dim).nonzero().flatten().tolist() for dim in (1, 0))
+        return f"rows {rows[0]} to {rows[-1]} and columns {columns[0]} to {columns[-1]}"
+    places = block.flatten().nonzero().flatten().tolist()
+    return f"inputs {places[0]} to {places[-1]}"

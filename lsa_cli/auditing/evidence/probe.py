@@ -10,7 +10,9 @@ import torch
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, slope, undisturbed
 from lsa_cli.attacks.losses import Loss, cross_entropy, margin
+from lsa_cli.auditing.contradiction import refuse_contradictions
 from lsa_cli.errors import NumericalError
+from lsa_cli.wording import eps_as_text
 
 FEW_ULP = 16  # float32 sums over a layer are off by a few units in the last place of the logits
 
@@ -33,7 +35,8 @@ def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) 
 @dataclass(frozen=True)
 class Probe:
     """model: images -> (N, K) logits. x (N, ...), y (N,), index (N,) places in the data set. threat: with one radius.
-    batch_size: the largest number of samples in one forward pass.
+    batch_size: the largest number of samples in one forward pass. proven (N,) bool: no input within the budget changes the
+    class; None where nothing is proven.
     """
 
     model: Model
@@ -43,13 +46,15 @@ class Probe:
     threat: Threat
     seed: int = 0
     batch_size: int = 128
+    proven: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def select(self, rows: torch.Tensor) -> "Probe":
         """These samples only: (N,) bool, or positions."""
-        return dataclasses.replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows])
+        proven = None if self.proven is None else self.proven[rows]
+        return dataclasses.replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows], proven=proven)
 
     def first(self, count: int) -> "Probe":
         return self.select(torch.arange(min(count, len(self)), device=self.x.device))
@@ -65,8 +70,17 @@ class Probe:
             return self.by_batch(model or self.model, x)
 
     def margin(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,), positive where misclassified
-        """Of the network at these inputs. NaN, for which no class is predicted, counts as misclassified."""
-        return margin(self.logits(x), self.y).nan_to_num(torch.inf)
+        """Of the network at these inputs. NaN, for which no class is predicted, counts as misclassified.
+
+        Raises Contradiction for a proven sample that is misclassified within the budget.
+        """
+        found = margin(self.logits(x), self.y).nan_to_num(torch.inf)
+        if self.proven is not None:
+            broken = (found > 0) & self.threat.contains(x, self.x)
+            within = f"{self.threat.norm} {eps_as_text(self.threat.eps)}"
+            index, proven, both = (tensor.cpu().numpy() for tensor in (self.index, self.proven, broken))
+            refuse_contradictions(index, proven, both, "an attack of the evidence", within)
+        return found
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,)
         return cross_entropy(self.logits(x), self.y)
