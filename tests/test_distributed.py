@@ -265,6 +265,20 @@ def test_torchrun_reports_what_one_process_does_and_gates_it(lsa, tmp_path):  # 
     assert (three.out, said(three)) == (one.out, one.err.splitlines())
 
 
+def test_two_processes_prove_what_one_does(lsa, tmp_path, data_root):  # noqa: F811
+    options = (
+        "audit", data_root / "checkpoints/convex_adversarial/fashion_mnist.pth", "--arch",
+        f"{ROOT}/tests/foreign_networks.py:small_cnn", "--normalize", "none", "--data",
+        f"torchvision:FashionMNIST?root={data_root}", "--eps", 0.1, "--threads", 1, "-n", 21, "--attack", "pgd:steps=3",
+        "--attack", "ranked-cascade", "--prove", "--noise", "none", "--quiet", "--json",
+    )  # fmt: skip
+    two = call(*options, "two.json", "--nproc", 2, cwd=tmp_path)
+    one = lsa(*options, "one.json")
+    assert (one.code, two.code) == (0, 0), two.err
+    same_report(tmp_path / "one.json", tmp_path / "two.json")
+    assert any(json.loads((tmp_path / "two.json").read_text())["samples"]["proven"])
+
+
 def test_two_processes_decide_limits_from_the_samples_of_one(lsa, tmp_path):  # noqa: F811
     options = ("audit", MOON, "--threads", 1, "--gate-only", "--attack", "fgsm", "--attack", "pgd:steps=3",
                "--fail-under", "robust=0.2", "--fail-under", "clean=0.99", "--quiet", "--json")  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from lsa_cli.attacks import Threat
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.network import Network
+from lsa_cli.errors import summary_of
 from lsa_cli.proofs import NotProvable, Prover
 from lsa_cli.wording import eps_as_text
 
@@ -55,10 +56,11 @@ def plan_proof(
         if not is_asked:
             _refuse_large(network)
         return PlannedProof(Prover.of(network.classifier, example), covering, is_asked)
-    except NotProvable as error:
+    except Exception as error:  # whatever a module of the user raises when it is read
         if is_asked:
             raise
-        return PlannedProof(None, threat, is_asked, str(error))
+        why = str(error) if isinstance(error, NotProvable) else f"the network cannot be read ({summary_of(error)})"
+        return PlannedProof(None, threat, is_asked, why)
 
 
 def _covering(threat: Threat, attacks: Sequence[NamedAttack]) -> Threat:

@@ -80,7 +80,7 @@ def measured(plan: AuditPlan, speed: Speed) -> PlannedProof:
         except Exception as error:
             if not is_out_of_memory(error) or proof.is_asked:
                 raise
-            return proof.without("it does not fit in memory")
+            return proof.without("it does not fit in the memory")
     passes, rest = seconds / speed.each, total_work(plan, speed.known)
     times = float(right.float().mean()) * len(plan.index) * passes / rest
     if times > SHARE and not proof.is_asked:

@@ -64,4 +64,4 @@ class Proof(Row):
     )
     threat: str = Field(description="norm and radius of the proof, which cover every budget attack")
     seconds: float = Field(description="time that the proof took")
-    left_out: str = Field(default="", description="the reason why --full left it out")
+    left_out: str = Field(default="", description="the reason why it was left out")
