@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lsa_cli.proofs.builder import Builder, Ref, kernel_of, refusal
+from lsa_cli.proofs.builder import Builder, End, Ref, kernel_of, refusal
 from lsa_cli.proofs.graph import Interval
-from lsa_cli.proofs.operations import Convolution, Matrix
+from lsa_cli.proofs.operations import Convolution, LogSoftmax, Matrix
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
@@ -230,6 +230,14 @@ def _max_pool(
             parts.append(build.rearrange(z, partial(torch.index_select, dim=2 + number, index=chosen)))
         z = reduce(build.maximum, parts)
     return (z,)
+
+
+@reads("_log_softmax")
+def _log_softmax(build: Builder, z: Ref, dim: int, half_to_float: bool) -> End:
+    shape = build.shape(z)
+    if len(shape) != 1 or dim not in (1, -1):
+        raise refusal("log_softmax", "has a bound only where it returns the logits")
+    return End(build.put(LogSoftmax(), (z,), shape))
 
 
 # ---- joining and cutting ----

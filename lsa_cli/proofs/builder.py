@@ -19,6 +19,10 @@ class Ref(int):
     """A place in the graph."""
 
 
+class End(Ref):
+    """The place of an output that no operation may follow."""
+
+
 def refusal(name: str, why: str) -> NotProvable:
     return NotProvable(f"the network's operation '{name}' {why}; {WHAT_CAN}")
 

@@ -5,8 +5,8 @@ Intervals come first (forward); a backward pass then tightens those of the ReLU 
 Rounding. The output of each operation is taken for an interval around its exact value: of half width n 2^-24 m, where n is
 the number of terms of a sum and m the sum of their absolute values over the ball. This holds the result of the network
 in float32, in any order of its sums (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1). It is 2^12 times
-or more what the same operation errs in float64, in which the bounds are computed; operations without rounding get the
-part for float64 alone.
+or more what the same operation errs in float64, in which the bounds are computed, so that it also holds the errors of the
+operations between two sums (ReLU, views), which are a few units in the last place of a float64.
 """
 
 import math
@@ -21,6 +21,7 @@ from lsa_cli.proofs.operations import Affine, Coefficients, OneHot, Rearrange, R
 FLOAT32, FLOAT64 = 2.0**-24, 2.0**-36  # 2^-36 holds sums of 2^17 terms in float64
 TINY = 1e-30  # results below the smallest float32
 LARGEST = 2**24  # bytes of the coefficients of one node in a backward pass; a pass holds a few such tensors
+WORK = 2**30  # coefficients that the backward passes of one sample may compute: about 8 s of one core
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Bounds:
     lower: list[torch.Tensor] = field(default_factory=list)
     upper: list[torch.Tensor] = field(default_factory=list)
     rounding: list[torch.Tensor] = field(default_factory=list)
+    work: int = WORK  # what is left of it
 
     @classmethod
     def of(cls, graph: Graph, region: Region) -> "Bounds":
@@ -116,16 +118,24 @@ class Bounds:
         self.rounding.append(error)
 
     def _refine(self, place: int) -> None:
-        """Tighten the interval of the entries of a node that may have either sign, by a backward pass."""
+        """Tighten the interval of the entries of a node that may have either sign, by a backward pass.
+
+        A node for which not enough work is left keeps its interval, which is wider.
+        """
         lower, upper = self.lower[place].reshape(-1), self.upper[place].reshape(-1)
         shape = self.graph.nodes[place].shape
-        for part in ((lower < 0) & (upper > 0)).nonzero()[:, 0].split(self.rows_at_once(place)):
+        either = ((lower < 0) & (upper > 0)).nonzero()[:, 0]
+        work = 2 * len(either) * sum(math.prod(node.shape) for node in self.graph.nodes[: place + 1])
+        if not len(either) or work > self.work:
+            return
+        self.work -= work
+        for part in either.split(self._rows_at_once(place)):
             for sign, ends, pick in ((1.0, lower, torch.maximum), (-1.0, upper, torch.minimum)):
                 rows = OneHot(part, torch.full((len(part),), sign, dtype=torch.double, device=part.device), shape)
                 ends[part] = pick(ends[part], sign * self.least(place, rows))
         self.lower[place], self.upper[place] = lower.reshape(1, *shape), upper.reshape(1, *shape)
 
-    def rows_at_once(self, place: int) -> int:
+    def _rows_at_once(self, place: int) -> int:
         """Rows of a backward pass from a node whose coefficients of any node take at most LARGEST bytes."""
         return max(1, LARGEST // (8 * max(math.prod(node.shape) for node in self.graph.nodes[: place + 1])))
 
@@ -134,7 +144,7 @@ class Bounds:
     ) -> torch.Tensor:  # (R, ...) -> (R,)
         """A lower bound of rows . z over the region, for the output z of the node at `place`.
 
-        slopes: for the places of ReLUs the slopes of their lower bounds in [0, 1], (1 or R, ...), in place of CROWN's.
+        slopes: for the places of ReLUs the slopes of their lower bounds (R, U), in place of CROWN's (`Relaxation`).
         """
         constant = torch.zeros((), dtype=torch.double)
         waiting: dict[int, Coefficients] = {place: rows}
@@ -142,17 +152,18 @@ class Bounds:
             if here not in waiting:
                 continue
             node, rows = self.graph.nodes[here], waiting.pop(here)
-            constant = constant - _dot(rows, self.rounding[here], absolute=True)
             operation = node.operation
+            assert operation is not None  # only the first node has none
+            if here == place or operation.terms:
+                constant = constant - _dot(rows, self.rounding[here], absolute=True)
             if isinstance(operation, Relu):
-                chosen = None if slopes is None else slopes.get(here)
-                rows, shift = self._through_relu(node.inputs[0], dense(rows), chosen)
+                relaxation = self.relaxation(node.inputs[0])
+                rows, shift = relaxation.through(dense(rows), None if slopes is None else slopes.get(here))
                 constant = constant + shift
                 parts = [rows]
             elif isinstance(operation, Sum):
                 parts = [_times(rows, factor) for factor in operation.factors]
             else:
-                assert isinstance(operation, Affine)
                 if operation.bias is not None:
                     constant = constant + _dot(
                         rows, operation.bias.expand(1, *node.shape) if operation.bias.ndim > 1 else operation.bias[None]
@@ -163,25 +174,36 @@ class Bounds:
         rows = dense(waiting[0])
         return constant - _dot(rows, self.rounding[0], absolute=True) + self.region.least(rows)
 
-    def relaxation(self, before: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the ReLU of node `before`: lower slope, upper slope and upper intercept, each (1, ...).
+    def relaxation(self, before: int) -> "Relaxation":
+        """Of the ReLU of the node `before`."""
+        lower, upper = self.lower[before].reshape(-1), self.upper[before].reshape(-1)
+        either = ((lower < 0) & (upper > 0)).nonzero()[:, 0]
+        low, high = lower[either], upper[either]
+        passes = (lower >= 0).double()
+        ratio = high / (high - low)
+        return Relaxation(passes, either, (high > -low).double(), ratio, -ratio * low)
 
-        An entry of either sign lies below the line through (l, 0) and (u, u), and above slope * z; CROWN's slope is 1
-        where u > -l, else 0.
-        """
-        lower, upper = self.lower[before], self.upper[before]
-        passes, either = lower >= 0, (lower < 0) & (upper > 0)
-        ratio = torch.where(either, upper / torch.where(either, upper - lower, 1.0), passes.double())
-        slope = torch.where(either, (upper > -lower).double(), ratio)
-        return slope, ratio, torch.where(either, -ratio * lower, 0.0)
 
-    def _through_relu(
-        self, before: int, rows: torch.Tensor, chosen: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        slope, ratio, intercept = self.relaxation(before)
-        slope = slope if chosen is None else chosen
-        negative = rows.clamp_max(0)
-        return rows.clamp_min(0) * slope + negative * ratio, _dot(negative, intercept)
+@dataclass(frozen=True)
+class Relaxation:
+    """Lines around a ReLU with inputs in [l, u]: entries with l >= 0 pass, those with u <= 0 are zero. Those of either
+    sign, at the flat places `either` (U,), lie above slope * z and below ratio * z + intercept, the line through (l, 0) and
+    (u, u). CROWN's slope is 1 where u > -l, else 0."""
+
+    passes: torch.Tensor  # (size,) 1 or 0; 0 for entries of either sign
+    either: torch.Tensor
+    slope: torch.Tensor  # (U,), as the following
+    ratio: torch.Tensor
+    intercept: torch.Tensor
+
+    def through(self, rows: torch.Tensor, slope: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients (R, ...) of the output -> those of the input, and the constant (R,). slope: (R, U), in [0, 1]."""
+        flat = rows.flatten(1)
+        part = flat[:, self.either]
+        positive, negative = part.clamp_min(0), part.clamp_max(0)
+        mixed = positive * (self.slope if slope is None else slope) + negative * self.ratio
+        passed = (flat * self.passes).index_add_(1, self.either, mixed)
+        return passed.reshape(rows.shape), negative @ self.intercept
 
 
 def _dot(rows: Coefficients, values: torch.Tensor, absolute: bool = False) -> torch.Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 
@@ -202,6 +202,27 @@ class Convolution(Affine):
 
 
 @dataclass(frozen=True)
+class LogSoftmax(Affine):
+    """log_softmax of (N, K) without the number that it subtracts from all of a row, which no margin depends on."""
+
+    terms: int = 4
+    bias: None = None
+
+    def linear(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    def absolute(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    def transposed(self, rows: Coefficients) -> Coefficients:
+        return rows
+
+    def magnitude(self, z: torch.Tensor) -> torch.Tensor:
+        """What is subtracted is at most the largest absolute value plus log K, and is the same rounded number for all."""
+        return (2 * z.amax(1, keepdim=True) + math.log(z.shape[1])).expand_as(z)
+
+
+@dataclass(frozen=True)
 class Sum:
     """The sum of the inputs, each times a number."""
 
@@ -217,6 +238,7 @@ class Relu:
     """
 
     refined: bool = True
+    terms: ClassVar[int] = 0
 
 
 Operation = Affine | Sum | Relu

@@ -1,0 +1,112 @@
+"""What has no bound is refused by its name, and what is no function of each sample is refused too."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.attacks.threat import Linf
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.proofs import NotProvable, Prover
+from tests.foreign_networks import LeNet5, ResNet20, ScriptedCNN
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(16, 3)
+        self.norm, self.lstm = nn.BatchNorm1d(16, track_running_stats=False), nn.LSTM(4, 4, batch_first=True)
+        self.attention, self.weights = nn.MultiheadAttention(4, 1, batch_first=True), torch.ones(1, 16)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(self.function(self, x.flatten(1)))
+
+
+def attend(net, z):
+    z = z.reshape(-1, 4, 4)
+    return net.attention(z, z, z, need_weights=False)[0].flatten(1)
+
+
+REFUSED = {
+    "sigmoid": (lambda net, z: z.sigmoid(), "'sigmoid' has no bound"),
+    "gelu": (lambda net, z: F.gelu(z), "'gelu' has no bound"),
+    "elu": (lambda net, z: F.elu(z), "'elu' has no bound"),
+    "softmax": (lambda net, z: z.softmax(1), "'_softmax' has no bound"),
+    "layer-norm": (lambda net, z: F.layer_norm(z, (16,)), "'native_layer_norm' has no bound"),
+    "product": (lambda net, z: z * z.relu(), "'mul' multiplies two values that depend on the input"),
+    "division": (lambda net, z: 1 / (1 + z.relu()), "'reciprocal' has no bound"),
+    "rounding": (lambda net, z: (z * 255).round() / 255, "'round' has no bound"),
+    "sign": (lambda net, z: z.sign(), "'sign' has no bound"),
+    "comparison": (lambda net, z: z * (z > 0.5), "'gt' has no bound"),
+    "attention": (attend, "has no bound|mixes the samples"),
+    "lstm": (lambda net, z: net.lstm(z.reshape(-1, 4, 4))[0].flatten(1), "no bound|mixes the samples|multiplies two"),
+    "noise": (lambda net, z: z + torch.randn_like(z), "draws random|'randn_like' has no bound"),
+    "fixed-noise": (lambda net, z: z + torch.rand(16), "draws random numbers"),
+    "dropout": (lambda net, z: F.dropout(z, 0.5, True), "has no bound|draws random"),
+    "branch": (lambda net, z: z if z.sum() > 3 else -z, "depends on values of the input"),
+    "numpy": (lambda net, z: z + torch.from_numpy(z.numpy()), "differ between the samples"),
+    "inner-log-softmax": (
+        lambda net, z: z.log_softmax(1),
+        "'log_softmax' has a bound only where it returns the logits",
+    ),
+    "batch-mean": (lambda net, z: z - z.mean(0, keepdim=True), "mixes the samples"),
+    "batch-flip": (lambda net, z: z + z.flip(0), "mixes the samples"),
+    "batch-norm": (lambda net, z: net.norm(z), "'batch_norm' uses the statistics of the batch"),
+    "bfloat16": (lambda net, z: z.bfloat16().float(), "computes with bfloat16 numbers"),
+    "counter": (lambda net, z: z * (1 + net.calls % 3), "does not return what its operations give"),
+    "two-faced": (lambda net, z: z if len(z) > 1 else -z, "does not return what its operations give"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_network_without_a_bound_is_refused_with_the_reason(name):
+    function, reason = REFUSED[name]
+    with pytest.raises(NotProvable, match=reason) as raised:
+        Prover.of(Calls(function).eval(), torch.rand(5, 1, 4, 4))
+    assert str(raised.value).startswith(("the network", "the operations of the network"))
+
+
+def test_a_constant_network_is_refused():
+    with pytest.raises(NotProvable, match="do not depend on the input"):
+        Prover.of(lambda x: torch.zeros(len(x), 3), torch.rand(5, 4))
+
+
+class Traced(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4 * 13 * 13, 10)
+
+    def forward(self, x):
+        return self.last(F.max_pool2d(F.relu(self.first(x)), 2).flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["module", "script", "trace", "log-softmax", "export"])
+def test_programs_are_read_like_modules(kind):
+    body, example = Traced().eval().requires_grad_(False), torch.rand(3, 1, 28, 28)
+    program = {
+        "module": lambda: body,
+        "script": lambda: torch.jit.script(body),
+        "trace": lambda: torch.jit.trace(body, example),
+        "log-softmax": lambda: nn.Sequential(body, nn.LogSoftmax(1)),
+        "export": lambda: torch.export.export(body, (example,), dynamic_shapes=({0: torch.export.Dim("n")},)).module(),
+    }[kind]()
+    classify = Classifier(program, ((0.13,), (0.31,)))
+    y = classify(example).argmax(1)
+    expected = Prover.of(Classifier(body, ((0.13,), (0.31,))).eval(), example).margins(example, y, Linf(0.003))
+    assert torch.allclose(Prover.of(classify, example).margins(example, y, Linf(0.003)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "shape"), [(LeNet5, (1, 28, 28)), (ResNet20, (3, 32, 32)), (ScriptedCNN, (1, 28, 28))]
+)
+def test_the_graph_computes_what_the_network_computes(body, shape):
+    net = Classifier(body().eval()).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 2)
+    x = torch.rand(4, *shape)
+    found = Prover.of(net, x).graph.evaluate(x)
+    assert torch.allclose(found.float(), net(x), atol=1e-5, rtol=1e-4)
