@@ -40,9 +40,8 @@ def cases(name, seed):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("seed", range(2))
-def test_no_input_lies_below_the_bound(name, seed):
-    model, x, y = cases(name, seed)
+def test_no_input_lies_below_the_bound(name):
+    model, x, y = cases(name, 0)
     prover = Prover.of(model, torch.rand(4, *SHAPE))
     for norm, eps in (("linf", 0.02), ("linf", 0.2), ("l2", 0.5), ("l1", 2.0)):
         threat = NORMS[norm](eps)
@@ -56,7 +55,7 @@ def test_bounds_fall_with_eps_from_the_margin_itself(name):
     model, x, y = cases(name, 3)
     y = (y + torch.tensor([0, 1])) % model(x).shape[1]  # the second sample is classified wrongly
     prover = Prover.of(model, torch.rand(4, *SHAPE))
-    bounds = [prover.margins(x, y, NORMS["linf"](eps), optimise=0) for eps in (0.0, 0.001, 0.01, 0.05, 0.2)]
+    bounds = [prover.margins(x, y, NORMS["linf"](eps), optimise=0) for eps in (0.0, 0.001, 0.02, 0.2)]
     exact = margin(model(x), y)
     assert (bounds[0] <= exact).all()
     assert torch.allclose(bounds[0].float(), exact, atol=SLACK * (1 + exact.abs().max().item()))
@@ -68,9 +67,8 @@ def test_bounds_fall_with_eps_from_the_margin_itself(name):
 def test_optimised_slopes_never_loosen_a_bound(name):
     model, x, y = cases(name, 4)
     prover = Prover.of(model, torch.rand(4, *SHAPE))
-    for norm, eps in (("linf", 0.1), ("l2", 1.0)):
-        plain, tighter = (prover.margins(x, y, NORMS[norm](eps), optimise=steps) for steps in (0, 10))
-        assert (tighter >= plain).all()
+    plain, tighter = (prover.margins(x, y, NORMS["linf"](0.1), optimise=steps) for steps in (0, 10))
+    assert (tighter >= plain).all()
 
 
 @pytest.mark.parametrize("name", ["option-a", "max-pool", "convolutions"])
