@@ -207,7 +207,7 @@ def audit(arguments):
     copy = make_copy(plan.network.classifier, x[:8], y[:8]).model
 
     def whole(with_evidence):
-        left_out = nullcontext() if with_evidence else mock.patch("lsa_cli.auditing.run.examine", return_value=None)
+        left_out = nullcontext() if with_evidence else mock.patch("lsa_cli.auditing.run.examine", return_value=[])
         with left_out:
             run_audit(plan)
 

@@ -1,7 +1,6 @@
 """make_report(): the report of an audit, as a function of what was measured."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,7 +42,7 @@ from lsa_cli.stats import Stratum, two_phase
 class Extras:
     """What a report has besides the sum of blocks (see `probing`). metrics, examples: None until they are measured.
     not_run: what the end of the time budget, or of the run, left out; unfinished: the round of the ranked cascade that it cut
-    short; met: what each round did."""
+    short; met: what each round did; found: attacks that the evidence added."""
 
     created: str
     attacked: str = ""
@@ -54,6 +53,7 @@ class Extras:
     not_run: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     met: dict[str, Met] = field(default_factory=dict)
+    found: list[NamedAttack] = field(default_factory=list)
 
 
 def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditReport:
@@ -64,7 +64,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
     planned, plan = len(plan.index), dataclasses.replace(plan, index=total.index)
     scan, cascade, noises = (
         [named for named in several if named.label in total.attacks]
-        for several in (plan.attacks, plan.cascade, plan.noises)
+        for several in (plan.attacks, (*plan.cascade, *extras.found), plan.noises)
     )
     diagnoses = {n.label: total.diagnosis(n.label) for n in (*scan, *cascade)}
     diagnoses |= {n.label: total.diagnosis(n.label, is_noise=True) for n in noises}
@@ -97,7 +97,7 @@ def make_report(plan: AuditPlan, total: BlockResult, extras: Extras) -> AuditRep
         protocol=protocol_of(plan).model_copy(update={"attacked": extras.attacked}),
         verdict=verdict,
         outcomes=list(outcomes.values()),
-        cascade=_stages(plan, total, cascade, extras.met),
+        cascade=_stages(plan, total, cascade, extras),
         not_run=extras.not_run,
         pairs=compare_attacks([(n.label, diagnoses[n.label]) for n in scan], len(plan.network.class_names)),
         curves=[_curve(plan, n, total) for n in scan if n.label in total.curves],
@@ -126,7 +126,8 @@ def _outcome(plan: AuditPlan, named: NamedAttack, total: BlockResult, diagnosis:
     return outcome
 
 
-def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack], ranked: Mapping[str, Met]) -> list[Stage]:
+def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack], extras: Extras) -> list[Stage]:
+    ranked = extras.met
     stages, met = [], [named.label for named in plan.attacks if named.label in total.attacks]
     for named in cascade:
         rows = total.attacks[named.label]
@@ -137,6 +138,7 @@ def _stages(plan: AuditPlan, total: BlockResult, cascade: list[NamedAttack], ran
                 broke=int(total.diagnosis(named.label).broken.sum()), robust=rate(total.survivors(met)),
                 seconds=round(rows.seconds, 3),
                 ranked=Ranked(**dataclasses.asdict(ranked[named.label])) if named.label in ranked else None,
+                by_evidence=named in extras.found,
             )
         )  # fmt: skip
     return stages

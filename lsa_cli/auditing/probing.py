@@ -1,5 +1,7 @@
 """What an audit measures on a few samples at its end: other normalisations, evidence, metrics, example images."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 
@@ -10,7 +12,7 @@ from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.draws import draw
 from lsa_cli.auditing.evidence import usage
 from lsa_cli.auditing.evidence.compare import Measured, compare
-from lsa_cli.auditing.evidence.decision import Checked, evidence_of
+from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.examine import examine as examine_probe
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.planted import attack_to_test
@@ -27,7 +29,7 @@ from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.report.ranking import strongest
-from lsa_cli.report.schema import AuditReport, Evidence, Example, Metric
+from lsa_cli.report.schema import AuditReport, Example, Metric
 
 # ---- is the network used as it was trained? ---------------------------------------------------------------
 
@@ -78,20 +80,21 @@ def try_normalizations(run: Execution, total: BlockResult) -> Checked:
 # ---- are the attacks strong enough? -----------------------------------------------------------------------
 
 
-def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidence | None:
-    """The evidence: checks on a few samples, and checks of what the audit measured anyway."""
+def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> list[Checked]:
+    """The checks on a few samples, those of what the audit measured anyway, and `clean`; without attacks only the last,
+    and none where they found nothing."""
     plan = run.plan
     measured = _measured(plan, total)
     if not measured:
-        made = evidence_of(clean)
-        return made if made.findings else None
+        return clean if any(check.finding is not None for check in clean) else []
     budget = [attack.label for attack in measured]
     rows = np.random.default_rng([plan.seed, 13]).permutation(len(total))[: probe_size(len(total))]
     rows = np.sort(rows)
     probe = _probe(run, total.index[rows], total)
     survivors = total.survivors(budget)
     broken = torch.from_numpy((total.right & ~survivors)[rows])
-    with run.clock.stops(plan.network.classifier):
+    copy = run.copy.model
+    with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
         last = plan.network.last_layer.module if plan.network.last_layer is not None else None
         examined = examine_probe(
             probe, broken=broken, survivors=_left(run, total, survivors), last=last, beginning=run.beginning,
@@ -103,7 +106,7 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> Evidenc
         *clean, useless_logits(total.logits, raw), trained_on, *examined, *compare(measured)
     ]  # fmt: skip
     run.step("evidence", probe_passes(len(rows), len(total)))
-    return evidence_of(checked, plan.is_quick)
+    return checked
 
 
 def remember(run: Execution) -> None:
@@ -121,7 +124,7 @@ def _probe(run: Execution, index: np.ndarray, total: BlockResult | None = None) 
     proven = None
     if total is not None and total.proof is not None:
         proven = torch.from_numpy(total.rows(index).proven).to(x.device)
-    return Probe(plan.network.classifier, x, y, places, plan.threat, plan.seed, run.batch.size, proven)
+    return Probe(plan.network.classifier, x, y, places, plan.threat, plan.seed, run.batch.size, proven, run.copy.model)
 
 
 def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivors:

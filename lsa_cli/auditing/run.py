@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lsa_cli import distributed
+from lsa_cli.attacks import Attack
 from lsa_cli.attacks.ranked import by_rank, everywhere, lots
 from lsa_cli.auditing.assembly import Extras, make_report, not_run
 from lsa_cli.auditing.attacking import find_copy
@@ -20,11 +21,13 @@ from lsa_cli.auditing.contradiction import refuse_contradictions
 from lsa_cli.auditing.copies import copy_in_words
 from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics, rounds_work, total_work
 from lsa_cli.auditing.draw_by_margin import best_margin, draw, strata_by_margin
+from lsa_cli.auditing.evidence.decision import Checked, evidence_of, lowered
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
 from lsa_cli.auditing.execution import Execution, Progress, blocks, sample_order
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.limits import OutOfTime, out_of_memory
+from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.probing import (
     can_be_normalized,
@@ -212,7 +215,7 @@ class _Audit:
         refuse_useless_logits(total.logits, plan.network.classifier.output == "probabilities", source)
         self.total, self.run.has_begun = total, True
         if plan.proof is not None:
-            for named in plan.budget_attacks:
+            for named in (*plan.budget_attacks, *self.extras.found):
                 if named.label in total.attacks:
                     broken = total.diagnosis(named.label).broken
                     refuse_contradictions(total.index, total.proven, broken, named.label, plan.proof.within)
@@ -232,7 +235,9 @@ class _Audit:
         if can_be_normalized(plan):
             extras.normalization = next(iter(run.in_time(lambda: try_normalizations(run, total))), None)
         clean = clean_checks(plan, total, extras.normalization)
-        extras.evidence = next(iter(run.in_time(lambda: examine(run, total, clean))), None)
+        checked = self.lower(next(iter(run.in_time(lambda: examine(run, total, clean))), []))
+        extras.evidence = evidence_of(checked, plan.is_quick) if checked else None
+        total = self.total
         if self._is_scanned:
             if plan.metrics:
                 extras.metrics = next(iter(run.in_time(lambda: measure_metrics(run, total))), None)
@@ -256,6 +261,56 @@ class _Audit:
         lacking += [*([] if extras.evidence else ["evidence"]), *others]
         lacking += ["metrics"] if plan.metrics and extras.metrics is None else []
         return lacking + (["examples"] if self._is_scanned and extras.examples is None else [])
+
+    def lower(self, checked: Sequence[Checked]) -> list[Checked]:
+        """Run the attacks that beat those of the audit on all samples that are still robust, as part of the verdict.
+
+        Returns the checks; their findings say what the attacks did.
+        """
+        labels = distributed.gather_objects([label for check in checked for label in check.attacks])
+        agreed = set.intersection(*map(set, labels))  # ranks on unlike processors may differ
+        return [
+            self._lowered(check, {label: check.attacks[label] for label in check.attacks if label in agreed})
+            for check in checked
+        ]
+
+    def _lowered(self, check: Checked, attacks: Mapping[str, Attack]) -> Checked:
+        if check.finding is None or not attacks:
+            return check
+        assert self.total is not None
+        before, in_time = self.total.survivors(self._met), True
+        for label, attack in attacks.items():
+            in_time &= self._run_on_all(NamedAttack(label, label, label, attack))
+        after = self.total.survivors(self._met)
+        said = lowered(check.finding, int(before.sum()), int(after.sum()), len(after), in_time)
+        return dataclasses.replace(check, finding=said)
+
+    def _run_on_all(self, named: NamedAttack) -> bool:
+        """Run an attack on the samples that are still robust. Returns whether it did in time."""
+        assert self.total is not None
+        total = self.total
+        places = total.index[total.to_attack(self._met)]
+
+        def on(index: np.ndarray, **of_first_block: Any) -> tuple[BlockResult | None, bool]:
+            return attack_only(self.run, named, total, index)
+
+        self.extras.found.append(named)
+        if not len(places):
+            self.total = total.with_attack(named.label, total.unattacked())
+            return True
+        self.extras.unfinished.append(named.label)
+        late = distributed.anywhere(self.run.clock.is_late())
+        if late or not self._add_up(f"found-{named.label}", places, on, total.with_cascade, 0):
+            return False
+        self.extras.unfinished.remove(named.label)
+        return True
+
+    @property
+    def _met(self) -> list[str]:
+        """The attacks of the verdict that ran."""
+        assert self.total is not None
+        several = (*self.plan.budget_attacks, *self.extras.found)
+        return [named.label for named in several if named.label in self.total.attacks]
 
     def update(self, status: str) -> AuditReport:
         """Report what is measured so far."""

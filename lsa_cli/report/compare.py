@@ -184,16 +184,19 @@ def refuse_other_samples(old: Data, new: Data) -> None:
 
 
 def attack_settings(report: AuditReport, passes_count: bool) -> dict[str, object]:
-    """The settings of attacks and noises, and of the cascade with the number of samples that it ran on.
+    """The settings of attacks and noises, and of the cascade with the number of samples that it ran on; without the
+    attacks that the evidence added.
 
     passes_count: whether the number of passes through the network makes a difference; otherwise it is left out.
     """
     settings = {outcome.name: outcome.settings for outcome in report.outcomes}
-    settings |= {stage.attack: stage.settings for stage in report.cascade}
+    settings |= {stage.attack: stage.settings for stage in report.cascade if not stage.by_evidence}
     if not passes_count:
         settings = {name: {**found, "eot": None} for name, found in settings.items()}
     checked = report.verdict.estimate.checked if report.verdict.estimate is not None else None
-    is_patient = bool(report.cascade) and bool(report.protocol.settings.get("patient"))
+    is_patient = any(not stage.by_evidence for stage in report.cascade) and bool(
+        report.protocol.settings.get("patient")
+    )
     how: dict[str, object] = {} if checked is None else {"full_on": checked}
     return {**settings, **how, **({"patient": True} if is_patient else {})}
 

@@ -142,6 +142,9 @@ class Stage(Row):
     robust: Rate = Field(description="share of all samples that are still robust after this attack; an upper bound")
     seconds: float
     ranked: Ranked | None = Field(default=None, description="null where it ran on all that were still robust")
+    by_evidence: bool = Field(
+        default=False, description="the evidence added it, because it breaks what the others missed"
+    )
 
 
 class AttackPair(Row):

@@ -11,7 +11,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
-from lsa_cli.auditing.evidence.attacks import loss_along_steps, noise_of_equal_size, rounding, smoothed_surrogate
+from lsa_cli.auditing.evidence.attacks import loss_along_steps, noise_of_equal_size, rounding
 from lsa_cli.auditing.evidence.compare import Measured, compare
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, evidence_of, exceeds, verdict
 from lsa_cli.auditing.evidence.examine import examine, probe_passes, probe_size
@@ -23,6 +23,7 @@ from lsa_cli.auditing.evidence.preflight import (
     useless_logits,
 )
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.searches import smoothed_surrogate
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import NumericalError
 from lsa_cli.models.classifier import Classifier

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from lsa_cli.attacks import Attack
 from lsa_cli.report.schema import CheckMade, Evidence, EvidenceVerdict, Finding
 from lsa_cli.stats import binomial_tail
 
@@ -20,6 +21,7 @@ class Checked:
     """The result of a check on n samples (or layers, or attacks): the numbers that it saw, and its finding, if any.
 
     said: what it saw as a sentence, for a check whose result reports state also without a finding.
+    attacks: by label, those that made the finding because they break what the attacks of the audit missed.
     """
 
     name: str
@@ -27,10 +29,24 @@ class Checked:
     saw: Mapping[str, float]
     finding: Finding | None = None
     said: str = ""
+    attacks: Mapping[str, Attack] = field(default_factory=dict)
 
 
 def doubt(code: str, message: str, advice: str, level: Literal["doubtful", "invalid"] = "doubtful") -> Finding:
     return Finding(code=code, level=level, message=message, advice=advice)
+
+
+def lowered(finding: Finding, before: int, after: int, samples: int, in_time: bool) -> Finding:
+    """The finding of attacks that then ran on all `before` of the samples that were robust, of which `after` still are.
+
+    in_time: whether the time budget was enough for all.
+    """
+    ran = "on all samples that were still robust" if in_time else "until the time budget ended"
+    message = (
+        f"{finding.message}; run {ran}, the attack lowered the robust accuracy from {before / samples:.1%} to "
+        f"{after / samples:.1%}"
+    )
+    return doubt(finding.code, message, finding.advice, finding.level)
 
 
 def exceeds(count: int, n: int, allowed: float, alpha: float = ALPHA) -> bool:

@@ -13,17 +13,11 @@ from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.square import Square
 from lsa_cli.auditing.evidence.attacks import (
-    DRAWN_STEPS,
-    DRAWS,
     STEPS,
     full_range,
     loss_along_steps,
     noise_of_equal_size,
-    on_the_grid,
-    other_head,
-    random_search,
     rounding,
-    smoothed_surrogate,
 )
 from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.network import (
@@ -36,18 +30,36 @@ from lsa_cli.auditing.evidence.network import (
     slopes,
     train_mode_layers,
 )
+from lsa_cli.auditing.evidence.outputs import bare_logits, features_of_others, fresh_head
 from lsa_cli.auditing.evidence.planted import passes as planted_passes
 from lsa_cli.auditing.evidence.planted import planted
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.repeatability import PASSES as REPEATED
 from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
 from lsa_cli.auditing.evidence.repeatability import Beginning, history, modes
-from lsa_cli.auditing.evidence.special_attacks import OnGrid, bare_logits, fresh_head
+from lsa_cli.auditing.evidence.searches import (
+    MANY,
+    QUERIES,
+    on_the_grid,
+    other_head,
+    random_search,
+    smoothed_surrogate,
+    towards_features,
+    without_rest,
+)
+from lsa_cli.auditing.evidence.special_attacks import OnGrid
 from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
 
 FORWARD = 0.35  # of a forward + gradient pass
-QUERIES = 100
-_USUALLY_TRIED = 162  # by the stronger attack, where most samples are robust
+_USUALLY_TRIED = 108  # by the stronger attack, where most samples are robust
+# Findings that gradients are wrong.
+_OF_GRADIENTS = (
+    "vanishing-gradient",
+    "wrong-gradient",
+    "misaligned-gradient",
+    "loss-does-not-rise",
+    "full-range-survived",
+)
 SURVIVORS = 48  # at most so many get the most expensive attacks
 
 
@@ -63,7 +75,8 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     """
     forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
-    searched = STEPS + FORWARD * QUERIES + DRAWS * (DRAWN_STEPS + FORWARD) + 2 * STEPS  # on the grid, with a new head
+    # The random search, the smoothed surrogate, and three attacks of STEPS, on half of the samples.
+    searched = STEPS + (FORWARD * QUERIES + 22 + 3 * STEPS) / 2
     tried = min(robust * available, _USUALLY_TRIED)
     again = min(count, ASKED_AGAIN) * REPEATED + min(count, IN_BLOCKS) * (1 + FORWARD * 2 * BLOCKS)
     return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
@@ -98,15 +111,19 @@ def examine(
             made += [history(probe, since), modes(probe, since)]
             made.append(planted(probe, last, attack or PGD(probe.threat)))
             made += [check(probe) for check in (gradients, slopes, directions)]
-            made += _attacked(probe, broken, survivors, last)
+            made += _attacked(probe, broken, survivors, last, made)
         return made
 
 
 def _attacked(
-    probe: Probe, broken: torch.Tensor | None, survivors: Survivors | None, last: nn.Module | None
+    probe: Probe,
+    broken: torch.Tensor | None,
+    survivors: Survivors | None,
+    last: nn.Module | None,
+    before: list[Checked],
 ) -> list[Checked]:
     """The checks by attacks, on samples that are classified correctly. The last ones, which search for what gradients hide,
-    get samples that neither the audit nor two runs of PGD broke."""
+    get samples that neither the audit nor two runs of PGD broke. before: the checks before these."""
     is_correct = margin(probe.clean, probe.y) <= 0
     correct = probe.select(is_correct)
     has_gradient = bool(probe.gradient[is_correct].any())
@@ -116,8 +133,7 @@ def _attacked(
     made = []
     if has_gradient:
         if broken is not None:
-            bare = bare_logits(probe, last) if last is not None else None
-            made.append(stronger_attack(survivors or Survivors.of(correct.select(unbroken), len(probe)), bare))
+            made.append(stronger_attack(survivors or Survivors.of(correct.select(unbroken), len(probe))))
         x_adv, increase = loss_along_steps(correct)
         unbroken = unbroken & (correct.margin(x_adv) <= 0)
         made += [increase, full_range(correct), noise_of_equal_size(correct, x_adv)]
@@ -129,13 +145,28 @@ def _attacked(
         left = left.unbroken_by(PGD(threat=probe.threat, steps=STEPS))
     if not len(left):
         return made
+    wrong = any(check.finding is not None and check.finding.code in _OF_GRADIENTS for check in (*before, *made))
+    return made + _searched(probe, left, stand_for, last, has_gradient, wrong)
+
+
+def _searched(
+    probe: Probe, left: Probe, stand_for: int, last: nn.Module | None, has_gradient: bool, wrong: bool
+) -> list[Checked]:
+    """The checks of `searches`. wrong: gradients are found to be wrong."""
+    made = []
     if probe.threat.norm in Square.norms:
-        made.append(random_search(left, Square(threat=probe.threat, queries=QUERIES), stand_for))
-    if has_gradient:
-        made.append(smoothed_surrogate(left, stand_for))
-        if is_image and OnGrid.fits(probe.threat):
-            made.append(on_the_grid(left, stand_for))
-        head = fresh_head(probe, last) if last is not None else None
-        if head is not None:
-            made.append(other_head(left, head, stand_for))
+        made.append(random_search(left, stand_for, MANY if wrong else QUERIES))
+    if not has_gradient:
+        return made
+    made.append(smoothed_surrogate(left, stand_for))
+    if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
+        made.append(on_the_grid(left, stand_for))
+    if last is None:
+        return made
+    for check, attack in (
+        (other_head, fresh_head),
+        (without_rest, bare_logits),
+        (towards_features, features_of_others),
+    ):
+        made += [check(left, guided, stand_for) for guided in [attack(probe, last)] if guided is not None]
     return made

@@ -21,8 +21,8 @@ from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.randomness import normal_like, per_sample
 from lsa_cli.attacks.threat import as_rows
 from lsa_cli.auditing.evidence.decision import Checked, doubt, exceeds
+from lsa_cli.auditing.evidence.outputs import features_of
 from lsa_cli.auditing.evidence.probe import Probe
-from lsa_cli.auditing.evidence.special_attacks import features_of
 from lsa_cli.errors import NumericalError
 
 TRIALS = 50

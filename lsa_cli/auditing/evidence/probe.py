@@ -36,7 +36,7 @@ def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) 
 class Probe:
     """model: images -> (N, K) logits. x (N, ...), y (N,), index (N,) places in the data set. threat: with one radius.
     batch_size: the largest number of samples in one forward pass. proven (N,) bool: no input within the budget changes the
-    class; None where nothing is proven.
+    class; None where nothing is proven. copy: the optimized copy, on which attacks may start.
     """
 
     model: Model
@@ -47,6 +47,7 @@ class Probe:
     seed: int = 0
     batch_size: int = 128
     proven: torch.Tensor | None = None
+    copy: Model | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -65,7 +66,7 @@ class Probe:
         return torch.cat([function(*batch) for batch in zip(*parts, strict=True)])
 
     def logits(self, x: torch.Tensor, model: Model | None = None) -> torch.Tensor:  # (M, ...) -> (M, K)
-        """Of the network, or of another model, without gradients."""
+        """Of the network, or of another function of the images, without gradients."""
         with torch.no_grad(), undisturbed(self.model):
             return self.by_batch(model or self.model, x)
 
@@ -85,18 +86,19 @@ class Probe:
     def loss(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,)
         return cross_entropy(self.logits(x), self.y)
 
-    def run(self, attack: Attack, model: Model | None = None) -> torch.Tensor:  # -> (N, ...)
-        """The perturbed samples; model: what is attacked instead of the network."""
+    def run(self, attack: Attack, copy: bool = True) -> torch.Tensor:  # -> (N, ...)
+        """The perturbed samples. copy: whether the attack may start on the optimized copy."""
 
         def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            return attack(model or self.model, x, y, index=index, seed=self.seed, goal="break")
+            start = self.copy if copy else None
+            return attack(self.model, x, y, index=index, seed=self.seed, goal="break", copy=start)
 
-        with undisturbed(self.model):
-            return self.by_batch(perturb, self.x, self.y, self.index)
+        size = max(1, min(self.batch_size, 3 * self.batch_size // attack.inputs_each))
+        return dataclasses.replace(self, batch_size=size).by_batch(perturb, self.x, self.y, self.index)
 
-    def unbroken_by(self, attack: Attack, model: Model | None = None) -> "Probe":
-        """The samples that are classified correctly under this attack. model: as for `run`."""
-        return self.select(self.margin(self.run(attack, model)) <= 0)
+    def unbroken_by(self, attack: Attack, copy: bool = True) -> "Probe":
+        """The samples that are classified correctly under this attack. copy: as for `run`."""
+        return self.select(self.margin(self.run(attack, copy)) <= 0)
 
     @cached_property
     def clean(self) -> torch.Tensor:  # (N, K)

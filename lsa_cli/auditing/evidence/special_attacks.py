@@ -1,25 +1,22 @@
-"""Attacks on networks that hide their weakness from the usual attacks: on other classes, other inputs, other outputs.
+"""Attacks on networks that hide their weakness from the usual attacks: towards other classes, and among other inputs.
 
-Logits can mislead a loss, a backward pass of its own can mislead a gradient, and a network can recognise inputs that only
-an attack makes. Each attack here avoids one of these; an honest network needs none of them.
+Logits can mislead a loss, and a network can recognise inputs that only an attack makes. Each attack here avoids one of
+these; an honest network needs none of them. Those of `guided` follow other outputs.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, expected_logits, input_gradient, slope
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.search import Search
-from lsa_cli.auditing.evidence.probe import Probe
 
 LEVELS = 255
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm of a gradient, for perturbations measured in each norm
-_RIDGE = 0.01  # of the mean squared length of the features
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,13 @@ class TowardsNearestClasses(Attack):
 
     threat: Threat
     classes: int = 5
-    targets: int = 2
+    targets: int = 1
     steps: int = 8
+    on_copy: ClassVar[float] = 0.75
+
+    @property
+    def passes(self) -> float:
+        return 0.6 * self.classes + self.targets * (self.steps + 0.4)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
@@ -61,20 +63,21 @@ class TowardsNearestClasses(Attack):
 
     def _run(self, model: Model, search: Search, target: torch.Tensor) -> None:
         x_adv = search.x
-        for _ in range(self.steps):
+        for step in range(self.steps):
 
             def towards(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
                 wanted = target[search.rows]
                 return (logits.gather(1, wanted[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
-            gradient, logits = input_gradient(model, x_adv, search.y, towards)
+            network = search.network_at(model, step / self.steps)
+            gradient, logits = input_gradient(network, x_adv, search.y, towards)
             search.offer(x_adv, logits)
             direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
             x_adv = search.threat.project(x_adv + 2.5 * self.threat.eps / self.steps * direction, search.x)
             (x_adv,) = search.still(x_adv)
             if search.is_over:
                 return
-        search.offer(x_adv, expected_logits(model, x_adv))
+        search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ class OnGrid(Attack):
 
     threat: Threat
     steps: int = 10
+    on_copy: ClassVar[float] = 0.75
+
+    @property
+    def passes(self) -> float:
+        return self.steps + 0.4
 
     @staticmethod
     def fits(threat: Threat) -> bool:
@@ -96,15 +104,16 @@ class OnGrid(Attack):
             inner = type(self.threat)(math.floor(self.threat.eps * LEVELS + 1e-4) / LEVELS, self.threat.bounds)
         length = max(2.5 * float(inner.eps) / self.steps, 1 / LEVELS)
         x_adv = x
-        for _ in range(self.steps):
-            gradient, logits = input_gradient(model, x_adv, search.y, cross_entropy)
+        for step in range(self.steps):
+            network = search.network_at(model, step / self.steps)
+            gradient, logits = input_gradient(network, x_adv, search.y, cross_entropy)
             self._offer(search, x_adv, logits)
             direction = inner.steepest(gradient, x_adv).nan_to_num(0)
             x_adv = on_grid(inner.project(x_adv + length * direction, search.x))
             (x_adv,) = search.still(x_adv)
             if search.is_over:
                 return search.x_adv
-        self._offer(search, x_adv, expected_logits(model, x_adv))
+        self._offer(search, x_adv, expected_logits(search.network_at(model, 1), x_adv))
         return search.x_adv
 
     def _offer(self, search: Search, x_adv: torch.Tensor, logits: torch.Tensor) -> None:
@@ -117,84 +126,3 @@ class OnGrid(Attack):
 def on_grid(x: torch.Tensor) -> torch.Tensor:
     """The nearest image with 8 bits per channel."""
     return (x * LEVELS).round() / LEVELS
-
-
-# ---- other outputs of the network ----------------------------------------------------------------------
-
-
-class _NoRows(Exception):
-    """A module runs never or several times in a pass, or not on one row for each sample."""
-
-
-def _reader(model: Model, module: nn.Module, inputs: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """images (N, ...) -> what `module` gets (inputs), or returns, in a pass of `model`: (N, ...). Raises _NoRows."""
-
-    def read(x: torch.Tensor) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
-        handle = module.register_forward_hook(lambda _, given, output: seen.append(given[0] if inputs else output))
-        try:
-            model(x)
-        finally:
-            handle.remove()
-        if len(seen) != 1 or not isinstance(seen[0], torch.Tensor) or len(seen[0]) != len(x):
-            raise _NoRows
-        return seen[0].float()
-
-    return read
-
-
-def _read_all(probe: Probe, read: Model) -> torch.Tensor | None:
-    """What a reader gives for the probe; None where it fails in a pass without gradients or in one with them."""
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            read(probe.x[:2].clone().requires_grad_())
-        return probe.logits(probe.x, read)
-    except _NoRows:
-        return None
-
-
-def bare_logits(probe: Probe, module: nn.Module) -> Model | None:
-    """The network without what follows `module`, its last layer with weights.
-
-    None where the output of `module` is not one number for each class, or is just the logits, shifted and scaled.
-    """
-    outputs = _reader(probe.model, module, inputs=False)
-    bare = _read_all(probe, outputs)
-    if bare is None or bare.shape != probe.clean.shape:
-        return None
-    one, other = (rows - rows.mean(1, keepdim=True) for rows in (bare.double(), probe.clean.double()))
-    same = torch.nn.functional.cosine_similarity(one, other).min() > 1 - 1e-6
-    return None if same else outputs
-
-
-def features_of(probe: Probe, module: nn.Module) -> tuple[Model, torch.Tensor] | None:
-    """images (N, ...) -> (N, D), the inputs of `module`, the last layer with weights; and those for the probe.
-
-    None where the module is not part of a pass, or does not get one tensor for all samples.
-    """
-    inputs = _reader(probe.model, module, inputs=True)
-
-    def features(x: torch.Tensor) -> torch.Tensor:
-        return inputs(x).flatten(1)
-
-    known = _read_all(probe, features)
-    return None if known is None else (features, known)
-
-
-def fresh_head(probe: Probe, module: nn.Module) -> Model | None:
-    """The network with a new last layer: ridge regression of the classes on `features_of` the module, fitted on the probe.
-
-    It leaves out everything between the features and the logits. None where there are no features.
-    """
-    found = features_of(probe, module)
-    if found is None:
-        return None
-    features, known = found
-    with torch.no_grad():
-        mean = known.mean(0)
-        centred = known - mean
-        wanted = nn.functional.one_hot(probe.y, probe.clean.shape[1]).float() - 1 / probe.clean.shape[1]
-        kernel = centred @ centred.T
-        kernel += (_RIDGE * kernel.diagonal().mean() + 1e-12) * torch.eye(len(known), device=known.device)
-        weight = centred.T @ torch.linalg.solve(kernel, wanted)
-    return lambda x: (features(x) - mean) @ weight

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from lsa_cli.attacks.apgd import APGD
-from lsa_cli.attacks.base import Model
+from lsa_cli.attacks import Attack, Threat
+from lsa_cli.attacks.odi import ODI
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import TowardsNearestClasses
 from lsa_cli.stats import binomial_tail, wilson
 
-STEPS = 15  # of APGD
-FIRST = 48  # samples in the first round; each further round adds half as many as before it
-PASSES = 22 + STEPS  # forward + gradient, for a sample that nothing breaks
+STEPS = 12  # of PGD on the margin, which breaks more of what the default attacks leave than APGD of as many steps
+PASSES = 12 + STEPS  # forward + gradient, for a sample that nothing breaks
+FIRST = 72  # samples in the first round; each further round adds half as many as before it
 ALLOWED = 0.01  # the number may be too high by this much without a finding,
 TRUSTED = 0.05  # and must be known to be too high by less than this
 _UNKNOWN = 0.05  # probability that a number that is TRUSTED too high passes as known
@@ -40,13 +40,13 @@ class Survivors:
         return cls(len(probe), samples, lambda start, stop: probe.select(torch.arange(start, min(stop, len(probe)))))
 
 
-def stronger_attack(survivors: Survivors, bare: Model | None = None) -> Checked:
-    """Two attacks in a row: towards the nearest classes, and APGD on the cross-entropy; with `bare_logits` also APGD on these.
+def stronger_attack(survivors: Survivors) -> Checked:
+    """Two attacks in a row: towards the nearest class, and PGD on the margin, whose steps shrink, from a random start.
 
     The robust accuracy is too high by the share of survivors that they break, times the share of samples that survived.
     More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). So is a
-    number that is not known to be less than five points too high (the same test in the other direction at 5%, or all
-    survivors tried). If at most one point survived, no attack runs.
+    number that is not known to be less than five points too high (the same test in the other direction at 5%, half of
+    which the first round has; or all survivors tried). If at most one point survived, no attack runs.
     """
     share = survivors.count / survivors.samples
     if share <= ALLOWED:
@@ -54,7 +54,10 @@ def stronger_attack(survivors: Survivors, bare: Model | None = None) -> Checked:
     n, broken, wins, known = 0, 0, False, False
     while n < survivors.count and not (wins or known):
         probe = survivors.take(n, max(FIRST, n + n // 2))
-        n, broken = n + len(probe), broken + _broken(probe, bare)
+        left = probe
+        for attack in (attacks := _attacks(probe.threat)).values():
+            left = left.unbroken_by(attack) if len(left) else left
+        n, broken = n + len(probe), broken + len(probe) - len(left)
         wins = exceeds(broken, n, ALLOWED / share, ALPHA / _ROUNDS)
         known = _known(broken, n, survivors)
     low, high = wilson(broken, n) or (0.0, 1.0)
@@ -71,15 +74,13 @@ def stronger_attack(survivors: Survivors, bare: Model | None = None) -> Checked:
     elif not known:
         message += f", and these samples do not show that it is less than {100 * TRUSTED:g} points too high"
         finding = doubt("stronger-attack-undecided", message, "audit more samples, or with --full")
-    return Checked("stronger attack", n, {"broken": broken, "points too high": 100 * share * broken / n}, finding)
+    saw = {"broken": broken, "points too high": 100 * share * broken / n}
+    return Checked("stronger attack", n, saw, finding, attacks=attacks if wins else {})
 
 
-def _broken(probe: Probe, bare: Model | None) -> int:
-    left, apgd = probe.unbroken_by(TowardsNearestClasses(threat=probe.threat)), APGD(threat=probe.threat, steps=STEPS)
-    for model in (probe.model, bare):
-        if model is not None and len(left):
-            left = left.unbroken_by(apgd, model)
-    return len(probe) - len(left)
+def _attacks(threat: Threat) -> dict[str, Attack]:
+    """By label."""
+    return {"nearest-class": TowardsNearestClasses(threat), "pgd-margin": ODI(threat, STEPS, spread=0)}
 
 
 def _known(broken: int, n: int, survivors: Survivors) -> bool:
@@ -87,4 +88,5 @@ def _known(broken: int, n: int, survivors: Survivors) -> bool:
     if n == survivors.count:
         return broken < TRUSTED * survivors.samples
     least = TRUSTED / (survivors.count / survivors.samples)
-    return least >= 1 or binomial_tail(n - broken, n, 1 - least) < _UNKNOWN / _ROUNDS
+    error = _UNKNOWN / 2 if n <= FIRST else _UNKNOWN / 2 / (_ROUNDS - 1)
+    return least >= 1 or binomial_tail(n - broken, n, 1 - least) < error

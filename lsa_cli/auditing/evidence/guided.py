@@ -1,0 +1,172 @@
+"""PGD along another output of the network than its logits: a new last layer, features, or the mean over noisy inputs.
+
+The gradient is that of the other output; the logits, which the same pass gives, judge each iterate.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lsa_cli.attacks import Attack, Threat
+from lsa_cli.attacks.base import Model, expected_logits, slope
+from lsa_cli.attacks.losses import cross_entropy
+from lsa_cli.attacks.randomness import normal_like
+from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.threat import per_sample
+from lsa_cli.models.precision import FastClassifier
+
+
+class NoRows(Exception):
+    """A module runs never or several times in a pass, or not on one row for each sample."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """What a module of the network gets (inputs), or returns. name: its place in the network, by which the copy has it too."""
+
+    module: nn.Module
+    inputs: bool
+    name: str | None
+
+    @classmethod
+    def of(cls, model: Model, module: nn.Module, inputs: bool) -> "Tap":
+        named = model.named_modules() if isinstance(model, nn.Module) else ()
+        return cls(module, inputs, next((name for name, other in named if other is module), None))
+
+    def __call__(self, model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (N, ...) -> (N, D) and the logits (N, K), in one pass of the network or its copy. Raises NoRows."""
+        module, seen = self.module, []
+        if isinstance(model, FastClassifier) and self.name is not None:
+            module = model.classifier.get_submodule(self.name)
+        handle = module.register_forward_hook(lambda _, given, output: seen.append(given[0] if self.inputs else output))
+        try:
+            logits = model(x)
+        finally:
+            handle.remove()
+        if len(seen) != 1 or not isinstance(seen[0], torch.Tensor) or len(seen[0]) != len(x):
+            raise NoRows
+        return seen[0].float().flatten(1), logits
+
+
+@dataclass(frozen=True)
+class Guided(Attack):
+    """PGD from the sample itself along the gradient of `loss`. The result is the strongest iterate for the logits."""
+
+    threat: Threat
+    steps: int = 10
+    role = "other"
+    on_copy: ClassVar[float] = 0.75
+
+    @property
+    def passes(self) -> float:
+        return self.steps + 0.4
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def aims(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """What the loss needs of each sample, (N, ...): its label, unless a subclass says otherwise."""
+        return y
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the iterates x (M, ...): (M,), and the logits (M, K)."""
+        raise NotImplementedError
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        search, aims, x_adv = Search(x, y, self.threat), self.aims(model, x, y), x
+        for step in range(self.steps):
+            leaf = x_adv.detach().requires_grad_(True)
+            value, logits = self.loss(search.network_at(model, step / self.steps), leaf, aims[search.rows])
+            gradient = slope(value.sum(), leaf)
+            search.offer(x_adv, logits.detach())
+            direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
+            length = per_sample(2.5 * search.threat.eps / self.steps, x_adv)
+            x_adv = search.threat.project(x_adv + length * direction, search.x)
+            (x_adv,) = search.still(x_adv)
+            if search.is_over:
+                return search.x_adv
+        search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+        return search.x_adv
+
+
+@dataclass(frozen=True, eq=False)
+class OtherHead(Guided):
+    """On the cross-entropy of another output: what `tap` gives, or (it - mean) @ weight."""
+
+    tap: Tap | None = None
+    mean: torch.Tensor | None = None  # (D,)
+    weight: torch.Tensor | None = None  # (D, K)
+
+    def outputs(self, network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The other output (N, K), and the logits (N, K)."""
+        assert self.tap is not None
+        values, logits = self.tap(network, x)
+        return values if self.weight is None else (values - self.mean) @ self.weight, logits
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs, logits = self.outputs(network, x)
+        return cross_entropy(outputs, aims), logits
+
+
+@dataclass(frozen=True)
+class Smoothed(Guided):
+    """On the cross-entropy of the mean logits over `draws` noisy copies of the input, and of the input itself.
+
+    The noise is normal and about half as long as the budget allows. It smooths kinks and jumps.
+    """
+
+    steps: int = 5
+    draws: int = 4
+
+    @property
+    def passes(self) -> float:
+        return self.steps * (self.draws + 0.4) + 0.4
+
+    @property
+    def inputs_each(self) -> int:
+        return 3 * self.draws
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"steps": self.steps, "draws": self.draws}
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        size = x[:1].numel()
+        length = {"linf": 1, "l2": math.sqrt(size), "l1": 0.8 * size}[self.threat.norm]
+        sigma = self.threat.eps / 2 / length
+        noisy = [network(x + sigma * normal_like(x.detach())) for _ in range(self.draws)]
+        with torch.no_grad():
+            logits = network(x)
+        return cross_entropy(torch.stack(noisy).mean(0), aims), logits
+
+
+@dataclass(frozen=True, eq=False)
+class TowardsFeatures(Guided):
+    """Towards the features of a sample of another class: the squared distance to the nearest one of `known` falls.
+
+    known (M, D): what `tap` gives for samples of the classes `classes` (M,). Nearest: among those of other classes than the
+    label, for the sample as it is.
+    """
+
+    tap: Tap | None = None
+    known: torch.Tensor | None = None
+    classes: torch.Tensor | None = None
+
+    def aims(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The features (N, D) to move to."""
+        assert self.tap is not None
+        assert self.known is not None
+        assert self.classes is not None
+        with torch.no_grad():
+            distance = torch.cdist(self.tap(model, x)[0], self.known)
+        nearest = distance.masked_fill(self.classes[None] == y[:, None], torch.inf).argmin(1)
+        return self.known[nearest]
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.tap is not None
+        values, logits = self.tap(network, x)
+        return -(values - aims).square().sum(1), logits
