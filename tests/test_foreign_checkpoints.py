@@ -9,6 +9,8 @@ import torch
 
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
+from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.models.loading import UnknownNetworkError, load_network
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import lsa, refused  # noqa: F401
 from tests.foreign_networks import small_cnn
@@ -104,13 +106,15 @@ def test_a_harvested_program_shows_all_its_layers_and_the_program_none(audited):
 def test_a_program_is_not_run_unless_trusted_nor_scanned_unless_layers_are_given_up(refused, data_root, file):  # noqa: F811
     data = ["--data", (CIFAR if file == TRACED else MNIST).format(root=data_root)]
     path = data_root / "checkpoints" / file
-    refused("audit", path, *data, says=["which is code", "--arch", "--trust-code --layers none"])
+    if file == TRACED:  # of the others the weights alone are put together again
+        refused("audit", path, *data, says=["which is code", "--arch", "--trust-code --layers none"])
     refused("audit", path, *data, "--trust-code", says=["show no layers", "--layers none"])
 
 
 def test_a_pickled_network_is_refused_by_the_name_it_would_import(refused, data_root):  # noqa: F811
     path, data = data_root / "checkpoints" / PICKLED, ["--data", MNIST.format(root=data_root)]
-    refused("audit", path, *data, says=["__main__.CNN", "--arch", "--trust-code"])
+    with pytest.raises(UnknownNetworkError, match=r"__main__\.CNN.*--arch.*--trust-code"):
+        load_network(read_checkpoint(path), None, {})
     refused("audit", path, *data, "--trust-code", says=["even when trusted", "CNN", "importable"])
 
 
@@ -132,6 +136,38 @@ def test_accuracy_far_below_what_the_file_claims_is_told(audited):
     assert "--normalize cifar10" in found["another-normalization"]["advice"]
     honest, _ = audited("alpha-beta-CROWN/resnet2b.pth", "ResNet2b", RESNET2B, CIFAR, "-n", "500", "--attack", "none")
     assert honest["evidence"] is None  # nothing was attacked, and nothing speaks against the clean accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        (file, data)
+        for file, network, _, data, _, more in CASES
+        if network and not more and "resnet" not in file and file != EMA
+    ],
+)
+def test_a_chain_is_put_together_again_without_any_option(lsa, data_root, file, data):  # noqa: F811
+    """The clean accuracy is that of the network whose code the project published."""
+    right = {name: count for name, network, *_, count, _ in CASES if network for name in [name]}
+    spec = data.format(root=data_root)
+    result = lsa(
+        "audit",
+        data_root / "checkpoints" / file,
+        "--data",
+        spec,
+        "-n",
+        "all",
+        "--attack",
+        "none",
+        "--noise",
+        "none",
+        "--json",
+        "-",
+    )
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["verdict"]["clean"]["count"] == right[file]
+    assert "network reconstructed from the weights" in result.err
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from lsa_cli.auditing.metrics import METRICS
 from lsa_cli.auditing.network import refuse_no_device
 from lsa_cli.errors import UsageError
 from lsa_cli.measures import MEASURES
-from lsa_cli.models.classifier import parse_input_range, parse_normalize
+from lsa_cli.models.classifier import AUTO, parse_input_range, parse_normalize
 from lsa_cli.registry import Registry, parse_spec
 from lsa_cli.report.formats import FORMATS
 from lsa_cli.settings import AuditSettings, SettingError
@@ -34,7 +34,7 @@ def _words(settings: AuditSettings) -> Iterator[_Check]:
         yield ("norm",), partial(make_threat, settings.norm, 0)
     if settings.device is not None:
         yield ("device",), partial(refuse_no_device, settings.device)
-    if settings.normalize is not None:
+    if settings.normalize not in (None, AUTO):
         yield ("normalize",), partial(parse_normalize, settings.normalize)
     if settings.input_range is not None:
         yield ("input_range",), partial(parse_input_range, settings.input_range)

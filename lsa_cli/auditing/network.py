@@ -13,6 +13,8 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
+from lsa_cli.auditing.normalizing import Found, find_normalization
+from lsa_cli.auditing.rebuilding import Rebuilt, channels_of, rebuild
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
     ImageSize,
@@ -30,8 +32,17 @@ from lsa_cli.failures import try_backward
 from lsa_cli.imports import load_python_file
 from lsa_cli.layers import Layer
 from lsa_cli.models.checkpoint import Checkpoint, Description, read_checkpoint
-from lsa_cli.models.classifier import Classifier, parse_input_range, parse_normalize, rescaled
-from lsa_cli.models.loading import Loaded, Say, load_network
+from lsa_cli.models.classifier import (
+    AUTO,
+    Classifier,
+    Normalization,
+    parse_input_range,
+    parse_normalize,
+    rescaled,
+    with_normalization,
+)
+from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError, load_network
+from lsa_cli.models.rebuilding.layers import chain_of
 from lsa_cli.models.surgery import NoiseBody
 from lsa_cli.models.wrappers import copy_network, is_script, unwrapped
 from lsa_cli.report.schema import Warning
@@ -113,14 +124,21 @@ def _own_device(name: str) -> torch.device:
     return torch.device("cuda", distributed.local_rank())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Built:
-    """A network without data. target: its file, or the network in memory."""
+    """A network without data. target: its file, or the network in memory.
+
+    loaded: None where only data can tell what the network is; unknown is then the refusal without data, and rebuilt the
+    network, once data have told it. found: the normalisation, once it is found.
+    """
 
     target: str | Path | nn.Module
     checkpoint: Checkpoint | None
-    loaded: Loaded
+    loaded: Loaded | None
     device: torch.device
+    unknown: UnknownNetworkError | None = None
+    rebuilt: Rebuilt | None = None
+    found: Found | None = None
 
 
 def open_network(
@@ -131,7 +149,7 @@ def open_network(
     say: Say = lambda message: None,
 ) -> Network:
     """`build_network`, and `on_data` with the data of the settings. Raises an LsaError that says what does not fit."""
-    return on_data(build_network(target, settings, say), settings, origin, data)
+    return on_data(build_network(target, settings, say), settings, origin, data, say)
 
 
 def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: Say = lambda message: None) -> Built:
@@ -147,9 +165,14 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
     checkpoint = read_checkpoint(target, settings.weights)
     settings, _ = _with_description(settings, {}, checkpoint.description)
     device = pick_device(settings.device or "auto")
-    loaded = load_network(
-        checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
-    )  # fmt: skip
+    try:
+        loaded = load_network(
+            checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
+        )  # fmt: skip
+    except UnknownNetworkError as unknown:
+        if chain_of(checkpoint.weights.tensors)[1] is None:
+            raise
+        return Built(target, checkpoint, None, device, unknown)
     if settings.noise_off:
         _switch_noise_off(loaded)
     return Built(target, checkpoint, loaded, device)
@@ -211,65 +234,95 @@ def _with_description(
 # ---- the network and its data --------------------------------------------------------------------------
 
 
-def on_data(built: Built, settings: AuditSettings, origin: dict[str, str], data: Any = None) -> Network:
+def on_data(
+    built: Built, settings: AuditSettings, origin: dict[str, str], data: Any = None, say: Say = lambda message: None
+) -> Network:
     """The built network with the data of the settings, tried on it once. Networks on several data share their weights.
 
-    data: arrays or a data set given in Python. Raises an LsaError that says what does not fit.
+    data: arrays or a data set given in Python. say: gets the normalisation, where it is found on the data. Raises an
+    LsaError that says what does not fit.
     """
     target, checkpoint, device = built.target, built.checkpoint, built.device
     if checkpoint is not None:
         settings, origin = _with_description(settings, origin, checkpoint.description)
-    loaded = replace(built.loaded, notes=[*built.loaded.notes])
     description = checkpoint.description if checkpoint is not None else None
+    opened = _open(target, settings, origin, description, built, data)
+    bounds = description.input_range if description is not None else (0.0, 1.0)
+    if built.loaded is None:
+        assert checkpoint is not None
+        assert built.unknown is not None
+        built.rebuilt = rebuild(checkpoint, opened, settings, bounds, built.unknown, say)
+        built.loaded, built.found = built.rebuilt.loaded, built.rebuilt.found
+    loaded = replace(built.loaded, notes=[*built.loaded.notes])
     warnings: list[Warning] = []
     classifier = Classifier(
         loaded.body,
-        _normalization(settings, description, loaded, warnings, in_memory=checkpoint is None),
+        _normalization(settings, description, loaded),
         description.class_names if description is not None else None,
         settings.returns or "logits",
         loaded.home,
     ).to(device)
-    opened = _open(target, settings, origin, description, loaded, data)
-    bounds = description.input_range if description is not None else (0.0, 1.0)
     layers, classes, shape = try_network(classifier, opened, bounds, device, loaded, settings)
     labels, class_names = match_classes(opened, classifier.class_names, classes, settings.match_classes, loaded.notes)
+    if _is_unknown(settings, checkpoint):
+
+        def look(rows: np.ndarray) -> torch.Tensor:
+            return check_inputs(opened.read(rows), rows, bounds, opened.spec).to(device)
+
+        if len(shape) == 3 and bounds == (0.0, 1.0):
+            if built.found is None:
+                built.found = find_normalization(classifier, opened, labels, look, loaded.normalization)
+                if built.found.decided:
+                    say(built.found.sentence)
+            loaded.notes.append(built.found.sentence)
+            classifier = with_normalization(classifier, built.found.normalization)
+        warnings += _assumed(built, loaded)
     return Network(
         checkpoint, classifier, loaded.arch, loaded.arch_args, description, settings, origin, opened, labels, bounds,
         device, layers, loaded.shows_layers, classes, class_names, shape, loaded.notes, warnings,
     )  # fmt: skip
 
 
-def _normalization(
-    settings: AuditSettings, description: Description | None, loaded: Loaded, warnings: list[Warning], in_memory: bool
-) -> Any:
+def _is_unknown(settings: AuditSettings, checkpoint: Checkpoint | None) -> bool:
+    """Whether neither the user nor the file states the normalisation. A network in memory is taken as it is."""
+    if settings.normalize is not None or settings.input_range is not None:
+        return settings.normalize == AUTO
+    return checkpoint is not None and checkpoint.description is None
+
+
+def _normalization(settings: AuditSettings, description: Description | None, loaded: Loaded) -> Normalization:
     scale = parse_input_range(settings.input_range) if settings.input_range is not None else (0.0, 1.0)
+    if settings.normalize == AUTO:
+        if settings.input_range is not None:
+            raise UsageError("--normalize auto finds the input range too; leave out --input-range")
+        return None
     if scale != (0.0, 1.0):
         loaded.notes.append(f"images in [0, 1] are scaled to [{scale[0]:g}, {scale[1]:g}] for the network")
     if settings.normalize is not None:
         return rescaled(parse_normalize(settings.normalize, scale), scale)
     if settings.input_range is not None:
         return rescaled(None, scale)
-    if description is not None:
-        return None if description.mean is None else (description.mean, description.std)
-    if not in_memory:
-        message = (
-            "no normalisation is known, so images reach the network as [0, 1]; if it was trained on normalised images, "
-            "set --normalize, otherwise --normalize none"
-            if loaded.normalization is None
-            else "the file holds a mean and a std beside the network, which are not used, so images reach it as [0, 1]; use "
-            f"--normalize {loaded.normalization}, or --normalize none"
-        )
-        warnings.append(Warning(code="normalization-assumed", message=message))
+    if description is not None and description.mean is not None and description.std is not None:
+        return description.mean, description.std
     return None
 
 
+def _assumed(built: Built, loaded: Loaded) -> list[Warning]:
+    """The warning that images reach the network as they are, without a reason for it."""
+    if built.found is not None and built.found.decided:
+        return []
+    why = built.found.sentence if built.found is not None else "no normalisation is known"
+    stated = f"use --normalize {loaded.normalization}" if loaded.normalization is not None else "set --normalize"
+    message = f"{why}, so inputs reach the network as they are; {stated}, or --normalize none"
+    return [Warning(code="normalization-assumed", message=message)]
+
+
 def _open(
-    target: Any, settings: AuditSettings, origin: dict[str, str], description: Description | None, loaded: Loaded, data: Any
+    target: Any, settings: AuditSettings, origin: dict[str, str], description: Description | None, built: Built, data: Any
 ) -> LabelledData:  # fmt: skip
     shape = tuple(description.input_shape) if description is not None else ()
-    first_convolution = next((m for m in loaded.body.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = shape[0] if len(shape) == 3 else first_convolution.in_channels if first_convolution else None
-    size = _image_size(target, settings, description, loaded)
+    channels = shape[0] if len(shape) == 3 else _channels(built)
+    size = _image_size(target, settings, description, built.loaded.arch if built.loaded is not None else "")
     if data is not None and not isinstance(data, str):
         return from_object(data, "data given in Python", settings.split or "", channels=channels, size=size)
     spec = data if isinstance(data, str) else settings.data
@@ -287,16 +340,22 @@ def _open(
     )  # fmt: skip
 
 
-def _image_size(
-    target: Any, settings: AuditSettings, description: Description | None, loaded: Loaded
-) -> ImageSize | None:
+def _channels(built: Built) -> int | None:
+    """The channels that the first convolution takes; None without one."""
+    if built.loaded is None:
+        return channels_of(built.checkpoint) if built.checkpoint is not None else None
+    first = next((module for module in built.loaded.body.modules() if isinstance(module, nn.Conv2d)), None)
+    return first.in_channels if first is not None else None
+
+
+def _image_size(target: Any, settings: AuditSettings, description: Description | None, arch: str) -> ImageSize | None:
     """The user's, else the checkpoint's, else that of torchvision's own weights for the architecture; None: native."""
     if settings.input_size is not None:
         return None if settings.input_size == "native" else square_size(int(settings.input_size))
     if description is not None and len(description.input_shape) == 3:
         _, height, width = description.input_shape
         return usual_size(height, width, "the checkpoint")
-    source, _, name = loaded.arch.partition(":")
+    source, _, name = arch.partition(":")
     return torchvision_size(name, Path(target).name) if source == "torchvision" else None
 
 

@@ -127,7 +127,7 @@ def make_plan(
         load_python_file(plugin, "--plugin")
     settings, origin, preset_warnings = with_preset(settings, origin)
     refuse_unknown_names(settings)
-    network = on_data(built or build_network(target, settings, say), settings, origin, data)
+    network = on_data(built or build_network(target, settings, say), settings, origin, data, say)
     settings, seed = network.settings, network.settings.seed or 0
     index, selection_warnings = _choose_samples(network, seed)
     threat, eps_origin, threat_warnings = _threat(network)

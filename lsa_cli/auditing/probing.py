@@ -28,6 +28,7 @@ from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
+from lsa_cli.models.normalizations import is_same, usual_normalizations
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport, Example, Metric
 
@@ -55,8 +56,8 @@ def try_normalizations(run: Execution, total: BlockResult) -> Checked:
     """Whether clean accuracy is higher with another usual normalisation."""
     plan, channels = run.plan, run.plan.network.input_shape[0]
     used = normalization_of(plan.network.classifier)
-    usual = usage.usual_normalizations(channels)
-    others = {name: value for name, value in usual.items() if not usage.is_same(value, used, channels)}
+    usual = usual_normalizations(channels)
+    others = {name: value for name, value in usual.items() if not is_same(value, used, channels)}
     rows = usage.rows_to_try(total.right, plan.seed)
 
     def right_under(name: str, chosen: np.ndarray) -> np.ndarray:
@@ -73,7 +74,7 @@ def try_normalizations(run: Execution, total: BlockResult) -> Checked:
         right[order] = np.concatenate(found) if found else right[order]
         return right
 
-    said = next((name for name, value in usual.items() if usage.is_same(value, used, channels)), "that of the audit")
+    said = next((name for name, value in usual.items() if is_same(value, used, channels)), "that of the audit")
     return usage.normalization(total.right[rows], list(others), right_under, said)
 
 

@@ -20,6 +20,7 @@ PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 OUTPUTS = ("logits", "probabilities")
+AUTO = "auto"  # a normalisation that is found on the data
 
 
 Normalization = tuple[Sequence[float], Sequence[float]] | None
@@ -50,7 +51,7 @@ def parse_normalize(text: str, scale: Scale = (0.0, 1.0)) -> Normalization:
     mean_text, slash, std_text = text.partition("/")
     if not slash:
         raise UsageError(
-            f"--normalize '{text}': give {', '.join(PRESETS)}, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25"
+            f"--normalize '{text}': give {', '.join(PRESETS)}, none, auto, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25"
         )
     mean = tuple(parse_number(part, "--normalize") for part in mean_text.split(","))
     std = tuple(parse_number(part, "--normalize") for part in std_text.split(","))

@@ -19,6 +19,7 @@ from lsa_cli.models.hostile import refuse_hostile, refuse_unsafe_torch
 from lsa_cli.models.parametrizations import put_together
 from lsa_cli.models.pickles.modules import is_module
 from lsa_cli.models.pickles.symbols import Call
+from lsa_cli.models.rebuilding.layers import chain_of
 from lsa_cli.models.surgery import operate
 from lsa_cli.models.wrappers import is_script
 
@@ -27,6 +28,10 @@ _NAME_IT = "name the network with --arch torchvision:resnet18, timm:NAME, pkg.mo
 # Networks whose weights from torchvision need an argument that the weights do not show.
 _TRACELESS = {"torchvision:googlenet": "transform_input", "torchvision:inception_v3": "transform_input"}
 Say = Callable[[str], None]
+
+
+class UnknownNetworkError(UsageError, CheckpointError):
+    """Weights that can be read, of a network that is not known, or that is code which may not run."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def _what(checkpoint: Checkpoint) -> str:
 
 def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: torch.device, notes: list[str]) -> Loaded:
     if not trust_code:
-        raise CheckpointError(
+        raise UnknownNetworkError(
             f"{checkpoint.path} is a {_what(checkpoint)}, which is code: name the network with --arch to use its "
             f"weights alone{_likely(checkpoint)}, or run the program with --trust-code --layers none"
         )
@@ -168,7 +173,7 @@ def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Sa
             "save model.state_dict() with torch.save, or trust the file with --trust-code"
         )
     elif is_module(module):
-        raise CheckpointError(
+        raise UnknownNetworkError(
             f"{checkpoint.path} holds a whole network of class {module.class_name}, which is code of its own: loading "
             f"it would import {obstacle}. Name the network with --arch to use its weights alone{_likely(checkpoint)}, or trust the file "
             "with --trust-code"
@@ -205,6 +210,9 @@ def _recognised(checkpoint: Checkpoint) -> recognition.Match:
             "weights fit no network of torchvision or timm; write a function that returns "
             "transformers.AutoModelForImageClassification.from_config(...) and give it as --arch path/to/file.py:function"
         )
-    near = " | ".join(map(str, recognition.nearest(shapes)))
+    # Looking for neighbours takes seconds, and a chain has none that help.
+    near = "" if chain_of(checkpoint.weights.tensors)[1] else " | ".join(map(str, recognition.nearest(shapes)))
     nearest = f"; nearest are {near}" if near else ""
-    raise UsageError(f"{checkpoint.path} holds weights that fit no network that lsa knows{nearest}; {_NAME_IT}")
+    raise UnknownNetworkError(
+        f"{checkpoint.path} holds weights that fit no network that lsa knows{nearest}; {_NAME_IT}"
+    )

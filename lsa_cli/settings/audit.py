@@ -96,9 +96,10 @@ class AuditSettings(Settings):
         "Run the code in the checkpoint: unpickle the whole file, or run its program. Only for files whose authors you trust."
     )
     normalize: str | None = _MODEL(
-        "mnist, fashion-mnist, cifar10, imagenet, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25. It becomes part of "
-        "the model; attacks and eps use images in [0, 1].",
+        "auto, mnist, fashion-mnist, cifar10, imagenet, none, or MEAN/STD such as 0.5,0.5,0.5/0.25,0.25,0.25. It becomes part "
+        "of the model; attacks and eps use images in [0, 1]. auto finds it on labelled images.",
         metavar="PRESET|MEAN/STD",
+        default="what the file states, else auto",
     )
     input_range: Range | None = _MODEL(
         "Inputs of the network for black and for white, before normalisation: 0,255 or -1,1.",

@@ -12,6 +12,7 @@ from lsa_cli.auditing.class_diagnosis import rate
 from lsa_cli.auditing.evidence import usage
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import parse_normalize
+from lsa_cli.models.normalizations import is_same, usual_normalizations
 from lsa_cli.report.row import Rate
 
 NAMES = [str(number) for number in range(12)]
@@ -130,11 +131,11 @@ def test_a_claim_is_missed_where_the_interval_ends_a_point_below_it(high, doubte
 
 def test_usual_normalisations_are_asked_for_by_their_names():
     for channels, preset in ((1, "mnist"), (3, "cifar10"), (4, None)):
-        usual = usage.usual_normalizations(channels)
+        usual = usual_normalizations(channels)
         assert {"--normalize none", "--normalize 0.5/0.5", "--normalize none --input-range 0,255"} <= set(usual)
         assert preset is None or f"--normalize {preset}" in usual
-        assert not any(usage.is_same(a, b, channels) for a, b in itertools.combinations(usual.values(), 2))
-    assert usage.is_same(parse_normalize("0.5/0.25"), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), 3)
+        assert not any(is_same(a, b, channels) for a, b in itertools.combinations(usual.values(), 2))
+    assert is_same(parse_normalize("0.5/0.25"), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), 3)
 
 
 def test_only_a_gain_beyond_noise_counts():

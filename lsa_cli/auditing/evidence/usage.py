@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
-from lsa_cli.models.classifier import PRESETS, Normalization, parse_input_range, parse_normalize, rescaled
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import Finding
 from lsa_cli.stats import binomial_tail
@@ -18,7 +17,6 @@ from lsa_cli.wording import first_of
 SAMPLES, WRONG = 1000, 300  # other normalisations are tried on at most so many samples, and so many misclassified ones
 _ENOUGH_FOR_CHANCE = 20
 CLAIM_TOLERANCE = 0.01  # one point between the authors' test set and this one is no finding (our choice)
-_RANGES = ("0,1", "0,255", "-1,1")
 _EQUAL = 2  # samples; of normalisations that differ by less the first one is named
 # The accuracy that moved classes must reach in another order: five times chance, from 20% to 50% (our choice). Untrained
 # networks, whose outputs match the classes a little by accident, stay below.
@@ -59,33 +57,6 @@ def claim(clean: Rate, claimed: tuple[float, str] | None) -> Checked:
 
 
 # ---- normalisation -------------------------------------------------------------------------------------
-
-
-def usual_normalizations(channels: int) -> dict[str, Normalization]:
-    """Normalisations of images in [0, 1], by the options that select them; each once, under its shortest name.
-
-    None, every preset for so many channels, and 0.5/0.5, each for inputs in [0, 1], [0, 255] and [-1, 1].
-    """
-    names = ["none", *(name for name, (mean, _) in PRESETS.items() if len(mean) == channels), "0.5/0.5"]
-    found: dict[str, Normalization] = {}
-    for range_text in _RANGES:
-        scale = parse_input_range(range_text)
-        for name in names:
-            numbers = "/".join(",".join(map(str, part)) for part in PRESETS[name]) if name in PRESETS else name
-            option, also = (name, "") if scale == (0.0, 1.0) else (numbers, f" --input-range {range_text}")
-            normalization = rescaled(parse_normalize(option, scale), scale)
-            if not any(is_same(normalization, known, channels) for known in found.values()):
-                found[f"--normalize {option}{also}"] = normalization
-    return found
-
-
-def is_same(one: Normalization, other: Normalization, channels: int) -> bool:
-    """Whether two normalisations of images with so many channels are equal, to the third digit."""
-    pairs = [value if value is not None else ((0.0,), (1.0,)) for value in (one, other)]
-    first, second = (
-        np.stack([np.broadcast_to(np.asarray(part, dtype=float), channels) for part in pair]) for pair in pairs
-    )
-    return bool(np.allclose(first, second, rtol=1e-3, atol=1e-6))
 
 
 def rows_to_try(right: np.ndarray, seed: int) -> np.ndarray:

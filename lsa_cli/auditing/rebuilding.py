@@ -1,0 +1,143 @@
+"""A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lsa_cli.attacks.threat import Bounds
+from lsa_cli.auditing.classes import match_classes
+from lsa_cli.auditing.normalizing import Found, reading, short
+from lsa_cli.data import LabelledData, check_inputs
+from lsa_cli.errors import UsageError
+from lsa_cli.models.checkpoint import Checkpoint
+from lsa_cli.models.classifier import AUTO, Normalization, parse_input_range, parse_normalize, rescaled
+from lsa_cli.models.contest import Outcome, Standing
+from lsa_cli.models.fitting import load_strictly
+from lsa_cli.models.loading import Loaded, Say
+from lsa_cli.models.normalizations import cost_of, normalizations_to_try
+from lsa_cli.models.parametrizations import read
+from lsa_cli.models.rebuilding.chain import Variant, build, parts_of, source_of
+from lsa_cli.models.rebuilding.layers import Layer, chain_of
+from lsa_cli.models.rebuilding.search import Search
+from lsa_cli.settings import AuditSettings
+from lsa_cli.stats import wilson
+
+ARCHITECTURE = "reconstructed from the weights"
+_OWN_FROM = 1000  # images from which the mean and std of the data are taken
+_LEAST = 0.5  # of the way from chance to 1: a network that is right less often is not taken (our choice)
+_CLAIM_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A network with the file's weights, its normalisation, and the text of a Python file that builds it."""
+
+    loaded: Loaded
+    found: Found
+    source: str
+
+
+def channels_of(checkpoint: Checkpoint) -> int | None:
+    """The channels of the images that a chain takes; None where a linear layer is the first."""
+    shapes = [item.shape for item in chain_of(checkpoint.weights.tensors)[0].values()]
+    return next((shape[1] for shape in shapes if len(shape) == 4), None)
+
+
+def rebuild(
+    checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UsageError, say: Say
+) -> Rebuilt:
+    """The network that the weights and the labels tell. why: the refusal of the file without a reconstruction.
+
+    Raises UsageError, with what was found, where no variant of a chain is better than all others beyond noise.
+    """
+
+    def look(rows: np.ndarray) -> torch.Tensor:
+        return check_inputs(data.read(rows), rows, bounds, data.spec)
+
+    stored, _ = chain_of(checkpoint.weights.tensors)
+    order = np.random.default_rng(0).permutation(len(data))
+    images = look(np.sort(order[:_OWN_FROM]))
+    layers = chain_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim == 4 else None
+    if layers is None:
+        raise why
+    labels, _ = match_classes(data, None, max(2, layers[-1].outer), settings.match_classes, [])
+    tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
+    tried = _normalizations(settings, checkpoint, images)
+    search = Search(
+        layers, tensors, reading(order, labels, look), len(order), tried, lambda option: cost_of(option, data.name)
+    )  # fmt: skip
+    outcome = search.best()
+    if outcome is None:
+        raise why
+    _refuse_doubt(checkpoint, search, outcome, layers, why)
+    variant = search.variant_of(outcome.best)
+    parts, sentence = parts_of(layers, variant), _sentence(search, outcome)
+    say(sentence)
+    notes = [*checkpoint.notes, sentence]
+    body = build(parts)
+    load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
+    loaded = Loaded(body.float(), ARCHITECTURE, {}, notes)
+    normalisation = f"normalisation {short(variant.normalization)}: found with the network"
+    return Rebuilt(loaded, Found(tried[variant.normalization], normalisation, True), source_of(parts, sentence))
+
+
+def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: torch.Tensor) -> dict[str, Normalization]:
+    """The one that the user or the file states, else all usual ones."""
+    description = checkpoint.description
+    if settings.normalize not in (None, AUTO) or settings.input_range is not None:
+        scale = parse_input_range(settings.input_range or "0,1")
+        text = settings.normalize or "none"
+        return {f"--normalize {text}": rescaled(parse_normalize(text, scale), scale)}
+    if description is not None:
+        stated = (description.mean, description.std)
+        return {"as the file states": None if stated[0] is None or stated[1] is None else (stated[0], stated[1])}
+    return normalizations_to_try(images, None)
+
+
+def _refuse_doubt(
+    checkpoint: Checkpoint, search: Search, outcome: Outcome, layers: list[Layer], why: UsageError
+) -> None:
+    best, classes = outcome.best, max(2, layers[-1].outer)
+    if not outcome.above_chance or best.accuracy < 1 / classes + _LEAST * (1 - 1 / classes):
+        raise UsageError(
+            f"{why}; put together again from its weights, the best of {len(search.asked)} networks is right on "
+            f"{100 * best.accuracy:.1f}% of {outcome.n} images, which is too few to be the one that was trained"
+        )
+    claimed, interval = checkpoint.claimed_accuracy, wilson(int(best.right.sum()), outcome.n)
+    if claimed is not None and interval is not None and interval[1] < claimed[0] - _CLAIM_TOLERANCE:
+        raise UsageError(
+            f"{why}; put together again from its weights, the best network is right on {100 * best.accuracy:.1f}% of "
+            f"{outcome.n} images, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})"
+        )
+    if outcome.rivals:
+        several = "; ".join(_described(search, one) for one in [best, *outcome.rivals[:3]])
+        raise UsageError(f"{why}; put together again from its weights, several networks are as good: {several}")
+
+
+def _described(search: Search, one: Standing) -> str:
+    variant = search.variant_of(one)
+    return f"{variant}, normalisation {short(variant.normalization)}: {100 * one.accuracy:.1f}% of {len(one.right)}"
+
+
+def _sentence(search: Search, outcome: Outcome) -> str:
+    variant, other = search.variant_of(outcome.best), outcome.next
+    text = f"network reconstructed from the weights: {variant}, normalisation {short(variant.normalization)}, clean "
+    text += f"{100 * outcome.best.accuracy:.1f}% of {outcome.n}"
+    text += f" (next: {100 * other.accuracy:.1f}%, {_difference(variant, search.variant_of(other))})" if other else ""
+    alike = [_difference(variant, search.variant_of(one)) for one in outcome.alike[:3]]
+    return text + (f"; nearly the same answers with {', '.join(alike)}" if alike else "")
+
+
+def _difference(one: Variant, other: Variant) -> str:
+    """What is different in the other network."""
+    parts = [other.activation] if other.activation != one.activation else []
+    if other.geometry != one.geometry:
+        parts.append("other strides, paddings or pools")
+    if other.pooling != one.pooling:
+        parts.append(f"{other.pooling} pools")
+    if other.order != one.order:
+        parts.append(f"{' before '.join(other.order)}")
+    if other.normalization != one.normalization:
+        parts.append(f"normalisation {short(other.normalization)}")
+    return " and ".join(parts) or "another network"

@@ -1,0 +1,1 @@
+"""Networks put together again from the names, order and shapes of their weights, and from labelled images."""

@@ -1,0 +1,172 @@
+"""Strides, paddings and pools of a chain of convolutions that lead from the size of the images to the first linear layer.
+
+They are enumerated by best-first search (A*): `cost` says how unusual a choice is (our choice of numbers), and the least
+cost from each size to the end is a lower bound that is computed backwards.
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from lsa_cli.models.rebuilding.layers import Layer
+
+Size = tuple[int, int]
+_POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 3.0, (4, 4, 0): 3.0}
+_OTHER_RULE, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 3.0, 0.3, 2.0  # cost of a change from one convolution to the next
+_STILL_WIDE, _NO_STEP, _ADAPTIVE = 2.0, 1.0, 3.0
+
+
+class Step(NamedTuple):
+    """What happens at a convolution. pool: kernel, stride, padding."""
+
+    stride: int
+    padding: tuple[int, int]
+    pool: tuple[int, int, int] | None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A step for each convolution. head: "flatten", or the size (h, w) that an average brings the last map to."""
+
+    steps: tuple[Step, ...]
+    head: Size | str
+    cost: float
+    sizes: tuple[Size, ...]  # after each convolution, before its pool
+
+
+def geometries(layers: Sequence[Layer], size: Size) -> Iterator[Geometry]:
+    """All consistent geometries for images of this size, the most usual first."""
+    convolutions = [layer for layer in layers if not layer.is_linear]
+    if not convolutions:
+        yield Geometry((), "flatten", 0.0, ())
+        return
+    linear = next((layer for layer in layers if layer.is_linear), None)
+    places = None if linear is None else linear.inner // convolutions[-1].outer
+    yield from _search(convolutions, size, places)
+
+
+def _search(convolutions: list[Layer], size: Size, places: int | None) -> Iterator[Geometry]:
+    @cache
+    def least(number: int, at: Size) -> float:
+        """The least cost from a size in front of a convolution to the end, without the cost of changes."""
+        if number == len(convolutions):
+            return min((cost for _, cost in _heads(at, places)), default=math.inf)
+        layer = convolutions[number]
+        found = (cost + least(number + 1, after) for _, cost, _, after in _steps(layer, number, at))
+        return min(found, default=math.inf)
+
+    count = 0
+    heap: list[tuple[float, int, float, int, Size, tuple[Step, ...], tuple[Size, ...], Size | str | None]] = [
+        (least(0, size), 0, 0.0, 0, size, (), (), None)
+    ]
+    while heap:
+        bound, _, cost, number, at, steps, sizes, head = heapq.heappop(heap)
+        if math.isinf(bound):
+            return
+        if head is not None:
+            yield Geometry(steps, head, cost, sizes)
+            continue
+        ends: list[tuple[float, float, int, Size, tuple[Step, ...], tuple[Size, ...], Size | str | None]] = []
+        if number == len(convolutions):
+            ends = [(cost + more, cost + more, number, at, steps, sizes, end) for end, more in _heads(at, places)]
+        else:
+            for step, more, inside, after in _steps(convolutions[number], number, at):
+                total = cost + more + _change(convolutions, steps, step)
+                bound = total + least(number + 1, after)
+                ends.append((bound, total, number + 1, after, (*steps, step), (*sizes, inside), None))
+        for bound, total, *rest in ends:
+            if not math.isinf(bound):
+                count += 1
+                heapq.heappush(heap, (bound, count, total, *rest))  # type: ignore[misc]
+
+
+def _heads(at: Size, places: int | None) -> list[tuple[Size | str, float]]:
+    """How a last map of this size reaches the linear layer, or, without one, becomes the logits."""
+    wide = _STILL_WIDE if at[0] * at[1] > 64 else 0.0
+    if places is None:
+        return [((1, 1), wide)]
+    found: list[tuple[Size | str, float]] = [("flatten", 0.0)] if at[0] * at[1] == places else []
+    root = math.isqrt(places)
+    if root * root == places and at[0] >= root and at[1] >= root and at != (root, root):
+        found.append(((root, root), wide if root == 1 else _ADAPTIVE))
+    return found
+
+
+def _steps(layer: Layer, number: int, at: Size) -> Iterator[tuple[Step, float, Size, Size]]:
+    """Steps of a convolution with their costs, the size behind it, and that behind its pool."""
+    for padding, padding_cost in _paddings(layer.kernel):
+        for stride, stride_cost in _strides(layer.kernel):
+            inside = _after(at, layer.kernel, stride, padding)
+            if min(inside) < 1:
+                continue
+            for pool, pool_cost in _POOLS.items():
+                if not _may_pool(layer, pool is not None):
+                    continue
+                after = inside if pool is None else _after(inside, pool[:1] * 2, pool[1], pool[2:] * 2)
+                if min(after) < 1:
+                    continue
+                cost = padding_cost + stride_cost + pool_cost + (_BOTH if stride > 1 and pool is not None else 0.0)
+                if layer.free is not None and layer.free >= 2 and pool is None:
+                    cost += 1.0  # two modules without weights are most often an activation and a pool
+                yield Step(stride, padding, pool), cost, inside, after
+
+
+def _may_pool(layer: Layer, pools: bool) -> bool:
+    return not pools or layer.free is None or layer.free >= 2
+
+
+def _paddings(kernel: tuple[int, ...]) -> list[tuple[tuple[int, int], float]]:
+    half = (kernel[0] // 2, kernel[1] // 2)
+    if max(kernel) == 1:
+        return [((0, 0), 0.0)]
+    found = {half: 0.0 if kernel[0] % 2 else 2.0, (0, 0): 0.0}
+    if kernel[0] % 2 == 0:
+        found.setdefault((kernel[0] // 2 - 1, kernel[1] // 2 - 1), 0.0)
+    for more in (1, 2):
+        if more < max(kernel):
+            found.setdefault((more, more), 2.0)
+    return list(found.items())
+
+
+def _strides(kernel: tuple[int, ...]) -> list[tuple[int, float]]:
+    found = {1: 0.0, 2: 1.0 if max(kernel) > 1 else 3.0}
+    if max(kernel) >= 3:
+        found[3] = 4.0
+    if max(kernel) >= 4:
+        found[4] = 3.0
+    if kernel[0] == kernel[1] > 1:
+        found.setdefault(kernel[0], 3.0)
+    return list(found.items())
+
+
+def _after(at: Size, kernel: tuple[int, ...], stride: int, padding: tuple[int, ...]) -> Size:
+    height, width = ((at[i] + 2 * padding[i] - kernel[i]) // stride + 1 for i in (0, 1))
+    return height, width
+
+
+def _change(convolutions: list[Layer], before: tuple[Step, ...], step: Step) -> float:
+    """The cost of a step that does not go on as the chain began, and of a wider convolution at the same resolution."""
+    if not before:
+        return 0.0
+    cost, last, layer = 0.0, before[-1], convolutions[len(before)]
+    rules = [_rule(convolutions[n].kernel, one.padding) for n, one in enumerate((*before, step))]
+    known = [rule for rule in rules if rule != "none"]
+    if len(known) > 1 and rules[-1] != "none" and known[-1] != known[-2]:
+        cost += _OTHER_RULE
+    pools = [one.pool for one in before if one.pool is not None]
+    if pools and step.pool is not None and step.pool != pools[-1]:
+        cost += _OTHER_POOL
+    if (last.pool is None) != (step.pool is None):
+        cost += _IRREGULAR
+    if layer.outer > layer.inner * layer.groups and last.pool is None and step.stride == 1 and step.pool is None:
+        cost += _NO_STEP
+    return cost
+
+
+def _rule(kernel: tuple[int, ...], padding: tuple[int, int]) -> str:
+    if max(kernel) == 1:
+        return "none"
+    return "valid" if padding == (0, 0) else "same" if padding == (kernel[0] // 2, kernel[1] // 2) else "other"

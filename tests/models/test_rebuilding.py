@@ -1,0 +1,154 @@
+"""Chains put together again from their weights, and the geometries that are consistent with them."""
+
+import importlib.util
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.auditing.network import open_network
+from lsa_cli.errors import UsageError
+from lsa_cli.models.rebuilding.chain import Variant, build, parts_of, source_of
+from lsa_cli.models.rebuilding.geometry import geometries
+from lsa_cli.models.rebuilding.layers import read_chain
+from lsa_cli.settings import settings_from
+from tests.fitting import fitted
+from tests.foreign_networks import Burn, LeNet5, PickledCNN, ScriptedCNN, lightning, small_cnn
+
+FOREIGN = [small_cnn, LeNet5, Burn, PickledCNN, ScriptedCNN, lightning]
+
+
+def chain(network, channels=1, names=sorted):
+    state = network.state_dict()
+    return read_chain({name: tuple(state[name].shape) for name in names(state)}, channels)
+
+
+def plain(geometry):
+    return Variant(geometry, "ReLU", "max", ("norm", "act", "pool"), "none")
+
+
+@pytest.mark.parametrize("make", FOREIGN)
+@pytest.mark.parametrize("names", [list, sorted])
+def test_a_chain_is_read_in_any_order_of_its_names(make, names):
+    network = make()
+    layers = chain(network, names=names)
+    assert sum(math.prod(p.shape) for p in network.parameters()) == sum(
+        layer.outer * (layer.inner * math.prod(layer.kernel or (1,)) + layer.bias)
+        + (2 * layer.norm.width if layer.norm is not None else 0)
+        for layer in layers
+    )
+    assert all(one.outer == other.inner for one, other in itertools.pairwise(layers) if other.kernel)
+
+
+@pytest.mark.parametrize("make", FOREIGN)
+def test_every_geometry_runs_and_fits_the_weights_the_most_usual_first(make):
+    network = make().eval()
+    layers = chain(network)
+    found = list(itertools.islice(geometries(layers, (28, 28)), 40))
+    costs = [geometry.cost for geometry in found]
+    assert costs == sorted(costs)
+    assert len(set(found)) == len(found)
+    for geometry in found[:10]:
+        made = build(parts_of(layers, plain(geometry)))
+        made.load_state_dict(network.state_dict())
+        assert made.eval()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("make", FOREIGN)
+def test_the_true_network_is_among_the_first(make):
+    network, x = make().eval(), torch.rand(4, 1, 28, 28)
+    layers, found = chain(network), []
+    for geometry in itertools.islice(geometries(layers, (28, 28)), 30):
+        for order in (("norm", "act", "pool"), ("act", "norm", "pool")):
+            made = build(parts_of(layers, Variant(geometry, "ReLU", "max", order, "none")))
+            made.load_state_dict(network.state_dict())
+            found.append(made.eval()(x).log_softmax(1))
+    assert any(torch.allclose(one, network(x).log_softmax(1), atol=1e-5) for one in found)
+
+
+def test_what_is_no_chain_is_not_read():
+    from lsa_cli.models.architectures import build_architecture
+
+    assert chain(build_architecture("lsa:cifar-resnet20", {}), 3) is None
+    assert chain(nn.Sequential(nn.Linear(64, 10), nn.LayerNorm(10))) is None
+    assert chain(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10)), 1) is None
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return torch.tensor(found.images, dtype=torch.float32)[:, None] / 16, torch.tensor(found.target)
+
+
+class Tanh(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.fc1, self.fc2 = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x):
+        for conv in (self.conv1, self.conv2):
+            x = nn.functional.avg_pool2d(torch.tanh(conv(x)), 2)
+        return self.fc2(torch.tanh(self.fc1(x.flatten(1))))
+
+
+def strided():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+def perceptron():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ELU(), nn.Linear(48, 32), nn.ELU(), nn.Linear(32, 10))
+
+
+def averaged():
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [Tanh, strided, perceptron, averaged])
+def test_a_trained_network_is_never_taken_for_one_that_answers_otherwise(make, digits, tmp_path):
+    torch.manual_seed(0)
+    x, y = digits
+    network = fitted(make(), x, y, 120)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    lines = []
+    try:
+        opened = open_network(tmp_path / "net.pt", settings_from({}), {}, (x, y), lines.append)
+    except UsageError as refusal:
+        assert "several networks are as good" in str(refusal)  # noqa: PT017 - either is right
+        return
+    with torch.no_grad():
+        answers, truth = opened.classifier(x).argmax(1), network(x).argmax(1)
+    assert float((answers == truth).float().mean()) >= 0.99
+    assert lines[0].startswith("network reconstructed from the weights: ")
+    assert lines[0] in opened.notes
+
+
+def test_weights_that_are_not_trained_are_refused(digits, tmp_path):
+    torch.save(perceptron().state_dict(), tmp_path / "net.pt")
+    with pytest.raises(UsageError, match=r"fit no network .* too few to be the one that was trained"):
+        open_network(tmp_path / "net.pt", settings_from({}), {}, digits)
+
+
+def test_the_written_file_builds_the_network(tmp_path):
+    network = ScriptedCNN().eval()
+    layers = chain(network)
+    parts = parts_of(layers, plain(next(geometries(layers, (28, 28)))))
+    (tmp_path / "net.py").write_text(source_of(parts, "A network."))
+    spec = importlib.util.spec_from_file_location("written", tmp_path / "net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made, same = module.build().eval(), build(parts).eval()
+    for one in (made, same):
+        one.load_state_dict(network.state_dict())
+    x = torch.rand(3, 1, 28, 28)
+    assert torch.equal(made(x), same(x))
