@@ -100,6 +100,7 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> list[Ch
         examined = examine_probe(
             probe, broken=broken, survivors=_left(run, total, survivors), last=last, beginning=run.beginning,
             attack=attack_to_test([named.attack for named in plan.budget_attacks], plan.threat),
+            labelled=torch.from_numpy(np.isin(np.arange(plan.network.classes), plan.network.labels)),
         )  # fmt: skip
     trained_on = trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
     raw = plan.network.classifier.output == "probabilities"

@@ -20,6 +20,7 @@ from lsa_cli.auditing.evidence.attacks import (
     rounding,
 )
 from lsa_cli.auditing.evidence.decision import Checked
+from lsa_cli.auditing.evidence.dummy_outputs import dummy_outputs
 from lsa_cli.auditing.evidence.network import (
     BLOCKS,
     IN_BLOCKS,
@@ -90,12 +91,14 @@ def examine(
     last: nn.Module | None = None,
     beginning: Beginning | None = None,
     attack: Attack | None = None,
+    labelled: torch.Tensor | None = None,
 ) -> list[Checked]:
     """Every check that queries the network.
 
     broken (N,) bool: the samples that the audit's attacks broke; None where none ran. survivors: those of the whole
     audit; None for those of the probe. last: the last layer with weights. beginning: the network as it was before the audit;
     None for now. attack: the one that is tested on planted adversarial examples; None for a PGD.
+    labelled (K,) bool: the outputs that some sample has as its label; None if that is not known.
 
     A network whose outputs are random or depend on the batch gets no further checks, as their numbers would be random. If
     eps is 0, nothing is attacked.
@@ -111,7 +114,7 @@ def examine(
             made += [history(probe, since), modes(probe, since)]
             made.append(planted(probe, last, attack or PGD(probe.threat)))
             made += [check(probe) for check in (gradients, slopes, directions)]
-            made += _attacked(probe, broken, survivors, last, made)
+            made += _attacked(probe, broken, survivors, last, labelled, made)
         return made
 
 
@@ -120,6 +123,7 @@ def _attacked(
     broken: torch.Tensor | None,
     survivors: Survivors | None,
     last: nn.Module | None,
+    labelled: torch.Tensor | None,
     before: list[Checked],
 ) -> list[Checked]:
     """The checks by attacks, on samples that are classified correctly. The last ones, which search for what gradients hide,
@@ -146,7 +150,10 @@ def _attacked(
     if not len(left):
         return made
     wrong = any(check.finding is not None and check.finding.code in _OF_GRADIENTS for check in (*before, *made))
-    return made + _searched(probe, left, stand_for, last, has_gradient, wrong)
+    made += _searched(probe, left, stand_for, last, has_gradient, wrong)
+    if has_gradient and labelled is not None:
+        made.append(dummy_outputs(left, probe, labelled, last, stand_for))
+    return made
 
 
 def _searched(

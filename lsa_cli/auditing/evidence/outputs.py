@@ -17,11 +17,11 @@ def features_of(probe: Probe, module: nn.Module) -> tuple[Model, torch.Tensor] |
     None where the module is not part of a pass, or does not get one tensor for all samples.
     """
     tap = Tap.of(probe.model, module, inputs=True)
-    known = _read(probe, tap, probe.x)
+    known = read(probe, tap, probe.x)
     return None if known is None else (lambda x: tap(probe.model, x)[0], known)
 
 
-def _read(probe: Probe, tap: Tap, x: torch.Tensor) -> torch.Tensor | None:
+def read(probe: Probe, tap: Tap, x: torch.Tensor) -> torch.Tensor | None:
     """What a tap gives for images x (M, ...); None where it fails in a pass without gradients or in one with them."""
 
     def values(x: torch.Tensor) -> torch.Tensor:
@@ -41,7 +41,7 @@ def bare_logits(probe: Probe, module: nn.Module) -> OtherHead | None:
     None where the output of `module` is not one number for each class, or is just the logits, shifted and scaled.
     """
     tap = Tap.of(probe.model, module, inputs=False)
-    bare = _read(probe, tap, probe.x)
+    bare = read(probe, tap, probe.x)
     if bare is None or bare.shape != probe.clean.shape:
         return None
     one, other = (rows - rows.mean(1, keepdim=True) for rows in (bare.double(), probe.clean.double()))
@@ -59,7 +59,7 @@ def fresh_head(probe: Probe, module: nn.Module) -> OtherHead | None:
     tap = Tap.of(probe.model, module, inputs=True)
     with per_sample(probe.seed, probe.index, "fresh head"):
         near = probe.threat.sample(probe.x)
-    known = _read(probe, tap, torch.cat([probe.x, near]))
+    known = read(probe, tap, torch.cat([probe.x, near]))
     if known is None:
         return None
     mean = known.mean(0)
@@ -74,7 +74,7 @@ def fresh_head(probe: Probe, module: nn.Module) -> OtherHead | None:
 def features_of_others(probe: Probe, module: nn.Module) -> TowardsFeatures | None:
     """An attack towards what `module` gets for samples of other classes. None as for `fresh_head`."""
     tap = Tap.of(probe.model, module, inputs=True)
-    known = _read(probe, tap, probe.x)
+    known = read(probe, tap, probe.x)
     if known is None or not bool((probe.y != probe.y[0]).any()):
         return None
     return TowardsFeatures(probe.threat, tap=tap, known=known, classes=probe.y)

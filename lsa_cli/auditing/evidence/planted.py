@@ -28,7 +28,7 @@ from lsa_cli.errors import NumericalError
 TRIALS = 50
 INNER = 32  # random points of class 0 for each sample; the paper has 999, and with 256 the attack finds as many
 ETA = 0.95  # their budget, as a share of eps
-CLOSENESS = 0.7  # of the decision boundary to the planted point, from the largest inner point on; the paper: 0.999
+CLOSENESS = 0.5  # of the decision boundary to the planted point, from the largest inner point on; the paper: 0.999
 STEPS = 20  # of PGD, where the audit has no gradient attack
 MOST_PASSES = 45  # a longer attack is not tried: its test would cost more than a tenth of an audit
 ALLOWED_MISSED = 0.1
