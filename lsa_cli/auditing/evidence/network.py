@@ -21,6 +21,7 @@ ALLOWED_FLAT = 0.01  # a sample without a gradient counts as robust, so each one
 ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest networks trained on digits show 0
 
 LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks reach 0.77 (max-pooling) and more
+_CLEAR = 0.9  # a cosine after which no longer steps are tried
 _DIRECTIONS, _FEW_STEPS, _ABOVE_ROUNDING = 2, 20, 4
 _SIDE, BLOCKS, IN_BLOCKS = 4, 16, 32  # blocks of inputs in a row of an image, in all; samples for them
 _MATTERS = 0.25
@@ -203,22 +204,24 @@ def directions(probe: Probe) -> Checked:
 
     The points are random ones within the budget, away from kinks and from the ends of the range, where black pixels are.
     In random directions errors of the gradient do not cancel: where its sign is wrong on a share s of its squared length
-    the cosine is 1 - 2 s, at any scale. Two directions each of length eps, eps / 8 and eps / 64 are taken, and the largest
-    cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding, of all inputs or of one of 16 blocks of
+    the cosine is 1 - 2 s, at any scale. Two directions each of length eps / 64, eps / 8 and eps are taken, until a cosine
+    is 0.9, and the largest cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding, of all inputs or of one of 16 blocks of
     inputs, each of which is moved alone (at ALPHA / 16, some samples, one direction of the length that was best).
     """
-    lengths = [min(probe.threat.eps / part, probe.full_range / 4) for part in (1, 8, 64)]
+    cosine, steps, best = -1.0, 0, 0.0
     with per_sample(probe.seed, probe.index, "directions"):
-        slopes = [_Slopes.at(probe, length) for length in lengths]
-        (cosine, steps), best = max(
-            (_cosine([one.steps() for _ in range(_DIRECTIONS)]), place) for place, one in enumerate(slopes)
-        )
+        for part in (64, 8, 1):
+            length = min(probe.threat.eps / part, probe.full_range / 4)
+            if cosine < _CLEAR:
+                slopes = _Slopes.at(probe, length)
+                now = _cosine([slopes.steps() for _ in range(_DIRECTIONS)])
+                cosine, steps, best = max((cosine, steps, best), (*now, length))
     where, found = "", steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
     saw = {"cosine": cosine, "steps": steps}
     few = probe.first(IN_BLOCKS)
     if steps > _FEW_STEPS and not found:
         with per_sample(probe.seed, few.index, "blocks"):
-            least, place, count = _least_block(_Slopes.at(few, lengths[best]))
+            least, place, count = _least_block(_Slopes.at(few, best))
         saw["least cosine of a block"] = least
         if count > _FEW_STEPS and correlation_bound(least, count, ALPHA / BLOCKS) < LEAST_COSINE:
             found, cosine, steps, where = True, least, count, f" of {place} alone"
