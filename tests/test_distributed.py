@@ -18,6 +18,7 @@ from lsa_cli import distributed
 from lsa_cli.errors import DataError
 from lsa_cli.models.classifier import Classifier
 from tests.cli.conftest import ROOT, Result, lsa, refused  # noqa: F401  fixtures
+from tests.fitting import fitted
 from tests.hardening.conftest import make_job, make_method, recipe, run, small_network
 
 SAMPLES = ROOT / "sample_models"
@@ -263,6 +264,44 @@ def test_torchrun_reports_what_one_process_does_and_gates_it(lsa, tmp_path):  # 
     assert (one.code, three.code) == (1, 1)
     same_report(tmp_path / "one.json", tmp_path / "three.json")
     assert (three.out, said(three)) == (one.out, one.err.splitlines())
+
+
+DECOYS = """
+import torch
+from torch import nn
+
+class Decoys(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.Tanh(), nn.Linear(24, 4))
+        self.w = torch.randn(36, 4, generator=torch.Generator().manual_seed(3))
+
+    def forward(self, x):
+        z = 3 * self.body(x)
+        near = z.amax(1, keepdim=True) - 1 + 0.5 * torch.tanh(x.flatten(1) @ self.w)
+        return torch.where(z == z.amax(1, keepdim=True), z, torch.maximum(z, near))
+"""
+
+
+def test_two_processes_run_the_attacks_that_the_evidence_adds_as_one(lsa, tmp_path):  # noqa: F811
+    space = {}
+    exec(DECOYS, space)
+    (tmp_path / "decoys.py").write_text(DECOYS)
+    torch.manual_seed(0)
+    images = (torch.rand(150, 6, 6) * 255).byte()
+    x = images[:, None].float() / 255
+    y = ((x - 0.5).flatten(1) @ torch.randn(36, 4)).argmax(1)
+    network = space["Decoys"]()
+    fitted(network.body, x, y, 150)
+    torch.save(network.state_dict(), tmp_path / "decoys.pth")
+    np.savez(tmp_path / "data.npz", x_test=images.numpy(), y_test=y.numpy())
+    options = ("audit", "decoys.pth", "--arch", "decoys.py:Decoys", "--data", "npz:data.npz", "--normalize", "none", "--eps", 0.03,
+               "--attack", "pgd", "--noise", "none", "--threads", 1, "--quiet", "--json")  # fmt: skip
+    two = call(*options, "two.json", "--nproc", 2, cwd=tmp_path)
+    one = lsa(*options, "one.json")
+    assert (one.code, two.code) == (0, 0), two.err
+    same_report(tmp_path / "one.json", tmp_path / "two.json")
+    assert any(stage["by_evidence"] for stage in json.loads((tmp_path / "two.json").read_text())["cascade"])
 
 
 def test_two_processes_prove_what_one_does(lsa, tmp_path, data_root):  # noqa: F811

@@ -42,10 +42,8 @@ def lowered(finding: Finding, before: int, after: int, samples: int, in_time: bo
     in_time: whether the time budget was enough for all.
     """
     ran = "on all samples that were still robust" if in_time else "until the time budget ended"
-    message = (
-        f"{finding.message}; run {ran}, the attack lowered the robust accuracy from {before / samples:.1%} to "
-        f"{after / samples:.1%}"
-    )
+    result = f"lowered the robust accuracy from {before / samples:.1%} to {after / samples:.1%}"
+    message = f"{finding.message}; run {ran}, the attack {result if after < before else 'broke no other one'}"
     return doubt(finding.code, message, finding.advice, finding.level)
 
 
