@@ -303,7 +303,7 @@ def test_presets_files_of_samples_and_an_output_folder(lsa, samples):
     assert "quick" in {warning["code"] for warning in report["warnings"]}
     assert [gate["metric"] for gate in report["gates"]] == ["evidence.doubtful"]
     lines = Path("s.csv").read_text().splitlines()
-    assert lines[0] == "index,label,clean,broken_by,look,margin,distance,held_fgsm,held_apgd-ce"
+    assert lines[0] == "index,label,clean,broken_by,look,margin,distance,proven,held_fgsm,held_apgd-ce"
     assert len(lines) == 31
     assert sorted(path.name for path in Path().rglob("*") if path.is_file()) == ["mnist_cnn_at.audit.json", "s.csv"]
     plan = lsa("audit", model, "--full", "--dry-run")
