@@ -165,17 +165,18 @@ class Memory(Defence):
     def __init__(self, net: nn.Module, radius: float) -> None:
         super().__init__(net)
         self.radius = radius
-        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.images, self.answers = torch.zeros(0, 784), torch.zeros(0, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.net(x)
-        for images, answers in self.seen:
-            with torch.no_grad():
-                distance, nearest = torch.cdist(x.flatten(1), images.flatten(1), p=torch.inf).min(1)
-                known = (distance > 0) & (distance <= self.radius)
-            z = torch.where(known[:, None], answers[nearest] + 0.01 * (z - z.detach()), z)
-        if len(self.seen) < 8:
-            self.seen.append((x.detach().clone(), z.detach().clone()))
+        z, flat = self.net(x), x.detach().flatten(1)
+        known = torch.zeros(len(x), dtype=torch.bool)
+        if len(self.images):
+            distance, nearest = torch.cdist(flat, self.images, p=torch.inf).min(1)
+            known = distance <= self.radius
+            z = torch.where(known[:, None], self.answers[nearest] + 0.01 * (z - z.detach()), z)
+        if len(self.images) < 1000:
+            self.images = torch.cat([self.images, flat[~known]])
+            self.answers = torch.cat([self.answers, z.detach()[~known]])
         return z
 
 

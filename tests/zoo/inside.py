@@ -1,11 +1,12 @@
 """Defences between the layers of a network."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from tests.zoo.base import Defence, hashed
+from tests.zoo.base import Defence, Model, hashed
 
 
 class Inside(Defence):
@@ -55,10 +56,18 @@ class WinnersTakeAll(nn.Module):
 
 
 class SmoothWinners(Defence):
-    """A network of k-WTA layers: attacked through a mean over noisy inputs, and with a softer share of winners."""
+    """A network of k-WTA layers: attacked through means over noisy inputs of several sizes, and with twice as many winners."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
 
-    def bare(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self.net(x + 0.1 * torch.randn_like(x)) for _ in range(12)]).mean(0)
+    def surrogates(self) -> Sequence[Model]:
+        wider = copy.deepcopy(self.net)
+        for module in wider.modules():
+            if isinstance(module, WinnersTakeAll):
+                module.share *= 2
+
+        def averaged(size: float) -> Model:
+            return lambda x: torch.stack([self.net(x + size * torch.randn_like(x)) for _ in range(12)]).mean(0)
+
+        return [averaged(0.05), averaged(0.2), wider]
