@@ -102,21 +102,11 @@ class Entry:
 # ---- data ------------------------------------------------------------------------------------------------
 
 
-def _npz(name: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-    with np.load(SAMPLES / name) as archive:
-        x, y = archive[f"x_{split}"], archive[f"y_{split}"]
-    images = torch.from_numpy(x)[:, None].float() / 255 if x.dtype == np.uint8 else torch.from_numpy(x)
-    return images, torch.from_numpy(y.astype(np.int64))
-
-
 @cache
 def mnist(split: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
-    return _npz("mnist.npz", split)
-
-
-@cache
-def moons() -> tuple[torch.Tensor, torch.Tensor]:
-    return _npz("moons.npz", "test")
+    with np.load(SAMPLES / "mnist.npz") as archive:
+        x, y = archive[f"x_{split}"], archive[f"y_{split}"]
+    return torch.from_numpy(x)[:, None].float() / 255, torch.from_numpy(y.astype(np.int64))
 
 
 def data_root() -> Path | None:
@@ -142,7 +132,7 @@ def cifar() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(batch["data"].reshape(-1, 3, 32, 32)) / 255, torch.tensor(batch["labels"])
 
 
-DATA = {"mnist": mnist, "moons": moons, "fashion": fashion, "cifar": cifar}
+DATA = {"mnist": mnist, "fashion": fashion, "cifar": cifar}
 
 
 # ---- sample networks ---------------------------------------------------------------------------------------

@@ -4,22 +4,15 @@ import torch
 from torch import nn
 
 from benchmarks.train_networks import cifar_resnet8, mnist_mlp
-from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import PRESETS
 from tests.foreign_networks import Burn, LeNet5, ResNet2b, ResNet20, lightning, small_cnn
 from tests.zoo import trained
-from tests.zoo.base import SAMPLES, Entry, custom, foreign, of_benchmarks, robust, weak
+from tests.zoo.base import Entry, custom, foreign, of_benchmarks, robust, weak
 from tests.zoo.defective import RESNET2B
 from tests.zoo.heads import Head
 
 MNIST = (0.1307,), (0.3081,)
 LENET = "advertorch/mnist_lenet5_{}trained.pt"
-
-
-def moons() -> nn.Module:
-    body = build_architecture("lsa:moon-mlp", {})
-    body.load_state_dict(torch.load(SAMPLES / "moon_mlp.pt", weights_only=True)["state_dict"])
-    return Head(body, lambda z: torch.cat([torch.zeros_like(z), z], 1))
 
 
 def in_bfloat16(net: nn.Module) -> nn.Module:
@@ -84,7 +77,6 @@ SAMPLE_NETWORKS = [
     Entry("adversarially trained CNN", robust, 0.3),
     Entry("adversarially trained CNN, large radius", robust, 0.36),
     Entry("adversarially trained CNN, l2", robust, 1.5, "l2"),
-    Entry("perceptron on moons", moons, 0.15, data="moons"),
     Entry("adversarially trained perceptron", lambda: of_benchmarks(mnist_mlp), 0.1),
     Entry("adversarially trained ResNet", lambda: of_benchmarks(cifar_resnet8, *PRESETS["cifar10"]), 4 / 255, data="cifar"),
 ]  # fmt: skip
