@@ -10,6 +10,7 @@ operations between two sums (ReLU, views), which are a few units in the last pla
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +22,11 @@ from lsa_cli.proofs.operations import Affine, Coefficients, OneHot, Rearrange, R
 FLOAT32, FLOAT64 = 2.0**-24, 2.0**-36  # 2^-36 holds sums of 2^17 terms in float64
 TINY = 1e-30  # results below the smallest float32
 LARGEST = 2**24  # bytes of the coefficients of one node in a backward pass; a pass holds a few such tensors
-WORK = 2**30  # coefficients that the backward passes of one sample may compute: about 8 s of one core
+# Coefficients that the backward passes of one sample may compute (about 8 s of one core), and how many times as many
+# count where slopes are optimised for hidden layers.
+WORK, DEARER = 2**30, 20
+
+Improve = Callable[["Bounds", int, torch.Tensor, torch.Tensor], torch.Tensor]  # (bounds, place, rows, least) -> least
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,12 @@ class Bounds:
     upper: list[torch.Tensor] = field(default_factory=list)
     rounding: list[torch.Tensor] = field(default_factory=list)
     work: int = WORK  # what is left of it
+    improve: Improve | None = None
 
     @classmethod
-    def of(cls, graph: Graph, region: Region) -> "Bounds":
-        bounds = cls(graph, region)
+    def of(cls, graph: Graph, region: Region, improve: Improve | None = None) -> "Bounds":
+        """improve: makes the bounds of hidden layers tighter, as `slopes.optimised` does."""
+        bounds = cls(graph, region, improve=improve)
         exact = _exactness(graph) if math.isinf(region.order) else [0] * len(graph.nodes)
         refined = set()
         for place, node in enumerate(graph.nodes):
@@ -126,13 +133,17 @@ class Bounds:
         shape = self.graph.nodes[place].shape
         either = ((lower < 0) & (upper > 0)).nonzero()[:, 0]
         work = 2 * len(either) * sum(math.prod(node.shape) for node in self.graph.nodes[: place + 1])
+        work *= 1 if self.improve is None else DEARER
         if not len(either) or work > self.work:
             return
         self.work -= work
         for part in either.split(self._rows_at_once(place)):
-            for sign, ends, pick in ((1.0, lower, torch.maximum), (-1.0, upper, torch.minimum)):
+            for sign, ends in ((1.0, lower), (-1.0, upper)):
                 rows = OneHot(part, torch.full((len(part),), sign, dtype=torch.double, device=part.device), shape)
-                ends[part] = pick(ends[part], sign * self.least(place, rows))
+                least = torch.maximum(sign * ends[part], self.least(place, rows))
+                if self.improve is not None:
+                    least = self.improve(self, place, rows.dense(), least)
+                ends[part] = sign * least
         self.lower[place], self.upper[place] = lower.reshape(1, *shape), upper.reshape(1, *shape)
 
     def _rows_at_once(self, place: int) -> int:

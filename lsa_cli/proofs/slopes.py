@@ -1,6 +1,7 @@
-"""Optimised slopes of the lower bounds of ReLUs (alpha-CROWN, arXiv 2011.13824, equation 9), for the margins alone.
+"""Optimised slopes of the lower bounds of ReLUs (alpha-CROWN, arXiv 2011.13824, equation 9), for the bounds of one node.
 
-The bounds of hidden layers stay as they are. Any slope in [0, 1] gives a valid bound, so that the best one found counts.
+The bounds of the nodes before it stay as they are. Any slope in [0, 1] gives a valid bound, so that the best one found
+counts.
 """
 
 import torch

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lsa_cli.attacks.threat import NORMS
-from lsa_cli.proofs import Prover
+from lsa_cli.proofs import Prover, prover
 from tests.proofs.networks import CLASSES, NETWORKS, SHAPE, network
 
 SAMPLES, POINTS, STEPS = 2, 100, 10
@@ -48,6 +48,18 @@ def test_no_input_lies_below_the_bound(name):
         bound = prover.margins(x, y, threat)
         assert (bound <= least_found(model, x, y, threat)).all(), (norm, eps)
         assert bound.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "option-a", "leaky-steep", "two-outputs"])
+def test_no_input_lies_below_a_bound_with_optimised_slopes_in_all_layers(name, monkeypatch):
+    monkeypatch.setattr(prover, "NEAR", 1.0)
+    monkeypatch.setattr(prover, "CLOSE", 1.0)
+    model, x, y = cases(name, 6)
+    for norm, eps in (("linf", 0.1), ("l2", 1.0)):
+        threat = NORMS[norm](eps)
+        plain, bound = (Prover.of(model, x).margins(x, y, threat, optimise=steps) for steps in (0, 10))
+        assert (bound >= plain).all()
+        assert (bound <= least_found(model, x, y, threat)).all(), (norm, eps)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
