@@ -165,17 +165,19 @@ def _clamp(build: Builder, z: Any, low: Any = None, high: Any = None, *, min: An
     low, high = low if min is None else min, high if max is None else max
     if not isinstance(z, Ref) or isinstance(low, Ref) or isinstance(high, Ref):
         raise refusal("clamp", "has limits that depend on the input")
+    # Numbers are rounded to float32 first, as the network does.
+    low, high = (None if end is None else torch.as_tensor(end).to(build.device, torch.double) for end in (low, high))
     out = z if low is None else build.scale(build.relu(build.scale(z, 1.0, -low, terms=1)), 1.0, low, terms=1)
     if high is None:
         return out
     over = build.relu(build.scale(z, 1.0, -high, terms=1))
-    if low is not None and bool((torch.as_tensor(low) > torch.as_tensor(high)).any()):
+    if low is not None and bool((low > high).any()):
         raise refusal("clamp", "has a lower limit above the upper one")
 
     def hull(interval: Interval) -> Interval:
         return interval[0].clamp(low, high), interval[1].clamp(low, high)
 
-    return build.sum([(1, out), (-1, over)], terms=0, hull=hull, hull_of=(z,))
+    return build.sum([(1, out), (-1, over)], hull=hull, hull_of=(z,))
 
 
 @reads("clamp_min")

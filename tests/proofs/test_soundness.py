@@ -5,6 +5,8 @@ import torch
 
 from lsa_cli.attacks.threat import NORMS
 from lsa_cli.proofs import Prover, prover
+from lsa_cli.proofs.crown import Bounds, Region
+from lsa_cli.proofs.graph import apply
 from tests.proofs.networks import CLASSES, NETWORKS, SHAPE, network
 
 SAMPLES, POINTS, STEPS = 2, 100, 10
@@ -48,6 +50,26 @@ def test_no_input_lies_below_the_bound(name):
         bound = prover.margins(x, y, threat)
         assert (bound <= least_found(model, x, y, threat)).all(), (norm, eps)
         assert bound.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_value_in_the_network_lies_in_its_interval(name):
+    model, x, _ = cases(name, 1)
+    graph = Prover.of(model, x).graph
+    for eps in (0.01, 0.1, 0.5):
+        threat = NORMS["linf"](eps)
+        bounds = Bounds.of(graph, Region.of(x[:1], eps, threat))
+        wide = x[:1].expand(2000, *SHAPE)
+        values = [
+            threat.project(wide + eps * torch.cat([torch.randn(1000, *SHAPE), torch.randn(1000, *SHAPE).sign()]), wide)
+        ]
+        for node, low, high in zip(graph.nodes, bounds.lower, bounds.upper, strict=True):
+            if node.operation is not None:
+                values.append(apply(node.operation, [values[place] for place in node.inputs]))
+            else:
+                values = [values[0].double()]
+            assert (low <= values[-1]).all(), node.operation
+            assert (values[-1] <= high).all(), node.operation
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "option-a", "leaky-steep", "two-outputs"])
