@@ -283,6 +283,21 @@ def on_data(
     )  # fmt: skip
 
 
+def rebuild_alone(target: str | Path, settings: AuditSettings, say: Say) -> Rebuilt:
+    """The network of a file that names none, put together again with the data of the settings, even if doubt is left.
+
+    Raises UsageError where the network is known without data, or no network can be put together.
+    """
+    built = build_network(target, settings, say)
+    if built.checkpoint is None or built.unknown is None:
+        arch = built.loaded.arch if built.loaded is not None else "no file"
+        raise UsageError(f"{target} holds {arch}, which needs no reconstruction; leave out --write-arch")
+    description = built.checkpoint.description
+    opened = _open(target, settings, {}, description, built, None)
+    bounds = description.input_range if description is not None else (0.0, 1.0)
+    return rebuild(built.checkpoint, opened, settings, bounds, built.unknown, say, doubtful=True)
+
+
 def _is_unknown(settings: AuditSettings, checkpoint: Checkpoint | None) -> bool:
     """Whether neither the user nor the file states the normalisation. A network in memory is taken as it is."""
     if settings.normalize is not None or settings.input_range is not None:

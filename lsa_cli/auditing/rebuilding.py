@@ -1,5 +1,6 @@
 """A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +32,11 @@ _CLAIM_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A network with the file's weights, its normalisation, and the text of a Python file that builds it."""
+    """A network with the file's weights, its normalisation and the option for it, and the text of a file that builds it."""
 
     loaded: Loaded
     found: Found
+    option: str
     source: str
 
 
@@ -45,11 +47,13 @@ def channels_of(checkpoint: Checkpoint) -> int | None:
 
 
 def rebuild(
-    checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UsageError, say: Say
-) -> Rebuilt:
+    checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UsageError, say: Say,
+    *, doubtful: bool = False,
+) -> Rebuilt:  # fmt: skip
     """The network that the weights and the labels tell. why: the refusal of the file without a reconstruction.
 
-    Raises UsageError, with what was found, where no variant of a chain is better than all others beyond noise.
+    Raises UsageError, with what was found, where no variant of a chain is better than all others beyond noise. doubtful:
+    then it is said, and the best one is returned.
     """
 
     def look(rows: np.ndarray) -> torch.Tensor:
@@ -70,7 +74,12 @@ def rebuild(
     outcome = search.best()
     if outcome is None:
         raise why
-    _refuse_doubt(checkpoint, search, outcome, layers, why)
+    doubt = _doubt(checkpoint, search, outcome, layers)
+    if doubt is not None and not doubtful:
+        command = shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", data.spec, "--write-arch", "net.py"])
+        raise UsageError(f"{why}; put together again from its weights, {doubt}; to write and correct it: {command}")
+    if doubt is not None:
+        say(f"not certain: {doubt}")
     variant = search.variant_of(outcome.best)
     parts, sentence = parts_of(layers, variant), _sentence(search, outcome)
     say(sentence)
@@ -79,7 +88,8 @@ def rebuild(
     load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
     loaded = Loaded(body.float(), ARCHITECTURE, {}, notes)
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
-    return Rebuilt(loaded, Found(tried[variant.normalization], normalisation, True), source_of(parts, sentence))
+    found = Found(tried[variant.normalization], normalisation, True)
+    return Rebuilt(loaded, found, variant.normalization, source_of(parts, sentence))
 
 
 def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: torch.Tensor) -> dict[str, Normalization]:
@@ -95,24 +105,19 @@ def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: tor
     return normalizations_to_try(images, None)
 
 
-def _refuse_doubt(
-    checkpoint: Checkpoint, search: Search, outcome: Outcome, layers: list[Layer], why: UsageError
-) -> None:
+def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, layers: list[Layer]) -> str | None:
+    """Why the best network may not be the one that was trained; None without doubt."""
     best, classes = outcome.best, max(2, layers[-1].outer)
+    right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
     if not outcome.above_chance or best.accuracy < 1 / classes + _LEAST * (1 - 1 / classes):
-        raise UsageError(
-            f"{why}; put together again from its weights, the best of {len(search.asked)} networks is right on "
-            f"{100 * best.accuracy:.1f}% of {outcome.n} images, which is too few to be the one that was trained"
-        )
+        return f"the best of {len(search.asked)} networks is {right}, which is too few to be the one that was trained"
     claimed, interval = checkpoint.claimed_accuracy, wilson(int(best.right.sum()), outcome.n)
     if claimed is not None and interval is not None and interval[1] < claimed[0] - _CLAIM_TOLERANCE:
-        raise UsageError(
-            f"{why}; put together again from its weights, the best network is right on {100 * best.accuracy:.1f}% of "
-            f"{outcome.n} images, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})"
-        )
+        return f"the best network is {right}, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})"
     if outcome.rivals:
         several = "; ".join(_described(search, one) for one in [best, *outcome.rivals[:3]])
-        raise UsageError(f"{why}; put together again from its weights, several networks are as good: {several}")
+        return f"several networks are as good: {several}"
+    return None
 
 
 def _described(search: Search, one: Standing) -> str:

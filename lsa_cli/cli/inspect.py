@@ -2,13 +2,14 @@
 
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lsa_cli.cli import options as o
-from lsa_cli.cli.console import data_console, emit
-from lsa_cli.errors import printable
+from lsa_cli.cli.console import data_console, emit, foreign_code, note
+from lsa_cli.errors import UsageError, printable
 from lsa_cli.wording import plural
 
 if TYPE_CHECKING:
@@ -33,13 +34,31 @@ def inspect(
             "--sha256/--no-sha256", help="Compute the SHA-256; default: of files up to 512 MB.", show_default=False
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="SOURCE:LOCATION", help="Labelled images, for --write-arch.", show_default=False
+        ),
+    ] = None,
+    write_arch: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-arch",
+            metavar="FILE.py",
+            show_default=False,
+            help="Put an unknown chain of layers together again, choose by the labels of --data, and write it as Python for --arch.",
+        ),
+    ] = None,
 ) -> None:
     """Show what a model file is: format, weights, likely architecture, and what trusting it would import.
 
-    Only headers are read: nothing in the file is run and no network is built. Exit code 0 for every readable file of a known format, even if an audit would refuse it.
+    Only headers are read: nothing in the file is run and no network is built, except for --write-arch. Exit code 0 for every readable file of a known format, even if an audit would refuse it.
 
     Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice.
     """
+    if write_arch is not None or data is not None:
+        _write_arch(checkpoint, data, write_arch)
+        return
     facts = gather(checkpoint, sha256)
     if json:
         import json as json_module
@@ -47,6 +66,22 @@ def inspect(
         emit(json_module.dumps(asdict(facts), indent=1, allow_nan=False) + "\n")
     else:
         _print(facts, show_all)
+
+
+def _write_arch(checkpoint: str, data: str | None, path: Path | None) -> None:
+    """Write the network that is put together again, and print the audit that takes it."""
+    from lsa_cli.auditing.network import rebuild_alone
+    from lsa_cli.settings import settings_from
+
+    if data is None or path is None:
+        raise UsageError("--write-arch FILE.py and --data SOURCE:LOCATION belong together: labelled images choose")
+    if path.exists():
+        raise UsageError(f"--write-arch {path}: there is a file already; give another name")
+    with foreign_code():
+        rebuilt = rebuild_alone(checkpoint, settings_from({"data": data}), note)
+    path.write_text(rebuilt.source)
+    words = ["lsa", "audit", checkpoint, "--arch", f"{path}:build", *rebuilt.option.split(), "--data", data]
+    emit(f"{printable(shlex.join(words))}\n")
 
 
 # ---- the printing --------------------------------------------------------------------------------------

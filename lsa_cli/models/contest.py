@@ -64,6 +64,10 @@ class Standing:
         error = float(gain.std()) / math.sqrt(n) if n > 1 else math.inf
         noise = NOISE_UNUSUAL if other.entrant.cost >= self.entrant.cost + _UNUSUAL else NOISE
         is_large = float(gain.sum()) > NATS and float(gain.mean()) > noise * error
+        if other.entrant.cost <= self.entrant.cost - _UNUSUAL and n >= _UNTIL:
+            is_large = (
+                is_large and binomial_tail(won, won + lost, 0.5) < 0.001
+            )  # the loss alone does not do for the unusual
         return is_large and binomial_tail(lost, won + lost, 0.5) > 0.001
 
 

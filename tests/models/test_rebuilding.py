@@ -2,8 +2,11 @@
 
 import importlib.util
 import itertools
+import json
 import math
+import shlex
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from lsa_cli.models.rebuilding.chain import Variant, build, parts_of, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
 from lsa_cli.models.rebuilding.layers import read_chain
 from lsa_cli.settings import settings_from
+from tests.cli.conftest import lsa  # noqa: F401
 from tests.fitting import fitted
 from tests.foreign_networks import Burn, LeNet5, PickledCNN, ScriptedCNN, lightning, small_cnn
 
@@ -152,3 +156,21 @@ def test_the_written_file_builds_the_network(tmp_path):
         one.load_state_dict(network.state_dict())
     x = torch.rand(3, 1, 28, 28)
     assert torch.equal(made(x), same(x))
+
+
+def test_inspect_writes_a_network_that_an_audit_takes(lsa, digits, tmp_path):  # noqa: F811
+    torch.manual_seed(0)
+    x, y = digits
+    torch.save(fitted(perceptron(), x, y, 60).state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "digits.npz", x_test=x.numpy(), y_test=y.numpy())
+    data = ["--data", f"npz:{tmp_path}/digits.npz"]
+    written = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py")
+    assert written.code == 0, written.err
+    words = shlex.split(written.out)
+    assert words[:3] == ["lsa", "audit", str(tmp_path / "net.pt")]
+    audited = lsa(*words[1:], "--attack", "none", "--noise", "none", "-n", "200", "--eps", "0.1", "--json", "-")
+    assert audited.code == 0, audited.err
+    assert json.loads(audited.out)["verdict"]["clean"]["value"] > 0.9
+    again = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py")
+    assert again.code == 2
+    assert "there is a file already" in again.err
