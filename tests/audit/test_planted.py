@@ -138,6 +138,18 @@ def test_without_a_last_layer_there_are_no_trials():
         assert (check.n, check.said, check.finding) == (0, "", None)
 
 
+def test_a_network_that_stops_using_its_last_layer_is_not_tested():
+    class Changing(Net):
+        asked = 0
+
+        def forward(self, x):
+            self.asked += 1
+            return super().forward(x) if self.asked < 20 else self.body(x)[:, :5]
+
+    probe = probe_of(Changing())
+    assert planted(probe, probe.model.last, PGD(probe.threat)).n == 0
+
+
 def test_the_attack_of_the_audit_is_tested_unless_it_is_too_long_or_of_another_budget():
     threat = make_threat("linf", 0.1)
     attacks = [ATTACKS.get("fgsm")(threat), PGD(threat, steps=7), PGD(make_threat("l2", 1)), PGD(threat, steps=100)]

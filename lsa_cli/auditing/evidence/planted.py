@@ -21,6 +21,7 @@ from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.randomness import normal_like, per_sample
 from lsa_cli.attacks.threat import as_rows
 from lsa_cli.auditing.evidence.decision import Checked, doubt, exceeds
+from lsa_cli.auditing.evidence.guided import NoRows
 from lsa_cli.auditing.evidence.outputs import features_of
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.errors import NumericalError
@@ -98,8 +99,11 @@ def planted(probe: Probe, last: nn.Module | None, attack: Attack) -> Checked:
                 by_attack = readout.is_one(features(x_adv)) & few.threat.contains(x_adv, x)
         return torch.stack([separates, by_attack, by_chance], 1)
 
-    with undisturbed(probe.model):
-        separates, by_attack, by_chance = few.by_batch(trial, few.x, few.y, few.index).unbind(1)
+    try:
+        with undisturbed(probe.model):
+            separates, by_attack, by_chance = few.by_batch(trial, few.x, few.y, few.index).unbind(1)
+    except NoRows:  # in a later pass the network takes another way
+        return Checked(_NAME, 0, {})
     n, hits, chance = (int((which & separates).sum()) for which in (separates, by_attack, by_chance))
     return _checked(_name_of(attack), n, len(few) - n, hits, chance)
 
