@@ -118,7 +118,11 @@ def averaged():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [Tanh, strided, perceptron, averaged])
+def single():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+@pytest.mark.parametrize("make", [Tanh, strided, perceptron, averaged, single])
 def test_a_trained_network_is_never_taken_for_one_that_answers_otherwise(make, digits, tmp_path):
     torch.manual_seed(0)
     x, y = digits

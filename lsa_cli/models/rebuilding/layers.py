@@ -58,11 +58,12 @@ def chain_of(stored: Mapping[str, Stored], channels: int | None = None) -> tuple
 
     channels: of the images; None: those of the first convolution.
     """
-    *_, shortest = views(put_together(stored))
-    shapes = {name: item.shape for name, item in shortest.tensors.items()}
+    readings = list(views(put_together(stored)))
+    shortest = [view for view in readings if all("." in name for name in view.tensors)][-1:] or readings[-1:]
+    shapes = {name: item.shape for name, item in shortest[0].tensors.items()}
     first = next((shape for name, shape in sorted(shapes.items(), key=_by_name) if len(shape) == 4), None)
     width = channels if channels is not None else first[1] if first is not None else 1
-    return dict(shortest.tensors), read_chain(shapes, width)
+    return dict(shortest[0].tensors), read_chain(shapes, width)
 
 
 def _by_name(item: tuple[str, tuple[int, ...]]) -> list[tuple[int, str]]:
