@@ -122,3 +122,24 @@ def test_reports_with_and_without_a_further_attack_are_of_the_same_attacks(task,
     body, x, y = task
     honest = run_audit(make_plan(body, settings_from(SETTINGS), {}, (x, y)))
     assert attack_settings(honest, True) == attack_settings(report, True)
+
+
+def test_an_attack_on_features_ends_where_the_network_leaves_its_last_layer_out(task):
+    body, x, y = task
+
+    class OnlyOnGrid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = body
+
+        def forward(self, x):
+            features = self.body[:3](x)
+            last = self.body[3]
+            is_on_grid = bool(((255 * x).round() - 255 * x).abs().max() < 1e-3)
+            return last(features) if is_on_grid else features @ last.weight.T + last.bias
+
+    images = (255 * x).round() / 255
+    report = audit(OnlyOnGrid(), data=(images, y), **{**SETTINGS, "eps": 0.01})
+    check = next(check for check in report.evidence.checks if check.name == "feature attack")
+    assert check.n > 0
+    assert report.evidence.verdict == "trusted"

@@ -3,6 +3,7 @@
 The gradient is that of the other output; the logits, which the same pass gives, judge each iterate.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import per_sample
+from lsa_cli.errors import NumericalError
 from lsa_cli.models.precision import FastClassifier
 
 
@@ -53,7 +55,10 @@ class Tap:
 
 @dataclass(frozen=True)
 class Guided(Attack):
-    """PGD from the sample itself along the gradient of `loss`. The result is the strongest iterate for the logits."""
+    """PGD from the sample itself along the gradient of `loss`. The result is the strongest iterate for the logits.
+
+    It ends where a pass does not give the other output, or not with a gradient.
+    """
 
     threat: Threat
     steps: int = 10
@@ -77,7 +82,15 @@ class Guided(Attack):
         raise NotImplementedError
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        search, aims, x_adv = Search(x, y, self.threat), self.aims(model, x, y), x
+        search = Search(x, y, self.threat)
+        with contextlib.suppress(
+            NoRows, NumericalError
+        ):  # the other output is not part of this pass, or has no gradient
+            self._run(model, search)
+        return search.x_adv
+
+    def _run(self, model: Model, search: Search) -> None:
+        aims, x_adv = self.aims(model, search.x, search.y), search.x
         for step in range(self.steps):
             leaf = x_adv.detach().requires_grad_(True)
             value, logits = self.loss(search.network_at(model, step / self.steps), leaf, aims[search.rows])
@@ -88,9 +101,8 @@ class Guided(Attack):
             x_adv = search.threat.project(x_adv + length * direction, search.x)
             (x_adv,) = search.still(x_adv)
             if search.is_over:
-                return search.x_adv
+                return
         search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
-        return search.x_adv
 
 
 @dataclass(frozen=True, eq=False)
