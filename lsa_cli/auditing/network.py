@@ -44,7 +44,7 @@ from lsa_cli.models.classifier import (
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError, load_network
 from lsa_cli.models.rebuilding.layers import chain_of
 from lsa_cli.models.surgery import NoiseBody
-from lsa_cli.models.wrappers import copy_network, is_script, unwrapped
+from lsa_cli.models.wrappers import copy_network, is_script, unasked_copy, unwrapped
 from lsa_cli.report.schema import Warning
 from lsa_cli.settings import AuditSettings, merge
 
@@ -54,6 +54,7 @@ class Network:
     """A network, the data for it, and what the first passes show.
 
     arch, arch_args: its architecture. labels: in the network's order of classes. shows_layers: hooks reach its layers.
+    unasked: the body of the classifier as it was before its first pass here; None where it cannot be copied.
     """
 
     checkpoint: Checkpoint | None
@@ -74,6 +75,7 @@ class Network:
     input_shape: tuple[int, ...]
     notes: list[str]
     warnings: list[Warning]
+    unasked: nn.Module | None
 
     @property
     def last_layer(self) -> Layer | None:
@@ -262,6 +264,7 @@ def on_data(
         settings.returns or "logits",
         loaded.home,
     ).to(device)
+    unasked = unasked_copy(classifier.body)
     layers, classes, shape = try_network(classifier, opened, bounds, device, loaded, settings)
     labels, class_names = match_classes(opened, classifier.class_names, classes, settings.match_classes, loaded.notes)
     if _is_unknown(settings, checkpoint):
@@ -279,7 +282,7 @@ def on_data(
         warnings += _assumed(built, loaded)
     return Network(
         checkpoint, classifier, loaded.arch, loaded.arch_args, description, settings, origin, opened, labels, bounds,
-        device, layers, loaded.shows_layers, classes, class_names, shape, loaded.notes, warnings,
+        device, layers, loaded.shows_layers, classes, class_names, shape, loaded.notes, warnings, unasked,
     )  # fmt: skip
 
 

@@ -116,7 +116,8 @@ def remember(run: Execution) -> None:
     plan = run.plan
     if plan.budget_attacks and plan.threat.eps:
         rows = np.random.default_rng([plan.seed, 29]).permutation(len(plan.index))[:ASKED_AGAIN]
-        run.beginning = Beginning.of(plan.network.classifier).asked(_probe(run, plan.index[np.sort(rows)]))
+        beginning = Beginning.of(plan.network.classifier, plan.network.unasked)
+        run.beginning = beginning.asked(_probe(run, plan.index[np.sort(rows)]))
 
 
 def _probe(run: Execution, index: np.ndarray, total: BlockResult | None = None) -> Probe:

@@ -71,6 +71,14 @@ def copy_network(network: nn.Module, share_weights: bool = False) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
+def unasked_copy(network: nn.Module) -> nn.Module | None:
+    """A copy with the same weights, for later comparison with the network; None where its own code does not allow a copy."""
+    try:
+        return copy_network(network, share_weights=True)
+    except Exception:  # of any kind: user's code runs
+        return None
+
+
 def finish_lazy_layers(network: nn.Module) -> None:
     """Turn lazy layers whose weights have sizes into plain ones, as a first forward pass does: LazyLinear into Linear.
 

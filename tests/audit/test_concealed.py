@@ -9,6 +9,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.evidence.examine import examine
+from lsa_cli.auditing.evidence.float64 import exact_cosine
 from lsa_cli.auditing.evidence.network import directions
 from lsa_cli.auditing.evidence.outputs import bare_logits, features_of_others, fresh_head
 from lsa_cli.auditing.evidence.probe import Probe
@@ -169,6 +170,31 @@ def test_wrong_signs_of_a_third_of_the_gradient_are_seen(networks, images, share
     for body in networks:
         probe = Probe(WrongSigns(body, share, factor), *images, torch.arange(96), make_threat("linf", 0.1))
         assert "misaligned-gradient" in found([directions(probe)])
+
+
+def test_wrong_signs_of_a_tenth_of_the_gradient_are_seen_where_the_margin_is_linear(networks, images):
+    for body in networks:
+        probe = Probe(WrongSigns(body, 0.1), *images, torch.arange(96), make_threat("linf", 0.1))
+        check = directions(probe)
+        assert check.saw["cosine in float64"] == pytest.approx(0.8, abs=0.15)
+        assert "misaligned-gradient" in found([check])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.3), ("linf", 0.1), ("l2", 2.0)])
+def test_short_steps_in_float64_agree_with_the_gradient(networks, images, norm, eps):
+    for body in networks:
+        cosine, steps = exact_cosine(Probe(body, *images, torch.arange(96), make_threat(norm, eps)))
+        assert cosine > 0.99
+        assert steps > 20
+
+
+def test_rounded_inputs_have_almost_no_linear_steps(networks, images):
+    class Rounded(nn.Module):
+        def forward(self, x):
+            return x + (x.mul(8).round() / 8 - x).detach()
+
+    body = nn.Sequential(Rounded(), networks[0])
+    assert exact_cosine(Probe(body, *images, torch.arange(96), make_threat("linf", 0.1)))[1] < 10
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 10.0)])

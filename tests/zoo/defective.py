@@ -49,6 +49,8 @@ def _heads(pair: Pair) -> list[Entry]:
     Entry("losers capped", head(heads.capped), 0.2),
     Entry("logits times 1e6", head(lambda z: 1e6 * z), 0.2),
     Entry("logits times 1e-6", head(lambda z: 1e-6 * z), 0.2),
+    Entry("logits times 1e-3", head(lambda z: 1e-3 * z), 0.1),
+    Entry("logits over a temperature of 30", head(lambda z: z / 30), 0.1),
     Entry("softmax as logits", head(lambda z: 10 * z.softmax(1)), 0.2),
     Entry("sharp softmax as logits", head(lambda z: 10 * (20 * z).softmax(1)), 0.2),
     Entry("clipped log-probabilities", head(heads.clipped_log_probabilities), 0.2),

@@ -109,9 +109,7 @@ TRAINED_NETWORKS = [
 ]  # fmt: skip
 
 CHANGED_NETWORKS = [
-    Entry("logits times 1e-3", lambda: scaled(weak(), 1e-3), 0.1),
     Entry("logits times 1e3", lambda: scaled(robust(), 1e3), 0.3),
-    Entry("logits over a temperature of 30", lambda: scaled(weak(), 1 / 30), 0.1),
     Entry("log-probabilities", lambda: Head(robust(), lambda z: z.log_softmax(1)), 0.3),
     Entry("weights in bfloat16", lambda: in_bfloat16(robust()), 0.3),
     Entry("weights in 8 bits", lambda: fewer_bits(weak()), 0.1),

@@ -41,6 +41,7 @@ from lsa_cli.auditing.evidence.repeatability import Beginning, history, modes
 from lsa_cli.auditing.evidence.searches import (
     MANY,
     QUERIES,
+    label_alone,
     on_the_grid,
     other_head,
     random_search,
@@ -76,8 +77,8 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     """
     forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
-    # The random search, the smoothed surrogate, and three attacks of STEPS, on half of the samples.
-    searched = STEPS + (FORWARD * QUERIES + 22 + 3 * STEPS) / 2
+    # The random search, the smoothed surrogate, and four attacks of STEPS, on half of the samples.
+    searched = STEPS + (FORWARD * QUERIES + 22 + 4 * STEPS) / 2
     tried = min(robust * available, _USUALLY_TRIED)
     again = min(count, ASKED_AGAIN) * REPEATED + min(count, IN_BLOCKS) * (1 + FORWARD * 2 * BLOCKS)
     return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
@@ -165,7 +166,7 @@ def _searched(
         made.append(random_search(left, stand_for, MANY if wrong else QUERIES))
     if not has_gradient:
         return made
-    made.append(smoothed_surrogate(left, stand_for))
+    made += [smoothed_surrogate(left, stand_for), label_alone(left, stand_for)]
     if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
         made.append(on_the_grid(left, stand_for))
     if last is None:

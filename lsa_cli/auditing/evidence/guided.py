@@ -105,6 +105,15 @@ class Guided(Attack):
         search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
 
 
+@dataclass(frozen=True)
+class LabelAlone(Guided):
+    """On the logit of the label alone, which falls. Decoys among the other logits do not mislead it."""
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = network(x)
+        return -logits.gather(1, aims[:, None]).squeeze(1), logits.detach()
+
+
 @dataclass(frozen=True, eq=False)
 class OtherHead(Guided):
     """On the cross-entropy of another output: what `tap` gives, or (it - mean) @ weight."""

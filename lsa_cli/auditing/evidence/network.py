@@ -1,6 +1,7 @@
 """Checks of the network by itself: are its outputs repeatable, and do its gradients increase the loss?"""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from lsa_cli.attacks.base import Model, undisturbed
 from lsa_cli.attacks.losses import cross_entropy, margin
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
+from lsa_cli.auditing.evidence.float64 import Changes, exact_cosine
+from lsa_cli.auditing.evidence.float64 import cosine as cosine_of
 from lsa_cli.auditing.evidence.probe import FEW_ULP, Probe
 from lsa_cli.errors import LsaError
 from lsa_cli.models.classifier import Classifier
@@ -21,6 +24,7 @@ ALLOWED_FLAT = 0.01  # a sample without a gradient counts as robust, so each one
 ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest networks trained on digits show 0
 
 LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks reach 0.77 (max-pooling) and more
+_LEAST_EXACT = 0.95  # the same where the margin is linear; honest networks reach 0.99
 _CLEAR = 0.9  # a cosine after which no longer steps are tried
 _DIRECTIONS, _FEW_STEPS, _ABOVE_ROUNDING = 2, 20, 4
 _SIDE, BLOCKS, IN_BLOCKS = 4, 16, 32  # blocks of inputs in a row of an image, in all; samples for them
@@ -205,8 +209,9 @@ def directions(probe: Probe) -> Checked:
     The points are random ones within the budget, away from kinks and from the ends of the range, where black pixels are.
     In random directions errors of the gradient do not cancel: where its sign is wrong on a share s of its squared length
     the cosine is 1 - 2 s, at any scale. Two directions each of length eps / 64, eps / 8 and eps are taken, until a cosine
-    is 0.9, and the largest cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding, of all inputs or of one of 16 blocks of
-    inputs, each of which is moved alone (at ALPHA / 16, some samples, one direction of the length that was best).
+    is 0.9, and the largest cosine counts. A cosine below 0.7 beyond noise (Fisher's z at ALPHA) is a finding. So is, where no
+    cosine is 0.9, one below 0.95 for steps along which the margin is linear, in float64. So is one below 0.7 of one of 16
+    blocks of inputs, each of which is moved alone (at ALPHA / 16, some samples, one direction of the length that was best).
     """
     cosine, steps, best = -1.0, 0, 0.0
     with per_sample(probe.seed, probe.index, "directions"):
@@ -214,7 +219,7 @@ def directions(probe: Probe) -> Checked:
             length = min(probe.threat.eps / part, probe.full_range / 4)
             if cosine < _CLEAR:
                 slopes = _Slopes.at(probe, length)
-                now = _cosine([slopes.steps() for _ in range(_DIRECTIONS)])
+                now = cosine_of([slopes.steps() for _ in range(_DIRECTIONS)])
                 cosine, steps, best = max((cosine, steps, best), (*now, length))
     where, found = "", steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
     saw = {"cosine": cosine, "steps": steps}
@@ -225,6 +230,11 @@ def directions(probe: Probe) -> Checked:
         saw["least cosine of a block"] = least
         if count > _FEW_STEPS and correlation_bound(least, count, ALPHA / BLOCKS) < LEAST_COSINE:
             found, cosine, steps, where = True, least, count, f" of {place} alone"
+    if cosine < _CLEAR and not found:
+        exact, count = exact_cosine(probe)
+        saw["cosine in float64"] = exact if count else math.nan
+        if count > _FEW_STEPS and correlation_bound(exact, count, ALPHA) < _LEAST_EXACT:
+            found, cosine, steps, where = True, exact, count, " and steps too short for a curve or a kink"
     finding = doubt(
         "misaligned-gradient",
         f"in random directions{where} the margin does not change as its gradient predicts: the cosine is {cosine:.2f} over "
@@ -233,11 +243,6 @@ def directions(probe: Probe) -> Checked:
         "with the right gradient, or without gradients (square)",
     )
     return Checked("gradient in random directions", len(probe), saw, finding if found else None)
-
-
-_Changes = tuple[
-    torch.Tensor, torch.Tensor
-]  # of the margin, (M,) predicted and measured, over the length of the gradient
 
 
 @dataclass(frozen=True)
@@ -259,8 +264,11 @@ class _Slopes:
             x = x.clamp(low + length, high - length)
         return cls(probe, length, x, probe.slope(x, margin))
 
-    def steps(self, block: torch.Tensor | None = None) -> _Changes:
-        """One random step for each sample, of some inputs (...) bool alone; those whose change is within rounding are left out."""
+    def steps(self, block: torch.Tensor | None = None) -> Changes:
+        """One random step for each sample, of some inputs (...) bool alone; those whose change is within rounding are left out.
+
+        Changes are divided by the length of the sample's gradient.
+        """
         probe, x = self.probe, self.x
         moved = probe.threat.random_direction(x, torch.full_like(probe.resolution, self.length)) - x
         gradient = self.gradient.flatten(1).double()
@@ -271,13 +279,6 @@ class _Slopes:
         change = (probe.margin(x + moved) - probe.margin(x - moved)).double()
         counts = (gradient.norm(dim=1) * step.norm(dim=1) > _ABOVE_ROUNDING * probe.resolution) & change.isfinite()
         return ((gradient * step).sum(1) / size)[counts], (change / size)[counts]
-
-
-def _cosine(parts: list[_Changes]) -> tuple[float, int]:
-    """Between the predicted and the measured changes, and the number of steps."""
-    a, b = (torch.cat(side) for side in zip(*parts, strict=True))
-    norms = float(a.norm() * b.norm())
-    return (float(a @ b) / norms if norms > 0 else 0.0), len(a) if norms > 0 else 0
 
 
 def _least_block(slopes: _Slopes) -> tuple[float, str, int]:
@@ -291,7 +292,7 @@ def _least_block(slopes: _Slopes) -> tuple[float, str, int]:
     for number in numbers.unique().tolist():
         block = numbers == number
         if float(squares[block].sum()) * BLOCKS >= _MATTERS:
-            cosine, steps = _cosine([slopes.steps(block)])
+            cosine, steps = cosine_of([slopes.steps(block)])
             if steps > _FEW_STEPS and cosine < least:
                 least, place, count = cosine, _place(block), steps
     return least, place, count

@@ -20,7 +20,7 @@ from lsa_cli.auditing.evidence.network import OTHER_BATCH, largest, relative_dif
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.errors import ForwardError
 from lsa_cli.failures import is_out_of_memory
-from lsa_cli.models.wrappers import copy_network
+from lsa_cli.models.wrappers import copy_network, unasked_copy
 
 SAMPLES = 16  # for which the network is asked in other modes, and after other inputs (our choice)
 NEIGHBOURS = 8  # of an input that the network is asked before it
@@ -45,13 +45,12 @@ class Beginning:
     logits: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, model: Model) -> "Beginning":
-        if not isinstance(model, nn.Module):
-            return cls(None)
-        try:
-            return cls(copy_network(model, share_weights=True))
-        except Exception:  # of the network's own code
-            return cls(None)
+    def of(cls, model: Model, unasked: nn.Module | None = None) -> "Beginning":
+        """unasked: the body of a Classifier as it was before its first pass; None for the one that it has now."""
+        made = unasked_copy(model) if isinstance(model, nn.Module) else None
+        if made is not None and unasked is not None:
+            made.body = unasked
+        return cls(made)
 
     def fresh(self, model: Model) -> Model:
         """A copy that was asked nothing since the beginning, or the model itself where there is none."""

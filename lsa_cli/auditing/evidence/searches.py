@@ -9,7 +9,7 @@ import torch
 from lsa_cli.attacks import Attack
 from lsa_cli.attacks.square import Square
 from lsa_cli.auditing.evidence.decision import Checked, beats, doubt
-from lsa_cli.auditing.evidence.guided import Guided, Smoothed
+from lsa_cli.auditing.evidence.guided import Guided, LabelAlone, Smoothed
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import OnGrid
 from lsa_cli.report.schema import Finding
@@ -45,6 +45,19 @@ def smoothed_surrogate(survivors: Probe, correct: int) -> Checked:
         "attack the mean over noisy inputs, or without gradients (square with thousands of queries)",
     )
     return _missed("smoothed surrogate", attack, broken, n, correct, finding)
+
+
+def label_alone(survivors: Probe, correct: int) -> Checked:
+    """Does PGD on the logit of the label alone break survivors of attacks on its distance to the others?"""
+    attack = LabelAlone(survivors.threat)
+    broken, n = _broken(survivors, attack)
+    finding = doubt(
+        "label-logit-wins",
+        f"an attack on the logit of the label alone breaks {broken} of {n} samples that are still robust after attacks on its "
+        "distance to the other logits: the others hide how near their classes are",
+        "attack the network without what changes the logits of the classes that lose",
+    )
+    return _missed("label alone", attack, broken, n, correct, finding)
 
 
 def on_the_grid(survivors: Probe, correct: int) -> Checked:
