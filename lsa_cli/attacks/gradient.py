@@ -59,7 +59,7 @@ class PGD(Attack):
     loss: str = "ce"
     momentum: float = 0.0
     eot: int = 1
-    on_copy: ClassVar[float] = 0.9
+    on_copy: ClassVar[float] = 0.85
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,7 +51,7 @@ class ODI(Attack):
     loss: str = "margin"
     at_once: int = 1
     eot: int = 1
-    on_copy: ClassVar[float] = 0.9
+    on_copy: ClassVar[float] = 0.85
 
     def __post_init__(self) -> None:
         super().__post_init__()

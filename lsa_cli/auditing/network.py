@@ -14,7 +14,7 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.auditing.normalizing import Found, find_normalization
-from lsa_cli.auditing.rebuilding import Rebuilt, channels_of, rebuild
+from lsa_cli.auditing.rebuilding import IN_PYTHON, Rebuilt, channels_of, rebuild
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
     ImageSize,
@@ -342,7 +342,7 @@ def _open(
     channels = shape[0] if len(shape) == 3 else _channels(built)
     size = _image_size(target, settings, description, built.loaded.arch if built.loaded is not None else "")
     if data is not None and not isinstance(data, str):
-        return from_object(data, "data given in Python", settings.split or "", channels=channels, size=size)
+        return from_object(data, IN_PYTHON, settings.split or "", channels=channels, size=size)
     spec = data if isinstance(data, str) else settings.data
     if spec is None:
         raise UsageError(

@@ -10,12 +10,11 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.normalizing import Found, reading, short
 from lsa_cli.data import LabelledData, check_inputs
-from lsa_cli.errors import UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import AUTO, Normalization, parse_input_range, parse_normalize, rescaled
 from lsa_cli.models.contest import Outcome, Standing
 from lsa_cli.models.fitting import load_strictly
-from lsa_cli.models.loading import Loaded, Say
+from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of, normalizations_to_try
 from lsa_cli.models.parametrizations import read
 from lsa_cli.models.rebuilding.chain import Variant, build, parts_of, source_of
@@ -40,6 +39,9 @@ class Rebuilt:
     source: str
 
 
+IN_PYTHON = "data given in Python"  # in place of a data spec
+
+
 def channels_of(checkpoint: Checkpoint) -> int | None:
     """The channels of the images that a chain takes; None where a linear layer is the first."""
     shapes = [item.shape for item in chain_of(checkpoint.weights.tensors)[0].values()]
@@ -47,12 +49,12 @@ def channels_of(checkpoint: Checkpoint) -> int | None:
 
 
 def rebuild(
-    checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UsageError, say: Say,
+    checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UnknownNetworkError, say: Say,
     *, doubtful: bool = False,
 ) -> Rebuilt:  # fmt: skip
     """The network that the weights and the labels tell. why: the refusal of the file without a reconstruction.
 
-    Raises UsageError, with what was found, where no variant of a chain is better than all others beyond noise. doubtful:
+    Raises UnknownNetworkError, with what was found, where no variant of a chain is better than all others beyond noise. doubtful:
     then it is said, and the best one is returned.
     """
 
@@ -77,7 +79,8 @@ def rebuild(
     doubt = _doubt(checkpoint, search, outcome, layers)
     if doubt is not None and not doubtful:
         command = shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", data.spec, "--write-arch", "net.py"])
-        raise UsageError(f"{why}; put together again from its weights, {doubt}; to write and correct it: {command}")
+        told = f"; to write and correct it: {command}" if data.spec != IN_PYTHON else ""
+        raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
     if doubt is not None:
         say(f"not certain: {doubt}")
     variant = search.variant_of(outcome.best)

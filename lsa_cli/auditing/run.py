@@ -258,7 +258,8 @@ class _Audit:
         lacking = [*attacks, *(label for label in extras.unfinished if label not in attacks)]
         if self.rule is not None:
             return lacking + others
-        lacking += [*([] if extras.evidence else ["evidence"]), *others]
+        lacking += ["evidence"] if plan.budget_attacks and extras.evidence is None else []
+        lacking += others
         lacking += ["metrics"] if plan.metrics and extras.metrics is None else []
         return lacking + (["examples"] if self._is_scanned and extras.examples is None else [])
 
@@ -275,8 +276,8 @@ class _Audit:
         ]
 
     def _lowered(self, check: Checked, attacks: Mapping[str, Attack]) -> Checked:
-        if check.finding is None or not attacks:
-            return check
+        if check.finding is None or not attacks or self.plan.settings.full_on is not None:
+            return check  # an estimate is one of the planned cascade
         assert self.total is not None
         before, in_time = self.total.survivors(self._met), True
         for label, attack in attacks.items():

@@ -38,7 +38,7 @@ def between(verdict: Verdict) -> str:
         return ""
     bounds = f"[{100 * low.low:.1f}, {100 * high.high:.1f}]"
     if low.count == high.count:
-        return f"robust exactly {percent(low.value)} (proven and attacked) {bounds}"
+        return f"robust {percent(low.value)} (both proven and attacked) {bounds}"
     return f"robust between {percent(low.value)} (proven) and {percent(high.value)} (attacked) {bounds}"
 
 

@@ -135,5 +135,5 @@ def test_what_is_asked_for_in_parts_turns_in_every_restart():
 
     attack = dataclasses.replace(make("pgd", "linf"), steps=20, restarts=3)
     attack(network, x, network.y, copy=Counted(network))
-    assert len(shown) == 3 * 18
+    assert len(shown) == 3 * 17
     assert make_threat("linf", 0.1) == attack.threat

@@ -108,8 +108,12 @@ def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task, repo
     assert everyone.verdict.estimate.low == everyone.verdict.robust.low
 
 
-def test_the_nearest_samples_meet_the_cascade(task, report):
-    """Of the samples that the first attack leaves robust, those with the largest margins."""
+def test_the_nearest_samples_meet_the_cascade(task, report, monkeypatch):
+    """Of the samples that the first attack leaves robust, those with the largest margins.
+
+    Without the evidence, which would add attacks to the first one.
+    """
+    monkeypatch.setattr("lsa_cli.auditing.run.examine", lambda *given: [])
     rows = run(task, attack=[FIRST]).samples
     places = zip(rows.index, rows.margin, rows.clean, rows.label, rows.broken_by, strict=True)
     margin = {index: margin for index, margin, clean, label, by in places if by is None and clean == label}
@@ -235,6 +239,7 @@ def test_a_spent_budget_leaves_the_rest_out_and_names_it(task):
     assert report.verdict.robust is None
     assert report.verdict.clean.count > 0
     assert run(task, budget="1h").not_run == []
+    assert run(task, attack="none").not_run == []
 
 
 @pytest.mark.parametrize(

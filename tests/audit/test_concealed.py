@@ -13,8 +13,8 @@ from lsa_cli.auditing.evidence.float64 import exact_cosine
 from lsa_cli.auditing.evidence.network import directions
 from lsa_cli.auditing.evidence.outputs import bare_logits, features_of_others, fresh_head
 from lsa_cli.auditing.evidence.probe import Probe
-from lsa_cli.auditing.evidence.searches import on_the_grid
-from lsa_cli.auditing.evidence.special_attacks import LEVELS, OnGrid, TowardsNearestClasses
+from lsa_cli.auditing.evidence.searches import on_the_grid, parts_of_image
+from lsa_cli.auditing.evidence.special_attacks import LEVELS, OnGrid, PartsOfImage, TowardsNearestClasses
 from lsa_cli.auditing.evidence.stronger import FIRST, Survivors, stronger_attack
 from lsa_cli.models.architectures import build_architecture
 
@@ -163,6 +163,26 @@ def test_another_network_for_pictures_is_met_on_their_grid(networks, images):
     left = probe.select(probe.margin(probe.run(ATTACKS.get("pgd")(probe.threat))) <= 0)
     assert len(left) > 40
     assert "grid-attack-wins" in found([on_the_grid(left, len(probe))])
+
+
+def test_another_network_for_touched_frames_is_met_with_the_frame_left_alone(networks, images):
+    class Framed(OffGrid):
+        def forward(self, x):
+            frame = torch.ones(28, 28, dtype=torch.bool)
+            frame[2:-2, 2:-2] = False
+            untouched = ((x * frame).flatten(1).amax(1) < 0.05)[:, None]
+            return torch.where(untouched, logits(self.weak, x), logits(self.robust, x))
+
+    probe = Probe(Framed(*networks), *images, torch.arange(96), make_threat("linf", 0.3)).first(48)
+    left = probe.select(probe.margin(probe.run(ATTACKS.get("pgd")(probe.threat))) <= 0)
+    assert len(left) > 40
+    assert "part-of-image-wins" in found([parts_of_image(left, len(probe))])
+    attack = PartsOfImage(probe.threat)
+    moved = attack(Framed(*networks), left.x, left.y) - left.x
+    frame_moves = moved[..., :3, :].abs().amax((1, 2, 3)) > 0
+    background = left.x.flatten(1).mode(1).values[:, None, None, None] == left.x
+    background_moves = (moved * background).abs().amax((1, 2, 3)) > 0
+    assert not (frame_moves & background_moves).any()
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.3, 1.0), (1 / 3, 3.0)])

@@ -21,6 +21,7 @@ OTHER = {
     "norm": "l2", "eps": 0.05, "steps": 3, "step_size": 0.1, "restarts": 2, "noise_off": True, "metrics": ["intensity"],
     "eps_grid": "0.1", "layers": ["learnable"], "measure": "cosine-distance", "aggregate": "batch", "eta": 0.1,
     "sigma": "layers", "top_k": 2, "device": "cuda:77", "seed": 5, "gate": {"clean": 0.1},
+    "prove": True,
 }  # fmt: skip
 # How fast and how long, which changes no result; and leave to do something, where there may be nothing to do.
 RESOURCES = {"batch_size", "threads", "budget"}

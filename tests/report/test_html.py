@@ -66,7 +66,7 @@ def test_the_page_says_what_is_proven_and_why_nothing_is():
     assert "25.0% to 30.0%" in text
     assert "robust between 25.0% (proven) and 30.0% (attacked) [20.0, 35.0]" in text
     report.verdict.proof.robust = rate(30, 100)
-    assert "robust exactly 30.0% (proven and attacked) [25.0, 35.0]" in checked(report)[1]
+    assert "robust 30.0% (both proven and attacked) [25.0, 35.0]" in checked(report)[1]
     report.verdict.proof = Proof(robust=None, threat="linf 0.3", seconds=0.0, left_out="it takes too long")
     text = checked(report)[1]
     assert "not computed: it takes too long" in text

@@ -157,6 +157,7 @@ def _faces(pair: Pair) -> list[Entry]:
         Entry("robust in every second pass", two_faced(faces.ByTurns, 0), 0.2, decide=fresh),
         Entry("another network off the grid", two_faced(faces.OffGrid), 0.3),
         Entry("another network for touched backgrounds", two_faced(faces.TouchedBackground), 0.3),
+        Entry("another network for touched frames", two_faced(faces.TouchedFrame), 0.3),
         Entry("another network where it is unsure", two_faced(faces.WhereUnsure), 0.2),
         Entry("one of two networks by hash", two_faced(faces.ByHash), 0.25),
         Entry("another network in copies of less precision", two_faced(faces.ByPrecision), 0.2),

@@ -97,6 +97,21 @@ class TouchedBackground(TwoFaced):
         return [sparingly, self.net]
 
 
+class TouchedFrame(TwoFaced):
+    """Where the frame of two pixels is not black, the other network answers."""
+
+    def hides(self, x):
+        frame = torch.ones(28, 28, dtype=torch.bool)
+        frame[2:-2, 2:-2] = False
+        return (x * frame).flatten(1).amax(1) > 0.05
+
+    def surrogates(self) -> Sequence[Model]:
+        def inside(x):
+            return self.net(torch.nn.functional.pad(x[..., 2:-2, 2:-2], (2, 2, 2, 2)))
+
+        return [inside, self.net]
+
+
 class WhereUnsure(TwoFaced):
     """What the network is not sure of, the other one decides."""
 

@@ -44,6 +44,7 @@ from lsa_cli.auditing.evidence.searches import (
     label_alone,
     on_the_grid,
     other_head,
+    parts_of_image,
     random_search,
     smoothed_surrogate,
     towards_features,
@@ -62,6 +63,7 @@ _OF_GRADIENTS = (
     "loss-does-not-rise",
     "full-range-survived",
 )
+SMALLEST_IMAGE = 8  # pixels in a row, for attacks on a part of an image
 SURVIVORS = 48  # at most so many get the most expensive attacks
 
 
@@ -77,8 +79,8 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     """
     forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
-    # The random search, the smoothed surrogate, and four attacks of STEPS, on half of the samples.
-    searched = STEPS + (FORWARD * QUERIES + 22 + 4 * STEPS) / 2
+    # The random search, the smoothed surrogate, and six attacks of STEPS, on half of the samples.
+    searched = STEPS + (FORWARD * QUERIES + 22 + 6 * STEPS) / 2
     tried = min(robust * available, _USUALLY_TRIED)
     again = min(count, ASKED_AGAIN) * REPEATED + min(count, IN_BLOCKS) * (1 + FORWARD * 2 * BLOCKS)
     return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
@@ -167,6 +169,8 @@ def _searched(
     if not has_gradient:
         return made
     made += [smoothed_surrogate(left, stand_for), label_alone(left, stand_for)]
+    if left.x.ndim == 4 and min(left.x.shape[2:]) >= SMALLEST_IMAGE:
+        made.append(parts_of_image(left, stand_for))
     if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
         made.append(on_the_grid(left, stand_for))
     if last is None:

@@ -11,7 +11,7 @@ from lsa_cli.attacks.square import Square
 from lsa_cli.auditing.evidence.decision import Checked, beats, doubt
 from lsa_cli.auditing.evidence.guided import Guided, LabelAlone, Smoothed
 from lsa_cli.auditing.evidence.probe import Probe
-from lsa_cli.auditing.evidence.special_attacks import OnGrid
+from lsa_cli.auditing.evidence.special_attacks import OnGrid, PartsOfImage
 from lsa_cli.report.schema import Finding
 
 QUERIES, MANY = 100, 300  # of the random search: usually, and where gradients are found to be wrong
@@ -58,6 +58,19 @@ def label_alone(survivors: Probe, correct: int) -> Checked:
         "attack the network without what changes the logits of the classes that lose",
     )
     return _missed("label alone", attack, broken, n, correct, finding)
+
+
+def parts_of_image(survivors: Probe, correct: int) -> Checked:
+    """Does PGD that leaves the frame or the background as it is break survivors of attacks on all pixels?"""
+    attack = PartsOfImage(survivors.threat)
+    broken, n = _broken(survivors, attack)
+    finding = doubt(
+        "part-of-image-wins",
+        f"an attack that changes no pixel of the frame, or of the background, breaks {broken} of {n} samples that are still "
+        "robust after attacks on all pixels: the network treats images with changes there differently",
+        "attack the network without what recognises such changes",
+    )
+    return _missed("parts of the image", attack, broken, n, correct, finding)
 
 
 def on_the_grid(survivors: Probe, correct: int) -> Checked:

@@ -14,6 +14,7 @@ from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, expected_logits, input_gradient, slope
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.search import Search
+from lsa_cli.attacks.threat import per_sample
 
 LEVELS = 255
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm of a gradient, for perturbations measured in each norm
@@ -78,6 +79,60 @@ class TowardsNearestClasses(Attack):
             if search.is_over:
                 return
         search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+
+
+@dataclass(frozen=True)
+class PartsOfImage(Attack):
+    """PGD on the cross-entropy that leaves a part of the image (N, C, H, W) as it is: its frame, and then its background.
+
+    The frame is an eighth of each side, the background all pixels of the most frequent value. A network may recognise an
+    attack by changes in these parts, which the classes of most images do not need.
+    """
+
+    threat: Threat
+    steps: int = 10
+    on_copy: ClassVar[float] = 0.75
+
+    @property
+    def passes(self) -> float:
+        return 2 * (self.steps + 0.4)
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        search = Search(x, y, self.threat)
+        for part in (_inner(x), _foreground(x)):
+            search.still()
+            if search.is_over:
+                break
+            with search.aside():
+                self._run(model, search, part)
+        return search.x_adv
+
+    def _run(self, model: Model, search: Search, part: torch.Tensor) -> None:
+        x_adv = search.x
+        for step in range(self.steps):
+            network = search.network_at(model, step / self.steps)
+            gradient, logits = input_gradient(network, x_adv, search.y, cross_entropy)
+            search.offer(x_adv, logits)
+            direction = search.threat.steepest(gradient * part[search.rows], x_adv).nan_to_num(0)
+            length = per_sample(2.5 * search.threat.eps / self.steps, x_adv)
+            x_adv = search.threat.project(x_adv + length * direction, search.x)
+            (x_adv,) = search.still(x_adv)
+            if search.is_over:
+                return
+        search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+
+
+def _inner(x: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> the same, bool
+    """The pixels inside the frame."""
+    inner = torch.zeros_like(x, dtype=torch.bool)
+    rows, columns = (max(1, size // 8) for size in x.shape[2:])
+    inner[..., rows:-rows, columns:-columns] = True
+    return inner
+
+
+def _foreground(x: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> the same, bool
+    """The pixels whose value is not the most frequent one of their image."""
+    return x != x.flatten(1).mode(1).values.reshape(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)

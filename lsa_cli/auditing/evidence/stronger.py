@@ -47,6 +47,8 @@ def stronger_attack(survivors: Survivors) -> Checked:
     More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). So is a
     number that is not known to be less than five points too high (the same test in the other direction at 5%, half of
     which the first round has; or all survivors tried). If at most one point survived, no attack runs.
+
+    Both start on the network itself, as a copy that misleads the attacks of the audit would mislead these too.
     """
     share = survivors.count / survivors.samples
     if share <= ALLOWED:
@@ -56,7 +58,7 @@ def stronger_attack(survivors: Survivors) -> Checked:
         probe = survivors.take(n, max(FIRST, n + n // 2))
         left = probe
         for attack in (attacks := _attacks(probe.threat)).values():
-            left = left.unbroken_by(attack) if len(left) else left
+            left = left.unbroken_by(attack, copy=False) if len(left) else left
         n, broken = n + len(probe), broken + len(probe) - len(left)
         wins = exceeds(broken, n, ALLOWED / share, ALPHA / _ROUNDS)
         known = _known(broken, n, survivors)
