@@ -8,6 +8,7 @@ from torch import nn
 from tests.foreign_networks import LeNet5, ResNet2b
 from tests.zoo import backward, faces, heads, inside, trained, transforms
 from tests.zoo.base import Entry, Pair, alone, foreign, fresh, mostly
+from tests.zoo.base import robust as sample_robust
 from tests.zoo.faces import TwoFaced
 from tests.zoo.heads import Decoy, Head
 from tests.zoo.transforms import Averaged, StraightThrough, Transformed
@@ -85,6 +86,7 @@ def _gradients(pair: Pair) -> list[Entry]:
         Entry("half of the image detached", lambda: backward.HalfOfTheImage(weak()), 0.15),
         Entry("gradient not a number", lambda: backward.NotANumber(weak()), 0.2),
         Entry("gradient flipped, l2", gradient(backward.flip_share(0.3)), 1.5, "l2"),
+        Entry("beyond the radius of its training", sample_robust, 0.36),
     ]
 
 

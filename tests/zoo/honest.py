@@ -75,7 +75,6 @@ SAMPLE_NETWORKS = [
     Entry("plain CNN, l1", weak, 8.0, "l1"),
     Entry("plain residual network", custom, 0.05),
     Entry("adversarially trained CNN", robust, 0.3),
-    Entry("adversarially trained CNN, large radius", robust, 0.36),
     Entry("adversarially trained CNN, l2", robust, 1.5, "l2"),
     Entry("adversarially trained perceptron", lambda: of_benchmarks(mnist_mlp), 0.1),
     Entry("adversarially trained ResNet", lambda: of_benchmarks(cifar_resnet8, *PRESETS["cifar10"]), 4 / 255, data="cifar"),
