@@ -5,6 +5,7 @@ The gradient is that of the other output; the logits, which the same pass gives,
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -53,6 +54,26 @@ class Tap:
         return seen[0].float().flatten(1), logits
 
 
+def follow(
+    model: Model, search: Search, steps: int, gradient_of: Callable[[Model, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+) -> None:  # fmt: skip
+    """Steps of 2.5 eps / steps from the samples themselves along a gradient, projected into the budget.
+
+    gradient_of: (network, iterates (M, ...)) -> what is followed (M, ...), and the logits (M, K).
+    """
+    x_adv = search.x
+    for step in range(steps):
+        gradient, logits = gradient_of(search.network_at(model, step / steps), x_adv)
+        search.offer(x_adv, logits)
+        direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
+        length = per_sample(2.5 * search.threat.eps / steps, x_adv)
+        x_adv = search.threat.project(x_adv + length * direction, search.x)
+        (x_adv,) = search.still(x_adv)
+        if search.is_over:
+            return
+    search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+
+
 @dataclass(frozen=True)
 class Guided(Attack):
     """PGD from the sample itself along the gradient of `loss`. The result is the strongest iterate for the logits.
@@ -83,26 +104,20 @@ class Guided(Attack):
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
-        with contextlib.suppress(
-            NoRows, NumericalError
-        ):  # the other output is not part of this pass, or has no gradient
+        # Where the other output is not part of a pass, or has no gradient, the attack ends.
+        with contextlib.suppress(NoRows, NumericalError):
             self._run(model, search)
         return search.x_adv
 
     def _run(self, model: Model, search: Search) -> None:
-        aims, x_adv = self.aims(model, search.x, search.y), search.x
-        for step in range(self.steps):
-            leaf = x_adv.detach().requires_grad_(True)
-            value, logits = self.loss(search.network_at(model, step / self.steps), leaf, aims[search.rows])
-            gradient = slope(value.sum(), leaf)
-            search.offer(x_adv, logits.detach())
-            direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
-            length = per_sample(2.5 * search.threat.eps / self.steps, x_adv)
-            x_adv = search.threat.project(x_adv + length * direction, search.x)
-            (x_adv,) = search.still(x_adv)
-            if search.is_over:
-                return
-        search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+        aims = self.aims(model, search.x, search.y)
+
+        def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            leaf = x.detach().requires_grad_(True)
+            value, logits = self.loss(network, leaf, aims[search.rows])
+            return slope(value.sum(), leaf), logits.detach()
+
+        follow(model, search, self.steps, gradient)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, expected_logits, input_gradient, slope
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.search import Search
-from lsa_cli.attacks.threat import per_sample
+from lsa_cli.auditing.evidence.guided import follow
 
 LEVELS = 255
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm of a gradient, for perturbations measured in each norm
@@ -63,22 +63,11 @@ class TowardsNearestClasses(Attack):
         return candidates.gather(1, near.argsort(1)[:, : self.targets])
 
     def _run(self, model: Model, search: Search, target: torch.Tensor) -> None:
-        x_adv = search.x
-        for step in range(self.steps):
+        def towards(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            wanted = target[search.rows]
+            return (logits.gather(1, wanted[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
-            def towards(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-                wanted = target[search.rows]
-                return (logits.gather(1, wanted[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-
-            network = search.network_at(model, step / self.steps)
-            gradient, logits = input_gradient(network, x_adv, search.y, towards)
-            search.offer(x_adv, logits)
-            direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
-            x_adv = search.threat.project(x_adv + 2.5 * self.threat.eps / self.steps * direction, search.x)
-            (x_adv,) = search.still(x_adv)
-            if search.is_over:
-                return
-        search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+        follow(model, search, self.steps, lambda network, x: input_gradient(network, x, search.y, towards))
 
 
 @dataclass(frozen=True)
@@ -108,18 +97,11 @@ class PartsOfImage(Attack):
         return search.x_adv
 
     def _run(self, model: Model, search: Search, part: torch.Tensor) -> None:
-        x_adv = search.x
-        for step in range(self.steps):
-            network = search.network_at(model, step / self.steps)
-            gradient, logits = input_gradient(network, x_adv, search.y, cross_entropy)
-            search.offer(x_adv, logits)
-            direction = search.threat.steepest(gradient * part[search.rows], x_adv).nan_to_num(0)
-            length = per_sample(2.5 * search.threat.eps / self.steps, x_adv)
-            x_adv = search.threat.project(x_adv + length * direction, search.x)
-            (x_adv,) = search.still(x_adv)
-            if search.is_over:
-                return
-        search.offer(x_adv, expected_logits(search.network_at(model, 1), x_adv))
+        def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            slopes, logits = input_gradient(network, x, search.y, cross_entropy)
+            return slopes * part[search.rows], logits
+
+        follow(model, search, self.steps, gradient)
 
 
 def _inner(x: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> the same, bool

@@ -1,6 +1,7 @@
 """A chain of layers as a network, and as Python text."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,7 @@ def _loaded(part: Part, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     with torch.device("meta"):
         module = part.build()
     names = {name: tensors[f"{part.name}.{name}"] for name in module.state_dict() if f"{part.name}.{name}" in tensors}
+    # A weight may be missing here: the network that is taken is loaded strictly afterwards.
     module.load_state_dict({name: value.float() for name, value in names.items()}, strict=False, assign=True)
     return module.requires_grad_(False).eval()
 
@@ -178,7 +180,8 @@ def _loaded(part: Part, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
 def source_of(parts: Sequence[Part], comment: str) -> str:
     """A Python file with a function `build` that returns the network, untrained."""
     lines = "\n".join(f"        ({part.name!r}, {part})," for part in parts)
-    return _FILE.format(comment=comment, lines=lines)
+    chain = inspect.getsource(Chain).replace("  # type: ignore[no-untyped-def]", "")
+    return _FILE.format(comment=comment, chain=chain, lines=lines)
 
 
 _FILE = '''"""{comment}"""
@@ -186,26 +189,7 @@ _FILE = '''"""{comment}"""
 from torch import nn
 
 
-class Chain(nn.Module):
-    """Layers in the order in which they run. A name with dots makes modules inside modules."""
-
-    def __init__(self, steps):
-        super().__init__()
-        self.order = [name for name, _ in steps]
-        for name, layer in steps:
-            *path, last = name.split(".")
-            holder = self
-            for part in path:
-                if part not in holder._modules:
-                    holder.add_module(part, nn.Module())
-                holder = holder._modules[part]
-            holder.add_module(last, layer)
-
-    def forward(self, x):
-        for name in self.order:
-            x = self.get_submodule(name)(x)
-        return x
-
+{chain}
 
 def build():
     return Chain([
