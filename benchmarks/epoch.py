@@ -28,7 +28,7 @@ from lsa_cli.attacks import make_threat
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.recipes import trainable_names
-from lsa_cli.hardening.trainer import _Training
+from lsa_cli.hardening.trainer import Training
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.classifier import Classifier
 
@@ -55,7 +55,7 @@ def ours(name, model, x, y, eps, given, folder):
         model, method, data, y.numpy(), places, places, method.task.threat, replace(RECIPE, epochs=1000, batch_size=given.batch),
         trainable_names(model, [], None), torch.device(given.device), 0, folder / "state", {}, False,
     )  # fmt: skip
-    training = _Training(job, lambda *_: None, lambda *_: None)
+    training = Training(job, lambda *_: None, lambda *_: None)
     if name == CHANNELS_FIRST:
         model.to(memory_format=torch.contiguous_format)
 

@@ -45,7 +45,7 @@ def rates(samples, rounds, folder):
     from lsa_cli.hardening import adversarial_training  # noqa: F401  the methods register themselves
     from lsa_cli.hardening.job import Job
     from lsa_cli.hardening.plan import make_harden_plan
-    from lsa_cli.hardening.trainer import _Training
+    from lsa_cli.hardening.trainer import Training
     from lsa_cli.settings import merge, settings_from
 
     settings, origin = merge(
@@ -58,7 +58,7 @@ def rates(samples, rounds, folder):
         plan.validation[:64], make_threat("linf", 0.3), dataclasses.replace(plan.recipe, warmup=0.0),
         plan.trainable(layers), torch.device("cpu"), 0, folder / f"state{distributed.world()}", {}, False,
     )  # fmt: skip
-    training = _Training(job, lambda what, done, total: None, lambda result, left: None)
+    training = Training(job, lambda what, done, total: None, lambda result, left: None)
     training.training_mode()
     found = []
     for epoch in range(rounds + 1):

@@ -118,7 +118,7 @@ def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: boo
     print_hardening(hardened.before, hardened.after, hardened.compared, hardened.layers, data_console())
     held = epoch_in_words(hardened.best_epoch)
     if hardened.best_epoch:
-        held += f" of {plan.recipe.epochs}, the best by {plan.kind.chosen_by} on held-out samples"
+        held += f" of {hardened.epochs}, the best by {plan.kind.chosen_by} on held-out samples"
     audits = "both audits" if hardened.compared is None else "both audits, their comparison"
     note(f"saved: {hardened.out} ({held}), and beside it the last epoch, {audits} and the log")
     if html is not None and hardened.compared is not None:

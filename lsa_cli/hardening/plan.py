@@ -42,7 +42,7 @@ class HardenPlan:
     """The resolved settings of a hardening.
 
     audit: the audits before and after. network: the network to train, with its training data. train, validation: indices
-    into the training data. layers: the named layers, empty where the rule `hold` chooses them. top_k: the number of layers
+    into the training data. budget: seconds of the training, which then decide the epochs. layers: the named layers, empty where the rule `hold` chooses them. top_k: the number of layers
     that the scan flags.
     """
 
@@ -52,6 +52,7 @@ class HardenPlan:
     validation: np.ndarray
     threat: Threat
     recipe: Recipe
+    budget: float | None
     method: str
     options: dict[str, str]
     layers: tuple[str, ...]
@@ -172,7 +173,7 @@ def make_harden_plan(
     chosen = named_layers(own, network.layers)
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
-        method=method, options=options, layers=chosen,
+        budget=own.budget, method=method, options=options, layers=chosen,
         hold=own.hold or (DEFAULT_HOLD if own.top_k is None and options.get("sites") != "mvl" else "mvl"), top_k=own.top_k,
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
@@ -308,6 +309,8 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
         )
     if own.layers is not None and own.top_k is not None:
         raise UsageError("--layers names layers, and --top-k takes those that a scan flags; give one of them")
+    if own.budget is not None and own.epochs is not None:
+        raise UsageError("--budget decides how many epochs there are; give --budget or --epochs")
     if plan.layers and own.hold is not None:
         raise UsageError("--hold chooses layers, and --layers or --mvl names them; give one of them")
     if own.hold in ("first", "last") and own.top_k is not None:

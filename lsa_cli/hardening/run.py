@@ -14,6 +14,7 @@ from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
+from lsa_cli.hardening.cost import epoch_cost
 from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.layer_selection import layers_to_regularize
@@ -21,7 +22,7 @@ from lsa_cli.hardening.log import tensorboard, write_log
 from lsa_cli.hardening.methods import Hardening
 from lsa_cli.hardening.plan import HardenPlan, plan_after
 from lsa_cli.hardening.result import identity_of, write_checkpoints
-from lsa_cli.hardening.state import refuse_another_start, refuse_without_state
+from lsa_cli.hardening.state import identity_in, refuse_another_start, refuse_without_state
 from lsa_cli.hardening.trainer import Progress, Say, Trained, normalizes_by_rank, train
 from lsa_cli.hardening.validation import validation_of
 from lsa_cli.hardening.watchdog import EpochResult
@@ -37,7 +38,7 @@ from lsa_cli.wording import eps_as_text, plural
 class Hardened:
     """The result of a hardening.
 
-    layers: the regularized layers, the most vulnerable first. best_epoch: 0 is the network before training. stopped: the
+    layers: the regularized layers, the most vulnerable first. epochs: as planned. best_epoch: 0 is the network before training. stopped: the
     reason for early stopping. compared: the comparison of the reports; None where there is none, and `incomparable` says why.
     """
 
@@ -48,6 +49,7 @@ class Hardened:
     incomparable: str | None
     layers: tuple[str, ...]
     history: list[EpochResult]
+    epochs: int
     best_epoch: int
     stopped: str | None
 
@@ -81,7 +83,10 @@ def run_harden(
         if plan.needs_layers and not layers:
             layers = layers_to_regularize(plan, say)
         method = plan.make_method(layers)
-        trained = _trained(plan, method, layers, files, resume, show, say)
+        job = _job(plan, method, layers, files, resume, say)
+        plan = _within_budget(plan, job, say)
+        job = replace(job, recipe=plan.recipe, identity=identity_of(plan, layers))
+        trained = _trained(plan, job, files, show, say)
         try:
             write_checkpoints(plan, method, layers, trained, files)
         except OSError as error:
@@ -113,8 +118,9 @@ def run_harden(
             files.started.unlink(missing_ok=True)
             files.state.unlink(missing_ok=True)
     return Hardened(
-        out, before, after, compared, incomparable, layers, trained.history, trained.best_epoch, trained.stopped
-    )
+        out, before, after, compared, incomparable, layers, trained.history, plan.recipe.epochs, trained.best_epoch,
+        trained.stopped,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -192,15 +198,10 @@ def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
     return saved if same else None
 
 
-def _trained(
-    plan: HardenPlan,
-    method: Hardening,
-    layers: tuple[str, ...],
-    files: Files,
-    resume: bool,
-    progress: Progress,
-    say: Say,
-) -> Trained:
+def _job(
+    plan: HardenPlan, method: Hardening, layers: tuple[str, ...], files: Files, resume: bool, say: Say
+) -> Job:  # fmt: skip
+    """The training of the network, after the surgery of the method."""
     network = plan.network
     torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
     # Surgery renames parameters. So frozen parameters are found by their ids, and those that surgery adds train.
@@ -215,14 +216,35 @@ def _trained(
             "averaged over ranks after every epoch, and the result differs from that of one process"
         )
     trainable = frozenset(name for name, p in network.classifier.named_parameters() if id(p) not in frozen)
-    job = Job(
+    return Job(
         network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
         trainable, network.device, plan.audit.seed, files.state, identity_of(plan, layers), resume,
     )  # fmt: skip
+
+
+def _within_budget(plan: HardenPlan, job: Job, say: Say) -> HardenPlan:
+    """The plan with as many epochs as its budget allows, where it has one; and what the training will cost, in words.
+
+    A resumed training keeps the epochs with which it began.
+    """
+    recipe = plan.recipe
+    if job.resume and job.state_file.exists():
+        if plan.budget is not None:
+            recipe = replace(recipe, epochs=distributed.first(lambda: identity_in(job.state_file))["epochs"])
+        return replace(plan, recipe=recipe)
+    cost = epoch_cost(job)
+    if plan.budget is not None:
+        recipe = replace(recipe, epochs=cost.epochs_in(plan.budget))
+    minutes = recipe.epochs * cost.seconds / 60
     say(
-        f"training: {plan.method}, {plural(plan.recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
-        f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}"
+        f"training: {plan.method}, {plural(recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
+        f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}; "
+        f"about {recipe.epochs * cost.passes:.0f} passes for each sample, {minutes:.1f} minutes"
     )
+    return replace(plan, recipe=recipe)
+
+
+def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: Say) -> Trained:
     board = tensorboard(files)
 
     def on_epoch(result: EpochResult, left: float) -> None:
@@ -239,6 +261,6 @@ def _trained(
 
     # The process may have ended between the state of an epoch and its line in the log, so a resumed run writes all lines.
     trained = train(job, progress, on_epoch, lambda history: write_log(files.log, history, fresh=True))
-    network.classifier.load_state_dict(trained.best)
-    method.finish(network.classifier.eval(), validation_of(job))
-    return replace(trained, best=weights_of(network.classifier))
+    job.model.load_state_dict(trained.best)
+    job.method.finish(job.model.eval(), validation_of(job))
+    return replace(trained, best=weights_of(job.model))

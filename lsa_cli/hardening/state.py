@@ -38,6 +38,20 @@ def refuse_without_state(path: Path) -> None:
         )
 
 
+def identity_in(path: Path) -> dict[str, Any]:
+    """The identity of the training whose state this is. Raises UsageError where the file cannot be read."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        identity: dict[str, Any] = json.loads(state["identity"])
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return identity
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"--resume: {path} cannot be read ({type(error).__name__}); leave --resume out")
+
+
 def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The state of the first rank, on every rank.
 
@@ -49,6 +63,6 @@ def read_state(path: Path, identity: dict[str, Any], device: torch.device) -> di
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         before = json.loads(state["identity"])
     except Exception as error:
-        raise UsageError(f"--resume: {path} cannot be read ({type(error).__name__}); leave --resume out") from error
+        raise _unreadable(path, error) from error
     refuse_changes(before, json.loads(json.dumps(identity)))
     return state

@@ -29,7 +29,7 @@ from lsa_cli.hardening.weights import Average, copied, weights_of
 from lsa_cli.models.precision import runs_channels_last
 
 _SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
-_VALIDATION_STEPS = 10
+VALIDATION_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def train(
     The state is saved after every epoch and every two minutes. With job.resume the training continues from there, and on CPU
     gives the same bits as an uninterrupted run. Raises RunError where the loss is not finite in the first epoch.
     """
-    return _Training(job, progress, on_epoch).run(on_resume)
+    return Training(job, progress, on_epoch).run(on_resume)
 
 
-class _Training:
+class Training:
     def __init__(self, job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None]) -> None:
         self.job, self.progress, self.on_epoch = job, progress, on_epoch
         self.model, self.method, self.recipe = job.model, job.method, job.recipe
@@ -216,7 +216,7 @@ class _Training:
         job, recipe = self.job, self.recipe
         means = self.means()
         self.average_statistics()
-        fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=_VALIDATION_STEPS)
+        fgsm, robust = FGSM(threat=job.threat), PGD(threat=job.threat, steps=VALIDATION_STEPS)
         found = diagnose(job, robust) if self.method.diagnosed else None
         if found is not None:
             self.method.end_epoch(self.model, found[1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lsa_cli.settings.declare import Settings, flag, panel
-from lsa_cli.settings.values import Count, Names, NotNegative, NumberText, Positive, Share
+from lsa_cli.settings.values import Count, Duration, Names, NotNegative, NumberText, Positive, Share
 
 # Each declares a setting in its panel of --help.
 _METHOD, _ATTACK, _RECIPE, _OUTPUT = map(panel, ("Method", "Training attack", "Recipe", "Output"))
@@ -50,6 +50,10 @@ class HardenSettings(Settings):
 
     # ---- Recipe
     epochs: Count | None = _RECIPE("Number of passes over the training data.")
+    budget: Duration | None = _RECIPE(
+        "Time for the training, such as 90s or 5m: as many epochs as a trial of some updates says fit into it.",
+        metavar="TIME",
+    )
     lr: Positive | None = _RECIPE("Largest learning rate.")
     optimizer: Literal["adam", "adamw", "sgd"] | None = _RECIPE("Optimizer.")
     weight_decay: NotNegative | None = _RECIPE("Weight decay.")

@@ -132,7 +132,7 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     from lsa_cli.hardening import trainer
 
     folder, _ = hardened
-    save = trainer._Training.save
+    save = trainer.Training.save
     calls = []
 
     def save_and_die(self):
@@ -141,12 +141,12 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer._Training, "save", save_and_die)
+    monkeypatch.setattr(trainer.Training, "save", save_and_die)
     command = ("harden", MOON, "-o", "again.pt", *QUICK, "--gamma", "0.2")
     stopped = lsa(*command)
     assert stopped.code == 130
     assert "the state is in again.state.pt; to continue, run the same command with --resume" in stopped.err
-    monkeypatch.setattr(trainer._Training, "save", save)
+    monkeypatch.setattr(trainer.Training, "save", save)
     # The audit before that is on disk is of other samples than are asked for now.
     result = lsa(*command, "-n", 60, "--resume")
     assert (result.code, read_report("again.before.json").data.n) == (0, 60)

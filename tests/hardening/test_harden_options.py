@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
 from lsa_cli.errors import UsageError
+from lsa_cli.hardening.cost import EpochCost
 from lsa_cli.hardening.layer_selection import layers_to_regularize
 from lsa_cli.hardening.plan import make_harden_plan
 from lsa_cli.models.checkpoint import read_checkpoint
@@ -124,16 +126,16 @@ def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):
     from lsa_cli.hardening import trainer
 
     command = ("harden", MOON, "-o", "h.pt", "--epochs", 2, "--threads", 1, "-n", 40)
-    save = trainer._Training.save
+    save = trainer.Training.save
 
     def save_and_die(self):
         save(self)
         if len(self.history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer._Training, "save", save_and_die)
+    monkeypatch.setattr(trainer.Training, "save", save_and_die)
     assert lsa(*command).code == 130
-    monkeypatch.setattr(trainer._Training, "save", save)
+    monkeypatch.setattr(trainer.Training, "save", save)
     assert lsa(*command, "--resume").code == 0
     with open("h.log.jsonl") as file:
         assert [json.loads(line)["epoch"] for line in file] == [1, 2]
@@ -145,7 +147,7 @@ def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):
 def test_a_loss_that_stops_being_finite_leaves_the_best_epoch_and_its_words(lsa, monkeypatch):  # noqa: F811
     from lsa_cli.hardening import trainer
 
-    save, update = trainer._Training.save, trainer._Training.update
+    save, update = trainer.Training.save, trainer.Training.update
 
     def break_down(self, batch, count):
         update(self, batch, count)
@@ -158,8 +160,8 @@ def test_a_loss_that_stops_being_finite_leaves_the_best_epoch_and_its_words(lsa,
         if len(self.history) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer._Training, "update", break_down)
-    monkeypatch.setattr(trainer._Training, "save", save_and_die)
+    monkeypatch.setattr(trainer.Training, "update", break_down)
+    monkeypatch.setattr(trainer.Training, "save", save_and_die)
     command = (
         "harden",
         MOON,
@@ -179,7 +181,7 @@ def test_a_loss_that_stops_being_finite_leaves_the_best_epoch_and_its_words(lsa,
         20,
     )
     assert lsa(*command).code == 130
-    monkeypatch.setattr(trainer._Training, "save", save)
+    monkeypatch.setattr(trainer.Training, "save", save)
     result = lsa(*command, "--resume")
     assert (result.code, "stopped early: the loss is not finite; a smaller --lr" in result.err) == (3, True), result.err
     with open("h.log.jsonl") as file:
@@ -536,3 +538,37 @@ def test_what_a_file_says_of_audits_is_not_meant_for_training():
     assert (plan.network.data.split, plan.audit.network.data.split) == ("train", "test")
     assert "split test of lsa.yaml is for audits; training takes the split train" in plan.notes
     assert plan.audit.limits == {}
+
+
+# ---- the budget of time ------------------------------------------------------------------------------------
+
+
+def test_a_resumed_training_keeps_the_epochs_that_its_budget_gave_it(lsa, monkeypatch):  # noqa: F811
+    from lsa_cli.hardening import trainer
+    from lsa_cli.hardening.state import identity_in
+
+    save = trainer.Training.save
+
+    def save_and_die(self):
+        save(self)
+        raise KeyboardInterrupt
+
+    command = ("harden", MOON, "-o", "h.pt", "--method", "at", "--base", "fgsm", "--threads", 1, "-n", 20)
+    monkeypatch.setattr(trainer.Training, "save", save_and_die)
+    assert lsa(*command, "--budget", "2s").code == 130
+    epochs = identity_in(Path("h.state.pt"))["epochs"]
+    monkeypatch.setattr(trainer.Training, "save", save)
+    assert lsa(*command, "--budget", "30m", "--resume").code == 0
+    assert read_checkpoint("h.pt").description.history[-1]["epochs"] == epochs
+
+
+def test_epochs_fill_the_budget_and_there_is_at_least_one():
+    each = EpochCost(passes=4, seconds=10)
+    assert [each.epochs_in(seconds) for seconds in (1, 19, 20, 600)] == [1, 1, 2, 60]
+
+
+def test_the_plan_states_the_passes_of_a_sample(lsa):  # noqa: F811
+    """An update of FGSM training is two forward passes, and at-lr needs one more, of the clean images."""
+    options = ("-o", "h.pt", "--base", "fgsm", "--epochs", 1, "--threads", 1, "-n", 20)
+    for method, passes in (("at", 2), ("at-lr", 3)):
+        assert f"about {passes} passes for each sample" in lsa("harden", MOON, "--method", method, *options).err
