@@ -10,6 +10,7 @@ import torch
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
 from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.models.classifier import PRESETS, normalization_of
 from lsa_cli.models.loading import UnknownNetworkError, load_network
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import lsa, refused  # noqa: F401
@@ -71,6 +72,16 @@ def test_clean_accuracy_is_exact(audited, file, network, normalize, data, right,
     assert report["verdict"]["clean"]["count"] == right
     assert report["verdict"]["clean"]["n"] == 10_000
     assert ("imports" in err) == ("--trust-code" in more)  # what trusting means is named, and only where it is asked
+
+
+@pytest.mark.slow
+def test_the_normalisation_of_a_known_network_is_that_of_its_training(data_root):
+    said = []
+    network = open_network(
+        data_root / "checkpoints" / RESNET20, settings_from({"data": CIFAR.format(root=data_root)}), {}, say=said.append
+    )
+    assert normalization_of(network.classifier) == tuple(pytest.approx(part) for part in PRESETS["imagenet"])
+    assert any("BatchNorm remembers" in line for line in said)  # clean accuracy with "cifar10" is as good
 
 
 def test_the_table_holds_every_file(data_root):

@@ -13,7 +13,7 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
-from lsa_cli.auditing.normalizing import Found, find_normalization
+from lsa_cli.auditing.normalizing import Found, find_normalization, stated
 from lsa_cli.auditing.rebuilding import IN_PYTHON, Rebuilt, channels_of, rebuild
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
@@ -274,7 +274,9 @@ def on_data(
 
         if len(shape) == 3 and bounds == (0.0, 1.0):
             if built.found is None:
-                built.found = find_normalization(classifier, opened, labels, look, loaded.normalization)
+                built.found = find_normalization(
+                    classifier, opened, labels, look, stated(checkpoint, loaded.normalization)
+                )
                 if built.found.decided:
                     say(built.found.sentence)
             loaded.notes.append(built.found.sentence)

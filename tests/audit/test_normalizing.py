@@ -1,5 +1,7 @@
 """The normalisation that a network was trained with, found on labelled images."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -94,5 +96,20 @@ def test_mean_and_std_in_the_file_are_taken_unless_another_one_is_better(digits,
     assert (mean, std) == (pytest.approx([0.45]), pytest.approx([0.4]))
     wrong = dict(zip(names, (torch.full((1, 1, 1), v) for v in (-3.0, 0.1)), strict=True))
     torch.save({**{f"model.{name}": item for name, item in weights.items()}, **wrong}, path)
-    with pytest.raises(UsageError, match=r"the file holds the normalisation -3/0\.1, and another one is better"):
+    with pytest.raises(UsageError, match=r"the file states the normalisation -3/0\.1, and another one is better"):
         opened(path, (x, y))
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+def test_a_configuration_beside_the_file_is_taken_unless_another_one_is_better(digits, tmp_path, name):
+    x, y = digits
+    path = trained(digits, tmp_path, parse_normalize("0.45/0.4"))
+    (tmp_path / name).write_text(json.dumps({"image_mean": [0.45], "image_std": [0.4]}))
+    found, lines = opened(path, (x, y))
+    assert normalization_of(found.classifier) == (pytest.approx([0.45]), pytest.approx([0.4]))
+    assert any(f"stated in {name}" in line for line in lines)
+    (tmp_path / name).write_text(json.dumps({"mean": -3, "std": 0.1}))
+    with pytest.raises(UsageError, match=rf"{name} states the normalisation -3/0\.1, and another one is better"):
+        opened(path, (x, y))
+    (tmp_path / name).write_text('{"mean": "none", "std": [0, 1, 2]}')  # no numbers: as if it were not there
+    assert not any("stated" in line for line in opened(path, (x, y))[1])
