@@ -1,7 +1,8 @@
 """lsa.yaml: which file is read, what it may say, and the line of a mistake."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,22 @@ def configurations(
     path, chosen = find_config(explicit, checkpoint)
     if path is None:
         return []
-    found = [(str(path) if chosen else f"{path}{BESIDE}", read_config(path, chosen, check))]
+    settings = read_config(path, chosen, check)
+    found = [*_for(checkpoint, str(path), settings), (str(path) if chosen else f"{path}{BESIDE}", settings)]
     here = Path.cwd() / CONFIG_NAME
     if not chosen and here.is_file():
         own = {name: value for name, value in read_config(here, check=check).given().items() if name in JUDGED_BY}
         found.insert(0, (str(here), AuditSettings(**own)))
     return found
+
+
+def _for(checkpoint: str | Path, file: str, settings: AuditSettings) -> Iterator[tuple[str, AuditSettings]]:
+    """The settings under `checkpoints:` whose glob fits, the last one first."""
+    path = f"/{Path(checkpoint).as_posix()}"
+    for glob, own in reversed((settings.checkpoints or {}).items()):
+        # A * goes across folders; **/ stands for one or more of them, or for none.
+        if any(fnmatchcase(path, f"*/{glob.replace('**/', part)}") for part in ("*/", "")):
+            yield f"{file}, checkpoints: {glob}", own
 
 
 def merged(
@@ -105,7 +116,7 @@ def read_config(path: Path, chosen: bool = True, check: Check | None = None) -> 
     try:
         settings = read_settings(AuditSettings, content, "key", IN_A_FILE)
         if check is not None:
-            check(settings)
+            _check_all(settings, check)
     except SettingError as error:
         sentence = error.sentence if error.whole else f"{': '.join(error.key)}: {error.sentence}"
         raise UsageError(f"{path}, line {_line(lines, error.key)}: {sentence}") from error
@@ -113,6 +124,16 @@ def read_config(path: Path, chosen: bool = True, check: Check | None = None) -> 
         _refuse_code(path, settings, lines)
         _refuse_outputs(path, content, lines)
     return settings
+
+
+def _check_all(settings: AuditSettings, check: Check) -> None:
+    check(settings)
+    for glob, own in (settings.checkpoints or {}).items():
+        try:
+            check(own)
+        except SettingError as error:
+            error.key = ("checkpoints", glob, *error.key)
+            raise
 
 
 def _refuse_code(path: Path, settings: AuditSettings, lines: dict[tuple[str, ...], int]) -> None:

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lsa_cli"
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"fleet"},
     {"hardening"},
     {"auditing"},
     {"models", "config"},

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from lsa_cli.cli.fleet import OF_AUDITS as OF_FLEETS
 from lsa_cli.cli.harden import OF_AUDITS
 from lsa_cli.data import open_data, runs_user_code
 from lsa_cli.settings.reference import keywords, reference
@@ -98,7 +99,8 @@ def test_the_configuration_of_the_docs_is_valid(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "made"), [("docs/reference.md", lambda: reference(OF_AUDITS)), ("lsa_cli/settings/keywords.pyi", keywords)]
+    ("file", "made"),
+    [("docs/reference.md", lambda: reference(OF_AUDITS, OF_FLEETS)), ("lsa_cli/settings/keywords.pyi", keywords)],
 )
 def test_what_is_made_from_the_settings_is_current(file, made, request):
     if request.config.getoption("--update-gold"):

@@ -16,7 +16,7 @@ from tests.report.example import example
 FOLDER = Path(__file__).parent.parent / "docs" / "schema"
 
 
-@pytest.mark.parametrize("kind", ["report", "comparison", "config"])
+@pytest.mark.parametrize("kind", ["report", "comparison", "fleet", "config"])
 def test_shipped_schema(kind, request):
     path = FOLDER / f"{kind}.schema.json"
     if request.config.getoption("--update-gold"):

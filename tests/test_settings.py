@@ -17,7 +17,7 @@ from lsa_cli.auditing.early import DEFAULT_ALPHA
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, with_preset
 from lsa_cli.cli import options as o
-from lsa_cli.config import configurations, read_config
+from lsa_cli.config import configurations, merged, read_config
 from lsa_cli.errors import UsageError
 from lsa_cli.settings import IN_PYTHON, AuditSettings, HardenSettings, settings_from
 from lsa_cli.settings.declare import IN_A_FILE, settings_of
@@ -125,6 +125,9 @@ def test_what_python_refuses(text, says):
         ("quick: true\nfull: true\n", "line 2: --quick and --full set the same thing"),
         ("seed: 1\nfail-under:\n  robust: 0.4\n  clean: 40\n", "line 4: the limit clean=40"),
         ("seed: 1\nnproc: 2\n", "line 2: nproc: belongs to the command line"),
+        ("seed: 1\ncheckpoints:\n  a.pt:\n    epss: 1\n", "line 4: unknown key 'epss': did you mean 'eps'"),
+        ("checkpoints:\n  a.pt: {eps: 1}\n  b.pt: {html: x}\n", "line 3: checkpoints: b.pt: html: belongs to an audit"),
+        ("checkpoints:\n  a.pt: 3\n", "line 2: checkpoints: a.pt: must be a mapping, such as {eps: 4/255}, not 3"),
         ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: must be at least 1, not 0"),
     ],
 )
@@ -132,6 +135,21 @@ def test_what_a_file_may_not_say(tmp_path, text, says):
     (tmp_path / "lsa.yaml").write_text(text)
     with pytest.raises(UsageError, match=says):
         read_config(tmp_path / "lsa.yaml")
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "eps"),
+    [("m/x.pt", 0.1), ("m/a/x.pt", 0.2), ("m/a/b/x.pt", 0.2), ("m/a/b/y.pt", 0.3), ("a/z.pt", 0.4), ("mx.pt", 0.4)],
+)
+def test_settings_of_a_checkpoint_win_over_the_rest_of_the_file_and_the_last_glob_wins(tmp_path, checkpoint, eps):
+    (tmp_path / "lsa.yaml").write_text(
+        "checkpoints:\n  x.pt: {eps: 0.1, seed: 2}\n  'm/**/y.pt': {eps: 0.3}\n  'a/**/x.pt': {eps: 0.2}\neps: 0.4\nseed: 1\n"
+    )
+    file = str(tmp_path / "lsa.yaml")
+    settings, origin, _ = merged(AuditSettings(), file, checkpoint)
+    assert (settings.eps, settings.seed) == (eps, 2 if checkpoint.endswith("/x.pt") else 1)
+    assert ("checkpoints: " in origin["eps"]) == (eps < 0.4)
+    assert merged(AuditSettings(eps=0.5), file, checkpoint)[0].eps == 0.5
 
 
 def test_the_command_line_suggests_an_option():

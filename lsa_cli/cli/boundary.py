@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,17 @@ from lsa_cli.errors import EXIT_BROKEN, EXIT_INTERRUPTED, LsaError, printable
 _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
+def _say(message: str, error: BaseException) -> None:
+    if ranks.prints(error):
+        ranks.error_stream().write(f"lsa: {printable(' '.join(message.split()))}\n")
+
+
 @contextmanager
-def boundary() -> Iterator[None]:
-    """Within: an error ends in one sentence and its documented exit code. Python's own for a crash is 1, "gate breached"."""
+def boundary(say: Callable[[str, BaseException], None] = _say) -> Iterator[None]:
+    """Within: an error ends in one sentence and its documented exit code. Python's own for a crash is 1, "gate breached".
+
+    say: gets the sentence.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None  # a stopped CI job keeps its results
     try:
@@ -33,15 +41,15 @@ def boundary() -> Iterator[None]:
     except typer.Exit:
         raise
     except LsaError as error:
-        _say(f"error: {error}", error)
+        say(f"error: {error}", error)
         raise typer.Exit(error.exit_code) from error
     except (KeyboardInterrupt, typer.Abort) as error:
-        _say("interrupted", error)
+        say("interrupted", error)
         raise typer.Exit(EXIT_INTERRUPTED) from error
     except OSError as error:
         streams.drop_stdout()  # it may be the full one, and Python flushes it again at exit
         if not isinstance(error, BrokenPipeError):
-            _say(f"error: {error.filename or 'stdout'}: {error.strerror or error}", error)
+            say(f"error: {error.filename or 'stdout'}: {error.strerror or error}", error)
         raise typer.Exit(EXIT_BROKEN) from error
     except SystemExit as error:
         # rich exits with 1 when the reader of stdout has gone, and a plugin may do so: neither is a breached gate.
@@ -49,7 +57,7 @@ def boundary() -> Iterator[None]:
     except Exception as error:
         if os.environ.get("LSA_TRACEBACK"):
             traceback.print_exception(error, file=ranks.error_stream())
-        _say(
+        say(
             f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
             "please report it with the traceback that LSA_TRACEBACK=1 shows",
             error,
@@ -62,8 +70,3 @@ def boundary() -> Iterator[None]:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _say(message: str, error: BaseException) -> None:
-    if ranks.prints(error):
-        ranks.error_stream().write(f"lsa: {printable(' '.join(message.split()))}\n")

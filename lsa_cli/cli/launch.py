@@ -75,9 +75,14 @@ def first(work: Callable[[], T]) -> T:
 def _count(asked: str, device: str | None) -> int:
     if is_rank():
         raise UsageError("--nproc starts ranks on one machine, and this process is a rank already; leave it out")
+    return processes("--nproc", asked, device)
+
+
+def processes(option: str, asked: str, device: str | None) -> int:
+    """The number of processes that an option N|auto asks for: auto is one for each CUDA device, otherwise for each core."""
     if asked != "auto":
         if not asked.isdecimal() or not 0 < int(asked) < 10_000:
-            raise UsageError(f"--nproc '{asked}': give a number of processes from 1, or auto")
+            raise UsageError(f"{option} '{asked}': give a number of processes from 1, or auto")
         return int(asked)
     import torch
 

@@ -12,20 +12,23 @@ from lsa_cli.registry import unknown
 
 def schema(
     kind: Annotated[
-        str, typer.Argument(metavar="report|comparison|config", help="What the schema describes.", show_default=False)
+        str,
+        typer.Argument(metavar="report|comparison|fleet|config", help="What the schema describes.", show_default=False),
     ],
 ) -> None:
-    """Print the JSON Schema of reports, of comparisons or of lsa.yaml."""
+    """Print the JSON Schema of reports, of comparisons, of fleets or of lsa.yaml."""
     emit(schema_of(kind))
 
 
 def schema_of(kind: str) -> str:
     from lsa_cli.report.compare import Comparison
+    from lsa_cli.report.fleet import Fleet
     from lsa_cli.report.schema import AuditReport
     from lsa_cli.settings.schema import config_schema
 
     schemas = {
-        "report": AuditReport.model_json_schema, "comparison": Comparison.model_json_schema, "config": config_schema,
+        "report": AuditReport.model_json_schema, "comparison": Comparison.model_json_schema,
+        "fleet": Fleet.model_json_schema, "config": config_schema,
     }  # fmt: skip
     if kind not in schemas:
         raise UsageError(unknown("schema", kind, schemas))

@@ -1,5 +1,6 @@
 """The report as JUnit XML: a test case for each limit and class, and one for the audit itself."""
 
+from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from lsa_cli.report.schema import AuditReport, ClassRow, GateResult
@@ -10,33 +11,61 @@ from lsa_cli.report.text import file_name, interval, percent
 def render(report: AuditReport) -> str:
     """XML that CI servers read. A limit of severity "warning" never fails its case: it says so in system-out."""
     suites = ElementTree.Element("testsuites", name="lsa audit")
-    audit = _suite(suites, report, "audit", report.seconds)
-    case = _case(audit, "audit", f"{file_name(report.subject.checkpoint)} is audited to the end", report.seconds)
-    if report.status != "complete":
-        _say(case, "error", f"the audit is not complete (status: {report.status})", report.status)
-    ElementTree.SubElement(case, "system-out").text = _xml(
-        "\n".join([one_line(report), *(f"warning ({w.code}): {w.message}" for w in report.warnings)])
-    )
-    gates = _suite(suites, report, "gates")
-    for gate in report.gates:
-        _gate(gates, gate)
-    classes = _suite(suites, report, "classes")
-    for row in report.verdict.classes:
-        _class(classes, row, _limits_on(report, row))
+    _audit(_suite(suites, "audit", report), report)
+    _gates(_suite(suites, "gates", report, 0.0), report)
+    _classes(_suite(suites, "classes", report, 0.0), report)
+    return _finished(suites, report.seconds)
+
+
+def render_fleet(reports: Mapping[str, AuditReport], failures: Mapping[str, str]) -> str:
+    """XML with a suite for each model: its audit, limits and classes. failures: the reasons, by model."""
+    suites = ElementTree.Element("testsuites", name="lsa fleet")
+    for name, report in reports.items():
+        suite = _suite(suites, name, report)
+        for add in (_audit, _gates, _classes):
+            add(suite, report)
+    for name, reason in failures.items():
+        suite = ElementTree.SubElement(suites, "testsuite", name=_xml(f"lsa.{name}"), time="0.000")
+        _say(_case(suite, "audit", f"{name} is audited to the end"), "error", reason, "failed")
+    return _finished(suites, sum(report.seconds for report in reports.values()))
+
+
+def _finished(suites: ElementTree.Element, seconds: float) -> str:
     for suite in [suites, *suites]:
         cases = list(suite.iter("testcase"))
         suite.set("tests", str(len(cases)))
         for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(attribute, str(sum(found.find(tag) is not None for found in cases)))
-    suites.set("time", f"{report.seconds:.3f}")
+    suites.set("time", f"{seconds:.3f}")
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
-def _suite(parent: ElementTree.Element, report: AuditReport, name: str, seconds: float = 0.0) -> ElementTree.Element:
+def _audit(suite: ElementTree.Element, report: AuditReport) -> None:
+    case = _case(suite, "audit", f"{file_name(report.subject.checkpoint)} is audited to the end", report.seconds)
+    if report.status != "complete":
+        _say(case, "error", f"the audit is not complete (status: {report.status})", report.status)
+    ElementTree.SubElement(case, "system-out").text = _xml(
+        "\n".join([one_line(report), *(f"warning ({w.code}): {w.message}" for w in report.warnings)])
+    )
+
+
+def _gates(suite: ElementTree.Element, report: AuditReport) -> None:
+    for gate in report.gates:
+        _gate(suite, gate)
+
+
+def _classes(suite: ElementTree.Element, report: AuditReport) -> None:
+    for row in report.verdict.classes:
+        _class(suite, row, _limits_on(report, row))
+
+
+def _suite(
+    parent: ElementTree.Element, name: str, report: AuditReport, seconds: float | None = None
+) -> ElementTree.Element:  # fmt: skip
     return ElementTree.SubElement(
-        parent, "testsuite", name=f"lsa.{name}", timestamp=_xml(report.created.partition("+")[0]),
-        time=f"{seconds:.3f}",
+        parent, "testsuite", name=_xml(f"lsa.{name}"), timestamp=_xml(report.created.partition("+")[0]),
+        time=f"{report.seconds if seconds is None else seconds:.3f}",
     )  # fmt: skip
 
 

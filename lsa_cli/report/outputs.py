@@ -12,7 +12,7 @@ from lsa_cli.files import is_irregular
 from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
-from lsa_cli.report.tables import TABLES, check_samples_file, write_csv, write_samples
+from lsa_cli.report.tables import TABLES, check_table_file, write_csv, write_samples
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Outputs:
         taken |= {os.path.realpath(path): "is what is read here" for path in inputs}
         files = dict(self.files)
         if self.samples is not None:
-            check_samples_file(self.samples)
+            check_table_file("samples", self.samples)
             files["samples"] = self.samples
         for name, path in files.items():
             check_writable(name, path)

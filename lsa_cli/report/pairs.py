@@ -8,9 +8,8 @@ from lsa_cli.report.measurement import worst_class
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AttackOutcome, AuditReport, LayerAnalysis, LayerRow
-from lsa_cli.report.text import interval, number, percent
+from lsa_cli.report.text import interval, number, p_value, percent
 from lsa_cli.report.view import Cell, Column, Mark, Table, span
-from lsa_cli.wording import compact
 
 Changes = dict[tuple[str, str, str | None], Change]  # by table, name and attack
 
@@ -159,6 +158,4 @@ def _means(row: LayerPair) -> tuple[Cell, ...]:
 
 
 def _p(change: Change | None) -> str:
-    if change is None or change.p is None:
-        return "-"
-    return "<1e-15" if change.p < 1e-15 else compact(change.p)
+    return p_value(None if change is None else change.p)

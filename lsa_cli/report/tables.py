@@ -4,8 +4,9 @@ import csv
 import importlib.util
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lsa_cli.errors import RunError, UsageError
@@ -33,8 +34,8 @@ def _attacks(report: AuditReport) -> Rows:
         {
             **_key(outcome),
             "settings": settings_text(outcome.settings),
-            **_spread("robust", outcome.robust),
-            **_spread("success", outcome.success),
+            **spread("robust", outcome.robust),
+            **spread("success", outcome.success),
             **({} if outcome.draws is None else {"draws_sd": outcome.draws.sd, "worst": outcome.draws.worst.value}),
             **{f"distance_{key}": value for key, value in outcome.distance.model_dump().items()},
             "seconds": outcome.seconds,
@@ -83,7 +84,7 @@ def _confusion(report: AuditReport) -> Rows:
 
 def _curves(report: AuditReport) -> Rows:
     return [
-        {"attack": curve.attack, "eps": point.eps, **_spread("robust", point.robust)}
+        {"attack": curve.attack, "eps": point.eps, **spread("robust", point.robust)}
         for curve in report.curves
         for point in curve.points
     ]
@@ -102,7 +103,7 @@ def _cascade(report: AuditReport) -> Rows:
     return [
         {
             "attack": stage.attack, "settings": settings_text(stage.settings), "tried": stage.tried, "broke": stage.broke,
-            **_spread("robust", stage.robust), "seconds": stage.seconds,
+            **spread("robust", stage.robust), "seconds": stage.seconds,
         }
         for stage in report.cascade
     ]  # fmt: skip
@@ -136,7 +137,7 @@ def _key(outcome: AttackOutcome) -> dict[str, str]:
     return {"attack": outcome.name, "kind": outcome.kind}
 
 
-def _spread(name: str, rate: Rate) -> dict[str, Any]:
+def spread(name: str, rate: Rate) -> dict[str, Any]:
     return {
         name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high, f"{name}_count": rate.count,
         f"{name}_n": rate.n,
@@ -145,7 +146,7 @@ def _spread(name: str, rate: Rate) -> dict[str, Any]:
 
 def _class_row(row: ClassRow) -> dict[str, Any]:
     return {
-        "class": row.name, **_spread("clean", row.clean), **_spread("robust", row.robust), "target": row.target,
+        "class": row.name, **spread("clean", row.clean), **spread("robust", row.robust), "target": row.target,
         "concentration": row.concentration,
     }  # fmt: skip
 
@@ -186,35 +187,37 @@ def write_csv(report: AuditReport, folder: str | Path) -> list[Path]:
     return written
 
 
-def check_samples_file(path: str) -> None:
+def check_table_file(option: str, path: str) -> None:
     """Raises UsageError for an ending other than .csv and .parquet, and for Parquet without pyarrow."""
     kind = Path(path).suffix.lower()
     if kind not in (".csv", ".parquet"):
-        raise UsageError(f"--samples {path} must end in .csv or .parquet")
+        raise UsageError(f"--{option} {path} must end in .csv or .parquet")
     if kind == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
-            f"--samples {path}: Parquet needs the package pyarrow, which is not installed; "
+            f"--{option} {path}: Parquet needs the package pyarrow, which is not installed; "
             'run pip install "lsa-robustness[parquet]", or give a name that ends in .csv'
         )
 
 
-def write_samples(report: AuditReport, path: str) -> None:
-    """One row per sample, as CSV or Parquet by the file's ending. Raises RunError when it cannot be written."""
-    rows = _samples(report)
-    if not rows:
-        raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")
-    table = _table("samples", rows)
+def write_rows(name: str, rows: Rows, path: str, known: Mapping[str, str] = MappingProxyType({})) -> None:
+    """The table `name` as CSV or Parquet by the file's ending. Raises RunError when it cannot be written.
+
+    known: types of columns of a Parquet file that may be empty.
+    """
+    table = _table(name, rows)
     if Path(path).suffix.lower() == ".csv":
         write_text(path, csv_text(table))
         return
     import pandas as pd
 
     frame = pd.DataFrame(table.rows, columns=[column.title for column in table.columns])
-    known = {
-        "broken_by": "string",
-        "look": "Int64",
-        "margin": "Float64",
-        "distance": "Float64",
-        "proven": "boolean",
-    }  # empty columns too
-    write_bytes(path, frame.astype(known).convert_dtypes().to_parquet(None, index=False))
+    write_bytes(path, frame.astype(dict(known)).convert_dtypes().to_parquet(None, index=False))
+
+
+def write_samples(report: AuditReport, path: str) -> None:
+    """One row per sample. Raises RunError when it cannot be written."""
+    rows = _samples(report)
+    if not rows:
+        raise RunError(f"{path} is not written: no attack was run, so nothing is known of single samples")
+    known = {"broken_by": "string", "look": "Int64", "margin": "Float64", "distance": "Float64", "proven": "boolean"}
+    write_rows("samples", rows, path, known)

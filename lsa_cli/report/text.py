@@ -5,7 +5,7 @@ from typing import Any
 
 from lsa_cli.report.row import Draws, Rate
 from lsa_cli.report.schema import Estimate, Metric, Verdict
-from lsa_cli.wording import setting_as_text
+from lsa_cli.wording import compact, setting_as_text
 
 QUICK_LOOK = "the attacks are few or short, so the number is a loose upper bound; use the default attacks or --full"
 
@@ -25,6 +25,13 @@ def percent(value: float | None) -> str:
 def interval(rate: Rate) -> str:
     """ "[85.1, 89.2]", in percent; empty where there are no samples."""
     return "" if rate.low is None or rate.high is None else f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def p_value(p: float | None) -> str:
+    """Three digits; "-" where no test was made."""
+    if p is None:
+        return "-"
+    return "<1e-15" if p < 1e-15 else compact(p)
 
 
 def between(verdict: Verdict) -> str:

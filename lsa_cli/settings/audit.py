@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from lsa_cli.errors import UsageError
 from lsa_cli.report.formats import FORMATS
-from lsa_cli.settings.declare import Option, SettingError, Settings, checked, flag, panel
+from lsa_cli.settings.declare import Option, SettingError, Settings, checked, flag, panel, read_settings
 from lsa_cli.settings.harden import HardenSettings
 from lsa_cli.settings.values import (
     Arguments,
@@ -52,6 +52,22 @@ def _limits(value: Any) -> Any:
         except UsageError as error:
             raise SettingError(("gate", str(metric)), str(error), whole=True) from error
     return limits
+
+
+def _by_glob(value: Any) -> Any:
+    """{glob: settings} -> {glob: AuditSettings}; SettingError names the glob and the setting."""
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, AuditSettings] = {}
+    for glob, part in value.items():
+        if not isinstance(part, Mapping):
+            raise SettingError(("checkpoints", str(glob)), f"must be a mapping, such as {{eps: 4/255}}, not {part}")
+        try:
+            found[str(glob)] = read_settings(AuditSettings, part, "key", ("measured",))
+        except SettingError as error:
+            error.key = ("checkpoints", str(glob), *error.key)
+            raise
+    return found
 
 
 def _at_least(value: Any) -> Any:
@@ -271,6 +287,12 @@ class AuditSettings(Settings):
         "Show model, layers, data, attacks and the estimated time, without attacking.", scope="once"
     )
     harden: HardenSettings | None = _RUN("Settings of `lsa harden`.", options=())
+    checkpoints: Annotated[dict[str, Any], Reads(_by_glob)] | None = _RUN(
+        "Settings of the checkpoints whose path fits a glob, as {glob: {eps: 4/255}}. They win over the rest of the file; "
+        "of several globs that fit, the last one wins.",
+        scope="told",
+        options=(),
+    )
 
     # ---- Gate
     gate: Annotated[dict[str, Limit], Reads(_limits)] | None = _GATE(

@@ -25,6 +25,10 @@ _HARDEN = (
     "The settings below belong to the section `harden:` of `lsa.yaml`. Outside of it, `lsa harden` also takes these settings of "
     "an audit: {}."
 )
+_FLEET = (
+    "`lsa fleet` takes these settings of an audit, for each of its audits: {}. Its own options are in [fleet.md](fleet.md) and in "
+    "`lsa fleet --help`."
+)
 _STUB = """\
 # Made from the code: `pytest tests/test_docs.py --update-gold` writes it.
 from typing import Any, Literal, TypedDict
@@ -35,13 +39,18 @@ _MARKS = {"told": "¹", "once": "²"}
 _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), Lt: ("below", "lt")}
 
 
-def reference(of_audits: Container[str]) -> str:
-    """The page, as Markdown. of_audits: the settings of an audit that `lsa harden` takes."""
-    taken = [one for one in settings_of(AuditSettings) if one.name in of_audits]
-    names = [f"`--{option.name}`{_MARKS.get(one.scope, '')}" for one in taken for option in one.options]
-    harden = fill(_HARDEN.format(", ".join(names)), 140, break_on_hyphens=False) + "\n"
-    lines = [_HEAD, "## `lsa audit`\n", *_tables(AuditSettings), "## `lsa harden`\n", harden, *_tables(HardenSettings)]
+def reference(of_hardening: Container[str], of_fleets: Container[str]) -> str:
+    """The page, as Markdown. of_hardening, of_fleets: the settings of an audit that `lsa harden` and `lsa fleet` take."""
+    harden, fleet = _sentence(_HARDEN, of_hardening), _sentence(_FLEET, of_fleets)
+    lines = [_HEAD, "## `lsa audit`\n", *_tables(AuditSettings), "## `lsa fleet`\n", fleet]
+    lines += ["## `lsa harden`\n", harden, *_tables(HardenSettings)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _sentence(text: str, taken: Container[str]) -> str:
+    settings = [one for one in settings_of(AuditSettings) if one.name in taken]
+    names = [f"`--{option.name}`{_MARKS.get(one.scope, '')}" for one in settings for option in one.options]
+    return fill(text.format(", ".join(names)), 140, break_on_hyphens=False) + "\n"
 
 
 def keywords() -> str:
@@ -71,7 +80,8 @@ def _rows(one: Setting) -> Iterator[str]:
         names = ", ".join(f"`{name}`" for name in option.declarations[::-1])
         yield _row(f"{names}{_MARKS.get(one.scope, '')}", _value(one, option), option.help)
     if all(option.key != one.name for option in one.options) and one.name not in ("harden", "files"):
-        yield _row(f"`{one.name}:` in `lsa.yaml` and Python", "|".join(_words(one.type)), one.help)
+        where = "`lsa.yaml` and Python" if one.scope in IN_PYTHON else "`lsa.yaml`"
+        yield _row(f"`{one.name}:` in {where}", "|".join(_words(one.type)), one.help)
 
 
 def _row(*cells: str) -> str:

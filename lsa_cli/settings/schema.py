@@ -37,6 +37,8 @@ def _property(one: Setting, option: Option | None) -> dict[str, Any]:
             "additionalProperties": {"anyOf": [_NUMBER, {"$ref": "#/$defs/Limit"}]},
         }
         return {**text, **(limits if option is None else {"anyOf": [limits, _TEXTS]})}
+    if one.name == "checkpoints":
+        return {**text, "type": ["object", "null"], "additionalProperties": {"$ref": "#"}}
     if isinstance(one.type, type) and issubclass(one.type, Settings):
         return {**text, **_object(one.type, {})}
     if option is not None and option.flag:

@@ -1,0 +1,124 @@
+"""The folder of a fleet is its state: reports, journals, claims and failures, under the paths of the checkpoints."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+from lsa_cli.auditing.presets import with_preset
+from lsa_cli.errors import LsaError, UsageError
+from lsa_cli.models.checkpoint import sha256_of
+from lsa_cli.models.formats import open_contents
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.storage import read_report, write_text
+from lsa_cli.settings import AuditSettings
+
+REPORT, FAILURE, LOG = ".audit.json", ".failed.json", ".log"
+# They decide no sample's number. Limits are decided from the saved report.
+_FREE = ("gate", "device", "batch_size", "threads")
+_OF_CHECKPOINT = "the checkpoint"
+
+
+def checkpoints(patterns: Iterable[str]) -> list[str]:
+    """The files and folders that the patterns name, in order. Raises UsageError for a pattern that names none."""
+    found: set[str] = set()
+    for pattern in patterns:
+        paths = glob(pattern, recursive=True) if has_magic(pattern) else [pattern] * os.path.exists(pattern)
+        if not paths:
+            raise UsageError(f"'{pattern}' names no checkpoint: there is no such file")
+        found |= {os.path.normpath(path) for path in paths}
+    return sorted(found)
+
+
+def name_of(checkpoint: str) -> str:
+    """The name of a model: its path from the working directory, or from the root."""
+    path = Path(os.path.abspath(checkpoint))
+    here = Path.cwd()
+    return path.relative_to(here if path.is_relative_to(here) else path.anchor).as_posix()
+
+
+@dataclass(eq=False)
+class Audit:
+    """One audit of a fleet: what to measure, and the files that say how far it is.
+
+    origin: where each setting comes from. checked, found: the last look at the report and its result.
+    """
+
+    name: str
+    checkpoint: str
+    settings: AuditSettings
+    origin: dict[str, str]
+    folder: Path
+    _looked_at: Any = field(default=None, repr=False)
+    _found: AuditReport | None = field(default=None, repr=False)
+
+    def file(self, ending: str) -> Path:
+        return self.folder / f"{self.name}{ending}"
+
+    def report(self) -> AuditReport | None:
+        """The complete report of this file with these settings, if there is one."""
+        path = self.file(REPORT)
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        if self._looked_at != (status.st_mtime_ns, status.st_size):
+            self._looked_at = status.st_mtime_ns, status.st_size
+            self._found = self._read(path)
+        return self._found
+
+    def _read(self, path: Path) -> AuditReport | None:
+        try:
+            report = read_report(path)
+        except UsageError:
+            return None
+        is_asked = report.status == "complete" and report.early is None and self._has_settings(report)
+        return report if is_asked and report.subject.sha256 == self._sha256() else None
+
+    def _has_settings(self, report: AuditReport) -> bool:
+        """Whether the report is of these settings; what the checkpoint says of itself is the same for the same file."""
+        asked = with_preset(self.settings, self.origin)[0]
+        free = (*_FREE, "attack") if asked.preset is not None else _FREE  # a preset chooses the attacks by the norm
+        saved, origin = report.protocol.settings, report.protocol.settings_from
+        before = {name: value for name, value in saved.items() if origin.get(name) != _OF_CHECKPOINT}
+        now = json.loads(json.dumps(asked.recorded()))
+        return all(before.get(name) == now.get(name) for name in {*before, *now}.difference(free))
+
+    def _sha256(self) -> str | None:
+        path = Path(self.checkpoint)
+        try:
+            is_one_file = path.is_file() and path.suffix != ".json"  # an index of shards is several files
+            return sha256_of((path,) if is_one_file else open_contents(path).files)
+        except (OSError, LsaError):
+            return None  # the audit says why
+
+    # ---- failures --------------------------------------------------------------------------------------
+
+    def fail(self, sentence: str) -> None:
+        """Save why the audit cannot be made."""
+        write_text(
+            self.file(FAILURE), json.dumps({"checkpoint": self.checkpoint, "failure": sentence}, indent=1) + "\n"
+        )
+
+    def failure(self, since: int) -> str | None:
+        """Why the audit failed in this run. since: when the run began, in nanoseconds on the clock of the folder."""
+        path = self.file(FAILURE)
+        try:
+            return str(json.loads(path.read_text())["failure"]) if path.stat().st_mtime_ns >= since else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def time_of(folder: Path) -> int:
+    """The time now in nanoseconds, on the clock of the folder's file system. Raises UsageError if it cannot be written."""
+    mark = folder / f".{os.getpid()}.now"
+    try:
+        mark.touch()
+        now = mark.stat().st_mtime_ns
+        mark.unlink()
+    except OSError as error:
+        raise UsageError(f"--output {folder} cannot be written: {error.strerror or error}") from error
+    return now
