@@ -42,7 +42,7 @@ from lsa_cli.models.classifier import (
     with_normalization,
 )
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError, load_network
-from lsa_cli.models.rebuilding.layers import chain_of
+from lsa_cli.models.rebuilding.blocks import structures_of
 from lsa_cli.models.surgery import NoiseBody
 from lsa_cli.models.wrappers import copy_network, is_script, unasked_copy, unwrapped
 from lsa_cli.report.schema import Warning
@@ -172,7 +172,7 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
             checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
         )  # fmt: skip
     except UnknownNetworkError as unknown:
-        if chain_of(checkpoint.weights.tensors)[1] is None:
+        if not structures_of(checkpoint.weights.tensors)[1]:
             raise
         return Built(target, checkpoint, None, device, unknown)
     if settings.noise_off:

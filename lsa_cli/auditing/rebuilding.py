@@ -17,15 +17,16 @@ from lsa_cli.models.fitting import load_strictly
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of, normalizations_to_try
 from lsa_cli.models.parametrizations import read
-from lsa_cli.models.rebuilding.chain import Variant, build, parts_of, source_of
-from lsa_cli.models.rebuilding.layers import Layer, chain_of
+from lsa_cli.models.rebuilding.blocks import structures_of
+from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.search import Search
+from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import AuditSettings
 from lsa_cli.stats import wilson
 
 ARCHITECTURE = "reconstructed from the weights"
 _OWN_FROM = 1000  # images from which the mean and std of the data are taken
-_LEAST = 0.5  # of the way from chance to 1: a network that is right less often is not taken (our choice)
+_LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
 
 
@@ -44,8 +45,9 @@ IN_PYTHON = "data given in Python"  # in place of a data spec
 
 def channels_of(checkpoint: Checkpoint) -> int | None:
     """The channels of the images that a chain takes; None where a linear layer is the first."""
-    shapes = [item.shape for item in chain_of(checkpoint.weights.tensors)[0].values()]
-    return next((shape[1] for shape in shapes if len(shape) == 4), None)
+    structures = structures_of(checkpoint.weights.tensors)[1]
+    first = structures[0].elements[0] if structures else None
+    return first.inner if first is not None and not first.is_linear else None
 
 
 def rebuild(
@@ -61,22 +63,23 @@ def rebuild(
     def look(rows: np.ndarray) -> torch.Tensor:
         return check_inputs(data.read(rows), rows, bounds, data.spec)
 
-    stored, _ = chain_of(checkpoint.weights.tensors)
+    stored, _ = structures_of(checkpoint.weights.tensors)
     order = np.random.default_rng(0).permutation(len(data))
     images = look(np.sort(order[:_OWN_FROM]))
-    layers = chain_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim == 4 else None
-    if layers is None:
+    structures = structures_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim == 4 else []
+    if not structures:
         raise why
-    labels, _ = match_classes(data, None, max(2, layers[-1].outer), settings.match_classes, [])
+    outputs = structures[0].elements[-1].outer
+    labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
     tried = _normalizations(settings, checkpoint, images)
     search = Search(
-        layers, tensors, reading(order, labels, look), len(order), tried, lambda option: cost_of(option, data.name)
+        structures, tensors, reading(order, labels, look), len(order), tried, lambda option: cost_of(option, data.name)
     )  # fmt: skip
     outcome = search.best()
     if outcome is None:
         raise why
-    doubt = _doubt(checkpoint, search, outcome, layers)
+    doubt = _doubt(checkpoint, search, outcome, outputs)
     if doubt is not None and not doubtful:
         command = shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", data.spec, "--write-arch", "net.py"])
         told = f"; to write and correct it: {command}" if data.spec != IN_PYTHON else ""
@@ -84,7 +87,7 @@ def rebuild(
     if doubt is not None:
         say(f"not certain: {doubt}")
     variant = search.variant_of(outcome.best)
-    parts, sentence = parts_of(layers, variant), _sentence(search, outcome)
+    parts, sentence = parts_of(variant), _sentence(search, outcome)
     say(sentence)
     notes = [*checkpoint.notes, sentence]
     body = build(parts)
@@ -108,9 +111,9 @@ def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: tor
     return normalizations_to_try(images, None)
 
 
-def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, layers: list[Layer]) -> str | None:
+def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int) -> str | None:
     """Why the best network may not be the one that was trained; None without doubt."""
-    best, classes = outcome.best, max(2, layers[-1].outer)
+    best, classes = outcome.best, max(2, outputs)
     right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
     if not outcome.above_chance or best.accuracy < 1 / classes + _LEAST * (1 - 1 / classes):
         return f"the best of {len(search.asked)} networks is {right}, which is too few to be the one that was trained"
@@ -140,7 +143,11 @@ def _sentence(search: Search, outcome: Outcome) -> str:
 def _difference(one: Variant, other: Variant) -> str:
     """What is different in the other network."""
     parts = [other.activation] if other.activation != one.activation else []
-    if other.geometry != one.geometry:
+    if other.sums != one.sums:
+        parts.append(other.sums)
+    if other.structure != one.structure:
+        parts.append("other blocks")
+    elif other.geometry != one.geometry:
         parts.append("other strides, paddings or pools")
     if other.pooling != one.pooling:
         parts.append(f"{other.pooling} pools")

@@ -46,7 +46,7 @@ def inspect(
             "--write-arch",
             metavar="FILE.py",
             show_default=False,
-            help="Put an unknown chain of layers together again, choose by the labels of --data, and write it as Python for --arch.",
+            help="Put an unknown chain of layers or residual network together again, choose by the labels of --data, and write it as Python for --arch.",
         ),
     ] = None,
 ) -> None:

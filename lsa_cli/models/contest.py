@@ -132,15 +132,18 @@ def _after(one: Standing, x: torch.Tensor, labels: torch.Tensor) -> Standing | N
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:  # (n, K), (n,) -> (n,)
-    """-log p of the label, at the temperature of a grid that is best on these images, at most log 1000.
+    """-log p of the label, at the temperature of a grid that is best on these images, at most log 1000."""
+    return tempered(logits, labels)[0]
 
-    The unit of the temperature is the standard deviation of the logits.
-    """
+
+def tempered(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """`losses`, and the temperature. The unit of the grid is the standard deviation of the logits."""
     unit = float(logits.std()) or 1.0
     scaled = logits[None] / (unit * _TEMPERATURES[:, None, None])
     each = -scaled.log_softmax(2).gather(2, labels[None, :, None].expand(len(scaled), -1, 1))[..., 0]
     each = each.clamp_max(_LARGEST_LOSS)
-    return each[each.mean(1).argmin()]
+    best = int(each.mean(1).argmin())
+    return each[best], unit * float(_TEMPERATURES[best])
 
 
 def _without_equal(several: list[Standing]) -> list[Standing]:

@@ -19,7 +19,7 @@ from lsa_cli.models.hostile import refuse_hostile, refuse_unsafe_torch
 from lsa_cli.models.parametrizations import put_together
 from lsa_cli.models.pickles.modules import is_module
 from lsa_cli.models.pickles.symbols import Call
-from lsa_cli.models.rebuilding.layers import chain_of
+from lsa_cli.models.rebuilding.blocks import structures_of
 from lsa_cli.models.surgery import operate
 from lsa_cli.models.wrappers import is_script
 
@@ -210,8 +210,8 @@ def _recognised(checkpoint: Checkpoint) -> recognition.Match:
             "weights fit no network of torchvision or timm; write a function that returns "
             "transformers.AutoModelForImageClassification.from_config(...) and give it as --arch path/to/file.py:function"
         )
-    # Looking for neighbours takes seconds, and a chain has none that help.
-    near = "" if chain_of(checkpoint.weights.tensors)[1] else " | ".join(map(str, recognition.nearest(shapes)))
+    # Looking for neighbours takes seconds, and a network that can be put together again has none that help.
+    near = "" if structures_of(checkpoint.weights.tensors)[1] else " | ".join(map(str, recognition.nearest(shapes)))
     nearest = f"; nearest are {near}" if near else ""
     raise UnknownNetworkError(
         f"{checkpoint.path} holds weights that fit no network that lsa knows{nearest}; {_NAME_IT}"

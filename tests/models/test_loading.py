@@ -289,10 +289,10 @@ def test_weights_of_another_network_do_not_fit_and_are_counted(tmp_path):
 
 
 def test_weights_of_no_known_network_need_an_architecture_and_the_nearest_are_listed(tmp_path):
-    network = torchvision.models.resnet18()
-    network.fc = nn.Sequential(nn.Dropout(), nn.Linear(512, 7))
+    network = torchvision.models.shufflenet_v2_x0_5()
+    network.fc = nn.Sequential(nn.Dropout(), nn.Linear(1024, 7))
     with pytest.raises(
-        UsageError, match=r"nearest are .*torchvision:resnet18: 2 missing \(fc\.bias, fc\.weight\), 2 other"
+        UsageError, match=r"nearest are .*torchvision:shufflenet_v2_x0_5: 2 missing \(fc\.bias, fc\.weight\), 2 other"
     ):
         load_arch(saved(tmp_path, network.state_dict()))
     with pytest.raises(UsageError, match="name the network with --arch"):

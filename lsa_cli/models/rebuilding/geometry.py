@@ -1,4 +1,5 @@
-"""Strides, paddings and pools of a chain of convolutions that lead from the size of the images to the first linear layer.
+"""Strides, paddings and pools of a chain of convolutions and blocks that lead from the size of the images to the first
+linear layer.
 
 They are enumerated by best-first search (A*): `cost` says how unusual a choice is (our choice of numbers), and the least
 cost from each size to the end is a lower bound that is computed backwards.
@@ -11,12 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from lsa_cli.models.rebuilding.layers import Layer
+from lsa_cli.models.rebuilding.blocks import Block, Element
 
 Size = tuple[int, int]
+Head = tuple[str, Size]
+_FLATTEN: Head = ("flatten", (0, 0))
 _POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 3.0, (4, 4, 0): 3.0}
 _OTHER_RULE, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 3.0, 0.3, 2.0  # cost of a change from one convolution to the next
-_STILL_WIDE, _NO_STEP, _ADAPTIVE = 2.0, 1.0, 3.0
+_STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
+# Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
+_LARGE_STEM = {(2, (3, 2, 1)): 0.0, (1, None): 0.3, (2, None): 0.5, (1, (3, 2, 1)): 0.6, (1, (2, 2, 0)): 0.6}
+_SMALL_STEM = {(1, None): 0.0, (2, None): 1.0, (1, (2, 2, 0)): 1.0, (1, (3, 2, 1)): 1.2, (2, (3, 2, 1)): 2.0}
+_POOL_BEHIND_BLOCK, _STRIDE_ALONE, _STRIDE_AT_START, _NO_STRIDE, _VALID_STEM = 1.5, 1.5, 0.5, 1.0, 0.5
 
 
 class Step(NamedTuple):
@@ -29,37 +36,37 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """A step for each convolution. head: "flatten", or the size (h, w) that an average brings the last map to."""
+    """A step for each convolution. head: "flatten", or "average" or "max" with the size (h, w) that it brings the last map
+    to."""
 
     steps: tuple[Step, ...]
-    head: Size | str
+    head: Head
     cost: float
     sizes: tuple[Size, ...]  # after each convolution, before its pool
 
 
-def geometries(layers: Sequence[Layer], size: Size) -> Iterator[Geometry]:
+def geometries(layers: Sequence[Element], size: Size) -> Iterator[Geometry]:
     """All consistent geometries for images of this size, the most usual first."""
     convolutions = [layer for layer in layers if not layer.is_linear]
     if not convolutions:
-        yield Geometry((), "flatten", 0.0, ())
+        yield Geometry((), _FLATTEN, 0.0, ())
         return
     linear = next((layer for layer in layers if layer.is_linear), None)
     places = None if linear is None else linear.inner // convolutions[-1].outer
     yield from _search(convolutions, size, places)
 
 
-def _search(convolutions: list[Layer], size: Size, places: int | None) -> Iterator[Geometry]:
+def _search(convolutions: list[Element], size: Size, places: int | None) -> Iterator[Geometry]:
     @cache
     def least(number: int, at: Size) -> float:
         """The least cost from a size in front of a convolution to the end, without the cost of changes."""
         if number == len(convolutions):
             return min((cost for _, cost in _heads(at, places)), default=math.inf)
-        layer = convolutions[number]
-        found = (cost + least(number + 1, after) for _, cost, _, after in _steps(layer, number, at))
+        found = (cost + least(number + 1, after) for _, cost, _, after in _steps(convolutions, number, at))
         return min(found, default=math.inf)
 
     count = 0
-    heap: list[tuple[float, int, float, int, Size, tuple[Step, ...], tuple[Size, ...], Size | str | None]] = [
+    heap: list[tuple[float, int, float, int, Size, tuple[Step, ...], tuple[Size, ...], Head | None]] = [
         (least(0, size), 0, 0.0, 0, size, (), (), None)
     ]
     while heap:
@@ -69,11 +76,11 @@ def _search(convolutions: list[Layer], size: Size, places: int | None) -> Iterat
         if head is not None:
             yield Geometry(steps, head, cost, sizes)
             continue
-        ends: list[tuple[float, float, int, Size, tuple[Step, ...], tuple[Size, ...], Size | str | None]] = []
+        ends: list[tuple[float, float, int, Size, tuple[Step, ...], tuple[Size, ...], Head | None]] = []
         if number == len(convolutions):
             ends = [(cost + more, cost + more, number, at, steps, sizes, end) for end, more in _heads(at, places)]
         else:
-            for step, more, inside, after in _steps(convolutions[number], number, at):
+            for step, more, inside, after in _steps(convolutions, number, at):
                 total = cost + more + _change(convolutions, steps, step)
                 bound = total + least(number + 1, after)
                 ends.append((bound, total, number + 1, after, (*steps, step), (*sizes, inside), None))
@@ -83,38 +90,67 @@ def _search(convolutions: list[Layer], size: Size, places: int | None) -> Iterat
                 heapq.heappush(heap, (bound, count, total, *rest))  # type: ignore[misc]
 
 
-def _heads(at: Size, places: int | None) -> list[tuple[Size | str, float]]:
+def _heads(at: Size, places: int | None) -> list[tuple[Head, float]]:
     """How a last map of this size reaches the linear layer, or, without one, becomes the logits."""
     wide = _STILL_WIDE if at[0] * at[1] > 64 else 0.0
     if places is None:
-        return [((1, 1), wide)]
-    found: list[tuple[Size | str, float]] = [("flatten", 0.0)] if at[0] * at[1] == places else []
+        return [(("average", (1, 1)), wide), (("max", (1, 1)), wide + _MAXIMUM)]
+    found = [(_FLATTEN, 0.0)] if at[0] * at[1] == places else []
     root = math.isqrt(places)
     if root * root == places and at[0] >= root and at[1] >= root and at != (root, root):
-        found.append(((root, root), wide if root == 1 else _ADAPTIVE))
+        cost = wide if root == 1 else _ADAPTIVE
+        found += [(("average", (root, root)), cost), (("max", (root, root)), cost + _MAXIMUM)]
     return found
 
 
-def _steps(layer: Layer, number: int, at: Size) -> Iterator[tuple[Step, float, Size, Size]]:
+def _steps(convolutions: list[Element], number: int, at: Size) -> Iterator[tuple[Step, float, Size, Size]]:
     """Steps of a convolution with their costs, the size behind it, and that behind its pool."""
+    layer, before = convolutions[number], convolutions[number - 1] if number else None
+    follows = number + 1 < len(convolutions) and isinstance(convolutions[number + 1], Block)
+    if isinstance(layer, Block):
+        choices = _of_block(layer, isinstance(before, Block))
+    elif number == 0 and follows:
+        choices = _of_stem(layer)
+    else:
+        choices = _of_layer(layer)
+    for step, cost in choices:
+        inside = _after(at, layer.kernel, step.stride, step.padding)
+        pool = step.pool
+        after = inside if pool is None else _after(inside, pool[:1] * 2, pool[1], pool[2:] * 2)
+        if min(*inside, *after) >= 1:
+            yield step, cost, inside, after
+
+
+def _of_layer(layer: Element) -> Iterator[tuple[Step, float]]:
     for padding, padding_cost in _paddings(layer.kernel):
         for stride, stride_cost in _strides(layer.kernel):
-            inside = _after(at, layer.kernel, stride, padding)
-            if min(inside) < 1:
-                continue
             for pool, pool_cost in _POOLS.items():
                 if not _may_pool(layer, pool is not None):
-                    continue
-                after = inside if pool is None else _after(inside, pool[:1] * 2, pool[1], pool[2:] * 2)
-                if min(after) < 1:
                     continue
                 cost = padding_cost + stride_cost + pool_cost + (_BOTH if stride > 1 and pool is not None else 0.0)
                 if layer.free is not None and layer.free >= 2 and pool is None:
                     cost += 1.0  # two modules without weights are most often an activation and a pool
-                yield Step(stride, padding, pool), cost, inside, after
+                yield Step(stride, padding, pool), cost
 
 
-def _may_pool(layer: Layer, pools: bool) -> bool:
+def _of_stem(layer: Element) -> Iterator[tuple[Step, float]]:
+    for padding, padding_cost in _paddings(layer.kernel):
+        for (stride, pool), cost in (_LARGE_STEM if max(layer.kernel) >= 5 else _SMALL_STEM).items():
+            valid = _VALID_STEM if padding == (0, 0) != (layer.kernel[0] // 2,) * 2 else 0.0
+            yield Step(stride, padding, pool), cost + padding_cost + valid
+
+
+def _of_block(block: Block, is_inner: bool) -> Iterator[tuple[Step, float]]:
+    """is_inner: another block is before it."""
+    widens = block.outer > block.inner
+    for pool, pool_cost in ((None, 0.0), ((2, 2, 0), _POOL_BEHIND_BLOCK)):
+        yield Step(1, (1, 1), pool), pool_cost + (_NO_STRIDE if widens and is_inner else 0.0)
+        if block.may_stride:
+            at_start = _STRIDE_ALONE if not widens else 0.0 if is_inner else _STRIDE_AT_START
+            yield Step(2, (1, 1), pool), pool_cost + at_start
+
+
+def _may_pool(layer: Element, pools: bool) -> bool:
     return not pools or layer.free is None or layer.free >= 2
 
 
@@ -147,26 +183,30 @@ def _after(at: Size, kernel: tuple[int, ...], stride: int, padding: tuple[int, .
     return height, width
 
 
-def _change(convolutions: list[Layer], before: tuple[Step, ...], step: Step) -> float:
+def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -> float:
     """The cost of a step that does not go on as the chain began, and of a wider convolution at the same resolution."""
     if not before:
         return 0.0
     cost, last, layer = 0.0, before[-1], convolutions[len(before)]
-    rules = [_rule(convolutions[n].kernel, one.padding) for n, one in enumerate((*before, step))]
+    rules = [_rule(convolutions[n], one.padding) for n, one in enumerate((*before, step))]
     known = [rule for rule in rules if rule != "none"]
     if len(known) > 1 and rules[-1] != "none" and known[-1] != known[-2]:
         cost += _OTHER_RULE
     pools = [one.pool for one in before if one.pool is not None]
     if pools and step.pool is not None and step.pool != pools[-1]:
         cost += _OTHER_POOL
-    if (last.pool is None) != (step.pool is None):
+    if isinstance(layer, Block):
+        return cost
+    is_behind_block = isinstance(convolutions[len(before) - 1], Block)
+    if (last.pool is None) != (step.pool is None) and not is_behind_block:
         cost += _IRREGULAR
     if layer.outer > layer.inner * layer.groups and last.pool is None and step.stride == 1 and step.pool is None:
         cost += _NO_STEP
     return cost
 
 
-def _rule(kernel: tuple[int, ...], padding: tuple[int, int]) -> str:
-    if max(kernel) == 1:
+def _rule(layer: Element, padding: tuple[int, int]) -> str:
+    kernel = layer.kernel
+    if max(kernel) == 1 or isinstance(layer, Block):
         return "none"
     return "valid" if padding == (0, 0) else "same" if padding == (kernel[0] // 2, kernel[1] // 2) else "other"

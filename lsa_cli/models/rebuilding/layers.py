@@ -1,33 +1,44 @@
-"""The layers of a chain as its weights show them: convolutions, linear layers and BatchNorms, in the order they run."""
+"""The layers of a chain as its weights show them: convolutions, linear layers and norms, in the order they run."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-
-from lsa_cli.models.parametrizations import Stored, put_together
-from lsa_cli.models.recognition import views
+from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
-_MOST = 40  # layers with weights
-# Names of residual blocks, whose shortcuts need not have weights: "layer1.0.conv2".
-_BLOCK = re.compile(r"\.\d+\.(conv|bn|norm)\d|shortcut|downsample|skip|residual")
+_MOST = 400  # modules with weights
+_MOST_STEPS = 2_000  # of the search for an order
 _BATCH_NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A BatchNorm. affine: it has weight and bias. gap: as in `Layer`, between the layer before it and itself."""
+    """A BatchNorm, or a norm without running statistics, which is a GroupNorm, or a LayerNorm at a linear layer.
+
+    affine: it has weight and bias. groups: of a GroupNorm; 0: as many as channels. gap: as in `Layer`, between the layer
+    before it and itself.
+    """
 
     name: str
     width: int
     affine: bool
+    is_batch: bool = True
+    groups: int = 1
     gap: int | None = None
 
 
 @dataclass(frozen=True)
+class Slope:
+    """The weight of a PReLU. width: 1, or the number of channels."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True)
 class Layer:
-    """A convolution, or a linear layer, whose kernel is (). norm: the BatchNorm after it.
+    """A convolution, or a linear layer, whose kernel is (). norm, slope: the norm and the PReLU after it.
 
     gap: how many modules without weights stand between it (or its norm) and the next layer, by the numbers in a
     Sequential; None where names do not tell.
@@ -40,6 +51,7 @@ class Layer:
     bias: bool
     groups: int = 1
     norm: Norm | None = None
+    slope: Slope | None = None
     gap: int | None = None
 
     @property
@@ -53,21 +65,39 @@ class Layer:
         return None if None in gaps else sum(gap for gap in gaps if gap is not None)
 
 
-def chain_of(stored: Mapping[str, Stored], channels: int | None = None) -> tuple[dict[str, Stored], list[Layer] | None]:
-    """Weights, put together from their parts and under their shortest names, and `read_chain` of them.
+@dataclass(frozen=True)
+class Modules:
+    """The modules with weights, by their names, in the order of the file."""
 
-    channels: of the images; None: those of the first convolution.
-    """
-    readings = list(views(put_together(stored)))
-    shortest = [view for view in readings if all("." in name for name in view.tensors)][-1:] or readings[-1:]
-    shapes = {name: item.shape for name, item in shortest[0].tensors.items()}
-    first = next((shape for name, shape in sorted(shapes.items(), key=_by_name) if len(shape) == 4), None)
-    width = channels if channels is not None else first[1] if first is not None else 1
-    return dict(shortest[0].tensors), read_chain(shapes, width)
+    names: tuple[str, ...]
+    layers: dict[str, Layer]
+    norms: dict[str, Norm]
+    slopes: dict[str, Slope]
 
 
-def _by_name(item: tuple[str, tuple[int, ...]]) -> list[tuple[int, str]]:
-    return natural(item[0])
+def read_modules(shapes: Shapes) -> Modules | None:
+    """None where a weight is of another kind."""
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        head, _, leaf = name.rpartition(".")
+        parts.setdefault(head, {})[leaf] = shape
+    if "" in parts or not 0 < len(parts) <= _MOST:
+        return None
+    made = Modules(tuple(parts), {}, {}, {})
+    for name, leaves in parts.items():
+        weight = leaves.get("weight", ())
+        if "running_mean" in leaves and set(leaves) <= _BATCH_NORM:
+            made.norms[name] = Norm(name, leaves["running_mean"][0], "weight" in leaves)
+        elif set(leaves) <= {"weight", "bias"} and len(weight) in (2, 4):
+            outer, inner, *kernel = weight
+            made.layers[name] = Layer(name, inner, outer, tuple(kernel), "bias" in leaves)
+        elif set(leaves) == {"weight", "bias"} and len(weight) == 1:
+            made.norms[name] = Norm(name, weight[0], True, is_batch=False)
+        elif set(leaves) == {"weight"} and len(weight) == 1:
+            made.slopes[name] = Slope(name, weight[0])
+        else:
+            return None
+    return made
 
 
 def read_chain(shapes: Shapes, channels: int) -> list[Layer] | None:
@@ -75,24 +105,13 @@ def read_chain(shapes: Shapes, channels: int) -> list[Layer] | None:
 
     channels: of the images. Tried are the order of the file and that of the names with numbers.
     """
-    parts: dict[str, dict[str, tuple[int, ...]]] = {}
-    for name, shape in shapes.items():
-        head, _, leaf = name.rpartition(".")
-        parts.setdefault(head, {})[leaf] = shape
-    if "" in parts or not 0 < len(parts) <= 2 * _MOST or any(map(_BLOCK.search, parts)):
+    modules = read_modules(shapes)
+    if modules is None:
         return None
-    layers, norms = {}, {}
-    for name, leaves in parts.items():
-        if "running_mean" in leaves and set(leaves) <= _BATCH_NORM:
-            norms[name] = Norm(name, leaves["running_mean"][0], "weight" in leaves)
-        elif set(leaves) <= {"weight", "bias"} and len(leaves.get("weight", ())) in (2, 4):
-            outer, inner, *kernel = leaves["weight"]
-            layers[name] = Layer(name, inner, outer, tuple(kernel), "bias" in leaves)
-        else:
-            return None
-    for order in (list(parts), sorted(parts, key=natural)):
-        chain = _connected([layers[name] for name in order if name in layers], channels)
-        placed = None if chain is None else _with_norms(chain, [norms[name] for name in order if name in norms], order)
+    for order in (list(modules.names), sorted(modules.names, key=natural)):
+        chain = connected([modules.layers[name] for name in order if name in modules.layers], channels)
+        placed = None if chain is None else with_norms(chain, modules.norms, order)
+        placed = None if placed is None else with_slopes(placed, modules.slopes, order)
         if placed is not None:
             return _with_gaps(placed)
     return None
@@ -103,41 +122,101 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _connected(order: Sequence[Layer], channels: int) -> list[Layer] | None:
-    """Convolutions, then linear layers, each as wide as the one before it; with their groups."""
-    ordered = [one for one in order if not one.is_linear] + [one for one in order if one.is_linear]
-    if not ordered:
+def connected(order: Sequence[Any], channels: int) -> list[Any] | None:
+    """Convolutions, then linear layers, each as wide as the one before it; with their groups. None where none fits.
+
+    The order is kept where it fits.
+    """
+    ways = 0
+
+    def follow(width: int, left: tuple[Any, ...], after_linear: bool) -> list[Any] | None:
+        nonlocal ways
+        ways += 1
+        if not left or ways > _MOST_STEPS:
+            return None if left else []
+        for element in dict.fromkeys(left):
+            if element.is_linear and any(not other.is_linear for other in left):
+                continue
+            fitted = _after(width, element, after_linear)
+            if fitted is None:
+                continue
+            rest = list(left)
+            rest.remove(element)
+            found = follow(element.outer, tuple(rest), element.is_linear)
+            if found is not None:
+                return [fitted, *found]
         return None
-    chain: list[Layer] = []
-    width = channels
-    for number, layer in enumerate(ordered):
-        if layer.is_linear:
-            first = number == 0 or not ordered[number - 1].is_linear
-            if (layer.inner % width if first else layer.inner != width) != 0:
-                return None
-        elif width % layer.inner or layer.outer % (width // layer.inner):
-            return None
-        else:
-            layer = replace(layer, groups=width // layer.inner)
-        chain.append(layer)
-        width = layer.outer
-    return chain
+
+    return follow(channels, tuple(order), False) or None
 
 
-def _with_norms(chain: list[Layer], norms: list[Norm], order: list[str]) -> list[Layer] | None:
-    """Each norm at the layer that stands before it, else at the one with its number, else at the first of its width."""
-    place = {layer.name: number for number, layer in enumerate(chain)}
-    taken: dict[int, Norm] = {}
-    for norm in norms:
-        before = [place[name] for name in order[: order.index(norm.name)] if name in place]
-        numbered = [n for n, layer in enumerate(chain) if _number(layer.name) == _number(norm.name) is not None]
-        for number in [*before[-1:], *numbered, *range(len(chain))]:
-            if number not in taken and chain[number].outer == norm.width:
-                taken[number] = norm
+def _after(width: int, element: Any, after_linear: bool) -> Any | None:
+    """The element behind one of this width, with its groups."""
+    if element.is_linear:
+        fits = element.inner == width if after_linear else element.inner % width == 0
+        return element if fits else None
+    if element.inner == width:
+        return element
+    if not isinstance(element, Layer) or max(element.kernel) == 1 or width % element.inner:
+        return None
+    if element.outer % (width // element.inner):
+        return None
+    return replace(element, groups=width // element.inner)
+
+
+def with_norms(
+    chain: Sequence[Any], norms: Mapping[str, Norm], order: Sequence[str], *, last: bool = False
+) -> list[Any] | None:
+    """Each norm at the element that stands before it or has its number, else at the first of its width, or the `last`."""
+    places = _places(chain, norms.values(), order, lambda norm, element: norm.width == element.outer, last)
+    if places is None:
+        return None
+    taken = {number: norm for norm, number in zip(norms.values(), places, strict=True)}
+    return [replace(element, norm=taken.get(number)) for number, element in enumerate(chain)]
+
+
+def with_slopes(chain: Sequence[Any], slopes: Mapping[str, Slope], order: Sequence[str]) -> list[Any] | None:
+    """Each PReLU at an element as `with_norms` does; a single one of width 1 at all elements but the last one."""
+    if len(slopes) == 1 and len(chain) > 1 and next(iter(slopes.values())).width == 1:
+        (slope,) = slopes.values()
+        return [*(replace(element, slope=slope) for element in chain[:-1]), chain[-1]]
+    places = _places(chain, slopes.values(), order, lambda slope, element: slope.width in (1, element.outer), False)
+    if places is None:
+        return None
+    taken = {number: slope for slope, number in zip(slopes.values(), places, strict=True)}
+    return [
+        replace(element, slope=taken[number]) if number in taken else element for number, element in enumerate(chain)
+    ]
+
+
+def _places(
+    chain: Sequence[Any], items: Iterable[Any], order: Sequence[str], fits: Callable[[Any, Any], bool], last: bool
+) -> list[int] | None:
+    """The number of an element of the chain for each item, no two of which are equal.
+
+    Where two items stand behind the same element, as with conv1, conv2, bn1, bn2, their order tells nothing.
+    """
+    items = list(items)
+    stands = {name: place for place, name in enumerate(order)}
+    starts = [stands[element.first] if hasattr(element, "first") else stands[element.name] for element in chain]
+    nearest = [
+        max((n for n, start in enumerate(starts) if start < stands[item.name]), key=lambda n: starts[n], default=None)
+        for item in items
+    ]
+    known = [number for number in nearest if number is not None]
+    is_told = len(set(known)) == len(known)
+    taken: list[int] = []
+    for item, near in zip(items, nearest, strict=True):
+        numbered = [n for n, element in enumerate(chain) if _number(element.name) == _number(item.name) is not None]
+        told = [near] if near is not None else []
+        every = range(len(chain))[:: -1 if last else 1]
+        for number in [*(told if is_told else []), *numbered, *told, *every]:
+            if number not in taken and fits(item, chain[number]):
+                taken.append(number)
                 break
         else:
             return None
-    return [replace(layer, norm=taken.get(number)) for number, layer in enumerate(chain)]
+    return taken
 
 
 def _number(name: str) -> str | None:

@@ -1,96 +1,156 @@
-"""The variant of a chain that was trained: searched on a few labelled images, confirmed by a contest on many.
+"""The variant of a network that was trained: searched on a few labelled images, confirmed by a contest on many.
 
-1. The most usual geometries, each with a few activations and normalisations, are ranked by the probability of the labels
-   on few images. Variants with equal answers count as one, the most usual.
-2. From the best ones, on more images, one choice at a time is changed (activation, pooling, order, normalisation) as long
-   as that helps.
+1. The most usual geometries of every structure, each with a few activations and normalisations, are ranked by the
+   probability of the labels on few images. Variants with equal answers count as one, the most usual.
+2. From the best ones, on more images, one choice at a time is changed (activation, pooling, order, sum, normalisation) as
+   long as that helps.
 3. All other geometries are tried with the choices of the best one.
 4. Every variant that the best one does not beat beyond noise on these images enters a contest on many images.
 
-Numbers of images and variants are our choice.
+A trained network gives probabilities, so a temperature far from 1 is unusual: each factor of ten costs 1 (our choice).
+Numbers of images and variants are our choice; for large networks there are fewer.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
-from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, losses
-from lsa_cli.models.rebuilding.chain import ACTIVATIONS, ORDERS, POOLINGS, Variant, parts_of, with_weights
+from lsa_cli.models.contest import NOISE, Entrant, Outcome, Read, Standing, hold, tempered
+from lsa_cli.models.rebuilding.blocks import Block, Structure
+from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import Geometry, geometries
-from lsa_cli.models.rebuilding.layers import Layer
+from lsa_cli.models.rebuilding.statistics import running_misfit
+from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, POOLINGS, SUMS, SUMS_BEFORE, Variant, parts_of
 
-_FEW_IMAGES, _IMAGES = 32, 128  # of the first and third step, and of the second one
-_FIRST, _FEW, _MOST = 30, 10, 200  # geometries of the first step, of its less usual styles, and of the third step
-_KEPT, _USUAL, _TOP = 12, 4, 2  # variants for the second step: the best, the most usual; those that are changed
 _ENTRANTS = 40  # of the contest
+_GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
+_NATS = 1.5  # of log-probability for each unit of cost
+_PRIOR = 4.0  # nats for each unit of cost, as in the contest: NOISE and NOISE_UNUSUAL
+_OF_EACH = 1  # geometries of every structure that the first step asks in any case
+_TOP = 2  # variants that are changed
 _STYLES = (("ReLU", "max"), ("ReLU", "average"), ("tanh", "max"), ("tanh", "average"), ("sigmoid", "average"))
-_SIZES = (_IMAGES, 400, 1000, 2000, 4000)
+_ACTIVATIONS_OF_BLOCKS = ("ReLU", "LeakyReLU(0.01)", "LeakyReLU(0.1)", "LeakyReLU(0.2)", "ELU", "SiLU", "GELU", "ReLU6")
+_SIZES = (128, 400, 1000, 2000, 4000)
+_MISFIT, _LEAST_MISFIT = 2.0, 0.02  # times that of the best; nats; what fits the running statistics worse is left out
+
+
+class Effort(NamedTuple):
+    """few, images: of the first and third step, and of the second one. first, less: geometries of the first step, and of its
+    less usual styles. most: geometries of the third step. kept, usual: variants for the second step, the best and the most
+    usual. contest: images at most."""
+
+    few: int
+    images: int
+    first: int
+    less: int
+    most: int
+    kept: int
+    usual: int
+    contest: int
+
+
+_EFFORTS = {  # by multiplications for an image, at most
+    2e7: Effort(32, 128, 30, 10, 200, 12, 4, 4000),
+    1e8: Effort(32, 64, 12, 4, 40, 6, 2, 1000),
+    math.inf: Effort(8, 32, 4, 2, 8, 3, 1, 400),
+}
 
 
 class Search:
     """Variants of a chain, asked on the same images."""
 
     def __init__(
-        self, layers: Sequence[Layer], tensors: Mapping[str, torch.Tensor], read: Read, available: int,
+        self, structures: Sequence[Structure], tensors: Mapping[str, torch.Tensor], read: Read, available: int,
         normalizations: Mapping[str, Normalization], costs: Callable[[str], float],
     ) -> None:  # fmt: skip
-        self.layers, self.tensors, self.read, self.available = list(layers), tensors, read, available
-        self.made: dict[str, nn.Module] = {}
+        self.structures, self.tensors, self.read, self.available = list(structures), tensors, read, available
+        self.made: dict[tuple[Any, ...], nn.Module] = {}
         self.shifts = {
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
-        self.x, self.y = read(0, min(_IMAGES, available))
+        self.x, self.y = read(0, min(_SIZES[0], available))
         self.few: dict[Variant, Standing] = {}
         self.asked: dict[Variant, Standing] = {}
+        self.misfit: dict[Variant, float] = {}
+        self.poor: set[Variant] = set()
         self.variants: list[Variant] = []
 
     def best(self) -> Outcome | None:
         """The outcome of the contest, whose entrants are named by the place of their variant in `variants`; None where
         no geometry is consistent."""
-        every = list(islice(geometries(self.layers, (self.x.shape[2], self.x.shape[3])), _MOST))
+        every = self._geometries()
         if not every:
             return None
         self._screen(self._starts(every))
         self._climb()
         while True:
             before = self._ranked()[0]
-            self._screen([before, *(replace(before, geometry=other) for other in every)])
+            self._screen([before, *self._with_other_geometries(before, every)])
             self._climb()
             if self._ranked()[0] == before:
                 break
         leader, *others = self._ranked()
-        self.variants = [leader, *(one for one in others if not self.asked[leader].beats(self.asked[one]))][:_ENTRANTS]
+        most = max(_MISFIT * self.misfit[leader], self.misfit[leader] + _LEAST_MISFIT)
+        kept = [one for one in others if not self.asked[leader].beats(self.asked[one]) and self.misfit[one] <= most]
+        self.variants = [leader, *kept][:_ENTRANTS]
         entrants = [
-            Entrant(str(place), one.cost + self.costs(one.normalization), self._asking(one))
+            Entrant(str(place), self.asked[one].entrant.cost, self._asking(one))
             for place, one in enumerate(self.variants)
         ]
-        return hold(entrants, self.read, self.available, _SIZES)
+        sizes = [size for size in _SIZES if size <= self.effort.contest]
+        return _weighed(hold(entrants, self.read, self.available, sizes))
+
+    def _geometries(self) -> list[tuple[Structure, Geometry]]:
+        """Of all structures, the most usual first."""
+        size = (self.x.shape[2], self.x.shape[3])
+        of_each = [(one, geometries(one.elements, size)) for one in self.structures]
+        found = [(one, geometry) for one, several in of_each for geometry in islice(several, 1)]
+        if found:
+            least = min(work(*pair) for pair in found)
+            self.effort = next(effort for most, effort in _EFFORTS.items() if least <= most)
+            found += [(one, geometry) for one, several in of_each for geometry in islice(several, self.effort.most - 1)]
+        return sorted(found, key=lambda pair: pair[0].cost + pair[1].cost)
+
+    def _with_other_geometries(self, one: Variant, every: list[tuple[Structure, Geometry]]) -> Iterable[Variant]:
+        for structure, geometry in every[: self.effort.most]:
+            if structure == one.structure:
+                yield replace(one, geometry=geometry)
 
     def _screen(self, variants: Iterable[Variant]) -> None:
         """Ask on few images, and the best and the most usual of those that the best one does not beat on more."""
-        self._ask(variants, self.few, _FEW_IMAGES)
-        best, *others = without_equal(self.few)
+        self._ask(variants, self.few, self.effort.few)
+        best, *others = self._without_equal(self.few)
         left = [one for one in others if not self.few[best].beats(self.few[one])]
-        usual = sorted(left, key=lambda one: one.cost)[:_USUAL]
-        self._ask([best, *left[:_KEPT], *usual], self.asked, _IMAGES)
+        usual = sorted(left, key=lambda one: one.cost)[: self.effort.usual]
+        self._ask([best, *left[: self.effort.kept], *usual], self.asked, self.effort.images)
 
     def variant_of(self, one: Standing) -> Variant:
         """The variant of an entrant of the contest."""
         return self.variants[int(one.entrant.name)]
 
-    def _starts(self, every: list[Geometry]) -> Iterable[Variant]:
+    def _starts(self, every: list[tuple[Structure, Geometry]]) -> Iterable[Variant]:
+        """The most usual geometries, among them one of every structure."""
         order = next(iter(ORDERS))
         for number, (activation, pooling) in enumerate(_STYLES):
-            for geometry in every[: _FEW if number else _FIRST]:
+            starts = every[: self.effort.less if number else self.effort.first]
+            for one in self.structures if not number else []:
+                starts += [pair for pair in every if pair[0] == one and pair not in starts][:_OF_EACH]
+            for structure, geometry in starts:
+                if structure.blocks and activation != _STYLES[0][0]:
+                    continue
                 pools = any(step.pool is not None for step in geometry.steps)
                 if pooling == "max" or pools:
-                    for normalization in self._coarse():
-                        yield Variant(geometry, activation, pooling, order, normalization)
+                    for sums in sums_of(structure):
+                        for normalization in self._coarse():
+                            yield Variant(structure, geometry, activation, pooling, order, sums, normalization)
 
     def _coarse(self) -> list[str]:
         """Three normalisations, to one of which every other one is similar."""
@@ -105,43 +165,94 @@ class Search:
         seen: set[Variant] = set()
         while fresh := [one for one in self._ranked()[:_TOP] if one not in seen]:
             seen.add(fresh[0])
-            self._ask(self._neighbours(fresh[0]), self.asked, _IMAGES)
+            self._ask(self._neighbours(fresh[0]), self.asked, self.effort.images)
 
     def _neighbours(self, one: Variant) -> Iterable[Variant]:
-        yield from (replace(one, activation=name) for name in ACTIVATIONS)
+        activations = _ACTIVATIONS_OF_BLOCKS if one.structure.blocks else tuple(ACTIVATIONS)
         yield from (replace(one, normalization=name) for name in self.shifts)
+        yield from (replace(one, activation=name) for name in activations)
         if any(step.pool is not None for step in one.geometry.steps):
             yield from (replace(one, pooling=name) for name in POOLINGS)
         yield from (replace(one, order=order) for order in ORDERS)
+        yield from (replace(one, sums=sums) for sums in sums_of(one.structure))
 
     def _ranked(self) -> list[Variant]:
-        return without_equal(self.asked)
+        return self._without_equal(self.asked)
+
+    def _without_equal(self, asked: Mapping[Variant, Standing]) -> list[Variant]:
+        """Variants with the best first, and of those with equal losses on all images only the most usual."""
+        found: dict[tuple[float, ...], Variant] = {}
+        for one in sorted(asked, key=lambda one: asked[one].entrant.cost):
+            found.setdefault(tuple(asked[one].loss.round(decimals=3).tolist()), one)
+        return sorted(found.values(), key=lambda one: self._score(asked[one]) + self.misfit[one])
+
+    def _score(self, one: Standing) -> float:
+        """Nats for an image: the loss, and what is unusual as prior probability."""
+        return float(one.loss.mean()) + _NATS * one.entrant.cost / len(one.loss)
 
     def _ask(self, variants: Iterable[Variant], known: dict[Variant, Standing], images: int) -> None:
         x, y = self.x[:images], self.y[:images]
+        best = max((one.accuracy for one in known.values()), default=0.0)
         for one in variants:
-            if one in known:
+            if one in known or one in self.poor:
                 continue
-            ask = self._asking(one)
+            network = with_weights(parts_of(one), self.tensors, self.made)
+            ask = self._asking(one, network)
             with torch.no_grad():
-                logits = ask(x)
+                right = float((ask(x[:_GLANCE]).argmax(1) == y[:_GLANCE]).float().mean())
+            if right <= best - _FAR_BELOW:
+                self.poor.add(one)
+                continue
+            logits, misfit = running_misfit(network, partial(ask, x))
             if bool(logits.isfinite().all()):
-                cost = one.cost + self.costs(one.normalization)
-                known[one] = Standing(Entrant("", cost, ask), logits, losses(logits, y), logits.argmax(1) == y)
+                loss, temperature = tempered(logits, y)
+                cost = one.cost + self.costs(one.normalization) + abs(math.log10(temperature))
+                known[one] = Standing(Entrant("", cost, self._asking(one)), logits, loss, logits.argmax(1) == y)
+                self.misfit[one] = misfit
+                best = max(best, known[one].accuracy)
 
-    def _asking(self, one: Variant) -> Callable[[torch.Tensor], torch.Tensor]:
-        network = with_weights(parts_of(self.layers, one), self.tensors, self.made)
+    def _asking(self, one: Variant, network: nn.Module | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         shift = self.shifts[one.normalization]
 
         def ask(x: torch.Tensor) -> torch.Tensor:
-            return as_logits(torch.cat([network(shift(part)) for part in x.split(100)]), len(x))
+            body = network if network is not None else with_weights(parts_of(one), self.tensors, self.made)
+            return as_logits(torch.cat([body(shift(part)) for part in x.split(128)]), len(x))
 
         return ask
 
 
-def without_equal(asked: Mapping[Variant, Standing]) -> list[Variant]:
-    """Variants with the best first, and of those with equal losses on all images only the most usual."""
-    found: dict[tuple[float, ...], Variant] = {}
-    for one in sorted(asked, key=lambda one: asked[one].entrant.cost):
-        found.setdefault(tuple(asked[one].loss.round(decimals=3).tolist()), one)
-    return sorted(found.values(), key=lambda one: float(asked[one].loss.mean()))
+def _weighed(outcome: Outcome) -> Outcome:
+    """The outcome without rivals that are both worse and so unusual that noise alone would not keep them.
+
+    The odds of a network against a rival are exp(z^2 / 2) for z standard errors of the loss, times exp(_PRIOR) for each
+    unit of cost (our choice).
+    """
+    best, left = outcome.best, []
+    for one in outcome.rivals:
+        n = min(len(one.loss), len(best.loss))
+        gain = (one.loss[:n] - best.loss[:n]).double()
+        z = float(gain.mean()) / (float(gain.std()) / math.sqrt(n)) if n > 1 else 0.0
+        odds = math.copysign(z * z / 2, z) + _PRIOR * (one.entrant.cost - best.entrant.cost)
+        if odds < NOISE**2 / 2 or z < 0:
+            left.append(one)
+    beaten = [one for one in outcome.rivals if one not in left]
+    return replace(outcome, rivals=left, others=[*beaten, *outcome.others])
+
+
+def sums_of(structure: Structure) -> tuple[str, ...]:
+    """What may happen in the blocks of a structure."""
+    blocks = structure.blocks
+    return tuple(SUMS_BEFORE if blocks[0].before else SUMS) if blocks else ("",)
+
+
+def work(structure: Structure, geometry: Geometry) -> float:
+    """Multiplications for an image."""
+    total, sizes = 0.0, iter(geometry.sizes)
+    for element in structure.elements:
+        if element.is_linear:
+            total += element.inner * element.outer
+            continue
+        height, width = next(sizes)
+        layers = element.layers if isinstance(element, Block) else (element,)
+        total += sum(one.inner * one.outer * math.prod(one.kernel) for one in layers) * height * width
+    return total

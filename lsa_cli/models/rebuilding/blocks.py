@@ -1,0 +1,289 @@
+"""Residual blocks among the layers: which modules form a block, and which of them is its shortcut.
+
+A block is the innermost part of the names that holds two convolutions or more: `layer1.0` of `layer1.0.conv1`. Names and
+shapes leave open whether a block has a shortcut, and where its norms stand; every reading that fits is a structure.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from lsa_cli.models.parametrizations import Stored, put_together
+from lsa_cli.models.rebuilding.layers import (
+    Layer,
+    Modules,
+    Norm,
+    Shapes,
+    Slope,
+    connected,
+    natural,
+    read_chain,
+    read_modules,
+    with_norms,
+    with_slopes,
+)
+from lsa_cli.models.recognition import views
+
+_SHORTCUT = re.compile(r"short|downsample|skip|identity|proj|match|adjust|\bdown\b", re.IGNORECASE)
+_GROUPS = {32: 0.0, 8: 0.0, 4: 0.0, 16: 0.0, 2: 0.5, 1: 0.5, 0: 1.0}  # of GroupNorm, with costs
+_PADS = {"both": 0.0, "end": 0.5}  # where a shortcut without weights adds channels of zeros
+_AGAINST_ORDER, _STRIDE_AT_FIRST, _PLAIN = 1.0, 1.0, 2.0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers with a shortcut around them. first: its first module in the file; shortcut: None where it has no weights.
+
+    before: norms and activations stand before their convolutions, and `Layer.norm` is the norm before. pads: where the
+    shortcut adds channels ("both", "end"); "" where it adds none. strided: the layer that has the stride. norm, slope: behind
+    the sum.
+    """
+
+    name: str
+    first: str
+    layers: tuple[Layer, ...]
+    shortcut: Layer | None
+    before: bool = False
+    pads: str = ""
+    strided: int = 0
+    norm: Norm | None = None
+    slope: Slope | None = None
+
+    is_linear, kernel, groups, free = False, (3, 3), 1, None
+
+    @property
+    def inner(self) -> int:
+        return self.layers[0].inner
+
+    @property
+    def outer(self) -> int:
+        return self.layers[-1].outer
+
+    @property
+    def may_stride(self) -> bool:
+        """Whether the shortcut can follow a stride."""
+        return self.shortcut is not None or self.pads != ""
+
+
+Element = Layer | Block
+
+
+class Structure(NamedTuple):
+    """Elements in the order in which they run. cost: how unusual the reading is (our choice)."""
+
+    elements: tuple[Element, ...]
+    cost: float
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [element for element in self.elements if isinstance(element, Block)]
+
+
+def structures_of(
+    stored: Mapping[str, Stored], channels: int | None = None
+) -> tuple[dict[str, Stored], list[Structure]]:
+    """Weights, put together from their parts and under their shortest names, and `read_structures` of them.
+
+    channels: of the images; None: those of the first convolution.
+    """
+    readings = list(views(put_together(stored)))
+    shortest = [view for view in readings if all("." in name for name in view.tensors)][-1:] or readings[-1:]
+    shapes = {name: item.shape for name, item in shortest[0].tensors.items()}
+    if channels is not None:
+        return dict(shortest[0].tensors), read_structures(shapes, channels)
+    wanted = dict.fromkeys(shape[1] for shape in shapes.values() if len(shape) == 4 and shape[1] in (1, 3)) or {1: None}
+    found = next((found for width in wanted if (found := read_structures(shapes, width))), [])
+    return dict(shortest[0].tensors), found
+
+
+def read_structures(shapes: Shapes, channels: int) -> list[Structure]:
+    """Every reading of the weights as a chain of layers and blocks, the most usual first. channels: of the images."""
+    chain, modules = read_chain(shapes, channels), read_modules(shapes)
+    found = list[Structure]()
+    groups = [] if modules is None else _groups(modules)
+    if modules is not None and groups:
+        for order in (list(modules.names), sorted(modules.names, key=natural)):
+            found = found or _with_blocks(modules, order, groups, channels)
+    if chain is not None and not (found and any(_SHORTCUT.search(name) for name in shapes)):
+        found.append(Structure(tuple(chain), _PLAIN if found else 0.0))
+    every = [Structure(elements, one.cost + cost) for one in found for elements, cost in _norm_groups(one.elements)]
+    return sorted(every, key=lambda one: one.cost)
+
+
+# ---- which modules form a block -------------------------------------------------------------------------
+
+
+def _groups(modules: Modules) -> list[tuple[str, list[str]]]:
+    """Names of the blocks and of their convolutions."""
+    names = [name for name, layer in modules.layers.items() if not layer.is_linear]
+    count = Counter(parent for name in names for parent in _parents(name))
+    inside: dict[str, list[str]] = {}
+    for name in names:
+        node = next((parent for parent in _parents(name) if count[parent] > 1), "")
+        inside.setdefault(node, []).append(name)
+    for node in sorted(inside, key=len, reverse=True):
+        within = [other for other in inside if other.startswith(f"{node}.")]
+        # A shortcut stands beside the part that holds the other convolutions.
+        if node and len(inside[node]) == 1 and len(within) == 1 and count[node] == count[within[0]] + 1:
+            short, main = modules.layers[inside[node][0]], [modules.layers[name] for name in inside[within[0]]]
+            if (short.inner, short.outer) == (main[0].inner, main[-1].outer):
+                inside[node] = inside.pop(within[0]) + inside[node]
+    roots = {node for node in inside if any(other.startswith(f"{node}.") for other in inside)}
+    return [(node, names) for node, names in inside.items() if node and node not in roots]
+
+
+def _parents(name: str) -> list[str]:
+    """Of a name with dots, the innermost first, without the name itself."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+
+
+def _with_blocks(
+    modules: Modules, order: Sequence[str], groups: Sequence[tuple[str, list[str]]], channels: int
+) -> list[Structure]:
+    found = []
+    either = {before: [_block(modules, order, node, before) for node, _ in groups] for before in (False, True)}
+    most = max(sum(one is not None for one in blocks) for blocks in either.values())
+    for before, blocks in either.items():
+        if sum(one is not None for one in blocks) < most:
+            continue
+        for plain in (False, True):
+            made = [
+                one for one in blocks if one is not None and (one.may_stride or one.inner == one.outer or not plain)
+            ]
+            widening = sum(not one.may_stride and one.inner != one.outer for one in made)
+            if widening == len(made) or (plain and len(made) == len(blocks)):
+                continue
+            for pads, cost in _PADS.items() if widening else [("", 0.0)]:
+                padded = [one if one.may_stride or one.inner == one.outer else replace(one, pads=pads) for one in made]
+                elements = _assembled(modules, order, padded, channels, before)
+                if elements is not None and padded:
+                    cost += (
+                        _AGAINST_ORDER if _norm_is_first(modules, order, padded) != before else 0.0
+                    ) + _PLAIN * plain
+                    found += _strides_at_first(Structure(tuple(elements), cost))
+    return found
+
+
+def _block(modules: Modules, order: Sequence[str], node: str, before: bool) -> Block | None:
+    """The modules below a name as a block; None where they do not fit."""
+    inside = [name for name in order if name.startswith(f"{node}.")]
+    layers = [modules.layers[name] for name in inside if name in modules.layers]
+    if any(layer.is_linear for layer in layers):
+        return None
+    split = _split(layers, node)
+    if split is None:
+        return None
+    main, short = split
+    norms = {name: modules.norms[name] for name in inside if name in modules.norms}
+    beside = {name: norm for name, norm in norms.items() if short is not None and _is_beside(name, short.name, node)}
+    placed = _norms_of(main, {name: norm for name, norm in norms.items() if name not in beside}, inside, before)
+    if (
+        placed is None
+        or len(beside) > 1
+        or (short is not None and any(n.width != short.outer for n in beside.values()))
+    ):
+        return None
+    if short is not None:
+        short = replace(short, norm=next(iter(beside.values()), None))
+    slopes = {name: modules.slopes[name] for name in inside if name in modules.slopes}
+    sloped = with_slopes(placed, slopes, inside)
+    if sloped is None:
+        return None
+    strided = next((number for number, layer in enumerate(sloped) if max(layer.kernel) > 1), 0)
+    return Block(node, inside[0], tuple(sloped), short, before, strided=strided)
+
+
+def _split(layers: list[Layer], node: str) -> tuple[list[Layer], Layer | None] | None:
+    """The main path, and the convolution of the shortcut."""
+    named = [layer for layer in layers if _SHORTCUT.search(layer.name[len(node) :])]
+    if len(named) > 1:
+        return None
+    tries: list[Layer | None] = [*named] if named else [None, *sorted(layers, key=lambda one: max(one.kernel))]
+    found: list[tuple[list[Layer], Layer | None]] = []
+    for short in tries:
+        main = [layer for layer in layers if layer is not short]
+        path = connected(main, main[0].inner) if main else None
+        if path is not None and (short is None or (short.inner, short.outer) == (path[0].inner, path[-1].outer)):
+            found.append((path, short))
+    return min(found, key=lambda pair: sum(layer.groups > 1 for layer in pair[0]), default=None)
+
+
+def _is_beside(norm: str, short: str, node: str) -> bool:
+    """Whether a norm belongs to the shortcut."""
+    parent = short.rpartition(".")[0]
+    return bool(_SHORTCUT.search(norm[len(node) :])) or (parent != node and norm.rpartition(".")[0] == parent)
+
+
+def _norms_of(main: list[Layer], norms: Mapping[str, Norm], order: Sequence[str], before: bool) -> list[Layer] | None:
+    """The main path with its norms behind each layer, or before it."""
+    if not before:
+        return with_norms(main, norms, order)
+    turned = [replace(layer, inner=layer.outer, outer=layer.inner) for layer in main]
+    placed = with_norms(turned[::-1], norms, order[::-1])
+    return (
+        None if placed is None else [replace(one, norm=two.norm) for one, two in zip(main, placed[::-1], strict=True)]
+    )
+
+
+def _norm_is_first(modules: Modules, order: Sequence[str], blocks: Sequence[Block]) -> bool:
+    """Whether the file lists norms before their convolutions. Names in alphabetical order tell nothing."""
+    if list(modules.names) == sorted(modules.names):
+        return False
+    return all(block.first in modules.norms for block in blocks)
+
+
+def _assembled(
+    modules: Modules, order: Sequence[str], blocks: Sequence[Block], channels: int, before: bool
+) -> list[Element] | None:
+    """Blocks and the layers outside of them, in the order in which their widths fit."""
+    outside = [name for name in order if not any(name.startswith(f"{block.name}.") for block in blocks)]
+    stand = {block.first: block for block in blocks}
+    elements = [stand.get(name) or modules.layers[name] for name in order if name in stand or name in modules.layers]
+    elements = [one for one in elements if isinstance(one, Block) or one.name in outside]
+    chain = connected(elements, channels)
+    norms = {name: modules.norms[name] for name in outside if name in modules.norms}
+    placed = None if chain is None else with_norms(chain, norms, order, last=before)
+    slopes = {name: modules.slopes[name] for name in outside if name in modules.slopes}
+    return None if placed is None else with_slopes(placed, slopes, order)
+
+
+# ---- readings that the weights leave open ---------------------------------------------------------------
+
+
+def _strides_at_first(one: Structure) -> list[Structure]:
+    """The structure, and that whose bottlenecks have their stride at the first convolution."""
+    if not any(block.strided for block in one.blocks):
+        return [one]
+    moved = tuple(replace(e, strided=0) if isinstance(e, Block) else e for e in one.elements)
+    return [one, Structure(moved, one.cost + _STRIDE_AT_FIRST)]
+
+
+def _norm_groups(elements: tuple[Element, ...]) -> list[tuple[tuple[Element, ...], float]]:
+    """The elements with every usual number of groups for their GroupNorms."""
+    widths = {norm.width for norm in _norms(elements) if not norm.is_batch}
+    if not widths:
+        return [(elements, 0.0)]
+    fit = [(groups, cost) for groups, cost in _GROUPS.items() if groups == 0 or all(w % groups == 0 for w in widths)]
+    return [(tuple(_grouped(element, groups) for element in elements), cost) for groups, cost in fit]
+
+
+def _norms(elements: Sequence[Element]) -> list[Norm]:
+    found = []
+    for element in elements:
+        found += [element.norm] if element.norm is not None and not element.is_linear else []
+        if isinstance(element, Block):
+            found += _norms([*element.layers, *([element.shortcut] if element.shortcut else [])])
+    return found
+
+
+def _grouped(element: Element, groups: int) -> Element:
+    norm = element.norm
+    made = element if norm is None or element.is_linear else replace(element, norm=replace(norm, groups=groups))
+    if isinstance(made, Block):
+        layers = tuple(_grouped(layer, groups) for layer in made.layers)
+        short = None if made.shortcut is None else _grouped(made.shortcut, groups)
+        return replace(made, layers=layers, shortcut=short)  # type: ignore[arg-type]
+    return made

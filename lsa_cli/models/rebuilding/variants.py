@@ -1,0 +1,199 @@
+"""The choices that weights leave open, and the modules of the network that they give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lsa_cli.models.rebuilding.blocks import Block, Structure
+from lsa_cli.models.rebuilding.chain import Part, Sum
+from lsa_cli.models.rebuilding.geometry import Geometry, Step
+from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
+
+# Activations by the class of torch and its arguments, with what an unusual one costs beside ReLU (our choice).
+ACTIVATIONS: dict[str, tuple[str, tuple[Any, ...], float]] = {
+    "ReLU": ("ReLU", (), 0.0), "LeakyReLU(0.01)": ("LeakyReLU", (0.01,), 1.0), "LeakyReLU(0.1)": ("LeakyReLU", (0.1,), 1.5),
+    "LeakyReLU(0.2)": ("LeakyReLU", (0.2,), 1.5), "ELU": ("ELU", (), 1.0), "tanh": ("Tanh", (), 1.0),
+    "sigmoid": ("Sigmoid", (), 1.0), "SiLU": ("SiLU", (), 1.0), "GELU": ("GELU", (), 1.0), "SELU": ("SELU", (), 2.0),
+    "Softplus": ("Softplus", (), 2.0), "Hardswish": ("Hardswish", (), 2.0), "Mish": ("Mish", (), 2.0),
+    "ReLU6": ("ReLU6", (), 2.0), "Softsign": ("Softsign", (), 2.0),
+}  # fmt: skip
+# What happens between two layers, with its cost.
+ORDERS: dict[tuple[str, ...], float] = {
+    ("norm", "act", "pool"): 0.0, ("act", "norm", "pool"): 1.0, ("act", "pool", "norm"): 1.0, ("norm", "pool", "act"): 0.5,
+    ("pool", "norm", "act"): 1.0,
+}  # fmt: skip
+POOLINGS = {"max": 0.0, "average": 0.5}
+# Residual blocks whose norms stand behind the convolutions, and those whose norms stand before them.
+SUMS = {"sum, activation": 0.0, "activation, sum": 0.5, "sum": 1.0}
+SUMS_BEFORE = {"shortcut behind the first activation": 0.0, "shortcut of the input": 0.5}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network of the same weights. activation, pooling, order: keys of ACTIVATIONS, POOLINGS and ORDERS.
+
+    sums: what happens in residual blocks, a key of SUMS or SUMS_BEFORE; "" without blocks. normalization: the option that
+    selects it.
+    """
+
+    structure: Structure
+    geometry: Geometry
+    activation: str
+    pooling: str
+    order: tuple[str, ...]
+    sums: str
+    normalization: str
+
+    @property
+    def cost(self) -> float:
+        """How unusual the network is, without its normalisation."""
+        own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order]
+        return self.structure.cost + self.geometry.cost + own + {**SUMS, **SUMS_BEFORE, "": 0.0}[self.sums]
+
+    def __str__(self) -> str:
+        blocks = len(self.structure.blocks)
+        parts = [f"{blocks} residual blocks ({self.sums})"] if blocks else []
+        parts.append(
+            "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
+        )
+        return ", ".join([*parts, *([self._pools()] if self.geometry.steps else [])])
+
+    def _pools(self) -> str:
+        steps = self.geometry.steps
+        strides = {step.stride for step in steps if step.stride > 1}
+        pools = sum(step.pool is not None for step in steps)
+        parts = [f"{pools} {self.pooling} pools"] if pools else ["no pools"]
+        parts += [f"strides {', '.join(str(step.stride) for step in steps)}"] if strides else []
+        parts += [f"padding {', '.join(str(step.padding[0]) for step in steps)}"]
+        return ", ".join(parts)
+
+
+class _Namer:
+    """Names for modules without weights that no module with weights has."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.taken = {name.partition(".")[0] for name in names}
+
+    def part(self, name: str, kind: str, *arguments: Any) -> Part:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return Part(name, kind, arguments)
+
+
+def parts_of(variant: Variant) -> list[Part | Sum]:
+    """The modules of a network in the order in which they run."""
+    elements = variant.structure.elements
+    names = [
+        named.name for element in elements for named in (element, element.norm, element.slope) if named is not None
+    ]
+    namer, made = _Namer(names), list[Part | Sum]()
+    norms_first = any(block.before for block in variant.structure.blocks)
+    if elements[0].is_linear:
+        made.append(namer.part("flatten", "Flatten"))
+    for number, element in enumerate(elements):
+        step = None if element.is_linear else variant.geometry.steps[number]
+        is_last = number == len(elements) - 1
+        if isinstance(element, Block):
+            assert step is not None
+            made.append(_sum(element, step, variant))
+            acts = element.norm is not None if norms_first else variant.sums == "sum, activation"
+        else:
+            made.append(_weighted(element, step))
+            acts = not is_last and (element.free is None or element.free > 0 or element.slope is not None)
+            acts = acts and not (norms_first and element.norm is None and not element.is_linear)
+        for what in variant.order:
+            if what == "norm" and element.norm is not None:
+                made.append(_norm(element.norm, element.is_linear))
+            elif what == "act" and acts:
+                made.append(_activation(f"act{number + 1}", element.slope, variant, namer))
+            elif what == "pool" and step is not None and step.pool is not None:
+                kind = "MaxPool2d" if variant.pooling == "max" else "AvgPool2d"
+                made.append(namer.part(f"pool{number + 1}", kind, *step.pool))
+        if not element.is_linear and (is_last or elements[number + 1].is_linear):
+            made += _head(variant, namer)
+    return made
+
+
+def _head(variant: Variant, namer: _Namer) -> list[Part]:
+    kind, size = variant.geometry.head
+    pools = [namer.part(kind, f"Adaptive{'Max' if kind == 'max' else 'Avg'}Pool2d", size)] if kind != "flatten" else []
+    return [*pools, namer.part("flatten", "Flatten")]
+
+
+def _activation(name: str, slope: Slope | None, variant: Variant, namer: _Namer) -> Part:
+    if slope is not None:
+        return Part(slope.name, "PReLU", (slope.width,), (), True)
+    kind, arguments, _ = ACTIVATIONS[variant.activation]
+    return namer.part(name, kind, *arguments)
+
+
+def _norm(norm: Norm, is_linear: bool) -> Part:
+    options = () if norm.affine else (("affine", False),)
+    if norm.is_batch:
+        return Part(norm.name, "BatchNorm1d" if is_linear else "BatchNorm2d", (norm.width,), options, True)
+    if is_linear:
+        return Part(norm.name, "LayerNorm", (norm.width,), (), True)
+    return Part(norm.name, "GroupNorm", (norm.groups or norm.width, norm.width), (), True)
+
+
+def _weighted(layer: Layer, step: Step | None) -> Part:
+    bias = () if layer.bias else (("bias", False),)
+    if step is None:
+        return Part(layer.name, "Linear", (layer.inner, layer.outer), bias, True)
+    options: list[tuple[str, Any]] = [("stride", step.stride)] if step.stride != 1 else []
+    options += [("padding", step.padding)] if max(step.padding) else []
+    options += [("groups", layer.groups)] if layer.groups != 1 else []
+    arguments = (layer.inner * layer.groups, layer.outer, layer.kernel)
+    return Part(layer.name, "Conv2d", arguments, (*options, *bias), True)
+
+
+# ---- residual blocks -----------------------------------------------------------------------------------
+
+
+def _sum(block: Block, step: Step, variant: Variant) -> Sum:
+    names = [_inside(block, name) for name in _names(block)]
+    namer, order = _Namer(names), [what for what in variant.order if what != "pool"]
+    shared, main = list[Part](), list[Part]()
+    for number, layer in enumerate(block.layers):
+        stride = step.stride if number == block.strided else 1
+        weighted = _weighted(_local(block, layer), Step(stride, (layer.kernel[0] // 2, layer.kernel[1] // 2), None))
+        is_last = number == len(block.layers) - 1
+        around = []
+        for what in order:
+            if what == "norm" and layer.norm is not None:
+                around.append(_norm(replace(layer.norm, name=_inside(block, layer.norm.name)), False))
+            elif what == "act" and (block.before or not is_last or variant.sums == "activation, sum"):
+                slope = layer.slope and replace(layer.slope, name=_inside(block, layer.slope.name))
+                around.append(_activation(f"act{number + 1}", slope, variant, namer))
+        if block.before and number == 0 and block.shortcut is not None and "behind" in variant.sums:
+            shared, around = around, []
+        main += [*around, weighted] if block.before else [weighted, *around]
+    return Sum(block.name, tuple(shared), tuple(main), tuple(_side(block, step, namer)))
+
+
+def _side(block: Block, step: Step, namer: _Namer) -> list[Part]:
+    """The shortcut; nothing for the input itself."""
+    if block.shortcut is not None:
+        short = _local(block, block.shortcut)
+        padding = (short.kernel[0] // 2, short.kernel[1] // 2)
+        norm = [] if short.norm is None else [_norm(replace(short.norm, name=_inside(block, short.norm.name)), False)]
+        return [_weighted(short, Step(step.stride, padding, None)), *norm]
+    if not block.pads:
+        return []
+    more = block.outer - block.inner
+    front = more // 2 if block.pads == "both" else 0
+    return [namer.part("pad", "Pad", step.stride, front, more - front)]
+
+
+def _names(block: Block) -> list[str]:
+    layers = [*block.layers, *([block.shortcut] if block.shortcut is not None else [])]
+    return [named.name for layer in layers for named in (layer, layer.norm, layer.slope) if named is not None]
+
+
+def _inside(block: Block, name: str) -> str:
+    return name.removeprefix(f"{block.name}.")
+
+
+def _local(block: Block, layer: Layer) -> Layer:
+    return replace(layer, name=_inside(block, layer.name))

@@ -1,0 +1,108 @@
+"""Residual blocks found in names and shapes, and the networks that are made of them."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from lsa_cli.auditing.network import open_network
+from lsa_cli.models.rebuilding.blocks import read_structures
+from lsa_cli.models.rebuilding.chain import build, source_of
+from lsa_cli.models.rebuilding.geometry import geometries
+from lsa_cli.models.rebuilding.search import sums_of
+from lsa_cli.models.rebuilding.statistics import running_misfit
+from lsa_cli.models.rebuilding.variants import Variant, parts_of
+from lsa_cli.settings import settings_from
+from tests.fitting import fitted
+from tests.foreign_networks import ResNet2b, ResNet20
+from tests.residual_networks import ResNet9, basic, declared, imagenet_bottleneck, nested, randomize, wide
+
+MANY = [(one, 1) for one in (basic, declared, wide, nested, imagenet_bottleneck, ResNet9)] + [
+    (ResNet20, 3),
+    (ResNet2b, 3),
+]
+
+
+def candidates(network, channels, size, names=list, most=20):
+    """The most usual variants with ReLU, the first of every structure among them."""
+    state = network.state_dict()
+    found = read_structures({name: tuple(state[name].shape) for name in names(state)}, channels)
+    pairs = [(one, geometry) for one in found for geometry in itertools.islice(geometries(one.elements, size), most)]
+    for one, geometry in sorted(pairs, key=lambda pair: pair[0].cost + pair[1].cost):
+        for sums in sums_of(one):
+            yield Variant(one, geometry, "ReLU", "max", ("norm", "act", "pool"), sums, "none")
+
+
+def loaded(module, network):
+    module.load_state_dict(network.state_dict())  # strictly: every weight has its place
+    return module.eval()
+
+
+@pytest.mark.parametrize(("make", "channels"), MANY)
+@pytest.mark.parametrize("names", [list, sorted])
+def test_the_network_is_among_the_most_usual_ones_and_its_file_builds_it(make, channels, names):
+    network, size = randomize(make()), 32 if channels == 3 else 28
+    x = torch.rand(2, channels, size, size)
+    with torch.no_grad():
+        truth = network(x)
+        for variant in itertools.islice(candidates(network, channels, (size, size), names), 60):
+            answer = loaded(build(parts_of(variant)), network)(x)
+            if torch.allclose(answer, truth, atol=1e-4 * float(truth.abs().max())):
+                break
+        else:
+            pytest.fail("the network is not among the variants")
+        written = {}
+        exec(source_of(parts_of(variant), "A network."), written)
+        assert torch.equal(loaded(written["build"](), network)(x), answer)
+
+
+def grouped():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+
+def sloped():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.PReLU(8), nn.Flatten(), nn.Linear(288, 16), nn.LayerNorm(16), nn.PReLU(), nn.Linear(16, 10)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [grouped, sloped])
+def test_norms_without_statistics_and_activations_with_weights_are_read(make):
+    network, x = make().eval(), torch.rand(4, 1, 8, 8)
+    made = [loaded(build(parts_of(one)), network)(x) for one in candidates(network, 1, (8, 8), most=1)]
+    assert any(torch.allclose(one, network(x), atol=1e-5) for one in made)
+
+
+def test_a_block_that_changes_its_width_without_weights_pads_at_both_sides_or_at_the_end():
+    state = ResNet20().state_dict()
+    found = read_structures({name: tuple(item.shape) for name, item in state.items()}, 3)
+    pads = {tuple(block.pads for block in one.blocks) for one in found if len(one.blocks) == 9}
+    assert pads == {("", "", "", pad, "", "", pad, "", "") for pad in ("both", "end")}
+
+
+def test_running_statistics_fit_the_images_of_the_training_and_no_others():
+    torch.manual_seed(0)
+    norm, x = nn.BatchNorm2d(3), torch.rand(500, 3, 4, 4) * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    norm.running_mean, norm.running_var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+    norm.eval()
+    same, other = (running_misfit(norm, lambda images=images: norm(images))[1] for images in (x, 2 * x))
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    closed = 0.5 * (4 - 1 - torch.log(torch.tensor(4.0)) + mean**2 / var).mean()  # KL(N(2m, 4v) || N(m, v))
+    assert same < 1e-4
+    assert other == pytest.approx(float(closed), rel=1e-3)
+
+
+def test_a_trained_residual_network_is_found(tmp_path):
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.tensor(digits.images[:800], dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target[:800])
+    torch.manual_seed(0)
+    network = fitted(basic(), x, y, 40)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    lines = []
+    opened = open_network(tmp_path / "net.pt", settings_from({}), {}, (x, y), lines.append)
+    with torch.no_grad():
+        assert torch.equal(opened.classifier.eval()(x).argmax(1), network(x).argmax(1))
+    assert "3 residual blocks (sum, activation), ReLU" in lines[0]
