@@ -16,8 +16,8 @@ from lsa_cli.auditing.results import ProofRows
 from lsa_cli.data import batches, check_inputs
 from lsa_cli.failures import is_out_of_memory
 from lsa_cli.models.classifier import predicted_class
+from lsa_cli.proofs import AT_ONCE
 
-_AT_ONCE = 4  # samples between two looks at the time budget
 _TIMED = 4  # samples
 _LONG = 1.0  # seconds of one sample, after which no others are timed
 
@@ -28,7 +28,7 @@ def prove(run: Execution, inputs: Batch, right: np.ndarray) -> ProofRows | None:
     if proof is None or proof.prover is None:
         return None
     began, device, proven = time.monotonic(), run.plan.network.device, np.zeros(len(right), dtype=bool)
-    for rows in batches(np.flatnonzero(right), _AT_ONCE):
+    for rows in batches(np.flatnonzero(right), AT_ONCE):
         run.stop_if_late()
         x, y = (tensor[torch.from_numpy(rows)].to(device) for tensor in inputs[:2])
         proven[rows] = proof.prover.proves(x, y, proof.threat).cpu().numpy()

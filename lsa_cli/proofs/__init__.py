@@ -1,10 +1,10 @@
 """Proofs of robustness: `Prover` bounds the margins of a network from below over a whole threat model.
 
-One file for each step: reading (the operations of torch), aten (what each means), builder and graph (affine maps, sums and
-ReLU), operations (their rules), crown (bounds), prover.
+One file for each step: reading (the operations of torch), aten (what each means), builder and graph (affine maps, sums, ReLU
+and max pooling), operations, coefficients and relaxations (their rules), crown (bounds), slopes, prover.
 """
 
 from lsa_cli.proofs.graph import NotProvable
-from lsa_cli.proofs.prover import Prover
+from lsa_cli.proofs.prover import AT_ONCE, Prover
 
-__all__ = ["NotProvable", "Prover"]
+__all__ = ["AT_ONCE", "NotProvable", "Prover"]

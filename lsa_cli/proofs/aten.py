@@ -1,7 +1,7 @@
-"""How each operation of torch (ATen) that is no mere rearrangement is written with affine maps, sums and ReLU."""
+"""How each operation of torch (ATen) that is no mere rearrangement is written with affine maps, sums, ReLU and max pooling."""
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lsa_cli.proofs.builder import Builder, End, Ref, kernel_of, refusal
 from lsa_cli.proofs.graph import Interval
-from lsa_cli.proofs.operations import Convolution, LogSoftmax, Matrix
+from lsa_cli.proofs.operations import Convolution, LogSoftmax, Matrix, MaxPool
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
@@ -213,25 +213,12 @@ def _minimum(build: Builder, a: Any, b: Any) -> Ref:
 def _max_pool(
     build: Builder, z: Ref, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
 ) -> tuple[Ref]:
-    """The largest of each window, as maxima of pairs along one dimension after the other."""
-    kernel, padding, dilation = (kernel_of(sizes, 2) for sizes in (kernel, padding, dilation))
-    stride = kernel_of(stride, 2) if stride else kernel
-    empty = F.max_pool2d(torch.empty(1, *build.shape(z), device="meta"), kernel, stride, padding, dilation, ceil_mode)
-    for number, out in enumerate(empty.shape[2:]):
-        size = build.shape(z)[1 + number]
-        start = torch.arange(out) * stride[number] - padding[number]
-        places = [start + step * dilation[number] for step in range(kernel[number])]
-        inside = [(place >= 0) & (place < size) for place in places]
-        none = torch.full_like(start, -1)
-        valid = reduce(
-            torch.maximum, (torch.where(here, place, none) for here, place in zip(inside, places, strict=True))
-        )
-        parts = []
-        for place, here in zip(places, inside, strict=True):  # outside the image stands another place of the window
-            chosen = torch.where(here, place, valid).to(build.device)
-            parts.append(build.rearrange(z, partial(torch.index_select, dim=2 + number, index=chosen)))
-        z = reduce(build.maximum, parts)
-    return (z,)
+    kernel, padding, dilation = (tuple(kernel_of(sizes, 2)) for sizes in (kernel, padding, dilation))
+    stride = tuple(kernel_of(stride, 2)) if stride else kernel
+    shape = build.shape(z)
+    empty = F.max_pool2d(torch.empty(1, *shape, device="meta"), kernel, stride, padding, dilation, ceil_mode)
+    out = tuple(empty.shape[1:])
+    return (build.put(MaxPool(kernel, stride, padding, dilation, shape, out), (z,), out),)
 
 
 @reads("_log_softmax")

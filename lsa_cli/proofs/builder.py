@@ -1,12 +1,13 @@
-"""Builds the graph of a network: affine maps, sums and ReLU, each for one sample of a batch."""
+"""Builds the graph of a network: affine maps, sums, ReLU and max pooling, each for one sample of a batch."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from lsa_cli.proofs.coefficients import Shape
 from lsa_cli.proofs.graph import Graph, Interval, Node, NotProvable
-from lsa_cli.proofs.operations import Operation, Rearrange, Relu, Scale, Shape, Sum
+from lsa_cli.proofs.operations import Operation, Rearrange, Relu, Scale, Sum
 
 BATCH = 3  # samples in the pass that is read: a number that few networks have another use for
 WHAT_CAN = (

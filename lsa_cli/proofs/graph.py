@@ -1,4 +1,4 @@
-"""A network as a graph of affine maps, sums and ReLU."""
+"""A network as a graph of affine maps, sums, ReLU and max pooling."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from lsa_cli.errors import UsageError
-from lsa_cli.proofs.operations import Operation, Relu, Shape, Sum
+from lsa_cli.proofs.coefficients import Shape
+from lsa_cli.proofs.operations import MaxPool, Operation, Relu, Sum
 
 Interval = tuple[torch.Tensor, torch.Tensor]
 
@@ -20,7 +21,7 @@ class Node:
     """One operation. inputs: places of its operands in the graph. shape: of the output for one sample.
 
     hull: a second interval of the output, as a function of the intervals of the nodes `hull_of`. It is tighter than that
-    of the operation where a pooling or a clamp is written with ReLU.
+    of the operation where a maximum or a clamp is written with ReLU.
     """
 
     operation: Operation | None  # None: the input of the network
@@ -48,6 +49,8 @@ def apply(operation: Operation, given: list[torch.Tensor]) -> torch.Tensor:
     """The output of an operation for operands (N, ...)."""
     if isinstance(operation, Relu):
         return given[0].relu()
+    if isinstance(operation, MaxPool):
+        return operation.windows(given[0]).amax(0)
     if isinstance(operation, Sum):
         return torch.stack([factor * z for factor, z in zip(operation.factors, given, strict=True)]).sum(0)
     out = operation.linear(given[0])

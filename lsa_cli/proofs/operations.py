@@ -1,38 +1,21 @@
-"""The three operations that every network is read into: affine maps, sums and ReLU.
+"""The operations that every network is read into: affine maps, sums, ReLU and max pooling.
 
 They work on float64 tensors of shape (N, ...). A coefficient tensor (R, ...) has one row for each linear form that is bounded.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
+from torch.nn import functional as F
+
+from lsa_cli.proofs.coefficients import Coefficients, OneHot, Patches, Shape, dense, values_of
 
 Map = Callable[[torch.Tensor], torch.Tensor]
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class OneHot:
-    """R rows of coefficients with one entry each: `values` (R,) at the flat places `index` (R,) of a tensor of `shape`."""
-
-    index: torch.Tensor
-    values: torch.Tensor
-    shape: Shape
-
-    def dense(self) -> torch.Tensor:  # -> (R, *shape)
-        rows = self.values.new_zeros(len(self.index), math.prod(self.shape))
-        return rows.scatter_(1, self.index[:, None], self.values[:, None]).reshape(-1, *self.shape)
-
-
-Coefficients: TypeAlias = torch.Tensor | OneHot
-
-
-def dense(rows: Coefficients) -> torch.Tensor:
-    return rows.dense() if isinstance(rows, OneHot) else rows
 
 
 class Affine:
@@ -103,10 +86,12 @@ class Scale(Affine):
         return z * self.factor.abs()
 
     def transposed(self, rows: Coefficients) -> Coefficients:
-        if isinstance(rows, torch.Tensor):
-            return rows * self.factor
-        factor = self.factor.expand(1, *self.shape).reshape(-1)[rows.index]
-        return OneHot(rows.index, rows.values * factor, rows.shape)
+        if isinstance(rows, OneHot):
+            factor = self.factor.expand(1, *self.shape).reshape(-1)[rows.index]
+            return OneHot(rows.index, rows.values * factor, rows.shape)
+        if isinstance(rows, Patches) and self.factor.shape[2:].numel() == 1:  # the same for all places of a channel
+            return Patches(rows.values * self.factor, rows.corner, rows.shape)
+        return dense(rows) * self.factor
 
 
 @dataclass(frozen=True)
@@ -129,7 +114,7 @@ class Matrix(Affine):
     def transposed(self, rows: Coefficients) -> Coefficients:
         if isinstance(rows, OneHot):
             return self.weight.T[rows.index] * rows.values[:, None]
-        return rows @ self.weight.T
+        return dense(rows) @ self.weight.T
 
 
 @dataclass(frozen=True)
@@ -170,35 +155,39 @@ class Convolution(Affine):
 
     def transposed(self, rows: Coefficients) -> Coefficients:
         if isinstance(rows, OneHot):
-            return self._kernels(rows.index) * rows.values.reshape(-1, *[1] * len(self.shape))
-        sizes = zip(self.shape[1:], rows.shape[2:], self._settings(), strict=True)
-        rest = [size - ((out - 1) * step - 2 * pad + reach + 1) for size, out, (step, pad, reach) in sizes]
+            channel, *places = torch.unravel_index(rows.index, self.out_shape)
+            values = self._kernels[channel] * rows.values.reshape(-1, *[1] * len(self.shape))
+            return Patches(values, self._start(torch.stack(places, 1)), self.shape).fitted()
+        if isinstance(rows, Patches):
+            zeros = [0] * len(self.stride)
+            values = self._spread(rows.values, zeros, zeros)
+            return Patches(values, self._start(rows.corner), self.shape).fitted()
+        reach = [gap * (size - 1) for gap, size in zip(self.dilation, self.weight.shape[2:], strict=True)]
+        sizes = zip(self.shape[1:], rows.shape[2:], self.stride, self.padding, reach, strict=True)
+        rest = [size - ((out - 1) * step - 2 * pad + far + 1) for size, out, step, pad, far in sizes]
+        return self._spread(rows, self.padding, rest)
+
+    def _spread(self, rows: torch.Tensor, padding: Sequence[int], rest: Sequence[int]) -> torch.Tensor:
         return torch.ops.aten.convolution(
-            rows, self.weight, None, self.stride, self.padding, self.dilation, True, rest, self.groups
+            rows, self.weight, None, self.stride, padding, self.dilation, True, rest, self.groups
         )
 
-    def _settings(self) -> list[tuple[int, int, int]]:
-        """(stride, padding, distance between the first and the last entry of the kernel) of each dimension."""
-        reach = [gap * (size - 1) for gap, size in zip(self.dilation, self.weight.shape[2:], strict=True)]
-        return list(zip(self.stride, self.padding, reach, strict=True))
+    def _start(self, places: torch.Tensor) -> torch.Tensor:  # (R, D) -> (R, D)
+        """The first place of the input that the kernel at each place of the output reads."""
+        step, pad = (torch.tensor(sizes, device=places.device) for sizes in (self.stride, self.padding))
+        return places * step - pad
 
-    def _kernels(self, index: torch.Tensor) -> torch.Tensor:  # (R,) -> (R, *in)
-        """The rows of L for the outputs at these flat places: each is one kernel at its place."""
-        channel, *places = torch.unravel_index(index, self.out_shape)
-        kernels = self.weight[channel]
-        inner = kernels.shape[1]
-        start = channel // (len(self.weight) // self.groups) * inner
-        flat = start[:, None] + torch.arange(inner, device=index.device)
-        padded = [size + 2 * pad for size, pad in zip(self.shape[1:], self.padding, strict=True)]
-        for number, (place, size) in enumerate(zip(places, padded, strict=True)):
-            steps = torch.arange(kernels.shape[2 + number], device=index.device) * self.dilation[number]
-            along = place[:, None] * self.stride[number] + steps
-            flat = flat[..., None] * size + along.reshape(len(index), *[1] * (number + 1), -1)
-        rows = kernels.new_zeros(len(index), self.shape[0] * math.prod(padded))
-        rows = rows.scatter_(1, flat.flatten(1), kernels.flatten(1)).reshape(-1, self.shape[0], *padded)
-        for number, (size, pad) in enumerate(zip(self.shape[1:], self.padding, strict=True)):
-            rows = rows.narrow(2 + number, pad, size)
-        return rows
+    @cached_property
+    def _kernels(self) -> torch.Tensor:  # -> (out, in, *box)
+        """The kernel of each channel over all channels of the input, with zeros between dilated entries."""
+        out, each = self.weight.shape[:2]
+        box = [gap * (size - 1) + 1 for gap, size in zip(self.dilation, self.weight.shape[2:], strict=True)]
+        kernels = self.weight.new_zeros(out, self.groups, each, *box)
+        group = torch.arange(out, device=self.weight.device) // (out // self.groups)
+        own = self.weight.new_zeros(out, each, *box)
+        own[(slice(None), slice(None), *(slice(None, None, gap) for gap in self.dilation))] = self.weight
+        kernels[torch.arange(out, device=self.weight.device), group] = own
+        return kernels.flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -232,13 +221,66 @@ class Sum:
 
 @dataclass(frozen=True)
 class Relu:
-    """max(z, 0), the only operation that is not linear.
+    """max(z, 0).
 
-    refined: whether the bounds of z are worth a backward pass. They are intervals for the many pairs of a max pooling.
+    refined: whether the bounds of z are worth a backward pass.
     """
 
     refined: bool = True
     terms: ClassVar[int] = 0
 
 
-Operation = Affine | Sum | Relu
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest entry of each window of an image. Settings are per dimension.
+
+    shape, out_shape: of one sample of the input and of the output.
+    """
+
+    kernel: Shape
+    stride: Shape
+    padding: Shape
+    dilation: Shape
+    shape: Shape
+    out_shape: Shape
+    terms: ClassVar[int] = 0
+
+    def _cuts(self, outs: Sequence[int]) -> list[tuple[Any, ...]]:
+        """For each place of the kernel: where it reads a padded image, for windows of these numbers."""
+        settings = list(zip(self.dilation, self.stride, outs, strict=True))
+        return [
+            (..., *(slice(at * gap, at * gap + (out - 1) * step + 1, step) for at, (gap, step, out) in zip(place, settings, strict=True)))
+            for place in itertools.product(*(range(size) for size in self.kernel))
+        ]  # fmt: skip
+
+    def _reach(self, outs: Sequence[int]) -> list[int]:
+        """The size of the image that windows of these numbers read."""
+        settings = zip(self.kernel, self.stride, self.dilation, outs, strict=True)
+        return [(out - 1) * step + gap * (size - 1) + 1 for size, step, gap, out in settings]
+
+    def windows(self, z: torch.Tensor) -> torch.Tensor:  # (N, *shape) -> (K, N, *out_shape)
+        """The K entries of each window; those outside the image are -inf."""
+        outs = self.out_shape[1:]
+        after = [
+            reach - size - pad for reach, size, pad in zip(self._reach(outs), z.shape[2:], self.padding, strict=True)
+        ]
+        ends = [end for pair in reversed(list(zip(self.padding, after, strict=True))) for end in pair]
+        padded = F.pad(z, ends, value=-math.inf)
+        return torch.stack([padded[cut] for cut in self._cuts(outs)])
+
+    def transposed(self, rows: torch.Tensor | Patches, parts: Callable[[int], torch.Tensor]) -> Coefficients:
+        """The coefficients of the input. parts: those of each entry k of the windows, of the shape of the rows."""
+        values = values_of(rows)
+        outs = values.shape[2:]
+        spread = values.new_zeros(*values.shape[:2], *self._reach(outs))
+        for number, cut in enumerate(self._cuts(outs)):
+            spread[cut] += parts(number)
+        if isinstance(rows, Patches):
+            step, pad = (torch.tensor(sizes, device=values.device) for sizes in (self.stride, self.padding))
+            return Patches(spread, rows.corner * step - pad, self.shape).fitted()
+        settings = zip(self.shape[1:], self.padding, spread.shape[2:], strict=True)
+        ends = [(-pad, size + pad - reach) for size, pad, reach in settings]
+        return F.pad(spread, [end for pair in reversed(ends) for end in pair])
+
+
+Operation = Affine | Sum | Relu | MaxPool

@@ -6,34 +6,38 @@ counts.
 
 import torch
 
+from lsa_cli.proofs.coefficients import Coefficients, rows_of
 from lsa_cli.proofs.crown import Bounds
-from lsa_cli.proofs.operations import Relu
 
 RATE, DECAY = 0.5, 0.97  # of Adam, and its factor after each step; our choice
 
 
-def optimised(bounds: Bounds, place: int, rows: torch.Tensor, least: torch.Tensor, steps: int) -> torch.Tensor:
+def optimised(
+    bounds: Bounds, place: int, rows: Coefficients, sample: torch.Tensor, least: torch.Tensor, steps: int
+) -> torch.Tensor:
     """Larger lower bounds (R,) of rows (R, ...) . z for the node at `place`, from those of CROWN's slopes `least` (R,).
 
-    Each row has slopes of its own. Rows with a positive bound are left as they are.
+    sample: (R,) ascending, of each row. Each row has slopes of its own. Rows with a positive bound are left as they are.
     """
     best = least.clone()
     wanted = (least <= 0).nonzero()[:, 0]
-    slopes = {}
-    for here, node in enumerate(bounds.graph.nodes[: place + 1]):
-        if isinstance(node.operation, Relu):
-            slope = bounds.relaxation(node.inputs[0]).slope
-            if len(slope):
-                slopes[here] = slope.expand(len(wanted), -1).clone().requires_grad_(True)
-    if not slopes or not len(wanted):
-        return best
-    adam = torch.optim.Adam(slopes.values(), lr=RATE)
+    for part in wanted.split(bounds.rows_at_once(place, kept=True)) if len(wanted) else ():
+        best[part] = _optimised(bounds, place, rows_of(rows, part), sample[part], least[part], steps)
+    return best
+
+
+def _optimised(
+    bounds: Bounds, place: int, rows: Coefficients, sample: torch.Tensor, best: torch.Tensor, steps: int
+) -> torch.Tensor:
+    slopes: dict[int, torch.Tensor] = {}
+    adam = None
     for _ in range(steps):
         with torch.enable_grad():
-            found = bounds.least(place, rows[wanted], slopes)
-        best[wanted] = torch.fmax(best[wanted], found.detach())
-        if bool((best[wanted] > 0).all()):
+            found = bounds.sloped(place, rows, sample, slopes)
+        best = torch.fmax(best, found.detach())
+        if not slopes or bool((best > 0).all()):
             break
+        adam = adam or torch.optim.Adam(slopes.values(), lr=RATE)
         adam.zero_grad()
         found.backward(-torch.ones_like(found))
         adam.step()

@@ -39,3 +39,22 @@ def test_the_input_range_cuts_the_ball():
     x, y = torch.tensor([[0.0, 0.2]]), torch.tensor([0])
     margin = Prover.of(network, torch.rand(3, 2)).margins(x, y, NORMS["linf"](0.1))
     assert margin.item() == pytest.approx(-0.6, abs=SLACK)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.4])
+def test_a_max_pooling_of_the_input_has_its_exact_range(eps):
+    """Over a box that is equally wide in all coordinates, the largest of a window lies in max(x) -+ eps."""
+
+    class Largest(nn.Module):
+        def forward(self, x):
+            return torch.cat([torch.zeros(len(x), 1), nn.functional.max_pool2d(x, (2, 3)).flatten(1)], 1)
+
+    x = torch.randn(6, 1, 2, 3)
+    threat = NORMS["linf"](eps, None)
+    prover = Prover.of(Largest(), x)
+    for label, sign in ((0, -1), (1, 1)):
+        found = prover.margins(x, torch.full((6,), label), threat).float()
+        exact = sign * x.flatten(1).amax(1) - eps
+        right = sign * x.flatten(1).amax(1) > 0  # others have no bound but that of plain intervals
+        assert torch.allclose(found[right], exact[right], atol=SLACK)
+        assert (found <= exact).all()
