@@ -54,7 +54,7 @@ from lsa_cli.auditing.evidence.special_attacks import OnGrid
 from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
 
 FORWARD = 0.35  # of a forward + gradient pass
-_USUALLY_TRIED = 108  # by the stronger attack, where most samples are robust
+_USUALLY_TRIED = 121  # by the stronger attack, where most samples are robust
 # Findings that gradients are wrong.
 _OF_GRADIENTS = (
     "vanishing-gradient",
@@ -64,18 +64,18 @@ _OF_GRADIENTS = (
     "full-range-survived",
 )
 SMALLEST_IMAGE = 8  # pixels in a row, for attacks on a part of an image
-SURVIVORS = 48  # at most so many get the most expensive attacks
+SURVIVORS = 32  # at most so many get the most expensive attacks
 
 
 def probe_size(available: int) -> int:
-    """The number of samples for the checks: an eighth of the audit's, from 32 to 128 (our choice)."""
-    return min(available, max(32, min(128, available // 8)))
+    """The number of samples for the checks: one in 16 of the audit's, from 32 to 128 (our choice)."""
+    return min(available, max(32, min(128, available // 16)))
 
 
 def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     """Forward + gradient passes of `examine` for a probe of `count` of the `available` samples; robust: the share that is.
 
-    For 128 of 1,000 samples about 120 each, and about 20 where most of them break. For progress and estimates.
+    For 62 of 1,000 samples about 110 each, and about 60 where most of them break. For progress and estimates.
     """
     forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
