@@ -1,6 +1,7 @@
 """The evidence of an audit against networks that hide their weakness, and honest ones: what it finds, and what it costs.
 
     LSA_DATA_ROOT=... python -m benchmarks.evidence [--seeds 3] [--only NAME ...] [-n 200] [--small]
+    python -m benchmarks.evidence --file sample_models/mnist_cnn_at.pt -n 1000    # the cost for the default audit of a file
 
 Every network of tests/zoo is audited with the default attacks. Most defective ones are built around the sample networks, or
 with --small around networks that need a fifth of the time. The truth is the robust accuracy that an attack written for
@@ -9,7 +10,6 @@ nothing casts doubt on it. Cost is process time of the whole audit over the time
 """
 
 import argparse
-import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from lsa_cli.auditing import run
-from tests.zoo import defective, honest
+from tests.zoo import defective, honest, judge
 from tests.zoo.base import SAMPLE, data_root
 from tests.zoo.judge import Row, judged
 from tests.zoo.trained import SMALL
@@ -43,17 +43,21 @@ def timed():
         return watched
 
     with (
-        mock.patch("tests.zoo.judge.audit", watching(0, sys.modules["tests.zoo.judge"].audit)),
+        mock.patch("tests.zoo.judge.audit", watching(0, judge.audit)),
         mock.patch("lsa_cli.auditing.run.examine", watching(1, run.examine)),
     ):
         yield times
 
 
+def cost(whole: float, evidence: float) -> float:
+    return whole / (whole - evidence) if whole > evidence else 0.0
+
+
 def shown(row: Row, whole: float, evidence: float) -> str:
     radius = f"{row.entry.norm} {row.entry.eps:.3g}"
     numbers = f"{row.clean:.1%} | {row.truth:.1%} | {row.reported:.1%}"
-    found, cost = ", ".join(row.findings)[:FINDINGS], whole / (whole - evidence) if whole > evidence else 0.0
-    return f"| {row.entry.name} | {radius} | {numbers} | {row.verdict} | {found} | {row.outcome} | {cost:.2f} |"
+    found = ", ".join(row.findings)[:FINDINGS]
+    return f"| {row.entry.name} | {radius} | {numbers} | {row.verdict} | {found} | {row.outcome} | {cost(whole, evidence):.2f} |"
 
 
 def main() -> None:
@@ -62,7 +66,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("-n", type=int, default=200, help="images of each network")
     parser.add_argument("--small", action="store_true", help="defences around smaller networks")
+    parser.add_argument("--file", help="the cost for the default audit of this checkpoint, in place of the table")
     arguments = parser.parse_args()
+    if arguments.file:
+        for seed in range(arguments.seeds):
+            with timed() as times:
+                report = judge.audit(arguments.file, limit=arguments.n, threads=1, seed=seed)
+            verdict = report.evidence.verdict
+            print(f"seed {seed}: {verdict}, {times[0]:.1f} s of process time, cost {cost(*times):.2f}", flush=True)
+        return
     if data_root() is None:
         parser.error("LSA_DATA_ROOT is not set: no checkpoints and data")
     torch.set_num_threads(1)

@@ -14,14 +14,15 @@ def direction(loss, logits, y):
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_ce_points_where_the_cross_entropy_does(classes):
-    logits = 3 * torch.randn(50, classes, generator=torch.Generator().manual_seed(0)).double()
+    logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(0)).double()
+    logits *= 4 / (logits.amax(1) - logits.amin(1))[:, None]  # smaller differences are enlarged
     y = torch.arange(50) % classes
     torch_ce = direction(lambda z, t: F.cross_entropy(z, t, reduction="none"), logits, y)
     torch.testing.assert_close(direction(cross_entropy, logits, y), torch_ce)
 
 
 def test_ce_is_the_log_odds_of_the_cross_entropy():
-    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
+    logits = 5 * torch.randn(20, 5, generator=torch.Generator().manual_seed(1))
     y = torch.arange(20) % 5
     torch.testing.assert_close(F.softplus(cross_entropy(logits, y)), F.cross_entropy(logits, y, reduction="none"))
 
@@ -41,6 +42,18 @@ def test_small_temperatures_tend_to_the_margin():
     torch.testing.assert_close(direction(tempered(0.01), logits, y), direction(margin, logits, y), atol=1e-6, rtol=0)
     uniform = direction(tempered(1000.0), logits, y)[0, 1:]
     torch.testing.assert_close(uniform, uniform[0].expand(3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1 / 30])
+def test_nearly_equal_logits_are_attacked_as_their_usual_multiples(factor):
+    """The direction is that of the log-odds at a usual scale, not the mean over all wrong classes."""
+    usual = torch.randn(50, 10, generator=torch.Generator().manual_seed(2)).double()
+    usual = 20 * usual / (usual.amax(1) - usual.amin(1))[:, None]
+    y = torch.arange(50) % 10
+    torch.testing.assert_close(direction(cross_entropy, factor * usual, y), direction(cross_entropy, usual, y))
+    torch.testing.assert_close(direction(tempered(0.2), factor * usual, y), direction(tempered(0.2), usual, y))
+    torch.testing.assert_close(cross_entropy(factor * usual, y), factor * cross_entropy(usual, y))
+    assert torch.isfinite(cross_entropy(torch.zeros(10, 10), y[:10])).all()
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "t-pgd"])

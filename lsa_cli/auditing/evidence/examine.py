@@ -2,7 +2,7 @@
 
 A defect is what can make attacks find too little: outputs that round or saturate, a gradient that is lost, outputs that
 differ from pass to pass. The scale of the logits is no defect: attacks increase log-odds, so logits a million times larger
-give the same steps.
+or smaller give the same steps.
 """
 
 import torch
