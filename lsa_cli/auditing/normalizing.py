@@ -69,7 +69,7 @@ def find_normalization(
         entrants = [
             Entrant(
                 option,
-                -1.0 if option == first else cost_of(option, data.name),
+                -1.0 if option == first else cost_of(option, data.name or data.called),
                 _asking(with_normalization(classifier, normalization)),
             )
             for option, normalization in tried.items()

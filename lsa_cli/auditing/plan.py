@@ -204,6 +204,14 @@ def _threat(network: Network) -> tuple[Threat, str, list[Warning]]:
     usual = usual_radius(name, norm)
     if usual is not None:
         return make_threat(norm, parse_number(usual), network.bounds), f"usual for {name}", []
+    called = usual_radius(network.data.called, norm)
+    if called is not None:
+        message = (
+            f"the data are called {network.data.called}, so the radius usual for a data set of this name is used, {norm} {called}; "
+            "nothing else tells which data they are; --eps sets another"
+        )
+        warning = Warning(code="eps-assumed", message=message)
+        return make_threat(norm, parse_number(called), network.bounds), "assumed", [warning]
     if norm != "linf" or network.bounds is None:
         raise UsageError(f"no usual {norm} radius is known for this data; give one with --eps")
     message = f"no usual radius is known for this data, so linf {ASSUMED_LINF} is used; --eps sets another"

@@ -109,7 +109,8 @@ def _relative(plan: "AuditPlan", threat: "Threat") -> float:
     if plan.network.bounds is None:
         return math.inf
     described = plan.network.checkpoint.description if plan.network.checkpoint is not None else None
-    names = [plan.network.data.name, described.data_name if described is not None and described.data_name else ""]
+    data = plan.network.data
+    names = [data.name or data.called, described.data_name if described is not None and described.data_name else ""]
     low, high = plan.network.bounds
     return float(threat.eps) / (
         reference_radius(names, threat.norm, math.prod(plan.network.input_shape)) * (high - low)

@@ -74,7 +74,7 @@ def rebuild(
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
     tried = _normalizations(settings, checkpoint, images)
     search = Search(
-        structures, tensors, reading(order, labels, look), len(order), tried, lambda option: cost_of(option, data.name)
+        structures, tensors, reading(order, labels, look), len(order), tried, lambda option: cost_of(option, data.name or data.called)
     )  # fmt: skip
     outcome = search.best()
     if outcome is None:

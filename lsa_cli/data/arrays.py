@@ -110,7 +110,7 @@ def array_data(spec: str, x: np.ndarray, y: np.ndarray, **options: Any) -> Label
 
 
 def _requested(request: SourceRequest, spec: str, x: np.ndarray, y: np.ndarray, **known: Any) -> LabelledData:
-    """Data of arrays as the request asks for it. known: class_names, name, split."""
+    """Data of arrays as the request asks for it. known: class_names, name, called, split."""
     mode = next((word for word, channels in MODES.items() if channels == request.channels), "")
     fix = f"add {request.adding(f'mode={mode}')} to --data"
     data = array_data(spec, x, y, channels=request.channels, size=request.size, asked=request.asked_channels(), fix=fix)
@@ -144,14 +144,13 @@ def open_npz(request: SourceRequest) -> LabelledData:
         raise DataError(f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; give one label per sample")
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 (0..255) or floating numbers in [0, 1]")
-    name = path.stem.lower().replace("_", "-")
-    return _requested(request, spec, x, y, class_names=class_names, name=name, split=split)
+    return _requested(request, spec, x, y, class_names=class_names, called=path.stem, split=split)
 
 
 # Names of arrays, in upper or lower case, with or without punctuation: x, X_test, test_images, imagesVal, ...
 _ARRAYS = {
-    "x": ("x", "images", "image", "imgs", "img", "data", "inputs", "input"),
-    "y": ("y", "labels", "label", "targets", "target"),
+    "x": ("x", "images", "image", "imgs", "img", "data", "inputs", "input", "arr0"),
+    "y": ("y", "labels", "label", "targets", "target", "arr1"),
 }
 _SPLITS = {"train": ("train", "training", "tr"), "test": ("test", "te"), "val": ("val", "valid", "validation", "dev")}
 

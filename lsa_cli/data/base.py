@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lsa_cli.data.identity import known_set
 from lsa_cli.data.labels import LARGEST_LABEL, class_numbers
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, SplitError, UsageError
@@ -26,7 +27,8 @@ class LabelledData:
 
     labels: (n,) int64. read: indices -> (N, C, H, W) (or (N, D)) float32, images in [0, 1].
     class_names: the name of each label from 0, where the source knows it.
-    name: of a known data set ("mnist", ...), for its usual threat model; otherwise "".
+    name: of a known data set ("mnist", ...), for its usual threat model; otherwise "". called: the name of its file or folder,
+    which can be that of a data set.
     transform: a description of what is done to each image.
     """
 
@@ -37,6 +39,7 @@ class LabelledData:
     name: str = ""
     transform: str = "none"
     split: str = ""
+    called: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -134,7 +137,7 @@ def check_file(path: Path, spec: str) -> None:
 
 
 def checked(data: LabelledData) -> LabelledData:
-    """`data` with one class number per sample, see `class_numbers`. Raises DataError where it has no samples."""
+    """`data` with one class number per sample, see `class_numbers`, and the name of a data set that is known. Raises DataError where it has no samples."""
     if data.labels.size == 0:
         raise DataError(f"{data.spec} holds no samples; check the path and the split")
     labels, said = class_numbers(data.labels, data.spec)
@@ -145,7 +148,9 @@ def checked(data: LabelledData) -> LabelledData:
             f"{data.spec}: the label of sample {row} is {labels[row]}, and the data names {plural(named, 'class', 'classes')} "
             f"(0 to {named - 1}); name them all, or correct the label"
         )
-    return dataclasses.replace(data, labels=labels, transform=f"{data.transform}; {said}" if said else data.transform)
+    transform = f"{data.transform}; {said}" if said else data.transform
+    name = data.name or known_set(labels, data.class_names)
+    return dataclasses.replace(data, labels=labels, transform=transform, name=name)
 
 
 # ---- what several sources need -------------------------------------------------------------------------

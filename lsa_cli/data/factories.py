@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
 
-from lsa_cli.data.arrays import Fit, array_data, fit_to_network
+from lsa_cli.data.arrays import Fit, array_data, fit_to_network, to_unit
 from lsa_cli.data.base import LabelledData, checked
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError
@@ -63,13 +65,19 @@ def _takes_split(factory: Callable[..., Any]) -> bool:
 def from_object(
     made: Any, spec: str, split: str = "", *, channels: int | None = None, size: ImageSize | None = None
 ) -> LabelledData:
-    """(x, y) arrays or tensors, or a data set of (input, label) pairs -> LabelledData. DataError for anything else.
+    """(x, y) arrays or tensors, a data set of (input, label) pairs, or a DataLoader of one -> LabelledData.
+
+    Of a DataLoader its data set is read, whose inputs can also be images of Pillow. Raises DataError for anything else.
 
     channels: of the network, where known; a mismatch of grey and colour is refused. size: images are resized to it if it
     is explicit.
     """
     if isinstance(made, LabelledData):
         return checked(made)
+    if isinstance(made, DataLoader):
+        made = made.dataset  # in its own order, in batches of the audit
+    if isinstance(made, IterableDataset):
+        made = list(made)
     if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
         x, y = (_array(part) for part in made)
         if x.shape[:1] != y.shape[:1] or not x.shape:
@@ -130,4 +138,7 @@ def _pair_reader(dataset: Any, spec: str, fit: Fit) -> Callable[[np.ndarray], to
 
 def _input_of(item: Any) -> torch.Tensor:
     value = item[0] if isinstance(item, (tuple, list)) else item
+    if isinstance(value, Image.Image):
+        pixels = np.asarray(value.convert("L" if value.mode in ("1", "L") else "RGB"))
+        value = to_unit(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
     return torch.as_tensor(value, dtype=torch.float32)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def open_imagefolder(request: SourceRequest) -> LabelledData:
     if request.options.get("order", "text") != "text":
         raise UsageError(f"--data: order={request.options['order']} must be order=text, or be left out")
     root = Path(request.location)
-    name = root.name.lower()
+    called = root.name
     split = _folder_split(root, request)
     root = root / split
     spec = f"imagefolder:{root}"
@@ -62,7 +63,7 @@ def open_imagefolder(request: SourceRequest) -> LabelledData:
     if "order" not in request.options and all(re.fullmatch(r"[0-9]{1,18}", folder) for folder in classes):
         order = sorted(range(len(classes)), key=lambda place: int(classes[place]))
         labels, classes = np.argsort(order)[labels], [classes[place] for place in order]
-    return image_data(request, spec, labels, files, classes, name, split)
+    return replace(image_data(request, spec, labels, files, classes, split=split), called=called)
 
 
 def _folder_split(root: Path, request: SourceRequest) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from lsa_cli.data.base import (
     DATA_SOURCES,
+    TEST_SPLITS,
     USUAL_LABELS,
     LabelledData,
     SourceRequest,
@@ -130,12 +132,16 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 @DATA_SOURCES.register("hf")
 @with_traits(
-    Traits(marks=("dataset_dict.json", "state.json"), downloads=lambda location, options: not Path(location).is_dir())
+    Traits(
+        suffixes=(".parquet",),
+        marks=("dataset_dict.json", "state.json"),
+        downloads=lambda location, options: not Path(location).exists(),
+    )
 )
 def open_hugging_face(request: SourceRequest) -> LabelledData:
-    """hf:FOLDER_OR_NAME[?split=test&config=NAME&image=COLUMN&label=COLUMN]: needs `pip install datasets`; runs no code of the data set.
+    """hf:FOLDER_OR_FILE_OR_NAME[?split=test&config=NAME&image=COLUMN&label=COLUMN]: needs `pip install datasets`; runs no code of the data set.
 
-    A folder of save_to_disk, a folder that load_dataset reads, or a name on the Hugging Face hub, which is downloaded into
+    A folder of save_to_disk, a folder that load_dataset reads, a .parquet file, or a name on the Hugging Face hub, which is downloaded into
     the library's cache.
     """
     request.allow("hf", "config", "image", "label")
@@ -146,6 +152,12 @@ def open_hugging_face(request: SourceRequest) -> LabelledData:
     spec = f"hf:{request.location}"
     with _quiet(datasets):
         dataset, split = _pick_dataset(_load(datasets, request, spec), request, spec)
+        for name, feature in dataset.features.items():
+            if isinstance(feature, dict) and feature.keys() == {
+                "bytes",
+                "path",
+            }:  # images, without a note that they are
+                dataset = dataset.cast_column(name, datasets.Image(decode=False))
         image = _column_of(dataset, datasets.Image, (), "image", request, spec)
         label = _column_of(dataset, datasets.ClassLabel, USUAL_LABELS, "label", request, spec)
         if not isinstance(dataset.features[image], datasets.Image):
@@ -168,13 +180,19 @@ def open_hugging_face(request: SourceRequest) -> LabelledData:
         return [item["bytes"] or Path(item["path"]) for item in found]
 
     files = ImageFiles(len(images), fetch, lambda row: f"{spec}: sample {row}")
-    name = Path(request.location).name.lower().replace("-", "").replace("_", "")
-    return image_data(request, spec, labels, files, class_names, name, split)
+    is_file, called = Path(request.location).exists(), Path(request.location).stem
+    data = image_data(request, spec, labels, files, class_names, "" if is_file else called, split)
+    return dataclasses.replace(data, called=called)
 
 
 def _load(datasets: Any, request: SourceRequest, spec: str) -> Any:
     path = Path(request.location)
     try:
+        if path.suffix == ".parquet" and path.is_file():
+            split = re.split("[^a-z]", path.stem)[0]  # of train-00000-of-00001.parquet
+            return datasets.Dataset.from_parquet(
+                str(path), split=datasets.NamedSplit(split if split in ("train", *TEST_SPLITS) else "unnamed")
+            )
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return datasets.load_from_disk(str(path))
         # Current versions have no scripts, and False is their default; older ones would run the script of a data set.

@@ -1,5 +1,6 @@
 """open_data: a spec such as npz:FILE -> labelled images."""
 
+import shlex
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,8 @@ def location_of(spec: str) -> str:
 
 
 def _parts(spec: str) -> tuple[str, str, str]:
-    """SOURCE:LOCATION?QUERY -> its three parts; a part that is missing is ""."""
-    source, _, rest = spec.partition(":")
+    """SOURCE:LOCATION?QUERY -> its three parts; a part that is missing is "". A path alone gets the source that reads it."""
+    source, _, rest = _with_source(spec).partition(":")
     location, _, query = rest.partition("?")
     return source, location, query
 
@@ -47,6 +48,7 @@ def open_data(
     that it names); then nothing is downloaded. Raises DataError when the data cannot be opened or does not fit the
     network, and UsageError for a wrong spec.
     """
+    spec = _with_source(spec)
     if ":" not in spec:
         raise UsageError(
             f"--data '{spec}' must read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
@@ -56,8 +58,7 @@ def open_data(
     options = _options(query)
     if source not in DATA_SOURCES:
         if source.isidentifier() and not can_import(source):
-            hint = _suggestion(spec) or ", or pkg.mod:factory"
-            raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}{hint}")
+            raise UsageError(f"--data: {unknown('data source', source, DATA_SOURCES.names())}, or pkg.mod:factory")
         return from_factory(spec, options.get("split") if split is None else split, channels, size)
     if relative_to is not None:
         location, options = _beside(relative_to, source, location, options)
@@ -67,16 +68,52 @@ def open_data(
     return checked(DATA_SOURCES.get(source)(request))
 
 
-def _suggestion(spec: str) -> str:
-    """The probable source of a path, as "; for the folder val say --data imagefolder:val"; otherwise ""."""
+def _with_source(spec: str) -> str:
+    """The spec, with the source in front where it is the path of a file or folder that one source reads: npz:FILE."""
     path = Path(spec.partition("?")[0])
     sources = {name: traits_of(name) for name in DATA_SOURCES.names()}
-    if path.is_dir():
+    if spec.partition(":")[0] in sources:
+        return spec
+    if path.is_dir() and not _torchvision_sets(path):
         marked = (name for name, traits in sources.items() if any((path / file).is_file() for file in traits.marks))
-        return f"; for the folder {path} say --data {next(marked, 'imagefolder')}:{spec}"
+        return f"{next(marked, 'imagefolder')}:{spec}"
     fits = (name for name, traits in sources.items() if path.suffix.lower() in traits.suffixes)
     source = next(fits, None) if path.is_file() else None
-    return f"; for the file {path} say --data {source}:{spec}" if source is not None else ""
+    return f"{source}:{spec}" if source is not None else spec
+
+
+# Folders and files below ?root= by which torchvision finds a data set, and its name.
+_TORCHVISION = {
+    "MNIST/raw": "MNIST", "FashionMNIST/raw": "FashionMNIST", "KMNIST/raw": "KMNIST", "EMNIST/raw": "EMNIST",
+    "cifar-10-batches-py": "CIFAR10", "cifar-100-python": "CIFAR100", "test_32x32.mat": "SVHN", "stl10_binary": "STL10",
+}  # fmt: skip
+
+
+def _torchvision_sets(folder: Path) -> dict[str, Path]:
+    """The names of the data sets of torchvision in a folder or around it, each with its root."""
+    return {
+        name: root
+        for root in (folder, *folder.absolute().parents[:2])
+        for inside, name in _TORCHVISION.items()
+        if (root / inside).exists() and (root == folder or (root / inside).is_relative_to(folder.absolute()))
+    }
+
+
+def _suggestion(spec: str) -> str:
+    """The spec that is probably meant, as "; say --data ..."; otherwise ""."""
+    from torchvision import datasets
+
+    path = Path(spec.partition("?")[0])
+    found = _torchvision_sets(path) if path.is_dir() else {}
+    if found:
+        several = (shlex.join(["--data", f"torchvision:{name}?root={root}"]) for name, root in found.items())
+        return f"; {path} holds data of torchvision: say {' or '.join(several)}"
+    named = next((name for name in datasets.__all__ if name.lower() == spec.lower().replace("-", "")), None)
+    if named is not None:
+        return f"; say --data 'torchvision:{named}?root=DIR', with the folder that holds its files"
+    if path.exists():
+        return f"; lsa reads no data from {path}; write a function that returns (x, y) and say --data path/to/file.py:function"
+    return f"; there is no file or folder {path} (you are in {Path.cwd()})"
 
 
 def may_download(spec: str) -> bool:
@@ -87,6 +124,9 @@ def may_download(spec: str) -> bool:
 
 def with_paths(spec: str, move: Callable[[str], str]) -> str:
     """The spec with `move` applied to each path in it: the location, if it is a path, and ?root=."""
+    if ":" not in spec:
+        spec = _with_source(move(spec))
+        return spec if ":" not in spec else with_paths(spec, move)
     source, location, query = _parts(spec)
     options = [f"root={move(part[5:])}" if part.startswith("root=") else part for part in query.split("&") if part]
     if source in DATA_SOURCES and traits_of(source).is_path:

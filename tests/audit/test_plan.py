@@ -247,6 +247,14 @@ def test_a_checkpoints_radius_is_not_taken_for_another_norm(moons):
         make_plan(moons / "m.pt", settings, {"norm": "option"})
 
 
+def test_a_radius_that_only_the_name_of_a_file_gives_is_told_loudly(task, tmp_path):
+    body, x, y = task
+    np.savez(tmp_path / "mnist.npz", x=x, y=y)
+    made = make_plan(body, settings_from({"data": f"npz:{tmp_path}/mnist.npz"}), {})
+    assert (made.threat.eps, made.eps_origin) == (0.3, "assumed")
+    assert [w.code for w in made.warnings if "the data are called mnist" in w.message] == ["eps-assumed"]
+
+
 def test_a_sample_limit_takes_a_stratified_subset_and_the_report_says_so(task):
     body, x, y = task
     report = audit(body, data=(x, y), eps=0.01, attack="fgsm", noise="none", threads=1, limit=9)

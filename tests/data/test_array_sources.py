@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torchvision import datasets
 
-from lsa_cli.data import DATA_SOURCES, may_download, open_data, runs_user_code, square_size, usual_size
+from lsa_cli.data import DATA_SOURCES, may_download, open_data, runs_user_code, square_size, usual_size, with_paths
 from lsa_cli.data.base import Traits, with_traits
 from lsa_cli.data.factories import from_object
 from lsa_cli.errors import DataError, SplitError, UsageError
@@ -65,7 +68,7 @@ def test_splits_of_arrays(tmp_path):
             {"x": np.zeros((2, 2)), "y": np.array([0, 2]), "class_names": np.array(["cat", "dog"])},
             r"sample 1 is 2, and the data names 2 classes \(0 to 1\)",
         ),
-        ({"arr_0": np.zeros((2, 2)), "arr_1": np.zeros(2, int)}, r"holds arr_0, arr_1; .* with \?x=NAME&y=NAME"),
+        ({"arr_0": np.zeros((2, 2)), "arr_2": np.zeros(2, int)}, r"holds arr_0, arr_2; .* with \?x=NAME&y=NAME"),
         ({"x": np.zeros((2, 4, 4), np.int32), "y": np.zeros(2, int)}, "int32"),
         ({"x": np.zeros((2, 1, 1, 1, 1)), "y": np.zeros(2, int)}, "shape"),
         ({"x": np.array([{}, {}], dtype=object), "y": np.zeros(2, int)}, "plain arrays"),
@@ -143,6 +146,7 @@ def test_labels_of_any_type_that_are_whole_numbers_are_taken(tmp_path, dtype):
         (("imagesValid", "targetsValid"), "validation", "val"),
         (("xte", "yte", "xtr", "ytr"), None, "test"),
         (("data", "target"), None, ""),
+        (("arr_0", "arr_1"), None, ""),
         (("images", "labels", "x_test", "y_test"), None, ""),
     ],
 )
@@ -168,16 +172,16 @@ def test_names_of_arrays_that_could_mean_two_things_are_asked_for(tmp_path):
         open_data(npz(tmp_path, x_test=x, y_train=y), split="test")
 
 
-def test_a_path_without_its_source_is_told_the_source(tmp_path):
+def test_a_path_alone_is_read_by_the_source_of_its_kind(tmp_path, monkeypatch):
     (tmp_path / "val" / "cat").mkdir(parents=True)
-    spec = npz(tmp_path, x=np.zeros((3, 2)), y=np.zeros(3, int))
-    for typed, says in (
-        (f"{tmp_path / 'val'}", f"for the folder {tmp_path / 'val'} say --data imagefolder:{tmp_path / 'val'}$"),
-        (f"{tmp_path}?split=val", f"say --data imagefolder:{tmp_path}.split=val$"),
-        (spec.removeprefix("npz:"), f"say --data {spec}$"),
-    ):
-        with pytest.raises(UsageError, match=says):
-            open_data(typed)
+    spec = npz(tmp_path, x=np.ones((3, 2)), y=np.zeros(3, int))
+    assert open_data(spec.removeprefix("npz:")).spec == spec
+    with pytest.raises(DataError, match=f"imagefolder:{tmp_path / 'val'} holds no images"):
+        open_data(f"{tmp_path / 'val'}")
+    assert not runs_user_code(spec.removeprefix("npz:"))
+    monkeypatch.chdir(tmp_path)
+    moved = with_paths("some.npz?x=x&y=y", lambda path: f"{tmp_path}/{path.removeprefix(f'{tmp_path}/')}")
+    assert moved == f"{spec}?x=x&y=y"
     with pytest.raises(
         DataError, match=f"is a folder, not an .npz file; for images in folders use imagefolder:{tmp_path}"
     ):
@@ -276,6 +280,61 @@ def test_objects_in_python_are_held_to_the_network(tmp_path):
         from_object([("text", 0)], "texts")
     with pytest.raises(DataError, match="no samples"):
         from_object([], "nothing")
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("{root}", r"holds data of torchvision: say --data torchvision:MNIST\\?root={root}|'torchvision:MNIST"),
+        ("{root}/MNIST", "'torchvision:MNIST.root={root}'$"),
+        ("cifar-10", r"say --data 'torchvision:CIFAR10\?root=DIR', with the folder"),
+        ("{root}/x.bin", "lsa reads no data from {root}/x.bin; write a function"),
+        ("{root}/none", r"there is no file or folder {root}/none \(you are in "),
+    ],
+)
+def test_what_is_no_data_is_told_what_to_say(tmp_path, typed, says):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "x.bin").write_bytes(b"")
+    with pytest.raises(UsageError, match=says.replace("{root}", str(tmp_path))):
+        open_data(typed.replace("{root}", str(tmp_path)))
+
+
+def test_loaders_and_pictures_in_python():
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
+    pairs = [(Image.fromarray(picture), row % 2) for row, picture in enumerate(pictures)]
+    wanted = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
+    assert torch.equal(from_object(pairs, "pairs").read(np.arange(5)), wanted)
+    grey = [(Image.fromarray(picture[..., 0]), 0) for picture in pictures]
+    assert torch.equal(from_object(grey, "grey").read(np.arange(5)), wanted[:, :1])
+    tensors = TensorDataset(wanted, torch.arange(5))
+    loader = from_object(DataLoader(tensors, batch_size=2, shuffle=True), "loader")
+    assert loader.labels.tolist() == list(range(5))  # in the order of the data set, each sample once
+    assert torch.equal(loader.read(np.array([3, 1])), wanted[[3, 1]])
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(tensors)
+
+    assert torch.equal(from_object(DataLoader(Stream()), "stream").read(np.array([4])), wanted[[4]])
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_a_known_set_is_known_by_its_labels_and_not_by_its_file(data_root, tmp_path, name):
+    labels = np.asarray(getattr(datasets, name)(data_root, train=False).targets)
+    zeros = np.zeros((len(labels), 1), np.uint8)
+    path = tmp_path / "cifar10.npz"
+    np.savez(path, x=zeros, y=labels)
+    data = open_data(f"npz:{path}")
+    assert (data.name, data.called) == (name.lower(), "cifar10")
+    np.savez(path, x=zeros, y=labels[::-1])
+    assert (open_data(f"npz:{path}").name, data.called) == ("", "cifar10")
+
+
+def test_a_known_set_is_known_by_its_classes_in_any_order(tmp_path):
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    arrays = {"x": np.zeros((3, 2)), "y": np.arange(3)}
+    assert open_data(npz(tmp_path, **arrays, class_names=names[::-1])).name == "cifar10"
+    assert open_data(npz(tmp_path, **arrays, class_names=names[:9])).name == ""
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_image_folders(folder):
     assert data.labels.tolist() == [0, 0, 0, 1, 1]
     assert data.read(np.arange(5)).shape == (5, 3, 8, 8)
     assert data.transform.endswith("resized to 8 x 8 (bilinear), by the checkpoint")
-    assert (data.name, data.split) == (folder.name.lower(), "test")
+    assert (data.name, data.called, data.split) == ("", folder.name, "test")
     native = open_data(f"imagefolder:{folder}/test/../test?split=", channels=3, size=square_size(6))
     assert native.read(np.arange(2)).shape == (2, 3, 6, 6)
 
@@ -397,7 +397,7 @@ def test_hugging_face_from_disk(hugging, capfd):
     data = open_data(f"hf:{root}/saved-set", channels=3)
     assert (data.labels.tolist(), data.class_names, data.split) == ([0, 1, 0, 1], ("owl", "ant"), "test")
     assert torch.equal(data.read(np.array([3, 0])), torch.stack([unit(picture(3)), unit(picture(0))]))
-    assert data.name == "savedset"
+    assert (data.name, data.called) == ("", "saved-set")
     assert len(open_data(f"hf:{root}/saved-set?split=train")) == 3
     with pytest.raises(DataError, match="no split 'val'; there are train, test"):
         open_data(f"hf:{root}/saved-set", split="val")
@@ -421,6 +421,20 @@ def test_hugging_face_from_a_folder_of_files(hugging, capfd):
     assert data.class_names == ("owl", "ant")
     assert torch.equal(data.read(np.array([2]))[0], unit(picture(2)))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_parquet_file_of_images(hugging):
+    _, made, root = hugging
+    made["test"].to_parquet(root / "test-00000.parquet")
+    data = open_data(f"{root}/test-00000.parquet", channels=3)
+    assert (data.class_names, data.split) == (("owl", "ant"), "test")
+    assert torch.equal(data.read(np.array([2]))[0], unit(picture(2)))
+    pandas = pytest.importorskip("pandas")
+    rows = pandas.read_parquet(root / "test-00000.parquet")  # without the note that a column holds images
+    rows.to_parquet(root / "plain.parquet")
+    plain = open_data(f"{root}/plain.parquet?label=kind", channels=3)
+    assert torch.equal(plain.read(np.array([2]))[0], unit(picture(2)))
+    assert plain.labels.tolist() == [0, 1, 0, 1]
 
 
 def test_hugging_face_runs_no_script_of_the_data(hugging):
