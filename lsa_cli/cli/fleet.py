@@ -158,6 +158,7 @@ def _run(
     fail_fast: bool,
 ) -> "tuple[Fleet, dict[str, AuditReport]]":
     """Audit, and return the table with the complete reports. shares: other workers may audit the same checkpoints."""
+    import lsa_cli.auditing.run  # noqa: F401  once, and not in every process that is forked
     from lsa_cli._version import __version__
     from lsa_cli.cli.fleet_audit import audit_alone
     from lsa_cli.fleet.claims import Claims

@@ -60,6 +60,7 @@ def main(
 def _register() -> None:
     from lsa_cli.cli import audit, check, compare, doctor, gate, harden, init, inspect, layers, list_names, plot, report
     from lsa_cli.cli.fleet import fleet
+    from lsa_cli.cli.history import history
     from lsa_cli.cli.launch import on_ranks
     from lsa_cli.cli.schema import schema
 
@@ -67,7 +68,7 @@ def _register() -> None:
     commands: dict[str, Command] = {
         "audit": _with_formats["audit"], "init": init.init, "harden": on_ranks(harden.harden), "inspect": inspect.inspect,
         "layers": layers.layers, "list": list_names.list_names, "report": report.report, "compare": compare.compare,
-        "fleet": fleet,
+        "fleet": fleet, "history": history,
         "gate": gate.gate, "check": check.check, "schema": schema, "doctor": doctor.doctor, "plot": plot.plot,
     }  # fmt: skip
     for name, command in commands.items():

@@ -145,8 +145,8 @@ def _test(rows: list[FleetRow], reports: Mapping[str, AuditReport]) -> None:
     tested = [row for row in rows if row.evidence != "invalid" and reports[row.model].samples is not None]
     if not tested:
         return
-    right = np.array([by_sample.robust(s) for row in tested if (s := reports[row.model].samples) is not None], np.int64)
-    won = right @ (1 - right).T  # won[i, j]: samples that model i gets right and model j does not
+    right = np.array([by_sample.robust(s) for row in tested if (s := reports[row.model].samples) is not None], float)
+    won = np.rint(right @ (1 - right).T).astype(int)  # won[i, j]: samples that model i gets right and model j does not
     beyond = _beyond_noise(won)
     for place, row in enumerate(tested):
         row.ahead_of = int((beyond[place] & (won[place] > won[:, place])).sum())

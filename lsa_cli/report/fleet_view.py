@@ -11,10 +11,11 @@ from lsa_cli.report.view import Cell, Column, Mark, Table
 from lsa_cli.wording import first_of, plural
 
 _COLUMNS = (
-    Column("", "number"), Column("model", "name"), Column("robust", "number"), Column("95% interval"),
+    Column("#", "number"), Column("model", "name"), Column("robust", "number"), Column("95% interval"),
     Column("proven", "number"), Column("clean", "number", spare=2), Column("worst class", "number", spare=3),
     Column("against the best, points", "number", spare=4), Column("p", "number", spare=5),
     Column("ahead of", "number", spare=6), Column("behind", "number", spare=1), Column("evidence"), Column("limits"),
+    Column("audited", detail=True),
 )  # fmt: skip
 _SAID = "ahead of, behind: numbers of models beyond noise, by the exact McNemar test on the same samples; all pairs share 5% (Holm)"
 
@@ -63,6 +64,7 @@ def _cells(place: int, row: FleetRow) -> tuple[Cell, ...]:
         "-" if row.clean is None else percent(row.clean.value), worst,
         "-" if best is None else f"{100 * best.points:+.1f}", p_value(None if best is None else best.p),
         "-" if row.ahead_of is None else str(row.ahead_of), "-" if row.behind is None else str(row.behind), evidence, limits,
+        (row.created or "")[:10],
     )  # fmt: skip
 
 

@@ -12,15 +12,16 @@ from lsa_cli.report.text import file_name
 _LAYERS_IN_MAP = 60
 
 
-def render(report: AuditReport) -> str:
+def render(report: AuditReport, home: str | None = None) -> str:
     """The page as text. Every string of the report is treated as hostile, and the page's policy runs nothing but its own
-    script."""
+    script. home: address of the page of all models, to which this one leads back."""
     top = strongest(report)
     scanned = [outcome for outcome, _ in view.scanned(report)]
     mood, headline = headline_of(report)
     curves = [(curve.attack, curve) for curve in report.curves]
     return page(
         "report.html",
+        home=home,
         report=report,
         name=file_name(report.subject.checkpoint),
         sections={

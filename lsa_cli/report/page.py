@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -14,8 +15,9 @@ from lsa_cli.report.text import between, draws_text, interval, number, percent, 
 from lsa_cli.wording import compact, plural
 
 
-def page(template: str, **values: Any) -> str:
+def page(template: str, scripts: Sequence[str] = ("report.js",), **values: Any) -> str:
     """A page from `template`, which extends base.html. values: with `sections`, the titles by id; a section without one is absent.
+    scripts: the files of its script.
 
     Every string of `values` is treated as hostile, and the page's policy runs nothing but its own script.
     """
@@ -26,7 +28,7 @@ def page(template: str, **values: Any) -> str:
     environment.filters.update(
         percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural, sentence=_sentence
     )  # fmt: skip
-    script = _template("report.js")
+    script = "\n".join(map(_template, scripts))
     return environment.get_template(template).render(
         draw=draw,
         between=between,

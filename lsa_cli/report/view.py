@@ -31,7 +31,15 @@ class Bar:
     share: float
 
 
-Cell = str | float | None | Mark | Bar
+@dataclass(frozen=True)
+class Link:
+    """Text that leads to a page of the same site."""
+
+    text: str
+    target: str
+
+
+Cell = str | float | None | Mark | Bar | Link
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Table:
 
 def text_of(cell: Cell) -> str:
     """The words of a cell; a bar has none."""
-    return cell.text if isinstance(cell, Mark) else "" if cell is None or isinstance(cell, Bar) else str(cell)
+    return cell.text if isinstance(cell, (Mark, Link)) else "" if cell is None or isinstance(cell, Bar) else str(cell)
 
 
 def span(low: float | None, high: float | None) -> str:

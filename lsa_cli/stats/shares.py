@@ -80,9 +80,12 @@ def newcombe(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
 def mcnemar(won: int, lost: int) -> float:
     """Exact two-sided McNemar p-value: without a true change, each changed sample is won or lost with equal probability.
 
-    Computed with integers, so that a p-value such as 1/32 is exact.
+    Computed with integers, so that a p-value such as 1/32 is exact; of more than 300 changed samples in floating point, because
+    integers then take too long (our choice).
     """
     changed = won + lost
+    if changed > 300:
+        return min(1.0, 2 * binomial_tail(max(won, lost), changed, 0.5))
     tail = sum(math.comb(changed, k) for k in range(min(won, lost) + 1))
     return min(1.0, 2 * tail / 2**changed)
 
