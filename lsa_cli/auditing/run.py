@@ -21,7 +21,7 @@ from lsa_cli.auditing.contradiction import refuse_contradictions
 from lsa_cli.auditing.copies import copy_in_words
 from lsa_cli.auditing.cost import Known, cascade_work, evidence_work, numerics, rounds_work, total_work
 from lsa_cli.auditing.draw_by_margin import best_margin, draw, strata_by_margin
-from lsa_cli.auditing.evidence.decision import Checked, evidence_of, lowered
+from lsa_cli.auditing.evidence.decision import FEW_SAMPLES, Checked, evidence_of, lowered
 from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
 from lsa_cli.auditing.evidence.preflight import refuse_useless_logits
 from lsa_cli.auditing.execution import Execution, Progress, blocks, sample_order
@@ -236,7 +236,8 @@ class _Audit:
             extras.normalization = next(iter(run.in_time(lambda: try_normalizations(run, total))), None)
         clean = clean_checks(plan, total, extras.normalization)
         checked = self.lower(next(iter(run.in_time(lambda: examine(run, total, clean))), []))
-        extras.evidence = evidence_of(checked, plan.is_quick) if checked else None
+        is_quick = plan.is_quick or len(total) < FEW_SAMPLES
+        extras.evidence = evidence_of(checked, is_quick) if checked else None
         total = self.total
         if self._is_scanned:
             if plan.metrics:

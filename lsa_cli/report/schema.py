@@ -282,8 +282,8 @@ class Evidence(Row):
     """Reasons to trust or doubt the verdict: checks for gradient masking, randomness, and attacks that fail silently."""
 
     verdict: EvidenceVerdict = Field(
-        description="quick look: no check found a reason for doubt, but the audit was --quick, or every attack takes fewer than "
-        "five steps"
+        description="quick look: no check found a reason for doubt, but the audit was --quick, every attack takes fewer than five "
+        "steps, or the samples are fewer than 10"
     )
     findings: list[Finding]
     checks: list[CheckMade]

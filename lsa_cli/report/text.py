@@ -7,7 +7,10 @@ from lsa_cli.report.row import Draws, Rate
 from lsa_cli.report.schema import Estimate, Metric, Verdict
 from lsa_cli.wording import compact, setting_as_text
 
-QUICK_LOOK = "the attacks are few or short, so the number is a loose upper bound; use the default attacks or --full"
+QUICK_LOOK = (
+    "the attacks are few or short, or the samples are fewer than 10, so the number is a loose upper bound; use more samples, and the "
+    "default attacks or --full"
+)
 
 
 def percent(value: float | None) -> str:

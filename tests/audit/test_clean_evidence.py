@@ -192,6 +192,13 @@ def test_few_or_short_attacks_are_a_quick_look(trained):
     assert audit(body, **options, attack=["fgsm", "pgd"]).evidence.verdict == "trusted"
 
 
+@pytest.mark.parametrize(("samples", "verdict"), [(1, "quick look"), (9, "quick look"), (10, "trusted")])
+def test_a_few_samples_are_a_quick_look(trained, samples, verdict):
+    body, x, y = trained
+    options = {"eps": 0.02, "noise": "none", "normalize": "0.5/0.5", "threads": 1, "limit": samples}
+    assert audit(body, data=(x, y), **options).evidence.verdict == verdict
+
+
 def test_the_verdict_says_in_words_what_was_shown(trained):
     body, x, y = trained
     options = {"data": (x, y), "noise": "none", "normalize": "0.5/0.5", "threads": 1}

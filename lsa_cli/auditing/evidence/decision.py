@@ -14,6 +14,7 @@ ALPHA = 0.001  # error of one check: fifteen checks together doubt an honest net
 # start: one more PGD breaks 1.6% for mnist_cnn.pt at 0.1, a smoothed PGD 1.5% for mnist_cnn_at.pt at 0.3. And the share
 # of all samples: less than a point does not change the number that is quoted.
 ALLOWED_BETTER, ALLOWED_POINTS = 0.02, 0.01
+FEW_SAMPLES = 10  # with fewer, an audit is a quick look: a check with 2% allowed needs 3 of 9 (our choice)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def beats(broken: int, survivors: int, correct: int, allowed: float = ALLOWED_BE
 def verdict(findings: Sequence[Finding], quick: bool = False) -> EvidenceVerdict:
     """The worst level of the findings. "trusted" means that there is no finding, not that the number is proven.
 
-    quick: the attacks were short, so that the number is not trusted even without a finding.
+    quick: the attacks were short or the samples few, so that the number is not trusted even without a finding.
     """
     levels = {finding.level for finding in findings}
     if levels:
