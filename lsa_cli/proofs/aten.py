@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from lsa_cli.proofs.builder import Builder, End, Ref, kernel_of, refusal
+from lsa_cli.proofs.builder import AT_END, Builder, End, Ref, Shares, kernel_of, refusal
 from lsa_cli.proofs.graph import Interval
 from lsa_cli.proofs.operations import Convolution, LogSoftmax, Matrix, MaxPool
 
@@ -221,12 +221,34 @@ def _max_pool(
     return (build.put(MaxPool(kernel, stride, padding, dilation, shape, out), (z,), out),)
 
 
+@reads("adaptive_max_pool2d")
+def _adaptive_max_pool(build: Builder, z: Ref, sizes: Any) -> tuple[Ref]:
+    shape = build.shape(z)
+    if any(size % out for size, out in zip(shape[1:], sizes, strict=True)):
+        raise refusal("adaptive_max_pool2d", "has windows of different sizes")
+    return _max_pool(build, z, [size // out for size, out in zip(shape[1:], sizes, strict=True)])
+
+
 @reads("_log_softmax")
 def _log_softmax(build: Builder, z: Ref, dim: int, half_to_float: bool) -> End:
+    return End(_normalised(build, z, dim, "log_softmax"))
+
+
+@reads("_softmax")
+def _softmax(build: Builder, z: Ref, dim: int, half_to_float: bool) -> Shares:
+    """The logits, in place of the shares, which have the same order.
+
+    The larger logit has the larger share in float32, also after a logarithm, where the logits differ by more than the errors
+    of the exponential, the quotient and the logarithm: 2^-24 (2 max |z| + 4 + 4 log K). `LogSoftmax` subtracts more.
+    """
+    return Shares(_normalised(build, z, dim, "softmax", terms=16))
+
+
+def _normalised(build: Builder, z: Ref, dim: int, name: str, terms: int = 4) -> Ref:
     shape = build.shape(z)
     if len(shape) != 1 or dim not in (1, -1):
-        raise refusal("log_softmax", "has a bound only where it returns the logits")
-    return End(build.put(LogSoftmax(), (z,), shape))
+        raise refusal(name, AT_END)
+    return build.put(LogSoftmax(terms), (z,), shape)
 
 
 # ---- joining and cutting ----

@@ -16,12 +16,19 @@ WHAT_CAN = (
 )
 
 
+AT_END = "has a bound only at the end of the network"
+
+
 class Ref(int):
     """A place in the graph."""
 
 
 class End(Ref):
     """The place of an output that no operation may follow."""
+
+
+class Shares(End):
+    """The place of the logits, where the network goes on to their softmax: no class overtakes another by it."""
 
 
 def refusal(name: str, why: str) -> NotProvable:
@@ -44,7 +51,7 @@ class Builder:
     def graph(self, logits: Any) -> Graph:
         if not isinstance(logits, Ref) or len(self.shape(logits)) != 1:
             raise NotProvable("the logits do not depend on the input through operations of torch")
-        return Graph(tuple(self._nodes[: logits + 1]))
+        return Graph(tuple(self._nodes[: logits + 1]), isinstance(logits, Shares))
 
     def put(self, operation: Operation | None, inputs: tuple[int, ...], shape: Shape, **more: Any) -> Ref:
         self._nodes.append(Node(operation, inputs, tuple(shape), **more))

@@ -33,9 +33,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes in the order of computation. The first is the input (N, ...), the last one holds the logits (N, K)."""
+    """The nodes in the order of computation. The first is the input (N, ...), the last one holds the logits (N, K).
+
+    gives_shares: the network returns the softmax of the logits.
+    """
 
     nodes: tuple[Node, ...]
+    gives_shares: bool = False
 
     def evaluate(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, K) float64
         values: list[torch.Tensor] = []

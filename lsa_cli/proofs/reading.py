@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from lsa_cli.errors import LsaError, summary_of
 from lsa_cli.proofs.aten import HANDLERS
-from lsa_cli.proofs.builder import BATCH, Builder, End, Ref, kernel_of, refusal
+from lsa_cli.proofs.builder import AT_END, BATCH, Builder, End, Ref, Shares, kernel_of, refusal
 from lsa_cli.proofs.graph import Graph, NotProvable
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 # The largest difference between the network in float32 and its graph in float64, relative to the largest logit.
 AGREEMENT = 2.0**-14
+LEAST_SHARE = 1e-30  # of a class, that is compared
 # Linear operations without negative coefficients: moving, copying, leaving out and averaging.
 AVERAGES = {"avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "mean", "sum"}
 REARRANGEMENTS = AVERAGES | {
@@ -48,32 +49,48 @@ def _trace(model: Model, example: torch.Tensor) -> torch.fx.GraphModule:
         with torch.no_grad():
             return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
     except Exception as error:
+        _refuse_sizes(model, x)
         raise NotProvable(
             "the operations of the network cannot be read, because its forward pass depends on values of the input or "
             f"leaves torch ({summary_of(error)})"
         ) from error
 
 
+def _refuse_sizes(model: Model, x: torch.Tensor) -> None:
+    """Raises NotProvable where the network fails on these inputs, whether its operations are read or not."""
+    try:
+        with torch.no_grad():
+            model(x)
+    except Exception as error:
+        raise NotProvable(
+            f"the network fails on {len(x)} images, and a proof needs one that takes any number ({summary_of(error)})"
+        ) from error
+
+
 def _compare(graph: Graph, model: Model, example: torch.Tensor) -> None:
     """Raises NotProvable where the differences of logits are not those that the graph computes."""
+    floor = math.log(LEAST_SHARE) if graph.gives_shares else -math.inf
     noise = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     with torch.no_grad():
         for x in (example, example[:1], (example + noise) / 2, noise, example.flip(0)):
             wanted = graph.evaluate(x)
             try:
                 found = model(x).double()
+                found = found.clamp_min(LEAST_SHARE).log() if graph.gives_shares else found
             except LsaError as error:
                 raise NotProvable(f"the network fails on {len(x)} images, and its graph does not: {error}") from error
             tolerance = AGREEMENT * torch.maximum(wanted.abs().amax(), found.abs().amax())
-            if found.shape != wanted.shape or not bool(((_shifted(found) - _shifted(wanted)).abs() <= tolerance).all()):
+            if found.shape != wanted.shape or not bool(
+                ((_shifted(found, floor) - _shifted(wanted, floor)).abs() <= tolerance).all()
+            ):
                 raise NotProvable(
                     "the network does not return what its operations give in exact arithmetic: it is random, depends "
                     "on the batch, leaves torch, or computes with less precision than float32"
                 )
 
 
-def _shifted(logits: torch.Tensor) -> torch.Tensor:
-    return logits - logits.amax(1, keepdim=True)
+def _shifted(logits: torch.Tensor, floor: float) -> torch.Tensor:
+    return (logits - logits.amax(1, keepdim=True)).clamp_min(floor)
 
 
 class _Reader:
@@ -84,6 +101,9 @@ class _Reader:
         self._traced = traced
 
     def graph(self) -> Graph:
+        for node in self._traced.graph.nodes:
+            if "attention" in name_of(node.target):
+                raise refusal(name_of(node.target), "has no bound")
         values: dict[torch.fx.Node, Any] = {}
         for node in self._traced.graph.nodes:
             if node.op == "placeholder":
@@ -115,8 +135,9 @@ class _Reader:
             return node.target(
                 torch.zeros(BATCH, *self._build.shape(args[0]), device=self._build.device), *args[1:], **kwargs
             )
-        if any(isinstance(item, End) for item in _leaves((args, kwargs))) and name not in ("slice", "_to_copy"):
-            raise refusal("log_softmax", "has a bound only where it returns the logits")
+        ends = [item for item in _leaves((args, kwargs)) if isinstance(item, End)]
+        if ends and name not in ("slice", "_to_copy"):
+            return self._after_end(name, ends[0], args[1:])
         if name not in HANDLERS and name not in REARRANGEMENTS:
             raise refusal(name, "has no bound")
         out = node.meta.get("val")
@@ -128,6 +149,16 @@ class _Reader:
         if name in REARRANGEMENTS:
             return self._rearranged(node, name, args, kwargs)
         return HANDLERS[name](self._build, *args, **kwargs)
+
+    def _after_end(self, name: str, end: End, others: Sequence[Any]) -> End:
+        """The logarithm of the shares, which keeps their order; before it a lower limit that the largest share never meets."""
+        if isinstance(end, Shares):
+            (classes,) = self._build.shape(end)
+            if name == "log":
+                return End(end)
+            if name == "clamp_min" and isinstance(others[0], float) and others[0] < 0.5 / classes:
+                return end
+        raise refusal("softmax" if isinstance(end, Shares) else "log_softmax", AT_END)
 
     def _rearranged(self, node: torch.fx.Node, name: str, args: Any, kwargs: Any) -> Ref:
         """An operation of torch that is linear in its first argument and has no negative coefficients."""

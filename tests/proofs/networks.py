@@ -68,6 +68,7 @@ MAX_POOLS = {
     "max-pool-padded": lambda z: F.max_pool2d(z, 3, 2, 1),
     "max-pool-dilated": lambda z: F.max_pool2d(z, 2, 1, 1, 2),
     "max-pool-ceil": lambda z: F.max_pool2d(z, 4, 4, ceil_mode=True),
+    "max-pool-adaptive": lambda z: F.adaptive_max_pool2d(z, (3, 2)),
     "max-pool-wide": lambda z: F.max_pool2d(z, (3, 2), (1, 2)),
 }
 AFTER = {

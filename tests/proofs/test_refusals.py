@@ -33,14 +33,19 @@ REFUSED = {
     "sigmoid": (lambda net, z: z.sigmoid(), "'sigmoid' has no bound"),
     "gelu": (lambda net, z: F.gelu(z), "'gelu' has no bound"),
     "elu": (lambda net, z: F.elu(z), "'elu' has no bound"),
-    "softmax": (lambda net, z: z.softmax(1), "'_softmax' has no bound"),
+    "softmax": (lambda net, z: z.softmax(1), "'softmax' has a bound only at the end of the network"),
+    "log-of-softmax": (lambda net, z: z.softmax(1).log(), "'log_softmax' has a bound only at the end of the network"),
+    "adaptive": (
+        lambda net, z: F.adaptive_max_pool2d(z.reshape(-1, 1, 4, 4), 3).flatten(1).repeat(1, 2)[:, :16],
+        "'adaptive_max_pool2d' has windows of different sizes",
+    ),
     "layer-norm": (lambda net, z: F.layer_norm(z, (16,)), "'native_layer_norm' has no bound"),
     "product": (lambda net, z: z * z.relu(), "'mul' multiplies two values that depend on the input"),
     "division": (lambda net, z: 1 / (1 + z.relu()), "'reciprocal' has no bound"),
     "rounding": (lambda net, z: (z * 255).round() / 255, "'round' has no bound"),
     "sign": (lambda net, z: z.sign(), "'sign' has no bound"),
     "comparison": (lambda net, z: z * (z > 0.5), "'gt' has no bound"),
-    "attention": (attend, "has no bound|mixes the samples"),
+    "attention": (attend, "attention.*' has no bound"),
     "lstm": (lambda net, z: net.lstm(z.reshape(-1, 4, 4))[0].flatten(1), "no bound|mixes the samples|multiplies two"),
     "noise": (lambda net, z: z + torch.randn_like(z), "draws random|'randn_like' has no bound"),
     "fixed-noise": (lambda net, z: z + torch.rand(16), "draws random numbers"),
@@ -49,7 +54,7 @@ REFUSED = {
     "numpy": (lambda net, z: z + torch.from_numpy(z.numpy()), "differ between the samples"),
     "inner-log-softmax": (
         lambda net, z: z.log_softmax(1),
-        "'log_softmax' has a bound only where it returns the logits",
+        "'log_softmax' has a bound only at the end of the network",
     ),
     "batch-mean": (lambda net, z: z - z.mean(0, keepdim=True), "mixes the samples"),
     "batch-flip": (lambda net, z: z + z.flip(0), "mixes the samples"),
@@ -66,6 +71,31 @@ def test_a_network_without_a_bound_is_refused_with_the_reason(name):
     with pytest.raises(NotProvable, match=reason) as raised:
         Prover.of(Calls(function).eval(), torch.rand(5, 1, 4, 4))
     assert str(raised.value).startswith(("the network", "the operations of the network"))
+
+
+def test_a_network_with_a_fixed_batch_size_is_refused_for_that():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(5, 16)[:, :3].relu()
+
+    with pytest.raises(NotProvable, match="the network fails on 3 images, and a proof needs one that takes any number"):
+        Prover.of(Fixed().eval(), torch.rand(5, 1, 4, 4))
+
+
+@pytest.mark.parametrize("returns", ["logits", "probabilities"])
+def test_shares_of_a_softmax_are_bounded_by_their_logits(returns):
+    """The classes of softmax(z) and of its logarithm are those of z; equal logits, whose shares are equal, are not proven."""
+    body, x = nn.Sequential(nn.Flatten(), nn.Linear(16, 9), nn.ReLU(), nn.Linear(9, 4)), torch.rand(6, 1, 4, 4)
+    shares = Classifier(nn.Sequential(body, nn.Softmax(1)).eval(), output=returns).eval().requires_grad_(False)
+    y = body(x).argmax(1)
+    expected = Prover.of(body.eval().requires_grad_(False), x).margins(x, y, Linf(0.01))
+    prover = Prover.of(shares, x)
+    found = prover.margins(x, y, Linf(0.01))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert (found < expected).all()
+    body[3].weight.data.zero_()
+    body[3].bias.data.zero_()
+    assert not Prover.of(shares, x).proves(x, torch.zeros_like(y), Linf(0.01)).any()
 
 
 def test_a_constant_network_is_refused():
