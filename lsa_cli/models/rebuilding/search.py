@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
-from lsa_cli.models.contest import NOISE, Entrant, Outcome, Read, Standing, hold, tempered
+from lsa_cli.models.contest import ALIKE, Entrant, Outcome, Read, Standing, hold, tempered
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import Geometry, geometries
@@ -32,7 +32,7 @@ from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, POOLINGS, SU
 _ENTRANTS = 40  # of the contest
 _GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
 _NATS = 1.5  # of log-probability for each unit of cost
-_PRIOR = 4.0  # nats for each unit of cost, as in the contest: NOISE and NOISE_UNUSUAL
+_PRIOR, _DECIDED = 4.0, 4.0  # nats for each unit of cost, as in the contest; odds of 55 to 1 decide
 _OF_EACH = 1  # geometries of every structure that the first step asks in any case
 _TOP = 2  # variants that are changed
 _STYLES = (("ReLU", "max"), ("ReLU", "average"), ("tanh", "max"), ("tanh", "average"), ("sigmoid", "average"))
@@ -100,7 +100,10 @@ class Search:
         leader, *others = self._ranked()
         most = max(_MISFIT * self.misfit[leader], self.misfit[leader] + _LEAST_MISFIT)
         kept = [one for one in others if not self.asked[leader].beats(self.asked[one]) and self.misfit[one] <= most]
-        self.variants = [leader, *kept][:_ENTRANTS]
+        # On few images an activation that smooths an overfitted network can beat the one of its training.
+        usual = replace(leader, activation=next(iter(ACTIVATIONS)))
+        forced = [usual] if usual in self.asked and usual not in [leader, *kept] else []
+        self.variants = [leader, *forced, *kept][:_ENTRANTS]
         entrants = [
             Entrant(str(place), self.asked[one].entrant.cost, self._asking(one))
             for place, one in enumerate(self.variants)
@@ -222,21 +225,24 @@ class Search:
 
 
 def _weighed(outcome: Outcome) -> Outcome:
-    """The outcome without rivals that are both worse and so unusual that noise alone would not keep them.
+    """The outcome by odds: the most probable network of those within noise leads, and only near ones stay its rivals."""
+    several = [outcome.best, *outcome.alike, *outcome.rivals]
+    best = max(several, key=lambda one: log_odds(one, outcome.best))
+    others = [one for one in several if one is not best]
+    alike = [one for one in others if one.agreement(best) >= ALIKE and one not in outcome.rivals]
+    rivals = [one for one in others if one not in alike and log_odds(best, one) < _DECIDED]
+    beaten = [one for one in others if one not in alike and one not in rivals]
+    return replace(outcome, best=best, alike=alike, rivals=rivals, others=[*beaten, *outcome.others])
 
-    The odds of a network against a rival are exp(z^2 / 2) for z standard errors of the loss, times exp(_PRIOR) for each
-    unit of cost (our choice).
-    """
-    best, left = outcome.best, []
-    for one in outcome.rivals:
-        n = min(len(one.loss), len(best.loss))
-        gain = (one.loss[:n] - best.loss[:n]).double()
-        z = float(gain.mean()) / (float(gain.std()) / math.sqrt(n)) if n > 1 else 0.0
-        odds = math.copysign(z * z / 2, z) + _PRIOR * (one.entrant.cost - best.entrant.cost)
-        if odds < NOISE**2 / 2 or z < 0:
-            left.append(one)
-    beaten = [one for one in outcome.rivals if one not in left]
-    return replace(outcome, rivals=left, others=[*beaten, *outcome.others])
+
+def log_odds(one: Standing, other: Standing) -> float:
+    """Of a network against another, in nats: z^2 / 2 for z standard errors of the difference of their losses, and _PRIOR for
+    each unit of cost (our choice)."""
+    n = min(len(one.loss), len(other.loss))
+    gain = (other.loss[:n] - one.loss[:n]).double()
+    error = float(gain.std()) / math.sqrt(n) if n > 1 else 0.0
+    z = float(gain.mean()) / error if error > 0 else 0.0
+    return math.copysign(z * z / 2, z) + _PRIOR * (other.entrant.cost - one.entrant.cost)
 
 
 def sums_of(structure: Structure) -> tuple[str, ...]:
