@@ -37,7 +37,7 @@ def _group(rows: list[FleetRow]) -> Table:
     if len(leaders) > 1:
         notes.append(f"no model is ahead of these beyond noise: {first_of(leaders, 10)}")
     elif leaders and len(rows) > 1:
-        notes.append(f"{leaders[0]} is ahead of every other model beyond noise" if _leads(rows) else "")
+        notes.append(f"ahead of every other model beyond noise: {leaders[0]}" if _leads(rows) else "")
     cells = tuple(_cells(place, row) for place, row in enumerate(rows, start=1))
     table = Table(f"Models, best first: {rows[0].protocol}", _COLUMNS, cells, notes=(*filter(None, notes), _SAID))
     empty = [column.title for column, *found in zip(_COLUMNS, *cells, strict=True) if set(found) <= {"", "-"}]

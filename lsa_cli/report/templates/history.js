@@ -54,7 +54,7 @@ if (holder) {
     if (!one.bits || !other.bits) return "Single samples are not on this page; lsa compare tests the two reports.";
     const [a, b] = [bits(one), bits(other)], won = only(b, a), lost = only(a, b), p = mcnemar(won, lost);
     const ahead = p > 0.05 ? "neither is ahead beyond noise" : `${won > lost ? other.name : one.name} is ahead beyond noise`;
-    return `Of ${one.n} samples, ${won} are robust only in the second model and ${lost} only in the first: ${ahead} (exact McNemar test of this pair alone, p = ${p < 1e-15 ? "<1e-15" : p.toPrecision(3)}).`;
+    return `Of ${one.n} samples, ${won} are robust only in the second model and ${lost} only in the first: ${ahead} (exact McNemar test of this pair alone, p ${p < 1e-15 ? "< 1e-15" : `= ${p.toPrecision(3)}`}).`;
   };
   const show = () => {
     const [one, other] = selects.map(select => models[select.value]);
