@@ -32,8 +32,9 @@ NETWORKS = {
 }
 
 
-def opened(name, data_root):
-    path, build, data, normalization, eps, count, _ = NETWORKS[name]
+def opened(name, data_root, count=None):
+    path, build, data, normalization, eps, few, _ = NETWORKS[name]
+    count = few if count is None else count
     file = (SAMPLES if build is mnist_cnn else data_root / "checkpoints") / path
     if path.endswith("safetensors"):
         state = pytest.importorskip("safetensors.torch").load_file(file)
