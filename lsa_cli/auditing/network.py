@@ -265,7 +265,10 @@ def on_data(
         loaded.home,
     ).to(device)
     unasked = unasked_copy(classifier.body)
+    known = len(loaded.notes)
     layers, classes, shape = try_network(classifier, opened, bounds, device, loaded, settings)
+    for note in loaded.notes[known:]:
+        say(note)
     labels, class_names = match_classes(opened, classifier.class_names, classes, settings.match_classes, loaded.notes)
     if _is_unknown(settings, checkpoint):
 

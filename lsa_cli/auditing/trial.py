@@ -95,6 +95,8 @@ def _of_the_data(classifier: Classifier, x: torch.Tensor, data: LabelledData, er
     other = _shape_it_takes(classifier, x)
     if other is not None:
         taken = "x".join(map(str, other))
+        if other[0] == x.shape[1]:
+            question = f"if it is the data set that it was trained for, add --input-size {other[1]}"
         return DataError(f"the network cannot take {shape}, but does take {taken}: {summary_of(cause)}; {question}")
     if isinstance(cause, (RuntimeError, ValueError, AssertionError)) and _OF_SHAPES.search(str(cause)):
         return DataError(f"the network cannot take {shape}: {summary_of(cause)}; {question}")

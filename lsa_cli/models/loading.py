@@ -1,5 +1,6 @@
 """From a Checkpoint to a network: choose the architecture, build it, load the weights strictly."""
 
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: to
     if not trust_code:
         raise UnknownNetworkError(
             f"{checkpoint.path} is a {_what(checkpoint)}, which is code: name the network with --arch to use its "
-            f"weights alone{_likely(checkpoint)}, or run the program with --trust-code --layers none"
+            f"weights alone{_likely(checkpoint)}, or run the program, if you trust it: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code --layers none"
         )
     notes.append(f"the {_what(checkpoint)} in the file was run, as trusted; it shows no layers")
     say(f"--trust-code: the program in {checkpoint.path} is loaded and run; it imports {_names(checkpoint)}")
@@ -175,8 +176,8 @@ def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Sa
     elif is_module(module):
         raise UnknownNetworkError(
             f"{checkpoint.path} holds a whole network of class {module.class_name}, which is code of its own: loading "
-            f"it would import {obstacle}. Name the network with --arch to use its weights alone{_likely(checkpoint)}, or trust the file "
-            "with --trust-code"
+            f"it would import {obstacle}. Name the network with --arch to use its weights alone{_likely(checkpoint)}, or, if you trust the "
+            f"file: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code"
         )
     else:
         raise CheckpointError(

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 _FILE = Path(__file__).with_name("signatures.json")
 _MOST_PREFIXES = 4
 _CANDIDATES = 24
+_NEAR = 0.5  # of names and shapes in common: another network is no help (our choice)
 # Parts of names that come from a wrapper around a module, at any depth.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_module", "module")
 # What training keeps beside the network and evaluation does not use: words in the first part of a name, and the counters
 # of averaged models. Nothing else is left out, because a buffer such as `mean` can be a part of the computation.
 _BESIDE = {
@@ -169,7 +170,7 @@ class Near:
 
 
 def nearest(shapes: Shapes, count: int = 3) -> list[Near]:
-    """The known architectures that share most names and shapes, the best first. For error messages: it takes seconds."""
+    """The known architectures that share at least half of the names and shapes, the best first. For error messages: it takes seconds."""
     readings = [view.tensors for view in views(shapes)]
     sizes = [_count(names) for names in readings]
     rows = sorted(_table(), key=lambda row: min(abs(row["count"] - size) for size in sizes))
@@ -177,7 +178,7 @@ def nearest(shapes: Shapes, count: int = 3) -> list[Near]:
     for row in rows[:_CANDIDATES]:
         theirs = outline(row["arch"], row["arguments"])
         score, near = max((_compare(row, theirs, ours) for ours in readings), key=lambda pair: pair[0])
-        if score > 0:
+        if score >= _NEAR:
             scored.append((-score, near.arch, near))
     return [near for _, _, near in sorted(scored, key=lambda entry: entry[:2])[:count]]
 

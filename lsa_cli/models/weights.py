@@ -1,7 +1,7 @@
 """The sets of weights in a model file, and the choice of one."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,14 @@ def _by_wrapper(candidates: list[Weights]) -> Weights | None:
     return None
 
 
+def _values(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else (value,)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Call) and value.class_name.endswith("multiarray._reconstruct")
+
+
 def _no_weights(path: Path, contents: Contents) -> str:
     root = contents.root
     if contents.format == "pickle":
@@ -143,6 +151,11 @@ def _no_weights(path: Path, contents: Contents) -> str:
         )
     if contents.format == "torchscript":
         return f"{path} is a frozen program: its weights are constants of the code; save the model before freezing"
+    if isinstance(root, dict) and any(_is_array(item) for value in root.values() for item in _values(value)):
+        return (
+            f"{path} holds its weights as numpy arrays; make them tensors: "
+            "torch.save({name: torch.as_tensor(array) for name, array in weights.items()}, 'net.pt')"
+        )
     if isinstance(root, dict):
         keys = ", ".join(str(key) for key in list(root)[:8])
         return f"{path}: no weights found under {', '.join(_WRAPPERS)}; the file holds {keys or 'nothing'}"

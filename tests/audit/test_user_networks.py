@@ -323,7 +323,7 @@ def test_a_second_argument_is_named():
 def test_images_of_another_shape_are_a_fault_of_the_data_and_the_shape_that_fits_is_named():
     x, y = np.zeros((4, 28, 28), np.float32), np.array([0, 1, 2, 3])
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(1800, 4))
-    with pytest.raises(DataError, match=r"\(1, 28, 28\) .* does take 1x32x32: .*is this the data set"):
+    with pytest.raises(DataError, match=r"\(1, 28, 28\) .* does take 1x32x32: .*add --input-size 32"):
         run(network, data=(x, y))
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(50, 4))
     with pytest.raises(DataError, match="shapes cannot be multiplied"):

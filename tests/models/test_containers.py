@@ -1,0 +1,187 @@
+"""Ways in which people keep the weights of one network: each gives the numbers of the network itself, or says what to do."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from lsa_cli.auditing.network import open_network
+from lsa_cli.errors import CheckpointError, DataError
+from lsa_cli.settings import settings_from
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(256, 3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.bn(self.conv(x))).flatten(1))
+
+
+def plain():
+    return Net()
+
+
+def parallel():
+    return nn.DataParallel(Net())
+
+
+def compiled():
+    return torch.compile(Net())
+
+
+def scripted():
+    return torch.jit.script(Net())
+
+
+class Lazy(Net):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.LazyLinear(3)
+
+
+class Wide(Net):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4 * 28 * 28, 3)
+
+
+class SoftmaxFirst(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.softmax(1), logits
+
+
+class FeaturesFirst(Net):
+    def forward(self, x):
+        features = torch.relu(self.bn(self.conv(x))).flatten(1)
+        return features, self.fc(features)
+
+
+class LossFirst(Net):
+    def forward(self, x):
+        logits = super().forward(x)
+        return {"loss": logits.logsumexp(1).mean(), "scored": logits}
+
+
+class Squeezed(Net):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+@pytest.fixture(scope="module")
+def task():
+    """A network, images, and its classes as labels."""
+    torch.manual_seed(0)
+    network = Net().eval()
+    x = torch.rand(64, 3, 8, 8)
+    with torch.no_grad():
+        return network, x, network(x).argmax(1)
+
+
+def renamed(prefix):
+    return lambda net: {prefix + name: item for name, item in net.state_dict().items()}
+
+
+def madry(net):
+    """The layout of MadryLab's robustness: the network twice, and normalisations beside it."""
+    stats = {f"module.{part}.new_{what}": torch.full((3, 1, 1), value)
+             for part in ("normalizer", "attacker.normalize") for what, value in (("mean", 0.0), ("std", 1.0))}  # fmt: skip
+    return {"model": {**renamed("module.model.")(net), **renamed("module.attacker.model.")(net), **stats}, "epoch": 1}
+
+
+def changed(change):
+    def make(net):
+        net = copy.deepcopy(net)
+        change(net)
+        return net.eval().state_dict()
+
+    return make
+
+
+CONTAINERS = {
+    "half precision": lambda net: {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
+    "parameters": lambda net: {**net.state_dict(), **dict(net.named_parameters())},
+    "beside an optimizer": lambda net: {"net": net.state_dict(), "opt": torch.optim.Adam(net.parameters()).state_dict()},
+    "MadryLab": madry,
+    "pruned": changed(lambda net: prune.l1_unstructured(net.fc, "weight", 0.0)),
+    "weight_norm": changed(lambda net: parametrizations.weight_norm(net.fc)),
+    "wrapped parts": lambda net: {
+        k.replace("conv.", "conv._orig_mod.").replace("fc.", "fc.module."): v for k, v in net.state_dict().items()
+    },
+    "Opacus": lambda net: {k.replace("conv.", "conv._module."): v for k, v in net.state_dict().items()},
+    **{
+        f"prefix {prefix}": renamed(prefix)
+        for prefix in (
+            "module.", "_orig_mod.module.", "module._orig_mod.", "_module.", "backbone.", "model.backbone.",
+            "module.backbone._orig_mod.", "encoder.",
+        )
+    },
+}  # fmt: skip
+
+
+def opened(tmp_path, content, task, arch="plain", data=None, say=lambda line: None):
+    torch.save(content, tmp_path / "net.pt")
+    settings = settings_from({"arch": f"{__file__}:{arch}", "normalize": "none"})
+    return open_network(tmp_path / "net.pt", settings, {}, data or task[1:], say)
+
+
+def probabilities(network, x):
+    with torch.no_grad():
+        return network.eval()(x).softmax(1)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_gives_the_network(tmp_path, task, name):
+    network, x, _ = task
+    found = opened(tmp_path, CONTAINERS[name](network), task)
+    assert torch.allclose(probabilities(found.classifier, x), probabilities(network, x), atol=1e-3)
+
+
+@pytest.mark.parametrize("function", [nn.utils.spectral_norm, parametrizations.spectral_norm])
+def test_spectral_norm_is_undone(tmp_path, task, function):
+    network = copy.deepcopy(task[0])
+    function(network.fc)
+    network.eval()
+    found = opened(tmp_path, network.state_dict(), task)
+    assert torch.allclose(probabilities(found.classifier, task[1]), probabilities(network, task[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["parallel", "compiled", "scripted", "Lazy", "Squeezed"])
+def test_every_factory_gives_the_network(tmp_path, task, arch):
+    network, x, _ = task
+    found = opened(tmp_path, network.state_dict(), task, arch)
+    assert torch.allclose(probabilities(found.classifier, x), probabilities(network, x), atol=1e-5)
+    assert torch.allclose(probabilities(found.classifier, x[:1]), probabilities(network, x[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(("arch", "place"), [("SoftmaxFirst", "1"), ("FeaturesFirst", "1"), ("LossFirst", "scored")])
+def test_the_output_that_is_taken_is_told_at_once(tmp_path, task, arch, place):
+    network, x, _ = task
+    lines = []
+    found = opened(tmp_path, network.state_dict(), task, arch, say=lines.append)
+    assert torch.allclose(probabilities(found.classifier, x), probabilities(network, x), atol=1e-5)
+    assert any(f"output {place} is taken as the logits, right on 64 of 64" in line for line in lines)
+
+
+def test_arrays_of_numpy_say_how_to_make_tensors(tmp_path, task):
+    arrays = {name: item.numpy() for name, item in task[0].state_dict().items()}
+    for content in (arrays, {"state_dict": arrays, "epoch": 3}):
+        with pytest.raises(CheckpointError, match=r"holds its weights as numpy arrays; make them tensors: torch\.save"):
+            opened(tmp_path, content, task)
+
+
+def test_a_quantised_file_is_named_with_the_way_out(tmp_path, task):
+    weights = task[0].state_dict()
+    weights["fc.weight"] = torch.quantize_per_tensor(weights["fc.weight"], 0.01, 0, torch.qint8)
+    with pytest.raises(CheckpointError, match=r"quantised network.*give the float checkpoint"):
+        opened(tmp_path, weights, task)
+
+
+def test_images_of_another_size_say_the_option_that_resizes(tmp_path, task):
+    torch.manual_seed(0)
+    with pytest.raises(DataError, match=r"does take 3x28x28.*add --input-size 28$"):
+        opened(tmp_path, Wide().state_dict(), task, "Wide", (torch.rand(6, 3, 14, 14), torch.arange(6) % 3))
