@@ -24,7 +24,7 @@ LIBRARIES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "adv-lib": "a
 OURS = ("lsa", "lsa, the network itself", "lsa, dropping")
 # network: radius, samples, batch, and fewer samples for --quick
 NETWORKS = {
-    "ResNet-18": (8 / 255, 64, 64, 16),
+    "ResNet-18": (8 / 255, 16, 16, 8),
     "mnist_cnn_at": (0.3, 500, 250, 250),
     "mnist_cnn": (0.3, 500, 250, 250),
 }

@@ -110,8 +110,8 @@ def _about_half(torch: Any, device: str, half: float, single: float) -> str:
     used = str(copy_precision(torch.device(device))).removeprefix("torch.")
     audits = f"an audit attacks a copy of the network in {used} (--no-fast: the network), and verdicts are float32"
     if half < 0.8 * single:
-        return f"fast: bfloat16 on {device}, {single / half:.1f} times float32, for lsa harden --amp; {audits}"
-    return f"slow: bfloat16 on {device} is no faster than float32, leave --amp out; {audits}"
+        return f"fast: bfloat16 on {device}, {single / half:.1f} times float32, which lsa harden uses; {audits}"
+    return f"slow: bfloat16 on {device} is no faster than float32; {audits}"
 
 
 def _cuda(torch: Any, number: int, lines: list[tuple[str, str]], cpu: float) -> str:

@@ -169,7 +169,7 @@ def make_harden_plan(
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")
-    recipe, steps = recipe_for(own, network.input_shape)
+    recipe, steps = recipe_for(own, network.input_shape, network.classifier, network.device)
     chosen = named_layers(own, network.layers)
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
@@ -183,9 +183,11 @@ def make_harden_plan(
     _refuse_unused(own, plan)
     made = _try_method(plan)
     if made.averages and recipe.average != "none":
-        raise UsageError(
-            f"{method} averages the weights itself; leave out --{recipe.average}, or the average of {method}"
-        )
+        if own.average is not None:
+            raise UsageError(
+                f"{method} averages the weights itself; leave out --{recipe.average}, or the average of {method}"
+            )
+        plan = replace(plan, recipe=replace(recipe, average="none"))
     if not plan.train_only_flagged or chosen:
         _refuse_lone_samples(plan, plan.trainable(chosen))
     return plan

@@ -11,6 +11,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.hardening.schedules import SCHEDULES
 from lsa_cli.layers import plain_name
 from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.precision import multiplies_bfloat16
 from lsa_cli.settings import HardenSettings
 
 
@@ -37,12 +38,13 @@ class Recipe:
     awp: float
 
 
-# All numbers are our choice; those for grey images were chosen on held-out MNIST training images.
+# All numbers are our choice; those for grey images were chosen on held-out MNIST training images, where few steps of the
+# attack in many epochs give more than many steps in few epochs (benchmarks/results/methods.md).
 _VECTORS = Recipe(
     epochs=30, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.3, clip=0.0,
     label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
 )  # fmt: skip
-_GREY_IMAGES = replace(_VECTORS, epochs=5, lr=2e-3)
+_GREY_IMAGES = replace(_VECTORS, epochs=14, lr=2e-3, average="ema", augment="shift")
 _COLOUR_IMAGES = replace(
     _VECTORS, epochs=10, lr=0.02, optimizer="sgd", weight_decay=5e-4, schedule="cosine", augment="crop-flip"
 )
@@ -56,15 +58,19 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimiz
 }
 
 
-def recipe_for(own: HardenSettings, shape: tuple[int, ...]) -> tuple[Recipe, int]:
+def recipe_for(
+    own: HardenSettings, shape: tuple[int, ...], model: nn.Module, device: torch.device
+) -> tuple[Recipe, int]:
     """The recipe, with the defaults for inputs of this shape, and the default steps of the training attack."""
-    default, steps = (_VECTORS, 10) if len(shape) != 3 else (_GREY_IMAGES, 7) if shape[0] == 1 else (_COLOUR_IMAGES, 10)
+    default, steps = (_VECTORS, 10) if len(shape) != 3 else (_GREY_IMAGES, 3) if shape[0] == 1 else (_COLOUR_IMAGES, 10)
     given = own.given()
     if own.schedule not in SCHEDULES:
         given.pop("schedule", None)  # it is a schedule of the method, see `method_of`
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    default = replace(default, amp=has_convolutions and multiplies_bfloat16(device))
     recipe = replace(default, **{name: given[name] for name in Recipe.__dataclass_fields__ if name in given})
-    if recipe.augment == "crop-flip" and len(shape) != 3:
-        raise UsageError(f"--augment crop-flip is for images; inputs here have shape {shape}")
+    if recipe.augment != "none" and len(shape) != 3:
+        raise UsageError(f"--augment {recipe.augment} is for images; inputs here have shape {shape}")
     return recipe, steps
 
 

@@ -9,11 +9,13 @@ import torch
 from lsa_cli import distributed
 from lsa_cli.attacks.base import Attack, undisturbed
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.auditing.copies import TRIED
 from lsa_cli.data import check_inputs, prefetch, stratified_subset
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.methods import Batch
 from lsa_cli.models.classifier import predicted_class
+from lsa_cli.models.precision import Copy, make_copy
 
 
 def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,11 +42,17 @@ def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
 
 
 def diagnose(job: Job, attack: Attack) -> tuple[float, ClassDiagnosis]:
-    """Clean accuracy, and the class diagnosis under `attack`, on the held-out samples, in float32 and evaluation mode."""
+    """Clean accuracy, and the class diagnosis under `attack`, on the held-out samples, in float32 and evaluation mode.
+
+    The attack starts on an optimized copy of the network, as in an audit.
+    """
     model = job.model
+    copy = Copy(None, "")
     found: list[dict[str, np.ndarray]] = []
     for batch in validation_of(replace(job, validation=distributed.share(job.validation))):
-        x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=job.seed, goal="break")
+        if not found and attack.begins_on_copy:
+            copy = make_copy(model, batch.x[:TRIED], batch.y[:TRIED])
+        x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=job.seed, goal="break", copy=copy.model)
         with torch.no_grad(), undisturbed(model):
             clean, adversarial = predicted_class(model(batch.x)), predicted_class(model(x_adv))
         columns = {"row": batch.index, "clean": clean, "adversarial": adversarial}

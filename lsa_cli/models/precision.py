@@ -101,11 +101,14 @@ def copy_precision(device: torch.device) -> torch.dtype:
         if asked not in PRECISIONS:
             raise UsageError(f"LSA_COPY_PRECISION must be {' or '.join(PRECISIONS)}, not {asked!r}; unset it otherwise")
         return PRECISIONS[asked]
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; without them bfloat16 is slower than float32."""
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def fold_norms(network: nn.Module, x: torch.Tensor) -> int:

@@ -7,8 +7,9 @@ from rich.text import Text
 
 from lsa_cli.report import pairs
 from lsa_cli.report.compare import Comparison
+from lsa_cli.report.curves import expected_robustness
 from lsa_cli.report.pairs import LayerGroup, Pair
-from lsa_cli.report.schema import AuditReport, ClassSummary
+from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
 from lsa_cli.report.terminal import print_table
 from lsa_cli.report.text import interval, number, percent
 from lsa_cli.report.view import Cell, Column, Table
@@ -44,21 +45,31 @@ def _rate_table(before: AuditReport, after: AuditReport, rates: Sequence[Pair]) 
         change = "" if a.value is None or b.value is None else f"{_star(pair)}{100 * (b.value - a.value):+.1f}"
         rows.append((pair.name, percent(a.value), interval(a), percent(b.value), interval(b), change))
     rows += _fairness(before, after)
-    scores = {curve.attack: curve.score for curve in after.curves}
-    for curve in before.curves:
-        if curve.attack in scores:
-            score, radii = scores[curve.attack], ", ".join(eps_as_text(point.eps) for point in curve.points)
-            rows.append(
-                (
-                    f"R&G score, {curve.attack}", f"{curve.score:.1f}", "", f"{score:.1f}", f"eps {radii}",
-                    f"{score - curve.score:+.1f}",
-                )
-            )  # fmt: skip
+    for old in before.curves:
+        new = next((curve for curve in after.curves if curve.attack == old.attack), None)
+        if new is not None:
+            rows += _curve_rows(old, new, float(after.protocol.threat.eps))
     columns = (
         Column("", "name"), Column("before", "number"), Column(""), Column("after", "number"), Column(""),
         Column("change", "number"),
     )  # fmt: skip
     return Table("Before and after", columns, tuple(rows))
+
+
+def _curve_rows(old: Curve, new: Curve, eps: float) -> list[tuple[Cell, ...]]:
+    """The R&G score and, where the radii of the curve allow it, the expected robustness."""
+    radii = ", ".join(eps_as_text(point.eps) for point in new.points)
+    change = f"{new.score - old.score:+.1f}"
+    rows: list[tuple[Cell, ...]] = [
+        (f"R&G score, {old.attack}", f"{old.score:.1f}", "", f"{new.score:.1f}", f"eps {radii}", change)
+    ]
+    a, b = expected_robustness(old, eps), expected_robustness(new, eps)
+    if a is not None and b is not None:
+        up_to = f"eps 0 to {eps_as_text(eps)}"
+        rows.append(
+            (f"expected robustness, {old.attack}", percent(a), "", percent(b), up_to, f"{100 * (b - a):+.1f}")
+        )  # fmt: skip
+    return rows
 
 
 def rho(before: ClassSummary, after: ClassSummary) -> float | None:

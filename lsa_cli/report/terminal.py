@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report import view
+from lsa_cli.report.curves import expected_robustness
 from lsa_cli.report.facts import facts
 from lsa_cli.report.gate import decision
 from lsa_cli.report.origin import is_of_others
@@ -44,7 +45,9 @@ def print_report(report: AuditReport, console: Console) -> None:
         print_table(table, console)
     for curve in report.curves:
         points = "  ".join(f"{eps_as_text(point.eps)}: {percent(point.robust.value)}" for point in curve.points)
-        console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}"))
+        expected = expected_robustness(curve, report.protocol.threat.eps)
+        mean = "" if expected is None else f"   expected robustness {percent(expected)}"
+        console.print(Text(f"Robustness curve, {curve.attack}   {points}   R&G score {curve.score:.1f}{mean}"))
     if report.curves:
         console.print()
     for metric in report.metrics:

@@ -54,9 +54,9 @@ class Option:
         return (long,) if self.short is None else (long, f"-{self.short}")
 
 
-def flag(name: str, help: str) -> Option:
-    """An option without a value that sets its setting to `name`."""
-    return Option(name, help, flag=True, read=lambda value: name if checked(bool, value) else None)
+def flag(name: str, help: str, sets: str | None = None) -> Option:
+    """An option without a value that sets its setting to `sets`, by default its name."""
+    return Option(name, help, flag=True, read=lambda value: (sets or name) if checked(bool, value) else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,10 +66,11 @@ class HardenSettings(Settings):
     )
     warmup: Share | None = _RECIPE("Share of the training in which eps and gamma rise.", default="0.3")
     average: Literal["none", "ema", "swa"] | None = _RECIPE(
-        "Average of the weights that is saved.",
+        "Average of the weights that is saved. Default: ema for grey images, otherwise none.",
         options=(
             flag("ema", "Save an exponential moving average of the weights."),
             flag("swa", "Save the mean of the weights of the second half."),
+            flag("no-ema", "Save the trained weights, also where their average is the default.", "none"),
         ),
     )
     awp: NotNegative | None = _RECIPE(
@@ -77,10 +78,14 @@ class HardenSettings(Settings):
     )
     clip: NotNegative | None = _RECIPE("Largest norm of the gradient; 0 for no limit.")
     label_smoothing: Share | None = _RECIPE("Label smoothing of the loss.")
-    augment: Literal["none", "crop-flip"] | None = _RECIPE(
+    augment: Literal["none", "shift", "crop-flip"] | None = _RECIPE(
         "Augmentation of training images. Default: depends on the images."
     )
-    amp: bool | None = _RECIPE("Train in bfloat16 where autocast supports it.")
+    amp: bool | None = _RECIPE(
+        "Train in bfloat16 where autocast supports it. By default on a device that multiplies in bfloat16, if the network has "
+        "convolutions.",
+        off="no-amp",
+    )
 
     # ---- Output
     out: str | None = _OUTPUT(

@@ -9,7 +9,7 @@ import torch
 
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.hardening import trainer as trainer_module
-from lsa_cli.hardening.augmentation import crop_flip
+from lsa_cli.hardening.augmentation import crop_flip, shift
 from lsa_cli.hardening.methods import HARDENINGS
 from lsa_cli.hardening.objectives import OBJECTIVES
 from lsa_cli.hardening.recipes import trainable_names
@@ -231,21 +231,30 @@ def test_the_held_out_part_is_stratified_and_held_out():
         split_validation(labels, 0.0, 1000, 0)
 
 
-def test_augmentation_belongs_to_the_sample():
+@pytest.mark.parametrize("augmentation", [shift, crop_flip])
+def test_augmentation_belongs_to_the_sample(augmentation):
     x, index = stripes(20).read(np.arange(20)), torch.arange(20)
-    whole = crop_flip(x, index, 7)
-    assert torch.equal(whole[5:9], crop_flip(x[5:9], index[5:9], 7))
-    assert not torch.equal(whole, crop_flip(x, index, 8))
+    whole = augmentation(x, index, 7)
+    assert torch.equal(whole[5:9], augmentation(x[5:9], index[5:9], 7))
+    assert not torch.equal(whole, augmentation(x, index, 8))
     assert whole.shape == x.shape
 
 
-def test_augmentation_moves_and_mirrors_and_nothing_else():
+@pytest.mark.parametrize(("augmentation", "places"), [(shift, 25), (crop_flip, 81)])
+def test_augmentation_moves_a_point_as_far_as_it_says_and_changes_nothing_else(augmentation, places):
     marked = torch.zeros(400, 1, 9, 9)
     marked[:, :, 4, 4] = 1.0
-    moved = crop_flip(marked, torch.arange(400), 0)
+    moved = augmentation(marked, torch.arange(400), 0)
     assert (moved.flatten(1).sum(1) == 1).all()
-    places = moved.flatten(2).argmax(2).flatten()
-    assert len(places.unique()) == 81
+    assert len(moved.flatten(2).argmax(2).unique()) == places
+
+
+def test_a_shift_repeats_the_edge_and_mirrors_nothing():
+    x = torch.arange(9.0).expand(200, 1, 9, 9)  # each column has its own value, rising to the right
+    moved = shift(x, torch.arange(200), 0)
+    assert (moved.diff(dim=3) >= 0).all()
+    assert sorted({float(row[0, 0, 0]) for row in moved}) == [0, 1, 2]
+    assert sorted({float(row[0, 0, -1]) for row in moved}) == [6, 7, 8]
 
 
 def two_convolutions():
