@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
-from lsa_cli.models.contest import ALIKE, Entrant, Outcome, Read, Standing, hold, tempered
+from lsa_cli.models.contest import ALIKE, NOISE, Entrant, Outcome, Read, Standing, hold, tempered
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import Geometry, geometries
@@ -32,7 +32,8 @@ from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, POOLINGS, SU
 _ENTRANTS = 40  # of the contest
 _GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
 _NATS = 1.5  # of log-probability for each unit of cost
-_PRIOR, _DECIDED = 4.0, 4.0  # nats for each unit of cost, as in the contest; odds of 55 to 1 decide
+_PRIOR = 4.0  # nats for each unit of cost, as in the contest
+_DECIDED = NOISE**2 / 2  # nats: as much as NOISE standard errors of the loss
 _OF_EACH = 1  # geometries of every structure that the first step asks in any case
 _TOP = 2  # variants that are changed
 _STYLES = (("ReLU", "max"), ("ReLU", "average"), ("tanh", "max"), ("tanh", "average"), ("sigmoid", "average"))
