@@ -71,6 +71,7 @@ class Side(Row):
     sha256: str | None
     created: str
     evidence: EvidenceVerdict | None
+    proven: float | None = Field(default=None, description="share of all samples; null without a proof")
     draws: int | None = Field(
         default=None,
         description="of a stochastic network: evaluations in the mean of an accuracy; won, lost, p and classes are of the first evaluation; layers are above their noise floor",
@@ -96,6 +97,15 @@ class Comparison(Row):
         draws = self.new.draws or self.old.draws
         said = f"accuracies of a stochastic network are means over {draws} evaluations; won, lost, p and classes are of the first evaluation; layers are above their noise floor"
         return said if draws else None
+
+    @property
+    def one_proof(self) -> str | None:
+        """A sentence on the proof that only one report has; None otherwise."""
+        shares = {"old": self.old.proven, "new": self.new.proven}
+        proven = [
+            f"only the {which} report has a proof: {share:.1%}" for which, share in shares.items() if share is not None
+        ]
+        return f"{proven[0]} of all samples are proven robust, which is not compared" if len(proven) == 1 else None
 
     @property
     def detectable(self) -> str | None:
@@ -339,6 +349,7 @@ def _side(report: AuditReport) -> Side:
     return Side(
         checkpoint=report.subject.checkpoint, sha256=report.subject.sha256, created=report.created,
         evidence=report.evidence.verdict if report.evidence is not None else None,
+        proven=report.verdict.proven.value if report.verdict.proven is not None else None,
         draws=report.verdict.clean_draws.n if report.verdict.clean_draws is not None else None,
     )  # fmt: skip
 

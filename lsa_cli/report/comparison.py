@@ -31,7 +31,7 @@ def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, cons
             console.print(Text(f"  layers of the {which} one alone: {', '.join(names)}"))
     if found.old.evidence != found.new.evidence:
         console.print(Text(f"  evidence: {found.old.evidence or 'none'} -> {found.new.evidence or 'none'}"))
-    for sentence in (found.by_chance, found.detectable):
+    for sentence in (found.by_chance, found.one_proof, found.detectable):
         if sentence is not None:
             console.print(Text(f"  {sentence}"))
     for line in in_words(found.sequential) if found.sequential else ():

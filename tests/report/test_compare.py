@@ -103,11 +103,22 @@ def test_what_is_proven_is_compared_sample_by_sample_where_both_reports_have_a_p
     proven = by_label(compare(old, new))["proven"]
     assert (proven.old, proven.new, proven.won, proven.lost, proven.beyond_noise) == (0.6, 0.4, 0, 20, True)
     assert "proven" in compare(old, new).regressions
-    shown = Console(width=160, file=io.StringIO())
-    print_comparison(old, new, compare(old, new), shown)
-    assert "proven" in shown.file.getvalue()
+    assert "proven" in shown_by(old, new)
     new.verdict.proof = None
-    assert "proven" not in by_label(compare(old, new))
+    found = compare(old, new)
+    assert "proven" not in by_label(found)
+    assert (
+        found.one_proof
+        == "only the old report has a proof: 60.0% of all samples are proven robust, which is not compared"
+    )
+    assert found.one_proof in shown_by(old, new)
+    assert compare(old, old).one_proof is None
+
+
+def shown_by(old, new):
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison(old, new, compare(old, new), console)
+    return console.file.getvalue()
 
 
 def test_what_changed_comes_first_and_only_a_fall_is_a_regression():
