@@ -30,13 +30,16 @@ _KINDS = (*_REGISTRIES, "metrics")
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(help=" | ".join(_KINDS), show_default=False)],
+    kind: Annotated[str | None, typer.Argument(help=" | ".join(_KINDS), show_default=False)] = None,
     plugin: o.Plugin = None,
 ) -> None:
     """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, formats, hardening methods or base objectives.
 
-    `lsa list metrics` lists the metrics that a limit can name.
+    `lsa list metrics` lists the metrics that a limit can name, and `lsa list` alone what can be listed.
     """
+    if kind is None:
+        emit("".join(f"lsa list {one}\n" for one in _KINDS))
+        return
     if kind not in _KINDS:
         raise UsageError(unknown("list", kind, _KINDS))
     o.load_plugins(plugin or [])

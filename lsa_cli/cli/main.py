@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from lsa_cli._version import __version__
 from lsa_cli.cli.boundary import boundary
@@ -12,7 +12,22 @@ from lsa_cli.cli.options import Command, brings_formats, sign
 _with_formats: dict[str, Command] = {}  # the commands that have an option for each format
 
 
-class ErrorBoundary(TyperGroup):
+class BareFlags:
+    """A command whose help shows no type for options that take no value."""
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class LsaCommand(BareFlags, TyperCommand):
+    pass
+
+
+class ErrorBoundary(BareFlags, TyperGroup):
     """Every command ends as `boundary` says."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -24,7 +39,7 @@ class ErrorBoundary(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in _with_formats and brings_formats(rest):
             again = typer.Typer(add_completion=False, rich_markup_mode="rich")
-            again.command(name)(sign(_with_formats[name]))
+            again.command(name, cls=LsaCommand)(sign(_with_formats[name]))
             command = typer.main.get_command(again)
         return name, command, rest
 
@@ -33,6 +48,7 @@ app = typer.Typer(
     name="lsa",
     cls=ErrorBoundary,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Audit the adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class; "
@@ -51,7 +67,8 @@ def _version(asked: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     pass
@@ -72,7 +89,7 @@ def _register() -> None:
         "gate": gate.gate, "check": check.check, "schema": schema, "doctor": doctor.doctor, "plot": plot.plot,
     }  # fmt: skip
     for name, command in commands.items():
-        app.command(name)(command)
+        app.command(name, cls=LsaCommand)(command)
 
 
 _register()

@@ -334,7 +334,7 @@ class AuditSettings(Settings):
     exit_zero: bool | None = _GATE("Exit 0 even if a limit does not hold. Errors keep their exit codes.", scope="told")
 
     # ---- Output
-    output: str | None = _OUTPUT("Folder for the report and its journal.", metavar="DIR", scope="told")
+    output: str | None = _OUTPUT("Folder for the report and its journal.", metavar="DIR", short="o", scope="told")
     samples: str | None = _OUTPUT(
         "Table with one row per sample: the attack that broke it, number of queries, margin, distance.",
         metavar="FILE.csv|.parquet",

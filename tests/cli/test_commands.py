@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.ranked import rounds_of
+from lsa_cli.cli.main import app
 from lsa_cli.report.formats import FORMATS
 from tests.cli.conftest import ROOT
 
@@ -34,6 +36,21 @@ def imported(shell, *arguments):
 def test_help_and_version_stay_light(shell):
     for arguments in (["--help"], ["--version"], ["audit", "--help"]):
         assert not imported(shell, *arguments) & {"torch", "torchvision", "pandas", "numpy", "yaml", "jinja2"}
+
+
+def test_the_help_of_every_command_has_a_short_name_and_no_type_of_flags(lsa):
+    commands = sorted(typer.main.get_command(app).commands)
+    assert {"audit", "harden", "fleet"} <= set(commands)
+    for arguments in ((), *((name,) for name in commands)):
+        short = lsa(*arguments, "-h")
+        assert (short.code, short.out) == (0, lsa(*arguments, "--help").out)
+        assert "<bool>" not in short.out
+
+
+def test_the_kinds_of_names_are_listed_and_each_has_a_list(lsa):
+    kinds = [line.removeprefix("lsa list ") for line in lsa("list").out.splitlines()]
+    assert {"attacks", "methods", "metrics"} <= set(kinds)
+    assert all(lsa("list", kind).out for kind in kinds)
 
 
 def test_saved_reports_are_read_without_torch(shell, tmp_path):
