@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lsa_cli.report.notebook import Interactive
 from lsa_cli.report.protocol import Data, Protocol, Subject
 from lsa_cli.report.row import Draws, Proof, Rate, Row
 
@@ -355,7 +356,7 @@ class Example(Row):
     gain: float = Field(description="factor of the difference in its picture")
 
 
-class AuditReport(Row):
+class AuditReport(Interactive, Row):
     """One audit of one checkpoint."""
 
     schema_version: str = SCHEMA_VERSION
