@@ -120,6 +120,8 @@ def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: in
     claimed, interval = checkpoint.claimed_accuracy, wilson(int(best.right.sum()), outcome.n)
     if claimed is not None and interval is not None and interval[1] < claimed[0] - _CLAIM_TOLERANCE:
         return f"the best network is {right}, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})"
+    if not search.fits(best):
+        return f"the best network is {right}, but BatchNorm remembers other inputs of its layers than these images give there"
     if outcome.rivals:
         several = "; ".join(_described(search, one) for one in [best, *outcome.rivals[:3]])
         return f"several networks are as good: {several}"

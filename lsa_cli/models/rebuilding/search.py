@@ -33,7 +33,11 @@ _ENTRANTS = 40  # of the contest
 _GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
 _NATS = 1.5  # of log-probability for each unit of cost
 _PRIOR = 4.0  # nats for each unit of cost, as in the contest
-_DECIDED = NOISE**2 / 2  # nats: as much as NOISE standard errors of the loss
+_NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
+_ENOUGH = 200  # images on which networks give nearly the same answers
+_FITS = (
+    0.3  # nats: networks that were trained have less than a tenth of it, and wrong orders of their layers several nats
+)
 _OF_EACH = 1  # geometries of every structure that the first step asks in any case
 _TOP = 2  # variants that are changed
 _STYLES = (("ReLU", "max"), ("ReLU", "average"), ("tanh", "max"), ("tanh", "average"), ("sigmoid", "average"))
@@ -102,15 +106,57 @@ class Search:
         most = max(_MISFIT * self.misfit[leader], self.misfit[leader] + _LEAST_MISFIT)
         kept = [one for one in others if not self.asked[leader].beats(self.asked[one]) and self.misfit[one] <= most]
         # On few images an activation that smooths an overfitted network can beat the one of its training.
-        usual = replace(leader, activation=next(iter(ACTIVATIONS)))
-        forced = [usual] if usual in self.asked and usual not in [leader, *kept] else []
+        twins = [replace(leader, activation=name) for name in ACTIVATIONS]
+        forced = [one for one in twins if one in self.asked and one not in [leader, *kept]]
         self.variants = [leader, *forced, *kept][:_ENTRANTS]
+        # How usual an activation is decides nothing: a wrong one gives nearly the same accuracy, and another robust accuracy.
         entrants = [
-            Entrant(str(place), self.asked[one].entrant.cost, self._asking(one))
+            Entrant(str(place), self.asked[one].entrant.cost - ACTIVATIONS[one.activation][2], self._asking(one))
             for place, one in enumerate(self.variants)
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
-        return _weighed(hold(entrants, self.read, self.available, sizes))
+        return self._weighed(hold(entrants, self.read, self.available, sizes))
+
+    def _weighed(self, outcome: Outcome) -> Outcome:
+        """The outcome with other rivals, by rules of our choice.
+
+        Odds of exp(NOISE^2 / 2) end a rivalry; how usual an activation is does not count in them. A beaten network with another
+        activation that is nearly as good is a rival: after a short training, a wrong activation can give a better loss. Of
+        networks that differ in the activation alone and give nearly the same answers, the most usual one is taken.
+        """
+        leader = max([outcome.best, *outcome.alike], key=lambda one: log_odds(one, outcome.best))
+        every = [outcome.best, *outcome.alike, *outcome.rivals, *outcome.others]
+        alike = [one for one in every if one.agreement(leader) >= ALIKE and len(one.right) >= _ENOUGH]
+        twins = [one for one in alike if self._is_twin(one, leader)]
+        best = min([leader, *twins], key=self._cost_of_activation)
+        out = [one for one in outcome.rivals if log_odds(best, one) >= NOISE**2 / 2 and not self._is_near(one, best)]
+        near = [one for one in outcome.others if self._is_near(one, best)]
+        rivals = [one for one in [*outcome.rivals, *near] if one not in out and one not in alike]
+        others = [one for one in [*outcome.rivals, *outcome.others] if one not in rivals and one not in alike]
+        alike = [one for one in alike if one is not best and one not in outcome.others]
+        return replace(outcome, best=best, alike=alike, rivals=rivals, others=others)
+
+    def _is_twin(self, one: Standing, leader: Standing) -> bool:
+        """Whether only the activation differs."""
+        of_leader = self.variant_of(leader)
+        return replace(self.variant_of(one), activation=of_leader.activation) == of_leader
+
+    def _is_near(self, one: Standing, best: Standing) -> bool:
+        """Whether a network with another activation is nearly as often right: one with a more usual activation may have
+        _NEARLY more errors, any other one errors that are _MORE times as many."""
+        n = min(len(one.right), len(best.right))
+        if n < _MANY or self.variant_of(one).activation == self.variant_of(best).activation:
+            return False
+        errors, least = (1 - float(standing.right[:n].float().mean()) for standing in (one, best))
+        more_usual = self._cost_of_activation(one) < self._cost_of_activation(best)
+        return errors <= max(_MORE * least, least + _NEARLY if more_usual else 0.0)
+
+    def _cost_of_activation(self, one: Standing) -> float:
+        return ACTIVATIONS[self.variant_of(one).activation][2]
+
+    def fits(self, one: Standing) -> bool:
+        """Whether the running statistics of BatchNorm are about those of the images."""
+        return self.misfit[self.variant_of(one)] <= _FITS
 
     def _geometries(self) -> list[tuple[Structure, Geometry]]:
         """Of all structures, the most usual first."""
@@ -225,20 +271,9 @@ class Search:
         return ask
 
 
-def _weighed(outcome: Outcome) -> Outcome:
-    """The outcome by odds: the most probable network of those within noise leads, and only near ones stay its rivals."""
-    several = [outcome.best, *outcome.alike, *outcome.rivals]
-    best = max(several, key=lambda one: log_odds(one, outcome.best))
-    others = [one for one in several if one is not best]
-    alike = [one for one in others if one.agreement(best) >= ALIKE and one not in outcome.rivals]
-    rivals = [one for one in others if one not in alike and log_odds(best, one) < _DECIDED]
-    beaten = [one for one in others if one not in alike and one not in rivals]
-    return replace(outcome, best=best, alike=alike, rivals=rivals, others=[*beaten, *outcome.others])
-
-
 def log_odds(one: Standing, other: Standing) -> float:
     """Of a network against another, in nats: z^2 / 2 for z standard errors of the difference of their losses, and _PRIOR for
-    each unit of cost (our choice)."""
+    each unit of cost."""
     n = min(len(one.loss), len(other.loss))
     gain = (other.loss[:n] - one.loss[:n]).double()
     error = float(gain.std()) / math.sqrt(n) if n > 1 else 0.0

@@ -11,8 +11,8 @@ from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
 
 # Activations by the class of torch and its arguments, with what an unusual one costs beside ReLU (our choice).
 ACTIVATIONS: dict[str, tuple[str, tuple[Any, ...], float]] = {
-    "ReLU": ("ReLU", (), 0.0), "LeakyReLU(0.01)": ("LeakyReLU", (0.01,), 1.6), "LeakyReLU(0.1)": ("LeakyReLU", (0.1,), 1.6),
-    "LeakyReLU(0.2)": ("LeakyReLU", (0.2,), 1.6), "ELU": ("ELU", (), 1.0), "tanh": ("Tanh", (), 1.0),
+    "ReLU": ("ReLU", (), 0.0), "LeakyReLU(0.01)": ("LeakyReLU", (0.01,), 1.0), "LeakyReLU(0.1)": ("LeakyReLU", (0.1,), 1.5),
+    "LeakyReLU(0.2)": ("LeakyReLU", (0.2,), 1.5), "ELU": ("ELU", (), 1.0), "tanh": ("Tanh", (), 1.0),
     "sigmoid": ("Sigmoid", (), 1.0), "SiLU": ("SiLU", (), 1.0), "GELU": ("GELU", (), 1.0), "SELU": ("SELU", (), 2.0),
     "Softplus": ("Softplus", (), 2.0), "Hardswish": ("Hardswish", (), 2.0), "Mish": ("Mish", (), 2.0),
     "ReLU6": ("ReLU6", (), 2.0), "Softsign": ("Softsign", (), 2.0),
