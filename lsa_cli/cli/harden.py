@@ -25,8 +25,8 @@ OF_AUDITS = (
 def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """Fine-tune a checkpoint so that it becomes more robust, and audit it before and after.
 
-    Without options: the checkpoint's own training data, its first hidden layer regularized, and a recipe that works for
-    inputs of this kind. Beside the result FILE.pt stand FILE.last.pt, FILE.before.json, FILE.after.json, FILE.compare.json
+    Without options: adversarial training on the checkpoint's own training data, with a recipe that works for inputs of this
+    kind. Beside the result FILE.pt stand FILE.last.pt, FILE.before.json, FILE.after.json, FILE.compare.json
     and FILE.log.jsonl.
     """
     from lsa_cli.config import find_config

@@ -12,7 +12,7 @@ from lsa_cli.auditing.layer_scan import LayerScan, MvlRule, refuse_more
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.data import batches, check_inputs
 from lsa_cli.errors import UsageError
-from lsa_cli.hardening.method_settings import method_of, needs_layers
+from lsa_cli.hardening.method_settings import REGULARIZED, method_of, needs_layers
 from lsa_cli.hardening.methods import HARDENINGS
 from lsa_cli.hardening.objectives import OBJECTIVES, objective_for
 from lsa_cli.layers import Layer, select_layers
@@ -132,8 +132,10 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
 def settings_before_audit(own: HardenSettings, scans: bool) -> tuple[HardenSettings, list[str]]:
     """The settings of a hardening that follows an audit, before the audit; and notes on settings that it replaces.
 
-    scans: whether the audit scans layers under an attack. Raises UsageError where its layers are needed and it does not.
+    Where no method is named it is at-lr. scans: whether the audit scans layers under an attack. Raises UsageError where its
+    layers are needed and it does not.
     """
+    own = own if own.method is not None else own.replace(method=REGULARIZED)
     if not _takes_layers(own):
         return own, []
     if not scans:

@@ -7,7 +7,8 @@ from lsa_cli.hardening.schedules import SCHEDULES
 from lsa_cli.registry import parse_spec
 from lsa_cli.settings import HardenSettings
 
-DEFAULT_METHOD = "at-lr"
+DEFAULT_METHOD, REGULARIZED = "at", "at-lr"
+_OF_LAYERS = ("mvl", "layers", "hold", "top_k", "gamma", "detach_clean")  # settings of the regularizer
 ATTACK_SETTINGS = ("steps", "step_size", "attack_mode")
 
 
@@ -17,8 +18,12 @@ def needs_layers(method: str, options: dict[str, str], train_only: str | None) -
 
 
 def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
-    """The name of the method and its options, including --base and a --schedule of the method. Raises UsageError."""
-    name, options = parse_spec(own.method or DEFAULT_METHOD, "method")
+    """The name of the method and its options, including --base and a --schedule of the method. Raises UsageError.
+
+    Where no method is named it is at-lr if a setting of the regularizer is given, else at.
+    """
+    regularizes = own.train_only == "flagged" or any(getattr(own, name) is not None for name in _OF_LAYERS)
+    name, options = parse_spec(own.method or (REGULARIZED if regularizes else DEFAULT_METHOD), "method")
     method = HARDENINGS.get(name)
     if own.base is not None:
         if "base" in options:

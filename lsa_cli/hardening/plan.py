@@ -17,7 +17,7 @@ from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.layer_selection import check_gamma, gammas, named_layers
 from lsa_cli.hardening.method_settings import (
     ATTACK_SETTINGS,
-    DEFAULT_METHOD,
+    REGULARIZED,
     attack_settings_used,
     base_of,
     method_of,
@@ -295,7 +295,7 @@ def _refuse_lone_samples(plan: HardenPlan, moving: frozenset[str]) -> None:
 def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
     """Raise UsageError for an option that would change nothing."""
     method, base = plan.method, base_of(plan.method, plan.options)
-    regularized = f"{method}-lr" if f"{method}-lr" in HARDENINGS else DEFAULT_METHOD
+    regularized = f"{method}-lr" if f"{method}-lr" in HARDENINGS else REGULARIZED
 
     def given(*names: str) -> list[str]:
         return [name for name in names if getattr(own, name) is not None]

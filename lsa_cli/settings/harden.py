@@ -18,9 +18,9 @@ class HardenSettings(Settings):
 
     # ---- Method
     method: str | None = _METHOD(
-        "at-lr: adversarial training with the layer-wise regularizer; at: adversarial training alone; see `lsa list methods`.",
+        "at: adversarial training; at-lr: with the layer-wise regularizer; see `lsa list methods`. Default: at, or at-lr where an "
+        "option of the regularizer is given, such as --layers, --hold or --gamma.",
         metavar="NAME[:KEY=VALUE,...]",
-        default="at-lr",
     )
     base: str | None = _METHOD("Base objective: fgsm, pgd, apgd, fast, free, trades, mart or apart.", default="pgd")
     mvl: str | None = _METHOD("Regularize the most vulnerable layers of this saved report.", metavar="AUDIT.json")
