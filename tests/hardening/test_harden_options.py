@@ -388,7 +388,7 @@ def test_what_is_said_of_the_held_out_part_is_done(tmp_path):
         (("--base", "apgd", "--step-size", "0.1"), "--step-size: base apgd does not use it"),
         (("--method", "at:base=fgsm", "--steps", 3), "--steps: base fgsm does not use it"),
         (("--method", "anp", "--steps", 3), "--steps: anp without a base attacks nothing"),
-        (("--schedule", "official"), "at-lr has none"),
+        (("--schedule", "official"), "at has none"),
         (("--method", "anp:schedule=ours", "--schedule", "official"), "both name the schedule of anp"),
         (("--method", "class-fair", "--layers", "elu1"), "use class-fair-lr"),
         (("--method", "class-fair", "--gamma", "1"), "such as class-fair-lr"),
