@@ -25,6 +25,8 @@ RESNET20, LENET = "pytorch_resnet_cifar10/resnet20-12fca82f.th", "advertorch/mni
 SCRIPTED, PICKLED = "HandWritten-Digit/model_scripted.pt", "HandWritten-Digit/model.pth"
 TRACED, EXPORTED = "derived/resnet2b_traced_norm_inside.pt", "derived/lenet5_advtrained.pt2"
 EMA = "derived/mnist_net_model_and_model_ema.pth"
+# Weights that leave two networks nearly as good: noise was added to them, or another activation is as good within a tenth.
+UNDECIDED = (EMA, "Pytorch-Lightning-practice/epoch=4-step=4300.ckpt")
 
 COMPILED = "derived/resnet20_torchcompile_orig_mod.pt"  # RESNET20 as torch.compile names its weights
 
@@ -155,7 +157,7 @@ def test_accuracy_far_below_what_the_file_claims_is_told(audited):
     [
         (file, data)
         for file, network, _, data, _, more in CASES
-        if network and not more and data == MNIST and file != EMA
+        if network and not more and data == MNIST and file not in UNDECIDED
     ],
 )
 def test_a_chain_is_put_together_again_without_any_option(lsa, data_root, file, data):  # noqa: F811
