@@ -60,7 +60,7 @@ class Worker:
     # ---- one audit -------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start what can be started; what another worker has settled is told."""
+        """Start the audits that can start, and report those that another worker has finished."""
         for audit in list(self.waiting):
             if self._stops:
                 return

@@ -42,8 +42,8 @@ class HardenPlan:
     """The resolved settings of a hardening.
 
     audit: the audits before and after. network: the network to train, with its training data. train, validation: indices
-    into the training data. budget: seconds of the training, which then decide the epochs. layers: the named layers, empty where the rule `hold` chooses them. top_k: the number of layers
-    that the scan flags.
+    into the training data. budget: seconds of the training, which then decide the epochs. layers: the named layers, empty
+    where the rule `hold` chooses them. top_k: the number of layers that the scan flags.
     """
 
     audit: AuditPlan

@@ -38,8 +38,7 @@ class Recipe:
     awp: float
 
 
-# All numbers are our choice; those for grey images were chosen on held-out MNIST training images, where few steps of the
-# attack in many epochs give more than many steps in few epochs (benchmarks/results/methods.md).
+# All numbers are our choice; benchmarks/RESULTS.md has what those for grey images reach on the MNIST sample.
 _VECTORS = Recipe(
     epochs=30, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.3, clip=0.0,
     label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,

@@ -201,7 +201,7 @@ def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
 def _job(
     plan: HardenPlan, method: Hardening, layers: tuple[str, ...], files: Files, resume: bool, say: Say
 ) -> Job:  # fmt: skip
-    """The training of the network, after the surgery of the method."""
+    """The training of the network, after the surgery of the method. Its identity is empty: a budget may change the epochs."""
     network = plan.network
     torch.manual_seed(plan.audit.seed)  # for surgery that adds parameters
     # Surgery renames parameters. So frozen parameters are found by their ids, and those that surgery adds train.
@@ -218,12 +218,12 @@ def _job(
     trainable = frozenset(name for name, p in network.classifier.named_parameters() if id(p) not in frozen)
     return Job(
         network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
-        trainable, network.device, plan.audit.seed, files.state, identity_of(plan, layers), resume,
+        trainable, network.device, plan.audit.seed, files.state, {}, resume,
     )  # fmt: skip
 
 
 def _within_budget(plan: HardenPlan, job: Job, say: Say) -> HardenPlan:
-    """The plan with as many epochs as its budget allows, where it has one; and what the training will cost, in words.
+    """The plan, with as many epochs as its budget allows where it has one. The cost of the training is printed.
 
     A resumed training keeps the epochs with which it began.
     """

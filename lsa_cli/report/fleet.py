@@ -49,7 +49,7 @@ class FleetRow(Row):
     sha256: str | None = None
     created: str | None = None
     seconds: float | None = None
-    protocol: str = Field(default="", description="threat model and samples, in words")
+    protocol: str = Field(default="", description="threat model and samples, as text")
     clean: Rate | None = None
     robust: Rate | None = None
     proven: Rate | None = None

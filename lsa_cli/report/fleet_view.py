@@ -1,4 +1,4 @@
-"""A fleet for people and programs: tables, the summary in one line, rows for CSV and Parquet, JUnit."""
+"""A fleet for people and programs: tables, the summary in one line, rows for CSV and Parquet."""
 
 from collections.abc import Iterator
 
