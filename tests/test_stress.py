@@ -191,6 +191,26 @@ sys.meta_path.insert(0, Finder)"""
     assert [name for name in names(tmp_path) if name.endswith(".json")] == []
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_that_c_code_replaces_is_an_interrupt(tmp_path, name):
+    """As PyCapsule_Import does: an import that is interrupted ends in an ImportError without a cause."""
+    replaces = f"""
+import os, signal, sys
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == 'torch':
+            try:
+                os.kill(os.getpid(), signal.{name})
+                while True: pass
+            except KeyboardInterrupt:
+                pass
+            raise ImportError('could not import module') from None
+sys.meta_path.insert(0, Finder)"""
+    code, _, err = end(start(tmp_path, "audit", MOON, *LONG, prelude=replaces))
+    assert (code, err.strip()) == (130, "lsa: interrupted")
+
+
 def test_a_stop_in_the_middle_then_on(tmp_path):
     process = start(tmp_path, "audit", MOON, *LONG)
     report = tmp_path / "moon_mlp.audit.json"

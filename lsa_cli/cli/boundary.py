@@ -27,10 +27,15 @@ def _say(message: str, error: BaseException) -> None:
 def boundary(say: Callable[[str, BaseException], None] = _say) -> Iterator[None]:
     """Within: an error ends in one sentence and its documented exit code. Python's own for a crash is 1, "gate breached".
 
-    say: gets the sentence.
+    SIGTERM interrupts like Ctrl-C, so that a stopped CI job keeps its results. say: gets the sentence.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _interrupt) if is_main else None  # a stopped CI job keeps its results
+    came: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = _handle(interrupt)
     try:
         yield
         sys.stdout.flush()
@@ -57,6 +62,9 @@ def boundary(say: Callable[[str, BaseException], None] = _say) -> Iterator[None]
     except Exception as error:
         if os.environ.get("LSA_TRACEBACK"):
             traceback.print_exception(error, file=ranks.error_stream())
+        if came:  # C code, such as that of numpy while it is imported, replaces an interrupt by an error of its own
+            say("interrupted", KeyboardInterrupt())
+            raise typer.Exit(EXIT_INTERRUPTED) from error
         say(
             f"error: this is a bug in lsa: {type(error).__name__}: {error}; "
             "please report it with the traceback that LSA_TRACEBACK=1 shows",
@@ -64,9 +72,15 @@ def boundary(say: Callable[[str, BaseException], None] = _say) -> Iterator[None]
         )
         raise typer.Exit(EXIT_BROKEN) from error
     finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+def _handle(interrupt: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Handle the signals that interrupt, in the main thread. Returns the handlers before. A Ctrl-C that is ignored stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    return {number: signal.signal(number, interrupt) for number in numbers}

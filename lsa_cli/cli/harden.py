@@ -1,5 +1,6 @@
 """`lsa harden`: settings -> plan -> train -> checkpoint, with the audits before and after."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from lsa_cli.errors import EXIT_BROKEN
 from lsa_cli.settings import AuditSettings, HardenSettings
 
 if TYPE_CHECKING:
+    from lsa_cli.hardening.files import Files
     from lsa_cli.hardening.plan import HardenPlan
     from lsa_cli.hardening.run import Hardened
     from lsa_cli.report.schema import AuditReport
@@ -60,12 +62,14 @@ def _train(
         plan = distributed.agreed(lambda: make_harden_plan(checkpoint, settings, origin, say=note))
     for message in plan.notes:
         say(message)
+    if ranks.writes() and out.is_file() and not resume:
+        note(f"{out} of {_written(out)} and the files beside it are replaced")
     try:
         with progress_bar(not quiet) as progress, foreign_code():
             hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)
     except KeyboardInterrupt:
-        if ranks.writes() and Files(out).state.exists():
-            note(f"the state is in {Files(out).state}; to continue, run the same command with --resume")
+        if ranks.writes():
+            _tell_how_to_go_on(Files(out))
         raise
     if html is not None and ranks.writes():
         hardened.write_page(html)
@@ -73,6 +77,24 @@ def _train(
     if hardened.stopped is not None:
         note(f"stopped early: {hardened.stopped}")
         raise typer.Exit(EXIT_BROKEN)
+
+
+def _written(path: Path) -> str:
+    """When a file was written, in local time."""
+    return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+
+
+def _tell_how_to_go_on(files: "Files") -> None:
+    """After an interrupt."""
+    if files.state.exists():
+        note(f"the state is in {files.state}; to continue, run the same command with --resume")
+    elif files.started.exists():
+        note(
+            "nothing is trained yet; to start again, run the same command; with --resume it keeps the audit before, if that "
+            "was finished"
+        )
+    else:
+        note("nothing is trained yet; to start again, run the same command")
 
 
 def settings_of_hardening(checkpoint: str, given: AuditSettings, scans: bool) -> tuple[AuditSettings, dict[str, str]]:

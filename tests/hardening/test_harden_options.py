@@ -89,7 +89,11 @@ def test_resume_before_the_first_state_starts_from_the_beginning(lsa, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "run_audit", killed)
-    assert lsa(*command[:-1]).code == 130
+    stopped = lsa(*command[:-1])
+    assert stopped.code == 130
+    assert (
+        "nothing is trained yet; to start again, run the same command; with --resume it keeps the audit" in stopped.err
+    )
     monkeypatch.setattr(run, "run_audit", audit)
     result = lsa(*command)
     assert result.code == 0, result.err
@@ -110,7 +114,10 @@ def test_a_run_killed_before_its_first_state_is_told_from_an_older_result(lsa, m
     assert lsa(*command, "--resume").code == 2  # nothing has been started
     audit = run.run_audit
     monkeypatch.setattr(run, "run_audit", killed)
-    assert lsa(*command).code == 130
+    os.utime("h.pt", (2_000_000_000, 2_000_000_000))
+    stopped = lsa(*command)
+    assert (stopped.code, "h.pt of 2033-05-18 " in stopped.err) == (130, True)
+    assert "and the files beside it are replaced" in stopped.err
     monkeypatch.setattr(run, "run_audit", audit)
     other = lsa(*command, "--lr", "0.1", "--resume")
     assert (other.code, "not the run that was interrupted: lr was 0.001 and is 0.1" in other.err) == (2, True)
