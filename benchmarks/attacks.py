@@ -212,7 +212,7 @@ def audit(arguments):
             run_audit(plan)
 
     def alone():
-        with numerics(plan):
+        with numerics(plan.threads):
             for named in plan.attacks:
                 for a, b in zip(x.split(plan.batch_size), y.split(plan.batch_size), strict=True):
                     named.attack.run(plan.network.classifier, a, b, copy=copy)

@@ -1,7 +1,7 @@
 """lsa: adversarial robustness of a saved PyTorch image classifier, layer by layer and class by class.
 
-`audit()` and `harden()` do in Python what `lsa audit` and `lsa harden` do in a shell. torch is imported when it is needed, so
-that `lsa --help` is fast.
+`audit()` and `harden()` do in Python what `lsa audit` and `lsa harden` do in a shell; `attack()` and `scan()` are two parts of an
+audit alone. torch is imported when it is needed, so that `lsa --help` is fast.
 """
 
 import importlib
@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from lsa_cli._version import __version__
 
-__all__ = ["AuditReport", "__version__", "audit", "harden"]
+__all__ = ["AuditReport", "__version__", "attack", "audit", "harden", "scan"]
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.api import audit
+    from lsa_cli.auditing.parts import attack, scan
     from lsa_cli.hardening.api import harden
     from lsa_cli.report.schema import AuditReport
 
 
-_MODULES = {"audit": "auditing.api", "harden": "hardening.api", "AuditReport": "report.schema"}
+_MODULES = {
+    "attack": "auditing.parts", "audit": "auditing.api", "harden": "hardening.api", "scan": "auditing.parts",
+    "AuditReport": "report.schema",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

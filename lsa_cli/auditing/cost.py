@@ -117,7 +117,7 @@ def measure_speed(plan: AuditPlan) -> Speed:
     classifier = network.classifier
     x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
     y = torch.from_numpy(network.labels[rows]).to(network.device)
-    with numerics(plan), undisturbed(classifier):
+    with numerics(plan.threads), undisturbed(classifier):
         each, each_of_few = (_seconds_each(classifier, x[:size], y[:size]) for size in (len(x), SURVIVORS))
         copy = copy_for(plan, x[:TRIED], y[:TRIED]).model
         on_copy = _seconds_each(copy, x, y) / each if copy is not None else 1.0
@@ -143,8 +143,8 @@ def share_robust(plan: AuditPlan, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @contextmanager
-def numerics(plan: AuditPlan) -> Iterator[None]:
-    """Within: the plan's threads, and float32 that is float32 (no TF32), on deterministic kernels. Then as before."""
+def numerics(count: int) -> Iterator[None]:
+    """Within: `count` threads, and float32 that is float32 (no TF32), on deterministic kernels. Then as before."""
     threads = torch.get_num_threads()
     before = (
         torch.backends.cuda.matmul.allow_tf32,
@@ -152,7 +152,7 @@ def numerics(plan: AuditPlan) -> Iterator[None]:
         torch.backends.cudnn.deterministic,
     )
     try:
-        torch.set_num_threads(plan.threads)
+        torch.set_num_threads(count)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
         yield

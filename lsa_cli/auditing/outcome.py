@@ -9,15 +9,15 @@ from torch import nn
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.ranked import Met
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate, summarise
-from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
+from lsa_cli.auditing.layer_analysis import analyse_layers
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.observation import Observation
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.radius import sources_in_words
 from lsa_cli.auditing.results import AttackRows, ProofRows
 from lsa_cli.report.origin import is_of_others
-from lsa_cli.report.row import Proof, finite
-from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, LayerRow, Verdict
+from lsa_cli.report.row import Proof
+from lsa_cli.report.schema import AttackOutcome, Distance, Estimate, LayerAnalysis, Verdict
 from lsa_cli.wording import eps_as_text
 
 
@@ -63,7 +63,7 @@ def outcome_of(plan: AuditPlan, named: NamedAttack, found: AttackRows, diagnosis
             largest=float(measured.max()) if len(measured) else None,
         ),
         seconds=round(found.seconds, 3),
-        layers=analyse_layers(plan, seen) if plan.layers and seen is not None else None,
+        layers=_analysed(plan, seen) if plan.layers and seen is not None else None,
         classes=rows,
         class_summary=summarise(rows, weight_norms(plan)),
         confusion=diagnosis.confusion(len(plan.network.class_names)).tolist(),
@@ -73,71 +73,11 @@ def outcome_of(plan: AuditPlan, named: NamedAttack, found: AttackRows, diagnosis
     )
 
 
-def analyse_layers(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
-    names = [layer.name for layer in plan.layers]
-    order = np.arange(len(seen.layers)) if plan.whole_batch else seen.index
-    scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, order)
-    floor = LayerScan.from_rows(names, seen.noise_floor, seen.noise_floor, seen.input_error, order).means()
-    # The change between two clean passes is no vulnerability: layers are ranked by what exceeds it.
-    ranking_floor = np.nan_to_num(floor)
-    ranked = scan.less(ranking_floor)
-    found = ranked.most_vulnerable(plan.rule)
-    low, high, stability = scan.bootstrap(plan.rule, plan.seed)
-    if ranking_floor.any():
-        stability = ranked.bootstrap(plan.rule, plan.seed)[2]
-    means, deviations, undefined = scan.means(), scan.deviations(), scan.undefined()
-    amplification, gains = scan.amplification(), scan.gains()
-    rows = [
-        LayerRow(
-            name=layer.name,
-            kind=layer.kind,
-            shape=list(layer.shape),
-            mean=finite(means[i]),
-            sd=finite(deviations[i]),
-            low=finite(low[i]),
-            high=finite(high[i]),
-            gain=finite(gains[i]),
-            amplification=finite(amplification[i]),
-            stability=float(stability[i]),
-            noise_floor=finite(floor[i]),
-            in_mvl=i in found.positions,
-            undefined=int(undefined[i]),
-        )
-        for i, layer in enumerate(plan.layers)
-    ]
-    by_class, mvl_by_class = None, None
-    if not plan.whole_batch:
-        y = plan.network.labels[np.sort(seen.index)]
-        parts = [scan.select(y == number) for number in range(len(plan.network.class_names))]
-        table = np.stack([part.means() for part in parts], axis=1)  # (L, K)
-        by_class = [[finite(value) for value in row] for row in table]
-        mvl_by_class = [
-            [names[p] for p in part.less(ranking_floor).most_vulnerable(plan.rule).positions]
-            if len(part.values)
-            else []
-            for part in parts
-        ]
-    input_error = scan.input_error[~np.isnan(scan.input_error)]
-    return LayerAnalysis(
-        rows=rows,
-        mvl=[names[position] for position in found.positions],
-        mvl_rule=rule_in_words(plan.rule, found.passed)
-        + ("; of means above the noise floor" if ranking_floor.any() else ""),
-        mu=finite(found.mu),
-        sigma=finite(found.sigma),
-        observations=len(scan.values),
-        input_error=finite(input_error.mean()) if len(input_error) else None,
-        by_class=by_class,
-        mvl_by_class=mvl_by_class,
+def _analysed(plan: AuditPlan, seen: Observation) -> LayerAnalysis:
+    names, labels = plan.network.class_names, plan.network.labels[np.sort(seen.index)]
+    return analyse_layers(
+        plan.layers, seen, plan.rule, plan.seed, whole_batch=plan.whole_batch, of_classes=(labels, len(names))
     )
-
-
-def rule_in_words(rule: MvlRule, passed: bool) -> str:
-    if rule.top_k is not None:
-        return f"the {rule.top_k} largest means"
-    over = "layers" if rule.sigma == "layers" else "samples x layers"
-    words = f"mean - mu > {rule.eta:g} sigma (sigma over {over})"
-    return words if passed else f"no layer passes {words}; the largest mean is named instead"
 
 
 def worst_case(diagnoses: Sequence[ClassDiagnosis]) -> ClassDiagnosis:

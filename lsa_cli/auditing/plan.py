@@ -134,18 +134,16 @@ def make_plan(
     if settings.preset is not None:
         settings = settings.replace(attack=chosen_attacks(settings.preset, threat.norm))
     given = settings.batch_size if isinstance(settings.batch_size, int) else None
-    batch_size = given or int(np.clip(_BATCH_NUMBERS // int(np.prod(network.input_shape)), 1, _LARGEST_BATCH))
+    batch_size = given or usual_batch_size(network)
     is_stochastic = _is_stochastic(network, index[:batch_size], threat)
     attacks, cascade = make_attacks(settings, threat, is_stochastic)
     threat, eps_origin = _threat_of_attacks((*attacks, *cascade), threat, eps_origin, origin)
     if any(named.attack.uses_gradient for named in (*attacks, *cascade)):
         check_backward(network)
-    selectors, layers = _chosen_layers(network)
+    selectors, layers = chosen_layers(network, settings)
     threads, busy = choose_threads(settings.threads)
     if busy:
         say(busy)
-    sigma = settings.sigma or "samples"
-    eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
     measure_name = settings.measure or "relative-error"
     plan = AuditPlan(
         network, settings, index, threat, eps_origin, is_stochastic, attacks, cascade,
@@ -157,18 +155,30 @@ def make_plan(
         measure_name=measure_name,
         measure=MEASURES.get(measure_name),
         whole_batch=settings.aggregate == "batch",
-        rule=MvlRule(eta, sigma, settings.top_k),
+        rule=mvl_rule(settings),
         batch_size=batch_size,
         batch_size_is_fixed=given is not None,
         threads=threads,
         seed=seed,
         warnings=(*network.warnings, *threat_warnings, *selection_warnings, *preset_warnings, *without_square(cascade)),
-        proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, _read(network, index[:2])),
+        proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, read_inputs(network, index[:2])),
     )  # fmt: skip
     _refuse_contradictions(plan)
     refuse_radius(plan)
     refuse_attacks_of_others(plan)
     return dataclasses.replace(plan, warnings=(*plan.warnings, *refuse_unused(plan)))
+
+
+def usual_batch_size(network: Network) -> int:
+    """The number of samples in a batch, by the size of an input."""
+    return int(np.clip(_BATCH_NUMBERS // int(np.prod(network.input_shape)), 1, _LARGEST_BATCH))
+
+
+def mvl_rule(settings: AuditSettings) -> MvlRule:
+    """The rule of the most vulnerable layers. Its default of eta is a share of the chosen sigma."""
+    sigma = settings.sigma or "samples"
+    eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
+    return MvlRule(eta, sigma, settings.top_k)
 
 
 def _choose_samples(network: Network, seed: int) -> tuple[np.ndarray, list[Warning]]:
@@ -230,7 +240,7 @@ def _threat_of_attacks(
     return max(same_norm or own, key=lambda one: one.eps), origin.get("attack", "option")
 
 
-def _read(network: Network, rows: np.ndarray) -> torch.Tensor:
+def read_inputs(network: Network, rows: np.ndarray) -> torch.Tensor:
     """These inputs on the device."""
     return check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
 
@@ -244,7 +254,7 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
 
     def two_passes() -> bool:
         rows = index[: tried.size]
-        x = _read(network, rows)
+        x = read_inputs(network, rows)
         y, places = (torch.from_numpy(array).to(network.device) for array in (network.labels[rows], rows))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return random_forward(Probe(network.classifier, x, y, places, threat)).finding is not None
@@ -252,9 +262,8 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
     return tried.fit(two_passes)
 
 
-def _chosen_layers(network: Network) -> tuple[tuple[str, ...], tuple[Layer, ...]]:
-    """The selectors, and the layers that they select."""
-    settings = network.settings
+def chosen_layers(network: Network, settings: AuditSettings) -> tuple[tuple[str, ...], tuple[Layer, ...]]:
+    """The selectors of the settings, and the layers that they select."""
     selectors = tuple(settings.layers or ["activations"])
     refuse_without_layers(network, selectors)
     chosen = [] if selectors == ("none",) else select_layers(network.layers, selectors)

@@ -68,7 +68,7 @@ def measured(plan: AuditPlan, speed: Speed) -> PlannedProof:
     network, rows = plan.network, plan.index[: plan.batch_size]
     x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
     y = torch.from_numpy(network.labels[rows]).to(network.device)
-    with numerics(plan), torch.no_grad(), undisturbed(network.classifier):
+    with numerics(plan.threads), torch.no_grad(), undisturbed(network.classifier):
         right = predicted_class(network.classifier(x)) == y
         some = right.nonzero().flatten()[:_TIMED]
         if not len(some):

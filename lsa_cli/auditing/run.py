@@ -78,7 +78,7 @@ def run_audit(
     """
     run = Execution(plan, progress or (lambda what, done, total: None), journal)
     state = _Audit(run, on_update, rule)
-    with numerics(plan), state.reported_when_it_ends():
+    with numerics(plan.threads), state.reported_when_it_ends():
         run.progress("clean accuracy", 0, run.total)
         if rule is None:
             run.batch.fit(lambda: remember(run))

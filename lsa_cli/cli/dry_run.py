@@ -15,7 +15,8 @@ _DETAILS = ("input range", "output")  # the facts for larger outputs that a plan
 
 def show_plan(plan: "AuditPlan") -> None:
     from lsa_cli.auditing.cost import estimate_seconds, measure_speed
-    from lsa_cli.auditing.outcome import rule_in_words, settings_of
+    from lsa_cli.auditing.layer_analysis import rule_in_words
+    from lsa_cli.auditing.outcome import settings_of
     from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
     from lsa_cli.auditing.proving import measured
     from lsa_cli.report.facts import facts_of

@@ -77,7 +77,7 @@ def run_harden(
     files, show = Files(out), progress or (lambda what, done, total: None)
     restarted = distributed.restarted()
     resume = distributed.first(lambda: _resumes(plan, files, resume, restarted, say))
-    with numerics(plan.audit), _removes_mark(files):
+    with numerics(plan.audit.threads), _removes_mark(files):
         before = _audit_before(plan.audit, files.before, resume, show, say)
         layers = plan.layers
         if plan.needs_layers and not layers:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow
+from lsa_cli.report.schema import AttackOutcome, AuditReport, ClassRow, LayerAnalysis
 from lsa_cli.report.storage import write_bytes, write_text
 from lsa_cli.report.text import settings_text
 from lsa_cli.report.view import Cell, Column, Table
@@ -46,13 +46,21 @@ def _attacks(report: AuditReport) -> Rows:
 
 def _layers(report: AuditReport) -> Rows:
     return [
-        {
-            **_key(outcome), "layer": layer.name, "layer_kind": layer.kind, "position": position,
-            **layer.model_dump(exclude={"name", "kind", "shape"}),
-        }
+        {**_key(outcome), **row}
         for outcome in report.outcomes
         if outcome.layers is not None
-        for position, layer in enumerate(outcome.layers.rows)
+        for row in layer_rows(outcome.layers)
+    ]
+
+
+def layer_rows(analysis: LayerAnalysis) -> Rows:
+    """The layers under one attack."""
+    return [
+        {
+            "layer": layer.name, "layer_kind": layer.kind, "position": position,
+            **layer.model_dump(exclude={"name", "kind", "shape"}),
+        }
+        for position, layer in enumerate(analysis.rows)
     ]  # fmt: skip
 
 
