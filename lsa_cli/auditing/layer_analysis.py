@@ -26,9 +26,7 @@ def analyse_layers(
     classes, for the lists by class.
     """
     names = [layer.name for layer in layers]
-    order = np.arange(len(seen.layers)) if whole_batch else seen.index
-    scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, order)
-    floor = LayerScan.from_rows(names, seen.noise_floor, seen.noise_floor, seen.input_error, order).means()
+    scan, floor = _scan(names, seen, whole_batch)
     # The change between two clean passes is no vulnerability: layers are ranked by what exceeds it.
     ranking_floor = np.nan_to_num(floor)
     ranked = scan.less(ranking_floor)
@@ -56,6 +54,19 @@ def analyse_layers(
         by_class=by_class,
         mvl_by_class=mvl_by_class,
     )
+
+
+def most_vulnerable(names: Sequence[str], seen: Observation, rule: MvlRule, whole_batch: bool = False) -> list[str]:
+    """The names of the most vulnerable of the layers `names` (L), worst first. seen, whole_batch: as in `analyse_layers`."""
+    scan, floor = _scan(names, seen, whole_batch)
+    return [names[position] for position in scan.less(np.nan_to_num(floor)).most_vulnerable(rule).positions]
+
+
+def _scan(names: Sequence[str], seen: Observation, whole_batch: bool) -> tuple[LayerScan, np.ndarray]:
+    """The scan, and the noise floor (L,) of each layer."""
+    order = np.arange(len(seen.layers)) if whole_batch else seen.index
+    scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, order)
+    return scan, LayerScan.from_rows(names, seen.noise_floor, seen.noise_floor, seen.input_error, order).means()
 
 
 def _rows(

@@ -22,6 +22,7 @@ from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
 from lsa_cli.auditing.evidence.repeatability import Beginning
 from lsa_cli.auditing.evidence.stronger import Survivors
 from lsa_cli.auditing.execution import Execution
+from lsa_cli.auditing.layer_analysis import most_vulnerable
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
@@ -98,7 +99,7 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> list[Ch
     with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
         last = plan.network.last_layer.module if plan.network.last_layer is not None else None
         examined = examine_probe(
-            probe, broken=broken, survivors=_left(run, total, survivors), last=last, beginning=run.beginning,
+            probe, broken=broken, survivors=_left(run, total, survivors), last=last, hidden=_hidden(plan, total), beginning=run.beginning,
             attack=attack_to_test([named.attack for named in plan.budget_attacks], plan.threat),
             labelled=torch.from_numpy(np.isin(np.arange(plan.network.classes), plan.network.labels)),
         )  # fmt: skip
@@ -141,6 +142,14 @@ def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivor
     return Survivors(len(left), len(total), take)
 
 
+def _hidden(plan: AuditPlan, total: BlockResult) -> list[str]:
+    """The most vulnerable layers of the scan under the attack that leaves the fewest samples robust, worst first."""
+    scanned = _scanned(plan, total)
+    seen = total.attacks[_strongest(scanned).label].seen if scanned else None
+    names = [layer.name for layer in plan.layers]
+    return most_vulnerable(names, seen, plan.rule, plan.whole_batch) if names and seen is not None else []
+
+
 def _measured(plan: AuditPlan, total: BlockResult) -> list[Measured]:
     """The results of every budget attack that ran on at least one sample."""
     several = []
@@ -166,7 +175,7 @@ def _measured(plan: AuditPlan, total: BlockResult) -> list[Measured]:
 def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
     """The metrics asked for, on a few samples and the attack that leaves the fewest samples robust."""
     plan = run.plan
-    named = min(_scanned(plan, total), key=lambda pair: pair[1].robust.sum())[0]
+    named = _strongest(_scanned(plan, total))
     rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(total))[: metrics.SAMPLES])
     x, y, index = run.read_all(total.index[rows])
     x_adv = torch.cat(list(run.by_batch(lambda x, y, index: perturb(run, named, x, y, index, "worst")[0], x, y, index)))
@@ -211,3 +220,8 @@ def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> li
 def _scanned(plan: AuditPlan, total: BlockResult) -> list[tuple[NamedAttack, ClassDiagnosis]]:
     """The budget attacks that ran on all samples."""
     return [(named, total.diagnosis(named.label)) for named in plan.attacks if named.label in total.attacks]
+
+
+def _strongest(scanned: list[tuple[NamedAttack, ClassDiagnosis]]) -> NamedAttack:
+    """The attack that leaves the fewest samples robust."""
+    return min(scanned, key=lambda pair: pair[1].robust.sum())[0]

@@ -1,6 +1,7 @@
 """Networks that conceal their weakness from the attacks of an audit are doubted; what attacks them keeps to its rules."""
 
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from torch import nn
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.auditing.evidence.examine import examine
 from lsa_cli.auditing.evidence.float64 import exact_cosine
+from lsa_cli.auditing.evidence.guided import Goals, LayerTap
 from lsa_cli.auditing.evidence.network import directions
 from lsa_cli.auditing.evidence.outputs import bare_logits, features_of_others, fresh_head
 from lsa_cli.auditing.evidence.probe import Probe
-from lsa_cli.auditing.evidence.searches import on_the_grid, parts_of_image
+from lsa_cli.auditing.evidence.searches import on_the_grid, parts_of_image, towards_features
 from lsa_cli.auditing.evidence.special_attacks import LEVELS, OnGrid, PartsOfImage, TowardsNearestClasses
 from lsa_cli.auditing.evidence.stronger import FIRST, Survivors, stronger_attack
 from lsa_cli.models.architectures import build_architecture
@@ -136,6 +138,50 @@ def test_a_last_layer_that_does_not_run_in_every_pass_is_left_out(images):
     probe = Probe(body, *images, torch.arange(96), make_threat("linf", 0.1))
     assert fresh_head(probe, body.last) is None
     assert features_of_others(probe, body.last) is None
+
+
+class Coarse(nn.Module):
+    """Rounds its input, so that no gradient passes."""
+
+    def forward(self, x):
+        return (4 * x).round() / 4
+
+
+def rounded_inside(body):
+    """Normalisation, and the network with its features rounded before its fully connected layers."""
+    parts = list(body.named_children())
+    return nn.Sequential(OrderedDict([("norm", Normalise()), *parts[:9], ("coarse", Coarse()), *parts[9:]]))
+
+
+class Normalise(nn.Module):
+    def forward(self, x):
+        return (x - 0.1307) / 0.3081
+
+
+def test_where_gradients_end_in_the_middle_the_features_before_are_moved(networks, images):
+    """Features that are rounded before the fully connected layers: no gradient of what follows, and one of what precedes."""
+    body = rounded_inside(networks[0])
+    probe = Probe(body, *images, torch.arange(96), make_threat("linf", 0.3)).first(48)
+    left = probe.select(probe.margin(probe.x) <= 0)
+    last = features_of_others(probe, body.fc2)
+    with_layers = features_of_others(probe, body.fc2, ["relu1", "fc2", "relu3", "relu2"])
+    assert [goals.called for goals in with_layers.goals] == ["the input of the last layer", "relu1", "fc2"]
+    hidden = features_of_others(probe, body.fc2, ["relu4", "relu3", "relu2"])  # relu4 is the input of the last layer
+    assert [goals.called for goals in hidden.goals] == ["the input of the last layer", "relu3", "relu2"]
+    moved = hidden(body, left.x, left.y)
+    assert probe.threat.contains(moved, left.x).all()
+    broken = (body(moved).argmax(1) != left.y).sum()
+    assert broken > len(left) / 2
+    assert (body(last(body, left.x, left.y)).argmax(1) == left.y).all()
+    finding = towards_features(left, hidden, len(left)).finding
+    assert "(the input of the last layer, relu3, relu2)" in finding.message
+
+
+def test_features_move_to_the_nearest_of_another_class():
+    known, classes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0]]), torch.tensor([0, 0, 1])
+    goals = Goals(LayerTap("any"), "any", known, classes)
+    found = goals.nearest(torch.tensor([[0.9, 0.0], [0.4, 0.0], [0.6, 0.0]]), torch.tensor([0, 1, 1]))
+    assert torch.equal(found, known[[2, 0, 1]])
 
 
 def test_a_decoy_among_the_logits_is_passed_by(networks, images):

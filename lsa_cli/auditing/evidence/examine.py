@@ -5,6 +5,8 @@ differ from pass to pass. The scale of the logits is no defect: attacks increase
 or smaller give the same steps.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -79,8 +81,8 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     """
     forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
-    # The random search, the smoothed surrogate, and six attacks of STEPS, on half of the samples.
-    searched = STEPS + (FORWARD * QUERIES + 22 + 6 * STEPS) / 2
+    # The random search, the smoothed surrogate, and seven attacks of STEPS, on half of the samples.
+    searched = STEPS + (FORWARD * QUERIES + 22 + 7 * STEPS) / 2
     tried = min(robust * available, _USUALLY_TRIED)
     again = min(count, ASKED_AGAIN) * REPEATED + min(count, IN_BLOCKS) * (1 + FORWARD * 2 * BLOCKS)
     return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
@@ -92,6 +94,7 @@ def examine(
     broken: torch.Tensor | None = None,
     survivors: Survivors | None = None,
     last: nn.Module | None = None,
+    hidden: Sequence[str] = (),
     beginning: Beginning | None = None,
     attack: Attack | None = None,
     labelled: torch.Tensor | None = None,
@@ -99,7 +102,7 @@ def examine(
     """Every check that queries the network.
 
     broken (N,) bool: the samples that the audit's attacks broke; None where none ran. survivors: those of the whole
-    audit; None for those of the probe. last: the last layer with weights. beginning: the network as it was before the audit;
+    audit; None for those of the probe. last: the last layer with weights. hidden: the most vulnerable layers, worst first. beginning: the network as it was before the audit;
     None for now. attack: the one that is tested on planted adversarial examples; None for a PGD.
     labelled (K,) bool: the outputs that some sample has as its label; None if that is not known.
 
@@ -117,7 +120,7 @@ def examine(
             made += [history(probe, since), modes(probe, since)]
             made.append(planted(probe, last, attack or PGD(probe.threat)))
             made += [check(probe) for check in (gradients, slopes, directions)]
-            made += _attacked(probe, broken, survivors, last, labelled, made)
+            made += _attacked(probe, broken, survivors, last, hidden, labelled, made)
         return made
 
 
@@ -126,6 +129,7 @@ def _attacked(
     broken: torch.Tensor | None,
     survivors: Survivors | None,
     last: nn.Module | None,
+    hidden: Sequence[str],
     labelled: torch.Tensor | None,
     before: list[Checked],
 ) -> list[Checked]:
@@ -153,15 +157,15 @@ def _attacked(
     if not len(left):
         return made
     wrong = any(check.finding is not None and check.finding.code in _OF_GRADIENTS for check in (*before, *made))
-    made += _searched(probe, left, stand_for, last, has_gradient, wrong)
+    made += _searched(probe, left, stand_for, last, hidden, has_gradient, wrong)
     if has_gradient and labelled is not None:
         made.append(dummy_outputs(left, probe, labelled, last, stand_for))
     return made
 
 
 def _searched(
-    probe: Probe, left: Probe, stand_for: int, last: nn.Module | None, has_gradient: bool, wrong: bool
-) -> list[Checked]:
+    probe: Probe, left: Probe, stand_for: int, last: nn.Module | None, hidden: Sequence[str], has_gradient: bool, wrong: bool
+) -> list[Checked]:  # fmt: skip
     """The checks of `searches`. wrong: gradients are found to be wrong."""
     made = []
     if probe.threat.norm in Square.norms:
@@ -173,12 +177,8 @@ def _searched(
         made.append(parts_of_image(left, stand_for))
     if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
         made.append(on_the_grid(left, stand_for))
-    if last is None:
-        return made
-    for check, attack in (
-        (other_head, fresh_head),
-        (without_rest, bare_logits),
-        (towards_features, features_of_others),
-    ):
-        made += [check(left, guided, stand_for) for guided in [attack(probe, last)] if guided is not None]
-    return made
+    if last is not None:
+        for check, attack in ((other_head, fresh_head), (without_rest, bare_logits)):
+            made += [check(left, guided, stand_for) for guided in [attack(probe, last)] if guided is not None]
+    towards = features_of_others(probe, last, hidden)
+    return [*made, towards_features(left, towards, stand_for)] if towards is not None else made

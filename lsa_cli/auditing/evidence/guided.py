@@ -19,6 +19,8 @@ from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import per_sample
 from lsa_cli.errors import NumericalError
+from lsa_cli.layers import tap
+from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import FastClassifier
 
 
@@ -52,6 +54,24 @@ class Tap:
         if len(seen) != 1 or not isinstance(seen[0], torch.Tensor) or len(seen[0]) != len(x):
             raise NoRows
         return seen[0].float().flatten(1), logits
+
+
+@dataclass(frozen=True)
+class LayerTap:
+    """What a layer returns. name: as in `layers.tap`, which tells calls apart."""
+
+    name: str
+
+    def __call__(self, model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Tap`."""
+        network: Any = model.classifier if isinstance(model, FastClassifier) else model
+        network = network.body if isinstance(network, Classifier) else network
+        seen: list[torch.Tensor] = []
+        with tap(network, [self.name], lambda _, output: seen.append(output.float().flatten(1))):
+            logits = model(x)
+        if len(seen) != 1 or len(seen[0]) != len(x):
+            raise NoRows
+        return seen[0], logits
 
 
 def follow(
@@ -181,28 +201,61 @@ class Smoothed(Guided):
 
 
 @dataclass(frozen=True, eq=False)
-class TowardsFeatures(Guided):
-    """Towards the features of a sample of another class: the squared distance to the nearest one of `known` falls.
+class Goals:
+    """The features of some samples, to which attacks move those of others.
 
-    known (M, D): what `tap` gives for samples of the classes `classes` (M,). Nearest: among those of other classes than the
-    label, for the sample as it is.
+    tap: gives the features; called: their place in words. known (M, D): those of samples of the classes `classes` (M,).
     """
 
-    tap: Tap | None = None
-    known: torch.Tensor | None = None
-    classes: torch.Tensor | None = None
+    tap: Tap | LayerTap
+    called: str
+    known: torch.Tensor
+    classes: torch.Tensor
 
-    def aims(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The features (N, D) to move to."""
-        assert self.tap is not None
-        assert self.known is not None
-        assert self.classes is not None
+    def nearest(self, features: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # (N, D), (N,) -> (N, D)
+        """The nearest known features of a class other than y."""
+        distance = torch.cdist(features, self.known)
+        return self.known[distance.masked_fill(self.classes[None] == y[:, None], torch.inf).argmin(1)]
+
+
+@dataclass(frozen=True, eq=False)
+class TowardsFeatures(Guided):
+    """Towards the features of a sample of another class: the squared distance to the nearest one falls.
+
+    goals: one for each layer. The first one gets `steps`, and the others share as many. A sample that is broken is not
+    moved any more.
+    """
+
+    goals: tuple[Goals, ...] = ()
+
+    @property
+    def passes(self) -> float:
+        return sum(steps + 0.8 for _, steps in self._parts())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"steps": self.steps, "layers": ", ".join(goals.called for goals in self.goals)}
+
+    def _parts(self) -> list[tuple[Goals, int]]:
+        others = self.goals[1:]
+        return [(goals, self.steps) for goals in self.goals[:1]] + [(g, self.steps // len(others)) for g in others]
+
+    def _run(self, model: Model, search: Search) -> None:
+        for goals, steps in self._parts():
+            search.still()
+            if search.is_over:
+                return
+            with search.aside(), contextlib.suppress(NoRows, NumericalError):
+                self._move(model, search, goals, steps)
+
+    def _move(self, model: Model, search: Search, goals: Goals, steps: int) -> None:
         with torch.no_grad():
-            distance = torch.cdist(self.tap(model, x)[0], self.known)
-        nearest = distance.masked_fill(self.classes[None] == y[:, None], torch.inf).argmin(1)
-        return self.known[nearest]
+            near = goals.nearest(goals.tap(model, search.x)[0], search.y)
+        aims = near.new_zeros(len(search.x_adv), near.shape[1]).index_copy(0, search.rows, near)
 
-    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.tap is not None
-        values, logits = self.tap(network, x)
-        return -(values - aims).square().sum(1), logits
+        def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            leaf = x.detach().requires_grad_(True)
+            values, logits = goals.tap(network, leaf)
+            return slope(-(values - aims[search.rows]).square().sum(), leaf), logits.detach()
+
+        follow(model, search, steps, gradient)

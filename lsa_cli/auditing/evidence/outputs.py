@@ -1,14 +1,18 @@
 """Outputs of the network that guide attacks past its logits, each fitted on the probe once; see `guided`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from lsa_cli.attacks.base import Model
 from lsa_cli.attacks.randomness import per_sample
-from lsa_cli.auditing.evidence.guided import NoRows, OtherHead, Tap, TowardsFeatures
+from lsa_cli.auditing.evidence.guided import Goals, LayerTap, NoRows, OtherHead, Tap, TowardsFeatures
 from lsa_cli.auditing.evidence.probe import Probe
 
 _RIDGE = 0.01  # of the mean squared length of the features
+HIDDEN = 2  # layers beside the last one, to whose features attacks move (our choice)
+_NUMBERS = 2**24  # in the known features of a layer: 64 MB
 
 
 def features_of(probe: Probe, module: nn.Module) -> tuple[Model, torch.Tensor] | None:
@@ -21,7 +25,7 @@ def features_of(probe: Probe, module: nn.Module) -> tuple[Model, torch.Tensor] |
     return None if known is None else (lambda x: tap(probe.model, x)[0], known)
 
 
-def read(probe: Probe, tap: Tap, x: torch.Tensor) -> torch.Tensor | None:
+def read(probe: Probe, tap: Tap | LayerTap, x: torch.Tensor) -> torch.Tensor | None:
     """What a tap gives for images x (M, ...); None where it fails in a pass without gradients or in one with them."""
 
     def values(x: torch.Tensor) -> torch.Tensor:
@@ -71,10 +75,34 @@ def fresh_head(probe: Probe, module: nn.Module) -> OtherHead | None:
     return OtherHead(probe.threat, tap=tap, mean=mean, weight=weight)
 
 
-def features_of_others(probe: Probe, module: nn.Module) -> TowardsFeatures | None:
-    """An attack towards what `module` gets for samples of other classes. None as for `fresh_head`."""
-    tap = Tap.of(probe.model, module, inputs=True)
-    known = read(probe, tap, probe.x)
-    if known is None or not bool((probe.y != probe.y[0]).any()):
+def features_of_others(probe: Probe, module: nn.Module | None, layers: Sequence[str] = ()) -> TowardsFeatures | None:
+    """An attack towards features of samples of other classes: of what `module` gets, and of what `layers` return.
+
+    module: the last layer with weights. layers: the most vulnerable ones of the scan, worst first; the first two whose outputs
+    are not those features again. A layer is left out that is not part of a pass or does not return one row for each sample,
+    and where the probe has a single class. None where all are left out.
+    """
+    goals = []
+    if module is not None:
+        goals.append(_goals(probe, Tap.of(probe.model, module, inputs=True), "the input of the last layer"))
+    known, hidden = [one.known for one in goals if one is not None], 0
+    for name in layers:
+        found = _goals(probe, LayerTap(name), name) if hidden < HIDDEN else None
+        if found is not None and not any(_are_same(found.known, other) for other in known):
+            goals.append(found)
+            hidden += 1
+    kept = tuple(one for one in goals if one is not None)
+    return TowardsFeatures(probe.threat, goals=kept) if kept else None
+
+
+def _goals(probe: Probe, tap: Tap | LayerTap, called: str) -> Goals | None:
+    one = read(probe, tap, probe.x[:1])
+    if one is None:
         return None
-    return TowardsFeatures(probe.threat, tap=tap, known=known, classes=probe.y)
+    few = probe.first(max(1, _NUMBERS // one.numel()))
+    known = read(probe, tap, few.x)
+    return Goals(tap, called, known, few.y) if known is not None and bool((few.y != few.y[0]).any()) else None
+
+
+def _are_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)

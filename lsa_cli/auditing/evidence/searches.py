@@ -9,7 +9,7 @@ import torch
 from lsa_cli.attacks import Attack
 from lsa_cli.attacks.square import Square
 from lsa_cli.auditing.evidence.decision import Checked, beats, doubt
-from lsa_cli.auditing.evidence.guided import Guided, LabelAlone, Smoothed
+from lsa_cli.auditing.evidence.guided import Guided, LabelAlone, Smoothed, TowardsFeatures
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import OnGrid, PartsOfImage
 from lsa_cli.report.schema import Finding
@@ -111,13 +111,14 @@ def without_rest(survivors: Probe, attack: Guided, correct: int) -> Checked:
     return _missed("bare logits", attack, broken, n, correct, finding)
 
 
-def towards_features(survivors: Probe, attack: Guided, correct: int) -> Checked:
+def towards_features(survivors: Probe, attack: TowardsFeatures, correct: int) -> Checked:
     """Does an attack towards hidden features of other classes, see `features_of_others`, break survivors?"""
     broken, n = _broken(survivors, attack)
     finding = doubt(
         "feature-attack-wins",
-        f"an attack that moves the input of the last layer towards samples of other classes breaks {broken} of {n} samples "
-        "that are still robust after attacks on the logits: what follows this layer hides how near the other classes are",
+        f"an attack that moves hidden features ({attack.settings['layers']}) towards those of samples of other classes breaks "
+        f"{broken} of {n} samples that are still robust after attacks on the logits: what follows these features hides how near "
+        "the other classes are",
         "attack the network through a smooth replacement for what follows its features, or without gradients (square)",
     )
     return _missed("feature attack", attack, broken, n, correct, finding)
