@@ -8,6 +8,7 @@ from torch import nn
 from lsa_cli.auditing.early import decide_early
 from lsa_cli.auditing.names import refuse_unknown_in_file
 from lsa_cli.auditing.plan import make_plan
+from lsa_cli.auditing.progress import in_python
 from lsa_cli.auditing.run import Progress, run_audit
 from lsa_cli.config import read_config
 from lsa_cli.errors import UsageError
@@ -25,14 +26,15 @@ def audit(
     *,
     data: Any = None,
     config: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
     **options: "Unpack[AuditKeywords]",
 ) -> AuditReport:
     """Audit a checkpoint file, or a network in memory, and return the report.
 
     target: path of a checkpoint, or a torch.nn.Module (unchanged afterwards: mode, parameters, buffers, hooks).
     data: a spec as for --data, (x, y) arrays with images in [0, 1] or uint8, or a data set of (input, label).
-    config: a lsa.yaml to read. progress: called with what runs, the work done and the work in all.
+    config: a lsa.yaml to read. progress: whether a bar is shown; by default in notebooks alone. A function is called with
+    what runs, the work done and the work in all.
     options: the options of `lsa audit` with underscores: attack=["pgd:steps=40"], eps="8/255", n="all", quick=True,
     fail_under={"robust": 0.4}, html="report.html", ... (docs/reference.md). A file that is named is written.
 
@@ -50,9 +52,10 @@ def audit(
         raise UsageError("- stands for stdout on the command line only; give a file name")
     outputs.check([path for path in (target, config, settings.baseline) if isinstance(path, (str, Path))])
     plan = make_plan(target, settings, origin, data)
-    if settings.gate_only:
-        report = decide_early(plan, settings.alpha, progress=progress)
-    else:
-        report = run_audit(plan, progress=progress)
+    with in_python(progress) as tell:
+        if settings.gate_only:
+            report = decide_early(plan, settings.alpha, progress=tell)
+        else:
+            report = run_audit(plan, progress=tell)
     outputs.write(report)
     return report

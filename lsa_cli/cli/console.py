@@ -47,23 +47,10 @@ def foreign_code() -> Iterator[None]:
 @contextmanager
 def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]:
     """A bar on stderr with the current step and the time left; nothing unless stderr is a terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from lsa_cli.auditing.progress import progress_bar
 
-    console = Console(stderr=True)
-    if not enabled or not console.is_terminal:
-        yield lambda what, done, total: None
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("done,"), TimeRemainingColumn(),
-        TextColumn("left"),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def update(what: str, done: float, total: float) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield update
+    with progress_bar(Console(stderr=True, quiet=not enabled)) as report:
+        yield report
 
 
 def tell_findings(report: "AuditReport") -> None:

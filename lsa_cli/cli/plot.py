@@ -20,15 +20,11 @@ def plot(
     Several reports, such as a network's before and after hardening, are also drawn into one figure. Needs matplotlib:
     pip install matplotlib.
     """
-    import importlib.util
-
     from lsa_cli.report.plots import FORMATS, draw
     from lsa_cli.report.storage import read_report, write_bytes
 
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there are {', '.join(FORMATS)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("lsa plot needs matplotlib, which is not installed: pip install matplotlib")
     reports = [read_report(file) for file in files]
     folder = output_folder(output)
     written = []

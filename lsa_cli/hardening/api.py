@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_cli.auditing.names import refuse_unknown_in_file
+from lsa_cli.auditing.progress import in_python
 from lsa_cli.config import read_config
 from lsa_cli.hardening.files import inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import make_harden_plan
@@ -18,14 +19,13 @@ def harden(
     out: str | Path,
     *,
     config: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
     resume: bool = False,
     **options: Any,
 ) -> Hardened:
     """Harden a checkpoint file, write the result to `out`, and return the audits before and after.
 
-    config: a lsa.yaml to read. progress: called with what runs, the work done and the work in all. resume: go on with an
-    interrupted run. options: the options of `lsa harden` with underscores: method="at-lr", epochs=5, html="page.html", ...
+    config: a lsa.yaml to read. progress: as for `lsa_cli.audit`. resume: go on with an interrupted run. options: the options of `lsa harden` with underscores: method="at-lr", epochs=5, html="page.html", ...
     (docs/reference.md).
 
     Raises an LsaError that says what is wrong.
@@ -40,7 +40,8 @@ def harden(
     html = settings.harden.html if settings.harden is not None else None
     refuse_outputs(Path(out), inputs_of(checkpoint, config, settings), html)
     plan = make_harden_plan(checkpoint, settings, origin)
-    hardened = run_harden(plan, Path(out), resume=resume, progress=progress)
+    with in_python(progress) as tell:
+        hardened = run_harden(plan, Path(out), resume=resume, progress=tell)
     if html is not None:
         hardened.write_page(html)
     return hardened

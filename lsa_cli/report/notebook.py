@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lsa_cli.report.compare import Comparison
+    from lsa_cli.report.plots import Figures
     from lsa_cli.report.schema import AuditReport
 
 _HEIGHT = 900  # pixels of the page in a notebook
@@ -51,6 +52,12 @@ class Interactive:
             )
             for table in tables(self._report)
         }
+
+    def plot(self) -> "Figures":
+        """The figures of `lsa plot` by name, as matplotlib's; a notebook shows them. Raises UsageError without matplotlib."""
+        from lsa_cli.report.plots import figures
+
+        return figures([self._report])
 
     def save(self, path: str | Path) -> None:
         """Write the report as JSON, as `lsa audit --json` does. Raises RunError where it cannot be written."""

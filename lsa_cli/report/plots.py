@@ -4,13 +4,16 @@ Layer curves are drawn as in arXiv 2202.02626: the comparison measure over the l
 dashes and marks too, so that they can be told apart in grey.
 """
 
+import importlib.util
 import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lsa_cli.errors import UsageError
 from lsa_cli.report.charts import short
 from lsa_cli.report.figures import (
     COLOURS,
@@ -54,17 +57,42 @@ _CHARACTER = 0.08  # inches: the width of a character and the space after it
 Labelled = tuple[str, AuditReport]
 
 
+class Figures(dict[str, "Figure"]):
+    """matplotlib's figures by name. A notebook shows them below each other."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(f"<div>{_saved(figure, 'svg').decode().partition('?>')[2]}</div>" for figure in self.values())
+
+
 def draw(reports: Sequence[AuditReport], form: str) -> Iterator[tuple[str, bytes]]:
     """(file name, content) of each figure that the reports hold numbers for; form is one of FORMATS."""
+    for name, figure in figures(reports).items():
+        yield f"{name}.{form}", _saved(figure, form)
+
+
+def figures(reports: Sequence[AuditReport]) -> Figures:
+    """The figures that the reports hold numbers for. Raises UsageError where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("figures need matplotlib, which is not installed: pip install matplotlib")
+    with _style():
+        return Figures(_figures(_labelled(reports)))
+
+
+def _saved(figure: "Figure", form: str) -> bytes:
+    file = io.BytesIO()
+    with _style():
+        figure.savefig(file, format=form, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form))
+    return file.getvalue()
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Within: the user's own matplotlibrc does not count. A letter that the font lacks is drawn as a box, without a warning."""
     import matplotlib.style
 
-    # The user's own matplotlibrc does not count. A letter that the font lacks is drawn as a box: no warning is needed.
     with matplotlib.style.context(["default", _STYLE]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        for name, figure in _figures(_labelled(reports)):
-            file = io.BytesIO()
-            figure.savefig(file, format=form, metadata={"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form))
-            yield f"{name}.{form}", file.getvalue()
+        yield
 
 
 def _figures(reports: Sequence[Labelled]) -> Iterator[tuple[str, "Figure"]]:

@@ -19,15 +19,15 @@ MOON = ROOT / "sample_models" / "moon_mlp.pt"
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def terminal(folder, *arguments, columns=60, term="xterm-256color", **env):
-    """Exit code and all that a terminal of so many columns gets."""
+def terminal(folder, *arguments, columns=60, term="xterm-256color", module=True, **env):
+    """Exit code and all that a terminal of so many columns gets. module: the arguments are those of lsa, not of Python."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     plain = {
         name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "lsa_cli", *map(str, arguments)], stdin=slave, stdout=slave, stderr=slave, cwd=folder,
+        [sys.executable, *("-m", "lsa_cli") * module, *map(str, arguments)], stdin=slave, stdout=slave, stderr=slave, cwd=folder,
         env={**plain, "PYTHONPATH": str(ROOT), "TERM": term, **env}, close_fds=True,
     )  # fmt: skip
     os.close(slave)
