@@ -1,5 +1,9 @@
 """`lsa history`: a folder of reports as a static site."""
 
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
@@ -8,6 +12,8 @@ from lsa_cli.cli.console import note
 from lsa_cli.cli.outputs import output_folder
 from lsa_cli.errors import UsageError
 from lsa_cli.wording import plural
+
+_ENDING = ".audit.json"
 
 
 def history(
@@ -19,8 +25,9 @@ def history(
         str,
         typer.Option(
             "--order",
-            metavar="name|date",
-            help="Order of the models in the trends: by name, or by the date of the audit.",
+            metavar="name|date|epoch|commit",
+            help="Order of the models in the trends: by name, by the date of the audit, by the epoch or last number in the "
+            "name, or by git: the commit that is named in the name, or the last one that changed the report.",
         ),
     ] = "name",
 ) -> None:
@@ -28,8 +35,6 @@ def history(
 
     The site opens from disk and from any web server. It takes the complete reports *.audit.json in the folder and below.
     """
-    from pathlib import Path
-
     from lsa_cli._version import __version__
     from lsa_cli.report.history import Order, site
     from lsa_cli.report.schema import AuditReport
@@ -37,9 +42,12 @@ def history(
 
     if order not in get_args(Order):
         raise UsageError(f"--order {order}: there are {', '.join(get_args(Order))}")
+    if not Path(folder).is_dir():
+        what = "is a file" if Path(folder).exists() else "does not exist"
+        raise UsageError(f"{folder} {what}; give a folder of reports, such as the one that lsa fleet -o writes to")
     reports: dict[str, AuditReport] = {}
-    for path in sorted(Path(folder).rglob("*.audit.json")):
-        name = path.relative_to(folder).as_posix().removesuffix(".audit.json")
+    for path in sorted(Path(folder).rglob(f"*{_ENDING}")):
+        name = path.relative_to(folder).as_posix().removesuffix(_ENDING)
         try:
             report = read_report(path)
         except UsageError as error:
@@ -55,6 +63,41 @@ def history(
         )
     target = output_folder(output)
     (target / "models").mkdir(exist_ok=True)
-    for page, text in site(f"lsa {__version__}", reports, cast("Order", order)):
+    commits = _commits(Path(folder), list(reports)) if order == "commit" else None
+    for page, text in site(f"lsa {__version__}", reports, cast("Order", order), commits):
         write_text(target / page, text)
     note(f"{plural(len(reports), 'model')}: {target / 'index.html'}")
+
+
+def _commits(folder: Path, names: list[str]) -> dict[str, tuple[int, str]]:
+    """Of each model the place of its commit in the log, and its short name. Raises UsageError for a model without one."""
+    places = {commit: place for place, commit in enumerate(_git(Path(), "rev-list", "--reverse", "HEAD"))}
+    found = {name: commit for name in names if (commit := _named(name, places)) is not None}
+    if len(found) < len(names):
+        found = {
+            name: next(iter(_git(folder, "log", "-1", "--format=%H", "--", f"{name}{_ENDING}")), "") for name in names
+        }
+        places = {commit: place for place, commit in enumerate(_git(folder, "rev-list", "--reverse", "HEAD"))}
+    for name, commit in found.items():
+        if commit not in places:
+            raise UsageError(
+                f"--order commit: {name} names no commit of the repository here, and git has no commit of its report; "
+                "use --order name, date or epoch"
+            )
+    return {name: (places[commit], commit[:7]) for name, commit in found.items()}
+
+
+def _named(name: str, commits: Iterable[str]) -> str | None:
+    """The one commit whose hash the name holds, by at least seven digits."""
+    parts = re.findall(r"(?<![0-9a-z])[0-9a-f]{7,40}(?![0-9a-z])", name)
+    found = [commit for commit in commits if any(commit.startswith(part) for part in parts)]
+    return found[0] if len(found) == 1 else None
+
+
+def _git(folder: Path, *arguments: str) -> list[str]:
+    """The lines that git prints; none where it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+    except OSError:
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lsa_cli.errors import printable
-from lsa_cli.report.figures import DASHES, MARKS, BarChart, Chart, HeatMap, LineChart, Point
+from lsa_cli.report.figures import COLOURS, DASHES, MARKS, BarChart, Chart, HeatMap, LineChart, Point
 from lsa_cli.report.text import percent
 
 # A mark of half-width 1 around the origin.
@@ -32,19 +32,19 @@ def draw(chart: Chart) -> Markup:
     return bar_chart(chart) if isinstance(chart, BarChart) else heat_map(chart)
 
 
-def _svg(width: float, height: float, title: str, words: str, parts: Sequence[Markup]) -> Markup:
+def svg_of(width: float, height: float, title: str, words: str, parts: Sequence[Markup]) -> Markup:
     return Markup('<svg viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>').format(
         round(width), round(height), round(width), f"{title}. {words}", title, Markup("").join(parts)
     )
 
 
-def _text(x: float, y: float, text: object, anchor: str = "middle", extra: str = "") -> Markup:
+def text_at(x: float, y: float, text: object, anchor: str = "middle", extra: str = "") -> Markup:
     return Markup('<text x="{}" y="{}" text-anchor="{}" {}>{}</text>').format(
         f"{x:.1f}", f"{y:.1f}", anchor, Markup(extra), text
     )
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+def rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(
         f"{x1:.1f}", f"{y1:.1f}", f"{x2:.1f}", f"{y2:.1f}", css
     )
@@ -79,7 +79,7 @@ def _length(text: str) -> float:
     return (len(text) + wide) * _CHARACTER
 
 
-def _ticks(top: float) -> list[float]:
+def round_ticks(top: float) -> list[float]:
     """Round numbers from 0 to at least `top`, four to seven of them."""
     if top <= 0:
         return [0.0, 1.0]
@@ -91,7 +91,7 @@ def _ticks(top: float) -> list[float]:
     return [round(step * i, 10) for i in range(count + 1)]
 
 
-def _runs(points: Sequence[Point]) -> list[list[int]]:
+def runs_of(points: Sequence[Point]) -> list[list[int]]:
     """The places that have a value, in runs without a gap: no line is drawn through a gap."""
     runs: list[list[int]] = [[]]
     for i, (value, _, _) in enumerate(points):
@@ -116,7 +116,7 @@ class _Plane:
     @property
     def ticks(self) -> list[float]:
         ends = [v for line in self.chart.lines for p in line.points for v in (p[0], p[2]) if v is not None]
-        return _ticks(1.0 if self.chart.percent else max(ends, default=1.0))
+        return round_ticks(1.0 if self.chart.percent else max(ends, default=1.0))
 
     def x(self, place: int) -> float:
         places = self.chart.places
@@ -138,35 +138,45 @@ def line_chart(chart: LineChart) -> Markup:
     parts, below = _axes(plane)
     for number in range(len(chart.lines)):
         parts += _line(plane, number)
+    for name, value, colour in chart.limits:
+        y, right = plane.y(value), plane.width - _RIGHT
+        parts += [
+            Markup('<path d="M{},{}H{}" class="line limit-line s{}"/>').format(
+                _LEFT, f"{y:.1f}", right, colour % len(COLOURS)
+            )
+        ]
+        parts += [text_at(right, y - 5, f"{name} {plane.text(value)}", "end", 'class="over"')]
     legend, bottom = _legend(plane, below + 22)
     middle = _TOP + _HEIGHT / 2
-    parts += [*legend, _text(12, middle, chart.y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"')]
+    parts += [*legend, text_at(12, middle, chart.y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"')]
     words = [
         f"{line.name} from {plane.text(v[0])} to {plane.text(v[-1])}"
         for line in chart.lines
         if (v := [p[0] for p in line.points if p[0] is not None])
     ]
-    return _svg(plane.width, bottom + 12, chart.title, "; ".join(words), parts)
+    return svg_of(plane.width, bottom + 12, chart.title, "; ".join(words), parts)
 
 
 def _axes(plane: _Plane) -> tuple[list[Markup], float]:
     """The grid with its labels, and the y below them."""
     chart, parts = plane.chart, []
     for tick in plane.ticks:
-        parts.append(_rule(_LEFT, plane.y(tick), plane.width - _RIGHT, plane.y(tick), "grid"))
-        parts.append(_text(_LEFT - 6, plane.y(tick) + 4, f"{100 * tick:.0f}%" if chart.percent else f"{tick:g}", "end"))
+        parts.append(rule(_LEFT, plane.y(tick), plane.width - _RIGHT, plane.y(tick), "grid"))
+        parts.append(
+            text_at(_LEFT - 6, plane.y(tick) + 4, f"{100 * tick:.0f}%" if chart.percent else f"{tick:g}", "end")
+        )
     turned = len(chart.labels) > 10 or any(len(name) > 9 for name in chart.labels)
     foot, last = _TOP + _HEIGHT + (14 if turned else 18), -1e9
     for place, label in enumerate(chart.labels):
         x = plane.x(place)
         if x - last >= (15 if turned else _length(short(label)) * 0.9):  # otherwise labels overlap
             at = f'transform="rotate(-50 {x:.1f} {foot})"' if turned else ""
-            parts.append(_text(x, foot, short(label), "end" if turned else "middle", at))
+            parts.append(text_at(x, foot, short(label), "end" if turned else "middle", at))
             last = x
     longest = max((_length(short(name)) for name in chart.labels), default=0)
     below = foot + (longest * 0.75 + 6 if turned else 6)
     if chart.x_title:
-        parts.append(_text(_LEFT + (plane.width - _LEFT - _RIGHT) / 2, below + 12, chart.x_title))
+        parts.append(text_at(_LEFT + (plane.width - _LEFT - _RIGHT) / 2, below + 12, chart.x_title))
         below += 18
     return parts, below
 
@@ -174,7 +184,7 @@ def _axes(plane: _Plane) -> tuple[list[Markup], float]:
 def _line(plane: _Plane, number: int) -> list[Markup]:
     """The band, the line and the marks of one line."""
     line, colour, parts = plane.chart.lines[number], plane.chart.colour(number), []
-    for run in _runs(line.points):
+    for run in runs_of(line.points):
         around = [(plane.x(i), *(plane.y(v) for v in line.points[i][1:] if v is not None)) for i in run]
         band = [place for place in around if len(place) == 3]
         if band:
@@ -207,7 +217,7 @@ def _legend(plane: _Plane, y: float) -> tuple[list[Markup], float]:
             x, y = float(_LEFT), y + 19
         parts.append(_stroke(f"M{x:.1f},{y:.1f}h28", number, colour))
         parts.append(_mark(number, x + 14, y, 3, "dot", colour))
-        parts.append(_text(x + 34, y + 4, short(line.name), "start"))
+        parts.append(text_at(x + 34, y + 4, short(line.name), "start"))
         x += room
     return parts, y
 
@@ -222,11 +232,11 @@ def bar_chart(chart: BarChart) -> Markup:
     parts = []
     for tick in (0, 0.25, 0.5, 0.75, 1.0):
         x = left + plot_w * tick
-        parts += [_rule(x, _TOP, x, bottom, "grid"), _text(x, bottom + 16, f"{100 * tick:.0f}%")]
+        parts += [rule(x, _TOP, x, bottom, "grid"), text_at(x, bottom + 16, f"{100 * tick:.0f}%")]
     for i, group in enumerate(chart.groups):
         y, shown = _TOP + height * i, group.points[-1][0]
-        parts.append(_text(names, y + 19, short(group.name, 26), "end"))
-        parts.append(_text(left - 8, y + 19, "" if shown is None else percent(shown), "end", 'class="strong"'))
+        parts.append(text_at(names, y + 19, short(group.name, 26), "end"))
+        parts.append(text_at(left - 8, y + 19, "" if shown is None else percent(shown), "end", 'class="strong"'))
         for number, (bar, at) in enumerate(zip(chart.bars, group.points, strict=True)):
             colour = bar.colour if group.colour is None else group.colour
             hint = ", ".join(filter(None, (group.name, bar.name)))
@@ -242,9 +252,9 @@ def bar_chart(chart: BarChart) -> Markup:
     x = left
     for bar in named:
         what = f"{bar.name}; line: 95% interval" if bar is named[-1] else bar.name
-        parts += [_rect(x, bottom + 26, 12, 10, bar.colour), _text(x + 18, bottom + 35, what, "start")]
+        parts += [_rect(x, bottom + 26, 12, 10, bar.colour), text_at(x + 18, bottom + 35, what, "start")]
         x += 40 + len(what) * _CHARACTER
-    return _svg(width, bottom + (44 if named else 24), chart.title, _bars_in_words(chart), parts)
+    return svg_of(width, bottom + (44 if named else 24), chart.title, _bars_in_words(chart), parts)
 
 
 def _bar(at: Point, colour: int, hint: str, room: tuple[float, float, float, float]) -> list[Markup]:
@@ -252,12 +262,12 @@ def _bar(at: Point, colour: int, hint: str, room: tuple[float, float, float, flo
     (value, low, high), (left, y, width, thick) = at, room
     middle = y + thick / 2
     if value is None:
-        return [_text(left + 4, middle + 4, "no samples", "start", 'class="faint"')]
+        return [text_at(left + 4, middle + 4, "no samples", "start", 'class="faint"')]
     parts = [_rect(left, y, width * value, thick, colour, f"{hint}: {percent(value)}")]
     if low is not None and high is not None:
         a, b = left + width * low, left + width * high
-        ends = [_rule(x, middle - 4, x, middle + 4, "error") for x in (a, b)]
-        parts += [_rule(a, middle, b, middle, "error"), *ends]
+        ends = [rule(x, middle - 4, x, middle + 4, "error") for x in (a, b)]
+        parts += [rule(a, middle, b, middle, "error"), *ends]
     return parts
 
 
@@ -287,10 +297,10 @@ def heat_map(chart: HeatMap) -> Markup:
     parts = []
     for j, name in enumerate(columns):
         x = left + cell_w * (j + 0.5)
-        parts.append(_text(x, head - 6, short(name, 12), "start", f'transform="rotate(-45 {x:.1f} {head - 6:.1f})"'))
+        parts.append(text_at(x, head - 6, short(name, 12), "start", f'transform="rotate(-45 {x:.1f} {head - 6:.1f})"'))
     for i, name in enumerate(rows):
         y = head + cell_h * i
-        parts.append(_text(left - 8, y + 16, short(name, 22), "end"))
+        parts.append(text_at(left - 8, y + 16, short(name, 22), "end"))
         for j, value in enumerate(chart.values[i]):
             share = 0.0 if value is None else max(0.0, min(1.0, value / chart.largest))
             text = "-" if value is None else f"{value:.{digits}f}"
@@ -303,9 +313,9 @@ def heat_map(chart: HeatMap) -> Markup:
             if wide:
                 # The shade decides between dark and light ink, and not at the same share in both colour schemes.
                 css = 'class="on"' if share > 0.85 else 'class="mid"' if share > 0.7 else ""
-                parts.append(_text(left + cell_w * (j + 0.5), y + 16, text, "middle", css))
+                parts.append(text_at(left + cell_w * (j + 0.5), y + 16, text, "middle", css))
     found = [
         (rows[i], columns[j]) for i, row in enumerate(chart.values) for j, v in enumerate(row) if v == chart.largest
     ]
     words = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
-    return _svg(width, height, chart.title, words, parts)
+    return svg_of(width, height, chart.title, words, parts)

@@ -37,7 +37,7 @@ class Line:
 @dataclass(frozen=True)
 class LineChart:
     """Lines with their intervals as bands. labels: of the places on the x axis; places: their x, None for equal distances.
-    percent: values are shares."""
+    percent: values are shares. limits: horizontal lines, each with its name, value and place in COLOURS."""
 
     title: str
     labels: Sequence[str]
@@ -46,6 +46,7 @@ class LineChart:
     x_title: str = ""
     places: Sequence[float] | None = None
     percent: bool = False
+    limits: Sequence[tuple[str, float, int]] = ()
 
     def colour(self, number: int) -> int:
         """The place in COLOURS of a line."""

@@ -8,45 +8,63 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from lsa_cli.errors import UsageError
 from lsa_cli.report import by_sample, html
-from lsa_cli.report.figures import CLEAN, ROBUST, SHOWN_CLASSES, Line, LineChart, point
+from lsa_cli.report.figures import SHOWN_CLASSES, LineChart
 from lsa_cli.report.fleet import Fleet, FleetRow, make_fleet
 from lsa_cli.report.fleet_view import one_line, tables
 from lsa_cli.report.page import page
+from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.trends import SHOWN_LAYERS, Panels, by_class, by_layer, draw_panel, layers_of, trend
 from lsa_cli.report.view import Link, Table
 
-Order = Literal["name", "date"]
-_PROVEN, _WORST = 2, 3  # places in COLOURS
+Order = Literal["name", "date", "epoch", "commit"]
+Commits = Mapping[str, tuple[int, str]]  # of each model: the place of its commit in the log, and its short name
 _MOST_FLAGS = 500_000  # bytes of single samples in the page, which stays below 1 MB with 200 models
 
 
-def site(tool: str, reports: Mapping[str, AuditReport], order: Order) -> Iterator[tuple[str, str]]:
-    """Path and text of each page. reports: complete ones, by model. order: of the models in the trends.
+@dataclass(frozen=True)
+class _Group:
+    """The trends of the models with one protocol. labels: of the models, in order."""
 
-    The first page is index.html. Strings of the reports are treated as hostile.
+    labels: Sequence[str]
+    chart: LineChart
+    panels: Sequence[Panels]
+
+
+def site(
+    tool: str, reports: Mapping[str, AuditReport], order: Order, commits: Commits | None = None
+) -> Iterator[tuple[str, str]]:
+    """Path and text of each page. reports: complete ones, by model. order: of the models in the trends; commits: for that order.
+
+    The first page is index.html. Strings of the reports are treated as hostile. Raises UsageError for the order epoch where a
+    name has no number.
     """
     names = _short(list(reports))
     found = {names[name]: report for name, report in reports.items()}
     paths = _paths(list(found))
     fleet = make_fleet(tool, found, paths)
-    rows = sorted(fleet.rows, key=lambda row: _natural(row.model) if order == "name" else (row.created, row.model))
-    yield "index.html", _index(fleet, rows, found, paths, order)
+    places = {
+        row.model: _place(row, order, {names[name]: at for name, at in (commits or {}).items()}) for row in fleet.rows
+    }
+    yield "index.html", _index(fleet, places, found, paths)
     for name, report in found.items():
         yield paths[name], html.render(report, home="../index.html")
 
 
 def _index(
-    fleet: Fleet, rows: Sequence[FleetRow], reports: Mapping[str, AuditReport], paths: Mapping[str, str], order: Order
+    fleet: Fleet, places: Mapping[str, tuple[Any, str]], reports: Mapping[str, AuditReport], paths: Mapping[str, str]
 ) -> str:
-    trends = [
-        chart for group in dict.fromkeys(row.group for row in fleet.rows) if (chart := _trend(rows, group, order))
-    ]
+    rows = sorted(fleet.rows, key=lambda row: (places[row.model][0], _natural(row.model)))
+    numbers = dict.fromkeys(row.group for row in fleet.rows)
+    groups = [_group([row for row in rows if row.group == number], places, reports) for number in numbers]
+    trends = [group for group in groups if group is not None]
     return page(
         "history.html",
         scripts=("report.js", "history.js"),
@@ -57,10 +75,41 @@ def _index(
         headline=one_line(fleet),
         tables=[_linked(table, paths) for table in tables(fleet)],
         trends=trends,
+        draw_panel=draw_panel,
         first=min(report.created for report in reports.values())[:10],
         last=max(report.created for report in reports.values())[:10],
         data=json.dumps(_data(fleet, reports, paths), ensure_ascii=False, separators=(",", ":")),
     )  # fmt: skip
+
+
+def _group(
+    rows: Sequence[FleetRow], places: Mapping[str, tuple[Any, str]], reports: Mapping[str, AuditReport]
+) -> _Group | None:
+    labels = [places[row.model][1] for row in rows]
+    chart = trend(rows, labels)
+    chosen = [reports[row.model] for row in rows]
+    panels = (by_class(chosen), by_layer(chosen))
+    return None if chart is None else _Group(labels, chart, [one for one in panels if one is not None])
+
+
+def _place(row: FleetRow, order: Order, commits: Commits) -> tuple[Any, str]:
+    """What a model is sorted by, and its label in the trends."""
+    if order == "date":
+        return row.created, f"{(row.created or '')[:10]} {row.model}"
+    if order == "commit":
+        at, name = commits[row.model]
+        return at, f"{name} {row.model}"
+    if order == "epoch":
+        return epoch_of(row.model), row.model
+    return _natural(row.model), row.model
+
+
+def epoch_of(name: str) -> int:
+    """The number behind "epoch" in a name, otherwise the last number. Raises UsageError where there is none."""
+    found = re.findall(r"epoch\D?(\d+)", name, re.IGNORECASE) or re.findall(r"\d+", name)
+    if not found:
+        raise UsageError(f"--order epoch: the name {name} has no number; use --order name, date or commit")
+    return int(found[-1])
 
 
 # ---- names ---------------------------------------------------------------------------------------------
@@ -96,26 +145,6 @@ def _linked(table: Table, paths: Mapping[str, str]) -> Table:
     return replace(table, rows=rows)
 
 
-# ---- trends --------------------------------------------------------------------------------------------
-
-
-def _trend(rows: Sequence[FleetRow], group: int | None, order: Order) -> LineChart | None:
-    """The numbers of one group over the models in order; None for a single model."""
-    chosen = [row for row in rows if row.group == group]
-    if len(chosen) < 2:
-        return None
-    kinds = (
-        ("clean", "clean", CLEAN),
-        ("robust", "robust", ROBUST),
-        ("proven", "proven", _PROVEN),
-        ("worst", "worst class", _WORST),
-    )
-    every = [Line(title, [point(getattr(row, name)) for row in chosen], colour=colour) for name, title, colour in kinds]
-    lines = [line for line in every if any(value is not None for value, _, _ in line.points)]
-    labels = [row.model if order == "name" else f"{(row.created or '')[:10]} {row.model}" for row in chosen]
-    return LineChart(chosen[0].protocol, labels, lines, "share of all samples", percent=True)
-
-
 # ---- any two -------------------------------------------------------------------------------------------
 
 
@@ -133,7 +162,14 @@ def _of_model(row: FleetRow, report: AuditReport, path: str, with_samples: bool)
     }
     classes = report.verdict.classes if len(report.verdict.classes) <= SHOWN_CLASSES else []
     robust = {one.name: None if one.robust.value is None else round(one.robust.value, 4) for one in classes}
-    found = {"name": row.model, "page": path, "group": row.group, "shares": shares, "classes": robust}
+    top = strongest(report, scanned=True)
+    layers = list(layers_of(report, top.name).items())[:SHOWN_LAYERS] if top is not None else []
+    found = {
+        "name": row.model, "page": path, "group": row.group, "shares": shares, "classes": robust,
+        "attack": top.name if top is not None else "",
+        "layers": {name: None if mean is None else float(f"{mean:.3g}") for name, (mean, _) in layers},
+        "mvl": [name for name, (_, in_mvl) in layers if in_mvl],
+    }  # fmt: skip
     if report.samples is not None and with_samples:
         bits = np.packbits(np.array(by_sample.robust(report.samples)))
         found |= {"n": len(report.samples.label), "bits": base64.b64encode(bits.tobytes()).decode()}

@@ -159,6 +159,8 @@ def _lines(chart: LineChart) -> "Figure":
         middle, low, high = ([_scaled(line.points[i][end], scale) for i in kept] for end in range(3))
         axes.plot(where, middle, label=line.name, color=colour, **_style_of(number))
         axes.fill_between(where, low, high, color=colour, alpha=0.16, linewidth=0)
+    for name, limit, place in chart.limits:
+        axes.axhline(scale * limit, label=name, color=COLOURS[place % len(COLOURS)], linewidth=1, linestyle=":")
     axes.set_xlabel(chart.x_title)
     if chart.places is not None:
         if len(chart.places) <= 8:

@@ -2,13 +2,17 @@
 
 import json
 import re
+import subprocess
 from html import unescape
 
 import numpy as np
 import pytest
 
-from lsa_cli.report.history import site
+from lsa_cli.errors import UsageError
+from lsa_cli.report.history import epoch_of, site
+from lsa_cli.report.schema import GateResult
 from lsa_cli.report.text import percent
+from lsa_cli.report.trends import by_class, by_layer, draw_panel
 from lsa_cli.stats import mcnemar
 from tests.browser import browser  # noqa: F401
 from tests.cli.conftest import lsa  # noqa: F401
@@ -58,6 +62,49 @@ def test_trends_are_in_the_order_of_names_or_of_dates():
     assert labels_of(index_of(reports, "date")) == [f"epoch-{number}" for number in reversed(range(12))]
 
 
+def test_trends_are_in_the_order_of_epochs_or_commits():
+    reports = several(4)
+    names = {f"{letter}-epoch_{number}.pt": f"runs/a/epoch-{3 - number}.pt" for number, letter in enumerate("dbca")}
+    text = index_of({name: reports[old] for name, old in names.items()}, "epoch")
+    assert [label[-1] for label in re.findall(r"<title>robust, (\S+):", text)] == list("0123")
+    assert (epoch_of("run-7/epoch12-of-90"), epoch_of("run-7/last-31")) == (12, 31)
+    commits = {name: (number * 7 % 5, f"c{number}") for number, name in enumerate(reports)}
+    _, text = next(site("lsa 0", reports, "commit", commits))
+    assert re.findall(r"<title>robust, (c\d) epoch-\d:", text) == ["c0", "c3", "c1", "c2"]
+    with pytest.raises(UsageError, match="the name best has no number"):
+        index_of({"a/best.pt": reports["runs/a/epoch-0.pt"], "a/epoch-1.pt": reports["runs/a/epoch-1.pt"]}, "epoch")
+
+
+def test_limits_are_lines_where_the_accuracy_would_be():
+    reports = several(3)
+    gate = GateResult(metric="robust", limit=0.4, direction="at least", measured=0.5, passed=True, message="")
+    for report in reports.values():
+        report.gates = [gate, gate.model_copy(update={"metric": "seconds", "direction": "at most"})]
+    text = index_of(reports)
+    assert re.findall(r">(limit [^<]+)<", text) == ["limit robust 40.0%"]
+    (drawn,) = re.findall(r'<path d="M56,([\d.]+)H\d+" class="line limit-line s0"/>', text)
+    grid = {share: y for y, share in re.findall(r'<text x="50.0" y="([\d.]+)"[^>]*>(\d+)%<', text)}
+    assert float(drawn) == pytest.approx(float(grid["40"]) - 4, abs=0.11)
+
+
+def test_each_class_and_layer_has_a_figure_with_its_numbers():
+    reports = list(several(3).values())
+    for number, report in enumerate(reports):
+        report.verdict.classes[0].robust.value = 0.2 + 0.1 * number
+        report.outcomes[1].layers.rows[1].mean = 0.5 - 0.1 * number
+        report.outcomes[1].layers.rows[1].in_mvl = number == 1
+    classes, layers = by_class(reports), by_layer(reports)
+    assert [panel.name for panel in classes.panels] == [row.name for row in reports[0].verdict.classes]
+    assert classes.panels[0].values == pytest.approx([0.2, 0.3, 0.4])
+    assert "under pgd" in layers.title
+    panel = next(panel for panel in layers.panels if panel.name == reports[0].outcomes[1].layers.rows[1].name)
+    assert panel.values == pytest.approx([0.5, 0.4, 0.3])
+    assert panel.stressed == {1}
+    drawn = draw_panel(layers, panel, ["a", "b", "c"])
+    assert drawn.count("mvl-ring") == 1
+    assert "0.500 in a to 0.300 in c; lowest 0.300, highest 0.500" in drawn
+
+
 def test_names_that_want_to_be_code_stay_text():
     evil = "<img src=x onerror=alert(1)>"
     reports = {f"{evil}{number}": report for number, report in enumerate(several(2).values())}
@@ -67,8 +114,23 @@ def test_names_that_want_to_be_code_stay_text():
     assert [model["name"] for model in data_of(index_of(reports))] == [f"{evil}1", f"{evil}0"]
 
 
+def with_many(report, classes=10, layers=24):
+    """The report with so many classes and layers; its own page is not made."""
+    row = report.verdict.classes[0]
+    report.verdict.classes = [row.model_copy(update={"name": f"class {number}"}) for number in range(classes)]
+    for outcome in report.outcomes:
+        layer = outcome.layers.rows[0]
+        outcome.layers.rows = [
+            layer.model_copy(update={"name": f"features.{number}.relu", "mean": 0.1 * number, "in_mvl": True})
+            for number in range(layers)
+        ]
+
+
 def test_two_hundred_models_fit_into_a_megabyte():
-    text = index_of(several(200, n=1000))
+    reports = several(200, n=1000)
+    for report in reports.values():
+        with_many(report)
+    text = index_of(reports)
     assert len(text.encode()) < 1_000_000
     assert all("bits" in model for model in data_of(text))
     large = report_of([True] * 25_000)
@@ -127,6 +189,12 @@ def test_any_two_are_compared_as_the_reports_say(shown):
     assert cells[0::2][:2] == ["Robust", cells[2]]
     assert (cells[1], cells[3]) == tuple(map(percent, shares))
     assert float(cells[5]) == pytest.approx(100 * (shares[1] - shares[0]), abs=0.06)
+    layers = page.ask(
+        "[...document.querySelectorAll('#compared table')[1].tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    expected = [(row.name, f"{row.mean:.3f}", "MVL" * row.in_mvl) for row in one.outcomes[1].layers.rows]
+    assert [tuple(cells[:3]) for cells in layers] == expected
+    assert all(cells[1] == cells[3] and cells[5] == "+0.000" for cells in layers)
     choose(page, 1, "epoch-3")
     assert page.ask("document.querySelector('#compared p').textContent") == "Choose two models."
 
@@ -163,3 +231,34 @@ def test_the_command_leaves_out_what_is_no_complete_report(lsa, tmp_path):  # no
     empty = lsa("history", tmp_path / "site")
     assert (empty.code, "holds no complete report" in empty.err) == (2, True)
     assert lsa("history", folder, "--order", "size").code == 2
+    nowhere = lsa("history", tmp_path / "nowhere")
+    assert (nowhere.code, "nowhere does not exist; give a folder of reports" in nowhere.err) == (2, True)
+
+
+def test_commits_are_those_of_the_names_or_of_the_reports(lsa, tmp_path, monkeypatch):  # noqa: F811
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    git("init", "-q")
+    reports = list(several(3, n=20).values())
+    for number in (2, 0, 1):
+        (tmp_path / f"m{number}.audit.json").write_text(reports[number].to_json())
+        git("add", ".")
+        git("commit", "-qm", "x")
+    hashes = git("log", "--reverse", "--format=%h")
+    assert lsa("history", ".", "-o", "site", "--order", "commit").code == 0
+
+    def order():
+        return re.findall(r"<title>robust, (\w+) (\S+):", (tmp_path / "site" / "index.html").read_text())
+
+    assert order() == [(hashes[0], "m2"), (hashes[1], "m0"), (hashes[2], "m1")]
+    for number in range(3):
+        (tmp_path / f"m{number}.audit.json").rename(tmp_path / f"net-{hashes[2 - number]}.audit.json")
+    assert lsa("history", ".", "-o", "site", "--order", "commit").code == 0
+    assert [commit for commit, _ in order()] == hashes
+    (tmp_path / "new.audit.json").write_text(reports[0].to_json())
+    done = lsa("history", ".", "-o", "site", "--order", "commit")
+    assert (done.code, "names no commit of the repository here" in done.err) == (2, True)

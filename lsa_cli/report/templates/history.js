@@ -34,7 +34,7 @@ if (holder) {
     made.append(name, ...cells.map(([text, css]) => element("td", text, css)));
     return made;
   };
-  const points = (a, b) => a === null || b === null ? "-" : (100 * (b - a) >= 0 ? "+" : "") + (100 * (b - a)).toFixed(1);
+  const points = (a, b) => a === null || b === null ? "-" : (100 * (b - a) > -0.05 ? "+" : "") + (100 * (b - a)).toFixed(1).replace("-0.0", "0.0");
   const table = (titles, rows) => {
     const made = document.createElement("table"), head = document.createElement("tr"), body = document.createElement("tbody");
     titles.forEach(([title, css]) => { const cell = element("th", title, css); cell.scope = "col"; head.append(cell); });
@@ -67,8 +67,18 @@ if (holder) {
       const [a, b] = [one.classes[name], other.classes[name]];
       return row(`Class ${name}`, [[percent(a), "n"], [""], [percent(b), "n"], [""], [points(a, b), "n"]]);
     });
+    const mean = value => value === null || value === undefined ? "-" : value.toFixed(3);
+    const both = one.attack === other.attack ? Object.keys(one.layers).filter(name => name in other.layers) : [];
+    const layers = both.map(name => {
+      const [a, b] = [one, other].map(model => model.layers[name]);
+      const mark = model => model.mvl.includes(name) ? "MVL" : "";
+      const change = a === null || b === null ? "-" : (b >= a ? "+" : "") + (b - a).toFixed(3);
+      return row(name, [[mean(a), "n"], [mark(one)], [mean(b), "n"], [mark(other)], [change, "n"]]);
+    });
     const titles = [["Accuracy"], ["First", "n"], ["95% interval"], ["Second", "n"], ["95% interval"], ["Change, points", "n"]];
-    place.replaceChildren(element("p", verdict(one, other)), table(titles, [...shares, ...classes]));
+    const parts = [element("p", verdict(one, other)), table(titles, [...shares, ...classes])];
+    if (layers.length) parts.push(table([[`Layer, mean under ${one.attack}`], ["First", "n"], ["MVL"], ["Second", "n"], ["MVL"], ["Change", "n"]], layers));
+    place.replaceChildren(...parts);
   };
   selects.forEach((select, number) => {
     models.forEach((model, i) => { const option = element("option", model.name); option.value = i; select.append(option); });
