@@ -55,7 +55,7 @@ class ApartObjective(Objective):
     - Each rank keeps maps of its own.
     """
 
-    uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
+    uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
     alpha: float = field(default=1.0, init=False)
     alpha_omega: float = field(default=1.0, init=False)
     alpha_blocks: dict[str, float] = field(default_factory=dict, init=False)

@@ -109,14 +109,14 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
     """The most vulnerable layers under PGD at full eps, on held-out training samples and not on test samples."""
     network, audit = plan.network, plan.audit
     names = [layer.name for layer in audit.layers]
-    attack, rows = PGD(threat=plan.threat), plan.validation[:_SCANNED]
+    attack, rows = PGD(threat=audit.threat), plan.validation[:_SCANNED]
 
     def scan_batch(index: np.ndarray) -> Observation:
         x = check_inputs(network.data.read(index), index, network.bounds, network.data.spec).to(network.device)
         y, places = (torch.from_numpy(part).to(network.device) for part in (network.labels[index], index))
         x_adv = attack(network.classifier, x, y, index=places, seed=audit.seed)
         return observe(
-            network.classifier, names, audit.measure, plan.threat, x, x_adv, places, seed=audit.seed,
+            network.classifier, names, audit.measure, audit.threat, x, x_adv, places, seed=audit.seed,
             with_yardstick=False,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from lsa_cli.settings import HardenSettings
 
 DEFAULT_METHOD, REGULARIZED = "at", "at-lr"
 _OF_LAYERS = ("mvl", "layers", "hold", "top_k", "gamma", "detach_clean")  # settings of the regularizer
-ATTACK_SETTINGS = ("steps", "step_size", "attack_mode")
+ATTACK_SETTINGS = ("train_eps", "steps", "step_size", "attack_mode")
 
 
 def needs_layers(method: str, options: dict[str, str], train_only: str | None) -> bool:

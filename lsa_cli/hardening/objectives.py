@@ -56,7 +56,7 @@ class Objective:
 
     task: Task
     needs_clean: ClassVar[bool] = False
-    uses: ClassVar[tuple[str, ...]] = ("steps", "step_size", "attack_mode")
+    uses: ClassVar[tuple[str, ...]] = ("train_eps", "steps", "step_size", "attack_mode")
     attack_names: ClassVar[tuple[str, ...]] = ()
     eps_of_class: torch.Tensor | None = field(default=None, init=False)
     weight_of_class: torch.Tensor | None = field(default=None, init=False)
@@ -117,7 +117,7 @@ def make_objective(task: Task, base: str, **options: float | None) -> Objective:
 class FGSMObjective(Objective):
     """One step of length eps, no random start."""
 
-    uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
+    uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
     attack_names: ClassVar[tuple[str, ...]] = ("fgsm",)
 
     def attack(self, threat: Threat) -> Attack:
@@ -145,7 +145,7 @@ class PGDObjective(Objective):
 class APGDObjective(Objective):
     """Adversarial training with APGD on the cross-entropy."""
 
-    uses: ClassVar[tuple[str, ...]] = ("steps", "attack_mode")
+    uses: ClassVar[tuple[str, ...]] = ("train_eps", "steps", "attack_mode")
     attack_names: ClassVar[tuple[str, ...]] = ("apgd",)
 
     def attack(self, threat: Threat) -> Attack:
@@ -157,7 +157,7 @@ class APGDObjective(Objective):
 class FastObjective(Objective):
     """FGSM with a random start and a step of 1.25 eps (arXiv 2001.03994, Algorithm 3)."""
 
-    uses: ClassVar[tuple[str, ...]] = ("attack_mode",)
+    uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
 
     def attack(self, threat: Threat) -> Attack:
         return FGSM(threat=threat, random_start=True)
@@ -172,7 +172,7 @@ class FreeObjective(Objective):
     there is one, and the network is in training mode (our choice: separate passes would cost as much as PGD).
     """
 
-    uses: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("train_eps",)
     replays: int = 8
     _delta: torch.Tensor | None = field(default=None, init=False)
 

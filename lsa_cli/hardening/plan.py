@@ -24,7 +24,7 @@ from lsa_cli.hardening.method_settings import (
     needs_layers,
 )
 from lsa_cli.hardening.methods import HARDENINGS, Hardening, Task
-from lsa_cli.hardening.recipes import Recipe, recipe_for, trainable_names
+from lsa_cli.hardening.recipes import Recipe, recipe_for, trainable_names, training_threat
 from lsa_cli.hardening.validation import split_validation
 from lsa_cli.layers import plain_modules
 from lsa_cli.models.architectures import runs_user_code
@@ -42,8 +42,9 @@ class HardenPlan:
     """The resolved settings of a hardening.
 
     audit: the audits before and after. network: the network to train, with its training data. train, validation: indices
-    into the training data. budget: seconds of the training, which then decide the epochs. layers: the named layers, empty
-    where the rule `hold` chooses them. top_k: the number of layers that the scan flags.
+    into the training data. threat: of the training attack; the held-out samples are attacked like those of the audit. budget:
+    seconds of the training, which then decide the epochs. layers: the named layers, empty where the rule `hold` chooses them.
+    top_k: the number of layers that the scan flags.
     """
 
     audit: AuditPlan
@@ -172,7 +173,8 @@ def make_harden_plan(
     recipe, steps = recipe_for(own, network.input_shape, network.classifier, network.device)
     chosen = named_layers(own, network.layers)
     plan = HardenPlan(
-        audit=audit, network=network, train=train, validation=validation, threat=audit.threat, recipe=recipe,
+        audit=audit, network=network, train=train, validation=validation,
+        threat=training_threat(own, audit.threat, network.input_shape, base_of(method, options)), recipe=recipe,
         budget=own.budget, method=method, options=options, layers=chosen,
         hold=own.hold or (DEFAULT_HOLD if own.top_k is None and options.get("sites") != "mvl" else "mvl"), top_k=own.top_k,
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),

@@ -24,8 +24,9 @@ def described(plan: HardenPlan) -> dict[str, Any]:
     """The settings of the training as plain values, for the history in the checkpoint and for --resume."""
     recipe = plan.recipe
     return {
-        "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm, "eps": float(plan.threat.eps),
-        "eps_text": eps_as_text(float(plan.threat.eps)), "steps": plan.steps, "step_size": plan.step_size,
+        "method": plan.method, "method_options": plan.options, **plan.options, "norm": plan.threat.norm,
+        "eps": float(plan.audit.threat.eps), "eps_text": eps_as_text(float(plan.audit.threat.eps)),
+        "train_eps": float(plan.threat.eps), "steps": plan.steps, "step_size": plan.step_size,
         "attack_mode": plan.attack_mode, **{name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
         "measure": plan.audit.measure_name, "gamma": plan.gamma if plan.kind.regularizes else None,
         "detach_clean": plan.detach_clean, "freeze": list(plan.freeze), "train_only_flagged": plan.train_only_flagged,
@@ -87,7 +88,7 @@ def _description(
         data=_data_beside(plan, out),
         data_name=(known.data_name if known else None) or network.data.name or None,
         norm=plan.threat.norm,
-        eps=float(plan.threat.eps),
+        eps=float(plan.audit.threat.eps),
         surgery=[*(known.surgery if known else []), *surgeries],
         history=[*(known.history if known else []), entry],
     )

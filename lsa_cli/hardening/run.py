@@ -217,7 +217,8 @@ def _job(
         )
     trainable = frozenset(name for name, p in network.classifier.named_parameters() if id(p) not in frozen)
     return Job(
-        network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.threat, plan.recipe,
+        network.classifier, method, network.data, network.labels, plan.train, plan.validation, plan.audit.threat,
+        plan.recipe,
         trainable, network.device, plan.audit.seed, files.state, {}, resume,
     )  # fmt: skip
 

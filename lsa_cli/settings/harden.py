@@ -44,6 +44,9 @@ class HardenSettings(Settings):
     )
 
     # ---- Training attack
+    train_eps: Positive | None = _ATTACK(
+        "Radius of the training attack; the audits keep --eps. Default: eps, or 7/6 eps for grey images under linf with base pgd."
+    )
     steps: Count | None = _ATTACK("Number of steps of the training attack.")
     step_size: Positive | None = _ATTACK("Length of a step.", default="2.5 eps / steps")
     attack_mode: Literal["eval", "train"] | None = _ATTACK("Mode of the network while it is attacked.", default="eval")

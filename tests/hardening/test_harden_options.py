@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
+from lsa_cli.attacks import make_threat
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.cost import EpochCost
 from lsa_cli.hardening.layer_selection import layers_to_regularize
 from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.hardening.recipes import training_threat
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.storage import read_report
-from lsa_cli.settings import settings_from
+from lsa_cli.settings import HardenSettings, settings_from
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
 
 MOON = ROOT / "sample_models" / "moon_mlp.pt"
@@ -382,6 +384,36 @@ def test_what_is_said_of_the_held_out_part_is_done(tmp_path):
         assert len(plan.validation) == held_out
 
 
+@pytest.mark.parametrize(
+    ("norm", "eps", "shape", "own", "radius"),
+    [
+        ("linf", 0.3, (1, 28, 28), {}, 0.35),
+        ("linf", 0.36, (1, 28, 28), {}, 0.4),
+        ("linf", 0.45, (1, 28, 28), {}, 0.45),
+        ("l2", 1.5, (1, 28, 28), {}, 1.5),
+        ("linf", 8 / 255, (3, 32, 32), {}, 8 / 255),
+        ("linf", 0.3, (2,), {}, 0.3),
+        ("linf", 0.3, (1, 28, 28), {"base": "fast"}, 0.3),
+        ("linf", 0.3, (1, 28, 28), {"train_eps": 0.1}, 0.1),
+        ("l2", 0.5, (3, 32, 32), {"train_eps": 1.0, "base": "fast"}, 1.0),
+    ],
+)
+def test_the_radius_of_the_training_attack(norm, eps, shape, own, radius):
+    base = own.pop("base", "pgd")
+    assert training_threat(HardenSettings(**own), make_threat(norm, eps), shape, base).eps == pytest.approx(radius)
+
+
+def test_held_out_samples_are_attacked_at_the_radius_of_the_audit(lsa):  # noqa: F811
+    lsa("harden", MOON, *BRIEF, "--eps", 0.3, "--train-eps", 1e-6, "-o", "a.pt")
+    description = read_checkpoint("a.pt").description
+    assert description.eps == 0.3
+    entry = description.history[-1]
+    assert (entry["eps"], entry["train_eps"]) == (0.3, 1e-6)
+    epoch = json.loads(Path("a.log.jsonl").read_text().splitlines()[0])
+    assert epoch["clean"] > 0.9
+    assert epoch["robust"] < epoch["clean"] - 0.1
+
+
 # ---- refused -------------------------------------------------------------------------------------------
 
 
@@ -394,6 +426,8 @@ def test_what_is_said_of_the_held_out_part_is_done(tmp_path):
         (("--base", "apart", "--steps", 3), "--steps: base apart does not use it"),
         (("--base", "apgd", "--step-size", "0.1"), "--step-size: base apgd does not use it"),
         (("--method", "at:base=fgsm", "--steps", 3), "--steps: base fgsm does not use it"),
+        (("--method", "anp", "--train-eps", 0.2), "--train-eps: anp without a base attacks nothing"),
+        (("--train-eps", 0), "must be above 0"),
         (("--method", "anp", "--steps", 3), "--steps: anp without a base attacks nothing"),
         (("--schedule", "official"), "at has none"),
         (("--method", "anp:schedule=ours", "--schedule", "official"), "both name the schedule of anp"),
