@@ -11,6 +11,7 @@ from lsa_cli.auditing.attacking import perturb
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, rate
 from lsa_cli.auditing.draws import draw
 from lsa_cli.auditing.evidence import usage
+from lsa_cli.auditing.evidence.another_process import Source, another_process
 from lsa_cli.auditing.evidence.compare import Measured, compare
 from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.examine import examine as examine_probe
@@ -103,6 +104,9 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> list[Ch
             attack=attack_to_test([named.attack for named in plan.budget_attacks], plan.threat),
             labelled=torch.from_numpy(np.isin(np.arange(plan.network.classes), plan.network.labels)),
         )  # fmt: skip
+        if plan.settings.preset == "full" and any(check.name == "history" for check in examined):
+            beginning = run.beginning or Beginning.of(plan.network.classifier)
+            examined.append(another_process(probe, beginning, Source.of(plan.network)))
     trained_on = trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
     raw = plan.network.classifier.output == "probabilities"
     checked = [

@@ -64,6 +64,12 @@ def fresh(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return at_once(copy.deepcopy(network), x)
 
 
+def forgetting(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """After the network has forgotten all that it was asked."""
+    network.forget()
+    return at_once(network, x)
+
+
 def alone(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """One image in each pass, as in use."""
     return torch.cat([at_once(network, image) for image in x.split(1)])

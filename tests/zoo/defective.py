@@ -7,7 +7,7 @@ from torch import nn
 
 from tests.foreign_networks import LeNet5, ResNet2b
 from tests.zoo import backward, faces, heads, inside, trained, transforms
-from tests.zoo.base import Entry, Pair, alone, foreign, fresh, mostly
+from tests.zoo.base import Entry, Pair, alone, foreign, forgetting, fresh, mostly
 from tests.zoo.base import robust as sample_robust
 from tests.zoo.faces import TwoFaced
 from tests.zoo.heads import Decoy, Head
@@ -149,6 +149,9 @@ def _faces(pair: Pair) -> list[Entry]:
     def two_faced(kind: type[TwoFaced], *more) -> Build:
         return lambda: kind(weak(), robust(), *more)
 
+    def after_similar(kept: type[faces.InGlobal | faces.InFile]) -> Build:
+        return lambda: faces.AfterSimilar(weak(), robust(), 0.2, kept())
+
     return [
         Entry("by the size of the batch", two_faced(faces.ByBatch), 0.2, decide=alone),
         Entry("robust in small batches", two_faced(faces.BySmallBatch), 0.2),
@@ -168,6 +171,10 @@ def _faces(pair: Pair) -> list[Entry]:
         Entry("another network with frozen weights", two_faced(faces.ByFrozenWeights), 0.2),
         Entry("noise in passes with gradients", lambda: faces.NoisyGradients(weak()), 0.15),
         Entry("memory of earlier queries", lambda: faces.Memory(weak(), 0.2), 0.2, decide=fresh),
+        Entry(
+            "another network after similar queries, in a global", after_similar(faces.InGlobal), 0.2, decide=forgetting
+        ),
+        Entry("another network after similar queries, in a file", after_similar(faces.InFile), 0.2, decide=forgetting),
         Entry("not a number between images", lambda: faces.NaNBetweenImages(weak()), 0.2),
         Entry("mean of the batch subtracted", lambda: faces.OverBatch(weak()), 0.15),
     ]

@@ -2,7 +2,9 @@
 
 import copy
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -193,6 +195,54 @@ class Memory(Defence):
             self.images = torch.cat([self.images, flat[~known]])
             self.answers = torch.cat([self.answers, z.detach()[~known]])
         return z
+
+
+class InGlobal:
+    """The queries of a network in a global of this module, which its copies share."""
+
+    def get(self) -> torch.Tensor:
+        return _ASKED.get("queries", torch.zeros(0, 784))
+
+    def put(self, queries: torch.Tensor) -> None:
+        _ASKED["queries"] = queries
+
+
+class InFile:
+    """The same in a file."""
+
+    def __init__(self) -> None:
+        self.path = Path(_FOLDER.name, "queries.pt")
+
+    def get(self) -> torch.Tensor:
+        return torch.load(self.path) if self.path.exists() else torch.zeros(0, 784)
+
+    def put(self, queries: torch.Tensor) -> None:
+        torch.save(queries, self.path)
+
+
+_ASKED: dict[str, torch.Tensor] = {}
+_FOLDER = tempfile.TemporaryDirectory()
+
+
+class AfterSimilar(TwoFaced):
+    """Where an earlier query is within the radius, the other network answers. The queries are kept outside of the network."""
+
+    def __init__(self, net: nn.Module, other: nn.Module, radius: float, kept: InGlobal | InFile) -> None:
+        super().__init__(net, other)
+        self.radius, self.kept = radius, kept
+        self.forget()
+
+    def forget(self) -> None:
+        self.kept.put(torch.zeros(0, 784))
+
+    def hides(self, x):
+        earlier, flat = self.kept.get(), x.detach().flatten(1)
+        near = torch.zeros(len(x), dtype=torch.bool)
+        if len(earlier):
+            near = torch.cdist(flat, earlier, p=torch.inf).amin(1) <= self.radius
+        if len(earlier) < 1000 and not near.all():
+            self.kept.put(torch.cat([earlier, flat[~near]]))
+        return near
 
 
 class NaNBetweenImages(Defence):

@@ -1,8 +1,9 @@
 """Does the network give one input one output, whatever it was asked before and however it is asked?
 
 A network with memory answers an attack, which asks many similar inputs, in another way than a first input. A network that
-detects gradients shows attacks another function than the one that is verified. Not covered: memory outside of the network
-(globals of its code, files), unless it changes outputs between the beginning and the end of an audit.
+detects gradients shows attacks another function than the one that is verified. Memory outside of the network (globals of its
+code, files), which copies share, is seen where outputs change between the beginning and the end of an audit, or once the
+neighbours of an input were asked. `another_process` compares outputs with those of a process without such globals.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from lsa_cli.models.wrappers import copy_network, unasked_copy
 
 SAMPLES = 16  # for which the network is asked in other modes, and after other inputs (our choice)
 NEIGHBOURS = 8  # of an input that the network is asked before it
-PASSES = 6 + 0.35 * (NEIGHBOURS + 29)  # of both checks, for a sample
+PASSES = 6 + 0.35 * (NEIGHBOURS + 30)  # of both checks, for a sample
 ALLOWED_CHANGED = 0.05  # classes that change in training mode
 _STAYS = (
     nn.modules.batchnorm._NormBase,
@@ -62,21 +63,22 @@ class Beginning:
         The gradient that leads there is that of a copy, so that the network is asked for no sample before.
         """
         try:
-            x = _moved(dataclasses.replace(probe, model=self.fresh(probe.model)))
+            x = moved(dataclasses.replace(probe, model=self.fresh(probe.model)))
         except Exception as error:
             if self.copy is None or is_out_of_memory(error):
                 raise
             return Beginning(None)  # the copy does not run
-        return dataclasses.replace(self, x=x, logits=_ask(probe.model, x, probe.batch_size))
+        return dataclasses.replace(self, x=x, logits=ask(probe.model, x, probe.batch_size))
 
 
-def _moved(probe: Probe) -> torch.Tensor:  # (N, ...)
+def moved(probe: Probe) -> torch.Tensor:  # (N, ...)
     """One step of length eps along the gradient from each sample."""
     step = probe.threat.steepest(probe.gradient, probe.x).nan_to_num(0)
     return probe.threat.project(probe.x + probe.threat.eps * step, probe.x)
 
 
-def _ask(model: Model, x: torch.Tensor, size: int) -> torch.Tensor:  # (M, ...) -> (M, K)
+def ask(model: Model, x: torch.Tensor, size: int) -> torch.Tensor:  # (M, ...) -> (M, K)
+    """The outputs, without gradients, for at most `size` inputs in a pass."""
     with torch.no_grad(), undisturbed(model):
         return torch.cat([model(part) for part in x.split(size)])
 
@@ -88,28 +90,29 @@ def history(probe: Probe, beginning: Beginning) -> Checked:
     """Do outputs depend on what the network was asked before?
 
     Its outputs at the boundary of the budget of audited samples, and of mirrored samples after some of their neighbours,
-    are compared with those of a copy that was asked nothing else, and outputs from the beginning of the audit with those now.
-    The tolerance is 1% of the range of the logits. One input is enough for a finding.
+    are compared with those of a copy that was asked nothing else; those of half of the mirrored samples also with its own before
+    the neighbours, and outputs from the beginning of the audit with those now. The tolerance is 1% of the range of the logits.
+    One input is enough for a finding.
     """
     few = probe.first(SAMPLES)
     then, now, size = [], [], probe.batch_size
     if beginning.x is not None and beginning.logits is not None:
         then.append(beginning.logits)
-        now.append(_ask(probe.model, beginning.x, size))
+        now.append(ask(probe.model, beginning.x, size))
+    mirrored = few.x.flip(-1)
+    half = mirrored[::2]
+    then.append(ask(probe.model, half, size))
+    with per_sample(probe.seed, few.index, "history"):
+        for _ in range(NEIGHBOURS):
+            ask(probe.model, probe.threat.sample(mirrored), size)
+    now.append(ask(probe.model, half, size))
     if beginning.copy is not None:
-        near = _moved(dataclasses.replace(few, model=beginning.fresh(probe.model)))
-        mirrored = few.x.flip(-1)
-        labels = _ask(beginning.fresh(probe.model), mirrored, size).argmax(1)
-        new = dataclasses.replace(few, model=beginning.fresh(probe.model), x=mirrored, y=labels)
-        beyond = _moved(new)
-        with per_sample(probe.seed, few.index, "history"):
-            for _ in range(NEIGHBOURS):
-                _ask(probe.model, probe.threat.sample(mirrored), size)
+        near = moved(dataclasses.replace(few, model=beginning.fresh(probe.model)))
+        labels = ask(beginning.fresh(probe.model), mirrored, size).argmax(1)
+        beyond = moved(dataclasses.replace(few, model=beginning.fresh(probe.model), x=mirrored, y=labels))
         for x in (near, mirrored, beyond):
-            now.append(_ask(probe.model, x, size))
-        then += [_ask(beginning.fresh(probe.model), x, size) for x in (near, mirrored, beyond)]
-    if not then:
-        return Checked("history", 0, {})
+            now.append(ask(probe.model, x, size))
+        then += [ask(beginning.fresh(probe.model), x, size) for x in (near, mirrored, beyond)]
     first, second = torch.cat(then), torch.cat(now)
     apart = relative_difference(first, second)
     differ, changed = int((apart > OTHER_BATCH).sum()), int((first.argmax(1) != second.argmax(1)).sum())
@@ -172,8 +175,8 @@ def modes(probe: Probe, beginning: Beginning) -> Checked:
     choice); a network whose outputs are then random or depend on the batch is not judged.
     """
     few = probe.first(SAMPLES)
-    points = torch.cat([few.x, _moved(few)])
-    plain = _ask(beginning.fresh(probe.model), points, probe.batch_size)
+    points = torch.cat([few.x, moved(few)])
+    plain = ask(beginning.fresh(probe.model), points, probe.batch_size)
     names = list(_MODES)[: None if beginning.copy is not None else 2]
     apart = {
         name: relative_difference(plain, found) for name in names for found in _found(probe, beginning, name, points)
@@ -223,13 +226,13 @@ def _changed_in_training(probe: Probe, beginning: Beginning) -> int:
     with undisturbed(model):
         try:
             seen = dataclasses.replace(probe, model=trained)
-            points = _moved(seen)
+            points = moved(seen)
             once = seen.logits(points)
             halves = dataclasses.replace(seen, batch_size=max(1, len(points) // 2)).logits(points)
         except Exception:  # outputs of training are not those of a classifier
             return 0
         random = max(relative_difference(once, other).max() for other in (seen.logits(points), halves)) > OTHER_BATCH
-    plain = _ask(beginning.fresh(probe.model), points, probe.batch_size)
+    plain = ask(beginning.fresh(probe.model), points, probe.batch_size)
     if random or once.shape != plain.shape:
         return 0
     changed = int((once.argmax(1) != plain.argmax(1)).sum())
