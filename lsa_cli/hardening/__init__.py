@@ -6,6 +6,7 @@ from lsa_cli.hardening import (  # noqa: F401  they register themselves
     class_fair,
     learn2perturb,
     noise_propagation,
+    rift,
     self_gradient,
 )
 from lsa_cli.hardening.methods import HARDENINGS as HARDENINGS

@@ -19,14 +19,14 @@ import torch
 from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.gradient import PGD
-from lsa_cli.attacks.losses import margin
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.adversarial_training import AdversarialTraining
 from lsa_cli.hardening.methods import HARDENINGS, Batch, Step
 from lsa_cli.hardening.objectives import TradesObjective
+from lsa_cli.hardening.validation import attacked
 from lsa_cli.hardening.weights import blend, weights_of
-from lsa_cli.models.classifier import Classifier, predicted_class
+from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import operate
 from lsa_cli.registry import unknown
 
@@ -226,16 +226,7 @@ class ClassFair(AdversarialTraining):
                 share /= 2
 
     def _attacked(self, model: Classifier, held_out: list[Batch]) -> tuple[ClassDiagnosis, np.ndarray]:
-        """The class diagnosis and the margins (N,), largest wrong logit minus the true one, under PGD at full eps."""
-        attack = PGD(threat=self.task.threat, steps=_FIT_STEPS)
-        parts = []
-        for batch in held_out:
-            x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=batch.seed)
-            with undisturbed(model), torch.no_grad():
-                clean, logits = predicted_class(model(batch.x)), model(x_adv)
-            parts.append((batch.y, clean, predicted_class(logits), margin(logits, batch.y)))
-        y, clean, adversarial, margins = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-        return ClassDiagnosis(y, clean, adversarial, np.ones(len(y), dtype=bool)), margins
+        return attacked(model, held_out, PGD(threat=self.task.threat, steps=_FIT_STEPS))
 
     # ---- resume ----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.data import batches, check_inputs
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.method_settings import REGULARIZED, method_of, needs_layers
-from lsa_cli.hardening.methods import HARDENINGS
+from lsa_cli.hardening.methods import HARDENINGS, Batch
 from lsa_cli.hardening.objectives import OBJECTIVES, objective_for
 from lsa_cli.layers import Layer, select_layers
 from lsa_cli.models.loading import Say
@@ -93,8 +93,13 @@ def layers_to_regularize(plan: "HardenPlan", say: Say) -> tuple[str, ...]:
     """The layers that the rule --hold chooses: those that a scan flags, or the first or last hidden layer.
 
     The source paper (arXiv 2202.02626) regularizes the most vulnerable layers. The default, the first hidden layer, is our
-    choice: no rule that `python -m benchmarks.layer_choice` compares gains more under AutoAttack.
+    choice: no rule that `python -m benchmarks.layer_choice` compares gains more under AutoAttack. A method that chooses its
+    layers itself does so on held-out samples.
     """
+    if plan.kind.chooses:
+        held_out = [read_batch(plan, rows) for rows in batches(plan.validation[:_SCANNED], plan.audit.batch_size)]
+        network, method = plan.network, plan.make_method(())
+        return distributed.first(lambda: method.choose(network.classifier, network.layers, held_out, say))
     flagged = flagged_layers(plan)
     say(f"most vulnerable layers, by a scan of held-out samples: {', '.join(flagged)}")
     if plan.hold == "mvl":
@@ -112,11 +117,10 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
     attack, rows = PGD(threat=audit.threat), plan.validation[:_SCANNED]
 
     def scan_batch(index: np.ndarray) -> Observation:
-        x = check_inputs(network.data.read(index), index, network.bounds, network.data.spec).to(network.device)
-        y, places = (torch.from_numpy(part).to(network.device) for part in (network.labels[index], index))
-        x_adv = attack(network.classifier, x, y, index=places, seed=audit.seed)
+        batch = read_batch(plan, index)
+        x_adv = attack(network.classifier, batch.x, batch.y, index=batch.index, seed=batch.seed)
         return observe(
-            network.classifier, names, audit.measure, audit.threat, x, x_adv, places, seed=audit.seed,
+            network.classifier, names, audit.measure, audit.threat, batch.x, x_adv, batch.index, seed=batch.seed,
             with_yardstick=False,
         )  # fmt: skip
 
@@ -124,6 +128,14 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
     scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, seen.index)
     rule = audit.rule if plan.top_k is None else MvlRule(top_k=plan.top_k)
     return tuple(names[position] for position in scan.most_vulnerable(rule).positions)
+
+
+def read_batch(plan: "HardenPlan", rows: np.ndarray) -> Batch:
+    """The training samples with these indices (N,)."""
+    network = plan.network
+    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    y, places = (torch.from_numpy(part).to(network.device) for part in (network.labels[rows], rows))
+    return Batch(x, y, places, plan.audit.seed, 1.0, 1.0)
 
 
 # ---- taken from an audit ------------------------------------------------------------
@@ -177,8 +189,9 @@ def settings_after_audit(own: HardenSettings, report: AuditReport) -> tuple[Hard
 
 
 def _takes_layers(own: HardenSettings) -> bool:
-    """Whether the method needs layers and the settings name none."""
-    return own.layers is None and needs_layers(*method_of(own), own.train_only)
+    """Whether the method needs layers that it does not choose itself, and the settings name none."""
+    method, options = method_of(own)
+    return own.layers is None and not HARDENINGS.get(method).chooses and needs_layers(method, options, own.train_only)
 
 
 def _takes_base(own: HardenSettings) -> bool:

@@ -14,7 +14,8 @@ ATTACK_SETTINGS = ("train_eps", "steps", "step_size", "attack_mode")
 
 def needs_layers(method: str, options: dict[str, str], train_only: str | None) -> bool:
     """Whether a method with these options needs layers, named or chosen by a rule."""
-    return HARDENINGS.get(method).regularizes or train_only == "flagged" or options.get("sites") == "mvl"
+    kind = HARDENINGS.get(method)
+    return kind.regularizes or kind.chooses or train_only == "flagged" or options.get("sites") == "mvl"
 
 
 def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
@@ -45,7 +46,7 @@ def method_of(own: HardenSettings) -> tuple[str, dict[str, str]]:
 def attack_settings_used(method: str, options: dict[str, str]) -> tuple[str, ...]:
     """The attack settings that change what a method with these options does. A method of a plugin may use all."""
     if not hasattr(HARDENINGS.get(method), "base"):
-        return ATTACK_SETTINGS
+        return ATTACK_SETTINGS if HARDENINGS.get(method).attacks else ()
     base = base_of(method, options)
     return OBJECTIVES.get(base).uses if base is not None else ()
 

@@ -1,6 +1,6 @@
 """Hardening: the interface between a training method and the training loop."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,8 +9,10 @@ from torch import nn
 
 from lsa_cli.attacks import Threat
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
+from lsa_cli.layers import Layer
 from lsa_cli.measures import Measure
 from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.loading import Say
 from lsa_cli.registry import Registry
 
 Step = tuple[torch.Tensor, tuple[str, ...]]  # a mean loss, and the parameter groups that it updates
@@ -57,17 +59,21 @@ class Hardening:
 
     A subclass is a dataclass with a field `task: Task`; its other fields are the options of --method name:key=value. State
     that training changes must be part of `state`, or a resumed run differs from an uninterrupted one. parts: the parts of
-    the last loss (N,), for the log.
+    the last loss (N,), for the log. findings: plain values for the history in the checkpoint.
     """
 
     regularizes: ClassVar[bool] = False  # the method uses the layer-wise regularizer
     diagnosed: ClassVar[bool] = False  # `end_epoch` receives a class diagnosis
+    attacks: ClassVar[bool] = True  # the method trains on adversarial examples
+    chooses: ClassVar[bool] = False  # `choose` chooses layers where none is named, and only their weights train
     adds_weights: ClassVar[bool] = False  # its surgery adds weights, which train even where all others are frozen
+    recipe: ClassVar[dict[str, Any]] = {}  # values of the recipe that are the method's own defaults
     chosen_by: ClassVar[str] = "robust accuracy"  # the name of what `score` returns
 
     task: Task
     parts: dict[str, torch.Tensor]
     surgeries: list[dict[str, Any]] = []
+    findings: dict[str, Any] = {}
 
     @property
     def averages(self) -> bool:
@@ -78,6 +84,12 @@ class Hardening:
     def begins(self) -> float:
         """The share of the training after which the method is in effect. Earlier epochs are never the best one."""
         return 0.0
+
+    def choose(
+        self, model: Classifier, layers: Sequence[Layer], held_out: Sequence[Batch], say: Say
+    ) -> tuple[str, ...]:
+        """Names of the layers to train, if `chooses` is set. layers: of the network, in order. The model does not change."""
+        raise NotImplementedError
 
     def prepare(self, model: Classifier) -> None:
         """Surgery on model.body, before there are optimizers. `surgeries` then describes it, so that `lsa_cli.models.surgery`
@@ -104,8 +116,9 @@ class Hardening:
         """The quality of the network on the held-out samples. The epoch with the largest score is the best."""
         return float(diagnosis.robust.mean())
 
-    def finish(self, model: Classifier, validation: Iterable[Batch]) -> None:
-        """Called once after training with the best weights, for what is fitted on held-out samples."""
+    def finish(self, model: Classifier, validation: Iterable[Batch]) -> str | None:
+        """Called once after training with the best weights, for what is fitted on held-out samples. Returns what to say of it."""
+        return None
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -170,7 +170,8 @@ def make_harden_plan(
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")
-    recipe, steps = recipe_for(own, network.input_shape, network.classifier, network.device)
+    kind = HARDENINGS.get(method)
+    recipe, steps = recipe_for(own, kind.recipe, network.input_shape, network.classifier, network.device)
     chosen = named_layers(own, network.layers)
     plan = HardenPlan(
         audit=audit, network=network, train=train, validation=validation,
@@ -179,7 +180,7 @@ def make_harden_plan(
         hold=own.hold or (DEFAULT_HOLD if own.top_k is None and options.get("sites") != "mvl" else "mvl"), top_k=own.top_k,
         gamma=own.gamma or str(DEFAULT_GAMMA), detach_clean=bool(own.detach_clean),
         attack_mode=own.attack_mode or "eval", steps=own.steps or steps, step_size=own.step_size,
-        freeze=tuple(own.freeze or ()), train_only_flagged=own.train_only == "flagged",
+        freeze=tuple(own.freeze or ()), train_only_flagged=kind.chooses or own.train_only == "flagged",
         given=settings, origin=origin, notes=tuple(notes),
     )  # fmt: skip
     _refuse_unused(own, plan)
@@ -264,7 +265,7 @@ def _try_method(plan: HardenPlan) -> Hardening:
     Where a scan will choose the layers, the first hidden one takes their place.
     """
     hidden = tuple(layer.name for layer in plan.network.layers if not layer.is_output)
-    if plan.layers or not plan.needs_layers:
+    if plan.layers or plan.kind.chooses or not plan.needs_layers:
         return plan.make_method(plan.layers or hidden[:1])
     if not plan.audit.layers:
         raise UsageError(
@@ -307,6 +308,11 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
         if name == "gamma" and hasattr(plan.kind, "gamma"):
             has = f"has a gamma of its own: --method {method}:gamma={own.gamma}"
         raise UsageError(f"{_option(name)} is for methods with the regularizer, such as {regularized}; {method} {has}")
+    for name in given("mvl", "hold", "top_k", "train_only") if plan.kind.chooses else ():
+        raise UsageError(
+            f"{_option(name)}: {method} chooses layers by a rule of its own and trains only them; leave it out, or name layers "
+            "with --layers"
+        )
     for name in given("mvl", "layers", "hold", "top_k") if not plan.needs_layers else ():
         raise UsageError(
             f"{_option(name)} names layers to regularize, and {method} regularizes none; use {regularized}"
@@ -324,6 +330,8 @@ def _refuse_unused(own: HardenSettings, plan: HardenPlan) -> None:
         raise UsageError(f"--warmup raises eps and gamma, and {method} without a base uses neither; leave it out")
     for name in given(*ATTACK_SETTINGS):
         if name not in used:
+            if not plan.kind.attacks:
+                raise UsageError(f"{_option(name)}: {method} trains on clean samples; leave it out")
             why = f"{method} without a base attacks nothing" if base is None else f"base {base} does not use it"
             raise UsageError(f"{_option(name)}: {why}; leave it out, or use --base pgd")
 

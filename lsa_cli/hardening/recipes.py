@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,15 +64,15 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimiz
 
 
 def recipe_for(
-    own: HardenSettings, shape: tuple[int, ...], model: nn.Module, device: torch.device
+    own: HardenSettings, usual: dict[str, Any], shape: tuple[int, ...], model: nn.Module, device: torch.device
 ) -> tuple[Recipe, int]:
-    """The recipe, with the defaults for inputs of this shape, and the default steps of the training attack."""
+    """The recipe, and the default steps of the training attack. usual: defaults of the method, before those for this shape."""
     default, steps = (_VECTORS, 10) if len(shape) != 3 else (_GREY_IMAGES, 3) if shape[0] == 1 else (_COLOUR_IMAGES, 10)
     given = own.given()
     if own.schedule not in SCHEDULES:
         given.pop("schedule", None)  # it is a schedule of the method, see `method_of`
     has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    default = replace(default, amp=has_convolutions and multiplies_bfloat16(device))
+    default = replace(default, **usual, amp=has_convolutions and multiplies_bfloat16(device))
     recipe = replace(default, **{name: given[name] for name in Recipe.__dataclass_fields__ if name in given})
     if recipe.augment != "none" and len(shape) != 3:
         raise UsageError(f"--augment {recipe.augment} is for images; inputs here have shape {shape}")

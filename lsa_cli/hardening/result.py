@@ -57,12 +57,14 @@ def write_checkpoints(
         (files.last, trained.last, len(trained.history)),
     ):
         plan.network.classifier.load_state_dict(weights)
-        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out, method.surgeries))
+        findings = method.findings if path == files.out else {}
+        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out, method.surgeries, findings))
 
 
 def _description(
-    plan: HardenPlan, layers: tuple[str, ...], trained: Trained, epoch: int, out: Path, surgeries: list[dict[str, Any]]
-) -> Description:
+    plan: HardenPlan, layers: tuple[str, ...], trained: Trained, epoch: int, out: Path, surgeries: list[dict[str, Any]],
+    findings: dict[str, Any],
+) -> Description:  # fmt: skip
     network, normalize = plan.network, plan.network.classifier.normalize
     known = network.description
     parent = network.checkpoint
@@ -71,7 +73,7 @@ def _description(
         "stopped": trained.stopped, "parent": parent.path.name if parent else None,
         "parent_sha256": parent.sha256 if parent else None, "lsa": __version__, "torch": str(torch.__version__),
         "ranks": distributed.world(), "batch_norm_by_rank": normalizes_by_rank(network.classifier),
-        "held_out": trained.history[epoch - 1].plain() if epoch else None,
+        "held_out": trained.history[epoch - 1].plain() if epoch else None, **findings,
     }  # fmt: skip
     has_mean = isinstance(normalize, Normalize)
     foreign = arch_runs_user_code(network.arch)

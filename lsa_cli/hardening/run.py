@@ -263,5 +263,7 @@ def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: 
     # The process may have ended between the state of an epoch and its line in the log, so a resumed run writes all lines.
     trained = train(job, progress, on_epoch, lambda history: write_log(files.log, history, fresh=True))
     job.model.load_state_dict(trained.best)
-    job.method.finish(job.model.eval(), validation_of(job))
+    told = job.method.finish(job.model.eval(), validation_of(job))
+    if told is not None:
+        say(told)
     return replace(trained, best=weights_of(job.model))

@@ -1,6 +1,6 @@
 """The held-out training samples: their choice, and the accuracy of the network on them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,13 +8,14 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli.attacks.base import Attack, undisturbed
+from lsa_cli.attacks.losses import margin
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.auditing.copies import TRIED
 from lsa_cli.data import check_inputs, prefetch, stratified_subset
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.methods import Batch
-from lsa_cli.models.classifier import predicted_class
+from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.precision import Copy, make_copy
 
 
@@ -39,6 +40,18 @@ def validation_of(job: Job, size: int = 250) -> Iterator[Batch]:
         x = check_inputs(read, rows, job.threat.bounds, job.data.spec).to(job.device)
         y, index = torch.from_numpy(job.labels[rows]).to(job.device), torch.from_numpy(rows).to(job.device)
         yield Batch(x, y, index, job.seed, 1.0, 1.0)
+
+
+def attacked(model: Classifier, held_out: Iterable[Batch], attack: Attack) -> tuple[ClassDiagnosis, np.ndarray]:
+    """The class diagnosis and the margins (N,), largest wrong logit minus the true one, under `attack`."""
+    parts = []
+    for batch in held_out:
+        x_adv = attack(model, batch.x, batch.y, index=batch.index, seed=batch.seed)
+        with undisturbed(model), torch.no_grad():
+            clean, logits = predicted_class(model(batch.x)), model(x_adv)
+        parts.append((batch.y, clean, predicted_class(logits), margin(logits, batch.y)))
+    y, clean, adversarial, margins = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    return ClassDiagnosis(y, clean, adversarial, np.ones(len(y), dtype=bool)), margins
 
 
 def diagnose(job: Job, attack: Attack) -> tuple[float, ClassDiagnosis]:

@@ -14,6 +14,7 @@ from lsa_cli.stats.shares import (
     detectable_shares,
     mcnemar,
     newcombe,
+    not_inferior,
     ranks,
     spearman,
     widened,
@@ -23,6 +24,6 @@ from lsa_cli.stats.two_phase import Stratum, two_phase
 
 __all__ = [
     "Stratum", "binomial_tail", "confidence_sequence", "correlation_bound", "detectable_pairs", "detectable_shares",
-    "difference_sequence", "log_evidence", "log_wealth", "mcnemar", "newcombe", "ranks", "samples_to_decide", "spearman",
+    "difference_sequence", "log_evidence", "log_wealth", "mcnemar", "newcombe", "not_inferior", "ranks", "samples_to_decide", "spearman",
     "two_phase", "widened", "wilson",
 ]  # fmt: skip

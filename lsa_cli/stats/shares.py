@@ -90,6 +90,18 @@ def mcnemar(won: int, lost: int) -> float:
     return min(1.0, 2 * tail / 2**changed)
 
 
+def not_inferior(lost: int, gained: int, n: int, margin: float) -> float:
+    """The p-value against a true fall of `margin` or more of a share, from n pairs of which `lost` fell and `gained` rose.
+
+    The one-sided score test of Tango (Statistics in Medicine 17, 1998): the expected share of gained pairs is its maximum
+    likelihood estimate where the fall is `margin`. n > 0, 0 < margin < 1.
+    """
+    linear = (2 * n - lost + gained) * margin - lost - gained
+    expected = (math.sqrt(linear**2 + 8 * n * gained * margin * (1 - margin)) - linear) / (4 * n)
+    spread = math.sqrt(n * (2 * expected + margin * (1 - margin)))
+    return NormalDist().cdf((lost - gained - n * margin) / spread)
+
+
 @lru_cache(maxsize=1024)
 def detectable_pairs(n: int, changed: int, error: float) -> float | None:
     """The smallest difference of two shares of the same n samples that `mcnemar` with p <= error finds with a power of 80%.
