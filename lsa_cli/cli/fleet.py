@@ -9,8 +9,9 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, note
+from lsa_cli.cli.fleet_run import FleetRun
 from lsa_cli.cli.outputs import output_folder, split_stdout
-from lsa_cli.errors import EXIT_BROKEN, EXIT_GATE, LsaError, UsageError
+from lsa_cli.errors import EXIT_BROKEN, EXIT_GATE, UsageError
 from lsa_cli.settings import AuditSettings
 from lsa_cli.settings.declare import settings_of
 
@@ -48,6 +49,10 @@ def fleet(
             help="Audit part I of N, counted from 1, without claims. auto: from the array index of SLURM; auto/N: from JOB_COMPLETION_INDEX of Kubernetes.",
         ),
     ] = None,
+    triage: Annotated[
+        bool,
+        typer.Option("--triage", help="First audit all with --quick; then, as the options say, those that can still be the best one, or hold their limits."),
+    ] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first audit that fails.")] = False,
     json: Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="The table as JSON, beside fleet.json; - is stdout.")] = None,
     table: Annotated[str | None, typer.Option("--table", metavar="FILE.csv|.parquet", help="One row per model.")] = None,
@@ -72,13 +77,20 @@ def fleet(
     folder = output_folder(output)
     since = time_of(folder)
     audits = _audits(checkpoints(patterns)[part[0] - 1 :: part[1]], folder, given, places)
+    if triage and any(audit.settings.preset == "quick" for audit in audits):
+        raise UsageError("--triage begins with quick audits of all models; leave out --quick")
     if table is not None:
         check_table_file("table", table)
     Outputs(files).check([one.checkpoint for one in audits])
-    found, reports = _run(audits, folder, given, places, since, shares=shard is None, fail_fast=fail_fast)
+    run = FleetRun(audits, given.device, places, since, shard is None, fail_fast, bool(given.quiet))
+    found, reports = run.triage() if triage else run.full()
     _write(found, reports, files, folder / ("fleet.json" if shard is None else f"fleet.{part[0]}-of-{part[1]}.json"))
     _print(found, to_stdout, bool(given.quiet))
-    if found.breached and not (audits and audits[0].settings.exit_zero):
+    _end(found, exit_zero=bool(audits and audits[0].settings.exit_zero))
+
+
+def _end(found: "Fleet", exit_zero: bool) -> None:
+    if found.breached and not exit_zero:
         raise typer.Exit(EXIT_GATE)
     if found.failed:
         raise typer.Exit(EXIT_BROKEN)
@@ -140,80 +152,11 @@ def _audits(found: Sequence[str], folder: Path, given: AuditSettings, places: in
         refuse_unknown_names(settings)
         with_preset(settings, origin)
         settings = settings.replace(files=None, csv=None, samples=None, output=None, baseline=None, checkpoints=None)
-        audits.append(Audit(name_of(checkpoint), checkpoint, settings, origin, folder))
+        audits.append(Audit(name_of(checkpoint), checkpoint, settings, origin, folder, limits=settings.gate or {}))
     return audits
 
 
-# ---- the run and its result ----------------------------------------------------------------------------
-
-
-def _run(
-    audits: "Sequence[Audit]",
-    folder: Path,
-    given: AuditSettings,
-    places: int,
-    since: int,
-    *,
-    shares: bool,
-    fail_fast: bool,
-) -> "tuple[Fleet, dict[str, AuditReport]]":
-    """Audit, and return the table with the complete reports. shares: other workers may audit the same checkpoints."""
-    import lsa_cli.auditing.run  # noqa: F401  once, and not in every process that is forked
-    from lsa_cli._version import __version__
-    from lsa_cli.cli.fleet_audit import audit_alone
-    from lsa_cli.fleet.claims import Claims
-    from lsa_cli.fleet.folder import REPORT
-    from lsa_cli.fleet.workers import Worker
-    from lsa_cli.report.fleet import FleetRow, make_fleet
-
-    settled = 0
-
-    def tell(audit: "Audit") -> None:
-        nonlocal settled
-        settled += 1
-        if not given.quiet:
-            note(f"{settled} of {len(audits)}: {_in_words(audit, since)}")
-
-    worker = Worker(
-        audits, audit_alone, tell, places=places, devices=_devices(given.device), claims=Claims() if shares else None,
-        since=since, fail_fast=fail_fast,
-    )  # fmt: skip
-    worker.run()
-    reports: dict[str, AuditReport] = {}
-    others = []
-    for audit in audits:
-        report, reason = audit.report(), audit.failure(since)
-        if report is not None:
-            try:
-                reports[audit.name] = _with_limits(report, audit.settings)
-                continue
-            except LsaError as error:
-                reason = str(error)
-        state = "not run" if reason is None else "failed"
-        others.append(FleetRow(model=audit.name, checkpoint=audit.checkpoint, state=state, reason=reason or ""))
-    paths = {audit.name: f"{audit.name}{REPORT}" for audit in audits}
-    return make_fleet(f"lsa {__version__}", reports, paths, others), reports
-
-
-def _devices(asked: str | None) -> int:
-    """The number of CUDA devices to divide among the processes; 0 where they use none, or the one that is asked for."""
-    import torch
-
-    return torch.cuda.device_count() if asked in (None, "auto", "cuda") else 0
-
-
-def _with_limits(report: "AuditReport", settings: AuditSettings) -> "AuditReport":
-    """The report with the limits of now, which may be others than those of the run that made it."""
-    from lsa_cli.report.gate import check
-
-    return report.model_copy(update={"gates": check(report, settings.gate or {})})
-
-
-def _in_words(audit: "Audit", since: int) -> str:
-    from lsa_cli.report.terminal import one_line
-
-    report = audit.report()
-    return f"{audit.name} failed: {audit.failure(since)}" if report is None else one_line(report)
+# ---- the result ---------------------------------------------------------------------------------------
 
 
 def _write(found: "Fleet", reports: "dict[str, AuditReport]", files: dict[str, str], own: Path) -> None:

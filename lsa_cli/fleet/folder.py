@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsa_cli.auditing.presets import with_preset
 from lsa_cli.errors import LsaError, UsageError
@@ -15,6 +15,9 @@ from lsa_cli.models.formats import open_contents
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import read_report, write_text
 from lsa_cli.settings import AuditSettings
+
+if TYPE_CHECKING:
+    from lsa_cli.report.limits import Limit
 
 REPORT, FAILURE, LOG = ".audit.json", ".failed.json", ".log"
 # They decide no sample's number. Limits are decided from the saved report.
@@ -44,7 +47,8 @@ def name_of(checkpoint: str) -> str:
 class Audit:
     """One audit of a fleet: what to measure, and the files that say how far it is.
 
-    origin: where each setting comes from. checked, found: the last look at the report and its result.
+    origin: where each setting comes from. kind: a word in the names of the files, for a second audit of the same model.
+    limits: those that the report is held against. checked, found: the last look at the report and its result.
     """
 
     name: str
@@ -52,11 +56,16 @@ class Audit:
     settings: AuditSettings
     origin: dict[str, str]
     folder: Path
+    kind: str = ""
+    limits: "dict[str, Limit]" = field(default_factory=dict)
     _looked_at: Any = field(default=None, repr=False)
     _found: AuditReport | None = field(default=None, repr=False)
 
     def file(self, ending: str) -> Path:
-        return self.folder / f"{self.name}{ending}"
+        """ "x.pt.audit.json"; "x.pt.audit.quick.json" of the kind quick."""
+        stem, dot, last = ending.rpartition(".")
+        kind = f".{self.kind}" if self.kind else ""
+        return self.folder / f"{self.name}{stem}{kind}{dot}{last}"
 
     def report(self) -> AuditReport | None:
         """The complete report of this file with these settings, if there is one."""

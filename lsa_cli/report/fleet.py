@@ -49,6 +49,7 @@ class FleetRow(Row):
     sha256: str | None = None
     created: str | None = None
     seconds: float | None = None
+    audit: str | None = Field(default=None, description="with --triage: quick or full")
     protocol: str = Field(default="", description="threat model and samples, as text")
     clean: Rate | None = None
     robust: Rate | None = None
@@ -84,19 +85,29 @@ class Fleet(Row):
 
 
 def make_fleet(
-    tool: str, reports: Mapping[str, AuditReport], paths: Mapping[str, str], others: Sequence[FleetRow] = ()
+    tool: str,
+    reports: Mapping[str, AuditReport],
+    paths: Mapping[str, str],
+    others: Sequence[FleetRow] = (),
+    kinds: Mapping[str, str] | None = None,
 ) -> Fleet:
-    """reports: complete ones, by model; paths: of their files, by model. others: rows of models without a report."""
+    """reports: complete ones, by model; paths: of their files, by model. others: rows of models without a report.
+
+    kinds: quick or full, by model, after a triage.
+    """
     rows: list[FleetRow] = []
-    for number, models in enumerate(_groups(reports)):
+    groups = sorted(comparable(reports), key=lambda models: (kinds or {}).get(models[0]) == "quick")
+    for number, models in enumerate(groups):
         found = [_row(name, reports[name], paths[name], number) for name in models]
+        for row in found:
+            row.audit = (kinds or {}).get(row.model)
         found.sort(key=_best_first)
         _test(found, reports)
         rows += found
     return Fleet(tool=tool, rows=[*rows, *sorted(others, key=lambda row: (row.state, row.model))])
 
 
-def _groups(reports: Mapping[str, AuditReport]) -> list[list[str]]:
+def comparable(reports: Mapping[str, AuditReport]) -> list[list[str]]:
     """The models by protocol and samples, the largest group first."""
     groups: list[list[str]] = []
     for name, report in reports.items():

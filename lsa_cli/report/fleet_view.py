@@ -14,9 +14,10 @@ _COLUMNS = (
     Column("#", "number"), Column("model", "name"), Column("robust", "number"), Column("95% interval"),
     Column("proven", "number"), Column("clean", "number", spare=2), Column("worst class", "number", spare=3),
     Column("against the best, points", "number", spare=4), Column("p", "number", spare=5),
-    Column("ahead of", "number", spare=6), Column("behind", "number", spare=1), Column("evidence"), Column("limits"),
-    Column("audited", detail=True),
+    Column("ahead of", "number", spare=6), Column("behind", "number", spare=1), Column("audit"), Column("evidence"),
+    Column("limits"), Column("audited", detail=True),
 )  # fmt: skip
+_NAMED_BEST = 5  # groups whose best model is in the last line
 _SAID = "ahead of, behind: numbers of models beyond noise, by the exact McNemar test on the same samples; all pairs share 5% (Holm)"
 
 
@@ -38,6 +39,10 @@ def _group(rows: list[FleetRow]) -> Table:
         notes.append(f"no model is ahead of these beyond noise: {first_of(leaders, 10)}")
     elif leaders and len(rows) > 1:
         notes.append(f"ahead of every other model beyond noise: {leaders[0]}" if _leads(rows) else "")
+    if any(row.audit == "quick" for row in rows):
+        notes.append(
+            "quick: the number is a loose upper bound, and a full audit was not needed to see that the model is not the best one or breaches a limit"
+        )
     cells = tuple(_cells(place, row) for place, row in enumerate(rows, start=1))
     table = Table(f"Models, best first: {rows[0].protocol}", _COLUMNS, cells, notes=(*filter(None, notes), _SAID))
     empty = [column.title for column, *found in zip(_COLUMNS, *cells, strict=True) if set(found) <= {"", "-"}]
@@ -63,26 +68,39 @@ def _cells(place: int, row: FleetRow) -> tuple[Cell, ...]:
         "" if row.robust is None else interval(row.robust), "-" if row.proven is None else percent(row.proven.value),
         "-" if row.clean is None else percent(row.clean.value), worst,
         "-" if best is None else f"{100 * best.points:+.1f}", p_value(None if best is None else best.p),
-        "-" if row.ahead_of is None else str(row.ahead_of), "-" if row.behind is None else str(row.behind), evidence, limits,
+        "-" if row.ahead_of is None else str(row.ahead_of), "-" if row.behind is None else str(row.behind), row.audit or "",
+        evidence, limits,
         (row.created or "")[:10],
     )  # fmt: skip
 
 
 def one_line(fleet: Fleet) -> str:
-    """How many models there are, the best one, and what failed."""
+    """How many models there are, the best one of each group, and what failed."""
     audited = [row for row in fleet.rows if row.state == "audited"]
     others = len(fleet.rows) - len(audited) - len(fleet.failed)
     line = f"{plural(len(audited), 'model')} audited"
     line += f", {len(fleet.failed)} failed" if fleet.failed else ""
     line += f", {others} not run" if others else ""
-    best = next((row for row in audited if row.behind is not None and row.robust is not None), None)
-    if best is not None and best.robust is not None:
-        line += f"; best: {best.model}, robust accuracy {percent(best.robust.value)} {interval(best.robust)}"
+    best = _best_of_groups([row for row in audited if row.audit != "quick"])
+    for row in best[:_NAMED_BEST]:
+        assert row.robust is not None
+        where = f" in table {(row.group or 0) + 1} ({row.protocol})" if len(best) > 1 else ""
+        line += f"; best{where}: {row.model}, robust accuracy {percent(row.robust.value)} {interval(row.robust)}"
+    line += f"; {plural(len(best) - _NAMED_BEST, 'more table')}" if len(best) > _NAMED_BEST else ""
     if any(row.gates for row in audited):
         line += (
             f"; limits do not hold for {plural(len(fleet.breached), 'model')}" if fleet.breached else "; limits hold"
         )
     return line
+
+
+def _best_of_groups(audited: list[FleetRow]) -> list[FleetRow]:
+    """The best model of each group of the same protocol and samples, where it was tested."""
+    best: dict[int | None, FleetRow] = {}
+    for row in audited:
+        if row.behind is not None and row.robust is not None:
+            best.setdefault(row.group, row)
+    return list(best.values())
 
 
 def rows(fleet: Fleet) -> Rows:

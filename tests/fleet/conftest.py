@@ -10,26 +10,9 @@ import torch
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ("a/one", "a/two", "three")
-# An attack that takes long enough to be killed, and writes down what it met.
-PLUGIN = """
-import os, time
-from dataclasses import dataclass
-from lsa_cli.attacks import ATTACKS, Attack, Threat
-
-@ATTACKS.register("logged")
-@dataclass(frozen=True)
-class Logged(Attack):
-    threat: Threat
-
-    def perturb(self, model, x, y):
-        time.sleep(0.02)
-        with open(os.environ["MET"], "a") as file:
-            file.write(f"{os.getppid()} {len(x)}\\n")
-        return self.threat.project(x + self.threat.eps, x)
-"""
 OPTIONS = [
     "--attack", "logged", "--noise", "none", "--layers", "none", "-n", "40", "--batch-size", "8", "--threads", "1",
-    "--plugin", "mine.py", "--data", "npz:models/moons.npz",
+    "--plugin", str(Path(__file__).with_name("logged_attack.py")), "--data", "npz:models/moons.npz",
 ]  # fmt: skip
 
 
@@ -87,7 +70,6 @@ def make_place(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**shipped, "state_dict": weights}, path)
     shutil.copy(ROOT / "sample_models" / "moons.npz", folder / "models")
-    (folder / "mine.py").write_text(PLUGIN)
     return Place(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import jsonschema
 import pandas as pd
 import pytest
+import torch
 
 from lsa_cli.cli.schema import schema_of
 from tests.cli.conftest import lsa  # noqa: F401
@@ -26,6 +28,7 @@ def here(lsa, place, monkeypatch):  # noqa: F811
 
     def run(*arguments):
         monkeypatch.chdir(place.folder)
+        monkeypatch.setenv("MET", str(place.met))
         return lsa(*arguments)
 
     return run
@@ -96,7 +99,7 @@ def test_what_is_done_is_not_done_again_and_limits_are_decided_anew(undisturbed,
     assert list(pd.read_parquet(tmp_path / "t.parquet").model) == list(table.model)
 
 
-def test_killed_workers_lose_nothing(place, undisturbed):
+def test_killed_workers_lose_nothing(place, undisturbed, here):
     """A process of an audit is killed, then the worker; another one completes the fleet."""
     worker = place.start(*FLEET, *OPTIONS, "--jobs", 2)
     audits = place.folder / "audits"
@@ -109,7 +112,7 @@ def test_killed_workers_lose_nothing(place, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in complete(place)}
     met = place.samples_met()
     assert 0 < len(before) < len(NAMES)
-    done = place.run(*FLEET, *OPTIONS)
+    done = here(*FLEET, *OPTIONS)
     assert done.code == 0, done.err
     assert place.reports() == undisturbed.reports()
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -128,9 +131,10 @@ def test_two_workers_share_a_folder(place, undisturbed):
     assert left_over(place) == []
 
 
-def test_parts_add_up(place, undisturbed):
+def test_parts_add_up(place, undisturbed, here, monkeypatch):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
     parts = [["--shard", "1/2"], ["--shard", "auto/2"]]
-    done = [place.run(*FLEET, *OPTIONS, *part, "-q", env={"JOB_COMPLETION_INDEX": "1"}) for part in parts]
+    done = [here(*FLEET, *OPTIONS, *part, "-q") for part in parts]
     assert [one.code for one in done] == [0, 0], done[0].err
     rows = [json.loads((place.folder / "audits" / f"fleet.{i}-of-2.json").read_text())["rows"] for i in (1, 2)]
     assert [len(part) for part in rows] == [2, 1]
@@ -167,9 +171,9 @@ def test_a_failure_is_a_row_and_settings_of_single_files_hold(place, here):
     assert again == {"three.pt.audit.json"}  # the one whose settings have changed
 
 
-def test_fail_fast_stops_and_an_interrupted_fleet_goes_on(place, undisturbed):
+def test_fail_fast_stops_and_an_interrupted_fleet_goes_on(place, undisturbed, here):
     (place.folder / "models" / "a" / "bad.pt").write_text("no network")
-    done = place.run(*FLEET, *OPTIONS, "--fail-fast", "-q")
+    done = here(*FLEET, *OPTIONS, "--fail-fast", "-q")
     states = [row["state"] for row in place.fleet()["rows"]]
     assert (done.code, states.count("failed")) == (3, 1)
     assert states.count("not run") >= 2
@@ -180,9 +184,52 @@ def test_fail_fast_stops_and_an_interrupted_fleet_goes_on(place, undisturbed):
     worker.communicate(timeout=60)
     assert worker.returncode == 130
     assert list((place.folder / "audits").rglob("*.journal"))
-    assert place.run(*FLEET, *OPTIONS, "-q").code == 0
+    assert here(*FLEET, *OPTIONS, "-q").code == 0
     assert place.reports() == undisturbed.reports()
     assert set(left_over(place)) == {"bad.pt.failed.json", "bad.pt.log"}
+
+
+def test_triage_audits_in_full_only_what_can_still_matter(place, here):
+    """The weights of the third model are noise, so it cannot be the best; with a limit that it breaches it needs no more either."""
+    state = torch.load(place.folder / "models" / "three.pt", weights_only=True)
+    noise = torch.Generator().manual_seed(1)
+    state["state_dict"] = {
+        key: value + 0.3 * torch.randn(value.shape, generator=noise) for key, value in state["state_dict"].items()
+    }
+    torch.save(state, place.folder / "models" / "three.pt")
+    options = [
+        "--data",
+        "npz:models/moons.npz",
+        "--attack",
+        "pgd:steps=3",
+        "--noise",
+        "none",
+        "--threads",
+        "1",
+        "-n",
+        "60",
+    ]
+    options += ["--no-fast", "--layers", "none", "--eps", "0.1"]
+    done = here(*FLEET, *options, "--triage")
+    assert done.code == 0, done.err
+    rows = {row["model"]: row for row in place.fleet()["rows"]}
+    assert {name: row["audit"] for name, row in rows.items()} == {
+        "models/a/one.pt": "full", "models/a/two.pt": "full", "models/three.pt": "quick",
+    }  # fmt: skip
+    for row in rows.values():
+        report = json.loads((place.folder / "audits" / row["report"]).read_text())
+        assert report["data"]["n"] == (60 if row["audit"] == "full" else 200)
+        assert report["verdict"]["robust"] == row["robust"]
+    assert "triage: 2 of 3 models need a full audit" in done.err
+    assert re.search(r"; best: models/a/\w+\.pt, robust", done.out.splitlines()[-1])
+    limited = here(*FLEET, *options, "--triage", "--fail-under", "robust=0.7")
+    assert limited.code == 1  # the third model breaches it, by an upper bound
+    assert [row["audit"] for row in place.fleet()["rows"]] == ["full", "full", "quick"]
+
+
+def test_a_file_that_names_no_data_says_how_to_give_them(here, place, samples):
+    done = here("fleet", samples / "custom_cnn.pth", "-o", "audits")
+    assert (done.code, "give images with labels as --data imagefolder:DIR" in " ".join(done.out.split())) == (3, True)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +242,7 @@ def test_fail_fast_stops_and_an_interrupted_fleet_goes_on(place, undisturbed):
         (["--shard", "auto"], "neither SLURM_ARRAY_TASK_ID nor JOB_COMPLETION_INDEX is set"),
         (["--table", "t.txt"], "must end in .csv or .parquet"),
         (["--quick", "--attack", "pgd"], "--quick chooses the attacks"),
+        (["--quick", "--triage"], "leave out --quick"),
     ],
 )
 def test_what_a_fleet_refuses_before_it_starts(lsa, tmp_path, samples, options, says):  # noqa: F811

@@ -1,6 +1,7 @@
 """The table of a fleet: the order, and who is ahead beyond noise."""
 
 import json
+import re
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +10,8 @@ from scipy.stats import binomtest
 from lsa_cli.report.fleet import make_fleet
 from lsa_cli.report.fleet_view import one_line, rows, tables
 from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import Evidence, Samples
+from lsa_cli.report.schema import Evidence, GateResult, Samples
+from lsa_cli.report.triage import needs_full
 from tests.report.example import example
 
 
@@ -79,7 +81,54 @@ def test_other_protocols_and_invalid_numbers_are_not_compared():
     fleet = fleet_of(reports)
     assert [(row.model, row.group) for row in fleet.rows] == [("a", 0), ("b", 0), ("masked", 0), ("weak", 1)]
     assert [row.behind for row in fleet.rows] == [0, 0, None, 0]
-    assert one_line(fleet).startswith("4 models audited; best: a, robust accuracy 40.0%")
+    assert one_line(fleet).startswith("4 models audited; best in table 1 (linf 0.3, npz:mnist.npz (test), 100 ")
     assert [len(table.rows) for table in tables(fleet)] == [3, 1]
     assert len({tuple(row) for row in rows(fleet)}) == 1  # all rows of the table have the same columns
     assert json.loads(fleet.to_json())["rows"][1]["best"]["p"] == 1.0
+
+
+def with_interval(value, half, evidence="trusted", gate=None, **changes):
+    report = report_of([True] * 10, evidence, **changes)
+    report.verdict.robust = Rate(count=0, n=100, value=value, low=value - half, high=value + half)
+    if gate is not None:
+        state = {"held": (True, value), "breached": (False, value), "undecided": (False, None)}[gate]
+        report.gates = [GateResult(metric="robust", limit=0.5, direction="at least", measured=state[1], passed=state[0],
+                                   message="", low=value - half, high=value + half)]  # fmt: skip
+    return report
+
+
+def test_a_full_audit_is_for_what_can_be_the_best_one():
+    quick = {
+        "a": with_interval(0.6, 0.05), "b": with_interval(0.51, 0.05), "c": with_interval(0.3, 0.05),
+        "d": with_interval(0.9, 0.05, "invalid"),
+    }  # fmt: skip
+    assert needs_full(quick, {}) == ["a", "b"]
+    # In full, the first one falls below the third one's quick number, which is an upper bound of its own.
+    full = {"a": with_interval(0.2, 0.05), "b": with_interval(0.25, 0.05)}
+    assert needs_full(quick, full) == ["c"]
+    assert needs_full(quick, {**full, "c": with_interval(0.1, 0.05)}) == []
+
+
+def test_a_full_audit_is_for_limits_that_are_not_breached():
+    """A limit that holds under quick attacks may be breached by stronger ones; a breached one stays breached."""
+    quick = {
+        "best": with_interval(0.9, 0.02, gate="held"), "holds": with_interval(0.6, 0.05, gate="held"),
+        "open": with_interval(0.5, 0.05, gate="undecided"), "lost": with_interval(0.2, 0.05, gate="breached"),
+    }  # fmt: skip
+    assert needs_full(quick, {}) == ["best", "holds", "open"]
+
+
+def test_the_last_line_names_the_best_one_of_each_data_set():
+    reports = {"a": report_of([True] * 8 + [False] * 2), "b": report_of([True] * 5 + [False] * 5)}
+    other = report_of([True] * 3 + [False] * 7)
+    other.data.source, other.data.fingerprint = "npz:other.npz", "cd" * 31 + "00"
+    line = one_line(fleet_of({**reports, "c": other}))
+    assert re.findall(r"best in table (\d) \((.+?)\): (\w), robust accuracy (\S+)%", line) == [
+        ("1", fleet_of(reports).rows[0].protocol, "a", "80.0"), ("2", fleet_of({"c": other}).rows[0].protocol, "c", "30.0"),
+    ]  # fmt: skip
+    assert "best: a, robust accuracy 80.0%" in one_line(fleet_of(reports))
+    fleet = make_fleet(
+        "lsa 0", {**reports, "c": other}, dict.fromkeys("abc", ""), kinds={"a": "full", "b": "full", "c": "quick"}
+    )
+    assert "best: a, robust accuracy 80.0%" in one_line(fleet)
+    assert [row.audit for row in fleet.rows] == ["full", "full", "quick"]
