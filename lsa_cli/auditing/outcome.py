@@ -116,6 +116,8 @@ def verdict_of(
         )  # fmt: skip
     worst = worst_case([diagnosis for _, diagnosis in budget])
     rows = worst.rows(plan.network.class_names)
+    for number, row in enumerate(rows):
+        row.proven = None if proof is None else rate(proof.proven[y == number])
     robust = rate(worst.robust)
     labels = [named.label for named, _ in budget]
     met = [plan.threat_of(named) for named, _ in budget]

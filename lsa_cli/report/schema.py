@@ -69,6 +69,7 @@ class ClassRow(Row):
     robust: Rate
     target: str | None = Field(description="class that most successful attacks end in")
     concentration: float | None = Field(description="share of successful attacks that end there")
+    proven: Rate | None = Field(default=None, description="proven robust; in the verdict of an audit with a proof")
 
 
 class ClassSummary(Row):

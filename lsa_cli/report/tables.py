@@ -155,7 +155,7 @@ def spread(name: str, rate: Rate) -> dict[str, Any]:
 def _class_row(row: ClassRow) -> dict[str, Any]:
     return {
         "class": row.name, **spread("clean", row.clean), **spread("robust", row.robust), "target": row.target,
-        "concentration": row.concentration,
+        "concentration": row.concentration, **({} if row.proven is None else spread("proven", row.proven)),
     }  # fmt: skip
 
 

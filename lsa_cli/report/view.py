@@ -328,16 +328,21 @@ def classes(report: AuditReport) -> Table | None:
     for row in weakest_first(report.verdict.classes):
         target = "" if row.target is None else f"{row.target} ({percent(row.concentration)})"
         clean, robust = percent(row.clean.value), percent(row.robust.value)
-        rows.append((row.name, str(row.robust.n), clean, interval(row.clean), robust, interval(row.robust), target))
+        proven = ("", "") if row.proven is None else (percent(row.proven.value), interval(row.proven))
+        rows.append(
+            (row.name, str(row.robust.n), clean, interval(row.clean), *proven, robust, interval(row.robust), target)
+        )
     columns = (
         Column("class", "name"), Column("n", "number"), Column("clean", "number"),
-        Column("clean, 95% interval", detail=True), Column("robust", "number"), Column("95% interval"),
-        Column("mostly mistaken for", "name", spare=1),
+        Column("clean, 95% interval", detail=True), Column("proven", "number"), Column("proven, 95% interval", spare=2),
+        Column("robust", "number"), Column("95% interval"), Column("mostly mistaken for", "name", spare=1),
     )  # fmt: skip
-    caption = "robust: worst case over the budget attacks"
+    with_proof = any(row.proven is not None for row in report.verdict.classes)
+    caption = "robust: worst case over the budget attacks" + ("; proven: no attack can find less" if with_proof else "")
     summary = report.verdict.class_summary
     notes = []
     if summary is not None:
         gap, sd = percent(summary.max_discrepancy), percent(summary.sd)
         notes.append(f"max discrepancy {gap}, sd {sd}, NSD {number(summary.nsd)}")
-    return Table("Classes, worst first", columns, tuple(rows), caption, tuple(notes)) if rows else None
+    table = Table("Classes, worst first", columns, tuple(rows), caption, tuple(notes))
+    return (table if with_proof else table.without("proven", "proven, 95% interval")) if rows else None

@@ -24,8 +24,9 @@ from lsa_cli.auditing.run import run_audit
 from lsa_cli.cli.boundary import boundary
 from lsa_cli.errors import EXIT_BROKEN, UsageError
 from lsa_cli.proofs import NotProvable
-from lsa_cli.report import by_sample
+from lsa_cli.report import by_sample, view
 from lsa_cli.report.storage import read_report
+from lsa_cli.report.text import between, percent
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import lsa  # noqa: F401  a fixture
 from tests.fitting import fitted
@@ -80,6 +81,8 @@ def agrees(report):
     for place, proven in enumerate(samples.proven):
         assert not proven or (robust[place] and all(flags[place] for flags in everywhere))
     assert f"{verdict.proven.count} of {verdict.proven.n} samples are proven" in verdict.statement
+    assert sum(row.proven.count for row in verdict.classes) == verdict.proven.count
+    assert all(row.proven.n == row.robust.n and row.proven.count <= row.robust.count for row in verdict.classes)
     return True
 
 
@@ -89,6 +92,20 @@ def test_the_verdict_lies_between_what_is_proven_and_what_is_attacked(report):
     proven, turned = report.verdict.proven.count, report.verdict.clean.count - report.verdict.robust.count
     assert f"at least {turned} can be turned" in report.verdict.meaning
     assert f"{proven} provably cannot be turned" in report.verdict.meaning
+
+
+def test_the_table_of_classes_has_what_is_proven_of_each(report, plain):
+    names = report.subject.class_names
+    expected = dict.fromkeys(names, 0)
+    for label, proven in zip(report.samples.label, report.samples.proven, strict=True):
+        expected[names[label]] += proven
+    assert {row.name: row.proven.count for row in report.verdict.classes} == expected
+    table = view.classes(report)
+    place = [column.title for column in table.columns].index("proven")
+    shown = {row.name: percent(row.proven.value) for row in report.verdict.classes}
+    assert {row[0]: row[place] for row in table.rows} == shown
+    assert "proven" not in [column.title for column in view.classes(plain).columns]
+    assert all(row.proven is None for row in plain.verdict.classes)
 
 
 def test_an_affine_network_is_decided_exactly(task):
@@ -113,7 +130,7 @@ def test_the_cascade_attacks_no_sample_that_is_proven_and_the_scan_all(task, rep
         for one, other in zip(plain.outcomes, report.outcomes, strict=True)
     ]
     assert report.verdict.robust == plain.verdict.robust
-    assert report.verdict.classes == plain.verdict.classes
+    assert [row.model_copy(update={"proven": None}) for row in report.verdict.classes] == plain.verdict.classes
     assert (
         f"Of the {report.verdict.robust.count - report.verdict.proven.count} that are still robust and not proven"
         in (report.verdict.statement)
@@ -227,6 +244,8 @@ def test_gate_only_decides_what_is_proven(task, report):
     found = decide_early(plan_of(task, prove=True, attack=["pgd:steps=3"], gate_only=True, gate=both))
     assert [gate.measured for gate in found.gates] == [share, report.outcomes[0].robust.value]
     assert agrees(found)
+    low, high = percent(share), percent(report.outcomes[0].robust.value)
+    assert between(found.verdict).startswith(f"robust between {low} (proven) and {high} (attacked)")
     assert found.cascade[0].tried == found.verdict.clean.count - found.verdict.proven.count
 
 

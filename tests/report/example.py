@@ -43,6 +43,10 @@ def summary(rows):
     )  # fmt: skip
 
 
+def proven(row):
+    return row.model_copy(update={"proven": rate(int(0.85 * row.robust.count), row.robust.n)})
+
+
 def outcome(name, kind, robust, means, rows, names):
     layers = [
         layer(layer_name, mean, i == 1)
@@ -97,7 +101,7 @@ def example(status="complete", budget=True, empty_class=False, blind_layer=False
         ),
         verdict=Verdict(
             clean=rate(90, 100), robust=rate(30, 100) if budget else None, attacks=["fgsm", "pgd"] if budget else [],
-            classes=rows if budget else [], class_summary=summary(rows) if budget else None,
+            classes=[proven(row) for row in rows] if budget else [], class_summary=summary(rows) if budget else None,
             proof=Proof(robust=rate(25, 100), threat="linf 0.3", seconds=4.5) if budget else None,
             meaning=(
                 "of 90 images that are classified correctly, at least 60 can be turned within linf 0.3, and 25 provably cannot be turned; "
