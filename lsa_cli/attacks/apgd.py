@@ -5,7 +5,6 @@ loss gives the same run, and the log-odds of `losses.cross_entropy` replace the 
 """
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -13,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one, expected_gradient, expected_logits
+from lsa_cli.attacks.deepfool import rivals_of
 from lsa_cli.attacks.losses import DLR_CLASSES, LOSSES, Loss, targeted_dlr
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.search import Search
@@ -50,10 +50,11 @@ def stages(norm: str, steps: int) -> list[tuple[int, int]]:
 class _Run:
     """The state of a run. Every attribute is a tensor with a row for each sample that is still attacked, (M, ...) or (M,).
 
-    x_adv is x^(k), before x^(k-1), best x_max, best_value f_max, length the step size eta.
+    target is the class of a targeted run, x_adv x^(k), before x^(k-1), best x_max, best_value f_max, length the step size eta.
     """
 
-    def __init__(self, x_adv: torch.Tensor, length: torch.Tensor) -> None:
+    def __init__(self, x_adv: torch.Tensor, length: torch.Tensor, target: torch.Tensor) -> None:
+        self.target = target
         self.x_adv = self.before = self.best = x_adv
         self.gradient = self.best_gradient = torch.zeros_like(x_adv)
         self.value, self.best_value = torch.full_like(length, torch.inf), torch.full_like(length, -torch.inf)
@@ -98,8 +99,8 @@ class _Run:
 class _Dense(_Run):
     """linf and l2. rises: how often f rose since the last checkpoint; highest: f_max there; halved: whether eta was."""
 
-    def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> None:
-        super().__init__(x_adv, 2 * eps)
+    def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor, target: torch.Tensor) -> None:
+        super().__init__(x_adv, 2 * eps, target)
         self.rises, self.highest, self.halved = torch.zeros_like(eps), self.best_value, torch.zeros_like(eps).bool()
 
     def observe(self, gradient: torch.Tensor, value: torch.Tensor) -> None:
@@ -126,8 +127,8 @@ class _Dense(_Run):
 class _Sparse(_Run):
     """l1. changed: how many inputs x_max changed at the last checkpoint; longest: the first step size."""
 
-    def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor) -> None:
-        super().__init__(x_adv, eps)
+    def __init__(self, x_adv: torch.Tensor, x: torch.Tensor, eps: torch.Tensor, target: torch.Tensor) -> None:
+        super().__init__(x_adv, eps, target)
         self.longest, self.changed = eps, self._changed(x)
 
     def _changed(self, x: torch.Tensor) -> torch.Tensor:
@@ -157,14 +158,15 @@ class _Sparse(_Run):
 class APGD(Attack):
     """Auto-PGD on the cross-entropy, which adapts its step size.
 
-    restarts: random starts; the worst case of each sample counts. eot: number of passes through a stochastic network whose
-    mean is a gradient. Runs in linf and l2 start at a uniformly random point of the ball (the official code: near its border).
+    restarts: random starts; the worst case of each sample counts. at_once: runs of a sample in one pass, which is faster for
+    few samples. eot: number of passes through a stochastic network whose mean is a gradient. Runs in linf and l2 start at a uniformly random point of the ball (the official code: near its border).
     """
 
     role = "gradient"
     threat: Threat
     steps: int = 100
     restarts: int = 1
+    at_once: int = 1
     eot: int = 1
     loss: ClassVar[str] = "ce"
     on_copy: ClassVar[float] = 0.57
@@ -172,36 +174,54 @@ class APGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least_one("apgd", steps=self.steps, restarts=self.restarts, eot=self.eot)
+        at_least_one("apgd", steps=self.steps, restarts=self.restarts, at_once=self.at_once, eot=self.eot)
 
     @property
     def passes(self) -> float:
         return self.restarts * self.eot * (self.steps + 0.4)  # the last iterate needs no gradient
 
-    def _losses(self, model: Model, search: Search) -> Iterator[Loss]:
-        """The loss of each run."""
-        for _ in range(self.restarts):
-            yield LOSSES.get(self.loss)
+    @property
+    def inputs_each(self) -> int:
+        return 3 * min(self.at_once, self._runs)
+
+    @property
+    def _runs(self) -> int:
+        """The most runs of a sample."""
+        return self.restarts
+
+    def _targets(self, model: Model, search: Search) -> torch.Tensor:
+        """The target class of every run, (N, runs). An untargeted loss has no use for it."""
+        return search.y[:, None].expand(-1, self.restarts)
+
+    def _loss(self, target: torch.Tensor) -> Loss:
+        return LOSSES.get(self.loss)
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
-        for loss in self._losses(model, search):
+        targets = self._targets(model, search)
+        for of_a_pass in targets.split(self.at_once, 1) if targets.shape[1] else ():
             search.still()
             if search.is_over:
                 break
             with search.aside():
-                self._run(model, search, loss)
+                self._run(model, search, of_a_pass[search.rows])
         return search.x_adv
 
-    def _run(self, model: Model, search: Search, loss: Loss) -> None:
-        sparse = self.threat.norm == "l1"
+    def _start(self, search: Search) -> torch.Tensor:
         # In l1, a projected normal step changes few inputs; a uniform point of the ball changes all and is half as strong.
-        x_adv = search.x + normal_like(search.x) if sparse else search.threat.sample(search.x)
+        return search.x + normal_like(search.x) if self.threat.norm == "l1" else search.threat.sample(search.x)
+
+    def _run(self, model: Model, search: Search, targets: torch.Tensor) -> None:
+        """One run for each column of targets (M, R)."""
+        sparse, runs = self.threat.norm == "l1", targets.shape[1]
+        x_adv = torch.stack([self._start(search) for _ in range(runs)], 1).flatten(0, 1)
+        target = targets.flatten()
+        search.stack(runs)
         before = 0  # steps of the earlier stages
         for factor, steps in stages(self.threat.norm, self.steps):
             threat = _widened(search.threat, factor)
             eps = torch.as_tensor(threat.eps, dtype=x_adv.dtype, device=x_adv.device).expand(len(x_adv))
-            run = (_Sparse if sparse else _Dense)(threat.project(x_adv, search.x), search.x, eps)
+            run = (_Sparse if sparse else _Dense)(threat.project(x_adv, search.x), search.x, eps, target)
             checks = list(range(0, steps, max(1, int(CHECK_EVERY * steps)))) if sparse else checkpoints(steps)
             given_up = search.milestones(self.hopeless, steps, LONG)
             since = {this: this - last for last, this in pairwise(checks)}
@@ -210,7 +230,9 @@ class APGD(Attack):
                 network = search.network_at(model, (before + k) / self.steps)
                 if was_on_copy and not search.is_on_copy:
                     run.leave_copy()
-                gradient, logits, value = expected_gradient(network, run.x_adv, search.y, loss, self.eot)
+                gradient, logits, value = expected_gradient(
+                    network, run.x_adv, search.y, self._loss(run.target), self.eot
+                )
                 run.observe(gradient, value)
                 if factor == 1:
                     search.offer(run.x_adv, logits)
@@ -224,7 +246,7 @@ class APGD(Attack):
                     if search.is_over:
                         return
                 run.move(search.x, _widened(search.threat, factor), k)
-            x_adv, before = run.best, before + steps
+            x_adv, target, before = run.best, run.target, before + steps
         network = search.network_at(model, 1)
         search.offer(run.x_adv, expected_logits(network, run.x_adv, self.eot))
 
@@ -263,15 +285,14 @@ class TargetedAPGD(APGD):
     def passes(self) -> float:
         return self.targets * super().passes + 0.4 * self.eot
 
-    def _losses(self, model: Model, search: Search) -> Iterator[Loss]:
+    @property
+    def _runs(self) -> int:
+        return self.targets * self.restarts
+
+    def _targets(self, model: Model, search: Search) -> torch.Tensor:
         logits = expected_logits(model, search.x, self.eot)
         search.offer(search.x, logits)
-        wrong = logits.scatter(1, search.y[:, None], -torch.inf)
-        for target in wrong.topk(min(self.targets, logits.shape[1] - 1), dim=1).indices.unbind(1):
-            for _ in range(self.restarts):
-                yield _towards(target, search)
+        return rivals_of(logits, search.y, self.targets).repeat_interleave(self.restarts, 1)
 
-
-def _towards(target: torch.Tensor, search: Search) -> Loss:
-    """Targeted DLR towards the classes `target` (N,) of the whole batch, for the samples that are still attacked."""
-    return lambda logits, y: targeted_dlr(logits, y, target[search.rows])
+    def _loss(self, target: torch.Tensor) -> Loss:
+        return lambda logits, y: targeted_dlr(logits, y, target)

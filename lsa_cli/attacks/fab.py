@@ -1,6 +1,7 @@
 """FAB, the Fast Adaptive Boundary attack (arXiv 1907.02044), and FAB-T, its targeted runs in AutoAttack."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,9 +54,9 @@ class FAB(Attack):
     def passes(self) -> float:
         return self.restarts * self.steps * (0.8 + 0.6 * self.targets)
 
-    def _runs(self, targets: int) -> list[slice]:
-        """The columns of the rivals for each run."""
-        return [slice(0, targets)] if targets else []
+    def _in_passes(self, rivals: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The rivals (N, T) of the runs of each pass, (N, R, C): R runs of C rivals."""
+        return [rivals[:, None]]
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Nearest(x, y, self.threat)
@@ -65,9 +66,9 @@ class FAB(Attack):
         rivals = rivals_of(logits, y, self.targets)
         search.still()
         for restart in range(self.restarts):
-            for columns in self._runs(rivals.shape[1]):
+            for of_a_pass in self._in_passes(rivals) if rivals.shape[1] else ():
                 with search.aside():
-                    self._run(model, search, bool(restart), rivals[search.rows, columns])
+                    self._run(model, search, bool(restart), of_a_pass[search.rows])
                 if search.is_over:
                     return search.x_adv
         self._approach(model, search)
@@ -79,7 +80,11 @@ class FAB(Attack):
         return dataclasses.replace(search.threat, eps=radius).sample(search.x)
 
     def _run(self, model: Model, search: Nearest, from_random: bool, rivals: torch.Tensor) -> None:
-        point = self._start(search) if from_random else search.x
+        """One run for each column of rivals (M, R, C)."""
+        runs, rivals = rivals.shape[1], rivals.flatten(0, 1)
+        points = [self._start(search) if from_random else search.x for _ in range(runs)]
+        point = torch.stack(points, 1).flatten(0, 1)
+        search.stack(runs)
         reached = torch.full_like(search.distance[search.rows], torch.inf)
         given_up = search.milestones(HOPELESS, self.steps, LONG)
         for step in range(1, self.steps + 1):
@@ -141,12 +146,23 @@ class FAB(Attack):
 class FABT(FAB):
     """FAB with one run for each of the likeliest wrong classes, and one backward pass a step (AutoAttack's FAB-T).
 
-    A run projects onto the boundary to its class; any wrong class counts.
+    A run projects onto the boundary to its class; any wrong class counts. at_once: runs of a sample in one pass, which is
+    faster for few samples.
     """
+
+    at_once: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least_one("fab-t", at_once=self.at_once)
 
     @property
     def passes(self) -> float:
         return self.restarts * self.targets * self.steps * 1.4
 
-    def _runs(self, targets: int) -> list[slice]:
-        return [slice(column, column + 1) for column in range(targets)]
+    @property
+    def inputs_each(self) -> int:
+        return 3 * min(self.at_once, self.targets)
+
+    def _in_passes(self, rivals: torch.Tensor) -> Sequence[torch.Tensor]:
+        return rivals[:, :, None].split(self.at_once, 1)

@@ -68,6 +68,14 @@ def keep(mask: torch.Tensor) -> None:
         draws.index, draws.keys = draws.index[mask], draws.keys[mask]
 
 
+def repeat(times: int) -> None:
+    """Let each sample stand `times` times in a row from now on. The first of its rows draws the numbers of the sample."""
+    draws = _current.get()
+    if draws is not None and times > 1:
+        others = [_mix(draws.keys ^ _signed(number * _GOLDEN)) for number in range(1, times)]
+        draws.index, draws.keys = draws.index.repeat_interleave(times), torch.stack([draws.keys, *others], 1).flatten()
+
+
 def in_parts(compute: Callable[[slice], torch.Tensor], count: int, at_once: int) -> torch.Tensor:
     """The results of `compute` on slices of at most `at_once` of `count` samples, concatenated.
 
@@ -92,7 +100,7 @@ def in_parts(compute: Callable[[slice], torch.Tensor], count: int, at_once: int)
 
 @contextmanager
 def kept_aside() -> Iterator[None]:
-    """A context after which samples that `keep` dropped in it get numbers again. The count of numbers continues."""
+    """A context that undoes what `keep` and `repeat` do in it. The count of numbers continues."""
     draws = _current.get()
     before = (draws.index, draws.keys) if draws is not None else None
     yield

@@ -66,7 +66,8 @@ class Search:
 
     For the whole batch: x_adv (N, ...) the strongest inputs, value (N,) their margins, found_at (N,) int32 the query
     that found the first adversarial example, from 1; 0 where there is none.
-    For the samples still attacked: x (M, ...), y (M,), threat with the eps of each, rows (M,) their positions.
+    For the samples still attacked: x (M, ...), y (M,), threat with the eps of each, rows (M,) their positions. After `stack`
+    a sample has several rows there, one for each of its runs.
     """
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> None:
@@ -78,7 +79,7 @@ class Search:
         self.x_adv = x.clone()
         self.value = torch.full((len(x),), -torch.inf, device=x.device)
         self.found_at = torch.zeros(len(x), dtype=torch.int32, device=x.device)
-        self.queries, self._queries_at_sync = 0, 0
+        self.runs, self.queries, self._queries_at_sync = 1, 0, 0
         self.is_on_copy = False
 
     def network_at(self, model: Model, done: float) -> Model:
@@ -101,9 +102,9 @@ class Search:
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Record inputs (M, ...) of the samples still attacked, with their logits (M, K). Returns their margins (M,).
 
-        It counts one query.
+        It counts one query for each run of a sample.
         """
-        self.queries += 1
+        self.queries += self.runs
         value = margin(logits, self.y)
         if self.is_on_copy:
             self._keep_on_copy(x_adv, value.float())
@@ -121,13 +122,18 @@ class Search:
             first = torch.arange(0, len(x_adv), count, device=x_adv.device)
             best = first + torch.where(value.isnan(), -torch.inf, value).argmax(1)
             x_adv, logits = x_adv[best], logits[best]
-            self.queries += count - 1
+            self.queries += (count - 1) * self.runs
         return x_adv, self.offer(x_adv, logits)
+
+    def on_network(self, x_adv: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The margins (M,) of inputs that were offered on the network itself. value (M,): those that `offer` returned."""
+        return self._confirm(torch.ones_like(value, dtype=torch.bool), x_adv) if self.is_on_copy else value
 
     def _keep(self, rows: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor) -> None:
         """Record inputs of the samples `rows`, with their margins on the network itself."""
         better = (value > self.value[rows]).nonzero().flatten()
         if len(better):
+            better = self._one_of_each(better, rows, value)
             took = rows[better]
             self.value[took] = value[better]
             self.x_adv[took] = x_adv[better]
@@ -144,14 +150,29 @@ class Search:
         self._best_on_copy = torch.where(as_rows(better, x_adv), x_adv, self._best_on_copy)
         self._confirm((value > 0) & (self.found_at[self.rows] == 0), x_adv)
 
-    def _confirm(self, which: torch.Tensor, x_adv: torch.Tensor) -> None:
-        """Evaluate some, (M,) bool, of these inputs (M, ...) on the network itself, and record them."""
+    def _confirm(self, which: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+        """Evaluate K of these inputs (M, ...), `which` (M,) bool, on the network itself, and record them.
+
+        Returns their margins (K,).
+        """
         assert self._network is not None
         at = which.nonzero().flatten()
-        if len(at):
-            with torch.no_grad():
-                logits = self._network(x_adv[at])
-            self._keep(self.rows[at], x_adv[at], margin(logits, self.y[at]).float())
+        if not len(at):
+            return x_adv.new_empty(0)
+        with torch.no_grad():
+            value = margin(self._network(x_adv[at]), self.y[at]).float()
+        self._keep(self.rows[at], x_adv[at], value)
+        return value
+
+    def _one_of_each(self, at: torch.Tensor, rows: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Of the positions `at` in rows (M,), the one of each sample with the largest value (M,); of equal ones the first."""
+        if self.runs == 1:
+            return at
+        at = at[value[at].argsort(descending=True, stable=True)]
+        at = at[rows[at].argsort(stable=True)]
+        is_first = torch.ones_like(at, dtype=torch.bool)
+        is_first[1:] = rows[at[1:]] != rows[at[:-1]]
+        return at[is_first]
 
     def _mark_broken(self, rows: torch.Tensor) -> None:
         if len(rows):
@@ -200,13 +221,25 @@ class Search:
             return {}
         return {math.ceil(share * total): limit for share, limit in hopeless}
 
+    def stack(self, runs: int) -> None:
+        """Give each sample `runs` rows in a row, one for each run, until the end of `aside`. `still` drops them together.
+
+        Each run draws random numbers of its own. Starts that are drawn before are the same as those of runs one after the other.
+        """
+        self.runs, self.threat = runs, self.threat.repeated(runs)
+        self.x, self.y, self.rows = each(self.x, runs), each(self.y, runs), each(self.rows, runs)
+        randomness.repeat(runs)
+
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """A context after which the samples that were dropped in it are attacked again, except those that `still` drops."""
+        """A context after which the samples that were dropped in it are attacked again, except those that `still` drops.
+
+        Each of them then has one row again.
+        """
         x, y, threat, rows = self.x, self.y, self.threat, self.rows
         with randomness.kept_aside():
             yield
-        self.x, self.y, self.threat, self.rows, self.is_on_copy = x, y, threat, rows, False
+        self.x, self.y, self.threat, self.rows, self.runs, self.is_on_copy = x, y, threat, rows, 1, False
         self.still()
 
 
@@ -237,14 +270,21 @@ class Nearest(Search):
 
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """As Search. Returns the distance (M,) of each input, infinite where it is not adversarial."""
-        self.queries += 1
+        self.queries += self.runs
         value = margin(logits, self.y).float()
-        distance = self.threat.distance(x_adv, self.x).float()
-        best = self.distance[self.rows]
+        distance = torch.where(value > 0, self.threat.distance(x_adv, self.x).float(), torch.inf)
         clear = value > _ROUNDING * logits.abs().amax(1)
-        nearer = (value > 0) & (distance < best) & (clear | best.isinf())
-        took = self.rows[nearer]
-        self.distance[took], self.value[took] = distance[nearer], value[nearer]
-        self.x_adv[took] = x_adv[nearer]
-        self._mark_broken(self.rows[nearer & self.threat.allows(distance)])
-        return torch.where(value > 0, distance, torch.inf)
+        self._keep_nearest(clear & (distance < self.distance[self.rows]), x_adv, value, distance)
+        self._keep_nearest(~clear & distance.isfinite() & self.distance[self.rows].isinf(), x_adv, value, distance)
+        return distance
+
+    def _keep_nearest(
+        self, which: torch.Tensor, x_adv: torch.Tensor, value: torch.Tensor, distance: torch.Tensor
+    ) -> None:
+        """Record, of the inputs `which` (M,) bool, the nearest one of each sample."""
+        at = which.nonzero().flatten()
+        if len(at):
+            self._mark_broken(self.rows[at[self.threat.allows(distance)[at]]])
+            at = self._one_of_each(at, self.rows, -distance)
+            took = self.rows[at]
+            self.distance[took], self.value[took], self.x_adv[took] = distance[at], value[at], x_adv[at]

@@ -7,7 +7,7 @@ import torch
 
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, annealed, at_least_one, expected_gradient, expected_logits
 from lsa_cli.attacks.losses import margin
-from lsa_cli.attacks.randomness import drawn_for
+from lsa_cli.attacks.randomness import kept_aside
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Threat, per_sample
@@ -22,7 +22,7 @@ class SquarePGD(Attack):
 
     Where gradients mislead from most starts, as on networks that hide them, the random search leaves the samples so near to
     the boundary that a few steps along the gradient finish. Steps shrink along a cosine from eps / 4 (our choice). queries,
-    at_once: of `square`, whose random numbers are those of the next seed.
+    at_once: of `square`.
     """
 
     threat: Threat
@@ -34,6 +34,11 @@ class SquarePGD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least_one("square-pgd", queries=self.queries, steps=self.steps, at_once=self.at_once)
+
+    @property
+    def stream(self) -> str:
+        """Rounds of a cascade that differ in queries draw other numbers."""
+        return f"{super().stream} {self.queries}"
 
     @property
     def _square(self) -> Square:
@@ -49,8 +54,8 @@ class SquarePGD(Attack):
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
-        seed, index = drawn_for()
-        start, _ = self._square.run(model, x, y, index=index, seed=seed + 1, goal=search.goal)
+        with kept_aside():
+            start = self._square.perturb(model, x, y)
         search.offer(start, expected_logits(model, start))
         (x_adv,) = search.still(start)
         for step in range(self.steps):

@@ -73,9 +73,12 @@ def test_l1_spends_its_steps_on_shrinking_balls(steps):
     assert module.stages("l1", 100) == [(3, 30), (2, 30), (1, 40)]
 
 
+UNTARGETED = torch.zeros(1, dtype=torch.long)
+
+
 def run_with(values, halved=False, highest=-torch.inf):
     """A linf run of one sample that saw these losses, at points that carry their number; then the state."""
-    run = module._Dense(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0.1]))
+    run = module._Dense(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0.1]), UNTARGETED)
     for k, value in enumerate(values):
         run.x_adv = torch.full((1, 3), float(k))
         run.observe(torch.full((1, 3), float(k)), torch.tensor([value]))
@@ -119,7 +122,7 @@ def test_a_run_is_checked_at_its_checkpoints(monkeypatch, norm, periods):
 def test_steps_are_those_of_equations_1_and_2_by_hand():
     threat = make_threat("linf", 0.5, bounds=None)
     x = torch.tensor([[0.0, 0.0]])
-    run = module._Dense(x, x, torch.tensor([0.1]))  # eta = 0.2
+    run = module._Dense(x, x, torch.tensor([0.1]), UNTARGETED)  # eta = 0.2
     run.observe(torch.tensor([[3.0, -1.0]]), torch.tensor([0.0]))
     run.move(x, threat, 0)
     torch.testing.assert_close(run.x_adv, torch.tensor([[0.2, -0.2]]))
@@ -130,7 +133,7 @@ def test_steps_are_those_of_equations_1_and_2_by_hand():
 
 def test_l1_steps_move_fewer_inputs_and_shrink_as_in_the_paper():
     x = torch.zeros(1, 6)
-    run = module._Sparse(torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]), x, torch.tensor([4.0]))
+    run = module._Sparse(torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0, 0.0]]), x, torch.tensor([4.0]), UNTARGETED)
     run.observe(torch.tensor([[0.1, -5.0, 0.0, 4.0, -0.2, 0.3]]), torch.tensor([0.0]))
     run.move(x, make_threat("l1", 100.0, bounds=None), 0)  # 3 / 1.5 = 2 inputs, half of eta = 4 each
     assert run.x_adv.tolist() == [[1.0, -1.0, 1.0, 2.0, 0.0, 0.0]]
@@ -151,7 +154,7 @@ def test_l1_steps_move_fewer_inputs_and_shrink_as_in_the_paper():
 def test_an_l1_step_moves_fewer_inputs_than_the_best_point(moves, next_moves):
     x, start = torch.zeros(1, 20), torch.zeros(1, 20)
     start[0, :moves] = 1.0
-    run = module._Sparse(start, x, torch.tensor([4.0]))
+    run = module._Sparse(start, x, torch.tensor([4.0]), UNTARGETED)
     run.observe(torch.arange(1.0, 21.0)[None], torch.tensor([0.0]))
     run.move(x, make_threat("l1", 100.0, bounds=None), 0)
     assert int((run.x_adv != start).sum()) == next_moves

@@ -7,6 +7,7 @@ from torch import nn
 from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.apgd import APGDDLR, TargetedAPGD
 from lsa_cli.attacks.fab import FABT
+from lsa_cli.attacks.odi import ODI
 from lsa_cli.attacks.search import Search, searching
 from lsa_cli.attacks.square import Square
 
@@ -43,6 +44,7 @@ def at_distance(model, times):
 ATTACKS = {
     "apgd-t": lambda threat: TargetedAPGD(threat, steps=60, targets=2),
     "fab-t": lambda threat: FABT(threat, steps=60, targets=2),
+    "odi-pgd": lambda threat: ODI(threat, steps=60, spread=2, restarts=2, at_once=2),
     "square": lambda threat: Square(threat, queries=1000),
     "square, eight at once": lambda threat: Square(threat, queries=1000, at_once=8),
 }
@@ -102,3 +104,24 @@ def test_a_loss_with_a_scale_gives_no_run_up():
             attack.run(model, x, y, goal=goal)
             looks.append(model.rows)
         assert looks[0] == looks[1]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_odi_gives_a_run_up_by_the_networks_answers_alone(copied):
+    """The copy's margins say that no run is hopeless. The network is asked, and says that all are."""
+    model = Counted()
+    x, y = at_distance(model, 6.0), torch.zeros(1, dtype=torch.long)
+    attack = ODI(make_threat("linf", EPS, bounds=None), steps=60, spread=2, restarts=2, at_once=2)
+
+    class Near(nn.Module):
+        shown = 0
+
+        def forward(self, x):
+            self.shown += len(x)
+            logits = model.linear(x.flatten(1))
+            lead = logits[:, :1] - logits[:, 1:].amax(1, keepdim=True)
+            return logits - torch.cat([lead + 1e-3, torch.zeros(len(x), 4)], 1).detach()
+
+    near = Near()
+    attack.run(model, x, y, goal="break", copy=near if copied else None)
+    assert (near.shown if copied else model.rows) < 2 * 30

@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from lsa_cli.attacks import ATTACKS, make_threat
+from lsa_cli.attacks import make_threat
 from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.fmn import FMN
 from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.attacks.ranked import FAR_LEAST, RankedCascade, Round, by_rank, everywhere, rounds_of
+from lsa_cli.attacks.search import searching
+from lsa_cli.attacks.square import Square
+from lsa_cli.attacks.square_pgd import SquarePGD
 from tests.fitting import fitted
 
 COUNT = 200
@@ -113,7 +117,7 @@ def test_it_leaves_what_all_of_its_attacks_leave_and_patience_breaks_no_more(tas
 def test_the_first_round_attacks_all_and_random_search_is_last_where_it_is_defined(norm):
     rounds = rounds_of(make_threat(norm, 0.1))
     assert (rounds[0].share, rounds[0].attack.kind) == (1, "budget" if norm == "linf" else "minimal")
-    assert rounds[-1].name == {"linf": "square-pgd", "l2": "square", "l1": "fab-t"}[norm]
+    assert rounds[-1].name == {"linf": "square-pgd long", "l2": "square", "l1": "fab-t"}[norm]
     assert len({one.name for one in rounds}) == len(rounds)
     assert len({(one.attack.stream, type(one.attack)) for one in rounds if "pgd" in one.name}) == sum(
         "pgd" in one.name for one in rounds
@@ -131,8 +135,10 @@ def test_in_l2_and_l1_it_begins_with_fmn_and_fab_t_is_as_long_as_in_autoattack(n
 def test_pgd_after_square_keeps_what_square_breaks_and_breaks_more(task):
     body, x, y = task
     threat = make_threat("linf", 0.03)
-    alone = ATTACKS.get("square")(threat, 20)(body, x, y, seed=1, goal="break")
-    both = ATTACKS.get("square-pgd")(threat, queries=20, at_once=1)(body, x, y, seed=0, goal="break")
+    attack = SquarePGD(threat, queries=20, at_once=1)
+    both = attack(body, x, y, seed=0, goal="break")
+    with per_sample(0, torch.arange(len(x)), attack.stream), searching("break"):
+        alone = Square(threat, 20).perturb(body, x, y)
     assert threat.contains(both, x).all()
     by_square, by_both = margin(body(alone), y) > 0, margin(body(both), y) > 0
     assert by_both[by_square].all()
