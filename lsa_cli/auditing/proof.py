@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lsa_cli.attacks import Threat
+from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.network import Network
 from lsa_cli.errors import summary_of
@@ -55,7 +56,8 @@ def plan_proof(
             raise NotProvable("the network is stochastic, and a proof is about one output for each input")
         if not is_asked:
             _refuse_large(network)
-        return PlannedProof(Prover.of(network.classifier, example), covering, is_asked)
+        with undisturbed(network.classifier):
+            return PlannedProof(Prover.of(network.classifier, example), covering, is_asked)
     except Exception as error:  # whatever a module of the user raises when it is read
         if is_asked:
             raise

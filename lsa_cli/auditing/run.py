@@ -13,6 +13,7 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli.attacks import Attack
+from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.ranked import by_rank, everywhere, lots
 from lsa_cli.auditing.assembly import Extras, make_report, not_run
 from lsa_cli.auditing.attacking import find_copy
@@ -78,7 +79,7 @@ def run_audit(
     """
     run = Execution(plan, progress or (lambda what, done, total: None), journal)
     state = _Audit(run, on_update, rule)
-    with numerics(plan.threads), state.reported_when_it_ends():
+    with numerics(plan.threads), undisturbed(plan.network.classifier), state.reported_when_it_ends():
         run.progress("clean accuracy", 0, run.total)
         if rule is None:
             run.batch.fit(lambda: remember(run))

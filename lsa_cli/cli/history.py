@@ -8,6 +8,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
+from lsa_cli.cli.completion import words
 from lsa_cli.cli.console import note
 from lsa_cli.cli.outputs import output_folder
 from lsa_cli.errors import UsageError
@@ -26,6 +27,7 @@ def history(
         typer.Option(
             "--order",
             metavar="name|date|epoch|commit",
+            autocompletion=words("name", "date", "epoch", "commit"),
             help="Order of the models in the trends: by name, by the date of the audit, by the epoch or last number in the "
             "name, or by git: the commit that is named in the name, or the last one that changed the report.",
         ),

@@ -2,35 +2,24 @@
 
 import dataclasses
 import inspect
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from lsa_cli.cli import options as o
+from lsa_cli.cli.completion import REGISTRIES, registry, words
 from lsa_cli.cli.console import emit
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
 from lsa_cli.report.formats import Format
 
-# Kind: module and name of its registry, which is imported when it is asked for.
-_REGISTRIES = {
-    "attacks": ("attacks", "ATTACKS"),
-    "noises": ("attacks", "NOISES"),
-    "corruptions": ("attacks", "CORRUPTIONS"),
-    "layers": ("layers", "SELECTORS"),
-    "measures": ("measures", "MEASURES"),
-    "audit-metrics": ("auditing.metrics", "METRICS"),
-    "sources": ("data", "DATA_SOURCES"),
-    "formats": ("report.formats", "FORMATS"),
-    "methods": ("hardening", "HARDENINGS"),
-    "bases": ("hardening.objectives", "OBJECTIVES"),
-}
-_KINDS = (*_REGISTRIES, "metrics")
+_KINDS = (*REGISTRIES, "metrics")
 
 
 def list_names(
-    kind: Annotated[str | None, typer.Argument(help=" | ".join(_KINDS), show_default=False)] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help=" | ".join(_KINDS), show_default=False, autocompletion=words(*_KINDS))
+    ] = None,
     plugin: o.Plugin = None,
 ) -> None:
     """List attacks, noises, corruptions, layer selectors, measures, metrics of an audit, data sources, formats, hardening methods or base objectives.
@@ -48,11 +37,10 @@ def list_names(
 
         emit("".join(f"{metric.name:18} {metric.meaning}\n" for metric in METRICS))
         return
-    module, table = _REGISTRIES[kind]
-    registry = getattr(import_module(f"lsa_cli.{module}"), table)
-    for name in registry.names():
-        emit(f"{name:16} {_summary(registry.get(name))}\n")
-        if parameters := _parameters(registry.get(name)):
+    found = registry(kind)
+    for name in found.names():
+        emit(f"{name:16} {_summary(found.get(name))}\n")
+        if parameters := _parameters(found.get(name)):
             emit(f"{'':16}   {parameters}\n")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lsa_cli.cli.completion import completion_of
 from lsa_cli.cli.console import foreign_code, note
 from lsa_cli.registry import load_entry_points
 from lsa_cli.report.formats import FORMATS
@@ -52,9 +53,9 @@ def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
             if given.keys() - {parameter.name for parameter in parameters()}:
                 load_plugins(given["plugin"])  # in a process that --nproc starts
             own, chosen = declared()
-            settings = _taken(given, chosen)
+            settings = taken(given, chosen)
             if hardening:
-                settings["harden"] = _taken(given, own)
+                settings["harden"] = taken(given, own)
             command(given=settings_from(settings), **given)
 
         run.parameters = parameters  # type: ignore[attr-defined]
@@ -95,14 +96,14 @@ def brings_formats(words: list[str]) -> bool:
     return len(FORMATS.registered()) > before
 
 
-def _taken(given: dict[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
+def taken(given: dict[str, Any], settings: Iterable[Setting]) -> dict[str, Any]:
     """Move the options that were given out of `given`. A flag that was not given is False, a list that was not is empty."""
-    taken = {}
+    found = {}
     for option in (option for one in settings for option in one.options):
         value = given.pop(option.key, None)
         if value is not None and value != [] and (value is not False or option.off is not None):
-            taken[option.key] = value
-    return taken
+            found[option.key] = value
+    return found
 
 
 def _parameters(settings: Iterable[Setting]) -> list[inspect.Parameter]:
@@ -118,7 +119,7 @@ def annotation(one: Setting, option: Option) -> Any:
     kind: Any = bool if option.flag else list[str] if option.repeatable else int if one.is_whole else str
     said = typer.Option(
         *option.declarations, metavar=option.metavar, help=option.help.replace("[0, 1]", r"\[0, 1]"),
-        rich_help_panel=one.panel, show_default=False,
+        rich_help_panel=one.panel, show_default=False, autocompletion=completion_of(one, option),
     )  # fmt: skip
     return Annotated[kind | None, said]
 

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from lsa_cli.cli.completion import words
 from lsa_cli.cli.console import note
 from lsa_cli.cli.outputs import output_folder
 from lsa_cli.errors import RunError, UsageError
@@ -13,7 +14,12 @@ from lsa_cli.wording import plural
 def plot(
     files: Annotated[list[str], typer.Argument(metavar="FILE.json...", help="Saved reports.", show_default=False)],
     output: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder for the figures.")] = "plots",
-    form: Annotated[str, typer.Option("--format", metavar="svg|png|pdf", help="Format of the figures.")] = "svg",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="svg|png|pdf", help="Format of the figures.", autocompletion=words("svg", "png", "pdf")
+        ),
+    ] = "svg",
 ) -> None:
     """Draw figures of saved reports: layer and robustness curves, classes, maps, before and after.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lsa_cli.cli.completion import words
 from lsa_cli.cli.console import emit
 from lsa_cli.errors import UsageError
 from lsa_cli.registry import unknown
@@ -13,7 +14,12 @@ from lsa_cli.registry import unknown
 def schema(
     kind: Annotated[
         str,
-        typer.Argument(metavar="report|comparison|fleet|config", help="What the schema describes.", show_default=False),
+        typer.Argument(
+            metavar="report|comparison|fleet|config",
+            help="What the schema describes.",
+            show_default=False,
+            autocompletion=words("report", "comparison", "fleet", "config"),
+        ),
     ],
 ) -> None:
     """Print the JSON Schema of reports, of comparisons, of fleets or of lsa.yaml."""

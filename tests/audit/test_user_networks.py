@@ -200,6 +200,23 @@ def test_a_network_in_memory_is_left_without_marks():
     assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("options", [{}, {"quick": True}, {"prove": True}, {"metrics": "intensity,eni,boundary"}])
+def test_a_network_in_training_is_audited_in_evaluation_mode(options):
+    """BatchNorm does not see the audit, and the numbers are those of the same network after eval()."""
+    torch.manual_seed(0)
+    x, y = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+    network(x)  # running statistics that are not those of the batch
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    given = {"data": (x, y), "eps": 0.02, "threads": 1, "no_fast": True, "noise": "none", **options}
+    found = audit(network, **given)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert network.training
+    after = audit(network.eval(), **given)
+    assert found.verdict == after.verdict.model_copy(update={"proof": found.verdict.proof})
+    assert (found.evidence, found.metrics) == (after.evidence, after.metrics)
+
+
 # ---- faults ----------------------------------------------------------------------------------------------
 
 
