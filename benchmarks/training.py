@@ -27,7 +27,7 @@ def make_method(
     task = Task(
         threat=threat, steps=steps, step_size=None, layers=layers, gammas=gammas, measure=relative_error,
         detach_clean=detach_clean, attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=classes, samples=samples,
-        input_shape=input_shape,
+        held_out=0, input_shape=input_shape,
     )  # fmt: skip
     return build(HARDENINGS.get(name), options, name, task=task)
 

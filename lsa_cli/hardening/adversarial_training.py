@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,8 @@ from lsa_cli.hardening.objectives import Objective, make_objective
 from lsa_cli.hardening.regularizer import LayerRegularizer, record
 from lsa_cli.hardening.weights import adversarial_weights
 from lsa_cli.models.classifier import Classifier
+
+_MOST_RAISES = 3
 
 
 @HARDENINGS.register("at")
@@ -31,6 +33,7 @@ class AdversarialTraining(Hardening):
     seen: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)  # (N, K) of the last loss
     objective: Objective = field(init=False)
     regularizer: LayerRegularizer | None = field(default=None, init=False)
+    raises: int = field(default=0, init=False)  # how often the training was strengthened
 
     def __post_init__(self) -> None:
         self.objective = make_objective(self.task, self.base, beta=self.beta, replays=self.replays)
@@ -69,14 +72,29 @@ class AdversarialTraining(Hardening):
         if self.regularizer is not None:
             penalty, measures = self.regularizer(clean, perturbed)
             self.parts |= measures
-            losses = losses + batch.strength * penalty
+            losses = losses + batch.strength * 2**self.raises * penalty
         return losses
 
+    def strengthen(self) -> str | None:
+        """Double gamma where there is a regularizer, otherwise the steps of the attack; at most three times (our choices)."""
+        if self.raises == _MOST_RAISES or (self.regularizer is None and "steps" not in self.objective.uses):
+            return None
+        self._raise(self.raises + 1)
+        if self.regularizer is not None:
+            return f"gamma to {2**self.raises} times its value"
+        return f"the steps of the training attack to {self.objective.task.steps}"
+
+    def _raise(self, times: int) -> None:
+        self.raises = times
+        if self.regularizer is None:
+            self.objective.task = replace(self.task, steps=self.task.steps * 2**times)
+
     def state(self) -> dict[str, Any]:
-        return self.objective.state()
+        return {"objective": self.objective.state(), "raises": self.raises}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.objective.restore(state)
+        self.objective.restore(state["objective"])
+        self._raise(state["raises"])
 
 
 @HARDENINGS.register("at-lr")

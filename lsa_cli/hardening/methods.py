@@ -23,7 +23,8 @@ class Task:
     """The settings that a method uses.
 
     threat, steps, step_size: of the training attack. layers: names of the regularized layers, most vulnerable first. gammas:
-    the weight of each. attack_mode: the mode of the network while it is attacked, eval or train. input_shape: of one sample.
+    the weight of each. attack_mode: the mode of the network while it is attacked, eval or train. samples, held_out: how many
+    samples train and how many are held out. input_shape: of one sample.
     """
 
     threat: Threat
@@ -38,6 +39,7 @@ class Task:
     awp: float
     classes: int
     samples: int
+    held_out: int
     input_shape: tuple[int, ...]
 
 
@@ -107,6 +109,11 @@ class Hardening:
 
     def end_epoch(self, model: Classifier, diagnosis: ClassDiagnosis) -> None:
         """Called if `diagnosed` is set. diagnosis: of the trained weights on held-out samples, under PGD at full eps."""
+
+    def strengthen(self) -> str | None:
+        """Make the training resist stronger attacks, after an epoch that resists only weak ones. Returns what is changed, None
+        where nothing can be."""
+        return None
 
     def averaged(self) -> dict[str, torch.Tensor] | None:
         """The weights to validate and to save; None for the trained weights themselves."""

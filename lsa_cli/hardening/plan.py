@@ -102,7 +102,7 @@ class HardenPlan:
             gammas=gammas(self.gamma, layers) if self.kind.regularizes else (), measure=self.audit.measure,
             detach_clean=self.detach_clean, attack_mode=self.attack_mode,
             label_smoothing=self.recipe.label_smoothing, awp=self.recipe.awp, classes=self.network.classes,
-            samples=len(self.train), input_shape=self.network.input_shape,
+            samples=len(self.train), held_out=len(self.validation), input_shape=self.network.input_shape,
         )  # fmt: skip
 
     def make_method(self, layers: tuple[str, ...]) -> Hardening:

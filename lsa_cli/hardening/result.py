@@ -73,6 +73,7 @@ def _description(
         "stopped": trained.stopped, "parent": parent.path.name if parent else None,
         "parent_sha256": parent.sha256 if parent else None, "lsa": __version__, "torch": str(torch.__version__),
         "ranks": distributed.world(), "batch_norm_by_rank": normalizes_by_rank(network.classifier),
+        "raised": {str(one.epoch): one.raised for one in trained.history if one.raised is not None},
         "held_out": trained.history[epoch - 1].plain() if epoch else None, **findings,
     }  # fmt: skip
     has_mean = isinstance(normalize, Normalize)

@@ -27,6 +27,7 @@ from lsa_cli.layers import Layer
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.loading import Say
 from lsa_cli.stats import not_inferior
+from lsa_cli.wording import plural
 
 _RADIUS = 0.1  # of the ball of weights, as a share of their norm
 _ASCENT = 10  # steps of the ascent in it
@@ -59,6 +60,13 @@ class RobustCriticalFineTuning(Hardening):
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1:
             raise UsageError(f"rift: margin={self.margin:g} must be above 0 and below 1, for example 0.01")
+        held_out = self.task.held_out
+        if not_inferior(0, 0, held_out, self.margin) > _ERROR:
+            least = next(m for m in range(1, 1000) if not_inferior(0, 0, held_out, m / 1000) <= _ERROR) / 1000
+            raise UsageError(
+                f"rift: {plural(held_out, 'held-out sample')} cannot exclude a fall of robust accuracy by {self.margin:g}, even if "
+                f"none changes; give --method rift:margin={least:g} or more, or a larger --val-fraction"
+            )
 
     def choose(
         self, model: Classifier, layers: Sequence[Layer], held_out: Sequence[Batch], say: Say

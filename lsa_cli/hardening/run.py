@@ -259,6 +259,8 @@ def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: 
             f"{result.clean:.1%}, FGSM {result.fgsm:.1%}, PGD {result.robust:.1%}; {result.seconds:.0f} s, "
             f"about {left:.0f} s left"
         )
+        if result.raised is not None:
+            say(f"accuracy under PGD is far below that under FGSM: the next epochs raise {result.raised}")
 
     # The process may have ended between the state of an epoch and its line in the log, so a resumed run writes all lines.
     trained = train(job, progress, on_epoch, lambda history: write_log(files.log, history, fresh=True))

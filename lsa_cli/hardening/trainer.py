@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from lsa_cli.hardening.recipes import OPTIMIZERS
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
 from lsa_cli.hardening.validation import diagnose
-from lsa_cli.hardening.watchdog import EpochResult, at_chance, trouble
+from lsa_cli.hardening.watchdog import EpochResult, at_chance, is_weak, trouble
 from lsa_cli.hardening.weights import Average, copied, weights_of
 from lsa_cli.models.precision import runs_channels_last
 
@@ -230,6 +230,8 @@ class Training:
             clean, float(under_fgsm.robust.mean()), float(under_pgd.robust.mean()),
             warmed_up(epoch / recipe.epochs, recipe.warmup), self.rate, round(self.spent, 3),
         )  # fmt: skip
+        if epoch < recipe.epochs and is_weak([*self.history, result], self.chance):
+            result = replace(result, raised=self.method.strengthen())
         self.history.append(result)
         score = self.method.score(under_pgd)
         full = result.strength == 1 and epoch / recipe.epochs > self.method.begins  # the last epoch always is

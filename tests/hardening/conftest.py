@@ -45,7 +45,8 @@ def make_task(layers=("2", "6"), gamma=0.5, **changes):
     values = {
         "threat": make_threat("linf", 0.1), "steps": 2, "step_size": None, "layers": tuple(layers),
         "gammas": (gamma,) * len(layers), "measure": MEASURES.get("relative-error"), "detach_clean": False,
-        "attack_mode": "eval", "label_smoothing": 0.0, "awp": 0.0, "classes": 3, "samples": 96, "input_shape": (1, 8, 8),
+        "attack_mode": "eval", "label_smoothing": 0.0, "awp": 0.0, "classes": 3, "samples": 96, "held_out": 24,
+        "input_shape": (1, 8, 8),
     }  # fmt: skip
     return Task(**{**values, **changes})
 

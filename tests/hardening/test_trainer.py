@@ -24,7 +24,10 @@ from tests.hardening.conftest import make_job, make_method, recipe, run, same, s
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*(("at-lr", {"base": base}) for base in OBJECTIVES.names()), *((name, {}) for name in HARDENINGS.names())],
+    [
+        *(("at-lr", {"base": base}) for base in OBJECTIVES.names()),
+        *((name, {"margin": "0.2"} if name == "rift" else {}) for name in HARDENINGS.names()),
+    ],
 )
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(name, options, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
