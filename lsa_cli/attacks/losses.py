@@ -9,7 +9,7 @@ from lsa_cli.registry import Registry
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 LOSSES: Registry[Loss] = Registry("loss")
 DLR_CLASSES = 4  # with fewer, the targeted DLR is no ratio
-SMALL, USUAL = 0.1, 20.0  # differences of the largest and the smallest logit
+SMALL, USUAL = 2.0, 20.0  # differences of the largest and the smallest logit
 
 
 @LOSSES.register("ce")

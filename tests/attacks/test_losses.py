@@ -44,7 +44,7 @@ def test_small_temperatures_tend_to_the_margin():
     torch.testing.assert_close(uniform, uniform[0].expand(3), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1 / 250])
+@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1 / 250, 1 / 11])
 def test_nearly_equal_logits_are_attacked_as_their_usual_multiples(factor):
     """The direction is that of the log-odds at a usual scale, not the mean over all wrong classes."""
     usual = torch.randn(50, 10, generator=torch.Generator().manual_seed(2)).double()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.foreign_networks import LeNet5, ResNet2b
-from tests.zoo import backward, faces, heads, inside, trained, transforms
+from tests.zoo import backward, chosen, faces, heads, inside, trained, transforms
 from tests.zoo.base import Entry, Pair, alone, foreign, forgetting, fresh, mostly
 from tests.zoo.base import robust as sample_robust
 from tests.zoo.faces import TwoFaced
@@ -19,7 +19,9 @@ Build = Callable[[], nn.Module]
 
 def table(pair: Pair) -> list[Entry]:
     """Around the two networks of the pair: one that is normally trained, and a robust one."""
-    return [part for parts in (_heads, _gradients, _inputs, _layers, _faces, _programs) for part in parts(pair)]
+    return [
+        part for parts in (_heads, _gradients, _inputs, _layers, _faces, _chosen, _programs) for part in parts(pair)
+    ]
 
 
 def _heads(pair: Pair) -> list[Entry]:
@@ -177,6 +179,17 @@ def _faces(pair: Pair) -> list[Entry]:
         Entry("another network after similar queries, in a file", after_similar(faces.InFile), 0.2, decide=forgetting),
         Entry("not a number between images", lambda: faces.NaNBetweenImages(weak()), 0.2),
         Entry("mean of the batch subtracted", lambda: faces.OverBatch(weak()), 0.15),
+    ]
+
+
+def _chosen(pair: Pair) -> list[Entry]:
+    def of(kind: type[TwoFaced]) -> Build:
+        return lambda: kind(pair.weak(), pair.robust())
+
+    return [
+        Entry("another network where it is sure", of(chosen.UnlessSure), 0.3),
+        Entry("another network added where it is sure", of(chosen.WithSureEvidence), 0.3),
+        Entry("another network for single changed images", of(chosen.AloneAndChanged), 0.3, decide=alone),
     ]
 
 

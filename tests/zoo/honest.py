@@ -104,6 +104,10 @@ TRAINED_NETWORKS = [
     Entry("perceptron", trained.perceptron, 0.04),
     Entry("linear network", trained.linear, 0.03),
     Entry("CNN with rounded activations", trained.quantised, 0.08),
+    Entry("maxout network", trained.maxout, 0.08),
+    Entry("maxout network, adversarially trained", lambda: trained.maxout(0.1), 0.1),
+    Entry("separable convolutions", trained.separable, 0.04),
+    Entry("CNN trained on squared errors", trained.on_squares, 0.08),
     Entry("CNN trained for l2", trained.against_l2, 1.0, "l2"),
 ]  # fmt: skip
 
@@ -113,6 +117,7 @@ CHANGED_NETWORKS = [
     Entry("weights in bfloat16", lambda: in_bfloat16(robust()), 0.3),
     Entry("weights in 8 bits", lambda: fewer_bits(weak()), 0.1),
     Entry("half of the weights pruned", lambda: pruned(weak()), 0.08),
+    Entry("sigmoids of a robust network", lambda: Head(robust(), torch.sigmoid), 0.2),
     Entry("ensemble", lambda: Ensemble(weak(), custom()), 0.08),
     Entry("ensemble of a robust and a plain network", lambda: Ensemble(robust(), weak()), 0.2),
     Entry("blur in front", lambda: Blurred(weak()), 0.1),

@@ -17,8 +17,14 @@ CAUGHT = [
     "half of the image detached", "three bits", "cosine transform rounded", "by the size of the batch",
     "traced: three bits", "exported: decoys",
 ]  # fmt: skip
-CAUGHT_WITH_DATA = ["another network off the grid", "by the mode of gradients", "robust after 4 queries"]
-BELIEVED = ["CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network"]
+CAUGHT_WITH_DATA = [
+    "another network off the grid", "by the mode of gradients", "robust after 4 queries",
+    "another network where it is sure", "another network for single changed images",
+]  # fmt: skip
+BELIEVED = [
+    "CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network",
+    "separable convolutions", "CNN trained on squared errors",
+]  # fmt: skip
 
 
 def test_the_zoo_has_every_kind_once():

@@ -82,8 +82,9 @@ def noise_of_equal_size(probe: Probe, x_adv: torch.Tensor) -> Checked:
     """Is random noise of exactly the same size as strong as the attack, on samples that are classified correctly?
 
     A finding in two cases. Noise breaks too many of the samples that the attack did not break, as in `beats`. Or noise breaks
-    more than 5%, the attack leaves more than 5%, and the samples that only the attack breaks do not outnumber those that
-    only noise breaks (one-sided sign test, 5%): gradients then gain nothing. Noise that breaks nothing proves nothing.
+    more than 5%, the attack leaves more than 5%, breaks at most 5% more than noise, and the samples that only the attack breaks
+    do not outnumber those that only noise breaks (one-sided sign test, 5%): gradients then gain nothing. Noise that breaks
+    nothing proves nothing.
     """
     with per_sample(probe.seed, probe.index, "evidence"):
         noisy = probe.threat.random_direction(probe.x, probe.threat.distance(x_adv, probe.x))
@@ -93,6 +94,7 @@ def noise_of_equal_size(probe: Probe, x_adv: torch.Tensor) -> Checked:
     gains_nothing = (
         exceeds(by_noise, n, ALLOWED_NOISE)
         and exceeds(n - by_attack, n, ALLOWED_NOISE)
+        and by_attack - by_noise <= ALLOWED_NOISE * n
         and binomial_tail(only_attack, only_attack + only_noise, 0.5) > 0.05
     )
     finding = doubt(

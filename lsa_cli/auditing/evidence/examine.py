@@ -33,7 +33,7 @@ from lsa_cli.auditing.evidence.network import (
     slopes,
     train_mode_layers,
 )
-from lsa_cli.auditing.evidence.outputs import bare_logits, features_of_others, fresh_head
+from lsa_cli.auditing.evidence.outputs import bare_logits, features_of_others, fresh_head, inner_networks
 from lsa_cli.auditing.evidence.planted import passes as planted_passes
 from lsa_cli.auditing.evidence.planted import planted
 from lsa_cli.auditing.evidence.probe import Probe
@@ -43,6 +43,7 @@ from lsa_cli.auditing.evidence.repeatability import Beginning, history, modes
 from lsa_cli.auditing.evidence.searches import (
     MANY,
     QUERIES,
+    inner_network,
     label_alone,
     on_the_grid,
     other_head,
@@ -79,7 +80,7 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
 
     For 62 of 1,000 samples about 110 each, and about 60 where most of them break. For progress and estimates.
     """
-    forward = 9 + 12 + 3 + 2  # checks of the network, random directions, checks by attacks, other batches
+    forward = 9 + 12 + 3 + 4  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
     # The random search, the smoothed surrogate, and seven attacks of STEPS, on half of the samples.
     searched = STEPS + (FORWARD * QUERIES + 22 + 7 * STEPS) / 2
@@ -178,7 +179,7 @@ def _searched(
     if probe.threat.bounds == (0.0, 1.0) and OnGrid.fits(probe.threat):
         made.append(on_the_grid(left, stand_for))
     if last is not None:
-        for check, attack in ((other_head, fresh_head), (without_rest, bare_logits)):
+        for check, attack in ((other_head, fresh_head), (without_rest, bare_logits), (inner_network, inner_networks)):
             made += [check(left, guided, stand_for) for guided in [attack(probe, last)] if guided is not None]
     towards = features_of_others(probe, last, hidden)
     return [*made, towards_features(left, towards, stand_for)] if towards is not None else made

@@ -25,7 +25,7 @@ from lsa_cli.models.precision import FastClassifier
 
 
 class NoRows(Exception):
-    """A module runs never or several times in a pass, or not on one row for each sample."""
+    """A module does not run in a pass, or a layer several times, or not on one row for each sample."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Tap:
         return cls(module, inputs, next((name for name, other in named if other is module), None))
 
     def __call__(self, model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (N, ...) -> (N, D) and the logits (N, K), in one pass of the network or its copy. Raises NoRows."""
+        """images (N, ...) -> (N, D) and the logits (N, K), in one pass of the network or its copy. Raises NoRows.
+
+        Of a module that runs several times it is the mean, as a network may ask a part of it for views of its input.
+        """
         module, seen = self.module, []
         if isinstance(model, FastClassifier) and self.name is not None:
             module = model.classifier.get_submodule(self.name)
@@ -51,9 +54,23 @@ class Tap:
             logits = model(x)
         finally:
             handle.remove()
-        if len(seen) != 1 or not isinstance(seen[0], torch.Tensor) or len(seen[0]) != len(x):
+        if not seen or any(not isinstance(one, torch.Tensor) or one.shape[:1] != x.shape[:1] for one in seen):
             raise NoRows
-        return seen[0].float().flatten(1), logits
+        if any(one.shape != seen[0].shape for one in seen):
+            raise NoRows
+        return torch.stack([one.float().flatten(1) for one in seen]).mean(0), logits
+
+
+@dataclass(frozen=True)
+class JointTap:
+    """The sum of the log-probabilities that several modules return, each one number for each class."""
+
+    taps: tuple[Tap, ...]
+
+    def __call__(self, model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Tap`."""
+        pairs = [tap(model, x) for tap in self.taps]
+        return torch.stack([values.log_softmax(1) for values, _ in pairs]).sum(0), pairs[0][1]
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,7 @@ class LabelAlone(Guided):
 class OtherHead(Guided):
     """On the cross-entropy of another output: what `tap` gives, or (it - mean) @ weight."""
 
-    tap: Tap | None = None
+    tap: Tap | JointTap | None = None
     mean: torch.Tensor | None = None  # (D,)
     weight: torch.Tensor | None = None  # (D, K)
 

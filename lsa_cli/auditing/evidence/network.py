@@ -84,6 +84,8 @@ def random_forward(probe: Probe) -> Checked:
 def batch_dependence(probe: Probe) -> Checked:
     """Do outputs change in another order, in batches half as large, or, for some samples, alone?
 
+    Alone are also inputs within the budget of these samples, one step along the gradient from them and random ones, as a network
+    may know images that no attack has changed.
     The tolerance, 1% of the range of the logits, is far above the difference between float32 kernels and twice that
     between bfloat16 kernels; statistics of a batch change logits by a tenth and more. One sample is enough for a finding.
     A network that cannot run on a single sample has one too.
@@ -92,12 +94,16 @@ def batch_dependence(probe: Probe) -> Checked:
     half = dataclasses.replace(probe, batch_size=max(1, min(probe.batch_size, len(probe)) // 2))
     shuffled = torch.empty_like(probe.clean)
     shuffled[order] = half.logits(probe.x[order])
-    single = _alone(probe)
+    step = probe.threat.steepest(probe.gradient, probe.x).nan_to_num(0)
+    with per_sample(probe.seed, probe.index, "batch dependence"):
+        points = [probe.x, probe.threat.clamp(probe.x + probe.threat.eps * step), probe.threat.sample(probe.x)]
+    batched = torch.stack([probe.clean[:_ALONE], *(probe.logits(x)[:_ALONE] for x in points[1:])])
+    single = _alone(probe, torch.cat([x[:_ALONE] for x in points]), batched.flatten(0, 1))
     not_alone = "" if single is not None else "; the network cannot run on a single sample"
-    if single is None:
-        single = torch.full_like(probe.clean[:_ALONE], torch.nan)
-    apart = relative_difference(probe.clean, shuffled)
-    apart[: len(single)] = torch.maximum(apart[: len(single)], relative_difference(probe.clean[:_ALONE], single))
+    alone = torch.full_like(batched, torch.nan) if single is None else single.reshape(batched.shape)
+    apart, count = relative_difference(probe.clean, shuffled), batched.shape[1]
+    for one, other in zip(batched, alone, strict=True):
+        apart[:count] = torch.maximum(apart[:count], relative_difference(one, other))
     differ = int((apart > OTHER_BATCH).sum())
     changed = int((probe.clean.argmax(1) != shuffled.argmax(1)).sum())
     finding = doubt(
@@ -110,19 +116,20 @@ def batch_dependence(probe: Probe) -> Checked:
     return Checked("batch dependence", len(probe), saw, finding if differ else None)
 
 
-def _alone(probe: Probe) -> torch.Tensor | None:
-    """The outputs for the first samples one by one, also of a network that is given single samples twice; None where it fails.
+def _alone(probe: Probe, x: torch.Tensor, batched: torch.Tensor) -> torch.Tensor | None:
+    """The outputs for inputs x (M, ...) one by one, also of a network that is given single samples twice; None where it fails.
 
-    Of such a network, which fails on a single sample or answers it in another way, a failure is no matter.
+    Of such a network, which fails on a single sample or answers it in another way, a failure is no matter: its outputs are
+    then those in a batch, batched (M, K).
     """
     alone, model = dataclasses.replace(probe, batch_size=1), probe.model
     in_pairs = isinstance(model, Classifier) and model.in_pairs
     try:
         if isinstance(model, Classifier):
             model.in_pairs = False
-        return alone.logits(probe.x[:_ALONE])
+        return alone.logits(x)
     except (LsaError, ValueError, RuntimeError):  # BatchNorm over a batch of one
-        return probe.clean[:_ALONE] if in_pairs else None
+        return batched if in_pairs else None
     finally:
         if isinstance(model, Classifier):
             model.in_pairs = in_pairs

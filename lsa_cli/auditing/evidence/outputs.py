@@ -7,10 +7,11 @@ from torch import nn
 
 from lsa_cli.attacks.base import Model
 from lsa_cli.attacks.randomness import per_sample
-from lsa_cli.auditing.evidence.guided import Goals, LayerTap, NoRows, OtherHead, Tap, TowardsFeatures
+from lsa_cli.auditing.evidence.guided import Goals, JointTap, LayerTap, NoRows, OtherHead, Tap, TowardsFeatures
 from lsa_cli.auditing.evidence.probe import Probe
 
 _RIDGE = 0.01  # of the mean squared length of the features
+INNER = 2  # networks inside of the network that are attacked together (our choice)
 HIDDEN = 2  # layers beside the last one, to whose features attacks move (our choice)
 _NUMBERS = 2**24  # in the known features of a layer: 64 MB
 
@@ -45,12 +46,46 @@ def bare_logits(probe: Probe, module: nn.Module) -> OtherHead | None:
     None where the output of `module` is not one number for each class, or is just the logits, shifted and scaled.
     """
     tap = Tap.of(probe.model, module, inputs=False)
+    return None if _other_logits(probe, tap) is None else OtherHead(probe.threat, tap=tap)
+
+
+def _other_logits(probe: Probe, tap: Tap) -> torch.Tensor | None:  # (N, K)
+    """What a tap gives for the probe; None where it is not one number for each class, or is just the logits."""
     bare = read(probe, tap, probe.x)
     if bare is None or bare.shape != probe.clean.shape:
         return None
     one, other = (rows - rows.mean(1, keepdim=True) for rows in (bare.double(), probe.clean.double()))
-    same = nn.functional.cosine_similarity(one, other).min() > 1 - 1e-6
-    return None if same else OtherHead(probe.threat, tap=tap)
+    return None if nn.functional.cosine_similarity(one, other).min() > 1 - 1e-6 else bare
+
+
+def inner_networks(probe: Probe, last: nn.Module | None) -> OtherHead | None:
+    """An attack on the networks inside of the network: on the sum of the log-probabilities of their last layers.
+
+    Such a layer is not `last`, returns one number for each class, and these are right for half of the probe (our choice). The
+    first INNER ones are attacked. None where there is none.
+    """
+    if not isinstance(probe.model, nn.Module):
+        return None
+    sizes: dict[nn.Module, tuple[int, ...]] = {}
+    layers = [one for one in probe.model.modules() if next(one.parameters(recurse=False), None) is not None]
+    handles = [one.register_forward_hook(lambda one, _, out: sizes.update({one: _shape(out)})) for one in layers]
+    try:
+        probe.logits(probe.x[:2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    taps: list[Tap] = []
+    for module in layers:
+        if module is not last and len(taps) < INNER and sizes.get(module) == probe.clean[:2].shape:
+            tap = Tap.of(probe.model, module, inputs=False)
+            logits = _other_logits(probe, tap)
+            if logits is not None and 2 * int((logits.argmax(1) == probe.y).sum()) >= len(probe):
+                taps.append(tap)
+    return OtherHead(probe.threat, tap=JointTap(tuple(taps))) if taps else None
+
+
+def _shape(output: object) -> tuple[int, ...]:
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else ()
 
 
 def fresh_head(probe: Probe, module: nn.Module) -> OtherHead | None:

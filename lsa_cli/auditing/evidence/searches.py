@@ -111,6 +111,18 @@ def without_rest(survivors: Probe, attack: Guided, correct: int) -> Checked:
     return _missed("bare logits", attack, broken, n, correct, finding)
 
 
+def inner_network(survivors: Probe, attack: Guided, correct: int) -> Checked:
+    """Does an attack on networks inside of the network, see `inner_networks`, break survivors of attacks on the logits?"""
+    broken, n = _broken(survivors, attack)
+    finding = doubt(
+        "inner-network-wins",
+        f"an attack on other networks inside of the network breaks {broken} of {n} samples that are still robust after "
+        "attacks on the logits: the network answers with another one of its parts where attacks do not lead",
+        "attack each of the networks that it holds, without what chooses among them",
+    )
+    return _missed("inner network", attack, broken, n, correct, finding)
+
+
 def towards_features(survivors: Probe, attack: TowardsFeatures, correct: int) -> Checked:
     """Does an attack towards hidden features of other classes, see `features_of_others`, break survivors?"""
     broken, n = _broken(survivors, attack)
