@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+_PERIOD = 600.0  # seconds whose speed tells the time left: sixteen samples of a proof can take a minute (our choice)
 Report = Callable[[str, float, float], None]  # what is running, work done, work in all
 
 
@@ -19,7 +20,7 @@ def progress_bar(console: Console) -> Iterator[Report]:
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("done,"), TimeRemainingColumn(),
         TextColumn("left"),
     )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=_PERIOD) as bar:
         task = bar.add_task("starting", total=None)
 
         def update(what: str, done: float, total: float) -> None:

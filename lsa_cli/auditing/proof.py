@@ -11,10 +11,12 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.network import Network
 from lsa_cli.errors import summary_of
-from lsa_cli.proofs import NotProvable, Prover
+from lsa_cli.layers import plain_name
+from lsa_cli.proofs import NotProvable, Prover, module_that_runs
 from lsa_cli.wording import eps_as_text
 
 NORMS = ("linf", "l2")
+WAY_OUT = "leave out --prove: the attacks of an audit need no proof"
 SHARE = 0.2  # of the time of the rest of the audit, which a proof may take that nobody asked for (our choice)
 MOST_NUMBERS = 20_000  # in the outputs of all activations of a network, for such a proof (our choice)
 
@@ -59,10 +61,26 @@ def plan_proof(
         with undisturbed(network.classifier):
             return PlannedProof(Prover.of(network.classifier, example), covering, is_asked)
     except Exception as error:  # whatever a module of the user raises when it is read
+        if is_asked and isinstance(error, NotProvable):
+            raise NotProvable(f"{error}{_place(error, network, example)}; {WAY_OUT}") from error
         if is_asked:
             raise
         why = str(error) if isinstance(error, NotProvable) else f"the network cannot be read ({summary_of(error)})"
         return PlannedProof(None, threat, is_asked, why)
+
+
+def _place(error: NotProvable, network: Network, example: torch.Tensor) -> str:
+    """Where the network computes what has no bound, in words; empty where that is not known."""
+    body, classifier = network.classifier.body, network.classifier
+    try:
+        with undisturbed(classifier):
+            name = module_that_runs(error.operation, body, lambda: classifier(example))
+    except Exception:  # of code of the user that is watched
+        name = None
+    if not name:
+        return ""
+    shown, module = plain_name(body, name), body.get_submodule(name)
+    return f"; it is first computed in {shown} ({type(module).__name__})"
 
 
 def _covering(threat: Threat, attacks: Sequence[NamedAttack]) -> Threat:

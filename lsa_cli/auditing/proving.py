@@ -27,6 +27,7 @@ def prove(run: Execution, inputs: Batch, right: np.ndarray) -> ProofRows | None:
     proof = run.plan.proof
     if proof is None or proof.prover is None:
         return None
+    run.step("proof", 0)
     began, device, proven = time.monotonic(), run.plan.network.device, np.zeros(len(right), dtype=bool)
     for rows in batches(np.flatnonzero(right), AT_ONCE):
         run.stop_if_late()
@@ -45,6 +46,7 @@ def chosen_proof(run: Execution) -> PlannedProof | None:
     def choose() -> dict[str, np.ndarray]:
         saved = run.journal.get("proof", 0) if run.journal is not None else None
         if saved is None:
+            run.progress("time of the proof", 0, run.total)
             found = measured(run.plan, measure_speed(run.plan))
             saved = {"left_out": np.array(found.left_out), "passes": np.array(found.passes)}
             if run.journal is not None:

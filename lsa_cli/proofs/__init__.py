@@ -6,5 +6,6 @@ and max pooling), operations, coefficients and relaxations (their rules), crown 
 
 from lsa_cli.proofs.graph import NotProvable
 from lsa_cli.proofs.prover import AT_ONCE, Prover
+from lsa_cli.proofs.reading import module_that_runs
 
-__all__ = ["AT_ONCE", "NotProvable", "Prover"]
+__all__ = ["AT_ONCE", "NotProvable", "Prover", "module_that_runs"]

@@ -32,7 +32,7 @@ class Shares(End):
 
 
 def refusal(name: str, why: str) -> NotProvable:
-    return NotProvable(f"the network's operation '{name}' {why}; {WHAT_CAN}")
+    return NotProvable(f"the network's operation '{name}' {why}; {WHAT_CAN}", name)
 
 
 def kernel_of(sizes: Any, dimensions: int) -> list[int]:

@@ -13,7 +13,11 @@ Interval = tuple[torch.Tensor, torch.Tensor]
 
 
 class NotProvable(UsageError):
-    """A network with an operation that has no bound, or that is no fixed function of each sample."""
+    """A network with an operation that has no bound, or that is no fixed function of each sample. operation: its name."""
+
+    def __init__(self, message: str, operation: str = "") -> None:
+        super().__init__(message)
+        self.operation = operation
 
 
 @dataclass(frozen=True)

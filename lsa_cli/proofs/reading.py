@@ -3,12 +3,15 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lsa_cli.errors import LsaError, summary_of
 from lsa_cli.proofs.aten import HANDLERS
@@ -189,6 +192,33 @@ def name_of(target: Any) -> str:
     """aten.view_copy.default -> view."""
     name = getattr(target, "_opname", None) or getattr(target, "__name__", str(target))
     return str(name).removesuffix("_copy") if not str(name).startswith("_to") else str(name)
+
+
+def module_that_runs(operation: str, network: nn.Module, run: Callable[[], Any]) -> str | None:
+    """The name of the first module in which `run()`, a pass through `network`, computes this operation; None where none does.
+
+    It is "" for the code of the network itself.
+    """
+    inside: list[str] = [""]
+    found: list[str] = []
+
+    def leave(*_: Any) -> None:
+        inside.pop()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if name_of(function).rstrip("_") == operation.rstrip("_"):
+                found.append(inside[-1])
+            return function(*args, **(kwargs or {}))
+
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            before = module.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
+            for handle in (before, module.register_forward_hook(leave)):
+                stack.callback(handle.remove)
+        with torch.no_grad(), Watch():
+            run()
+    return found[0] if found else None
 
 
 def _leaves(values: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from lsa_cli.attacks.threat import Linf
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.proofs import NotProvable, Prover
+from lsa_cli.proofs import NotProvable, Prover, module_that_runs
 from tests.foreign_networks import LeNet5, ResNet20, ScriptedCNN
 
 
@@ -33,6 +33,12 @@ REFUSED = {
     "sigmoid": (lambda net, z: z.sigmoid(), "'sigmoid' has no bound"),
     "gelu": (lambda net, z: F.gelu(z), "'gelu' has no bound"),
     "elu": (lambda net, z: F.elu(z), "'elu' has no bound"),
+    "transposed": (
+        lambda net, z: F.conv_transpose2d(z.reshape(-1, 1, 4, 4), net.weights[:, :4].reshape(1, 1, 2, 2)).flatten(1)[
+            :, :16
+        ],
+        "'convolution' is transposed",
+    ),
     "softmax": (lambda net, z: z.softmax(1), "'softmax' has a bound only at the end of the network"),
     "log-of-softmax": (lambda net, z: z.softmax(1).log(), "'log_softmax' has a bound only at the end of the network"),
     "adaptive": (
@@ -71,6 +77,20 @@ def test_a_network_without_a_bound_is_refused_with_the_reason(name):
     with pytest.raises(NotProvable, match=reason) as raised:
         Prover.of(Calls(function).eval(), torch.rand(5, 1, 4, 4))
     assert str(raised.value).startswith(("the network", "the operations of the network"))
+
+
+def test_the_module_that_computes_an_operation_is_found():
+    body = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 8), nn.Sequential(nn.ReLU(), nn.ELU(inplace=True)), nn.Linear(8, 3)
+    ).eval()
+    x = torch.rand(3, 1, 4, 4)
+    with pytest.raises(NotProvable) as raised:
+        Prover.of(body, x)
+    assert raised.value.operation == "elu"
+    assert module_that_runs("elu", body, lambda: body(x)) == "2.1"
+    assert module_that_runs("relu", body, lambda: body(x)) == "2.0"
+    assert module_that_runs("sigmoid", body, lambda: body(x)) is None
+    assert not body[2][1]._forward_hooks
 
 
 def test_a_network_with_a_fixed_batch_size_is_refused_for_that():
