@@ -1,34 +1,35 @@
 """A comparison on a terminal: what changed beyond noise first, then every number before and after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
 
 from lsa_cli.report import pairs
-from lsa_cli.report.compare import Change, Comparison
+from lsa_cli.report.compare import Change, Comparison, VulnerableChange
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.sequential import in_words
 from lsa_cli.report.terminal import print_table
 from lsa_cli.report.text import number, percent
 from lsa_cli.report.view import Table
 
+_FEW = 1  # changes of one kind that have a line each
+
 
 def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, console: Console) -> None:
+    """At most 40 lines for an audit with the default attacks, four layers and ten classes."""
     beyond = [change for change in found.changes if change.beyond_noise]
-    console.print(Text.assemble(("old  ", "dim"), found.old.checkpoint, ("\nnew  ", "dim"), found.new.checkpoint, "\n"))
-    if beyond:
-        console.print(Text("Changed beyond noise", "bold"))
-        for change in beyond:
-            console.print(Text.assemble("  ", _words(change), style=_style(change)))
-    else:
-        console.print(Text("Nothing changed beyond noise", "bold"))
-    for row in found.vulnerable:
-        parts = [f"{what} {', '.join(names)}" for what, names in (("new", row.new), ("lost", row.lost)) if names]
-        console.print(Text(f"  most vulnerable layers under {row.attack}: {'; '.join(parts)}"))
-    for which, names in (("old", found.layers_only_in_old), ("new", found.layers_only_in_new)):
-        if names:
-            console.print(Text(f"  layers of the {which} one alone: {', '.join(names)}"))
+    names = ("old ", "dim"), found.old.checkpoint, (", new ", "dim"), found.new.checkpoint
+    console.print(Text.assemble(*names))
+    console.print(Text("Changed beyond noise" if beyond else "Nothing changed beyond noise", "bold"))
+    for change in _summary(beyond):
+        console.print(change)
+    if found.vulnerable:
+        console.print(Text(f"  most vulnerable layers: {'; '.join(map(_vulnerable, found.vulnerable))}"))
+    for which, only in (("old", found.layers_only_in_old), ("new", found.layers_only_in_new)):
+        if only:
+            console.print(Text(f"  layers of the {which} one alone: {', '.join(only)}"))
     if found.old.evidence != found.new.evidence:
         console.print(Text(f"  evidence: {found.old.evidence or 'none'} -> {found.new.evidence or 'none'}"))
     for sentence in (found.by_chance, found.one_proof, found.detectable):
@@ -38,8 +39,28 @@ def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, cons
         console.print(Text(f"  {line}"))
     console.print()
     for table in _tables(old, new, pairs.by_name(found)):
-        print_table(table, console)
+        print_table(table, console, tight=True)
     console.print(Text(one_line(found), "bold red" if found.regressions else "bold"))
+
+
+def _summary(beyond: Sequence[Change]) -> Iterator[Text]:
+    """A line for each number of the verdict, and for the attacks, classes and layers each where they are few."""
+    kinds: dict[str, list[Change]] = {"attacks": [], "classes": [], "layers": []}
+    for change in beyond:
+        if change.table in ("class", "layer"):
+            kinds["classes" if change.table == "class" else "layers"].append(change)
+        elif change.attack:
+            kinds["attacks"].append(change)
+        else:
+            yield Text.assemble("  ", _words(change), style=_style(change))
+    for kind, changes in kinds.items():
+        if len(changes) <= _FEW:
+            for change in changes:
+                yield Text.assemble("  ", _words(change), style=_style(change))
+            continue
+        up, down = ("move more", "move less") if kind == "layers" else ("better", "worse")
+        rose = sum(change.new > change.old for change in changes)
+        yield Text(f"  {kind}: {rose} {up}, {len(changes) - rose} {down}")
 
 
 def _tables(old: AuditReport, new: AuditReport, changes: pairs.Changes) -> Iterator[Table]:
@@ -47,14 +68,22 @@ def _tables(old: AuditReport, new: AuditReport, changes: pairs.Changes) -> Itera
     classes = pairs.classes(old, new, changes)
     if classes:
         yield pairs.share_table("Robust accuracy by class", "class", classes)
-    for group in pairs.layers(old, new, changes):
-        yield pairs.layer_table(group)
+    groups = pairs.layers(old, new, changes)
+    for group in groups[:1]:  # the strongest attack's
+        table = pairs.layer_table(group)
+        others = ", ".join(other.attack for other in groups[1:])
+        yield replace(table, caption=f"--html or --json also have those under {others}") if others else table
 
 
 def one_line(found: Comparison) -> str:
     beyond = sum(change.beyond_noise for change in found.changes)
     fell = f"worse: {', '.join(found.regressions)}" if found.regressions else "no accuracy fell beyond noise"
     return f"{beyond} of {len(found.changes)} numbers changed beyond noise; {fell}"
+
+
+def _vulnerable(row: VulnerableChange) -> str:
+    parts = [f"{what} {', '.join(names)}" for what, names in (("new", row.new), ("lost", row.lost)) if names]
+    return f"under {row.attack} {' and '.join(parts)}"
 
 
 def _style(change: Change) -> str:

@@ -194,8 +194,8 @@ def _add_evidence(grid: Table, evidence: Evidence) -> None:
 class _Fitting:
     """A table without the columns for which the terminal is too narrow, and a line that names them."""
 
-    def __init__(self, table: view.Table) -> None:
-        self.table = table
+    def __init__(self, table: view.Table, tight: bool) -> None:
+        self.table, self.tight = table, tight
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns, left_out = self.table.columns, []
@@ -205,7 +205,7 @@ class _Fitting:
                 break
             room -= _width_needed(self.table, place) + _GAP
             left_out.append(place)
-        yield _drawn(self.table.chosen(place not in left_out for place in range(len(columns))))
+        yield _drawn(self.table.chosen(place not in left_out for place in range(len(columns))), self.tight)
         titles = [columns[place].title for place in left_out if columns[place].kind != "bar"]
         if titles:
             yield Text(f"columns left out because the terminal is narrow: {', '.join(titles)}", style="dim")
@@ -220,8 +220,10 @@ def _width_needed(table: view.Table, place: int) -> int:
     return min(width, _FOLDED) if column.kind in _FOLDING else width
 
 
-def _drawn(table: view.Table) -> Table:
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _drawn(table: view.Table, tight: bool) -> Table:
+    drawn = Table(
+        box=None if tight else box.SIMPLE_HEAD, pad_edge=False, padding=(0, 3 if tight else 1, 0, 0 if tight else 1)
+    )
     for column in table.columns:
         folds = column.kind in _FOLDING
         drawn.add_column(
@@ -239,12 +241,14 @@ def _cell(cell: view.Cell, marked: bool) -> Text:
     return Text(view.text_of(cell), style=_STYLES[cell.tone] if isinstance(cell, view.Mark) else "")
 
 
-def print_table(table: view.Table | None, console: Console) -> None:
-    """A table under its title and above its notes, which wrap at the terminal's width, not at the table's."""
+def print_table(table: view.Table | None, console: Console, tight: bool = False) -> None:
+    """A table under its title and above its notes, which wrap at the terminal's width, not at the table's.
+
+    tight: without the lines around the table and below its head."""
     if table is None:
         return
     console.print(Text(f"{table.title} ({table.caption})" if table.caption else table.title, style="bold"))
-    console.print(_Fitting(table.brief()))
+    console.print(_Fitting(table.brief(), tight))
     for note in table.notes:
         console.print(Text(note, style="dim"))
     console.print()

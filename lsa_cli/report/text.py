@@ -34,7 +34,7 @@ def p_value(p: float | None) -> str:
     """Three digits; "-" where no test was made."""
     if p is None:
         return "-"
-    return "<1e-15" if p < 1e-15 else compact(p)
+    return "< 0.001" if p < 0.001 else compact(p)
 
 
 def between(verdict: Verdict) -> str:

@@ -95,6 +95,42 @@ def test_the_smallest_differences_that_could_have_been_found():
     assert sentence.capitalize() in render(paired([True] * 100), paired([True] * 100), found)
 
 
+def wide(robust):
+    """A report with ten classes, four layers and three attacks. robust: (100,) flags."""
+    report = paired(robust)
+    names = [f"class{number}" for number in range(10)]
+    report.subject.class_names = names
+    report.samples.label = [place % 10 for place in range(100)]
+    report.samples.clean = list(report.samples.label)
+    row = report.verdict.classes[0]
+    report.verdict.classes = [
+        row.model_copy(update={"name": name, "robust": rate(sum(robust[number::10]), 10)})
+        for number, name in enumerate(names)
+    ]
+    pgd = report.outcomes[1]
+    layers = [pgd.layers.rows[0].model_copy(update={"name": f"relu{number}"}) for number in range(4)]
+    for layer in layers:
+        layer.mean, layer.low, layer.high = (0.2, 0.19, 0.21) if robust[0] else (0.7, 0.69, 0.71)
+    own = pgd.layers.model_copy(update={"rows": layers, "mvl": ["relu1"] if robust[0] else ["relu2"], "by_class": None})
+    report.outcomes = [
+        pgd.model_copy(update={"name": name, "spec": name, "layers": own, "classes": report.verdict.classes})
+        for name in ("fgsm", "pgd", "t-pgd")
+    ]
+    return report
+
+
+def test_a_comparison_of_four_layers_and_ten_classes_fits_on_a_screen():
+    shown = shown_by(wide([False] * 100), wide([True] * 100))
+    lines = shown.splitlines()
+    assert len(lines) <= 40
+    assert sum(line.split()[:1] == [f"class{number}"] for line in lines for number in range(10)) == 10
+    assert sum(line.split()[:1] == [f"relu{number}"] for line in lines for number in range(4)) == 4
+    assert "classes: 10 better, 0 worse" in shown
+    assert "layers: 0 move more, 12 move less" in shown
+    assert "< 0.001" in shown
+    assert "e-" not in shown.replace("relative-error", "")
+
+
 def test_what_is_proven_is_compared_sample_by_sample_where_both_reports_have_a_proof():
     old, new = paired([True] * 100), paired([True] * 100)
     for report, count in ((old, 60), (new, 40)):

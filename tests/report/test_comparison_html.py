@@ -55,7 +55,7 @@ def test_every_number_stands_before_and_after_with_its_interval():
     assert cells(page, "accuracies", "worst class")[10] == "not tested"
     assert cells(page, "classes", "cat")[1:8] == ["0.0%", "[0.0, 5.0]", "100.0%", "[95.0, 100.0]", "+100.0", "50", "0"]
     relu2 = cells(page, "layers", "relu2")
-    assert (relu2[1], relu2[3], relu2[5:]) == ("0.800", "0.300", ["-0.500", "&lt;1e-15", "moves less", "before"])
+    assert (relu2[1], relu2[3], relu2[5:]) == ("0.800", "0.300", ["-0.500", "&lt; 0.001", "moves less", "before"])
     for fact in ("hard.pt, compared with example.pt", "pgd 120.0 165.0 +45.0", "new relu1; no longer relu2"):
         assert fact in text, fact
 
