@@ -9,10 +9,11 @@ import torch
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.normalizing import Found, reading, short
-from lsa_cli.data import LabelledData, check_inputs
+from lsa_cli.data import LabelledData, check_inputs, open_data, runs_user_code
+from lsa_cli.errors import LsaError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import AUTO, Normalization, parse_input_range, parse_normalize, rescaled
-from lsa_cli.models.contest import Outcome, Standing
+from lsa_cli.models.contest import Outcome
 from lsa_cli.models.fitting import load_strictly
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of, normalizations_to_try
@@ -25,9 +26,11 @@ from lsa_cli.settings import AuditSettings
 from lsa_cli.stats import wilson
 
 ARCHITECTURE = "reconstructed from the weights"
+_TRAINED, _LEAST_TRAINED = 1000, 200  # images of the training split
 _OWN_FROM = 1000  # images from which the mean and std of the data are taken
 _LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
+_SHOWN = 3  # other networks
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def rebuild(
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
     tried = _normalizations(settings, checkpoint, images)
     search = Search(
-        structures, tensors, reading(order, labels, look), len(order), tried, lambda option: cost_of(option, data.name or data.called)
+        structures, tensors, reading(order, labels, look), len(order), tried,
+        lambda option: cost_of(option, data.name or data.called), _training_images(data, images, bounds),
     )  # fmt: skip
     outcome = search.best()
     if outcome is None:
@@ -96,6 +100,22 @@ def rebuild(
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
     return Rebuilt(loaded, found, variant.normalization, source_of(parts, sentence))
+
+
+def _training_images(
+    data: LabelledData, images: torch.Tensor, bounds: Bounds
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Images and labels of the training split of the data set; None where it has none, or other images or classes."""
+    if data.spec == IN_PYTHON or data.split == "train" or runs_user_code(data.spec):
+        return None
+    try:
+        split = open_data(data.spec, split="train", channels=images.shape[1])
+        rows = np.sort(np.random.default_rng(0).permutation(len(split))[:_TRAINED])
+        x = check_inputs(split.read(rows), rows, bounds, split.spec)
+    except (LsaError, OSError):
+        return None
+    fits = x.shape[1:] == images.shape[1:] and split.class_names == data.class_names and split.split == "train"
+    return (x, torch.from_numpy(split.labels[rows].astype(np.int64))) if fits and len(rows) >= _LEAST_TRAINED else None
 
 
 def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: torch.Tensor) -> dict[str, Normalization]:
@@ -123,14 +143,13 @@ def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: in
     if not search.fits(best):
         return f"the best network is {right}, but BatchNorm remembers other inputs of its layers than these images give there"
     if outcome.rivals:
-        several = "; ".join(_described(search, one) for one in [best, *outcome.rivals[:3]])
-        return f"several networks are as good: {several}"
+        variant = search.variant_of(best)
+        several = [_difference(variant, search.variant_of(one)) for one in outcome.rivals[:_SHOWN]]
+        text = f"{variant}, normalisation {short(variant.normalization)}"
+        return (
+            f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}"
+        )
     return None
-
-
-def _described(search: Search, one: Standing) -> str:
-    variant = search.variant_of(one)
-    return f"{variant}, normalisation {short(variant.normalization)}: {100 * one.accuracy:.1f}% of {len(one.right)}"
 
 
 def _sentence(search: Search, outcome: Outcome) -> str:
@@ -138,7 +157,7 @@ def _sentence(search: Search, outcome: Outcome) -> str:
     text = f"network reconstructed from the weights: {variant}, normalisation {short(variant.normalization)}, clean "
     text += f"{100 * outcome.best.accuracy:.1f}% of {outcome.n}"
     text += f" (next: {100 * other.accuracy:.1f}%, {_difference(variant, search.variant_of(other))})" if other else ""
-    alike = [_difference(variant, search.variant_of(one)) for one in outcome.alike[:3]]
+    alike = [_difference(variant, search.variant_of(one)) for one in outcome.alike[:_SHOWN]]
     return text + (f"; nearly the same answers with {', '.join(alike)}" if alike else "")
 
 

@@ -13,12 +13,10 @@ from torch import nn
 
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import UsageError
-from lsa_cli.models.contest import Entrant, Outcome, Standing
 from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
 from lsa_cli.models.rebuilding.layers import read_chain
-from lsa_cli.models.rebuilding.search import Search
 from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import lsa  # noqa: F401
@@ -179,33 +177,3 @@ def test_inspect_writes_a_network_that_an_audit_takes(lsa, digits, tmp_path):  #
     again = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py")
     assert again.code == 2
     assert "there is a file already" in again.err
-
-
-# ---- what may not be taken ---------------------------------------------------------------------------------
-
-
-def standing(place, first, errors):
-    """A standing of the variant `place` on 1,000 images of two classes: `errors` of them are wrong, from the image `first` on."""
-    wrong = torch.zeros(1000, dtype=torch.bool)
-    wrong[first : first + errors] = True
-    logits = torch.zeros(1000, 2)
-    logits[torch.arange(1000), wrong.long()] = 3.0
-    return Standing(Entrant(str(place), 0.0, lambda x: x), logits, wrong.float(), ~wrong)
-
-
-@pytest.mark.parametrize(
-    ("activations", "errors", "rivals"),
-    [
-        (("SiLU", "ReLU"), (40, 55), 1),  # a more usual activation with 1.5 points more errors
-        (("SiLU", "ReLU"), (40, 70), 0),
-        (("ReLU", "LeakyReLU(0.1)"), (100, 108), 1),  # 8% more errors
-        (("ReLU", "LeakyReLU(0.1)"), (100, 120), 0),
-        (("ReLU", "ReLU"), (100, 108), 0),  # the same activation: the contest decides
-    ],
-)
-def test_a_beaten_network_with_another_activation_that_is_nearly_as_good_is_a_rival(activations, errors, rivals):
-    search = Search.__new__(Search)
-    search.variants = [Variant(None, None, name, "max", (), "", "") for name in activations]
-    best, other = standing(0, 0, errors[0]), standing(1, 500, errors[1])
-    found = search._weighed(Outcome(best, [], [], [other], True))
-    assert (found.best, len(found.rivals)) == (best, rivals)

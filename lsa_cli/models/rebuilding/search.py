@@ -22,19 +22,17 @@ import torch
 from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
-from lsa_cli.models.contest import ALIKE, NOISE, Entrant, Outcome, Read, Standing, hold, tempered
+from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, tempered
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import Geometry, geometries
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, POOLINGS, SUMS, SUMS_BEFORE, Variant, parts_of
+from lsa_cli.models.rebuilding.weighing import Weighing
 
 _ENTRANTS = 40  # of the contest
 _GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
 _NATS = 1.5  # of log-probability for each unit of cost
-_PRIOR = 4.0  # nats for each unit of cost, as in the contest
-_NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
-_ENOUGH = 200  # images on which networks give nearly the same answers
 _FITS = (
     0.3  # nats: networks that were trained have less than a tenth of it, and wrong orders of their layers several nats
 )
@@ -69,11 +67,12 @@ _EFFORTS = {  # by multiplications for an image, at most
 
 
 class Search:
-    """Variants of a chain, asked on the same images."""
+    """Variants of a chain, asked on the same images. trained: images and labels of the training, where they are known."""
 
     def __init__(
         self, structures: Sequence[Structure], tensors: Mapping[str, torch.Tensor], read: Read, available: int,
         normalizations: Mapping[str, Normalization], costs: Callable[[str], float],
+        trained: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.structures, self.tensors, self.read, self.available = list(structures), tensors, read, available
         self.made: dict[tuple[Any, ...], nn.Module] = {}
@@ -81,6 +80,7 @@ class Search:
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
+        self.trained, self.heats = trained, dict[Standing, float]()
         self.x, self.y = read(0, min(_SIZES[0], available))
         self.few: dict[Variant, Standing] = {}
         self.asked: dict[Variant, Standing] = {}
@@ -115,44 +115,18 @@ class Search:
             for place, one in enumerate(self.variants)
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
-        return self._weighed(hold(entrants, self.read, self.available, sizes))
+        outcome = hold(entrants, self.read, self.available, sizes)
+        return Weighing(self.variant_of, self._heat).weighed(outcome)
 
-    def _weighed(self, outcome: Outcome) -> Outcome:
-        """The outcome with other rivals, by rules of our choice.
-
-        Odds of exp(NOISE^2 / 2) end a rivalry; how usual an activation is does not count in them. A beaten network with another
-        activation that is nearly as good is a rival: after a short training, a wrong activation can give a better loss. Of
-        networks that differ in the activation alone and give nearly the same answers, the most usual one is taken.
-        """
-        leader = max([outcome.best, *outcome.alike], key=lambda one: log_odds(one, outcome.best))
-        every = [outcome.best, *outcome.alike, *outcome.rivals, *outcome.others]
-        alike = [one for one in every if one.agreement(leader) >= ALIKE and len(one.right) >= _ENOUGH]
-        twins = [one for one in alike if self._is_twin(one, leader)]
-        best = min([leader, *twins], key=self._cost_of_activation)
-        out = [one for one in outcome.rivals if log_odds(best, one) >= NOISE**2 / 2 and not self._is_near(one, best)]
-        near = [one for one in outcome.others if self._is_near(one, best)]
-        rivals = [one for one in [*outcome.rivals, *near] if one not in out and one not in alike]
-        others = [one for one in [*outcome.rivals, *outcome.others] if one not in rivals and one not in alike]
-        alike = [one for one in alike if one is not best and one not in outcome.others]
-        return replace(outcome, best=best, alike=alike, rivals=rivals, others=others)
-
-    def _is_twin(self, one: Standing, leader: Standing) -> bool:
-        """Whether only the activation differs."""
-        of_leader = self.variant_of(leader)
-        return replace(self.variant_of(one), activation=of_leader.activation) == of_leader
-
-    def _is_near(self, one: Standing, best: Standing) -> bool:
-        """Whether a network with another activation is nearly as often right: one with a more usual activation may have
-        _NEARLY more errors, any other one errors that are _MORE times as many."""
-        n = min(len(one.right), len(best.right))
-        if n < _MANY or self.variant_of(one).activation == self.variant_of(best).activation:
-            return False
-        errors, least = (1 - float(standing.right[:n].float().mean()) for standing in (one, best))
-        more_usual = self._cost_of_activation(one) < self._cost_of_activation(best)
-        return errors <= max(_MORE * least, least + _NEARLY if more_usual else 0.0)
-
-    def _cost_of_activation(self, one: Standing) -> float:
-        return ACTIVATIONS[self.variant_of(one).activation][2]
+    def _heat(self, one: Standing) -> float:
+        """The power of ten of the temperature that is best on training images."""
+        if self.trained is None:
+            return 0.0
+        if one not in self.heats:
+            x, y = self.trained
+            with torch.no_grad():
+                self.heats[one] = math.log10(tempered(one.entrant.ask(x).float(), y)[1])
+        return self.heats[one]
 
     def fits(self, one: Standing) -> bool:
         """Whether the running statistics of BatchNorm are about those of the images."""
@@ -269,16 +243,6 @@ class Search:
             return as_logits(torch.cat([body(shift(part)) for part in x.split(128)]), len(x))
 
         return ask
-
-
-def log_odds(one: Standing, other: Standing) -> float:
-    """Of a network against another, in nats: z^2 / 2 for z standard errors of the difference of their losses, and _PRIOR for
-    each unit of cost."""
-    n = min(len(one.loss), len(other.loss))
-    gain = (other.loss[:n] - one.loss[:n]).double()
-    error = float(gain.std()) / math.sqrt(n) if n > 1 else 0.0
-    z = float(gain.mean()) / error if error > 0 else 0.0
-    return math.copysign(z * z / 2, z) + _PRIOR * (other.entrant.cost - one.entrant.cost)
 
 
 def sums_of(structure: Structure) -> tuple[str, ...]:

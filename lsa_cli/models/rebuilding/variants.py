@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, tuple[str, tuple[Any, ...], float]] = {
     "Softplus": ("Softplus", (), 2.0), "Hardswish": ("Hardswish", (), 2.0), "Mish": ("Mish", (), 2.0),
     "ReLU6": ("ReLU6", (), 2.0), "Softsign": ("Softsign", (), 2.0),
 }  # fmt: skip
+USUAL = "ReLU"
 # What happens between two layers, with its cost.
 ORDERS: dict[tuple[str, ...], float] = {
     ("norm", "act", "pool"): 0.0, ("act", "norm", "pool"): 1.0, ("act", "pool", "norm"): 1.0, ("norm", "pool", "act"): 0.5,

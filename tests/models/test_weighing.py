@@ -1,0 +1,107 @@
+"""Which network of a contest is taken, and which one leaves a doubt."""
+
+import pytest
+import torch
+
+from lsa_cli.models.contest import Entrant, Outcome, Standing
+from lsa_cli.models.rebuilding.variants import Variant
+from lsa_cli.models.rebuilding.weighing import Weighing, standard_errors
+
+N = 1000
+
+
+def standing(place, first, errors, better=0.0):
+    """A standing of the variant `place` on N images of two classes: `errors` of them are wrong, from the image `first` on.
+
+    better: by how many standard errors its loss is less than that of one that is always right.
+    """
+    wrong = torch.zeros(N, dtype=torch.bool)
+    wrong[first : first + errors] = True
+    logits = torch.zeros(N, 2)
+    logits[torch.arange(N), wrong.long()] = 3.0
+    loss = wrong.float()
+    if better:
+        spread = torch.tensor([1.0, -1.0]).repeat(N // 2)
+        loss = spread - better * float(spread.std()) / N**0.5
+    return Standing(Entrant(str(place), 0.0, lambda x: x), logits, loss, ~wrong)
+
+
+def weighed(activations, outcome, heat=lambda one: 0.0, normalizations=("", "")):
+    variants = [
+        Variant(None, None, name, "max", (), "", norm) for name, norm in zip(activations, normalizations, strict=True)
+    ]
+    return Weighing(lambda one: variants[int(one.entrant.name)], heat).weighed(outcome)
+
+
+@pytest.mark.parametrize(
+    ("activations", "errors", "rivals"),
+    [
+        (("SiLU", "ReLU"), (40, 55), 1),  # a more usual activation with 1.5 points more errors
+        (("SiLU", "ReLU"), (40, 70), 0),
+        (("ReLU", "LeakyReLU(0.1)"), (100, 108), 1),  # 8% more errors
+        (("ReLU", "LeakyReLU(0.1)"), (100, 120), 0),
+        (("ReLU", "ReLU"), (100, 108), 0),  # the same activation: the contest decides
+    ],
+)
+def test_a_beaten_network_with_another_activation_that_is_nearly_as_good_is_a_rival(activations, errors, rivals):
+    best, other = standing(0, 0, errors[0]), standing(1, 500, errors[1])
+    found = weighed(activations, Outcome(best, [], [], [other], True))
+    assert (found.best, len(found.rivals)) == (best, rivals)
+
+
+def test_standard_errors_are_those_of_a_paired_test():
+    assert standard_errors(standing(0, 0, 0, better=2.0), standing(1, 0, 0)) == pytest.approx(2.0)
+    assert standard_errors(standing(0, 0, 0), standing(1, 0, 0, better=2.0)) == pytest.approx(-2.0)
+    assert standard_errors(standing(0, 0, 0), standing(1, 0, 0)) == 0.0
+
+
+def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
+    gain = torch.tensor([1.0, 3.0]).repeat(50)  # mean 2, standard error sqrt(1 / 99)
+    one, other = (
+        Standing(Entrant("", cost, None), torch.zeros(100, 2), loss, torch.ones(100, dtype=torch.bool))
+        for cost, loss in ((0.5, torch.zeros(100)), (2.0, gain))
+    )
+    log_odds = Weighing(None, lambda one: 0.0).log_odds
+    assert log_odds(one, other) == pytest.approx(2.0**2 * 99 / 2 + 4 * 1.5)
+    assert log_odds(one, other) == -log_odds(other, one)
+
+
+@pytest.mark.parametrize(
+    ("activation", "errors", "better", "taken"),
+    [
+        ("GELU", 4, 2.0, True),  # nearly the same answers
+        ("GELU", 4, 3.0, False),
+        ("GELU", 40, -1.0, True),  # other answers, and ReLU is better
+        ("GELU", 40, 1.0, False),
+        ("Mish", 40, 2.0, True),  # rare
+        ("Mish", 40, 4.0, False),
+        ("LeakyReLU(0.01)", 1, 4.0, True),  # the same answers, whatever the loss
+        ("LeakyReLU(0.01)", 5, 4.0, False),
+        ("LeakyReLU(0.1)", 40, -2.5, False),  # as often right
+        ("LeakyReLU(0.1)", 40, -4.0, True),
+    ],
+)
+def test_relu_is_taken_where_another_activation_is_not_likely_enough(activation, errors, better, taken):
+    best, other = standing(0, 0, 0), standing(1, 0, 0, better)
+    if errors:
+        half = errors // 2
+        best, other = _with_answers(best, 0, errors - half), _with_answers(other, 500, half)
+    found = weighed(("ReLU", activation), Outcome(best, [], [other], [], True))
+    assert (found.best is best and not found.rivals) == taken
+
+
+def _with_answers(one, first, errors):
+    wrong = standing(0, first, errors)
+    return Standing(one.entrant, wrong.logits, one.loss, wrong.right)
+
+
+def test_between_normalisations_the_temperature_on_training_images_decides():
+    one, other = _with_answers(standing(0, 0, 0), 0, 10), _with_answers(standing(1, 0, 0), 500, 10)
+    outcome = Outcome(other, [], [one], [], True)
+    two = {"activations": ("ReLU", "ReLU"), "normalizations": ("none", "mnist")}
+    undecided = weighed(outcome=outcome, **two)
+    assert len(undecided.rivals) == 1
+    heats = {"0": 0.02, "1": 0.6}  # temperatures of 1.05 and 4
+    decided = weighed(outcome=outcome, heat=lambda standing: heats[standing.entrant.name], **two)
+    assert decided.best is one
+    assert not decided.rivals
