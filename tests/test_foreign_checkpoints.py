@@ -25,8 +25,7 @@ RESNET20, LENET = "pytorch_resnet_cifar10/resnet20-12fca82f.th", "advertorch/mni
 SCRIPTED, PICKLED = "HandWritten-Digit/model_scripted.pt", "HandWritten-Digit/model.pth"
 TRACED, EXPORTED = "derived/resnet2b_traced_norm_inside.pt", "derived/lenet5_advtrained.pt2"
 EMA = "derived/mnist_net_model_and_model_ema.pth"
-# Weights that leave two networks nearly as good: noise was added to them, or another activation is as good within a tenth.
-UNDECIDED = (EMA, "Pytorch-Lightning-practice/epoch=4-step=4300.ckpt")
+UNDECIDED = (EMA,)  # noise was added to these weights, so that two networks are nearly as good
 
 COMPILED = "derived/resnet20_torchcompile_orig_mod.pt"  # RESNET20 as torch.compile names its weights
 

@@ -140,6 +140,15 @@ def test_a_trained_network_is_never_taken_for_one_that_answers_otherwise(make, d
     assert lines[0] in opened.notes
 
 
+def test_of_networks_with_equal_answers_the_most_usual_one_is_taken(digits, tmp_path):
+    """Without hidden layers all activations are equal."""
+    torch.manual_seed(0)
+    torch.save(fitted(single(), *digits, 120).state_dict(), tmp_path / "net.pt")
+    lines = []
+    open_network(tmp_path / "net.pt", settings_from({}), {}, digits, lines.append)
+    assert lines[0].startswith("network reconstructed from the weights: ReLU, ")
+
+
 def test_weights_that_are_not_trained_are_refused(digits, tmp_path):
     torch.save(perceptron().state_dict(), tmp_path / "net.pt")
     with pytest.raises(UsageError, match=r"fit no network .* too few to be the one that was trained"):

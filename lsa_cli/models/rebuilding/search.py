@@ -32,6 +32,7 @@ from lsa_cli.models.rebuilding.weighing import Weighing
 
 _ENTRANTS = 40  # of the contest
 _GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
+_UNDECIDED = 0.999  # share of the cost of an activation that is left out of the contest
 _NATS = 1.5  # of log-probability for each unit of cost
 _FITS = (
     0.3  # nats: networks that were trained have less than a tenth of it, and wrong orders of their layers several nats
@@ -109,9 +110,13 @@ class Search:
         twins = [replace(leader, activation=name) for name in ACTIVATIONS]
         forced = [one for one in twins if one in self.asked and one not in [leader, *kept]]
         self.variants = [leader, *forced, *kept][:_ENTRANTS]
-        # How usual an activation is decides nothing: a wrong one gives nearly the same accuracy, and another robust accuracy.
+        # How usual an activation is decides between equal answers alone: a wrong one can give nearly the same accuracy.
         entrants = [
-            Entrant(str(place), self.asked[one].entrant.cost - ACTIVATIONS[one.activation][2], self._asking(one))
+            Entrant(
+                str(place),
+                self.asked[one].entrant.cost - _UNDECIDED * ACTIVATIONS[one.activation][2],
+                self._asking(one),
+            )
             for place, one in enumerate(self.variants)
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]

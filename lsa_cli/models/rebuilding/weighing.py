@@ -52,7 +52,9 @@ class Weighing:
         if not usual:
             return self._symmetric(outcome)
         leader = max(usual, key=lambda one: self.log_odds(one, usual[0]))
-        against = [one for one in [*standing, *outcome.others] if self._speaks_against(one, leader)]
+        # The contest has beaten the others; a short training can do that to the true activation alone.
+        beaten = [one for one in outcome.others if leader in outcome.rivals or self._is_twin(one, leader)]
+        against = [one for one in [*standing, *beaten] if self._speaks_against(one, leader)]
         if against:
             found = self._symmetric(outcome)
             return found if found.best is not leader else _with_rivals(found, against)
@@ -65,15 +67,16 @@ class Weighing:
         n, agreement = min(len(one.right), len(leader.right)), one.agreement(leader)
         if one is leader:
             return False
-        if not self._is_twin(one, leader):
-            same = agreement >= ALIKE and n >= _ENOUGH and self._activation(one) == self._activation(leader)
-            return not same and self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
-        name = self._activation(one)
+        name, is_alike = self._activation(one), agreement >= ALIKE and n >= _ENOUGH
+        if is_alike and name == USUAL:
+            return False
+        if not is_alike and not self._is_twin(one, leader):
+            return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
         if name == "LeakyReLU(0.01)" and agreement >= _SAME and n >= _ENOUGH:
             return False
         limits = _BETTER_RARE if ACTIVATIONS[name][2] >= _RARE else _BETTER.get(name, _SMOOTH)
         better = -standard_errors(leader, one)
-        if agreement >= ALIKE and n >= _ENOUGH:
+        if is_alike:
             return better > limits[0]
         is_far = better < -_FAR * math.sqrt(n) or (agreement >= _NEARLY_ALIKE and better < -_FAR_ALIKE)
         is_near = name in _SLOPES and self._is_near(one, leader) and not is_far
