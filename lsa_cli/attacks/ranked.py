@@ -69,11 +69,11 @@ def rounds_of(threat: Threat) -> tuple[Round, ...]:
         Round("pgd-ce", ODI(threat, 20, spread=0, loss="ce"), 0.4, 32),
         Round("odi-pgd", ODI(threat, restarts=9, at_once=9), 0.15, 16),
         Round("apgd-ce", APGD(threat, 50), 0.1, 16),
-        Round("square-pgd", SquarePGD(threat, 1000, at_once=8), 0.015, 6),
+        Round("square-pgd", SquarePGD(threat, at_once=8), 0.015, 6),
         Round("apgd-t", TargetedAPGD(threat, 50, at_once=9), 0.04, 8),
         Round("fab-t", FABT(threat, 20, at_once=9), 0.03, 6),
         Round("odi-pgd long", ODI(threat, 93, restarts=9, at_once=9), 0.02, 6),
-        Round("square-pgd long", SquarePGD(threat), 0.015, 6),
+        Round("square-pgd again", SquarePGD(threat), 0.015, 6),
     )
 
 

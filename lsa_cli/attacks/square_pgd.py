@@ -37,8 +37,8 @@ class SquarePGD(Attack):
 
     @property
     def stream(self) -> str:
-        """Rounds of a cascade that differ in queries draw other numbers."""
-        return f"{super().stream} {self.queries}"
+        """Rounds of a cascade that differ in settings draw other numbers."""
+        return f"{super().stream} {self.queries} {self.at_once}"
 
     @property
     def _square(self) -> Square:

@@ -117,7 +117,7 @@ def test_it_leaves_what_all_of_its_attacks_leave_and_patience_breaks_no_more(tas
 def test_the_first_round_attacks_all_and_random_search_is_last_where_it_is_defined(norm):
     rounds = rounds_of(make_threat(norm, 0.1))
     assert (rounds[0].share, rounds[0].attack.kind) == (1, "budget" if norm == "linf" else "minimal")
-    assert rounds[-1].name == {"linf": "square-pgd long", "l2": "square", "l1": "fab-t"}[norm]
+    assert rounds[-1].name == {"linf": "square-pgd again", "l2": "square", "l1": "fab-t"}[norm]
     assert len({one.name for one in rounds}) == len(rounds)
     assert len({(one.attack.stream, type(one.attack)) for one in rounds if "pgd" in one.name}) == sum(
         "pgd" in one.name for one in rounds

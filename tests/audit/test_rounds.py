@@ -24,7 +24,7 @@ NAMES = [
     "apgd-t",
     "fab-t",
     "odi-pgd long",
-    "square-pgd long",
+    "square-pgd again",
 ]
 
 
@@ -114,7 +114,7 @@ def test_a_budget_that_ends_in_a_round_names_what_was_not_run(task, monkeypatch)
     running = []
     monkeypatch.setattr(limits.Clock, "is_late", lambda clock: "apgd-t" in running or late(clock))
     report = run_audit(plan, progress=lambda what, done, total: running.append(what))
-    assert report.not_run[:3] == ["fab-t", "odi-pgd long", "square-pgd long"]
+    assert report.not_run[:3] == ["fab-t", "odi-pgd long", "square-pgd again"]
     assert "pgd-margin" not in report.not_run
     assert "met every round" not in report.verdict.statement
     assert all(stage.ranked is not None for stage in report.cascade if stage.attack != "apgd-t")
@@ -132,7 +132,7 @@ def test_an_interrupted_audit_names_what_was_not_run(task):
         run_audit(make_plan(body, settings(), {}, (x, y)), progress=stop, on_update=reports.append)
     ended = reports[-1]
     assert ended.status == "interrupted"
-    assert {"apgd-t", "fab-t", "square-pgd long", "evidence"} <= set(ended.not_run)
+    assert {"apgd-t", "fab-t", "square-pgd again", "evidence"} <= set(ended.not_run)
     assert "pgd-margin" not in ended.not_run
     assert "the audit was interrupted" in markdown.render(ended)
     assert [report.not_run for report in reports[:-1]] == [[]] * (len(reports) - 1)
