@@ -112,6 +112,8 @@ def observe_all(
         logits = classifier(torch.cat(inputs)).split(count)[1:]  # of x_adv first
     values = torch.full((len(moved), 3, rows, len(layers)), torch.nan, device=x.device)
     for column, name in enumerate(layers):
+        if name not in seen:  # a network that runs other layers in this pass than in its first one
+            continue
         for (positions, kind), found in zip(slots, seen[name], strict=True):
             values[positions, kind, :, column] = found
     # An infinite measure comes from an infinite activation: it has no mean, so it counts as undefined.
