@@ -14,7 +14,7 @@ from lsa_cli.attacks.base import (
     expected_logits,
     input_gradient,
 )
-from lsa_cli.attacks.losses import LOSSES, Loss, tempered
+from lsa_cli.attacks.losses import LOSSES, Loss, tempered, unscaled_cross_entropy
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
@@ -23,7 +23,7 @@ from lsa_cli.errors import UsageError
 @ATTACKS.register("fgsm")
 @dataclass(frozen=True)
 class FGSM(Attack):
-    """One step of length eps along the gradient.
+    """One step of length eps along the gradient of the cross-entropy, also where logits are nearly equal, as in the paper.
 
     random_start: the step is 1.25 eps long and starts at a random point of the budget (arXiv 2001.03994, Algorithm 3).
     """
@@ -34,7 +34,7 @@ class FGSM(Attack):
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         start, length = (self.threat.sample(x), 1.25) if self.random_start else (x, 1.0)
-        gradient, _ = input_gradient(model, start, y, LOSSES.get("ce"))
+        gradient, _ = input_gradient(model, start, y, unscaled_cross_entropy)
         step = self.threat.steepest(gradient, start)
         return self.threat.project(start + per_sample(length * self.threat.eps, x) * step, x)
 

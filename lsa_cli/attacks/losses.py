@@ -24,6 +24,11 @@ def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return _log_odds(logits, y, _scale(logits))
 
 
+def unscaled_cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The same without a factor for logits that are nearly equal: its gradient has the direction of the cross-entropy's."""
+    return _log_odds(logits, y, logits.new_ones(len(logits)))
+
+
 def _scale(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
     """1, or the factor by which the log-odds enlarge logits that are nearly equal.
 
