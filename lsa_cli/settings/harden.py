@@ -45,7 +45,7 @@ class HardenSettings(Settings):
 
     # ---- Training attack
     train_eps: Positive | None = _ATTACK(
-        "Radius of the training attack; the audits keep --eps. Default: eps, or 7/6 eps for grey images under linf with base pgd."
+        "Radius of the training attack; the audits keep --eps. Default: eps, or 1.1 eps for grey images under linf with base pgd."
     )
     steps: Count | None = _ATTACK("Number of steps of the training attack.")
     step_size: Positive | None = _ATTACK("Length of a step.", default="2.5 eps / steps")
