@@ -77,6 +77,8 @@ def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
         ("Mish", 40, 4.0, False),
         ("LeakyReLU(0.01)", 1, 4.0, True),  # the same answers, whatever the loss
         ("LeakyReLU(0.01)", 5, 4.0, False),
+        ("LeakyReLU(0.1)", 8, 1.0, False),
+        ("LeakyReLU(0.1)", 8, -2.5, True),
         ("LeakyReLU(0.1)", 40, -2.5, False),  # as often right
         ("LeakyReLU(0.1)", 40, -4.0, True),
     ],

@@ -25,7 +25,7 @@ _SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answ
 # nearly all answers are the same, and where they are not. Negative: ReLU must be better by so much.
 _SMOOTH = (2.5, 0.0)
 _SLOPES = ("LeakyReLU(0.1)", "LeakyReLU(0.2)")
-_BETTER = {"LeakyReLU(0.01)": (1.5, -1.5), **dict.fromkeys(_SLOPES, (1.5, 0.0))}
+_BETTER = {"LeakyReLU(0.01)": (1.5, -1.5), **dict.fromkeys(_SLOPES, (-2.0, 0.0))}
 # A LeakyReLU that is nearly as often right stays a rival unless the loss with ReLU is better by so many standard deviations of
 # the difference for one image, or, with so many equal answers, by so many standard errors.
 _FAR, _NEARLY_ALIKE, _FAR_ALIKE = 0.1, 0.975, 3.0
