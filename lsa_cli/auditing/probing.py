@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from torch import nn
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing import examples, metrics
@@ -28,10 +29,12 @@ from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
 from lsa_cli.auditing.radius import check_radius
+from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.normalizations import is_same, usual_normalizations
 from lsa_cli.report.ranking import strongest
+from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport, Example, Metric
 
 # ---- is the network used as it was trained? ---------------------------------------------------------------
@@ -42,11 +45,24 @@ def clean_checks(plan: AuditPlan, total: BlockResult, normalization: Checked | N
     return [
         check_radius(plan),
         usage.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
+        *_reconstruction(plan, rate(total.right)),
         *([normalization] if normalization is not None else []),
         usage.class_order(total.label, total.clean, plan.network.class_names),
         usage.lost_classes(total.label, total.clean, plan.network.class_names),
         usage.near_chance(rate(total.right), len(plan.network.class_names)),
     ]
+
+
+def _reconstruction(plan: AuditPlan, clean: Rate) -> list[Checked]:
+    """The check of a network that was put together from its weights. With BatchNorm, that is done only if its statistics fit."""
+    network = plan.network
+    if network.arch != RECONSTRUCTED:
+        return []
+    remembers = any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        for module in network.classifier.modules()
+    )
+    return [usage.reconstruction(clean, remembers or claimed_accuracy(network.checkpoint) is not None)]
 
 
 def can_be_normalized(plan: AuditPlan) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import UsageError
 from lsa_cli.models.rebuilding.blocks import Structure
@@ -147,6 +148,24 @@ def test_of_networks_with_equal_answers_the_most_usual_one_is_taken(digits, tmp_
     lines = []
     open_network(tmp_path / "net.pt", settings_from({}), {}, digits, lines.append)
     assert lines[0].startswith("network reconstructed from the weights: ReLU, ")
+
+
+def test_a_reconstructed_network_is_doubted_until_something_confirms_it(digits, tmp_path):
+    torch.manual_seed(0)
+    x, y = digits
+    network = fitted(single(), x, y, 120).eval()
+    right = float((network(x).argmax(1) == y).float().mean())
+    files = {
+        "weights alone": network.state_dict(),
+        "with an accuracy": {"state_dict": network.state_dict(), "test_acc": 100 * right},
+    }
+    doubted = {}
+    for name, content in files.items():
+        torch.save(content, tmp_path / "net.pt")
+        report = audit(tmp_path / "net.pt", data=digits, attack="fgsm", noise="none", layers="none", eps=0.1, limit=100)
+        assert report.subject.architecture == "reconstructed from the weights"
+        doubted[name] = "network-reconstructed" in [finding.code for finding in report.evidence.findings]
+    assert doubted == {"weights alone": True, "with an accuracy": False}
 
 
 def test_weights_that_are_not_trained_are_refused(digits, tmp_path):
