@@ -115,13 +115,18 @@ class FleetRun:
 
 
 def quick_of(audit: "Audit") -> "Audit":
-    """The same audit with --quick. Limits are decided from its report, not by it: they may name attacks that it lacks."""
+    """The same audit with --quick, on no more samples. Limits are decided from its report, not by it: they may name attacks
+    that it lacks."""
+    from lsa_cli.auditing.presets import QUICK_LIMIT
+
     plain = {
         one.name: None
         for one in settings_of(AuditSettings)
         if one.panel in ("Attack", "Data") and one.name not in _OF_QUICK
     }
-    settings = audit.settings.replace(**{**plain, "preset": "quick", "gate": None})
+    limit = audit.settings.limit
+    few = limit if isinstance(limit, int) and limit < QUICK_LIMIT else None
+    settings = audit.settings.replace(**{**plain, "preset": "quick", "gate": None, "limit": few})
     origin = {name: where for name, where in audit.origin.items() if plain.get(name, "") is not None}
     return replace(audit, settings=settings, origin=origin, kind="quick", limits=audit.limits)
 

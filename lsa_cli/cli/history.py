@@ -14,7 +14,7 @@ from lsa_cli.cli.outputs import output_folder
 from lsa_cli.errors import UsageError
 from lsa_cli.wording import plural
 
-_ENDING = ".audit.json"
+_ENDINGS = ".audit.quick.json", ".audit.json"  # a full audit replaces the quick one of `lsa fleet --triage`
 
 
 def history(
@@ -35,7 +35,7 @@ def history(
 ) -> None:
     """Make a static site of the reports in a folder: a leaderboard, trends, any two models side by side, a page a model.
 
-    The site opens from disk and from any web server. It takes the complete reports *.audit.json in the folder and below.
+    The site opens from disk and from any web server. It takes the complete reports *.audit.json in the folder and below, and of models that `lsa fleet --triage` audited quickly alone, *.audit.quick.json.
     """
     from lsa_cli._version import __version__
     from lsa_cli.report.history import Order, site
@@ -48,8 +48,10 @@ def history(
         what = "is a file" if Path(folder).exists() else "does not exist"
         raise UsageError(f"{folder} {what}; give a folder of reports, such as the one that lsa fleet -o writes to")
     reports: dict[str, AuditReport] = {}
-    for path in sorted(Path(folder).rglob(f"*{_ENDING}")):
-        name = path.relative_to(folder).as_posix().removesuffix(_ENDING)
+    for path in [path for ending in _ENDINGS for path in sorted(Path(folder).rglob(f"*{ending}"))]:
+        name = path.relative_to(folder).as_posix()
+        for ending in _ENDINGS:
+            name = name.removesuffix(ending)
         try:
             report = read_report(path)
         except UsageError as error:
@@ -77,7 +79,10 @@ def _commits(folder: Path, names: list[str]) -> dict[str, tuple[int, str]]:
     found = {name: commit for name in names if (commit := _named(name, places)) is not None}
     if len(found) < len(names):
         found = {
-            name: next(iter(_git(folder, "log", "-1", "--format=%H", "--", f"{name}{_ENDING}")), "") for name in names
+            name: next(
+                iter(_git(folder, "log", "-1", "--format=%H", "--", *(name + ending for ending in _ENDINGS))), ""
+            )
+            for name in names
         }
         places = {commit: place for place, commit in enumerate(_git(folder, "rev-list", "--reverse", "HEAD"))}
     for name, commit in found.items():

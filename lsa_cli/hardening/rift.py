@@ -24,7 +24,7 @@ from lsa_cli.hardening.methods import HARDENINGS, Batch, Hardening, Step, Task
 from lsa_cli.hardening.validation import attacked
 from lsa_cli.hardening.weights import weights_of
 from lsa_cli.layers import Layer
-from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.loading import Say
 from lsa_cli.stats import not_inferior
 from lsa_cli.wording import plural
@@ -74,6 +74,12 @@ class RobustCriticalFineTuning(Hardening):
         """The layer whose weights have the smallest robust criticality, on adversarial examples that are made once."""
         attack = PGD(threat=self.task.threat, steps=_STEPS)
         examples = [(attack(model, b.x, b.y, index=b.index, seed=b.seed), b.y) for b in held_out]
+        robust = sum(int((predicted_class(model(x_adv)) == y).sum()) for x_adv, y in examples)
+        if robust <= self.margin * self.task.held_out:
+            raise UsageError(
+                f"rift keeps the robust accuracy of a network that was trained adversarially; this one resists PGD on {robust} of "
+                f"{plural(self.task.held_out, 'held-out sample')}: use --method at first"
+            )
         found = {
             layer.name: robust_criticality(model, _weights(layer), examples)
             for layer in layers if layer.is_learnable and "#" not in layer.name

@@ -211,13 +211,14 @@ def attack_settings(report: AuditReport, passes_count: bool) -> dict[str, object
     return {**settings, **how, **({"patient": True} if is_patient else {})}
 
 
-def _differing(
-    old: Mapping[str, object], new: Mapping[str, object]
-) -> tuple[Mapping[str, object], Mapping[str, object]]:
-    """The entries that differ."""
-    names = {name for name in (*old, *new) if old.get(name) != new.get(name)}
-    before, after = ({name: one[name] for name in one if name in names} for one in (old, new))
-    return before, after
+def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[str, str]:
+    """The entries that differ, in words: those of one side alone by their names, the others with their values."""
+
+    def in_words(one: Mapping[str, object], other: Mapping[str, object]) -> str:
+        parts = [f"{name} {one[name]}" if name in other else name for name in one if one[name] != other.get(name)]
+        return ", ".join(parts) or "no other"
+
+    return in_words(old, new), in_words(new, old)
 
 
 def _short(value: object) -> str:

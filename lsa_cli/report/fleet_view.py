@@ -87,10 +87,11 @@ def one_line(fleet: Fleet) -> str:
         where = f" in table {(row.group or 0) + 1} ({row.protocol})" if len(best) > 1 else ""
         line += f"; best{where}: {row.model}, robust accuracy {percent(row.robust.value)} {interval(row.robust)}"
     line += f"; {plural(len(best) - _NAMED_BEST, 'more table')}" if len(best) > _NAMED_BEST else ""
-    if any(row.gates for row in audited):
-        line += (
-            f"; limits do not hold for {plural(len(fleet.breached), 'model')}" if fleet.breached else "; limits hold"
-        )
+    limited = [row for row in audited if row.gates]
+    if fleet.breached:
+        line += f"; limits do not hold for {plural(len(fleet.breached), 'model')}"
+    elif limited:
+        line += "; limits hold" + (f" for {plural(len(limited), 'model')}" if len(limited) < len(audited) else "")
     return line
 
 

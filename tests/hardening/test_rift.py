@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lsa_cli.attacks import make_threat
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.rift import interpolated, robust_criticality
 from lsa_cli.hardening.validation import validation_of
@@ -61,11 +62,21 @@ def test_a_layer_that_nothing_depends_on_is_chosen(tmp_path):
     from lsa_cli.hardening.sites import layers_of
 
     torch.manual_seed(0)
-    model, method = Classifier(Idle()), make_method("rift", {"margin": "0.2"}, layers=())
+    model = Classifier(Idle())
+    method = make_method("rift", {"margin": "0.2"}, layers=(), threat=make_threat("linf", 1e-6))
     held_out = list(validation_of(make_job(tmp_path, method, model)))
     said = []
     assert method.choose(model, layers_of(model, held_out[0].x[:2]), held_out, said.append) == ("idle",)
     assert "idle 0" in said[0]
+
+
+def test_a_network_that_is_not_robust_is_refused(tmp_path):
+    from lsa_cli.hardening.sites import layers_of
+
+    model, method = small_network(), make_method("rift", {"margin": "0.2"}, layers=(), threat=make_threat("linf", 0.5))
+    held_out = list(validation_of(make_job(tmp_path, method, model)))
+    with pytest.raises(UsageError, match="resists PGD on 1 of 24 held-out samples: use --method at first"):
+        method.choose(model, layers_of(model, held_out[0].x[:2]), held_out, print)
 
 
 @pytest.mark.parametrize(("margin", "moves"), [(0.9, True), (1e-5, False)])

@@ -223,9 +223,13 @@ def test_the_command_leaves_out_what_is_no_complete_report(lsa, tmp_path):  # no
     broken = several(1, n=20)["runs/a/epoch-0.pt"].model_copy(update={"status": "running"})
     (folder / "half.pt.audit.json").write_text(broken.to_json())
     (folder / "bad.pt.audit.json").write_text("{")
+    quick = several(1, n=20)["runs/a/epoch-0.pt"].to_json()
+    for name in ("settled.pt", "runs/a/epoch-0.pt"):  # of a triage; the second model has a full audit too
+        (folder / f"{name}.audit.quick.json").write_text(quick)
     done = lsa("history", folder, "-o", "site")
     assert done.code == 0, done.err
-    assert len(list((tmp_path / "site" / "models").iterdir())) == 2
+    assert "3 models" in done.err
+    assert len(list((tmp_path / "site" / "models").iterdir())) == 3
     assert "half.pt.audit.json is left out: its audit is running" in done.err
     assert "bad.pt.audit.json is left out" in done.err
     empty = lsa("history", tmp_path / "site")
