@@ -240,7 +240,7 @@ def _within_budget(plan: HardenPlan, job: Job, say: Say) -> HardenPlan:
     say(
         f"training: {plan.method}, {plural(recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
         f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}; "
-        f"about {recipe.epochs * cost.passes:.0f} passes for each sample, {minutes:.1f} minutes"
+        f"about {plural(round(recipe.epochs * cost.passes), 'pass', 'passes')} for each sample, {minutes:.1f} minutes"
     )
     return replace(plan, recipe=recipe)
 

@@ -8,6 +8,7 @@ from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import Part, Sum
 from lsa_cli.models.rebuilding.geometry import Geometry, Step
 from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
+from lsa_cli.wording import plural
 
 # Activations by the class of torch and its arguments, with what an unusual one costs beside ReLU (our choice).
 ACTIVATIONS: dict[str, tuple[str, tuple[Any, ...], float]] = {
@@ -63,7 +64,7 @@ class Variant:
         steps = self.geometry.steps
         strides = {step.stride for step in steps if step.stride > 1}
         pools = sum(step.pool is not None for step in steps)
-        parts = [f"{pools} {self.pooling} pools"] if pools else ["no pools"]
+        parts = [plural(pools, f"{self.pooling} pool")] if pools else ["no pools"]
         parts += [f"strides {', '.join(str(step.stride) for step in steps)}"] if strides else []
         parts += [f"padding {', '.join(str(step.padding[0]) for step in steps)}"]
         return ", ".join(parts)
