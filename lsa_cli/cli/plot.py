@@ -32,11 +32,10 @@ def plot(
     if form not in FORMATS:
         raise UsageError(f"--format {form}: there are {', '.join(FORMATS)}")
     reports = [read_report(file) for file in files]
-    folder = output_folder(output)
-    written = []
-    for name, content in draw(reports, form):
-        write_bytes(folder / name, content)
-        written.append(name)
-    if not written:
+    figures = list(draw(reports, form))  # first, so that no folder is left where matplotlib is missing
+    if not figures:
         raise RunError("the reports have nothing to draw: no attack or noise has finished in them")
-    note(f"{plural(len(written), 'figure')} written to {output}: {', '.join(written)}")
+    folder = output_folder(output)
+    for name, content in figures:
+        write_bytes(folder / name, content)
+    note(f"{plural(len(figures), 'figure')} written to {output}: {', '.join(name for name, _ in figures)}")

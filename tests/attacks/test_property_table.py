@@ -183,6 +183,8 @@ def test_printed_settings_are_those_used_and_no_others(name, norm):
     assert torch.equal(again, moved)
     assert as_many == looks
     for setting, value in said.items():
+        if setting == "at_once" and name not in ("odi-pgd", "square", "square-pgd"):
+            continue  # the same runs in fewer passes
         changed = not value if isinstance(value, bool) else OTHER.get(setting, 2 * value if value else 0.5)
         changed = "ce" if changed == value == "margin" else changed
         other, as_many = outcome(dataclasses.replace(attack, **{**said, setting: changed}), x, y)

@@ -63,14 +63,14 @@ def test_a_resumed_training_is_as_strong_as_it_was(name, tmp_path, monkeypatch):
 
     def job(seed=0, **changes):
         method = make_method(name, layers=("2",) if name == "at-lr" else ())
-        return make_job(tmp_path, method, small_network(seed), recipe=recipe(epochs=6, warmup=0.0), **changes)
+        return make_job(tmp_path, method, small_network(seed), recipe=recipe(epochs=9, warmup=0.0), **changes)
 
     whole = run(job())
     raised = [epoch.raised for epoch in whole.history]
     assert raised[-1] is None  # nothing comes after the last epoch
     assert any(raised)
     with pytest.raises(KeyboardInterrupt):
-        run(job(), stop_after=32)
+        run(job(), stop_after=45)
     resumed = run(job(seed=1, resume=True))
     assert same(whole.last, resumed.last)
     assert [epoch.raised for epoch in resumed.history] == raised

@@ -12,7 +12,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       // Numbers by size, intervals by their lower end, a bound by itself, a distance without its norm; last what has no number.
       const key = row => {
         const text = row.cells[column].textContent.trim();
-        const plain = text.replace(/^(\[|<|l(inf|\d) )/, "");
+        const plain = text.replace(/^(\[|< ?|l(inf|\d) )/, "");
         const value = parseFloat(plain);
         return Number.isNaN(value) || !/^[-+\d.]/.test(plain) ? text : value;
       };
