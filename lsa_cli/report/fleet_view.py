@@ -86,6 +86,7 @@ def one_line(fleet: Fleet) -> str:
         assert row.robust is not None
         where = f" in table {(row.group or 0) + 1} ({row.protocol})" if len(best) > 1 else ""
         line += f"; best{where}: {row.model}, robust accuracy {percent(row.robust.value)} {interval(row.robust)}"
+        line += ", evidence doubtful" if row.evidence == "doubtful" else ""
     line += f"; {plural(len(best) - _NAMED_BEST, 'more table')}" if len(best) > _NAMED_BEST else ""
     limited = [row for row in audited if row.gates]
     if fleet.breached:

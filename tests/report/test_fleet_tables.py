@@ -118,6 +118,13 @@ def test_a_full_audit_is_for_limits_that_are_not_breached():
     assert needs_full(quick, {}) == ["best", "holds", "open"]
 
 
+def test_the_last_line_says_that_the_evidence_of_the_best_one_is_doubtful():
+    reports = {"a": report_of([True] * 8 + [False] * 2, evidence="doubtful"), "b": report_of([True] * 5 + [False] * 5)}
+    assert re.search(r"best: a, robust accuracy 80\.0% \[[^]]+\], evidence doubtful", one_line(fleet_of(reports)))
+    reports["a"] = report_of([True] * 8 + [False] * 2)
+    assert "doubtful" not in one_line(fleet_of(reports))
+
+
 def test_the_last_line_names_the_best_one_of_each_data_set():
     reports = {"a": report_of([True] * 8 + [False] * 2), "b": report_of([True] * 5 + [False] * 5)}
     other = report_of([True] * 3 + [False] * 7)
