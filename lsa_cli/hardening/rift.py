@@ -74,7 +74,8 @@ class RobustCriticalFineTuning(Hardening):
         """The layer whose weights have the smallest robust criticality, on adversarial examples that are made once."""
         attack = PGD(threat=self.task.threat, steps=_STEPS)
         examples = [(attack(model, b.x, b.y, index=b.index, seed=b.seed), b.y) for b in held_out]
-        robust = sum(int((predicted_class(model(x_adv)) == y).sum()) for x_adv, y in examples)
+        with undisturbed(model), torch.no_grad():
+            robust = sum(int((predicted_class(model(x_adv)) == y).sum()) for x_adv, y in examples)
         if robust <= self.margin * self.task.held_out:
             raise UsageError(
                 f"rift keeps the robust accuracy of a network that was trained adversarially; this one resists PGD on {robust} of "
