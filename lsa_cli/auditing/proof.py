@@ -70,7 +70,7 @@ def plan_proof(
 
 
 def _place(error: NotProvable, network: Network, example: torch.Tensor) -> str:
-    """Where the network computes what has no bound, in words; empty where that is not known."""
+    """The layer that computes what has no bound, for messages; empty where that is not known."""
     body, classifier = network.classifier.body, network.classifier
     try:
         with undisturbed(classifier):

@@ -82,8 +82,8 @@ def recipe_for(
 def training_threat(own: HardenSettings, threat: Threat, shape: tuple[int, ...], base: str | None) -> Threat:
     """The threat model of the training attack: with --train-eps, or the default for inputs of this shape.
 
-    The default is the radius of the audit, and a larger one where that was measured to be better (our choice): for grey images
-    under linf with base pgd. Raises UsageError for a radius that the norm does not allow.
+    The default is the radius of the audit, and in the recipe for grey images, under linf with base pgd, a larger one (our choice).
+    Raises UsageError for a radius that the norm does not allow.
     """
     eps = float(threat.eps)
     if own.train_eps is not None:

@@ -212,13 +212,13 @@ def attack_settings(report: AuditReport, passes_count: bool) -> dict[str, object
 
 
 def _differing(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[str, str]:
-    """The entries that differ, in words: those of one side alone by their names, the others with their values."""
+    """The entries that differ, as text: those of one side alone by their names, the others with their values."""
 
-    def in_words(one: Mapping[str, object], other: Mapping[str, object]) -> str:
+    def as_text(one: Mapping[str, object], other: Mapping[str, object]) -> str:
         parts = [f"{name} {one[name]}" if name in other else name for name in one if one[name] != other.get(name)]
         return ", ".join(parts) or "no other"
 
-    return in_words(old, new), in_words(new, old)
+    return as_text(old, new), as_text(new, old)
 
 
 def _short(value: object) -> str:

@@ -5,7 +5,7 @@ The gradient is that of the other output; the logits, which the same pass gives,
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,9 @@ from lsa_cli.errors import NumericalError
 from lsa_cli.layers import tap
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import FastClassifier
+
+# (network, iterates (M, ...), what the loss needs of each sample (M, ...)) -> losses (M,), logits (M, K)
+Loss = Callable[[Model, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class NoRows(Exception):
@@ -46,31 +49,45 @@ class Tap:
 
         Of a module that runs several times it is the mean, as a network may ask a part of it for views of its input.
         """
-        module, seen = self.module, []
+        with self.listening(model) as seen:
+            logits = model(x)
+        return self.values(seen, x), logits
+
+    @contextlib.contextmanager
+    def listening(self, model: Model) -> Iterator[list[Any]]:
+        """Within, what the module gets or returns in a pass of `model` is added to the list."""
+        seen: list[Any] = []
+        module = self.module
         if isinstance(model, FastClassifier) and self.name is not None:
             module = model.classifier.get_submodule(self.name)
         handle = module.register_forward_hook(lambda _, given, output: seen.append(given[0] if self.inputs else output))
         try:
-            logits = model(x)
+            yield seen
         finally:
             handle.remove()
+
+    @staticmethod
+    def values(seen: Sequence[Any], x: torch.Tensor) -> torch.Tensor:
+        """The mean (N, D) of what was seen in a pass over images x (N, ...). Raises NoRows."""
         if not seen or any(not isinstance(one, torch.Tensor) or one.shape[:1] != x.shape[:1] for one in seen):
             raise NoRows
         if any(one.shape != seen[0].shape for one in seen):
             raise NoRows
-        return torch.stack([one.float().flatten(1) for one in seen]).mean(0), logits
+        return torch.stack([one.float().flatten(1) for one in seen]).mean(0)
 
 
 @dataclass(frozen=True)
 class JointTap:
-    """The sum of the log-probabilities that several modules return, each one number for each class."""
+    """The sum of the log-probabilities that several modules return in a pass, each one number for each class."""
 
     taps: tuple[Tap, ...]
 
     def __call__(self, model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Tap`."""
-        pairs = [tap(model, x) for tap in self.taps]
-        return torch.stack([values.log_softmax(1) for values, _ in pairs]).sum(0), pairs[0][1]
+        with contextlib.ExitStack() as stack:
+            seen = [stack.enter_context(tap.listening(model)) for tap in self.taps]
+            logits = model(x)
+        return torch.stack([Tap.values(one, x).log_softmax(1) for one in seen]).sum(0), logits
 
 
 @dataclass(frozen=True)
@@ -147,14 +164,18 @@ class Guided(Attack):
         return search.x_adv
 
     def _run(self, model: Model, search: Search) -> None:
-        aims = self.aims(model, search.x, search.y)
+        _increase(model, search, self.steps, self.loss, self.aims(model, search.x, search.y))
 
-        def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            leaf = x.detach().requires_grad_(True)
-            value, logits = self.loss(network, leaf, aims[search.rows])
-            return slope(value.sum(), leaf), logits.detach()
 
-        follow(model, search, self.steps, gradient)
+def _increase(model: Model, search: Search, steps: int, loss: Loss, aims: torch.Tensor) -> None:
+    """`follow` the gradient of a loss. aims (N, ...): what it needs of each sample of the whole batch."""
+
+    def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = x.detach().requires_grad_(True)
+        value, logits = loss(network, leaf, aims[search.rows])
+        return slope(value.sum(), leaf), logits.detach()
+
+    follow(model, search, steps, gradient)
 
 
 @dataclass(frozen=True)
@@ -221,7 +242,7 @@ class Smoothed(Guided):
 class Goals:
     """The features of some samples, to which attacks move those of others.
 
-    tap: gives the features; called: their place in words. known (M, D): those of samples of the classes `classes` (M,).
+    tap: gives the features; called: the layer, for messages. known (M, D): those of samples of the classes `classes` (M,).
     """
 
     tap: Tap | LayerTap
@@ -233,6 +254,11 @@ class Goals:
         """The nearest known features of a class other than y."""
         distance = torch.cdist(features, self.known)
         return self.known[distance.masked_fill(self.classes[None] == y[:, None], torch.inf).argmin(1)]
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Minus the squared distance (M,) of the features of x (M, ...) to aims (M, D), and the logits (M, K)."""
+        values, logits = self.tap(network, x)
+        return -(values - aims).square().sum(1), logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,10 +295,4 @@ class TowardsFeatures(Guided):
         with torch.no_grad():
             near = goals.nearest(goals.tap(model, search.x)[0], search.y)
         aims = near.new_zeros(len(search.x_adv), near.shape[1]).index_copy(0, search.rows, near)
-
-        def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            leaf = x.detach().requires_grad_(True)
-            values, logits = goals.tap(network, leaf)
-            return slope(-(values - aims[search.rows]).square().sum(), leaf), logits.detach()
-
-        follow(model, search, steps, gradient)
+        _increase(model, search, steps, goals.loss, aims)

@@ -12,10 +12,8 @@ from lsa_cli.models.contest import ALIKE, NOISE, Outcome, Standing
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
 _PRIOR = 4.0  # nats for each unit of cost
-_HEAT, _WARM = (
-    15.0,
-    0.1,
-)  # nats for each factor of ten between a temperature and 1; as a power of ten, what is no evidence
+_HEAT = 15.0  # nats for each factor of ten between a temperature and 1
+_WARM = 0.1  # a power of ten between them that is no evidence
 _UNUSUAL = 3.0  # nats for each unit of cost of an activation
 _ODDS = NOISE**2 / 2  # nats that end a rivalry
 _NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
