@@ -327,12 +327,32 @@ def select_layers(layers: Sequence[Layer], specs: Iterable[str]) -> list[Layer]:
     return [layer for layer in layers if layer.name in chosen]
 
 
+def default_selector(layers: Sequence[Layer] | None) -> tuple[str, str]:
+    """What is scanned where nothing is chosen, and why it is not the usual choice; "" where it is.
+
+    The layers of arXiv 2202.02626 are activations. A network without hidden ones has its layers with weights taken, and one
+    without these none (our choice). layers: None where the network shows none.
+    """
+    if layers is None:
+        return "none", "no layer is scanned, as compiled programs show none; --arch with the network as Python code shows them"
+    hidden = [layer for layer in layers if not layer.is_output]
+    if any(map(activations, hidden)):
+        return "activations", ""
+    absent = "this network calls no activation function that is known before its output"
+    if any(map(learnable, hidden)):
+        return "learnable", f"{absent}, so its hidden layers with weights are scanned, as with --layers learnable"
+    return "none", f"{absent}, and has no hidden layer with weights as a module of its own, so no layer is scanned"
+
+
 def _nothing(spec: str, hidden: Sequence[Layer]) -> str:
     names = [layer.name for layer in hidden]
+    if not names:
+        return f"this network has no layer '{spec}', as no module runs before its output; --layers none audits it without a scan"
     if spec in SELECTORS.names():
         counts = {kind: sum(map(SELECTORS.get(kind), hidden)) for kind in SELECTORS.names()}
-        has = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none of the kinds"
-        return f"this network has no hidden {spec}; it has {has}, and layers {', '.join(names[:12])}"
+        has = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none of the other kinds"
+        more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+        return f"this network has no hidden {spec}; it has {has}, and its hidden layers are {', '.join(names[:12])}{more}"
     known = [*SELECTORS.names(), *names]
     more = f" and {len(known) - 15} more (see `lsa layers`)" if len(known) > 15 else ""
     return unknown("layer", spec, known[:15]) + more

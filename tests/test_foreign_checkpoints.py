@@ -20,7 +20,7 @@ NETWORKS = Path(__file__).with_name("foreign_networks.py")
 MNIST, FASHION = "torchvision:MNIST?root={root}", "torchvision:FashionMNIST?root={root}"
 CIFAR = f"{NETWORKS}:cifar10_test?root={{root}}"
 RESNET2B = "0.4914,0.4822,0.4465/0.2471,0.2435,0.2616"
-OPAQUE = ["--trust-code", "--layers", "none"]
+OPAQUE = ["--trust-code"]
 RESNET20, LENET = "pytorch_resnet_cifar10/resnet20-12fca82f.th", "advertorch/mnist_lenet5_{}trained.pt"
 SCRIPTED, PICKLED = "HandWritten-Digit/model_scripted.pt", "HandWritten-Digit/model.pth"
 TRACED, EXPORTED = "derived/resnet2b_traced_norm_inside.pt", "derived/lenet5_advtrained.pt2"
@@ -116,12 +116,12 @@ def test_a_harvested_program_shows_all_its_layers_and_the_program_none(audited):
 
 
 @pytest.mark.parametrize("file", [SCRIPTED, EXPORTED, TRACED])
-def test_a_program_is_not_run_unless_trusted_nor_scanned_unless_layers_are_given_up(refused, data_root, file):  # noqa: F811
+def test_a_program_is_not_run_unless_trusted_and_shows_no_layers(refused, data_root, file):  # noqa: F811
     data = ["--data", (CIFAR if file == TRACED else MNIST).format(root=data_root)]
     path = data_root / "checkpoints" / file
     if file == TRACED:  # of the others the weights alone are put together again
-        refused("audit", path, *data, says=["which is code", "--arch", "--trust-code --layers none"])
-    refused("audit", path, *data, "--trust-code", says=["show no layers", "--layers none"])
+        refused("audit", path, *data, says=["which is code", "--arch", "--trust-code"])
+    refused("audit", path, *data, "--trust-code", "--layers", "learnable", says=["show no layers", "leave --layers out"])
 
 
 def test_a_pickled_network_is_refused_by_the_name_it_would_import(refused, data_root):  # noqa: F811

@@ -156,7 +156,7 @@ def test_an_unknown_layer_and_an_empty_selection_say_what_there_is():
     with pytest.raises(LayerError, match="did you mean 'block'"):
         select_layers(layers, ["blokc"])
     plain = layers_of(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 3)
-    with pytest.raises(LayerError, match="no hidden activations; it has 1 learnable, and layers 0"):
+    with pytest.raises(LayerError, match="no hidden activations; it has 1 learnable, and its hidden layers are 0"):
         select_layers(plain, ["activations"])
 
 

@@ -390,10 +390,10 @@ def check_backward(network: Network) -> None:
         try_backward(network.classifier, network.classifier.body, x)
 
 
-def refuse_without_layers(network: Network, selectors: tuple[str, ...]) -> None:
-    """Raises CheckpointError for an opaque program where layers are asked for."""
-    if not network.shows_layers and selectors != ("none",):
+def refuse_without_layers(network: Network) -> None:
+    """Raises CheckpointError for an opaque program, whose layers are asked for."""
+    if not network.shows_layers:
         raise CheckpointError(
-            f"{network.arch}: compiled programs show no layers; give --arch with the network as Python code, or "
-            "--layers none for robust accuracy and classes alone"
+            f"{network.arch}: compiled programs show no layers; give --arch with the network as Python code, or leave "
+            "--layers out for robust accuracy and classes alone"
         )

@@ -17,7 +17,7 @@ from lsa_cli.auditing.network import Network, check_backward, open_network
 from lsa_cli.auditing.observation import Observation, observe
 from lsa_cli.auditing.plan import chosen_layers, mvl_rule, read_inputs, usual_batch_size
 from lsa_cli.data import from_object
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import LayerError, UsageError
 from lsa_cli.measures import MEASURES
 from lsa_cli.registry import build, parse_number, parse_spec, unknown
 from lsa_cli.settings import AuditSettings, settings_from
@@ -129,7 +129,9 @@ def scan(
     no_labels = np.zeros(len(x), dtype=np.int64)
     network = open_network(model, settings, {}, (x, no_labels))
     other = dataclasses.replace(network, data=from_object((x_adv, no_labels), "x_adv"))
-    _, chosen = chosen_layers(network, settings)
+    _, chosen, notes = chosen_layers(network, settings)
+    if not chosen:
+        raise LayerError(notes[0].message)
     names, seen = [layer.name for layer in chosen], []
     with numerics(torch.get_num_threads()):
         for rows in _batches(network, 3):

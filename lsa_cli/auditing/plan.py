@@ -24,7 +24,7 @@ from lsa_cli.auditing.unused import refuse_unused
 from lsa_cli.data import check_inputs, stratified_subset
 from lsa_cli.errors import UsageError
 from lsa_cli.imports import load_python_file
-from lsa_cli.layers import Layer, select_layers
+from lsa_cli.layers import Layer, default_selector, select_layers
 from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.registry import parse_number
 from lsa_cli.report.limits import Limit, check_targets, parse_metric
@@ -140,7 +140,7 @@ def make_plan(
     threat, eps_origin = _threat_of_attacks((*attacks, *cascade), threat, eps_origin, origin)
     if any(named.attack.uses_gradient for named in (*attacks, *cascade)):
         check_backward(network)
-    selectors, layers = chosen_layers(network, settings)
+    selectors, layers, layer_notes = chosen_layers(network, settings)
     threads, busy = choose_threads(settings.threads)
     if busy:
         say(busy)
@@ -160,7 +160,9 @@ def make_plan(
         batch_size_is_fixed=given is not None,
         threads=threads,
         seed=seed,
-        warnings=(*network.warnings, *threat_warnings, *selection_warnings, *preset_warnings, *without_square(cascade)),
+        warnings=(
+            *network.warnings, *threat_warnings, *selection_warnings, *layer_notes, *preset_warnings, *without_square(cascade),
+        ),
         proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, read_inputs(network, index[:2])),
     )  # fmt: skip
     _refuse_contradictions(plan)
@@ -262,14 +264,22 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
     return tried.fit(two_passes)
 
 
-def chosen_layers(network: Network, settings: AuditSettings) -> tuple[tuple[str, ...], tuple[Layer, ...]]:
-    """The selectors of the settings, and the layers that they select."""
-    selectors = tuple(settings.layers or ["activations"])
-    refuse_without_layers(network, selectors)
-    chosen = [] if selectors == ("none",) else select_layers(network.layers, selectors)
-    if settings.top_k is not None and chosen:
+def chosen_layers(network: Network, settings: AuditSettings) -> tuple[tuple[str, ...], tuple[Layer, ...], list[Warning]]:
+    """The selectors, the layers that they select, and a warning where the usual ones select nothing in this network."""
+    notes: list[Warning] = []
+    if settings.layers is not None:
+        selectors = tuple(settings.layers)
+    else:
+        selector, why = default_selector(network.layers if network.shows_layers else None)
+        selectors = (selector,)
+        notes += [Warning(code="default-layers", message=why)] if why else []
+    if selectors == ("none",):
+        return selectors, (), notes
+    refuse_without_layers(network)
+    chosen = select_layers(network.layers, selectors)
+    if settings.top_k is not None:
         refuse_more(settings.top_k, len(chosen), "the scan")
-    return selectors, tuple(chosen)
+    return selectors, tuple(chosen), notes
 
 
 def _refuse_contradictions(plan: AuditPlan) -> None:

@@ -237,7 +237,7 @@ def _arch_options(contents: "Contents", weights: WeightSet, advice: list[str]) -
     if len(known) == 1 and not (is_program or is_network):
         return []  # the audit finds it again
     if is_program:
-        advice.append("--arch takes the weights alone; --trust-code --layers none runs the program in the file instead")
+        advice.append("--arch takes the weights alone; --trust-code runs the program in the file instead")
     elif is_network:
         advice.append("--arch takes the weights alone; --trust-code unpickles the file instead, which runs its code")
     if not known:

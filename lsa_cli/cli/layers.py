@@ -19,7 +19,7 @@ def layers(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     settings, origin, _ = merged(given, given.config, checkpoint)
     with foreign_code():
         network = open_network(checkpoint, settings, origin, say=note)
-    refuse_without_layers(network, ())
+    refuse_without_layers(network)
     table = Table(box=None, pad_edge=False)
     for title in ("layer", "kind", "output", "selectors"):
         table.add_column(title, overflow="fold")

@@ -145,7 +145,7 @@ def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: to
     if not trust_code:
         raise UnknownNetworkError(
             f"{checkpoint.path} is a {_what(checkpoint)}, which is code: name the network with --arch to use its "
-            f"weights alone{_likely(checkpoint)}, or run the program, if you trust it: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code --layers none"
+            f"weights alone{_likely(checkpoint)}, or run the program, if you trust it: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code"
         )
     notes.append(f"the {_what(checkpoint)} in the file was run, as trusted; it shows no layers")
     say(f"--trust-code: the program in {checkpoint.path} is loaded and run; it imports {_names(checkpoint)}")

@@ -207,15 +207,16 @@ def test_what_real_files_name_is_not_hostile(data_root):
     assert not [name for name in names if is_hostile(name)]
 
 
-def test_layers_of_a_program_are_given_up_only_when_asked(tmp_path, lsa_audit):
+def test_a_program_shows_no_layers(tmp_path, lsa_audit):
     program = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.ReLU()), torch.zeros(2, 1, 4, 4))
     torch.jit.save(program, tmp_path / "p.pt")
     data = (IMAGES, np.array([0, 1, 2]))
     with pytest.raises(CheckpointError, match="which is code"):
         lsa_audit(tmp_path / "p.pt", data)
     with pytest.raises(CheckpointError, match="show no layers"):
-        lsa_audit(tmp_path / "p.pt", data, trust_code=True)
-    report = lsa_audit(tmp_path / "p.pt", data, trust_code=True, layers="none")
+        lsa_audit(tmp_path / "p.pt", data, trust_code=True, layers="learnable")
+    report = lsa_audit(tmp_path / "p.pt", data, trust_code=True)
+    assert "default-layers" in [warning.code for warning in report.warnings]
     assert [outcome.layers for outcome in report.outcomes] == [None] * len(report.outcomes)
     assert report.subject.parameters == 16 * 3 + 3
 

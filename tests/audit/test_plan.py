@@ -131,10 +131,34 @@ def test_the_output_layer_is_no_hidden_layer_however_the_network_returns_it(task
     assert [layer.name for layer in made.layers] == ["hidden"]
 
 
-def test_a_linear_network_has_no_hidden_layer_and_is_told_so(task):
+class Maximum(nn.Module):
+    def forward(self, x):
+        return torch.maximum(*x.chunk(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "scanned", "says"),
+    [
+        ([nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)], ["2"], None),
+        ([nn.Linear(16, 8), Maximum(), nn.Linear(4, 3)], ["1"], "hidden layers with weights are scanned"),
+        ([nn.Linear(16, 3)], [], "no layer is scanned"),
+        ([nn.Linear(16, 3), nn.Sigmoid()], [], "no layer is scanned"),
+    ],
+)
+def test_a_network_without_hidden_activations_has_its_layers_with_weights_scanned(task, layers, scanned, says):
     _, x, y = task
-    with pytest.raises(LayerError, match="no hidden activations"):
-        make_plan(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), settings_from({"eps": 0.1}), {}, (x, y))
+    made = make_plan(nn.Sequential(nn.Flatten(), *layers), settings_from({"eps": 0.1}), {}, (x, y))
+    assert [layer.name for layer in made.layers] == scanned
+    said = [warning.message for warning in made.warnings if warning.code == "default-layers"]
+    assert (says is None and not said) or says in said[0]
+
+
+def test_layers_that_were_asked_for_and_do_not_exist_are_refused(task):
+    _, x, y = task
+    with pytest.raises(LayerError, match="no layer 'activations', as no module runs before its output; --layers none"):
+        make_plan(
+            nn.Sequential(nn.Linear(16, 3)), settings_from({"eps": 0.1, "layers": "activations"}), {}, (x.flatten(1), y)
+        )
 
 
 QUICK, FULL = ["fgsm", "apgd-ce:steps=10"], ["fgsm", "pgd", "t-pgd", "ranked-cascade"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lsa_cli import audit
-from lsa_cli.errors import LayerError, LsaError
+from lsa_cli.errors import LsaError
 from tests.zoo.base import Entry
 from tests.zoo.truth import survivors
 
@@ -46,12 +46,9 @@ def judged(entry: Entry, is_honest: bool, n: int, seed: int = 0) -> Row:
     options = {"eps": entry.eps, "norm": entry.norm, "noise": "none", "threads": 1, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         target = _target(entry, x, Path(folder))
-        options |= {"trust_code": True, "normalize": "none", "layers": "none"} if isinstance(target, Path) else {}
+        options |= {"trust_code": True, "normalize": "none"} if isinstance(target, Path) else {}
         try:
-            try:
-                report = audit(target, data=(x.numpy(), y.numpy()), **options)
-            except LayerError:  # it has no activations
-                report = audit(target, data=(x.numpy(), y.numpy()), **options, layers="none")
+            report = audit(target, data=(x.numpy(), y.numpy()), **options)
         except LsaError as error:
             return Row(entry, is_honest, 0.0, truth, 1.0, "refused", (str(error),))
     verdict, evidence = report.verdict, report.evidence
