@@ -334,7 +334,10 @@ def default_selector(layers: Sequence[Layer] | None) -> tuple[str, str]:
     without these none (our choice). layers: None where the network shows none.
     """
     if layers is None:
-        return "none", "no layer is scanned, as compiled programs show none; --arch with the network as Python code shows them"
+        return (
+            "none",
+            "no layer is scanned, as compiled programs show none; --arch with the network as Python code shows them",
+        )
     hidden = [layer for layer in layers if not layer.is_output]
     if any(map(activations, hidden)):
         return "activations", ""
@@ -352,7 +355,9 @@ def _nothing(spec: str, hidden: Sequence[Layer]) -> str:
         counts = {kind: sum(map(SELECTORS.get(kind), hidden)) for kind in SELECTORS.names()}
         has = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "none of the other kinds"
         more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-        return f"this network has no hidden {spec}; it has {has}, and its hidden layers are {', '.join(names[:12])}{more}"
+        return (
+            f"this network has no hidden {spec}; it has {has}, and its hidden layers are {', '.join(names[:12])}{more}"
+        )
     known = [*SELECTORS.names(), *names]
     more = f" and {len(known) - 15} more (see `lsa layers`)" if len(known) > 15 else ""
     return unknown("layer", spec, known[:15]) + more

@@ -121,7 +121,9 @@ def test_a_program_is_not_run_unless_trusted_and_shows_no_layers(refused, data_r
     path = data_root / "checkpoints" / file
     if file == TRACED:  # of the others the weights alone are put together again
         refused("audit", path, *data, says=["which is code", "--arch", "--trust-code"])
-    refused("audit", path, *data, "--trust-code", "--layers", "learnable", says=["show no layers", "leave --layers out"])
+    refused(
+        "audit", path, *data, "--trust-code", "--layers", "learnable", says=["show no layers", "leave --layers out"]
+    )
 
 
 def test_a_pickled_network_is_refused_by_the_name_it_would_import(refused, data_root):  # noqa: F811

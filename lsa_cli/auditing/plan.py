@@ -264,7 +264,9 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
     return tried.fit(two_passes)
 
 
-def chosen_layers(network: Network, settings: AuditSettings) -> tuple[tuple[str, ...], tuple[Layer, ...], list[Warning]]:
+def chosen_layers(
+    network: Network, settings: AuditSettings
+) -> tuple[tuple[str, ...], tuple[Layer, ...], list[Warning]]:
     """The selectors, the layers that they select, and a warning where the usual ones select nothing in this network."""
     notes: list[Warning] = []
     if settings.layers is not None:

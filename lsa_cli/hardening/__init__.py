@@ -4,6 +4,7 @@ from lsa_cli.hardening import (  # noqa: F401  they register themselves
     adversarial_training,
     apart,
     class_fair,
+    clat,
     learn2perturb,
     noise_propagation,
     rift,

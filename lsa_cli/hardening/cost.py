@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from lsa_cli import distributed
 from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.trainer import VALIDATION_STEPS, Training
+from lsa_cli.hardening.weights import training_mode
 
 _UPDATES = 4  # of the trial; the first one warms up
 _VALIDATION_PASSES = VALIDATION_STEPS + 3  # PGD, FGSM and clean: less, where samples break early
@@ -31,7 +32,7 @@ def epoch_cost(job: Job) -> EpochCost:
     """
     model, method = deepcopy((job.model, job.method))
     training = Training(replace(job, model=model, method=method), lambda *_: None, lambda *_: None)
-    training.training_mode()
+    training_mode(training.model)
     ran: list[int] = []
     model.register_forward_hook(lambda module, given, logits: ran.append(len(logits)))
     samples, started = 0, time.perf_counter()

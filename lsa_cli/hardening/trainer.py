@@ -25,7 +25,7 @@ from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
 from lsa_cli.hardening.validation import diagnose
 from lsa_cli.hardening.watchdog import EpochResult, at_chance, is_weak, trouble
-from lsa_cli.hardening.weights import Average, copied, weights_of
+from lsa_cli.hardening.weights import Average, copied, training_mode, weights_of
 from lsa_cli.models.precision import runs_channels_last
 
 _SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
@@ -122,7 +122,7 @@ class Training:
             self.method.begin_epoch(epoch + 1)
             self.sums, self.counted, self.spent = {}, {}, 0.0
         began = time.monotonic()
-        self.training_mode()
+        training_mode(self.model)
         for batch, count in self.epoch_batches(epoch, done):
             self.update(batch, count)
             self.step += 1
@@ -201,14 +201,6 @@ class Training:
                 f"the loss is not finite at step {self.step + 1}, in the first epoch; use a smaller --lr, a longer "
                 "--warmup, --clip 1, or a smaller --gamma"
             )
-
-    def training_mode(self) -> None:
-        """Set training mode, except in modules whose parameters are all frozen, so that their running statistics stay."""
-        self.model.train()
-        for module in self.model.modules():
-            own = list(module.parameters())
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
 
     # ---- the end of an epoch ---------------------------------------------------------------------------
 

@@ -34,6 +34,15 @@ def blend(values: dict[str, torch.Tensor], model: nn.Module, share: float) -> No
             values[name].copy_(tensor)
 
 
+def training_mode(model: nn.Module) -> None:
+    """Set training mode, except in modules whose parameters are all frozen, so that their running statistics stay."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
+
+
 class Average:
     """An average of weights and floating buffers: "ema" (decay 0.999, shorter in the beginning) or "swa".
 
