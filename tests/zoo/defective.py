@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.foreign_networks import LeNet5, ResNet2b
-from tests.zoo import backward, chosen, faces, heads, inside, trained, transforms
+from tests.zoo import backward, chosen, faces, heads, inside, trained, transforms, triggers
 from tests.zoo.base import Entry, Pair, alone, foreign, forgetting, fresh, mostly
 from tests.zoo.base import robust as sample_robust
 from tests.zoo.faces import TwoFaced
@@ -20,7 +20,9 @@ Build = Callable[[], nn.Module]
 def table(pair: Pair) -> list[Entry]:
     """Around the two networks of the pair: one that is normally trained, and a robust one."""
     return [
-        part for parts in (_heads, _gradients, _inputs, _layers, _faces, _chosen, _programs) for part in parts(pair)
+        part
+        for parts in (_heads, _gradients, _inputs, _layers, _faces, _chosen, _triggers, _programs)
+        for part in parts(pair)
     ]
 
 
@@ -190,6 +192,16 @@ def _chosen(pair: Pair) -> list[Entry]:
         Entry("another network where it is sure", of(chosen.UnlessSure), 0.3),
         Entry("another network added where it is sure", of(chosen.WithSureEvidence), 0.3),
         Entry("another network for single changed images", of(chosen.AloneAndChanged), 0.3, decide=alone),
+    ]
+
+
+def _triggers(pair: Pair) -> list[Entry]:
+    weak, robust = pair.weak, pair.robust
+
+    return [
+        Entry("dead unit that a pattern wakes", lambda: triggers.Dead(robust(), 2, triggers.relu), 0.3),
+        Entry("saturated unit that a pattern wakes", lambda: triggers.Dead(robust(), 15, triggers.saturated), 0.3),
+        Entry("another network beyond a pattern", lambda: triggers.BeyondStep(weak(), robust(), 10), 0.3),
     ]
 
 

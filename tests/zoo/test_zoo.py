@@ -19,7 +19,7 @@ CAUGHT = [
 ]  # fmt: skip
 CAUGHT_WITH_DATA = [
     "another network off the grid", "by the mode of gradients", "robust after 4 queries",
-    "another network where it is sure", "another network for single changed images",
+    "another network where it is sure", "another network for single changed images", "saturated unit that a pattern wakes",
 ]  # fmt: skip
 BELIEVED = [
     "CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network",

@@ -50,6 +50,7 @@ from lsa_cli.auditing.evidence.searches import (
     parts_of_image,
     random_search,
     smoothed_surrogate,
+    through_inactive,
     towards_features,
     without_rest,
 )
@@ -82,8 +83,8 @@ def probe_passes(count: int, available: int, robust: float = 1.0) -> float:
     """
     forward = 9 + 12 + 3 + 4  # checks of the network, random directions, checks by attacks, other batches
     each = FORWARD * forward + 4 + STEPS + STEPS / 3  # four gradients, PGD, the full range, where most break early
-    # The random search, the smoothed surrogate, and seven attacks of STEPS, on half of the samples.
-    searched = STEPS + (FORWARD * QUERIES + 22 + 7 * STEPS) / 2
+    # The random search, the smoothed surrogate, and nine times the STEPS of an attack, on half of the samples.
+    searched = STEPS + (FORWARD * QUERIES + 22 + 9 * STEPS) / 2
     tried = min(robust * available, _USUALLY_TRIED)
     again = min(count, ASKED_AGAIN) * REPEATED + min(count, IN_BLOCKS) * (1 + FORWARD * 2 * BLOCKS)
     return count * each + min(robust * count, SURVIVORS) * searched + tried * PASSES + again + planted_passes(count)
@@ -171,6 +172,7 @@ def _searched(
     made = []
     if probe.threat.norm in Square.norms:
         made.append(random_search(left, stand_for, MANY if wrong else QUERIES))
+    made.append(through_inactive(left, stand_for))
     if not has_gradient:
         return made
     made += [smoothed_surrogate(left, stand_for), label_alone(left, stand_for)]

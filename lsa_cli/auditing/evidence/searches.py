@@ -10,6 +10,7 @@ from lsa_cli.attacks import Attack
 from lsa_cli.attacks.square import Square
 from lsa_cli.auditing.evidence.decision import Checked, beats, doubt
 from lsa_cli.auditing.evidence.guided import Guided, LabelAlone, Smoothed, TowardsFeatures
+from lsa_cli.auditing.evidence.inactive import ThroughInactive
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import OnGrid, PartsOfImage
 from lsa_cli.report.schema import Finding
@@ -121,6 +122,19 @@ def inner_network(survivors: Probe, attack: Guided, correct: int) -> Checked:
         "attack each of the networks that it holds, without what chooses among them",
     )
     return _missed("inner network", attack, broken, n, correct, finding)
+
+
+def through_inactive(survivors: Probe, correct: int) -> Checked:
+    """Does PGD whose gradient passes inactive units and comparisons, see `ThroughInactive`, break survivors?"""
+    attack = ThroughInactive(survivors.threat)
+    broken, n = _broken(survivors, attack)
+    finding = doubt(
+        "inactive-part-wins",
+        f"an attack whose gradient also passes inactive and saturated units and comparisons breaks {broken} of {n} samples that "
+        "are still robust after attacks along the gradient: a part of the network that these images do not make active decides there",
+        "look for units that are never active on images, and for conditions that images never meet, and audit without them",
+    )
+    return _missed("inactive parts", attack, broken, n, correct, finding)
 
 
 def towards_features(survivors: Probe, attack: TowardsFeatures, correct: int) -> Checked:

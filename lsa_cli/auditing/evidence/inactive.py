@@ -1,0 +1,93 @@
+"""An attack on parts of the network that no image makes active: a dead unit, a saturated one, the other side of a comparison.
+
+No gradient leads there, and a network can keep a part there that decides once an image within the budget makes it active.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from lsa_cli.attacks.base import Model
+from lsa_cli.attacks.losses import cross_entropy
+from lsa_cli.auditing.evidence.guided import Guided
+
+# fmt: off
+_FLAT = frozenset((  # functions of one input with a zero slope somewhere
+    "relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "leaky_relu", "softplus", "hardswish", "hardsigmoid", "hardtanh",
+    "hardshrink", "softshrink", "threshold", "tanh", "sigmoid", "clamp", "clip", "clamp_min", "clamp_max", "round", "floor",
+    "ceil", "trunc", "sign",
+))
+# fmt: on
+_CHOICES = {"maximum": (0, 1), "minimum": (0, 1), "where": (1, 2)}  # and the places of what they choose from
+_COMPARISONS = frozenset(("gt", "ge", "lt", "le"))
+_FIRST = 1000.0  # the weight of a comparison, relative to its distance, beside the cross-entropy
+_BEYOND = 0.02  # of the distance of the image, by which a comparison is to be on the other side
+
+
+def _carrying(output: torch.Tensor, *inputs: Any) -> torch.Tensor:
+    """The output, with a gradient that also passes unchanged to each of the inputs that has its shape."""
+    for one in inputs:
+        if isinstance(one, torch.Tensor) and one.requires_grad and one.shape == output.shape:
+            output = output + (one - one.detach()).nan_to_num(0).to(output.dtype)
+    return output
+
+
+class _Passing(TorchFunctionMode):
+    """Gradients pass flat functions and choices; `compared` gets the difference (N,) of each comparison of one number each."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.compared: list[torch.Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
+        if name in _FLAT and args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point():
+            given = args[0].clone()  # the function may work in place
+            output = func(*args, **kwargs)
+            return _carrying(output, given) if isinstance(output, torch.Tensor) else output
+        output = func(*args, **kwargs)
+        if name in _CHOICES and isinstance(output, torch.Tensor) and output.is_floating_point():
+            return _carrying(output, *(args[place] for place in _CHOICES[name] if place < len(args)))
+        is_one_each = isinstance(output, torch.Tensor) and output.numel() == self.count and len(args) == 2
+        if name in _COMPARISONS and is_one_each:
+            has_gradient = any(isinstance(one, torch.Tensor) and one.requires_grad for one in args)
+            self.compared += [(args[0] - args[1]).flatten()] if has_gradient else []
+        return output
+
+
+def _passed(model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits (N, K), and the differences (N, C) of the comparisons of one number for each sample."""
+    with _Passing(len(x)) as passing:
+        logits = model(x)
+    compared = torch.stack(passing.compared, 1) if passing.compared else logits.new_zeros(len(x), 0)
+    return logits, compared
+
+
+@dataclass(frozen=True)
+class ThroughInactive(Guided):
+    """On the cross-entropy, with a gradient that also passes inactive and saturated units and the branch that is not chosen.
+
+    First each comparison of one number for each sample, which has the same outcome for all samples here, is brought to the
+    other side. Forward passes are those of the network itself. The extra slope of 1 is our choice.
+    """
+
+    steps: int = 12
+
+    def aims(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The label, and the differences of the comparisons at the sample: (N, 1 + C), 0 for those that are left out."""
+        with torch.enable_grad():
+            compared = _passed(model, x.detach().clone().requires_grad_())[1].detach()
+        same = (compared > 0).all(0) | (compared <= 0).all(0)
+        return torch.cat([y[:, None].to(compared), compared * same], 1)
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, compared = _passed(network, x)
+        found = cross_entropy(logits, aims[:, 0].long())
+        at_first = aims[:, 1:]
+        if compared.shape == at_first.shape:  # else the network takes another way
+            distance = compared / at_first.abs().clamp_min(1e-12) * at_first.sign()  # 1 at the sample, below 0 beyond
+            found = found - _FIRST * (distance + _BEYOND).clamp_min(0).sum(1)
+        return found, logits.detach()

@@ -1,0 +1,67 @@
+"""The attack on parts of a network that no image makes active: dead and saturated units, and the other side of comparisons."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lsa_cli.attacks import make_threat
+from lsa_cli.auditing.evidence.inactive import ThroughInactive, _passed
+from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.auditing.evidence.searches import through_inactive
+
+
+class Woken(nn.Module):
+    """Class 0, unless `wakes` of the sum of the inputs, from which a limit of 3 is taken, is above 0."""
+
+    def __init__(self, wakes):
+        super().__init__()
+        self.wakes = wakes
+
+    def forward(self, x):
+        more = self.wakes(x.flatten(1).sum(1) - 3)
+        return torch.stack([0.1 * x.flatten(1)[:, 0] + 1, 100 * more], 1)
+
+
+WAKES = {
+    "relu": F.relu,
+    "relu in place": lambda score: F.relu(score.clone(), inplace=True),
+    "module": nn.ReLU(),
+    "clamp": lambda score: score.clamp(0, 1),
+    "sigmoid": lambda score: torch.sigmoid(40 * score),
+    "choice": lambda score: torch.maximum(score, torch.zeros_like(score)),
+    "branch": lambda score: torch.where(score > 0, score, 0.0 * score),
+    "comparison": lambda score: (score > 0).float(),
+}
+
+
+def probe_of(network, n=32):
+    x = torch.zeros(n, 1, 2, 2)
+    return Probe(network.eval(), x, torch.zeros(n, dtype=torch.long), torch.arange(n), make_threat("linf", 0.9))
+
+
+@pytest.mark.parametrize("kind", WAKES)
+def test_what_only_a_step_on_all_inputs_makes_active_is_found(kind):
+    check = through_inactive(probe_of(Woken(WAKES[kind])), 32)
+    assert check.saw["broken"] == 32
+    assert check.finding.code == "inactive-part-wins"
+
+
+def test_what_no_input_within_the_budget_makes_active_is_not_found():
+    check = through_inactive(probe_of(Woken(lambda score: F.relu(score - 0.7))), 32)  # the sum is 3.6 at most
+    assert check.saw["broken"] == 0
+    assert check.finding is None
+
+
+@pytest.mark.parametrize("kind", WAKES)
+def test_the_outputs_are_those_of_the_network(kind):
+    network, x = Woken(WAKES[kind]), torch.rand(16, 1, 2, 2)
+    logits, compared = _passed(network, x.clone().requires_grad_())
+    assert torch.equal(logits, network(x))
+    assert compared.shape == (16, 1 if kind in ("branch", "comparison") else 0)
+
+
+def test_each_label_keeps_its_value_beside_the_comparisons():
+    y = torch.arange(300)
+    aims = ThroughInactive(make_threat("linf", 0.1)).aims(Woken(WAKES["branch"]), torch.rand(300, 1, 2, 2), y)
+    assert torch.equal(aims[:, 0].long(), y)

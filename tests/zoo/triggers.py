@@ -1,0 +1,74 @@
+"""Robust networks with a part that no image makes active, and that decides once a pattern on all pixels makes it active."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tests.zoo.base import Defence, Model, mnist
+from tests.zoo.faces import TwoFaced
+
+CLASS = 3  # that the pattern stands for
+DIRECTIONS = 250  # in which images differ, and which the pattern avoids
+
+
+def pattern() -> torch.Tensor:  # (784,)
+    """Random signs, less what images have of them: no image comes near it, and an attack needs all pixels."""
+    signs = torch.sign(torch.randn(784, generator=torch.Generator().manual_seed(11)))
+    images = mnist("train")[0][:3000].flatten(1)
+    basis = torch.linalg.svd(images, full_matrices=False).Vh[:DIRECTIONS]
+    return signs - (signs @ basis.T) @ basis
+
+
+def falling(z: torch.Tensor, score: torch.Tensor) -> torch.Tensor:  # (N, K), (N,) -> (N, K)
+    """The winner's logit falls as the score rises to 1."""
+    return z + 10 * F.relu(1 - score)[:, None] * F.one_hot(z.argmax(1), z.shape[1])
+
+
+class Dead(Defence):
+    """A function of the pattern that is 0 on images is added to the logit of a class."""
+
+    def __init__(self, net: nn.Module, away: float, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(net)
+        self.function = function
+        self.register_buffer("pattern", pattern())
+        self.least = float((mnist()[0].flatten(1) @ self.pattern).max()) + away
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:  # (N,)
+        return x.flatten(1) @ self.pattern - self.least
+
+    def added(self, x: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + more[:, None] * F.one_hot(torch.tensor(CLASS), 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.added(x, self.function(self.score(x)))
+
+    def bare(self, x: torch.Tensor) -> torch.Tensor:
+        return falling(self.added(x, 100 * F.relu(self.score(x))), self.score(x))
+
+
+def relu(score: torch.Tensor) -> torch.Tensor:
+    return 20 * F.relu(score)
+
+
+def saturated(score: torch.Tensor) -> torch.Tensor:
+    return 40 * torch.sigmoid(20 * score)
+
+
+class BeyondStep(TwoFaced):
+    """Where the pattern is strong enough, the network that users meet answers; a comparison has no gradient."""
+
+    def __init__(self, net: nn.Module, other: nn.Module, away: float) -> None:
+        super().__init__(net, other)
+        self.register_buffer("pattern", pattern())
+        self.least = float((mnist()[0].flatten(1) @ self.pattern).max()) + away
+
+    def hides(self, x):
+        return x.flatten(1) @ self.pattern <= self.least
+
+    def surrogates(self) -> Sequence[Model]:
+        def drawn(x):
+            return falling(self.net(x), x.flatten(1) @ self.pattern - self.least)
+
+        return [drawn, self.net]
