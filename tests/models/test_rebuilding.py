@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
 from lsa_cli.models.rebuilding.layers import read_chain
+from lsa_cli.models.rebuilding.search import bare_of
 from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import lsa  # noqa: F401
@@ -73,6 +75,24 @@ def test_the_true_network_is_among_the_first(make):
             made.load_state_dict(network.state_dict())
             found.append(made.eval()(x).log_softmax(1))
     assert any(torch.allclose(one, network(x).log_softmax(1), atol=1e-5) for one in found)
+
+
+@pytest.mark.parametrize(("between", "gaps"), [(True, [1, 2]), (False, [None, None])])
+def test_only_numbers_that_are_left_out_tell_of_modules_without_weights(between, gaps):
+    layers = [nn.Linear(64, 32), nn.Linear(32, 16), nn.Linear(16, 10)]
+    if between:
+        layers = [layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.Dropout(), layers[2]]
+    holder = nn.ModuleDict({"layers": nn.ModuleList(layers)})  # a Sequential has the same names
+    assert [layer.gap for layer in chain(holder)[:-1]] == gaps
+
+
+def test_linear_layers_may_have_no_activation_between_them():
+    network = ScriptedCNN()
+    layers = chain(network)
+    one = plain(layers, next(geometries(layers, (28, 28))))
+    assert bare_of(one.structure) == ("", "linear layers")
+    count = [sum(part.kind == "ReLU" for part in parts_of(replace(one, bare=bare))) for bare in ("", "linear layers")]
+    assert count[0] - count[1] == sum(layer.is_linear for layer in layers) - 1 > 0
 
 
 def test_what_is_no_chain_is_not_read():

@@ -26,11 +26,15 @@ def standing(place, first, errors, better=0.0):
     return Standing(Entrant(str(place), 0.0, lambda x: x), logits, loss, ~wrong)
 
 
-def weighed(activations, outcome, heat=lambda one: 0.0, normalizations=("", "")):
+def nothing(one):
+    return 0.0
+
+
+def weighed(activations, outcome, heat=nothing, normalizations=("", "")):
     variants = [
         Variant(None, None, name, "max", (), "", norm) for name, norm in zip(activations, normalizations, strict=True)
     ]
-    return Weighing(lambda one: variants[int(one.entrant.name)], heat).weighed(outcome)
+    return Weighing(lambda one: variants[int(one.entrant.name)], heat, nothing).weighed(outcome)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +42,9 @@ def weighed(activations, outcome, heat=lambda one: 0.0, normalizations=("", ""))
     [
         (("SiLU", "ReLU"), (40, 55), 1),  # a more usual activation with 1.5 points more errors
         (("SiLU", "ReLU"), (40, 70), 0),
-        (("ReLU", "LeakyReLU(0.1)"), (100, 108), 1),  # 8% more errors
-        (("ReLU", "LeakyReLU(0.1)"), (100, 120), 0),
+        (("ELU", "LeakyReLU(0.1)"), (100, 108), 1),  # 8% more errors
+        (("ELU", "LeakyReLU(0.1)"), (100, 160), 0),
+        (("ReLU", "LeakyReLU(0.1)"), (100, 108), 0),  # ReLU is usual
         (("ReLU", "ReLU"), (100, 108), 0),  # the same activation: the contest decides
     ],
 )
@@ -61,40 +66,48 @@ def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
         Standing(Entrant("", cost, None), torch.zeros(100, 2), loss, torch.ones(100, dtype=torch.bool))
         for cost, loss in ((0.5, torch.zeros(100)), (2.0, gain))
     )
-    log_odds = Weighing(None, lambda one: 0.0).log_odds
-    assert log_odds(one, other) == pytest.approx(2.0**2 * 99 / 2 + 4 * 1.5)
+    log_odds = Weighing(None, nothing, nothing).log_odds
+    error = (1 / 99 + (0.01 * 2) ** 2) ** 0.5  # of the difference, and 1% of the larger loss
+    assert log_odds(one, other) == pytest.approx((2 / error) ** 2 / 2 + 4 * 1.5)
     assert log_odds(one, other) == -log_odds(other, one)
 
 
+@pytest.mark.parametrize("errors", [4, 40])  # nearly the same answers, and others
 @pytest.mark.parametrize(
-    ("activation", "errors", "better", "taken"),
+    ("loss", "noise", "taken"),
     [
-        ("GELU", 4, 2.0, True),  # nearly the same answers
-        ("GELU", 4, 3.0, False),
-        ("GELU", 40, -1.0, True),  # other answers, and ReLU is better
-        ("GELU", 40, 1.0, False),
-        ("Mish", 40, 2.0, True),  # rare
-        ("Mish", 40, 4.0, False),
-        ("LeakyReLU(0.01)", 1, 4.0, True),  # the same answers, whatever the loss
-        ("LeakyReLU(0.01)", 5, 4.0, False),
-        ("LeakyReLU(0.1)", 8, 1.0, False),
-        ("LeakyReLU(0.1)", 8, -2.5, True),
-        ("LeakyReLU(0.1)", 40, -2.5, False),  # as often right
-        ("LeakyReLU(0.1)", 40, -4.0, True),
+        (0.11, 0.01, True),
+        (0.097, 0.01, True),  # better by 3%: a wrong activation can be
+        (0.09, 0.01, False),
+        (0.09, 0.5, True),  # better by 10%, which is within noise
     ],
 )
-def test_relu_is_taken_where_another_activation_is_not_likely_enough(activation, errors, better, taken):
-    best, other = standing(0, 0, 0), standing(1, 0, 0, better)
-    if errors:
-        half = errors // 2
-        best, other = _with_answers(best, 0, errors - half), _with_answers(other, 500, half)
-    found = weighed(("ReLU", activation), Outcome(best, [], [other], [], True))
-    assert (found.best is best and not found.rivals) == taken
+def test_relu_is_taken_where_another_activation_is_not_likely_enough(errors, loss, noise, taken):
+    spread = noise * torch.tensor([1.0, -1.0]).repeat(N // 2)
+    best, other = (
+        Standing(Entrant(str(place), 0.0, None), one.logits, mean, one.right)
+        for place, one, mean in (
+            (0, standing(0, 0, errors // 2), torch.full((N,), 0.1)),
+            (1, standing(1, 500, errors // 2), loss + spread),
+        )
+    )
+    for outcome in (Outcome(best, [], [other], [], True), Outcome(other, [], [], [best], True)):
+        found = weighed(("ReLU", "GELU"), outcome)
+        assert (found.best is best and not found.rivals) == taken
 
 
 def _with_answers(one, first, errors):
     wrong = standing(0, first, errors)
     return Standing(one.entrant, wrong.logits, one.loss, wrong.right)
+
+
+def test_running_statistics_that_fit_twice_as_well_count_two_nats():
+    one, other = standing(0, 0, 0), standing(1, 0, 0)
+    misfits = {"0": 0.01, "1": 0.04}
+    found = Weighing(None, nothing, lambda standing: misfits[standing.entrant.name])
+    assert found.log_odds(one, other) == pytest.approx(4.0)
+    misfits["0"] = misfits["1"] = 0.0
+    assert found.log_odds(one, other) == 0.0
 
 
 def test_between_normalisations_the_temperature_on_training_images_decides():

@@ -226,20 +226,33 @@ def _number(name: str) -> str | None:
 
 def _with_gaps(chain: list[Layer]) -> list[Layer]:
     """With the numbers of modules without weights between the layers, where one Sequential holds both."""
+    names = [named.name for layer in chain for named in (layer, layer.norm) if named is not None]
+    sequentials = _sequentials(names)
     made = []
     for layer, after in pairwise([*chain, None]):
         assert layer is not None
         norm = layer.norm
         if norm is not None:
-            between, behind = _gap(layer.name, norm.name), _gap(norm.name, after.name) if after else None
+            between = _gap(layer.name, norm.name, sequentials)
+            behind = _gap(norm.name, after.name, sequentials) if after else None
             made.append(replace(layer, gap=behind, norm=replace(norm, gap=between)))
         else:
-            made.append(replace(layer, gap=_gap(layer.name, after.name) if after else None))
+            made.append(replace(layer, gap=_gap(layer.name, after.name, sequentials) if after else None))
     return made
 
 
-def _gap(one: str, other: str) -> int | None:
+def _sequentials(names: Iterable[str]) -> set[str]:
+    """Where numbers are left out, by modules without weights. A ModuleList of layers leaves out none, and tells nothing."""
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        head, _, last = name.rpartition(".")
+        if last.isdecimal():
+            numbers.setdefault(head, []).append(int(last))
+    return {head for head, found in numbers.items() if max(found) - min(found) >= len(found)}
+
+
+def _gap(one: str, other: str, sequentials: set[str]) -> int | None:
     (head, _, first), (other_head, _, second) = one.rpartition("."), other.rpartition(".")
-    if head != other_head or not (first.isdecimal() and second.isdecimal()):
+    if head != other_head or head not in sequentials or not (first.isdecimal() and second.isdecimal()):
         return None
     return max(0, int(second) - int(first) - 1)

@@ -121,7 +121,7 @@ class Search:
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes)
-        return Weighing(self.variant_of, self._heat).weighed(outcome)
+        return Weighing(self.variant_of, self._heat, lambda one: self.misfit[self.variant_of(one)]).weighed(outcome)
 
     def _heat(self, one: Standing) -> float:
         """The power of ten of the temperature that is best on training images."""
@@ -204,6 +204,7 @@ class Search:
             yield from (replace(one, pooling=name) for name in POOLINGS)
         yield from (replace(one, order=order) for order in ORDERS)
         yield from (replace(one, sums=sums) for sums in sums_of(one.structure))
+        yield from (replace(one, bare=bare) for bare in bare_of(one.structure))
 
     def _ranked(self) -> list[Variant]:
         return self._without_equal(self.asked)
@@ -254,6 +255,17 @@ def sums_of(structure: Structure) -> tuple[str, ...]:
     """What may happen in the blocks of a structure."""
     blocks = structure.blocks
     return tuple(SUMS_BEFORE if blocks[0].before else SUMS) if blocks else ("",)
+
+
+def bare_of(structure: Structure) -> tuple[str, ...]:
+    """Which layers of a structure may be without an activation: hidden linear layers, or convolutions beside some with norms."""
+    convolutions = [one for one in structure.elements[:-1] if not one.is_linear]
+    found = ["", *(["linear layers"] if any(one.is_linear for one in structure.elements[:-1]) else [])]
+    normed = [one.norm is not None for one in convolutions]
+    return (
+        *found,
+        *(["convolutions without a norm"] if any(normed) and not all(normed) and not structure.blocks else []),
+    )
 
 
 def work(structure: Structure, geometry: Geometry) -> float:

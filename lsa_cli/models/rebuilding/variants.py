@@ -24,6 +24,8 @@ ORDERS: dict[tuple[str, ...], float] = {
     ("norm", "act", "pool"): 0.0, ("act", "norm", "pool"): 1.0, ("act", "pool", "norm"): 1.0, ("norm", "pool", "act"): 0.5,
     ("pool", "norm", "act"): 1.0,
 }  # fmt: skip
+# Layers without an activation behind them.
+BARE = {"": 0.0, "linear layers": 1.0, "convolutions without a norm": 0.25}
 POOLINGS = {"max": 0.0, "average": 0.5}
 # Residual blocks whose norms stand behind the convolutions, and those whose norms stand before them.
 SUMS = {"sum, activation": 0.0, "activation, sum": 0.5, "sum": 1.0}
@@ -35,7 +37,7 @@ class Variant:
     """A network of the same weights. activation, pooling, order: keys of ACTIVATIONS, POOLINGS and ORDERS.
 
     sums: what happens in residual blocks, a key of SUMS or SUMS_BEFORE; "" without blocks. normalization: the option that
-    selects it.
+    selects it. bare: what has no activation behind it, a key of BARE.
     """
 
     structure: Structure
@@ -45,11 +47,12 @@ class Variant:
     order: tuple[str, ...]
     sums: str
     normalization: str
+    bare: str = ""
 
     @property
     def cost(self) -> float:
         """How unusual the network is, without its normalisation."""
-        own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order]
+        own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order] + BARE[self.bare]
         return self.structure.cost + self.geometry.cost + own + {**SUMS, **SUMS_BEFORE, "": 0.0}[self.sums]
 
     def __str__(self) -> str:
@@ -58,6 +61,7 @@ class Variant:
         parts.append(
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
+        parts += [f"no activation behind {self.bare}"] if self.bare else []
         return ", ".join([*parts, *([self._pools()] if self.geometry.steps else [])])
 
     def _pools(self) -> str:
@@ -104,6 +108,7 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
             made.append(_weighted(element, step))
             acts = not is_last and (element.free is None or element.free > 0 or element.slope is not None)
             acts = acts and not (norms_first and element.norm is None and not element.is_linear)
+            acts = acts and not is_bare(element, variant.bare)
         for what in variant.order:
             if what == "norm" and element.norm is not None:
                 made.append(_norm(element.norm, element.is_linear))
@@ -115,6 +120,13 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
         if not element.is_linear and (is_last or elements[number + 1].is_linear):
             made += _head(variant, namer)
     return made
+
+
+def is_bare(element: Layer, bare: str) -> bool:
+    """Whether an element is one of those that have no activation behind them."""
+    if element.is_linear:
+        return bare == "linear layers"
+    return bare == "convolutions without a norm" and element.norm is None
 
 
 def _head(variant: Variant, namer: _Namer) -> list[Part]:

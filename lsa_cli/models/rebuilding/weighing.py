@@ -13,30 +13,27 @@ from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
 _PRIOR = 4.0  # nats for each unit of cost
 _HEAT = 15.0  # nats for each factor of ten between a temperature and 1
+_DOUBLED, _FIT = 2.0, 0.002  # nats where the misfit of running statistics is twice as large; a misfit that is none
 _WARM = 0.1  # a power of ten between them that is no evidence
 _UNUSUAL = 3.0  # nats for each unit of cost of an activation
 _ODDS = NOISE**2 / 2  # nats that end a rivalry
 _NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
 _ENOUGH = 200  # images on which networks give nearly the same answers
 _SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answers do not differ in effect
-# Standard errors by which the loss with another activation may be better than that with ReLU, which is then still taken: where
-# nearly all answers are the same, and where they are not. Negative: ReLU must be better by so much.
-_SMOOTH = (2.5, 0.0)
-_SLOPES = ("LeakyReLU(0.1)", "LeakyReLU(0.2)")
-_BETTER = {"LeakyReLU(0.01)": (1.5, -1.5), **dict.fromkeys(_SLOPES, (-2.0, 0.0))}
-# A LeakyReLU that is nearly as often right stays a rival unless the loss with ReLU is better by so many standard deviations of
-# the difference for one image, or, with so many equal answers, by so many standard errors.
-_FAR, _NEARLY_ALIKE, _FAR_ALIKE = 0.1, 0.975, 3.0
-_RARE, _BETTER_RARE = 2.0, (5.0, 3.0)  # cost of an activation that hardly any network has
+# Of the loss. A wrong activation was better than the ReLU of the training by up to 0.033, the true one by 0.2 and more.
+_GAIN, _BEYOND = 0.04, 1.0  # with so many standard errors
+_CLEARLY = 0.15  # of the loss, with NOISE: an activation that is beaten by so much is no rival
+_SYSTEMATIC = 0.01  # of the loss: what a short training leaves between networks, however many images there are
 
 Heat = Callable[[Standing], float]  # the power of ten of the temperature on training images; 0.0 where there are none
+Misfit = Callable[[Standing], float]  # of the running statistics of BatchNorm, in nats; 0.0 without BatchNorm
 
 
 class Weighing:
-    """Rules for the entrants of a contest. variant_of: the variant of each."""
+    """Rules for the entrants of a contest. variant_of: the variant of each; misfit: how far running statistics are from it."""
 
-    def __init__(self, variant_of: Callable[[Standing], Variant], heat: Heat) -> None:
-        self.variant_of, self.heat = variant_of, heat
+    def __init__(self, variant_of: Callable[[Standing], Variant], heat: Heat, misfit: Misfit) -> None:
+        self.variant_of, self.heat, self.misfit = variant_of, heat, misfit
 
     def weighed(self, outcome: Outcome) -> Outcome:
         """The outcome with the network that is taken and its rivals.
@@ -46,7 +43,10 @@ class Weighing:
         that is nearly as good is a rival.
         """
         standing = [outcome.best, *outcome.alike, *outcome.rivals]
-        usual = [one for one in standing if self.variant_of(one).activation == USUAL]
+        usual = [one for one in standing if self._activation(one) == USUAL] or [
+            one for one in outcome.others
+            if self._activation(one) == USUAL and self._is_twin(one, outcome.best) and not gains(outcome.best, one)
+        ]  # fmt: skip
         if not usual:
             return self._symmetric(outcome)
         leader = max(usual, key=lambda one: self.log_odds(one, usual[0]))
@@ -58,31 +58,27 @@ class Weighing:
             return found if found.best is not leader else _with_rivals(found, against)
         alike = [one for one in standing if one is not leader and one.agreement(leader) >= ALIKE]
         out = [one for one in standing if one is not leader and one not in alike]
-        return replace(outcome, best=leader, alike=alike, rivals=[], others=[*out, *outcome.others])
+        return replace(
+            outcome,
+            best=leader,
+            alike=alike,
+            rivals=[],
+            others=[*out, *(one for one in outcome.others if one is not leader)],
+        )
 
     def _speaks_against(self, one: Standing, leader: Standing) -> bool:
         """Whether a network is likely enough beside one with ReLU."""
-        n, agreement = min(len(one.right), len(leader.right)), one.agreement(leader)
         if one is leader:
             return False
-        name, is_alike = self._activation(one), agreement >= ALIKE and n >= _ENOUGH
-        if is_alike and name == USUAL:
-            return False
-        if not is_alike and not self._is_twin(one, leader):
-            return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
-        if name == "LeakyReLU(0.01)" and agreement >= _SAME and n >= _ENOUGH:
-            return False
-        limits = _BETTER_RARE if ACTIVATIONS[name][2] >= _RARE else _BETTER.get(name, _SMOOTH)
-        better = -standard_errors(leader, one)
-        if is_alike:
-            return better > limits[0]
-        is_far = better < -_FAR * math.sqrt(n) or (agreement >= _NEARLY_ALIKE and better < -_FAR_ALIKE)
-        is_near = name in _SLOPES and self._is_near(one, leader) and not is_far
-        return better > limits[1] or is_near
+        n, agreement = min(len(one.right), len(leader.right)), one.agreement(leader)
+        if self._is_twin(one, leader) or (agreement >= ALIKE and n >= _ENOUGH):
+            return self._activation(one) != USUAL and gains(one, leader)
+        return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
 
     def _symmetric(self, outcome: Outcome) -> Outcome:
         """Of networks that differ in the activation alone and give nearly the same answers, the most usual one is taken."""
-        leader = max([outcome.best, *outcome.alike], key=lambda one: self.log_odds(one, outcome.best))
+        standing = [outcome.best, *outcome.alike, *outcome.rivals]
+        leader = max(standing, key=lambda one: self.log_odds(one, outcome.best))
         every = [outcome.best, *outcome.alike, *outcome.rivals, *outcome.others]
         alike = [one for one in every if one.agreement(leader) >= ALIKE and len(one.right) >= _ENOUGH]
         twins = [one for one in alike if self._is_twin(one, leader)]
@@ -98,11 +94,14 @@ class Weighing:
 
     def log_odds(self, one: Standing, other: Standing) -> float:
         """Of a network against another, in nats, without the prior of their activations: z^2 / 2 for z standard errors of the
-        difference of their losses, _PRIOR for each unit of cost, and how far temperatures are from 1."""
-        z = standard_errors(one, other)
+        difference of their losses, with a systematic one, _PRIOR for each unit of cost, how far temperatures are from 1, and
+        how well they fit the running statistics."""
+        z = standard_errors(one, other, _SYSTEMATIC)
         heats = [max(0.0, abs(self.heat(each)) - _WARM) for each in (one, other)]
         prior = _PRIOR * (other.entrant.cost - one.entrant.cost)
-        return math.copysign(z * z / 2, z) + prior + _HEAT * (heats[1] - heats[0])
+        fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
+        evidence = _HEAT * (heats[1] - heats[0]) + _DOUBLED * (fits[1] - fits[0])
+        return math.copysign(z * z / 2, z) + prior + evidence
 
     def _is_twin(self, one: Standing, leader: Standing) -> bool:
         """Whether only the activation differs."""
@@ -113,7 +112,7 @@ class Weighing:
         """Whether a network with another activation is nearly as often right: one with a more usual activation may have
         _NEARLY more errors, any other one errors that are _MORE times as many."""
         n = min(len(one.right), len(best.right))
-        if n < _MANY or self._activation(one) == self._activation(best):
+        if n < _MANY or self._activation(one) == self._activation(best) or gains(best, one, _CLEARLY, NOISE):
             return False
         errors, least = (1 - float(standing.right[:n].float().mean()) for standing in (one, best))
         more_usual = self._cost_of_activation(one) < self._cost_of_activation(best)
@@ -132,9 +131,20 @@ def _with_rivals(outcome: Outcome, rivals: list[Standing]) -> Outcome:
     return replace(outcome, alike=alike, rivals=[*rivals, *more], others=others)
 
 
-def standard_errors(one: Standing, other: Standing) -> float:
-    """By how many standard errors the loss of `one` is less than that of `other`, on the images that both have seen."""
+def gains(one: Standing, other: Standing, least: float = _GAIN, beyond: float = _BEYOND) -> bool:
+    """Whether the loss of `one` is less than that of `other` by more than this share of it, and so many standard errors."""
+    n = min(len(one.loss), len(other.loss))
+    loss = float(other.loss[:n].double().mean())
+    return loss - float(one.loss[:n].double().mean()) > least * loss and standard_errors(one, other) > beyond
+
+
+def standard_errors(one: Standing, other: Standing, systematic: float = 0.0) -> float:
+    """By how many standard errors the loss of `one` is less than that of `other`, on the images that both have seen.
+
+    systematic: an error that no number of images reduces, as a share of the larger loss.
+    """
     n = min(len(one.loss), len(other.loss))
     gain = (other.loss[:n] - one.loss[:n]).double()
-    error = float(gain.std()) / math.sqrt(n) if n > 1 else 0.0
+    loss = max(float(each.loss[:n].double().mean()) for each in (one, other))
+    error = math.hypot(float(gain.std()) / math.sqrt(n) if n > 1 else 0.0, systematic * loss)
     return float(gain.mean()) / error if error > 0 else 0.0
