@@ -174,6 +174,8 @@ def _difference(one: Variant, other: Variant) -> str:
         parts.append(f"{other.pooling} pools")
     if other.order != one.order:
         parts.append(f"{' before '.join(other.order)}")
+    if other.exception != one.exception:
+        parts.append(other.exception or "the same activation everywhere")
     if other.normalization != one.normalization:
         parts.append(f"normalisation {short(other.normalization)}")
     return " and ".join(parts) or "another network"

@@ -19,7 +19,7 @@ from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
 from lsa_cli.models.rebuilding.layers import read_chain
-from lsa_cli.models.rebuilding.search import bare_of
+from lsa_cli.models.rebuilding.search import exceptions_of
 from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import lsa  # noqa: F401
@@ -86,13 +86,26 @@ def test_only_numbers_that_are_left_out_tell_of_modules_without_weights(between,
     assert [layer.gap for layer in chain(holder)[:-1]] == gaps
 
 
-def test_linear_layers_may_have_no_activation_between_them():
-    network = ScriptedCNN()
-    layers = chain(network)
-    one = plain(layers, next(geometries(layers, (28, 28))))
-    assert bare_of(one.structure) == ("", "linear layers")
-    count = [sum(part.kind == "ReLU" for part in parts_of(replace(one, bare=bare))) for bare in ("", "linear layers")]
-    assert count[0] - count[1] == sum(layer.is_linear for layer in layers) - 1 > 0
+def test_exceptions_change_the_activations_of_their_layers():
+    layers = chain(ScriptedCNN())
+    one = replace(plain(layers, next(geometries(layers, (28, 28)))), activation="tanh")
+    counts = {}
+    for name in exceptions_of(one):
+        kinds = [part.kind for part in parts_of(replace(one, exception=name))]
+        counts[name] = (kinds.count("Tanh"), kinds.count("ReLU"))
+    hidden, linear = len(layers) - 1, sum(layer.is_linear for layer in layers) - 1
+    assert counts == {
+        "": (hidden, 0),
+        "an activation behind the last layer": (hidden + 1, 0),
+        "no activation behind linear layers": (hidden - linear, 0),
+        "ReLU behind linear layers": (hidden - linear, linear),
+    }
+
+
+def test_a_chain_of_strides_is_usual():
+    layers = chain(nn.Sequential(*(nn.Conv2d(a, b, 3, 2, 1) for a, b in itertools.pairwise((1, 8, 16, 32, 64, 10)))))
+    first = list(itertools.islice(geometries(layers, (28, 28)), 30))
+    assert any([step.stride for step in one.steps] == [2] * 5 for one in first)
 
 
 def test_what_is_no_chain_is_not_read():

@@ -27,14 +27,18 @@ def standing(place, first, errors, better=0.0):
 
 
 def nothing(one):
+    return None
+
+
+def no_misfit(one):
     return 0.0
 
 
-def weighed(activations, outcome, heat=nothing, normalizations=("", "")):
+def weighed(activations, outcome, on_training=nothing, normalizations=("", "")):
     variants = [
         Variant(None, None, name, "max", (), "", norm) for name, norm in zip(activations, normalizations, strict=True)
     ]
-    return Weighing(lambda one: variants[int(one.entrant.name)], heat, nothing).weighed(outcome)
+    return Weighing(lambda one: variants[int(one.entrant.name)], on_training, no_misfit).weighed(outcome)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
         Standing(Entrant("", cost, None), torch.zeros(100, 2), loss, torch.ones(100, dtype=torch.bool))
         for cost, loss in ((0.5, torch.zeros(100)), (2.0, gain))
     )
-    log_odds = Weighing(None, nothing, nothing).log_odds
+    log_odds = Weighing(None, nothing, no_misfit).log_odds
     error = (1 / 99 + (0.01 * 2) ** 2) ** 0.5  # of the difference, and 1% of the larger loss
     assert log_odds(one, other) == pytest.approx((2 / error) ** 2 / 2 + 4 * 1.5)
     assert log_odds(one, other) == -log_odds(other, one)
@@ -101,6 +105,15 @@ def _with_answers(one, first, errors):
     return Standing(one.entrant, wrong.logits, one.loss, wrong.right)
 
 
+def test_training_images_count_as_those_of_the_contest():
+    one, other = standing(0, 0, 0, 2.0), standing(1, 0, 0)
+    losses = {"0": one.loss, "1": other.loss}
+    alone = Weighing(None, nothing, no_misfit).log_odds(one, other)
+    both = Weighing(None, lambda standing: (losses[standing.entrant.name], 0.0), no_misfit).log_odds(one, other)
+    assert both == pytest.approx(2 * alone)
+    assert alone > 0
+
+
 def test_running_statistics_that_fit_twice_as_well_count_two_nats():
     one, other = standing(0, 0, 0), standing(1, 0, 0)
     misfits = {"0": 0.01, "1": 0.04}
@@ -117,6 +130,6 @@ def test_between_normalisations_the_temperature_on_training_images_decides():
     undecided = weighed(outcome=outcome, **two)
     assert len(undecided.rivals) == 1
     heats = {"0": 0.02, "1": 0.6}  # temperatures of 1.05 and 4
-    decided = weighed(outcome=outcome, heat=lambda standing: heats[standing.entrant.name], **two)
+    decided = weighed(outcome=outcome, on_training=lambda one: (torch.ones(9), heats[one.entrant.name]), **two)
     assert decided.best is one
     assert not decided.rivals

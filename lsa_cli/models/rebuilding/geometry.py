@@ -19,6 +19,7 @@ Head = tuple[str, Size]
 _FLATTEN: Head = ("flatten", (0, 0))
 _POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 3.0, (4, 4, 0): 3.0}
 _OTHER_RULE, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 3.0, 0.3, 2.0  # cost of a change from one convolution to the next
+_STRIDE_AT_BEGINNING, _OTHER_STRIDE = 0.3, 0.8  # of a chain; behind a convolution without a stride, or beside pools
 _STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
 # Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
 _LARGE_STEM = {(2, (3, 2, 1)): 0.0, (1, None): 0.3, (2, None): 0.5, (1, (3, 2, 1)): 0.6, (1, (2, 2, 0)): 0.6}
@@ -168,7 +169,7 @@ def _paddings(kernel: tuple[int, ...]) -> list[tuple[tuple[int, int], float]]:
 
 
 def _strides(kernel: tuple[int, ...]) -> list[tuple[int, float]]:
-    found = {1: 0.0, 2: 1.0 if max(kernel) > 1 else 3.0}
+    found = {1: 0.0, 2: 0.1 if max(kernel) > 1 else 3.0}
     if max(kernel) >= 3:
         found[3] = 4.0
     if max(kernel) >= 4:
@@ -185,9 +186,13 @@ def _after(at: Size, kernel: tuple[int, ...], stride: int, padding: tuple[int, .
 
 def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -> float:
     """The cost of a step that does not go on as the chain began, and of a wider convolution at the same resolution."""
+    layer = convolutions[len(before)]
+    strides = step.stride > 1 and not isinstance(layer, Block)
     if not before:
-        return 0.0
-    cost, last, layer = 0.0, before[-1], convolutions[len(before)]
+        return _STRIDE_AT_BEGINNING if strides and not _leads_to_blocks(convolutions) else 0.0
+    cost, last = 0.0, before[-1]
+    if strides and (last.stride == 1 or any(one.pool is not None for one in before)):
+        cost += _OTHER_STRIDE
     rules = [_rule(convolutions[n], one.padding) for n, one in enumerate((*before, step))]
     known = [rule for rule in rules if rule != "none"]
     if len(known) > 1 and rules[-1] != "none" and known[-1] != known[-2]:
@@ -203,6 +208,11 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     if layer.outer > layer.inner * layer.groups and last.pool is None and step.stride == 1 and step.pool is None:
         cost += _NO_STEP
     return cost
+
+
+def _leads_to_blocks(convolutions: list[Element]) -> bool:
+    """Whether the first convolution is a stem, whose strides have costs of their own."""
+    return len(convolutions) > 1 and isinstance(convolutions[1], Block)
 
 
 def _rule(layer: Element, padding: tuple[int, int]) -> str:

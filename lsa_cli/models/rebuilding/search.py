@@ -27,7 +27,16 @@ from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import Geometry, geometries
 from lsa_cli.models.rebuilding.statistics import running_misfit
-from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, POOLINGS, SUMS, SUMS_BEFORE, Variant, parts_of
+from lsa_cli.models.rebuilding.variants import (
+    ACTIVATIONS,
+    ORDERS,
+    POOLINGS,
+    SUMS,
+    SUMS_BEFORE,
+    USUAL,
+    Variant,
+    parts_of,
+)
 from lsa_cli.models.rebuilding.weighing import Weighing
 
 _ENTRANTS = 40  # of the contest
@@ -81,7 +90,7 @@ class Search:
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
-        self.trained, self.heats = trained, dict[Standing, float]()
+        self.trained, self.on_training = trained, dict[Standing, tuple[torch.Tensor, float]]()
         self.x, self.y = read(0, min(_SIZES[0], available))
         self.few: dict[Variant, Standing] = {}
         self.asked: dict[Variant, Standing] = {}
@@ -121,17 +130,20 @@ class Search:
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes)
-        return Weighing(self.variant_of, self._heat, lambda one: self.misfit[self.variant_of(one)]).weighed(outcome)
+        return Weighing(self.variant_of, self._on_training, lambda one: self.misfit[self.variant_of(one)]).weighed(
+            outcome
+        )
 
-    def _heat(self, one: Standing) -> float:
-        """The power of ten of the temperature that is best on training images."""
+    def _on_training(self, one: Standing) -> tuple[torch.Tensor, float] | None:
+        """Losses on training images, and the power of ten of the temperature that is best there; None without images."""
         if self.trained is None:
-            return 0.0
-        if one not in self.heats:
+            return None
+        if one not in self.on_training:
             x, y = self.trained
             with torch.no_grad():
-                self.heats[one] = math.log10(tempered(one.entrant.ask(x).float(), y)[1])
-        return self.heats[one]
+                loss, temperature = tempered(one.entrant.ask(x).float(), y)
+            self.on_training[one] = (loss, math.log10(temperature))
+        return self.on_training[one]
 
     def fits(self, one: Standing) -> bool:
         """Whether the running statistics of BatchNorm are about those of the images."""
@@ -204,7 +216,7 @@ class Search:
             yield from (replace(one, pooling=name) for name in POOLINGS)
         yield from (replace(one, order=order) for order in ORDERS)
         yield from (replace(one, sums=sums) for sums in sums_of(one.structure))
-        yield from (replace(one, bare=bare) for bare in bare_of(one.structure))
+        yield from (replace(one, exception=name) for name in exceptions_of(one))
 
     def _ranked(self) -> list[Variant]:
         return self._without_equal(self.asked)
@@ -257,15 +269,18 @@ def sums_of(structure: Structure) -> tuple[str, ...]:
     return tuple(SUMS_BEFORE if blocks[0].before else SUMS) if blocks else ("",)
 
 
-def bare_of(structure: Structure) -> tuple[str, ...]:
-    """Which layers of a structure may be without an activation: hidden linear layers, or convolutions beside some with norms."""
-    convolutions = [one for one in structure.elements[:-1] if not one.is_linear]
-    found = ["", *(["linear layers"] if any(one.is_linear for one in structure.elements[:-1]) else [])]
-    normed = [one.norm is not None for one in convolutions]
-    return (
-        *found,
-        *(["convolutions without a norm"] if any(normed) and not all(normed) and not structure.blocks else []),
-    )
+def exceptions_of(one: Variant) -> tuple[str, ...]:
+    """The exceptions that a variant may have."""
+    *hidden, _ = elements = one.structure.elements
+    found = ["", "an activation behind the last layer"] if elements[-1].is_linear else [""]
+    if any(element.is_linear for element in hidden):
+        found.append("no activation behind linear layers")
+        if one.activation != USUAL and not hidden[0].is_linear:
+            found.append("ReLU behind linear layers")
+    normed = [element.norm is not None for element in hidden if not element.is_linear]
+    if any(normed) and not all(normed) and not one.structure.blocks:
+        found.append("no activation behind convolutions without a norm")
+    return tuple(found)
 
 
 def work(structure: Structure, geometry: Geometry) -> float:

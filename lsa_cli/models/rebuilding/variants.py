@@ -24,8 +24,11 @@ ORDERS: dict[tuple[str, ...], float] = {
     ("norm", "act", "pool"): 0.0, ("act", "norm", "pool"): 1.0, ("act", "pool", "norm"): 1.0, ("norm", "pool", "act"): 0.5,
     ("pool", "norm", "act"): 1.0,
 }  # fmt: skip
-# Layers without an activation behind them.
-BARE = {"": 0.0, "linear layers": 1.0, "convolutions without a norm": 0.25}
+# Layers whose activation is another one than that of the network.
+EXCEPTIONS = {
+    "": 0.0, "no activation behind linear layers": 1.0, "ReLU behind linear layers": 1.0,
+    "no activation behind convolutions without a norm": 0.25, "an activation behind the last layer": 2.0,
+}  # fmt: skip
 POOLINGS = {"max": 0.0, "average": 0.5}
 # Residual blocks whose norms stand behind the convolutions, and those whose norms stand before them.
 SUMS = {"sum, activation": 0.0, "activation, sum": 0.5, "sum": 1.0}
@@ -37,7 +40,7 @@ class Variant:
     """A network of the same weights. activation, pooling, order: keys of ACTIVATIONS, POOLINGS and ORDERS.
 
     sums: what happens in residual blocks, a key of SUMS or SUMS_BEFORE; "" without blocks. normalization: the option that
-    selects it. bare: what has no activation behind it, a key of BARE.
+    selects it. exception: a key of EXCEPTIONS.
     """
 
     structure: Structure
@@ -47,12 +50,13 @@ class Variant:
     order: tuple[str, ...]
     sums: str
     normalization: str
-    bare: str = ""
+    exception: str = ""
 
     @property
     def cost(self) -> float:
         """How unusual the network is, without its normalisation."""
-        own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order] + BARE[self.bare]
+        own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order]
+        own += EXCEPTIONS[self.exception]
         return self.structure.cost + self.geometry.cost + own + {**SUMS, **SUMS_BEFORE, "": 0.0}[self.sums]
 
     def __str__(self) -> str:
@@ -61,7 +65,7 @@ class Variant:
         parts.append(
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
-        parts += [f"no activation behind {self.bare}"] if self.bare else []
+        parts += [self.exception] if self.exception else []
         return ", ".join([*parts, *([self._pools()] if self.geometry.steps else [])])
 
     def _pools(self) -> str:
@@ -108,12 +112,15 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
             made.append(_weighted(element, step))
             acts = not is_last and (element.free is None or element.free > 0 or element.slope is not None)
             acts = acts and not (norms_first and element.norm is None and not element.is_linear)
-            acts = acts and not is_bare(element, variant.bare)
+            acts = acts and not _is_bare(element, variant.exception)
+            acts = acts or (is_last and variant.exception == "an activation behind the last layer")
         for what in variant.order:
             if what == "norm" and element.norm is not None:
                 made.append(_norm(element.norm, element.is_linear))
             elif what == "act" and acts:
-                made.append(_activation(f"act{number + 1}", element.slope, variant, namer))
+                is_relu = element.is_linear and variant.exception == "ReLU behind linear layers"
+                own = replace(variant, activation=USUAL) if is_relu else variant
+                made.append(_activation(f"act{number + 1}", element.slope, own, namer))
             elif what == "pool" and step is not None and step.pool is not None:
                 kind = "MaxPool2d" if variant.pooling == "max" else "AvgPool2d"
                 made.append(namer.part(f"pool{number + 1}", kind, *step.pool))
@@ -122,11 +129,11 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
     return made
 
 
-def is_bare(element: Layer, bare: str) -> bool:
+def _is_bare(element: Layer, exception: str) -> bool:
     """Whether an element is one of those that have no activation behind them."""
     if element.is_linear:
-        return bare == "linear layers"
-    return bare == "convolutions without a norm" and element.norm is None
+        return exception == "no activation behind linear layers"
+    return exception == "no activation behind convolutions without a norm" and element.norm is None
 
 
 def _head(variant: Variant, namer: _Namer) -> list[Part]:

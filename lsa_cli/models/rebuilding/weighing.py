@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+
 from lsa_cli.models.contest import ALIKE, NOISE, Outcome, Standing
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
@@ -25,15 +27,16 @@ _GAIN, _BEYOND = 0.04, 1.0  # with so many standard errors
 _CLEARLY = 0.15  # of the loss, with NOISE: an activation that is beaten by so much is no rival
 _SYSTEMATIC = 0.01  # of the loss: what a short training leaves between networks, however many images there are
 
-Heat = Callable[[Standing], float]  # the power of ten of the temperature on training images; 0.0 where there are none
+# Losses on training images, and the power of ten of the temperature that is best there; None where there are none.
+OnTraining = Callable[[Standing], tuple[torch.Tensor, float] | None]
 Misfit = Callable[[Standing], float]  # of the running statistics of BatchNorm, in nats; 0.0 without BatchNorm
 
 
 class Weighing:
     """Rules for the entrants of a contest. variant_of: the variant of each; misfit: how far running statistics are from it."""
 
-    def __init__(self, variant_of: Callable[[Standing], Variant], heat: Heat, misfit: Misfit) -> None:
-        self.variant_of, self.heat, self.misfit = variant_of, heat, misfit
+    def __init__(self, variant_of: Callable[[Standing], Variant], on_training: OnTraining, misfit: Misfit) -> None:
+        self.variant_of, self.on_training, self.misfit = variant_of, on_training, misfit
 
     def weighed(self, outcome: Outcome) -> Outcome:
         """The outcome with the network that is taken and its rivals.
@@ -94,14 +97,18 @@ class Weighing:
 
     def log_odds(self, one: Standing, other: Standing) -> float:
         """Of a network against another, in nats, without the prior of their activations: z^2 / 2 for z standard errors of the
-        difference of their losses, with a systematic one, _PRIOR for each unit of cost, how far temperatures are from 1, and
-        how well they fit the running statistics."""
-        z = standard_errors(one, other, _SYSTEMATIC)
-        heats = [max(0.0, abs(self.heat(each)) - _WARM) for each in (one, other)]
+        difference of their losses, with a systematic one, on the images of the contest and on those of the training, _PRIOR
+        for each unit of cost, how far temperatures are from 1, and how well they fit the running statistics."""
+        gained = _nats(one.loss, other.loss)
+        trained = [self.on_training(each) for each in (one, other)]
+        heats = [0.0, 0.0]
+        if trained[0] is not None and trained[1] is not None:
+            gained += _nats(trained[0][0], trained[1][0])
+            heats = [max(0.0, abs(each[1]) - _WARM) for each in trained if each is not None]
         prior = _PRIOR * (other.entrant.cost - one.entrant.cost)
         fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
         evidence = _HEAT * (heats[1] - heats[0]) + _DOUBLED * (fits[1] - fits[0])
-        return math.copysign(z * z / 2, z) + prior + evidence
+        return gained + prior + evidence
 
     def _is_twin(self, one: Standing, leader: Standing) -> bool:
         """Whether only the activation differs."""
@@ -138,13 +145,20 @@ def gains(one: Standing, other: Standing, least: float = _GAIN, beyond: float = 
     return loss - float(one.loss[:n].double().mean()) > least * loss and standard_errors(one, other) > beyond
 
 
-def standard_errors(one: Standing, other: Standing, systematic: float = 0.0) -> float:
-    """By how many standard errors the loss of `one` is less than that of `other`, on the images that both have seen.
+def _nats(loss: torch.Tensor, other: torch.Tensor) -> float:
+    z = _z(loss, other, _SYSTEMATIC)
+    return math.copysign(z * z / 2, z)
 
-    systematic: an error that no number of images reduces, as a share of the larger loss.
-    """
-    n = min(len(one.loss), len(other.loss))
-    gain = (other.loss[:n] - one.loss[:n]).double()
-    loss = max(float(each.loss[:n].double().mean()) for each in (one, other))
+
+def standard_errors(one: Standing, other: Standing) -> float:
+    """By how many standard errors the loss of `one` is less than that of `other`, on the images that both have seen."""
+    return _z(one.loss, other.loss, 0.0)
+
+
+def _z(one: torch.Tensor, other: torch.Tensor, systematic: float) -> float:
+    """systematic: an error that no number of images reduces, as a share of the larger loss."""
+    n = min(len(one), len(other))
+    gain = (other[:n] - one[:n]).double()
+    loss = max(float(each[:n].double().mean()) for each in (one, other))
     error = math.hypot(float(gain.std()) / math.sqrt(n) if n > 1 else 0.0, systematic * loss)
     return float(gain.mean()) / error if error > 0 else 0.0
