@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from functools import cache
 from itertools import product
 from types import SimpleNamespace
 
@@ -12,12 +13,15 @@ from lsa_cli.auditing.execution import blocks
 from lsa_cli.stats import confidence_sequence, difference_sequence, log_evidence, log_wealth, samples_to_decide
 
 SIZE = 10_000
+bounds_of = cache(confidence_sequence)  # the orders of a simulation come to the same counts again and again
 
 
+@cache
 def likelihood(total, ones, taken, size):
     return math.comb(total, ones) * math.comb(size - total, taken - ones)
 
 
+@cache
 def wealth(total, truth, ones, taken, size):
     """What was staked against `total`, in exact fractions, where the odds are those of `truth`."""
     larger = [likelihood(m, ones, taken, size) for m in range(total + 1, size + 1)]
@@ -83,7 +87,7 @@ def test_a_bound_is_ever_wrong_at_most_by_its_error_exactly(error):
 
 
 def test_bounds_are_the_ends_of_what_is_not_refuted():
-    size, error = 30, 0.0501  # no wealth is 1 / error exactly, where rounding would decide
+    size, error = 20, 0.0501  # no wealth is 1 / error exactly, where rounding would decide
 
     def fewest(ones, taken):
         for total in range(size):
@@ -124,7 +128,7 @@ def decided(ones, limit, error, at):
     """Whether the limit held, and after how many samples that was decided, for one order."""
     size = len(ones)
     for taken in at:
-        low, high = confidence_sequence(int(ones[taken - 1]), int(taken), size, error)
+        low, high = bounds_of(int(ones[taken - 1]), int(taken), size, error)
         if low >= limit or high < limit:
             return low >= limit, taken
     raise AssertionError("all samples decide every limit")
@@ -266,7 +270,7 @@ def by_two_sequences(steps, total, error):
     size = len(steps)
     won, lost = np.cumsum(steps == 1), np.cumsum(steps == -1)
     for taken in looks(size):
-        of_won, of_lost = (confidence_sequence(int(n[taken - 1]), int(taken), size, error / 2) for n in (won, lost))
+        of_won, of_lost = (bounds_of(int(n[taken - 1]), int(taken), size, error / 2) for n in (won, lost))
         if of_won[0] - of_lost[1] > total / size or of_won[1] - of_lost[0] <= total / size:
             return taken
     return size

@@ -147,7 +147,7 @@ CASES = [(name, norm) for name in MINIMAL if name in OPTIONS for norm in ATTACKS
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
-@pytest.mark.parametrize("classes", [2, 3, 5, 8])
+@pytest.mark.parametrize("classes", [2, 3, 8])
 def test_the_distance_to_the_boundary_of_a_linear_network(name, norm, classes):
     model = linear(classes)
     x = torch.randn(12, 12, generator=torch.Generator().manual_seed(2))
@@ -395,7 +395,7 @@ def test_one_run_of_fmn_gives_the_curve_that_pgd_needs_a_run_a_point_for(samples
     rows = np.arange(50)
     model = network.classifier.eval()
     x, y = network.data.read(rows), torch.from_numpy(network.labels[rows])
-    for norm, radii in {"linf": (0.02, 0.05, 0.08, 0.12), "l2": (0.3, 0.7, 1.2, 2.0)}.items():
+    for norm, radii in {"linf": (0.05, 0.08), "l2": (0.7, 1.2)}.items():
         x_adv = attack("fmn", norm)(model, x, y)
         with torch.no_grad():
             broke = model(x_adv).argmax(1) != y

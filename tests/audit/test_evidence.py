@@ -554,7 +554,6 @@ def test_the_shipped_networks_are_trusted(samples, name, seed, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("mnist_cnn.pt", 32), ("mnist_cnn_at.pt", 32), ("moon_mlp.pt", 128)])
-@pytest.mark.parametrize("eps", [None, 0.1])
-@pytest.mark.parametrize("seed", [2, 3, 4])
+@pytest.mark.parametrize(("eps", "seed"), [(None, 2), (0.1, 3)])
 def test_the_shipped_networks_are_trusted_whatever_the_probe(samples, name, count, eps, seed):
     assert codes(shipped(samples, name, seed, count, eps)) == []
