@@ -93,7 +93,7 @@ def layers_to_regularize(plan: "HardenPlan", say: Say) -> tuple[str, ...]:
     """The layers that the rule --hold chooses: those that a scan flags, or the first or last hidden layer.
 
     The source paper (arXiv 2202.02626) regularizes the most vulnerable layers. The default, the first hidden layer, is our
-    choice: no rule that `python -m benchmarks.layer_choice` compares gains more under AutoAttack. A method that chooses its
+    choice: no rule that `python -m benchmarks.paper_layers` compares gains more under AutoAttack. A method that chooses its
     layers itself does so on held-out samples.
     """
     if plan.kind.chooses:
