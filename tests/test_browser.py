@@ -13,6 +13,7 @@ from lsa_cli.report.compare import compare
 from lsa_cli.report.figures import Line, LineChart
 from lsa_cli.report.html import render
 from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.terms import meaning
 from tests.browser import browser  # noqa: F401
 from tests.report.example import example
 from tests.report.test_compare import paired
@@ -199,3 +200,43 @@ def test_a_line_is_not_drawn_through_a_gap():
     drawing = line_chart(LineChart("t", ["a", "b", "c", "d"], [Line("x", points)], "y"))
     assert [path.count("L") for path in re.findall(r'<path d="M([^"]*)" class="line s0"', drawing)][:2] == [0, 1]
     assert drawing.count('class="band') == 2
+
+
+MEANT = "document.querySelector('#meaning').matches(':popover-open') && document.querySelector('#meaning').textContent"
+
+
+def test_terms_have_their_meaning_on_hover_on_focus_and_in_print(shown):
+    page = shown(gated())
+    page.send("Emulation.setFocusEmulationEnabled", enabled=True)
+    cell = f"{ATTACKS} td:first-child abbr"
+    assert page.ask(f"document.querySelector('{cell}').textContent") == "fgsm"
+    page.ask(f"document.querySelector('{cell}').focus()")
+    assert page.ask(MEANT) == meaning("fgsm")
+    page.press("Escape", 27)
+    assert page.ask(MEANT) is False
+    box = page.ask(
+        "(e => (e.scrollIntoView({behavior: 'instant', block: 'center'}), e.getBoundingClientRect().toJSON()))"
+        f"(document.querySelector('{cell}'))"
+    )
+    page.send("Input.dispatchMouseEvent", type="mouseMoved", x=box["x"] + 2, y=box["y"] + 2)
+    assert page.ask(MEANT) == meaning("fgsm")
+    head = "[...document.querySelectorAll('th button')].find(b => b.textContent == 'Gain')"
+    page.ask(f"{head}.focus()")
+    assert page.ask(MEANT) == meaning("gain")
+    met = page.ask("[...document.querySelectorAll('abbr')].map(e => e.textContent.toLowerCase())")
+    assert {"fgsm", "pgd", "linf", "eps", "gain", "mvl", "r&g", "nsd", "amplification", "stability", "interval"} <= set(
+        met
+    )
+    page.show_as(media="print")
+    printed = page.ask(
+        "document.querySelector('#attacks ~ .wide + .meanings').checkVisibility() && document.querySelector('#attacks ~ .wide + .meanings').textContent"
+    )
+    assert f"fgsm: {meaning('fgsm')}" in printed
+
+
+def test_a_class_that_is_called_like_a_term_has_no_meaning(shown):
+    page = shown(example(names=("margin", "gain")))
+    assert (
+        page.ask("[...document.querySelectorAll('abbr')].filter(e => /^(margin|gain)$/.test(e.textContent)).length")
+        == 0
+    )

@@ -106,7 +106,7 @@ def table_lines(table: view.Table) -> list[str]:
 
 def _text(each: view.Cell, column: view.Column) -> str:
     text = view.text_of(each)
-    if column.kind in ("name", "prose") or not _PLAIN.fullmatch(text):
+    if column.kind in ("name", "attack", "prose") or not _PLAIN.fullmatch(text):
         text = cell(text)
     return f"**{text}**" if isinstance(each, view.Mark) and each.tone in ("bad", "warn") else text
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from lsa_cli.report.charts import draw
 from lsa_cli.report.figures import COLOURS
+from lsa_cli.report.terms import with_meanings
 from lsa_cli.report.text import between, draws_text, interval, number, percent, proof_text, settings_text
 from lsa_cli.wording import compact, plural
 
@@ -29,7 +30,7 @@ def page(template: str, scripts: Sequence[str] = ("report.js",), **values: Any) 
         percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural, sentence=_sentence
     )  # fmt: skip
     script = "\n".join(map(_template, scripts))
-    return environment.get_template(template).render(
+    text = environment.get_template(template).render(
         draw=draw,
         between=between,
         draws_text=draws_text,
@@ -40,6 +41,7 @@ def page(template: str, scripts: Sequence[str] = ("report.js",), **values: Any) 
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
         **values,
     )
+    return with_meanings(text)
 
 
 def _template(name: str) -> str:

@@ -32,7 +32,7 @@ _LAYERS = 40
 _BAR = 16
 _FOLDED = 14
 _GAP = 3  # between columns
-_FOLDING = ("name", "prose")
+_FOLDING = ("name", "attack", "prose")
 _STYLES = {"": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 
 

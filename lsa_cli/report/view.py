@@ -44,11 +44,11 @@ Cell = str | float | None | Mark | Bar | Link
 
 @dataclass(frozen=True)
 class Column:
-    """kind: a name or prose comes from outside and may wrap; prose is of less weight. detail: only for outputs with room for everything.
+    """kind: names, of attacks too, and prose may wrap, and a name comes from outside; prose is of less weight. detail: only for outputs with room for everything.
     spare: narrow outputs leave out columns with the largest number first; 0 always stays."""
 
     title: str
-    kind: Literal["text", "number", "name", "prose", "bar"] = "text"
+    kind: Literal["text", "number", "name", "attack", "prose", "bar"] = "text"
     detail: bool = False
     spare: int = 0
 
@@ -179,7 +179,7 @@ def attacks(report: AuditReport) -> Table | None:
             )
         )  # fmt: skip
     columns = (
-        Column("attack", "name"), Column("accuracy", "number"), Column("95% interval"), Column("success", "number"),
+        Column("attack", "attack"), Column("accuracy", "number"), Column("95% interval"), Column("success", "number"),
         Column("median distance", "number", spare=1), Column("largest distance", "number", detail=True),
         Column("time", "number", spare=3), Column("kind", detail=True), Column("settings", "prose", spare=2),
         Column("most vulnerable layers", "name", detail=True),
@@ -198,7 +198,7 @@ def cascade(report: AuditReport) -> Table | None:
         for stage in report.cascade
     )  # fmt: skip
     columns = (
-        Column("attack", "name"), Column("tried", "number"), Column("broke", "number"), Column("still robust", "number"),
+        Column("attack", "attack"), Column("tried", "number"), Column("broke", "number"), Column("still robust", "number"),
         Column("95% interval"), Column("time", "number", spare=2), Column("settings", "prose", spare=1),
     )  # fmt: skip
     caption = "each attack runs on the samples that are still robust; still robust: of all samples"
@@ -231,7 +231,7 @@ def metrics(report: AuditReport) -> Table | None:
         rows.append((metric.name, number(metric.value), metric.unit, quantiles, str(metric.n), metric.attack))
     columns = (
         Column("metric", "name"), Column("value", "number"), Column("unit", "name"), Column("spread"), Column("n", "number"),
-        Column("attack", "name"),
+        Column("attack", "attack"),
     )  # fmt: skip
     notes = tuple(dict.fromkeys(metric.meaning for metric in report.metrics))
     return Table("Metrics", columns, tuple(rows), notes=notes) if rows else None
@@ -244,7 +244,7 @@ def pairs(report: AuditReport) -> Table | None:
         for pair in report.pairs
     )
     columns = (
-        Column("weaker", "name"), Column("stronger", "name"), Column("rank correlation of classes", "number"),
+        Column("weaker", "attack"), Column("stronger", "attack"), Column("rank correlation of classes", "number"),
         Column("samples gained", "number"), Column("share of the gain on weak classes", "number"),
     )  # fmt: skip
     return Table("Attacks compared by class", columns, rows) if rows else None

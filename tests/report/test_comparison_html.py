@@ -22,7 +22,7 @@ def checked(old, new):
     checker.feed(page)
     checker.close()
     assert checker.open == []
-    return page, " ".join(" ".join(checker.text).split()), checker
+    return page, " ".join("".join(checker.text).split()), checker
 
 
 def pair():

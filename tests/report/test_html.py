@@ -24,6 +24,7 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        self._part(tag)
         self.fetched += [value for name, value in attributes if name in ("src", "href", "action", "srcset")]
         if tag not in VOID:
             self.open.append(tag)
@@ -31,7 +32,12 @@ class Checker(HTMLParser):
     def handle_startendtag(self, tag, attributes):
         self.tags.append(tag)
 
+    def _part(self, tag):
+        """Every tag parts words, but for that of a term."""
+        self.text += [] if tag == "abbr" else [" "]
+
     def handle_endtag(self, tag):
+        self._part(tag)
         assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -47,7 +53,7 @@ def checked(report):
     assert checker.open == []
     for drawing in re.findall(r"<svg.*?</svg>", page, re.S):
         ElementTree.fromstring(drawing)
-    return page, " ".join(" ".join(checker.text).split()), checker
+    return page, " ".join("".join(checker.text).split()), checker
 
 
 def test_the_page_says_what_the_report_says():

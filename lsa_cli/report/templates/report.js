@@ -31,3 +31,44 @@ addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details:not([open])")) { part.open = true; folded.push(part); }
 });
 addEventListener("afterprint", () => { while (folded.length) folded.pop().open = false; });
+
+// The meaning of a term: the browser shows the title on hover, but not on focus, nor on a touch screen, nor on paper.
+const shown = document.createElement("div"), blocks = new Map();
+shown.id = "meaning";
+shown.role = "tooltip";
+shown.popover = "manual";
+document.body.append(shown);
+for (const term of document.querySelectorAll("abbr")) {
+  term.dataset.meaning = term.title;
+  term.removeAttribute("title");
+  const block = term.closest(".wide, ul, p, h2, h3, h4, .cards, .verdict") || term.parentElement;
+  if (!blocks.has(block)) blocks.set(block, new Map());
+  const known = blocks.get(block), name = term.textContent.toLowerCase();
+  // The first of a block is a stop of the keyboard; a head of a table is one by its button.
+  if (!known.has(name) && !term.closest("button")) term.tabIndex = 0;
+  if (!known.has(name)) known.set(name, `${term.textContent}: ${term.dataset.meaning}`);
+}
+for (const [block, known] of blocks) {
+  const line = document.createElement("p");
+  line.className = "meanings";
+  line.textContent = [...known.values()].join(". ") + ".";
+  block.closest(".verdict, .cards, ul") ? block.closest(".verdict, .cards, ul").after(line) : block.after(line);
+}
+const hide = () => { shown.hidePopover(); document.querySelector("[aria-describedby=meaning]")?.removeAttribute("aria-describedby"); };
+const show = event => {
+  const ours = "abbr, th button, #meaning";
+  const near = event.target.closest(ours) || document.activeElement.closest(ours);  // scrolling moves the mouse over others
+  if (near === shown) return;
+  const term = near && (near.matches("abbr") ? near : near.querySelector("abbr"));
+  hide();
+  if (!term) return;
+  shown.textContent = term.dataset.meaning;
+  shown.showPopover();
+  near.setAttribute("aria-describedby", "meaning");
+  const at = term.getBoundingClientRect(), room = document.documentElement.clientWidth - shown.offsetWidth - 8;
+  shown.style.left = `${scrollX + Math.max(8, Math.min(at.left, room))}px`;
+  shown.style.top = `${scrollY + (at.bottom + shown.offsetHeight > innerHeight ? at.top - shown.offsetHeight : at.bottom)}px`;
+};
+addEventListener("mouseover", show);
+addEventListener("focusin", show);
+addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
