@@ -187,6 +187,8 @@ class GateRule:
         report.verdict.statement += (
             f" It is of a --gate-only run, which took {used:,} of {size:,} samples because {why}."
         )
+        if self.attacks:
+            report.verdict.statement += " No evidence was measured, so a network that misleads attacks passes, too; an audit without --gate-only asks for it."
         message = (
             f"{used:,} of {size:,} samples decided the limits (wrongly with a probability of at most {self.alpha:g}); other "
             "rates and intervals in this report are for orientation only, because the run stopped at these numbers"

@@ -55,7 +55,7 @@ def plan_of(task, gate, **options):
 
 def why_of(report):
     """Why the run ended, as its statement says. A warning says it too."""
-    why = report.verdict.statement.rpartition(" samples because ")[2].rstrip(".")
+    why = report.verdict.statement.rpartition(" samples because ")[2].partition(" No evidence ")[0].rstrip(".")
     (warning,) = [warning.message for warning in report.warnings if warning.code == "gate-only"]
     assert why in warning or why == "they decided the limits"
     return why
