@@ -81,7 +81,7 @@ def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
     ("loss", "noise", "taken"),
     [
         (0.11, 0.01, True),
-        (0.097, 0.01, True),  # better by 3%: a wrong activation can be
+        (0.0995, 0.01, True),  # better by 0.5%: a wrong activation can be
         (0.09, 0.01, False),
         (0.09, 0.5, True),  # better by 10%, which is within noise
     ],
@@ -103,6 +103,15 @@ def test_relu_is_taken_where_another_activation_is_not_likely_enough(errors, los
 def _with_answers(one, first, errors):
     wrong = standing(0, first, errors)
     return Standing(one.entrant, wrong.logits, one.loss, wrong.right)
+
+
+@pytest.mark.parametrize(("loss", "rivals"), [(0.08, 1), (0.03, 0)])
+def test_a_far_more_usual_network_is_a_rival_unless_it_is_far_worse(loss, rivals):
+    spread = 0.01 * torch.tensor([1.0, -1.0]).repeat(N // 2)
+    odd = Standing(Entrant("0", 3.0, None), standing(0, 0, 40).logits, loss + spread, standing(0, 0, 40).right)
+    usual = Standing(Entrant("1", 0.0, None), standing(1, 500, 40).logits, torch.full((N,), 0.1), odd.right)
+    found = weighed(("ReLU", "ReLU"), Outcome(odd, [], [], [usual], True), normalizations=("none", "mnist"))
+    assert (found.best is odd, len(found.rivals)) == (True, rivals)
 
 
 def test_training_images_count_as_those_of_the_contest():

@@ -24,6 +24,13 @@ _ENOUGH = 200  # images on which networks give nearly the same answers
 _SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answers do not differ in effect
 # Of the loss. A wrong activation was better than the ReLU of the training by up to 0.033, the true one by 0.2 and more.
 _GAIN, _BEYOND = 0.04, 1.0  # with so many standard errors
+_GAIN_OF = {
+    "LeakyReLU(0.1)": 0.02,
+    "LeakyReLU(0.2)": 0.02,
+    **dict.fromkeys(("ELU", "tanh", "sigmoid", "SiLU", "GELU"), 0.01),
+}
+# Cost by which a network is unusual beside another one; it is then taken only if its loss is less by so much.
+_ODD, _FAR_BETTER = 1.5, 0.5
 _CLEARLY = 0.15  # of the loss, with NOISE: an activation that is beaten by so much is no rival
 _SYSTEMATIC = 0.01  # of the loss: what a short training leaves between networks, however many images there are
 
@@ -39,7 +46,17 @@ class Weighing:
         self.variant_of, self.on_training, self.misfit = variant_of, on_training, misfit
 
     def weighed(self, outcome: Outcome) -> Outcome:
-        """The outcome with the network that is taken and its rivals.
+        """The outcome with the network that is taken and its rivals. A far more usual network stays a rival unless it is far
+        worse: changed weights can make an unusual one better than that of the training."""
+        found = self._weighed(outcome)
+        least = found.best.entrant.cost - _ODD
+        usual = [
+            one for one in found.others if one.entrant.cost < least and not gains(found.best, one, _FAR_BETTER, NOISE)
+        ]
+        return _with_rivals(found, usual) if usual else found
+
+    def _weighed(self, outcome: Outcome) -> Outcome:
+        """Without that.
 
         ReLU is taken where no other network is likely enough beside it. Otherwise the rules are symmetric: odds of
         exp(NOISE^2 / 2) end a rivalry, how usual an activation is does not count, and a beaten network with another activation
@@ -48,7 +65,7 @@ class Weighing:
         standing = [outcome.best, *outcome.alike, *outcome.rivals]
         usual = [one for one in standing if self._activation(one) == USUAL] or [
             one for one in outcome.others
-            if self._activation(one) == USUAL and self._is_twin(one, outcome.best) and not gains(outcome.best, one)
+            if self._activation(one) == USUAL and self._is_twin(one, outcome.best) and not self._speaks_against(outcome.best, one)
         ]  # fmt: skip
         if not usual:
             return self._symmetric(outcome)
@@ -75,7 +92,8 @@ class Weighing:
             return False
         n, agreement = min(len(one.right), len(leader.right)), one.agreement(leader)
         if self._is_twin(one, leader) or (agreement >= ALIKE and n >= _ENOUGH):
-            return self._activation(one) != USUAL and gains(one, leader)
+            name = self._activation(one)
+            return name != USUAL and gains(one, leader, _GAIN_OF.get(name, _GAIN))
         return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
 
     def _symmetric(self, outcome: Outcome) -> Outcome:
