@@ -226,7 +226,7 @@ def bar_chart(chart: BarChart) -> Markup:
     """Horizontal bars from 0 to 100% with their intervals. The name of a group and the value of its last bar are on their left,
     where a narrow screen shows them."""
     names = 16 + max((_length(short(group.name, 26)) for group in chart.groups), default=0)
-    width, left, height = 720, names + 56, 30
+    width, left, height = 720, names + 64, 30
     plot_w, bottom = width - left - 24, _TOP + height * len(chart.groups)
     thick = 22 // len(chart.bars) - 1
     parts = []
