@@ -76,14 +76,15 @@ def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
     assert log_odds(one, other) == -log_odds(other, one)
 
 
-@pytest.mark.parametrize("errors", [4, 40])  # nearly the same answers, and others
 @pytest.mark.parametrize(
-    ("loss", "noise", "taken"),
+    ("errors", "loss", "noise", "taken"),
     [
-        (0.11, 0.01, True),
-        (0.0995, 0.01, True),  # better by 0.5%: a wrong activation can be
-        (0.09, 0.01, False),
-        (0.09, 0.5, True),  # better by 10%, which is within noise
+        (4, 0.11, 0.01, True),  # nearly the same answers
+        (4, 0.0995, 0.01, True),  # better by 0.5%: a wrong activation can be
+        (4, 0.09, 0.01, False),
+        (4, 0.09, 0.5, True),  # better by 10%, which is within noise
+        (40, 0.11, 0.01, True),  # other answers
+        (40, 0.102, 0.01, False),
     ],
 )
 def test_relu_is_taken_where_another_activation_is_not_likely_enough(errors, loss, noise, taken):

@@ -24,6 +24,7 @@ _ENOUGH = 200  # images on which networks give nearly the same answers
 _SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answers do not differ in effect
 # Of the loss. A wrong activation was better than the ReLU of the training by up to 0.033, the true one by 0.2 and more.
 _GAIN, _BEYOND = 0.04, 1.0  # with so many standard errors
+_SMOOTH = ("ELU", "tanh", "sigmoid", "SiLU", "GELU")
 _GAIN_OF = {
     "LeakyReLU(0.1)": 0.02,
     "LeakyReLU(0.2)": 0.02,
@@ -31,6 +32,8 @@ _GAIN_OF = {
 }
 # Cost by which a network is unusual beside another one; it is then taken only if its loss is less by so much.
 _ODD, _FAR_BETTER = 1.5, 0.5
+_STRANGE = 3.0  # cost of a network that is taken only if it is better than all others by _CLEARLY
+_WORSE = 0.03  # of the loss, by which a smooth activation with other answers must be worse than ReLU
 _CLEARLY = 0.15  # of the loss, with NOISE: an activation that is beaten by so much is no rival
 _SYSTEMATIC = 0.01  # of the loss: what a short training leaves between networks, however many images there are
 
@@ -93,6 +96,8 @@ class Weighing:
         n, agreement = min(len(one.right), len(leader.right)), one.agreement(leader)
         if self._is_twin(one, leader) or (agreement >= ALIKE and n >= _ENOUGH):
             name = self._activation(one)
+            if name in _SMOOTH and agreement < ALIKE:
+                return n >= _ENOUGH and not gains(leader, one, _WORSE, 0.0)
             return name != USUAL and gains(one, leader, _GAIN_OF.get(name, _GAIN))
         return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
 
@@ -127,6 +132,10 @@ class Weighing:
         fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
         evidence = _HEAT * (heats[1] - heats[0]) + _DOUBLED * (fits[1] - fits[0])
         return gained + prior + evidence
+
+    def _is_close(self, one: Standing, best: Standing) -> bool:
+        is_alike = one.agreement(best) >= ALIKE
+        return len(one.right) >= _ENOUGH and not is_alike and not gains(best, one, _CLEARLY, 0.0)
 
     def _is_twin(self, one: Standing, leader: Standing) -> bool:
         """Whether only the activation differs."""
