@@ -33,9 +33,8 @@ from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.normalizations import is_same, usual_normalizations
-from lsa_cli.report.ranking import strongest
 from lsa_cli.report.row import Rate
-from lsa_cli.report.schema import AuditReport, Example, Metric
+from lsa_cli.report.schema import Example, Metric
 
 # ---- is the network used as it was trained? ---------------------------------------------------------------
 
@@ -165,7 +164,7 @@ def _left(run: Execution, total: BlockResult, survivors: np.ndarray) -> Survivor
 def _hidden(plan: AuditPlan, total: BlockResult) -> list[str]:
     """The most vulnerable layers of the scan under the attack that leaves the fewest samples robust, worst first."""
     scanned = _scanned(plan, total)
-    seen = total.attacks[_strongest(scanned).label].seen if scanned else None
+    seen = total.attacks[_strongest(scanned)[0].label].seen if scanned else None
     names = [layer.name for layer in plan.layers]
     return most_vulnerable(names, seen, plan.rule, plan.whole_batch) if names and seen is not None else []
 
@@ -195,7 +194,7 @@ def _measured(plan: AuditPlan, total: BlockResult) -> list[Measured]:
 def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
     """The metrics asked for, on a few samples and the attack that leaves the fewest samples robust."""
     plan = run.plan
-    named = _strongest(_scanned(plan, total))
+    named, _ = _strongest(_scanned(plan, total))
     rows = np.sort(np.random.default_rng([plan.seed, 17]).permutation(len(total))[: metrics.SAMPLES])
     x, y, index = run.read_all(total.index[rows])
     x_adv = torch.cat(list(run.by_batch(lambda x, y, index: perturb(run, named, x, y, index, "worst")[0], x, y, index)))
@@ -208,14 +207,14 @@ def measure_metrics(run: Execution, total: BlockResult) -> list[Metric]:
     return rows_found
 
 
-def show_examples(run: Execution, total: BlockResult, report: AuditReport) -> list[Example]:
+def show_examples(run: Execution, total: BlockResult) -> list[Example]:
     """Images of a few samples that the strongest attack broke. It runs on them again and finds the same, because random
     numbers depend on the sample."""
-    plan, top = run.plan, strongest(report)
-    if top is None or plan.network.bounds != (0.0, 1.0):
+    plan, scanned = run.plan, _scanned(run.plan, total)
+    if not scanned or plan.network.bounds != (0.0, 1.0):
         return []
-    named, diagnosis = next((n, d) for n, d in _scanned(plan, total) if n.label == top.name)
-    rows = np.sort(examples.surest_mistakes(diagnosis.broken, total.attacks[top.name].margin, total.label))
+    named, diagnosis = _strongest(scanned)
+    rows = np.sort(examples.surest_mistakes(diagnosis.broken, total.attacks[named.label].margin, total.label))
     if not len(rows):
         return []
     x, y, index = run.read_all(total.index[rows])
@@ -242,6 +241,6 @@ def _scanned(plan: AuditPlan, total: BlockResult) -> list[tuple[NamedAttack, Cla
     return [(named, total.diagnosis(named.label)) for named in plan.attacks if named.label in total.attacks]
 
 
-def _strongest(scanned: list[tuple[NamedAttack, ClassDiagnosis]]) -> NamedAttack:
-    """The attack that leaves the fewest samples robust."""
-    return min(scanned, key=lambda pair: pair[1].robust.sum())[0]
+def _strongest(scanned: list[tuple[NamedAttack, ClassDiagnosis]]) -> tuple[NamedAttack, ClassDiagnosis]:
+    """The attack that leaves the fewest samples robust; the first of equals."""
+    return min(scanned, key=lambda pair: pair[1].robust.sum())

@@ -243,8 +243,7 @@ class _Audit:
         if self._is_scanned:
             if plan.metrics:
                 extras.metrics = next(iter(run.in_time(lambda: measure_metrics(run, total))), None)
-            report = self._report("running")
-            extras.examples = next(iter(run.in_time(lambda: show_examples(run, total, report))), None)
+            extras.examples = next(iter(run.in_time(lambda: show_examples(run, total))), None)
         extras.not_run = self._lacking()
 
     @property
