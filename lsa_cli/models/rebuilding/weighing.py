@@ -56,6 +56,8 @@ class Weighing:
         usual = [
             one for one in found.others if one.entrant.cost < least and not gains(found.best, one, _FAR_BETTER, NOISE)
         ]
+        if found.best.entrant.cost > _STRANGE:
+            usual += [one for one in found.others if one not in usual and self._is_close(one, found.best)]
         return _with_rivals(found, usual) if usual else found
 
     def _weighed(self, outcome: Outcome) -> Outcome:
