@@ -21,7 +21,7 @@ from lsa_cli.report.fleet_view import one_line, tables
 from lsa_cli.report.page import page
 from lsa_cli.report.ranking import strongest
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.trends import SHOWN_LAYERS, Panels, by_class, by_layer, draw_panel, layers_of, trend
+from lsa_cli.report.trends import SHOWN_LAYERS, Panels, by_class, by_layer, by_mvl, draw_panel, layers_of, trend
 from lsa_cli.report.view import Link, Table
 
 Order = Literal["name", "date", "epoch", "commit"]
@@ -88,7 +88,7 @@ def _group(
     labels = [places[row.model][1] for row in rows]
     chart = trend(rows, labels)
     chosen = [reports[row.model] for row in rows]
-    panels = (by_class(chosen), by_layer(chosen))
+    panels = (by_class(chosen), by_mvl(chosen), by_layer(chosen))
     return None if chart is None else _Group(labels, chart, [one for one in panels if one is not None])
 
 

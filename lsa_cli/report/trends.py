@@ -104,6 +104,18 @@ def by_layer(reports: Sequence[AuditReport]) -> Panels | None:
     return Panels(f"Mean {reports[-1].protocol.measure} of each layer under {top.name}", note, panels)
 
 
+def by_mvl(reports: Sequence[AuditReport]) -> Panels | None:
+    """The share of the layers that are most vulnerable under one attack, the strongest of the last model."""
+    top = strongest(reports[-1], scanned=True)
+    if top is None:
+        return None
+    several = [layers_of(report, top.name).values() for report in reports]
+    shares = [sum(in_mvl for _, in_mvl in found) / len(found) if found else None for found in several]
+    return Panels(
+        "Most vulnerable layers (MVL)", "", [Panel(f"share of layers under {top.name}", shares)], percent=True
+    )
+
+
 NO_LAYER: tuple[float | None, bool] = (None, False)
 
 

@@ -12,7 +12,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.report.history import epoch_of, site
 from lsa_cli.report.schema import GateResult
 from lsa_cli.report.text import percent
-from lsa_cli.report.trends import by_class, by_layer, draw_panel
+from lsa_cli.report.trends import by_class, by_layer, by_mvl, draw_panel
 from lsa_cli.stats import mcnemar
 from tests.browser import browser  # noqa: F401
 from tests.cli.conftest import lsa  # noqa: F401
@@ -100,6 +100,8 @@ def test_each_class_and_layer_has_a_figure_with_its_numbers():
     panel = next(panel for panel in layers.panels if panel.name == reports[0].outcomes[1].layers.rows[1].name)
     assert panel.values == pytest.approx([0.5, 0.4, 0.3])
     assert panel.stressed == {1}
+    (mvl,) = by_mvl(reports).panels
+    assert mvl.values == [0.0, 0.5, 0.0]
     drawn = draw_panel(layers, panel, ["a", "b", "c"])
     assert drawn.count("mvl-ring") == 1
     assert "0.500 in a to 0.300 in c; lowest 0.300, highest 0.500" in drawn

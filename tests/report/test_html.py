@@ -79,6 +79,12 @@ def test_the_page_says_what_is_proven_and_why_nothing_is():
     assert "robust between" not in text
 
 
+def test_no_two_tables_have_the_same_caption():
+    page, _, _ = checked(example())
+    captions = re.findall("<caption>(.*?)</caption>", page)
+    assert len(set(captions)) == len(captions) > 5
+
+
 def test_nothing_is_fetched():
     page, _, checker = checked(with_examples())
     assert [address[:22] for address in checker.fetched if address[0] != "#"] == ["data:image/png;base64,"] * 6
