@@ -16,7 +16,7 @@ import torch
 
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, at_least_one
 from lsa_cli.attacks.losses import margin
-from lsa_cli.attacks.randomness import uniform_like
+from lsa_cli.attacks.randomness import kept_aside, repeat, uniform_like
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.threat import Threat, each, per_sample
 from lsa_cli.errors import UsageError
@@ -100,7 +100,7 @@ class Square(Attack):
                 threat, x, x_best = search.threat.repeated(count), each(search.x, count), each(x_adv, count)
                 chance = drawn[:, ahead : ahead + count].flatten(0, 1)
                 candidates = repaint(canvas, threat, x, x_best, self.share(query), chance)
-            candidate, value = search.offer_best(candidates, model(candidates), count)
+            candidate, value = search.offer_best(candidates, _logits(model, candidates, count), count)
             better = (value > best).nonzero().flatten()
             if len(better):
                 x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
@@ -110,6 +110,13 @@ class Square(Attack):
                     x_adv, best, drawn, clean = search.drop(-best > limit * (best - clean), x_adv, best, drawn, clean)
             if search.is_over:
                 return
+
+
+def _logits(model: Model, candidates: torch.Tensor, count: int) -> torch.Tensor:
+    """Logits (N * count, K) of `count` candidates in a row for each sample. A stochastic network draws for each one anew."""
+    with kept_aside():
+        repeat(count)
+        return model(candidates)
 
 
 @dataclass(frozen=True)

@@ -189,13 +189,14 @@ def attacks(report: AuditReport) -> Table | None:
 
 
 def cascade(report: AuditReport) -> Table | None:
-    """A row for each attack of the cascade, in order."""
+    """A row for each attack of the cascade that had samples to run on, in order. The caption names the others."""
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             stage.attack, _tried(stage), str(stage.broke), percent(stage.robust.value), interval(stage.robust),
             f"{stage.seconds:.1f} s", settings_text(stage.settings),
         )
         for stage in report.cascade
+        if stage.tried
     )  # fmt: skip
     columns = (
         Column("attack", "attack"), Column("tried", "number"), Column("broke", "number"), Column("still robust", "number"),
@@ -211,6 +212,9 @@ def cascade(report: AuditReport) -> Table | None:
         )
     if report.verdict.proven is not None:
         caption = caption.replace("still robust", "still robust and not proven", 1)
+    if len(rows) < len(report.cascade):
+        idle = ", ".join(stage.attack for stage in report.cascade if not stage.tried)
+        caption += f"; without a sample to run on: {idle}"
     return Table("Cascade", columns, rows, caption) if rows else None
 
 

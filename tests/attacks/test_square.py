@@ -6,6 +6,7 @@ from torch import nn
 
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.randomness import belongs_to, normal_like
 from lsa_cli.attacks.square import Canvas, Square, _bump, bumps
 from lsa_cli.errors import UsageError
 
@@ -316,3 +317,32 @@ def test_logits_that_are_not_numbers_lead_nowhere(at_once):
 def test_hyperparameters_that_cannot_be_meant_are_refused(options):
     with pytest.raises(UsageError):
         Square(make_threat("linf", 0.1), **options)
+
+
+class Noisy(nn.Module):
+    """Logits that are random numbers of the sample alone, which it draws as the networks of this project do."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn = []
+
+    def forward(self, x):
+        assert belongs_to(x)
+        self.drawn.append(normal_like(x.flatten(1)[:, :3]))
+        return self.drawn[-1]
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_noise_of_a_stochastic_network_belongs_to_the_candidate(at_once):
+    """Candidates draw apart from each other, and the same alone as in a batch."""
+    x, y = images(3), torch.tensor([0, 1, 2])
+    drawn = {}
+    for name, rows in (("all", slice(None)), ("last", slice(2, 3))):
+        model = Noisy()
+        attack = Square(make_threat("linf", 0.1), queries=9, at_once=at_once)
+        attack.run(model, x[rows], y[rows], index=torch.arange(3)[rows])
+        drawn[name] = model.drawn
+    for together, alone in zip(drawn["all"], drawn["last"], strict=True):
+        torch.testing.assert_close(together.unflatten(0, (3, -1))[2], alone)
+    numbers = torch.cat(drawn["all"]).flatten()
+    assert len(numbers.unique()) == len(numbers)

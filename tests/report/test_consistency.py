@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from lsa_cli.errors import UsageError
+from lsa_cli.report import view
 from lsa_cli.report.consistency import consistency, print_consistency, sentences
-from lsa_cli.report.schema import AttackPair, ClassRow
+from lsa_cli.report.schema import AttackPair, ClassRow, Stage
 from tests.cli.conftest import lsa  # noqa: F401  a fixture
 from tests.report.example import example, outcome, rate
 
@@ -137,3 +138,14 @@ def test_a_narrow_terminal_leaves_out_classes_and_no_column_of_the_same_name():
     assert ["model", "attack"] in [row[:2] for row in rows]
     assert ["1", "one.pt", "fgsm"] in [row[:3] for row in rows]
     assert ["columns", "left", "out"] in [row[:3] for row in rows]
+
+
+def test_an_attack_of_the_cascade_that_no_sample_is_left_for_has_no_row():
+    report = example()
+    first = Stage(attack="pgd", spec="pgd", settings={}, tried=5, broke=1, robust=rate(4, 10), seconds=1.0)
+    idle = first.model_copy(update={"attack": "idle", "tried": 0, "broke": 0})
+    both = view.cascade(report.model_copy(update={"cascade": [first, idle]}))
+    assert [row[0] for row in both.rows] == [first.attack]
+    assert both.caption.endswith("; without a sample to run on: idle")
+    alone = view.cascade(report.model_copy(update={"cascade": [first]}))
+    assert "without a sample" not in alone.caption
