@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from pyarrow import parquet
@@ -92,7 +93,8 @@ def test_the_smallest_differences_that_could_have_been_found():
     shown = Console(width=160, file=io.StringIO())
     print_comparison(paired([True] * 100), paired([True] * 100), found, shown)
     assert sentence in shown.file.getvalue()
-    assert sentence.capitalize() in render(paired([True] * 100), paired([True] * 100), found)
+    page = render(paired([True] * 100), paired([True] * 100), found)
+    assert sentence.capitalize() in re.sub("<[^>]*>", "", page)  # terms in it are marked
 
 
 def wide(robust):

@@ -115,10 +115,16 @@ class Search:
         leader, *others = self._ranked()
         most = max(_MISFIT * self.misfit[leader], self.misfit[leader] + _LEAST_MISFIT)
         kept = [one for one in others if not self.asked[leader].beats(self.asked[one]) and self.misfit[one] <= most]
-        # On few images an activation that smooths an overfitted network can beat the one of its training.
-        twins = [replace(leader, activation=name) for name in ACTIVATIONS]
-        forced = [one for one in twins if one in self.asked and one not in [leader, *kept]]
-        self.variants = [leader, *forced, *kept][:_ENTRANTS]
+        outcome = self._contest([leader, *self._twins(leader), *kept])
+        # On few images an activation that smooths an overfitted network can beat the one of its training, and an exception the
+        # lack of one. So the winner must also win against those that differ from it in these alone.
+        while new := [one for one in self._twins(self.variant_of(outcome.best)) if one not in self.variants]:
+            winner, *standing = (self.variant_of(one) for one in (outcome.best, *outcome.alike, *outcome.rivals))
+            outcome = self._contest([winner, *new, *standing])
+        return outcome
+
+    def _contest(self, variants: Iterable[Variant]) -> Outcome:
+        self.variants = list(dict.fromkeys(variants))[:_ENTRANTS]
         # How usual an activation is decides between equal answers alone: a wrong one can give nearly the same accuracy.
         entrants = [
             Entrant(
@@ -133,6 +139,13 @@ class Search:
         return Weighing(self.variant_of, self._on_training, lambda one: self.misfit[self.variant_of(one)]).weighed(
             outcome
         )
+
+    def _twins(self, one: Variant) -> list[Variant]:
+        """The variants that differ in the activation, or in having an exception, and answer some images."""
+        exceptions = dict.fromkeys((one.exception, ""))
+        every = [replace(one, activation=name, exception=exception) for exception in exceptions for name in ACTIVATIONS]
+        self._ask(every, self.asked, self.effort.images)
+        return [other for other in every if other in self.asked and other != one]
 
     def _on_training(self, one: Standing) -> tuple[torch.Tensor, float] | None:
         """Losses on training images, and the power of ten of the temperature that is best there; None without images."""

@@ -25,11 +25,8 @@ _SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answ
 # Of the loss. A wrong activation was better than the ReLU of the training by up to 0.033, the true one by 0.2 and more.
 _GAIN, _BEYOND = 0.04, 1.0  # with so many standard errors
 _SMOOTH = ("ELU", "tanh", "sigmoid", "SiLU", "GELU")
-_GAIN_OF = {
-    "LeakyReLU(0.1)": 0.02,
-    "LeakyReLU(0.2)": 0.02,
-    **dict.fromkeys(("ELU", "tanh", "sigmoid", "SiLU", "GELU"), 0.01),
-}
+_GAIN_OF = {"LeakyReLU(0.1)": 0.02, "LeakyReLU(0.2)": 0.02, **dict.fromkeys(_SMOOTH, 0.01)}
+_RARE, _BEYOND_RARE = 2.0, 3.0  # cost of an activation that hardly any network has; standard errors for one
 # Cost by which a network is unusual beside another one; it is then taken only if its loss is less by so much.
 _ODD, _FAR_BETTER = 1.5, 0.5
 _STRANGE = 3.0  # cost of a network that is taken only if it is better than all others by _CLEARLY
@@ -100,7 +97,8 @@ class Weighing:
             name = self._activation(one)
             if name in _SMOOTH and agreement < ALIKE:
                 return n >= _ENOUGH and not gains(leader, one, _WORSE, 0.0)
-            return name != USUAL and gains(one, leader, _GAIN_OF.get(name, _GAIN))
+            beyond = _BEYOND_RARE if self._cost_of_activation(one) >= _RARE else _BEYOND
+            return name != USUAL and gains(one, leader, _GAIN_OF.get(name, _GAIN), beyond)
         return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
 
     def _symmetric(self, outcome: Outcome) -> Outcome:
