@@ -34,6 +34,8 @@ def test_the_tables_hold_the_numbers_of_the_report():
     report = example()
     tables = report.tables
     assert {"attacks", "layers", "classes"} <= set(tables)
+    with pytest.raises(KeyError, match="unknown table 'layer': did you mean 'layers'"):
+        tables["layer"]
     assert list(tables["attacks"]["attack"]) == [outcome.name for outcome in report.outcomes]
     layers = report.outcomes[0].layers.rows
     assert list(tables["layers"]["layer"][: len(layers)]) == [layer.name for layer in layers]

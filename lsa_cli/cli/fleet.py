@@ -83,10 +83,18 @@ def fleet(
         check_table_file("table", table)
     Outputs(files).check([one.checkpoint for one in audits])
     run = FleetRun(audits, given.device, places, since, shard is None, fail_fast, bool(given.quiet))
-    found, reports = run.triage() if triage else run.full()
+    found, reports = _ran(run, triage, folder)
     _write(found, reports, files, folder / ("fleet.json" if shard is None else f"fleet.{part[0]}-of-{part[1]}.json"))
     _print(found, to_stdout, bool(given.quiet))
     _end(found, exit_zero=bool(audits and audits[0].settings.exit_zero))
+
+
+def _ran(run: FleetRun, triage: bool, folder: Path) -> "tuple[Fleet, dict[str, AuditReport]]":
+    try:
+        return run.triage() if triage else run.full()
+    except KeyboardInterrupt:
+        note(f"finished audits are in {folder}, and begun ones are resumed: run the same command again to continue")
+        raise
 
 
 def _end(found: "Fleet", exit_zero: bool) -> None:

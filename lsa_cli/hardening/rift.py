@@ -79,7 +79,7 @@ class RobustCriticalFineTuning(Hardening):
         if robust <= self.margin * self.task.held_out:
             raise UsageError(
                 f"rift keeps the robust accuracy of a network that was trained adversarially; this one resists PGD on {robust} of "
-                f"{plural(self.task.held_out, 'held-out sample')}: use --method at first"
+                f"{plural(self.task.held_out, 'held-out sample')}: train it with --method at before"
             )
         found = {
             layer.name: robust_criticality(model, _weights(layer), examples)

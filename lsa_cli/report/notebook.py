@@ -5,7 +5,9 @@ What renders a report needs the report first, so it is imported in the methods.
 
 import html
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from lsa_cli.registry import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
     from lsa_cli.report.schema import AuditReport
 
 _HEIGHT = 900  # pixels of the page in a notebook
+
+
+class _Tables(dict[str, Any]):
+    """Tables by name. The error for another name has the nearest one."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise KeyError(unknown("table", name, self))
 
 
 class Interactive:
@@ -46,12 +55,13 @@ class Interactive:
 
         from lsa_cli.report.tables import tables
 
-        return {
-            table.title: pd.DataFrame(
-                [list(row) for row in table.rows], columns=[column.title for column in table.columns]
+        return _Tables(
+            (
+                table.title,
+                pd.DataFrame([list(row) for row in table.rows], columns=[column.title for column in table.columns]),
             )
             for table in tables(self._report)
-        }
+        )
 
     def plot(self) -> "Figures":
         """The figures of `lsa plot` by name, as matplotlib's; a notebook shows them. Raises UsageError without matplotlib."""

@@ -75,7 +75,7 @@ def test_a_network_that_is_not_robust_is_refused(tmp_path):
 
     model, method = small_network(), make_method("rift", {"margin": "0.2"}, layers=(), threat=make_threat("linf", 0.5))
     held_out = list(validation_of(make_job(tmp_path, method, model)))
-    with pytest.raises(UsageError, match="resists PGD on 3 of 24 held-out samples: use --method at first"):
+    with pytest.raises(UsageError, match="resists PGD on 3 of 24 held-out samples: train it with --method at before"):
         method.choose(model, layers_of(model, held_out[0].x[:2]), held_out, print)
 
 
