@@ -118,9 +118,14 @@ class Search:
         outcome = self._contest([leader, *self._twins(leader), *kept])
         # On few images an activation that smooths an overfitted network can beat the one of its training, and an exception the
         # lack of one. So the winner must also win against those that differ from it in these alone.
-        while new := [one for one in self._twins(self.variant_of(outcome.best)) if one not in self.variants]:
-            winner, *standing = (self.variant_of(one) for one in (outcome.best, *outcome.alike, *outcome.rivals))
-            outcome = self._contest([winner, *new, *standing])
+        winners: list[Variant] = []
+        while (winner := self.variant_of(outcome.best)) not in winners:
+            winners.append(winner)
+            twins = self._twins(winner)
+            if all(one in self.variants for one in twins):
+                break
+            standing = [self.variant_of(one) for one in (*outcome.alike, *outcome.rivals)]
+            outcome = self._contest([winner, *twins, *winners, *standing])
         return outcome
 
     def _contest(self, variants: Iterable[Variant]) -> Outcome:
