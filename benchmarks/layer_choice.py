@@ -126,7 +126,7 @@ def scores_of(model, threat, x, y):
         "first": {name: -place for place, name in enumerate(names)},
         "last": {name: place for place, name in enumerate(names)},
         "relative error": dict(zip(names, level[1:], strict=True)),
-        "gain": {name: after / before for name, before, after in zip(names, level, level[1:], strict=False)},
+        "gain": {name: after / before for name, before, after in zip(names, level[:-1], level[1:], strict=True)},
         "criticality": critical, "least criticality": {name: -value for name, value in critical.items()},
         "weight criticality": risk, "least weight criticality": {name: -value for name, value in risk.items()},
         "relative gradient norm": relative, "payoff": payoff,

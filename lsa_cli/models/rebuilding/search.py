@@ -90,7 +90,7 @@ class Search:
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
-        self.trained, self.on_training = trained, dict[Standing, tuple[torch.Tensor, float]]()
+        self.trained, self.on_training = trained, dict[Variant, tuple[torch.Tensor, float]]()
         self.x, self.y = read(0, min(_SIZES[0], available))
         self.few: dict[Variant, Standing] = {}
         self.asked: dict[Variant, Standing] = {}
@@ -156,12 +156,13 @@ class Search:
         """Losses on training images, and the power of ten of the temperature that is best there; None without images."""
         if self.trained is None:
             return None
-        if one not in self.on_training:
+        variant = self.variant_of(one)
+        if variant not in self.on_training:
             x, y = self.trained
             with torch.no_grad():
                 loss, temperature = tempered(one.entrant.ask(x).float(), y)
-            self.on_training[one] = (loss, math.log10(temperature))
-        return self.on_training[one]
+            self.on_training[variant] = (loss, math.log10(temperature))
+        return self.on_training[variant]
 
     def fits(self, one: Standing) -> bool:
         """Whether the running statistics of BatchNorm are about those of the images."""
