@@ -1,6 +1,6 @@
 """The terms of the pages and their meanings in one line. A page shows a meaning where its term stands: on hover, on focus, in print.
 
-The glossary of the documentation has these meanings too, and a test compares them. It imports nothing, as all of report/.
+The glossary of the documentation has these meanings too, and a test compares them.
 """
 
 import re
@@ -26,7 +26,7 @@ TERMS = {
     "proven": "of a sample: classified correctly, with a proof; of a share: the samples that are proven, of all",
     "R&G": "robustness and generalization: the sum of the accuracies at several radii",
     "relative-error": "norm of the change of a layer's output over the norm of its clean output",
-    "rho": "Spearman's rank correlation: 1 if two lists have the same order, -1 if they have opposite orders",
+    "rank correlation": "Spearman's rank correlation: 1 if two lists have the same order, -1 if they have opposite orders",
     "robust accuracy": (
         "the share of **all** samples that are classified correctly, clean and under every budget attack; an upper bound"
     ),
@@ -64,7 +64,6 @@ TERMS = {
 }  # fmt: skip
 
 _MEANINGS = {name.lower(): re.sub(r"[`*]{1,2}(?=\S)|(?<=\S)[`*]{1,2}", "", text) for name, text in TERMS.items()}
-_MEANINGS["rank correlation"] = _MEANINGS["rho"]
 # In the text of HTML, where & is written &amp;. The longest term first; a name such as salt-2 or pgd.x is none,
 # nor is the gain of an attack over another one.
 _FOUND = re.compile(
