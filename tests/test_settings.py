@@ -217,7 +217,7 @@ def test_the_defaults_that_help_names_are_those_of_the_plan():
     early = with_preset(AuditSettings(gate_only=True), {})[0].limit
     assert with_preset(AuditSettings(gate_only=True, baseline="a.json"), {})[0].limit is None
     assert (
-        f"Default: {DEFAULT_LIMIT}; with --quick {QUICK_LIMIT}, with --gate-only {early}, unless --baseline is given."
+        f"Default: {DEFAULT_LIMIT}; with --quick {QUICK_LIMIT}, with --gate-only {early}, with --baseline its samples."
         in help["limit"]
     )
 

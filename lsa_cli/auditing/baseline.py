@@ -11,7 +11,6 @@ from lsa_cli.errors import UsageError
 from lsa_cli.report import by_sample
 from lsa_cli.report.compare import attack_settings, refuse_differences, refuse_other_samples, refuse_part
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.storage import read_report
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,15 @@ class Baseline:
     robust: np.ndarray
 
 
-def read_baseline(path: str, plan: AuditPlan) -> Baseline:
-    """Raises UsageError for a file that is no report, and for one of other samples, classes, attacks or another radius."""
-    report = read_report(path)
+def checked_baseline(report: AuditReport, plan: AuditPlan) -> Baseline:
+    """Raises UsageError for a report of other samples, classes, attacks or another radius."""
     try:
         refuse_part(report, "baseline")
         if report.samples is None:
             raise UsageError("it has no results of single samples, because no attack ran")
         _refuse_other_protocol(report, plan)
     except UsageError as error:
-        raise UsageError(f"--baseline {path}: {error}") from error
+        raise UsageError(f"--baseline {plan.settings.baseline}: {error}") from error
     samples = report.samples
     return Baseline(report.subject.checkpoint, np.array(by_sample.clean(samples)), np.array(by_sample.robust(samples)))
 

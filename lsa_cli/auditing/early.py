@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from lsa_cli.auditing.baseline import read_baseline
+from lsa_cli.auditing.baseline import checked_baseline
 from lsa_cli.auditing.execution import Progress, sample_order
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
@@ -108,8 +108,7 @@ class GateRule:
         own = (_attack(plan, name.target) for name in wanted if name.names == "attack")
         self.on_all_right = frozenset(named.label for named in own if named is not None)
         self.attacks = attacks_that_run(plan)
-        path = plan.settings.baseline if any(name.family == "drop" for name in wanted) else None
-        self.baseline = None if path is None else read_baseline(path, plan)
+        self.baseline = None if plan.baseline is None else checked_baseline(plan.baseline, plan)
 
     def reduced(self) -> AuditPlan:
         """The plan with the attacks alone, in a cascade: each runs on the samples that are still robust."""

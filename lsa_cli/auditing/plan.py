@@ -17,18 +17,19 @@ from lsa_cli.auditing.limits import BatchSize
 from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noises, without_square
 from lsa_cli.auditing.names import refuse_unknown_names
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
-from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, chosen_attacks, with_preset
+from lsa_cli.auditing.presets import chosen_attacks, with_preset
 from lsa_cli.auditing.proof import PlannedProof, plan_proof
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_attacks_of_others, refuse_radius, usual_radius
+from lsa_cli.auditing.selection import choose_samples, open_baseline
 from lsa_cli.auditing.unused import refuse_unused
-from lsa_cli.data import check_inputs, stratified_subset
+from lsa_cli.data import check_inputs
 from lsa_cli.errors import UsageError
 from lsa_cli.imports import load_python_file
 from lsa_cli.layers import Layer, default_selector, select_layers
 from lsa_cli.measures import MEASURES, Measure
 from lsa_cli.registry import parse_number
 from lsa_cli.report.limits import Limit, check_targets, parse_metric
-from lsa_cli.report.schema import Warning
+from lsa_cli.report.schema import AuditReport, Warning
 from lsa_cli.settings import AuditSettings
 
 FEW_STEPS = 5  # an audit whose attacks all take fewer steps is a quick look (our choice)
@@ -44,7 +45,7 @@ class AuditPlan:
     settings: those of the network, with the attacks of a preset. index: the chosen samples, ascending. threat: for
     attacks without one of their own; eps_origin: who set its radius. is_stochastic: two passes over an input differ.
     attacks: run on all samples, for verdict and layer scan. cascade: for the verdict alone, each on samples that are
-    still robust. layers: in the order they run. proof: None where none is asked for.
+    still robust. layers: in the order they run. proof, baseline: None where none is asked for.
     """
 
     network: Network
@@ -70,6 +71,7 @@ class AuditPlan:
     seed: int
     warnings: tuple[Warning, ...]
     proof: PlannedProof | None = None
+    baseline: AuditReport | None = None
 
     @property
     def budget_attacks(self) -> tuple[NamedAttack, ...]:
@@ -129,7 +131,7 @@ def make_plan(
     refuse_unknown_names(settings)
     network = on_data(built or build_network(target, settings, say), settings, origin, data, say)
     settings, seed = network.settings, network.settings.seed or 0
-    index, selection_warnings = _choose_samples(network, seed)
+    index, selection_warnings = choose_samples(network, seed, baseline := open_baseline(settings))
     threat, eps_origin, threat_warnings = _threat(network)
     if settings.preset is not None:
         settings = settings.replace(attack=chosen_attacks(settings.preset, threat.norm))
@@ -164,6 +166,7 @@ def make_plan(
             *network.warnings, *threat_warnings, *selection_warnings, *layer_notes, *preset_warnings, *without_square(cascade),
         ),
         proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, read_inputs(network, index[:2])),
+        baseline=baseline,
     )  # fmt: skip
     _refuse_contradictions(plan)
     refuse_radius(plan)
@@ -181,24 +184,6 @@ def mvl_rule(settings: AuditSettings) -> MvlRule:
     sigma = settings.sigma or "samples"
     eta = settings.eta if settings.eta is not None else (0.8 if sigma == "layers" else 0.5)
     return MvlRule(eta, sigma, settings.top_k)
-
-
-def _choose_samples(network: Network, seed: int) -> tuple[np.ndarray, list[Warning]]:
-    from lsa_cli.auditing.evidence.preflight import empty_classes
-
-    available, limit = len(network.data), network.settings.limit
-    default = QUICK_LIMIT if network.settings.preset == "quick" else DEFAULT_LIMIT
-    if isinstance(limit, int) and limit > available:
-        raise UsageError(
-            f"--limit {limit} asks for more samples than the {available} in {network.data.spec}; use --limit all"
-        )
-    if limit == "all" or (limit is None and available <= default):
-        index = np.arange(available)
-    else:
-        index = stratified_subset(network.labels, int(limit or default), seed)
-    counts = np.bincount(network.labels[index], minlength=network.classes)
-    missing_anyway = (np.bincount(network.labels, minlength=network.classes) == 0).any()
-    return index, empty_classes(counts, list(network.class_names), subset=not missing_anyway)
 
 
 def _threat(network: Network) -> tuple[Threat, str, list[Warning]]:

@@ -27,7 +27,7 @@ def with_preset(
     settings: AuditSettings, origin: dict[str, str]
 ) -> tuple[AuditSettings, dict[str, str], list[Warning]]:  # fmt: skip
     """The settings that follow from others: those of a preset; --gate-only takes all samples, or with
-    --baseline as many as any audit; --full-on is of --full.
+    --baseline those of it (`selection`); --full-on is of --full.
 
     Between a preset and a list of attacks, the option wins over the file. Raises UsageError where both are from one place.
     """

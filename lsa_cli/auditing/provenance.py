@@ -63,9 +63,15 @@ def data_of(plan: AuditPlan) -> Data:
         transform=plan.network.data.transform,
         n=n,
         available=available,
-        selection="all" if n == available else f"stratified by class, seed {plan.seed}",
+        selection="all" if n == available else _selection(plan),
         fingerprint=fingerprint(plan.network.data, plan.index),
     )
+
+
+def _selection(plan: AuditPlan) -> str:
+    if plan.baseline is not None and plan.settings.limit is None:
+        return f"those of {plan.settings.baseline}"
+    return f"stratified by class, seed {plan.seed}"
 
 
 def protocol_of(plan: AuditPlan) -> Protocol:

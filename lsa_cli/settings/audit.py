@@ -151,7 +151,7 @@ class AuditSettings(Settings):
         "How labels are matched to outputs of the network: by class name, or label k is output k.", default="name"
     )
     limit: Samples | None = _DATA(
-        "Number of samples to audit, stratified by class. Default: 1000; with --quick 200, with --gate-only all, unless --baseline is given.",
+        "Number of samples to audit, stratified by class. Default: 1000; with --quick 200, with --gate-only all, with --baseline its samples.",
         metavar="N|all",
         short="n",
     )

@@ -233,6 +233,22 @@ def test_a_drop_is_decided_from_fewer_samples_as_by_all(task, full, saved):
         assert (gate.low, gate.high) == pytest.approx((exact, exact))
 
 
+def test_without_a_number_the_samples_are_those_of_the_baseline(task, tmp_path):
+    """Also where the baseline has another number than an audit has by default, and was drawn with another seed."""
+    gate = {"drop": 0.1, "drop.clean": {"min": 0.0}}  # the second limit needs every sample
+    few = run_audit(plan_of(task, {}, limit=90, seed=5))
+    path = tmp_path / "few.json"
+    path.write_text(few.to_json())
+    report = decide_early(plan_of(task, gate, baseline=str(path), limit=None))
+    assert report.early.population == 90
+    assert report.samples.index == few.samples.index
+    assert report.data.fingerprint == few.data.fingerprint
+    body, x, y = task
+    fewer = plan_of((body, x[:80], y[:80]), gate, baseline=str(path), limit=None)
+    with pytest.raises(UsageError, match="samples differ"):
+        decide_early(fewer)
+
+
 def test_a_drop_in_clean_accuracy_alone_needs_no_attack(task, saved):
     report = decide_early(plan_of(task, {"drop.clean": 0.1}, baseline=saved))
     assert (report.cascade, report.gates[0].state) == ([], "held")
