@@ -56,6 +56,21 @@ def test_nearly_equal_logits_are_attacked_as_their_usual_multiples(factor):
     assert torch.isfinite(cross_entropy(torch.zeros(10, 10), y[:10])).all()
 
 
+@pytest.mark.parametrize("factor", [10, 1e3, 1e6])
+def test_logits_far_apart_are_attacked_as_their_usual_multiples(factor):
+    """The direction has several wrong classes in it, as that of logits of usual size; a class far below changes nothing."""
+    usual = torch.randn(50, 10, generator=torch.Generator().manual_seed(2)).double()
+    usual = 20 * usual / (usual.amax(1) - usual.median(1).values)[:, None]
+    y = torch.arange(50) % 10
+    torch.testing.assert_close(direction(cross_entropy, factor * usual, y), direction(cross_entropy, usual, y))
+    torch.testing.assert_close(direction(tempered(0.2), factor * usual, y), direction(tempered(0.2), usual, y))
+    lowest = usual.scatter(1, usual.argmin(1, keepdim=True), -1e9)
+    y = usual.argmax(1)
+    torch.testing.assert_close(
+        direction(cross_entropy, lowest, y), direction(cross_entropy, usual, y), atol=1e-3, rtol=0
+    )
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "t-pgd"])
 def test_scaled_logits_do_not_hide_from_attacks(name):
     """Multiplying the logits by 10,000 masks the gradients of textbook attacks and changes no prediction."""

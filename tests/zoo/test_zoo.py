@@ -23,7 +23,7 @@ CAUGHT_WITH_DATA = [
 ]  # fmt: skip
 BELIEVED = [
     "CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network",
-    "separable convolutions", "CNN trained on squared errors",
+    "separable convolutions", "CNN trained on squared errors", "CNN trained with a high temperature",
 ]  # fmt: skip
 
 
