@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 import typer
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 import lsa_cli
@@ -19,6 +21,8 @@ from lsa_cli.auditing.presets import DEFAULT_LIMIT, QUICK_LIMIT, with_preset
 from lsa_cli.cli import options as o
 from lsa_cli.config import configurations, merged, read_config
 from lsa_cli.errors import UsageError
+from lsa_cli.hardening.recipes import recipe_for
+from lsa_cli.hardening.rift import RobustCriticalFineTuning
 from lsa_cli.settings import IN_PYTHON, AuditSettings, HardenSettings, settings_from
 from lsa_cli.settings.declare import IN_A_FILE, settings_of
 from lsa_cli.settings.schema import config_schema
@@ -276,3 +280,27 @@ def test_harden_from_python_takes_training_s_settings_and_writes_its_page(tmp_pa
     ):
         with pytest.raises(UsageError, match=says):
             lsa_cli.harden(MOON, tmp_path / "h.pt", **{**short, **wrong})
+
+
+def test_the_defaults_that_the_help_of_hardening_names_are_those_of_the_recipes():
+    help = {one.name: option.help for one in settings_of(HardenSettings) for option in one.options}
+    recipes = {"": (3,), "grey images": (1, 9, 9), "colour images": (3, 9, 9), "rift": (3,)}
+    for kind, shape in recipes.items():
+        usual = RobustCriticalFineTuning.recipe if kind == "rift" else {}
+        recipe, steps = recipe_for(HardenSettings(), usual, shape, nn.Linear(3, 2), torch.device("cpu"))
+        for name in ("epochs", "lr", "optimizer", "weight_decay", "schedule", "warmup", "batch_size", "augment"):
+            assert default_for(kind, help[name]) == plain(getattr(recipe, name)), name
+        assert default_for(kind, help["steps"]) == f"{steps}"
+        assert (recipe.clip, recipe.label_smoothing, recipe.awp) == (0, 0, 0)
+
+
+def plain(value):
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def default_for(kind, help):
+    """The value that "Default: 5 for grey images, otherwise 10." names for one kind of input."""
+    parts = help.partition("Default: ")[2].removesuffix(".").split(", ")
+    other = next(part for part in parts if part.startswith("otherwise") or len(part.split()) == 1)
+    chosen = next((part for part in parts if kind and kind in part), other)
+    return next(word for word in chosen.split() if word not in ("otherwise", "and", "with", "rift"))

@@ -221,7 +221,7 @@ def _command(
     if FORMATS[contents.format].is_program or description is None:
         words += _arch_options(contents, chosen or sets[0], advice)
     if description is None or description.data is None:
-        words += ["--data", "SOURCE:LOCATION"]
+        words += ["--data", "SOURCE:PATH"]
     if description is None and (chosen or sets[0]).class_name is None:
         advice.append("add --normalize if it was trained on normalised images")
     return printable(shlex.join(words))

@@ -28,7 +28,7 @@ _OF_ONE_AUDIT = (
 OF_AUDITS = tuple(one.name for one in settings_of(AuditSettings) if one.options and one.name not in _OF_ONE_AUDIT)
 
 
-@o.takes(*OF_AUDITS)
+@o.takes(*OF_AUDITS, limit="Number of samples of each audit, stratified by class. Default: 1000; with --quick 200.")
 def fleet(
     patterns: Annotated[
         list[str], typer.Argument(metavar="PATTERN...", help="Model files, or globs such as 'models/**/*.pt'.", show_default=False)

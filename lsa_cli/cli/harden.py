@@ -23,7 +23,7 @@ OF_AUDITS = (
 )  # fmt: skip
 
 
-@o.takes(*OF_AUDITS, hardening=True)
+@o.takes(*OF_AUDITS, hardening=True, limit="Number of samples of both audits, stratified by class. Default: 1000.")
 def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """Fine-tune a checkpoint so that it becomes more robust, and audit it before and after.
 

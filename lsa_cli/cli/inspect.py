@@ -36,9 +36,7 @@ def inspect(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data", metavar="SOURCE:LOCATION", help="Labelled images, for --write-arch.", show_default=False
-        ),
+        typer.Option("--data", metavar="SOURCE:PATH", help="Labelled images, for --write-arch.", show_default=False),
     ] = None,
     write_arch: Annotated[
         Path | None,
@@ -46,7 +44,7 @@ def inspect(
             "--write-arch",
             metavar="FILE.py",
             show_default=False,
-            help="Put an unknown chain of layers or residual network together again, choose by the labels of --data, and write it as Python for --arch.",
+            help="Put an unknown chain of layers or residual network together again, choose by the labels of --data, and write it as a Python file, which audits take as their architecture.",
         ),
     ] = None,
 ) -> None:
@@ -74,7 +72,7 @@ def _write_arch(checkpoint: str, data: str | None, path: Path | None) -> None:
     from lsa_cli.settings import settings_from
 
     if data is None or path is None:
-        raise UsageError("--write-arch FILE.py and --data SOURCE:LOCATION belong together: labelled images choose")
+        raise UsageError("--write-arch FILE.py and --data SOURCE:PATH belong together: labelled images choose")
     if path.exists():
         raise UsageError(f"--write-arch {path}: there is a file already; give another name")
     with foreign_code():

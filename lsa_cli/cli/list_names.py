@@ -18,7 +18,13 @@ _KINDS = (*REGISTRIES, "metrics")
 
 def list_names(
     kind: Annotated[
-        str | None, typer.Argument(help=" | ".join(_KINDS), show_default=False, autocompletion=words(*_KINDS))
+        str | None,
+        typer.Argument(
+            metavar="KIND",
+            help=f"{', '.join(_KINDS[:-1])} or {_KINDS[-1]}.",
+            show_default=False,
+            autocompletion=words(*_KINDS),
+        ),
     ] = None,
     plugin: o.Plugin = None,
 ) -> None:

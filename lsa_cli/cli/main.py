@@ -1,5 +1,6 @@
 """The `lsa` command and its sub-commands."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -12,22 +13,28 @@ from lsa_cli.cli.options import Command, brings_formats, sign
 _with_formats: dict[str, Command] = {}  # the commands that have an option for each format
 
 
-class BareFlags:
-    """A command whose help shows no type for options that take no value."""
+class PlainHelp:
+    """A command whose help shows values by their names alone: no type of flags and arguments, and no braces."""
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]
         for parameter in parameters:
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
+            if parameter.param_type_name == "argument":
+                parameter.display_type_rich = lambda ctx: None
         return parameters
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        return [re.sub(r"^\{(.*)\}(\.\.\.)?$", r"\1", piece) for piece in pieces]
 
-class LsaCommand(BareFlags, TyperCommand):
+
+class LsaCommand(PlainHelp, TyperCommand):
     pass
 
 
-class ErrorBoundary(BareFlags, TyperGroup):
+class ErrorBoundary(PlainHelp, TyperGroup):
     """Every command ends as `boundary` says."""
 
     def invoke(self, ctx: Any) -> Any:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,9 @@ from lsa_cli.settings.declare import Option, Setting, settings_of
 
 Command = Callable[..., None]
 
-Checkpoint = Annotated[str, typer.Argument(help="The model file, or a folder that holds one.", show_default=False)]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="The model file, or a folder that holds one.", show_default=False)
+]
 
 NETWORK = (
     "arch", "arch_args", "weights", "trust_code", "normalize", "input_range", "returns", "output_index", "data", "split",
@@ -26,10 +29,11 @@ GATE = ("gate", "exit_zero")
 REPORT = ("samples", "files", "csv", "github", "plugin")
 
 
-def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
+def takes(*names: str, hardening: bool = False, limit: str | None = None) -> Callable[[Command], Command]:
     """Decorator: the command gets its parameter `given`, an `AuditSettings`, from one option for each of its settings.
 
     names: which settings; all without any. hardening: those of `HardenSettings` too, before the others.
+    limit: the help of --limit, where the options that the usual one names are not there.
     """
 
     def decorate(command: Command) -> Command:
@@ -37,6 +41,8 @@ def takes(*names: str, hardening: bool = False) -> Callable[[Command], Command]:
 
         def declared() -> tuple[list[Setting], list[Setting]]:
             chosen = [one for one in settings_of(AuditSettings) if not names or one.name in names]
+            if limit is not None:
+                chosen = [_with_help(one, limit) if one.name == "limit" else one for one in chosen]
             return list(settings_of(HardenSettings)) if hardening else [], chosen
 
         def parameters() -> list[inspect.Parameter]:
@@ -114,11 +120,21 @@ def _parameters(settings: Iterable[Setting]) -> list[inspect.Parameter]:
     ]
 
 
+def _with_help(one: Setting, help: str) -> Setting:
+    return replace(one, options=tuple(replace(option, help=help) for option in one.options))
+
+
+def _metavar(one: Setting, option: Option) -> str | None:
+    if option.flag or option.metavar is not None:
+        return option.metavar
+    return "N" if one.is_whole else "NUMBER"
+
+
 def annotation(one: Setting, option: Option) -> Any:
     """What typer reads: the type of the option's value, its names, help and panel."""
     kind: Any = bool if option.flag else list[str] if option.repeatable else int if one.is_whole else str
     said = typer.Option(
-        *option.declarations, metavar=option.metavar, help=option.help.replace("[0, 1]", r"\[0, 1]"),
+        *option.declarations, metavar=_metavar(one, option), help=option.help.replace("[0, 1]", r"\[0, 1]"),
         rich_help_panel=one.panel, show_default=False, autocompletion=completion_of(one, option),
     )  # fmt: skip
     return Annotated[kind | None, said]

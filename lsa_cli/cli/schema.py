@@ -15,8 +15,8 @@ def schema(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="report|comparison|fleet|config",
-            help="What the schema describes.",
+            metavar="KIND",
+            help="What the schema describes: report, comparison, fleet or config.",
             show_default=False,
             autocompletion=words("report", "comparison", "fleet", "config"),
         ),

@@ -21,12 +21,12 @@ def runs_user_code(spec: str) -> bool:
 
 
 def location_of(spec: str) -> str:
-    """The file or folder that `SOURCE:LOCATION[?...]` names, where it names one."""
+    """The file or folder that `SOURCE:PATH[?...]` names, where it names one."""
     return _parts(spec)[1]
 
 
 def _parts(spec: str) -> tuple[str, str, str]:
-    """SOURCE:LOCATION?QUERY -> its three parts; a part that is missing is "". A path alone gets the source that reads it."""
+    """SOURCE:PATH?QUERY -> its three parts; a part that is missing is "". A path alone gets the source that reads it."""
     source, _, rest = _with_source(spec).partition(":")
     location, _, query = rest.partition("?")
     return source, location, query
@@ -41,7 +41,7 @@ def open_data(
     relative_to: Path | None = None,
     threads: int | None = None,
 ) -> LabelledData:
-    """Open `SOURCE:LOCATION[?option=value&...]`, or a Python factory `pkg.mod:factory`.
+    """Open `SOURCE:PATH[?option=value&...]`, or a Python factory `pkg.mod:factory`.
 
     channels: of the network's images, None if unknown. size: to which images are resized, see ImageSize. threads: that
     decode images; None: one for each core. relative_to: the folder of a relative location (the checkpoint's, for the data
@@ -51,7 +51,7 @@ def open_data(
     spec = _with_source(spec)
     if ":" not in spec:
         raise UsageError(
-            f"--data '{spec}' must read SOURCE:LOCATION, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
+            f"--data '{spec}' must read SOURCE:PATH, with SOURCE one of {', '.join(DATA_SOURCES.names())}"
             f"{_suggestion(spec)}"
         )
     source, location, query = _parts(spec)

@@ -215,7 +215,7 @@ def _training_network(built: Built, settings: AuditSettings, origin: dict[str, s
     if network.data.split in TEST_SPLITS:
         raise DataError(
             f"there is no training data: {without}; a network is never trained on its test samples; give --data "
-            "SOURCE:LOCATION with a train split, or --split"
+            "SOURCE:PATH with a train split, or --split"
         )
     return network, [*notes, f"{network.data.spec} has no splits: all of it is training data"]
 

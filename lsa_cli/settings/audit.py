@@ -101,7 +101,8 @@ class AuditSettings(Settings):
     # ---- Model
     arch: str | None = _MODEL(
         "Architecture: torchvision:NAME, timm:NAME, pkg.mod:factory or path/to/file.py:factory. A Python factory is your own "
-        "code and is run. Default: the one that the file names, or the known architecture that fits its weights."
+        "code and is run. Default: the one that the file names, or the known architecture that fits its weights.",
+        metavar="NAME",
     )
     arch_args: Arguments | None = _MODEL("An argument of the architecture's factory. Repeatable.", metavar="NAME=VALUE")
     weights: str | None = _MODEL(
@@ -137,10 +138,11 @@ class AuditSettings(Settings):
         "imagefolder:DIR, csv:FILE, npz:FILE, torchvision:NAME?root=DIR, hf:FOLDER_OR_NAME, webdataset:x-{000..003}.tar, "
         "cifar-c:DIR?corruption=fog&severity=3, or pkg.mod:factory (your own code, which is run); ?mode=rgb|gray converts "
         "images.",
-        metavar="SOURCE:LOCATION",
+        metavar="SOURCE:PATH",
     )
     split: str | None = _DATA(
-        "Part of the data, such as test, train or val. Audits use the test split by default, training the train split."
+        "Part of the data, such as test, train or val. Audits use the test split by default, training the train split.",
+        metavar="NAME",
     )
     input_size: Pixels | None = _DATA(
         "Resize and crop images to N x N pixels, or keep their size. Default: the size in the checkpoint or of torchvision's "
@@ -196,11 +198,13 @@ class AuditSettings(Settings):
         metavar="NAME[:severity=1..5]",
     )
     norm: str | None = _ATTACK(
-        "Norm of the threat model: linf, l2 or l1. Default: the checkpoint's own, otherwise linf."
+        "Norm of the threat model: linf, l2 or l1. Default: the checkpoint's own, otherwise linf.",
+        metavar="NORM",
     )
     eps: Number | None = _ATTACK(
         "Radius of the threat model in units of images in [0, 1], such as 8/255. Default: the checkpoint's own, otherwise "
-        "the usual one for the data set."
+        "the usual one for the data set.",
+        metavar="EPS",
     )
     steps: Count | None = _ATTACK("Number of steps of iterative attacks.")
     step_size: Number | None = _ATTACK("Length of a step.", default="2.5 eps / steps")
@@ -219,7 +223,9 @@ class AuditSettings(Settings):
         metavar="NAME,...",
     )
     measure: str | None = _LAYERS(
-        "Comparison measure of layers: relative-error, cosine-distance or l2.", default="relative-error"
+        "Comparison measure of layers: relative-error, cosine-distance or l2.",
+        metavar="NAME",
+        default="relative-error",
     )
     aggregate: Literal["sample", "batch"] | None = _LAYERS(
         "Take the measure for each sample, or once for each batch as the authors' package does.", default="sample"
@@ -242,7 +248,7 @@ class AuditSettings(Settings):
         "Time budget, such as 90s, 10m or 1h30m. The report then covers the samples so far.", metavar="TIME"
     )
     resume: bool | None = _RUN("Resume an interrupted run.", scope="once")
-    device: str | None = _RUN("auto, cpu, cuda or cuda:1.", default="auto")
+    device: str | None = _RUN("auto, cpu, cuda or cuda:1.", metavar="DEVICE", default="auto")
     threads: Threads | None = _RUN(
         "CPU threads of each process. Default: the available cores that other processes do not use."
     )

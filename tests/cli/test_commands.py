@@ -38,13 +38,22 @@ def test_help_and_version_stay_light(shell):
         assert not imported(shell, *arguments) & {"torch", "torchvision", "pandas", "numpy", "yaml", "jinja2"}
 
 
-def test_the_help_of_every_command_has_a_short_name_and_no_type_of_flags(lsa):
-    commands = sorted(typer.main.get_command(app).commands)
-    assert {"audit", "harden", "fleet"} <= set(commands)
-    for arguments in ((), *((name,) for name in commands)):
-        short = lsa(*arguments, "-h")
-        assert (short.code, short.out) == (0, lsa(*arguments, "--help").out)
-        assert "<bool>" not in short.out
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_is_whole_at_80_columns(lsa, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    result = lsa(name, "--help")
+    assert (result.code, result.out) == (0, lsa(name, "-h").out)
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert not re.search(r"…|<|\{[^0]", result.out)  # a cut word, a type, braces of the usage; {000..003} are shards
+    parameters = COMMANDS[name].params
+    for parameter in parameters:
+        assert (parameter.metavar or "") in result.out, parameter.metavar
+    own = {word for parameter in parameters for word in [*parameter.opts, *parameter.secondary_opts]}
+    named = {word for each in parameters for word in re.findall(r"(?<![\w-])--[a-z][a-z-]*", each.help or "")}
+    assert named <= own | {"--help"}
 
 
 def test_the_kinds_of_names_are_listed_and_each_has_a_list(lsa):

@@ -113,7 +113,7 @@ def test_a_state_dict_is_counted_as_torch_counts_it(facts, tmp_path, network):
     assert said["size"] == path.stat().st_size
     assert said["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert set(said["globals"]) == USUAL
-    assert said["command"] == f"lsa audit {path} --data SOURCE:LOCATION"
+    assert said["command"] == f"lsa audit {path} --data SOURCE:PATH"
 
 
 FORMATS = {

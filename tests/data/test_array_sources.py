@@ -86,7 +86,7 @@ def test_bad_arrays(tmp_path, arrays, says):
         ("npz:none.npz", DataError, "there is no file"),
         ("imagefolder:none", DataError, "there is no folder"),
         ("imagfolder:x", UsageError, "did you mean 'imagefolder'"),
-        ("none", UsageError, "SOURCE:LOCATION"),
+        ("none", UsageError, "SOURCE:PATH"),
         ("torchvision:MNISTT?root=.", UsageError, "did you mean"),
         ("torchvision:MNIST?root=/nowhere", DataError, "Dataset not found.*put its files there, or add &download=true"),
         ("torchvision:MNIST?rot=/nowhere", UsageError, "did you mean 'root'"),
