@@ -23,6 +23,13 @@ def compact(value: float) -> str:
     return f"{value:.0f}"
 
 
+def duration(seconds: float) -> str:
+    """ "about 40 s", "about 12 min", "about 2.5 h"; at least one second."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
 def eps_as_text(eps: float) -> str:
     """0.0313725 -> "8/255", 0.00196078 -> "0.5/255"; other numbers to six digits, so that float32 shows no noise."""
     quarters = eps * 255 * 4

@@ -2,10 +2,13 @@
 
 import html
 import re
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from lsa_cli import audit
+from lsa_cli.auditing.progress import in_lines, progress_bar
 from lsa_cli.errors import UsageError
 from lsa_cli.report.html import render
 from lsa_cli.report.schema import AuditReport
@@ -61,6 +64,21 @@ def test_a_bar_shows_how_far_an_audit_is_where_it_is_asked_for(tmp_path, asked, 
     assert exit_code == 0
     assert ("% done," in ESCAPE.sub("", out)) == shows
     assert "robust accuracy " in ESCAPE.sub("", out)
+
+
+def test_a_file_or_pipe_gets_lines():
+    lines, quiet = StringIO(), StringIO()
+    with progress_bar(Console(file=lines)) as told:
+        told("proof", 1, 4)
+    assert lines.getvalue() == ""  # a short audit has none
+    for console in (Console(file=lines), Console(file=quiet, quiet=True)):
+        told = in_lines(console, every=0)
+        for done in (0, 1, 4):
+            told("proof", done, 4)
+    first, last = lines.getvalue().splitlines()
+    assert re.fullmatch(r"lsa: proof: 25% done, about \d+ s left", first)
+    assert last.startswith("lsa: proof: 100% done")
+    assert quiet.getvalue() == ""
 
 
 def test_a_function_gets_the_progress(capsys):

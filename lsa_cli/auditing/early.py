@@ -21,12 +21,13 @@ from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
 from lsa_cli.report.limits import MetricName, parse_metric
 from lsa_cli.report.measurement import Measurement, extreme
-from lsa_cli.report.schema import AuditReport, Early, GateResult, Warning
+from lsa_cli.report.schema import AuditReport, Early, GateResult, Verdict, Warning
 from lsa_cli.report.sequential import steps
 from lsa_cli.stats import confidence_sequence, difference_sequence
 
 DEFAULT_ALPHA = 0.01
 _WITHOUT_ATTACK = ("clean", "drop.clean", "proven")
+_EACH_END = 0.025  # error of each end of the interval from the proven to the attacked share
 
 
 def decide_early(
@@ -188,14 +189,26 @@ class GateRule:
         )
         if self.attacks:
             report.verdict.statement += " No evidence was measured, so a network that misleads attacks passes, too; an audit without --gate-only asks for it."
+        holds = self._bound(report.verdict)
         message = (
-            f"{used:,} of {size:,} samples decided the limits (wrongly with a probability of at most {self.alpha:g}); other "
+            f"{used:,} of {size:,} samples decided the limits (wrongly with a probability of at most {self.alpha:g}); {holds}other "
             "rates and intervals in this report are for orientation only, because the run stopped at these numbers"
             if met
             else f"{why} after {used:,} of {size:,} samples, before every limit was decided"
         )
         report.warnings.append(Warning(code="gate-only", message=message))
         report.gates = self.decide(total)
+
+    def _bound(self, verdict: Verdict) -> str:
+        """Give the proven and the attacked share bounds that hold at whatever number of samples the run stops, of the shares
+        of all samples of the plan. Returns the part of the warning about them; empty where nothing was proven."""
+        size = len(self.plan.index)
+        if verdict.proven is None:
+            return ""
+        for rate in (verdict.proven, verdict.robust):
+            if rate is not None:
+                rate.low, rate.high = confidence_sequence(rate.count, rate.n, size, _EACH_END)
+        return f"the intervals of the proven and the attacked share are about all {size:,} samples, and hold at any stop (95%); "
 
 
 def _lowest(rates: Mapping[str, Measurement]) -> Measurement:

@@ -46,7 +46,7 @@ def foreign_code() -> Iterator[None]:
 
 @contextmanager
 def progress_bar(enabled: bool) -> Iterator[Callable[[str, float, float], None]]:
-    """A bar on stderr with the current step and the time left; nothing unless stderr is a terminal."""
+    """A bar on stderr with the current step and the time left; in a file or pipe, a line each minute."""
     from lsa_cli.auditing.progress import progress_bar
 
     with progress_bar(Console(stderr=True, quiet=not enabled)) as report:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from lsa_cli.cli.console import emit
 from lsa_cli.errors import printable
-from lsa_cli.wording import plural, setting_as_text
+from lsa_cli.wording import duration, plural, setting_as_text
 
 if TYPE_CHECKING:
     from lsa_cli.auditing.plan import AuditPlan
@@ -49,14 +49,8 @@ def show_plan(plan: "AuditPlan") -> None:
         *(("warning", warning.message) for warning in plan.warnings),
         (
             "estimate",
-            f"{_duration(estimate_seconds(plan, speed))}, from timed passes{short_attack}; nothing was written",
+            f"{duration(estimate_seconds(plan, speed))}, from timed passes{short_attack}; nothing was written",
         ),
     ]
     width = max(len(name) for name, _ in rows)
     emit("".join(printable(f"{name:{width}}  {text}") + "\n" for name, text in rows))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {max(1, round(seconds))} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

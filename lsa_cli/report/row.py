@@ -37,7 +37,8 @@ class Row(BaseModel):
 
 
 class Rate(Row):
-    """A share: count of n, with its 95% Wilson interval. value and bounds are null for n = 0."""
+    """A share: count of n, with its 95% Wilson interval; in a --gate-only run with a proof the proven and the attacked share
+    have a 95% confidence sequence for all samples. value and bounds are null for n = 0."""
 
     count: int
     n: int
