@@ -1,6 +1,6 @@
 """The report as one self-contained page: the verdict first, plots, tables that sort, nothing fetched from anywhere."""
 
-from lsa_cli.report import view
+from lsa_cli.report import answers, view
 from lsa_cli.report.facts import facts
 from lsa_cli.report.figures import SHOWN_CLASSES, accuracy_bars, charts_of, radius_curves
 from lsa_cli.report.headline import headline_of
@@ -35,6 +35,9 @@ def render(report: AuditReport, home: str | None = None) -> str:
         },
         mood=mood,
         headline=headline,
+        robustness=answers.robustness(report),
+        belief=answers.belief(report),
+        next_step=answers.next_step(report),
         top=top,
         facts=facts(report),
         scanned=sorted(scanned, key=lambda outcome: outcome is not top),

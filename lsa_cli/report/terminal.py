@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lsa_cli.report import view
+from lsa_cli.report.answers import next_step
 from lsa_cli.report.curves import expected_robustness
 from lsa_cli.report.facts import facts
 from lsa_cli.report.gate import decision
@@ -174,6 +175,7 @@ def _verdict(report: AuditReport) -> RenderableType:
         _add_evidence(grid, report.evidence)
     if report.not_run:
         grid.add_row("not run", Text(f"{', '.join(report.not_run)}: {report.why_not_run}", style="yellow"))
+    grid.add_row("next step", Text(str(next_step(report))))
     return grid
 
 
