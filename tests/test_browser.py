@@ -73,7 +73,7 @@ def test_it_renders_in_peace_and_fetches_nothing(shown, report):
     assert page.ask("document.querySelector('#verdict').getBoundingClientRect().height > 0")
     # What is drawn stays inside its drawing.
     outside = page.ask(
-        "[...document.querySelectorAll('svg')].flatMap(s => [...s.querySelectorAll('text, rect, path, circle')].filter(e => {"
+        "[...document.querySelectorAll('.chart, .panels svg')].flatMap(s => [...s.querySelectorAll('text, rect, path')].filter(e => {"
         "const a = s.getBoundingClientRect(), b = e.getBoundingClientRect();"
         "return b.left < a.left - 2 || b.right > a.right + 2 || b.top < a.top - 2 || b.bottom > a.bottom + 2})"
         ".map(e => e.outerHTML))"

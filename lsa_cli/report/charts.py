@@ -1,7 +1,8 @@
-"""Figures (figures.py) as SVG text for the page, without a plotting library.
+"""Figures (figures.py) as HTML with SVG for the page, without a plotting library.
 
-The page's style colours the classes s0 .. s7, which are the places in COLOURS. Every text from outside is escaped. The label
-of a figure says in words what the figure shows.
+A figure takes the width that it is given: what depends on the width is stated in percent of it, and letters keep their size on
+every screen. The page's style colours the classes s0 .. s7, which are the places in COLOURS. Every text from outside is escaped.
+The label of a figure says in words what the figure shows.
 """
 
 import unicodedata
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lsa_cli.errors import printable
-from lsa_cli.report.figures import COLOURS, DASHES, MARKS, BarChart, Chart, HeatMap, LineChart, Point
+from lsa_cli.report.figures import COLOURS, DASHES, MARKS, BarChart, BarGroup, Chart, HeatMap, LineChart, Point
 from lsa_cli.report.text import percent
 
 # A mark of half-width 1 around the origin.
@@ -21,7 +22,10 @@ _PATHS = {
     "triangle": "M0-1.15L1.1.8H-1.1z",
     "diamond": "M0-1.25L1.25 0 0 1.25-1.25 0z",
 }
-_LEFT, _RIGHT, _TOP, _HEIGHT = 56, 24, 12, 240
+_LIMIT = Markup('<path d="M0,0v24m0,-22l-5-6h10z" class="limit"/>')
+_TOP, _HEIGHT, _SPAN = 12, 240, 1000  # of a line chart; _SPAN: units of a line's x over the whole width
+_ROW = 30  # height of a group of bars
+_NARROW, _ROOMY = 270, 600  # pixels between the axes, on a phone and on the narrowest other screen
 _CHARACTER = 6.6  # width of one at 12 px, about
 _DESCRIBED = 8  # groups of bars in the label
 
@@ -33,31 +37,64 @@ def draw(chart: Chart) -> Markup:
 
 
 def svg_of(width: float, height: float, title: str, words: str, parts: Sequence[Markup]) -> Markup:
+    """A drawing that grows and shrinks as a whole. Its letters would, too: it has none."""
     return Markup('<svg viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>').format(
         round(width), round(height), round(width), f"{title}. {words}", title, Markup("").join(parts)
     )
 
 
-def text_at(x: float, y: float, text: object, anchor: str = "middle", extra: str = "") -> Markup:
-    return Markup('<text x="{}" y="{}" text-anchor="{}" {}>{}</text>').format(
-        f"{x:.1f}", f"{y:.1f}", anchor, Markup(extra), text
+def _plot(height: float, sides: tuple[float, float], label: str, parts: Sequence[Markup]) -> Markup:
+    """A drawing as wide as its place, less the space on its left and right, into which only words reach.
+
+    label: "" for one whose words stand beside it."""
+    left, right = map(round, sides)
+    said = Markup('role="img" aria-label="{}"').format(label) if label else Markup('aria-hidden="true"')
+    return Markup(
+        '<svg class="plot" height="{}" style="margin: 0 {}px 0 {}px; width: calc(100% - {}px)" {}>{}</svg>'
+    ).format(round(height), right, left, left + right, said, Markup("").join(parts))
+
+
+def _at(x: float | str, y: float, content: Markup, extra: str = "") -> Markup:
+    """A drawing around a point. x: a share of the width, or pixels as text."""
+    return Markup('<svg class="at{}" x="{}" y="{}">{}</svg>').format(
+        extra, x if isinstance(x, str) else _share(x), f"{y:.1f}", content
     )
 
 
-def rule(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
-    return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(
-        f"{x1:.1f}", f"{y1:.1f}", f"{x2:.1f}", f"{y2:.1f}", css
+def _share(x: float) -> str:
+    return f"{100 * x:.2f}%"
+
+
+def text_at(x: float | str, y: float, text: object, anchor: str = "middle", extra: str = "") -> Markup:
+    """Text at a share of the width, or at pixels given as text."""
+    return Markup('<text x="{}" y="{}" text-anchor="{}"{}>{}</text>').format(
+        x if isinstance(x, str) else _share(x), f"{y:.1f}", anchor, Markup(f" {extra}" if extra else ""), text
     )
 
 
-def _mark(number: int, x: float, y: float, size: float, css: str, colour: int, hint: str = "") -> Markup:
-    return Markup('<path d="{}" transform="translate({} {}) scale({})" class="{} s{}">{}</path>').format(
-        _PATHS[MARKS[number % len(MARKS)]], f"{x:.1f}", f"{y:.1f}", size, css, colour, _title(hint)
+def rule(x1: float | str, y1: float, x2: float | str, y2: float, css: str) -> Markup:
+    """A line between two points; x as in text_at."""
+    a, b = (x if isinstance(x, str) else _share(x) for x in (x1, x2))
+    return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(a, f"{y1:.1f}", b, f"{y2:.1f}", css)
+
+
+def _mark(number: int, size: float, css: str, colour: int, hint: str = "") -> Markup:
+    return Markup('<path d="{}" transform="scale({})" class="{} s{}">{}</path>').format(
+        _PATHS[MARKS[number % len(MARKS)]], size, css, colour, _title(hint)
     )
 
 
 def _title(hint: str) -> Markup:
     return Markup("<title>{}</title>").format(hint) if hint else Markup()
+
+
+def _legend(items: Sequence[tuple[Markup, str]]) -> Markup:
+    """A sample of each line, bar or mark, 28 pixels wide around the middle of its height, with its name."""
+    rows = [
+        Markup('<li><svg width="28" height="14" aria-hidden="true">{}</svg><span>{}</span></li>').format(sample, name)
+        for sample, name in items
+    ]
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(rows)) if rows else Markup()
 
 
 def short(name: str, length: int = 18) -> str:
@@ -102,16 +139,14 @@ def runs_of(points: Sequence[Point]) -> list[list[int]]:
     return [run for run in runs if run]
 
 
+# ---- lines -------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _Plane:
-    """Where the places and values of a line chart lie on the drawing."""
+    """Where the places and values of a line chart lie on the drawing: x as a share of its width, y in pixels."""
 
     chart: LineChart
-
-    @property
-    def width(self) -> int:
-        count = len(self.chart.labels)
-        return 720 if self.chart.places is not None else max(560, min(1080, 90 + 46 * count))
 
     @property
     def ticks(self) -> list[float]:
@@ -123,7 +158,7 @@ class _Plane:
         share = (place + 0.5) / max(1, len(self.chart.labels))
         if places is not None:
             share = places[place] / max(places) if max(places) else 0.0
-        return _LEFT + (self.width - _LEFT - _RIGHT) * (0.01 + 0.98 * share)
+        return 0.01 + 0.98 * share
 
     def y(self, value: float) -> float:
         return _TOP + _HEIGHT * (1 - value / self.ticks[-1])
@@ -135,71 +170,88 @@ class _Plane:
 def line_chart(chart: LineChart) -> Markup:
     """Lines with their intervals as bands, and a legend."""
     plane = _Plane(chart)
-    parts, below = _axes(plane)
-    for number in range(len(chart.lines)):
-        parts += _line(plane, number)
+    grid, below, left = _axes(plane)
+    strokes = [stroke for number in range(len(chart.lines)) for stroke in _strokes(plane, number)]
+    marks = [mark for number in range(len(chart.lines)) for mark in _marks(plane, number)]
+    stretched = Markup(
+        '<svg viewBox="0 0 {0} {1}" preserveAspectRatio="none" width="100%" height="{1}">{2}</svg>'
+    ).format(_SPAN, round(below), Markup("").join(strokes))
+    samples = [
+        (
+            _stroke("M0,7h28", number, chart.colour(number))
+            + _at("14", 7, _mark(number, 3, "dot", chart.colour(number))),
+            line.name,
+        )
+        for number, line in enumerate(chart.lines)
+    ]
+    limits = []
     for name, value, colour in chart.limits:
-        y, right = plane.y(value), plane.width - _RIGHT
-        parts += [
-            Markup('<path d="M{},{}H{}" class="line limit-line s{}"/>').format(
-                _LEFT, f"{y:.1f}", right, colour % len(COLOURS)
-            )
-        ]
-        parts += [text_at(right, y - 5, f"{name} {plane.text(value)}", "end", 'class="over"')]
-    legend, bottom = _legend(plane, below + 22)
-    middle = _TOP + _HEIGHT / 2
-    parts += [*legend, text_at(12, middle, chart.y_title, "middle", f'transform="rotate(-90 12 {middle:.0f})"')]
+        css = f"line limit-line s{colour % len(COLOURS)}"
+        limits.append(rule(0, plane.y(value), 1, plane.y(value), css))
+        samples.append((rule("0", 7, "28", 7, css), f"{name} {plane.text(value)}"))
     words = [
         f"{line.name} from {plane.text(v[0])} to {plane.text(v[-1])}"
         for line in chart.lines
         if (v := [p[0] for p in line.points if p[0] is not None])
     ]
-    return svg_of(plane.width, bottom + 12, chart.title, "; ".join(words), parts)
+    label = f"{chart.title}. {'; '.join(words)}"
+    drawing = _plot(below, (left, 24), label, [*grid, stretched, *marks, *limits])
+    x_title = Markup('<p class="axis x">{}</p>').format(chart.x_title) if chart.x_title else Markup()
+    return Markup('<div class="chart"><p class="axis">{}</p>{}{}{}</div>').format(
+        chart.y_title, drawing, x_title, _legend(samples)
+    )
 
 
-def _axes(plane: _Plane) -> tuple[list[Markup], float]:
-    """The grid with its labels, and the y below them."""
+def _axes(plane: _Plane) -> tuple[list[Markup], float, float]:
+    """The grid with its labels, the y below them, and the space that they need on the left."""
     chart, parts = plane.chart, []
     for tick in plane.ticks:
-        parts.append(rule(_LEFT, plane.y(tick), plane.width - _RIGHT, plane.y(tick), "grid"))
-        parts.append(
-            text_at(_LEFT - 6, plane.y(tick) + 4, f"{100 * tick:.0f}%" if chart.percent else f"{tick:g}", "end")
-        )
-    turned = len(chart.labels) > 10 or any(len(name) > 9 for name in chart.labels)
-    foot, last = _TOP + _HEIGHT + (14 if turned else 18), -1e9
-    for place, label in enumerate(chart.labels):
-        x = plane.x(place)
-        if x - last >= (15 if turned else _length(short(label)) * 0.9):  # otherwise labels overlap
-            at = f'transform="rotate(-50 {x:.1f} {foot})"' if turned else ""
-            parts.append(text_at(x, foot, short(label), "end" if turned else "middle", at))
-            last = x
-    longest = max((_length(short(name)) for name in chart.labels), default=0)
-    below = foot + (longest * 0.75 + 6 if turned else 6)
-    if chart.x_title:
-        parts.append(text_at(_LEFT + (plane.width - _LEFT - _RIGHT) / 2, below + 12, chart.x_title))
-        below += 18
-    return parts, below
+        text = f"{100 * tick:.0f}%" if chart.percent else f"{tick:g}"
+        parts += [rule(0, plane.y(tick), 1, plane.y(tick), "grid"), text_at("-6", plane.y(tick) + 4, text, "end")]
+    names = [short(name) for name in chart.labels]
+    turned = len(names) > 10 or any(len(name) > 9 for name in names)
+    foot = _TOP + _HEIGHT + (14 if turned else 18)
+    last = {_NARROW: -1e9, _ROOMY: -1e9}
+    for place, name in enumerate(names):
+        x, need = plane.x(place), 16 if turned else _length(name) * 0.95
+        fits = {width: x * width - before >= need for width, before in last.items()}  # otherwise labels overlap
+        if not fits[_ROOMY]:
+            continue
+        last = {width: x * width if fits[width] else before for width, before in last.items()}
+        css = "" if fits[_NARROW] else "roomy"
+        if turned:
+            words = text_at("0", 0, name, "end", 'transform="rotate(-55)"')
+            parts.append(_at(x, foot, words, f" {css}" if css else ""))
+        else:
+            parts.append(text_at(x, foot, name, "middle", f'class="{css}"' if css else ""))
+    longest = max(map(_length, names), default=0)
+    if not turned:
+        return parts, foot + 6, 50
+    return parts, foot + longest * 0.82 + 4, max(50, longest * 0.58 - plane.x(0) * _NARROW)
 
 
-def _line(plane: _Plane, number: int) -> list[Markup]:
-    """The band, the line and the marks of one line."""
+def _strokes(plane: _Plane, number: int) -> list[Markup]:
+    """The band and the line, with x in units of the stretched drawing."""
     line, colour, parts = plane.chart.lines[number], plane.chart.colour(number), []
     for run in runs_of(line.points):
-        around = [(plane.x(i), *(plane.y(v) for v in line.points[i][1:] if v is not None)) for i in run]
+        around = [(_SPAN * plane.x(i), *(plane.y(v) for v in line.points[i][1:] if v is not None)) for i in run]
         band = [place for place in around if len(place) == 3]
         if band:
             edge = [f"{at:.1f},{low:.1f}" for at, low, _ in band]
             edge += [f"{at:.1f},{high:.1f}" for at, _, high in reversed(band)]
             parts.append(Markup('<path d="M{}Z" class="band s{}"/>').format("L".join(edge), colour))
-        path = "L".join(f"{plane.x(i):.1f},{plane.y(line.points[i][0] or 0.0):.1f}" for i in run)
+        path = "L".join(f"{_SPAN * plane.x(i):.1f},{plane.y(line.points[i][0] or 0.0):.1f}" for i in run)
         parts.append(_stroke(f"M{path}", number, colour))
+    return parts
+
+
+def _marks(plane: _Plane, number: int) -> list[Markup]:
+    line, colour, parts = plane.chart.lines[number], plane.chart.colour(number), []
     for i, (value, _, _) in enumerate(line.points):
         if value is not None:
-            x, y = plane.x(i), plane.y(value)
-            if i in line.stressed:
-                parts.append(_mark(0, x, y, 7, "ring", colour))
+            ring = _mark(0, 7, "ring", colour) if i in line.stressed else Markup()
             hint = f"{line.name}, {plane.chart.labels[i]}: {plane.text(value)}"
-            parts.append(_mark(number, x, y, 3, "dot", colour, hint))
+            parts.append(_at(plane.x(i), plane.y(value), ring + _mark(number, 3, "dot", colour, hint)))
     return parts
 
 
@@ -208,72 +260,65 @@ def _stroke(path: str, number: int, colour: int) -> Markup:
     return Markup('<path d="{}" class="line s{}" stroke-dasharray="{}"/>').format(path, colour, dashes)
 
 
-def _legend(plane: _Plane, y: float) -> tuple[list[Markup], float]:
-    """A sample of each line with its name, and the y of the last row."""
-    parts, x = [], float(_LEFT)
-    for number, line in enumerate(plane.chart.lines):
-        colour, room = plane.chart.colour(number), 50 + _length(short(line.name))
-        if x + room > plane.width and x > _LEFT:
-            x, y = float(_LEFT), y + 19
-        parts.append(_stroke(f"M{x:.1f},{y:.1f}h28", number, colour))
-        parts.append(_mark(number, x + 14, y, 3, "dot", colour))
-        parts.append(text_at(x + 34, y + 4, short(line.name), "start"))
-        x += room
-    return parts, y
+# ---- bars --------------------------------------------------------------------------------------------------
 
 
 def bar_chart(chart: BarChart) -> Markup:
-    """Horizontal bars from 0 to 100% with their intervals. The name of a group and the value of its last bar are on their left,
-    where a narrow screen shows them."""
-    names = 16 + max((_length(short(group.name, 26)) for group in chart.groups), default=0)
-    width, left, height = 720, names + 64, 30
-    plot_w, bottom = width - left - 24, _TOP + height * len(chart.groups)
-    thick = 22 // len(chart.bars) - 1
-    parts = []
-    for tick in (0, 0.25, 0.5, 0.75, 1.0):
-        x = left + plot_w * tick
-        parts += [rule(x, _TOP, x, bottom, "grid"), text_at(x, bottom + 16, f"{100 * tick:.0f}%")]
-    for i, group in enumerate(chart.groups):
-        y, shown = _TOP + height * i, group.points[-1][0]
-        parts.append(text_at(names, y + 19, short(group.name, 26), "end"))
-        parts.append(text_at(left - 8, y + 19, "" if shown is None else percent(shown), "end", 'class="strong"'))
-        for number, (bar, at) in enumerate(zip(chart.bars, group.points, strict=True)):
-            colour = bar.colour if group.colour is None else group.colour
-            hint = ", ".join(filter(None, (group.name, bar.name)))
-            parts += _bar(at, colour, hint, (left, y + 4 + number * (thick + 1), plot_w, thick))
-        if group.limit is not None:
-            x, hint = left + plot_w * group.limit, f"limit: {100 * group.limit:.4g}%"
-            parts.append(
-                Markup('<path d="M{0},{1}v24m0,-22l-5-6h10z" class="limit"><title>{2}</title></path>').format(
-                    f"{x:.1f}", y + 3, hint
-                )
+    """Horizontal bars from 0 to 100% with their intervals, each group behind its name and the value of its last bar. On a
+    narrow screen name and value stand above the bars, so that these have the whole width."""
+    rows = []
+    for group in chart.groups:
+        shown = group.points[-1][0]
+        value = "" if shown is None else percent(shown)
+        css = "foreign" if group.is_foreign else "foreign known"
+        rows.append(
+            Markup('<span class="{}">{}</span><b>{}</b>{}').format(
+                css, short(group.name, 40), value, _group(chart, group)
             )
-    named = [bar for bar in chart.bars if bar.name]
-    x = left
-    for bar in named:
-        what = f"{bar.name}; line: 95% interval" if bar is named[-1] else bar.name
-        parts += [_rect(x, bottom + 26, 12, 10, bar.colour), text_at(x + 18, bottom + 35, what, "start")]
-        x += 40 + len(what) * _CHARACTER
-    return svg_of(width, bottom + (44 if named else 24), chart.title, _bars_in_words(chart), parts)
+        )
+    ticks = [text_at(share, 12, f"{100 * share:.0f}%") for share in (0, 0.25, 0.5, 0.75, 1.0)]
+    samples = [(_rect("8", 2, "12", 10, bar.colour), bar.name) for bar in chart.bars if bar.name]
+    samples.append((_interval(("4", "24"), 7), "95% interval"))
+    if any(group.limit is not None for group in chart.groups):
+        samples.append(
+            (Markup('<svg class="at" x="14" y="6"><path d="M0,0v8m0,-6l-5-6h10z" class="limit"/></svg>'), "limit")
+        )
+    return Markup('<div class="chart" role="group" aria-label="{}"><div class="bars">{}{}</div>{}</div>').format(
+        f"{chart.title}. {_bars_in_words(chart)}", Markup("").join(rows), _plot(16, _SIDES, "", ticks), _legend(samples)
+    )
 
 
-def _bar(at: Point, colour: int, hint: str, room: tuple[float, float, float, float]) -> list[Markup]:
-    """One bar with its interval. room: left, top, width of 100%, height."""
-    (value, low, high), (left, y, width, thick) = at, room
-    middle = y + thick / 2
+_SIDES = (10, 20)
+
+
+def _group(chart: BarChart, group: BarGroup) -> Markup:
+    thick = 22 // len(chart.bars) - 1
+    parts = [rule(share, 0, share, _ROW, "grid") for share in (0, 0.25, 0.5, 0.75, 1.0)]
+    for number, (bar, at) in enumerate(zip(chart.bars, group.points, strict=True)):
+        colour = bar.colour if group.colour is None else group.colour
+        parts += _bar(at, colour, ", ".join(filter(None, (group.name, bar.name))), 4 + number * (thick + 1), thick)
+    if group.limit is not None:
+        parts.append(_at(group.limit, 3, _LIMIT + _title(f"limit: {100 * group.limit:.4g}%")))
+    return _plot(_ROW, _SIDES, "", parts)
+
+
+def _bar(at: Point, colour: int, hint: str, y: float, thick: int) -> list[Markup]:
+    """One bar with its interval."""
+    value, low, high = at
     if value is None:
-        return [text_at(left + 4, middle + 4, "no samples", "start", 'class="faint"')]
-    parts = [_rect(left, y, width * value, thick, colour, f"{hint}: {percent(value)}")]
-    if low is not None and high is not None:
-        a, b = left + width * low, left + width * high
-        ends = [rule(x, middle - 4, x, middle + 4, "error") for x in (a, b)]
-        parts += [rule(a, middle, b, middle, "error"), *ends]
-    return parts
+        return [text_at("4", y + thick / 2 + 4, "no samples", "start", 'class="faint"')]
+    parts = [_rect("0", y, _share(value), thick, colour, f"{hint}: {percent(value)}")]
+    return parts if low is None or high is None else [*parts, _interval((_share(low), _share(high)), y + thick / 2)]
 
 
-def _rect(x: float, y: float, width: float, height: float, colour: int, hint: str = "") -> Markup:
+def _interval(ends: tuple[str, str], y: float) -> Markup:
+    parts = [rule(ends[0], y, ends[1], y, "error"), *(rule(x, y - 4, x, y + 4, "error") for x in ends)]
+    return Markup("").join(parts)
+
+
+def _rect(x: str, y: float, width: str, height: float, colour: int, hint: str = "") -> Markup:
     return Markup('<rect x="{}" y="{}" width="{}" height="{}" rx="1" class="bar s{}">{}</rect>').format(
-        f"{x:.1f}", f"{y:.1f}", f"{width:.1f}", height, colour, _title(hint)
+        x, f"{y:.1f}", width, height, colour, _title(hint)
     )
 
 
@@ -286,36 +331,42 @@ def _bars_in_words(chart: BarChart) -> str:
     return "; ".join([*words, *more])
 
 
+# ---- cells -------------------------------------------------------------------------------------------------
+
+
 def heat_map(chart: HeatMap) -> Markup:
-    """Cells shaded by value / largest, with the numbers in them while there is room; no value: a dash."""
+    """Cells shaded by value / largest, with the numbers in them while there is room; no value: a dash. The columns are as wide
+    as there is room, within bounds; beyond these the map scrolls."""
     rows, columns, digits = chart.rows, chart.columns, chart.digits
-    wide = len(columns) <= 14
-    left = 20 + max((_length(short(name, 22)) for name in rows), default=0)
+    wide, count, cell_h = len(columns) <= 14, max(1, len(columns)), 24
+    left = 12 + max((_length(short(name, 22)) for name in rows), default=0)
     head = 18 + max((_length(short(name, 12)) for name in columns), default=0) * 0.72
-    cell_w, cell_h = (max(46, min(58, 800 // max(1, len(columns)))) if wide else max(14, 840 // len(columns))), 24
-    width, height = left + cell_w * len(columns) + 0.7 * head, head + cell_h * len(rows) + 6
     parts = []
     for j, name in enumerate(columns):
-        x = left + cell_w * (j + 0.5)
-        parts.append(text_at(x, head - 6, short(name, 12), "start", f'transform="rotate(-45 {x:.1f} {head - 6:.1f})"'))
+        words = text_at("0", 0, short(name, 12), "start", 'transform="rotate(-45)"')
+        parts.append(_at((j + 0.5) / count, head - 6, words))
     for i, name in enumerate(rows):
         y = head + cell_h * i
-        parts.append(text_at(left - 8, y + 16, short(name, 22), "end"))
+        parts.append(text_at("-8", y + 16, short(name, 22), "end"))
         for j, value in enumerate(chart.values[i]):
             share = 0.0 if value is None else max(0.0, min(1.0, value / chart.largest))
             text = "-" if value is None else f"{value:.{digits}f}"
             hint = _title(f"{name} / {columns[j]}: {text}")
             parts.append(
                 Markup('<rect x="{}" y="{}" width="{}" height="{}" class="cell" fill-opacity="{}">{}</rect>').format(
-                    f"{left + cell_w * j:.1f}", f"{y:.1f}", cell_w - 1, cell_h - 1, f"{0.04 + 0.9 * share:.3f}", hint
+                    _share(j / count), f"{y:.1f}", _share(1 / count), cell_h, f"{0.04 + 0.9 * share:.3f}", hint
                 )
             )
             if wide:
                 # The shade decides between dark and light ink, and not at the same share in both colour schemes.
-                css = 'class="on"' if share > 0.85 else 'class="mid"' if share > 0.7 else ""
-                parts.append(text_at(left + cell_w * (j + 0.5), y + 16, text, "middle", css))
+                ink = 'class="on"' if share > 0.85 else 'class="mid"' if share > 0.7 else ""
+                parts.append(text_at((j + 0.5) / count, y + 16, text, "middle", ink))
     found = [
         (rows[i], columns[j]) for i, row in enumerate(chart.values) for j, v in enumerate(row) if v == chart.largest
     ]
-    words = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
-    return svg_of(width, height, chart.title, words, parts)
+    largest = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
+    least, most, sides = 28 if wide else 14, 62 if wide else 30, left + 0.7 * head
+    drawing = _plot(head + cell_h * len(rows) + 2, (left, 0.7 * head), f"{chart.title}. {largest}", parts)
+    return Markup('<div class="chart" style="min-width: {:.0f}px; max-width: {:.0f}px">{}</div>').format(
+        least * count + sides, most * count + sides, drawing
+    )

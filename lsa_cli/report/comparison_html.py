@@ -71,7 +71,9 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
         curves=curves,
         charts={
             "accuracies": _bar_chart("Accuracy before and after", accuracies),
-            "classes": _bar_chart("Robust accuracy by class, before and after", classes[:SHOWN_CLASSES]),
+            "classes": _bar_chart(
+                "Robust accuracy by class, before and after", classes[:SHOWN_CLASSES], are_classes=True
+            ),
             "layers": _layer_curves(top, new.protocol.measure) if top is not None else None,
             "curve": _radius_curves(curves, new),
         },
@@ -111,8 +113,9 @@ def _has_same_radii(pair: tuple[Curve, Curve]) -> bool:
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def _bar_chart(title: str, several: Sequence[Pair]) -> BarChart:
-    return BarChart(title, _BARS, [BarGroup(pair.name, (point(pair.old), point(pair.new))) for pair in several])
+def _bar_chart(title: str, several: Sequence[Pair], are_classes: bool = False) -> BarChart:
+    groups = [BarGroup(pair.name, (point(pair.old), point(pair.new)), is_foreign=are_classes) for pair in several]
+    return BarChart(title, _BARS, groups)
 
 
 def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> LineChart | None:

@@ -64,12 +64,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class BarGroup:
-    """points: one for each bar. colour: instead of the bar's own; limit: the least that a gate asks."""
+    """points: one for each bar. colour: instead of the bar's own; limit: the least that a gate asks. is_foreign: the name, such as
+    that of a class, comes from outside."""
 
     name: str
     points: Sequence[Point]
     colour: int | None = None
     limit: float | None = None
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,15 +183,15 @@ def accuracy_bars(report: AuditReport) -> BarChart:
     if verdict.robust is not None:
         for row in weakest_first(verdict.classes)[:1]:
             limit = limits.get(f"class.{row.name}", limits.get("class.min"))
-            groups.append(BarGroup(f"worst class: {row.name}", [point(row.robust)], ROBUST, limit))
-    return BarChart("Accuracy with 95% intervals; triangles are limits", [Bar("", OTHER)], groups)
+            groups.append(BarGroup(f"worst class: {row.name}", [point(row.robust)], ROBUST, limit, True))
+    return BarChart("Accuracy with 95% intervals", [Bar("", OTHER)], groups)
 
 
 def _class_bars(title: str, report: AuditReport) -> BarChart | None:
     """Clean and robust accuracy of the weakest classes, worst first."""
     rows = weakest_first(report.verdict.classes)[:SHOWN_CLASSES]
     bars = Bar("clean", CLEAN), Bar("robust (worst case)", ROBUST)
-    groups = [BarGroup(row.name, (point(row.clean), point(row.robust))) for row in rows]
+    groups = [BarGroup(row.name, (point(row.clean), point(row.robust)), is_foreign=True) for row in rows]
     return BarChart(title, bars, groups) if groups else None
 
 

@@ -22,12 +22,12 @@ _KINDS = (
 )  # fmt: skip
 SHOWN_LAYERS = 24
 _WIDTH, _HEIGHT, _EDGE = 220, 64, 6
-_FEW = 30  # models whose rings do not touch each other
+_FEW = 30  # models whose dots do not touch each other
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small figure: a value for each model, in order. stressed: the models that get a ring."""
+    """One small figure: a value for each model, in order. stressed: the models that get a dot."""
 
     name: str
     values: Sequence[float | None]
@@ -84,7 +84,7 @@ def by_class(reports: Sequence[AuditReport]) -> Panels | None:
 
 
 def by_layer(reports: Sequence[AuditReport]) -> Panels | None:
-    """The mean of each layer under one attack, the strongest of the last model. Rings: the layer is most vulnerable."""
+    """The mean of each layer under one attack, the strongest of the last model. Dots: the layer is most vulnerable."""
     top = strongest(reports[-1], scanned=True)
     if top is None or top.layers is None:
         return None
@@ -99,7 +99,7 @@ def by_layer(reports: Sequence[AuditReport]) -> Panels | None:
         if row.name in names
     ]  # fmt: skip
     hidden = len(top.layers.rows) - len(panels)
-    note = "a ring: the layer is among the most vulnerable ones (MVL)"
+    note = "a dot: the layer is among the most vulnerable ones (MVL)"
     note += f"; the {len(panels)} of {len(top.layers.rows)} layers with the largest means" if hidden else ""
     return Panels(f"Mean {reports[-1].protocol.measure} of each layer under {top.name}", note, panels)
 
@@ -134,15 +134,15 @@ def draw_panel(panels: Panels, panel: Panel, labels: Sequence[str]) -> Markup:
     def at(place: int) -> tuple[float, float]:
         return places[place], _EDGE + (_HEIGHT - 2 * _EDGE) * (1 - (panel.values[place] or 0.0) / panels.largest)
 
-    parts = [rule(_EDGE, y, _WIDTH - _EDGE, y, "grid") for y in (_EDGE, _HEIGHT - _EDGE)]
+    parts = [rule(str(_EDGE), y, str(_WIDTH - _EDGE), y, "grid") for y in (_EDGE, _HEIGHT - _EDGE)]
     points: list[Point] = [NO_POINT if value is None else (value, None, None) for value in panel.values]
     for run in runs_of(points):
         path = "L".join("{:.0f},{:.1f}".format(*at(place)) for place in run)
         parts.append(Markup('<path d="M{}h.1" class="line s{}"/>').format(path, ROBUST if panels.percent else CLEAN))
-    radius = 3.5 if len(labels) <= _FEW else 1.5
-    for place in sorted(panel.stressed):
-        x, y = at(place)
-        parts.append(Markup('<circle cx="{}" cy="{}" r="{}" class="mvl-ring"/>').format(f"{x:.0f}", f"{y:.1f}", radius))
+    if panel.stressed:  # a line without length has round ends, which are a dot
+        dots = "".join("M{:.0f},{:.1f}h0".format(*at(place)) for place in sorted(panel.stressed))
+        size = 7 if len(labels) <= _FEW else 3
+        parts.append(Markup('<path d="{}" stroke-width="{}" class="mvl-dots"/>').format(dots, size))
     own = [value for value in panel.values if value is not None]
     words = (
         f"{panels.in_words(own[0])} in {labels[0]} to {panels.in_words(own[-1])} in {labels[-1]}" if own else "no value"

@@ -82,8 +82,8 @@ def test_limits_are_lines_where_the_accuracy_would_be():
         report.gates = [gate, gate.model_copy(update={"metric": "seconds", "direction": "at most"})]
     text = index_of(reports)
     assert re.findall(r">(limit [^<]+)<", text) == ["limit robust 40.0%"]
-    (drawn,) = re.findall(r'<path d="M56,([\d.]+)H\d+" class="line limit-line s0"/>', text)
-    grid = {share: y for y, share in re.findall(r'<text x="50.0" y="([\d.]+)"[^>]*>(\d+)%<', text)}
+    (drawn,) = re.findall(r'<line x1="0.00%" y1="([\d.]+)" x2="100.00%" y2="\1" class="line limit-line s0"/>', text)
+    grid = {share: y for y, share in re.findall(r'<text x="-6" y="([\d.]+)"[^>]*>(\d+)%<', text)}
     assert float(drawn) == pytest.approx(float(grid["40"]) - 4, abs=0.11)
 
 
@@ -103,7 +103,7 @@ def test_each_class_and_layer_has_a_figure_with_its_numbers():
     (mvl,) = by_mvl(reports).panels
     assert mvl.values == [0.0, 0.5, 0.0]
     drawn = draw_panel(layers, panel, ["a", "b", "c"])
-    assert drawn.count("mvl-ring") == 1
+    assert re.findall(r'd="([^"]*)" stroke-width="7" class="mvl-dots"', drawn) == ["M110,16.4h0"]
     assert "0.500 in a to 0.300 in c; lowest 0.300, highest 0.500" in drawn
 
 

@@ -45,13 +45,23 @@ class Checker(HTMLParser):
             self.text.append(data)
 
 
+def drawings(page):
+    """The outermost svg elements as text."""
+    begin, depth = 0, 0
+    for tag in re.finditer(r"<svg\b|</svg>", page):
+        begin = tag.start() if depth == 0 else begin
+        depth += 1 if tag[0] == "<svg" else -1
+        if depth == 0:
+            yield page[begin : tag.end()]
+
+
 def checked(report):
     page = render(report)
     checker = Checker()
     checker.feed(page)
     checker.close()
     assert checker.open == []
-    for drawing in re.findall(r"<svg.*?</svg>", page, re.S):
+    for drawing in drawings(page):
         ElementTree.fromstring(drawing)
     return page, " ".join("".join(checker.text).split()), checker
 

@@ -11,6 +11,7 @@ from lsa_cli.report import plots
 from lsa_cli.report.html import render
 from tests.report.example import example
 from tests.report.test_formats import HOSTILE
+from tests.report.test_html import drawings
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -93,9 +94,7 @@ def test_many_layers_are_numbered_and_long_names_aslant():
 def test_the_page_draws_the_same_lines_in_the_same_colours():
     (axes,) = figures(example())["layers-attacks-example"].axes
     page = render(example())
-    (drawing,) = re.findall(
-        r'<svg [^>]*aria-label="Mean comparison measure by layer, under attacks.*?</svg>', page, re.S
-    )
+    (drawing,) = (one for one in drawings(page) if 'aria-label="Mean comparison measure by layer, under attacks' in one)
     for line in axes.lines:
         name, value = line.get_label(), line.get_ydata()[-1]
         (colour,) = re.findall(rf'class="dot s(\d)"><title>{name}, relu2: {value:.3f}</title>', drawing)

@@ -41,7 +41,7 @@ document.body.append(shown);
 for (const term of document.querySelectorAll("abbr")) {
   term.dataset.meaning = term.title;
   term.removeAttribute("title");
-  const block = term.closest(".wide, ul, p, h2, h3, h4, .cards, .verdict") || term.parentElement;
+  const block = term.closest(".chart")?.closest(".wide") || term.closest(".wide, ul, p, h2, h3, h4, .cards, .verdict") || term.parentElement;
   if (!blocks.has(block)) blocks.set(block, new Map());
   const known = blocks.get(block), name = term.textContent.toLowerCase();
   // The first of a block is a stop of the keyboard; a head of a table is one by its button.
