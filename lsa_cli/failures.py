@@ -15,7 +15,10 @@ from lsa_cli.errors import BackwardError, ForwardError, LsaError, summary_of
 
 _HERE, _TORCH = Path(__file__).parent, Path(torch.__file__).parent
 # Code of lsa that is a part of the network, or that only forwards to torch.
-_OF_NETWORKS = {_HERE / "models" / name for name in ("architectures.py", "surgery.py", "classifier.py")}
+_OF_NETWORKS = {_HERE / "models" / name for name in ("architectures.py", "surgery.py", "classifier.py")} | {
+    _HERE / "models" / "graphs" / name
+    for name in ("network.py", "layers.py", "operations.py", "shapes.py", "inputs.py")
+}
 _FORWARDER = "__torch_function__"
 _MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.+)")
 

@@ -13,19 +13,16 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
+from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
 from lsa_cli.auditing.rebuilding import IN_PYTHON, Rebuilt, channels_of, rebuild
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
-    ImageSize,
     LabelledData,
     check_inputs,
     from_object,
     open_data,
     runs_user_code,
-    square_size,
-    torchvision_size,
-    usual_size,
 )
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.failures import try_backward
@@ -345,7 +342,7 @@ def _open(
 ) -> LabelledData:  # fmt: skip
     shape = tuple(description.input_shape) if description is not None else ()
     channels = shape[0] if len(shape) == 3 else _channels(built)
-    size = _image_size(target, settings, description, built.loaded.arch if built.loaded is not None else "")
+    size = image_size(target, settings, description, built.loaded)
     if data is not None and not isinstance(data, str):
         return from_object(data, IN_PYTHON, settings.split or "", channels=channels, size=size)
     spec = data if isinstance(data, str) else settings.data
@@ -369,17 +366,6 @@ def _channels(built: Built) -> int | None:
         return channels_of(built.checkpoint) if built.checkpoint is not None else None
     first = next((module for module in built.loaded.body.modules() if isinstance(module, nn.Conv2d)), None)
     return first.in_channels if first is not None else None
-
-
-def _image_size(target: Any, settings: AuditSettings, description: Description | None, arch: str) -> ImageSize | None:
-    """The user's, else the checkpoint's, else that of torchvision's own weights for the architecture; None: native."""
-    if settings.input_size is not None:
-        return None if settings.input_size == "native" else square_size(int(settings.input_size))
-    if description is not None and len(description.input_shape) == 3:
-        _, height, width = description.input_shape
-        return usual_size(height, width, "the checkpoint")
-    source, _, name = arch.partition(":")
-    return torchvision_size(name, Path(target).name) if source == "torchvision" else None
 
 
 def check_backward(network: Network) -> None:

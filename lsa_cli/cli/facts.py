@@ -137,6 +137,8 @@ def _holds(kind: str, weights: "Weights | None") -> str:
 
     if FORMATS[kind].is_program:
         return "program"
+    if kind == "onnx":
+        return "graph"
     if weights is None:
         return "nothing"
     if weights.module is None:
@@ -230,6 +232,8 @@ def _command(
 def _arch_options(contents: "Contents", weights: WeightSet, advice: list[str]) -> list[str]:
     from lsa_cli.models.formats import FORMATS
 
+    if contents.graph is not None:
+        return []  # the audit reads the graph
     is_program, is_network = FORMATS[contents.format].is_program, weights.class_name is not None
     if is_network and not is_program and all(_is_installed(name) for name in contents.globals):
         return []  # the audit rebuilds it from installed classes

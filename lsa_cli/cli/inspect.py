@@ -52,7 +52,7 @@ def inspect(
 
     Only headers are read: nothing in the file is run and no network is built, except for --write-arch. Exit code 0 for every readable file of a known format, even if an audit would refuse it.
 
-    Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice.
+    Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, graph, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice.
     """
     if write_arch is not None or data is not None:
         _write_arch(checkpoint, data, write_arch)
@@ -143,6 +143,8 @@ def _holds_text(facts: Facts) -> str:
         return "a compiled program with weights" if shown else "a compiled program; its weights cannot be told apart"
     if shown is None:
         return "no weights that lsa can read"
+    if facts.holds == "graph":
+        return "a network as a graph of operators, with its weights"
     if facts.holds == "network":
         return f"a whole network, pickled: {_short(shown.class_name or '?')}"
     if facts.holds == "object":

@@ -153,6 +153,11 @@ def make_harden_plan(
     method, options = method_of(own)
     built = build_network(target, settings, say)
     network, notes = _training_network(built, settings, origin)
+    if network.arch == "onnx":
+        raise CheckpointError(
+            f"{target} is an ONNX graph, which is not made for training; harden the PyTorch network that it was exported "
+            "from, or give --arch with that network, if the graph has kept the names of its weights"
+        )
     if not network.shows_layers:
         raise CheckpointError(
             f"{target} is a program ({network.arch}) and cannot be trained; give --arch to harden its weights"

@@ -70,7 +70,7 @@ class Description(pydantic.BaseModel):
 class Checkpoint:
     """The content of a model file: its weights, its description, and notes on choices that were made.
 
-    compare: as in `Contents`. claimed_accuracy: as `claim` returns it. transformers_class: the class of a Hugging Face
+    compare, graph: as in `Contents`. claimed_accuracy: as `claim` returns it. transformers_class: the class of a Hugging Face
     transformers folder, whose weights fit no other library's networks.
     """
 
@@ -86,6 +86,7 @@ class Checkpoint:
     claimed_accuracy: tuple[float, str] | None = None
     notes: tuple[str, ...] = ()
     transformers_class: str | None = None
+    graph: Any = None
 
 
 def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
@@ -111,6 +112,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         claimed_accuracy=claim(contents.root, contents.peek),
         notes=tuple(notes),
         transformers_class=_transformers_class(contents),
+        graph=contents.graph,
     )
 
 

@@ -16,6 +16,7 @@ from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.fitting import best_fit, load_strictly, normalization_in, refuse_infinite, say_types
 from lsa_cli.models.formats import FORMATS
+from lsa_cli.models.graphs import network_of
 from lsa_cli.models.hostile import refuse_hostile, refuse_unsafe_torch
 from lsa_cli.models.parametrizations import put_together
 from lsa_cli.models.pickles.modules import is_module
@@ -41,6 +42,7 @@ class Loaded:
 
     arch: the spec that built it, or its class or format. shows_layers: whether hooks see its layers. home: the context in
     which its imports are found. normalization: mean and std beside the network in the file, as for --normalize.
+    image_shape: (C, H, W) of the images that the file takes alone, () where it says none.
     """
 
     body: nn.Module
@@ -50,6 +52,7 @@ class Loaded:
     shows_layers: bool = True
     home: AbstractContextManager[object] = field(default_factory=nullcontext)
     normalization: str | None = None
+    image_shape: tuple[int, ...] = ()
 
 
 def load_network(
@@ -78,6 +81,10 @@ def load_network(
         arch, arch_args = checkpoint.description.architecture, {**checkpoint.description.arch_args, **arch_args}
     if arch is not None:
         return _from_arch(checkpoint, arch, arch_args, notes)
+    if checkpoint.graph is not None:
+        opened = network_of(checkpoint)
+        return Loaded(opened.network, checkpoint.format, {}, [*notes, *opened.notes],
+                      shows_layers=opened.network.batch is None, image_shape=opened.shape)  # fmt: skip
     if FORMATS[checkpoint.format].is_program:
         return _from_program(checkpoint, trust_code, say, device or torch.device("cpu"), notes)
     if checkpoint.weights.module is not None:

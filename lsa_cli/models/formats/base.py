@@ -27,7 +27,7 @@ class Contents:
     import. metadata: plain values beside the weights (safetensors metadata, config.json of a folder). files: the files
     that it consists of. stored: yields the bytes of one part in order; None where torch.load cannot read the format.
     compare: raises CheckpointError where torch.load reads the file differently, and returns the reason where torch
-    refuses it. `load` compares first; `peek` reads a tensor without the comparison, to inspect a file.
+    refuses it. graph: the parsed model of an ONNX file. `load` compares first; `peek` reads a tensor without the comparison, to inspect a file.
     """
 
     format: str
@@ -38,6 +38,7 @@ class Contents:
     files: tuple[Path, ...] = ()
     stored: Callable[[str], Iterator[bytes]] | None = None
     compare: Callable[[], str | None] = lambda: None
+    graph: Any = None
     peek: Callable[[TensorSpec], "torch.Tensor"] | None = None
 
 

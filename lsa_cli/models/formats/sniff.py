@@ -80,10 +80,7 @@ def _sniff(path: Path, status: os.stat_result) -> str:
     if text[:1] == b"{":
         return _sniff_json(path, size)
     if _looks_like_onnx(head):
-        raise CheckpointError(
-            f"{path} is an ONNX model, which lsa does not read; from the PyTorch model it was exported from, save "
-            "model.state_dict() or torch.export.save"
-        )
+        return "onnx"
     if head[:1] == b"\x0a" and b"\x12" in head[:64]:
         raise CheckpointError(f"{path} looks like a TensorFlow graph (protobuf); lsa reads PyTorch checkpoints")
     raise CheckpointError(
@@ -94,7 +91,7 @@ def _sniff(path: Path, status: os.stat_result) -> str:
 
 def _looks_like_onnx(head: bytes) -> bool:
     """Whether it is a protobuf that starts with ir_version (field 1, a small number), then a producer (field 2) or a graph."""
-    return len(head) > 4 and head[0] == 0x08 and head[1] < 0x40 and head[2] in (0x12, 0x1A, 0x3A)
+    return len(head) > 4 and head[0] == 0x08 and head[1] < 0x40 and head[2] in (0x12, 0x1A, 0x3A, 0x42)
 
 
 def _sniff_json(path: Path, size: int) -> str:
