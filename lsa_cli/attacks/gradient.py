@@ -33,8 +33,12 @@ class FGSM(Attack):
     random_start: bool = False
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        start, length = (self.threat.sample(x), 1.25) if self.random_start else (x, 1.0)
-        gradient, _ = input_gradient(model, start, y, unscaled_cross_entropy)
+        start = self.threat.sample(x) if self.random_start else x
+        return self.step(input_gradient(model, start, y, unscaled_cross_entropy)[0], start, x)
+
+    def step(self, gradient: torch.Tensor, start: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The perturbed inputs (N, ...) of x (N, ...), from the gradient of `unscaled_cross_entropy` at start."""
+        length = 1.25 if self.random_start else 1.0
         step = self.threat.steepest(gradient, start)
         return self.threat.project(start + per_sample(length * self.threat.eps, x) * step, x)
 

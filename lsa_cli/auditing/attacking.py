@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.gradient import FGSM
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.search import Goal
 from lsa_cli.attacks.threat import Threat
@@ -49,18 +50,23 @@ def at_radius(named: NamedAttack, threat: Threat, eps: float) -> NamedAttack:
 
 def perturb(
     run: Execution, named: NamedAttack, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor, goal: Goal,
-    threat: Threat | None = None, verify: bool = True,
+    threat: Threat | None = None, verify: bool = True, gradient: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, AttackRows]:  # fmt: skip
     """The perturbed inputs (N, ...), and their rows. One that is not finite is replaced by the clean input.
 
     threat: measures the perturbation; by default that of the attack. verify=False: the caller verifies, and the rows have
-    neither classes (-1) nor margins (NaN).
+    neither classes (-1) nor margins (NaN). gradient (N, ...): of `unscaled_cross_entropy` at x, where the caller knows it:
+    FGSM then needs no pass.
     """
     plan, copy, began = run.plan, run.copy.model, time.monotonic()
-    with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
-        x_adv, found_at = named.attack.run(
-            plan.network.classifier, x, y, index=index, seed=plan.seed, goal=goal, copy=copy
-        )
+    one_step = from_input(named)
+    if gradient is not None and one_step is not None:
+        x_adv, found_at = one_step.step(gradient, x, x), torch.zeros(len(x), dtype=torch.int32)
+    else:
+        with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
+            x_adv, found_at = named.attack.run(
+                plan.network.classifier, x, y, index=index, seed=plan.seed, goal=goal, copy=copy
+            )
     if x_adv.shape != x.shape:
         raise UsageError(f"the attack {named.label} returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}")
     finite = torch.isfinite(x_adv.flatten(1)).all(1)
@@ -80,6 +86,14 @@ def perturb(
         seconds=time.monotonic() - began,
     )
     return x_adv, rows
+
+
+def from_input(named: NamedAttack) -> FGSM | None:
+    """The attack, where it is one step from the input, so that the gradient there is all that it needs."""
+    attack = named.attack
+    if not isinstance(attack, FGSM) or type(attack).perturb is not FGSM.perturb or attack.random_start:
+        return None
+    return attack if torch.as_tensor(attack.threat.eps).any() else None
 
 
 def _verified(

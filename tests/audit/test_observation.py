@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import make_threat
+from lsa_cli.attacks.losses import margin
 from lsa_cli.auditing.block import audit_block
 from lsa_cli.auditing.execution import Execution
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule
@@ -173,7 +174,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize(("attacks", "yardsticks"), [(["fgsm", "pgd:steps=2"], 1), (["fgsm", "fgsm:eps=0.05"], 2)])
 def test_a_block_passes_each_clean_and_each_perturbed_input_once_and_that_verifies(attacks, yardsticks):
-    """Beside the passes of the attacks and the gradient at the clean input. In the first block, attacks are verified at once."""
+    """Beside the passes of the attacks. FGSM takes the gradient of the clean pass. In the first block, attacks are verified at once."""
     body = Counting()
     x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     y = body(x).argmax(1)
@@ -185,10 +186,11 @@ def test_a_block_passes_each_clean_and_each_perturbed_input_once_and_that_verifi
         body.with_gradient = body.without = 0
         found[is_first], _ = audit_block(run, plan.index, is_first=is_first)
         steps = 2 if "pgd:steps=2" in attacks else 0
-        of_attacks = 1 + (steps or 1)
-        assert body.with_gradient == 40 * (1 + of_attacks)
+        assert body.with_gradient == 40 * (1 + steps)
         last_iterate = 1 if steps else 0
         assert body.without == 40 * (last_iterate + 1 + 2 + yardsticks + 2 * is_first)
+    alone = margin(plan.network.classifier(plan.attacks[0].attack(plan.network.classifier, x, y)), y).detach()
+    np.testing.assert_allclose(found[False].attacks[plan.attacks[0].label].margin, alone, atol=1e-5)
     for label, rows in found[False].attacks.items():
         at_once = found[True].attacks[label]
         assert np.array_equal(rows.predicted, at_once.predicted)

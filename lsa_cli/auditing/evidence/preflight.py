@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from lsa_cli.attacks.base import Model
-from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.auditing.evidence.decision import Checked, doubt
-from lsa_cli.auditing.evidence.probe import finite_gradient
 from lsa_cli.errors import DataError, NumericalError
 from lsa_cli.report.schema import Warning
 from lsa_cli.wording import first_of
@@ -91,15 +87,6 @@ def useless_logits(seen: LogitsSummary, raw_probabilities: bool = False) -> Chec
             "invalid",
         )
     return Checked("useless logits", seen.n, {"NaN or infinite": seen.not_finite}, finding)
-
-
-def logits_and_gradient(model: Model, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """By one pass over x (N, ...) with labels y (N,): the logits (N, K), and whether the attacks' loss has a gradient (N,) bool.
-
-    It has none where the gradient is zero or not finite everywhere, or does not exist.
-    """
-    gradient, logits = finite_gradient(model, x, y, cross_entropy)
-    return logits, (gradient != 0).flatten(1).any(1)
 
 
 def zero_gradients(count: int, n: int) -> list[Warning]:

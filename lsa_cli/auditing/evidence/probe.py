@@ -17,19 +17,24 @@ from lsa_cli.wording import eps_as_text
 FEW_ULP = 16  # float32 sums over a layer are off by a few units in the last place of the logits
 
 
-def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradient (N, ...) of a loss at x (N, ...), and the logits (N, K).
-
-    The gradient is zero where it is not finite, and where autograd finds no path to the input.
-    """
+def gradient_and_logits(
+    model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The gradient (N, ...) of a loss at x (N, ...), None where autograd finds no path to the input; and the logits (N, K)."""
     with undisturbed(model), torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = model(leaf)
         try:
-            gradient = slope(loss(logits, y).sum(), leaf).nan_to_num(0, 0, 0)
+            gradient = slope(loss(logits, y).sum(), leaf)
         except NumericalError:
-            gradient = torch.zeros_like(x)
+            gradient = None
     return gradient, logits.detach()
+
+
+def finite_gradient(model: Model, x: torch.Tensor, y: torch.Tensor, loss: Loss) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `gradient_and_logits`. The gradient is zero where it is not finite, and where there is none."""
+    gradient, logits = gradient_and_logits(model, x, y, loss)
+    return torch.zeros_like(x) if gradient is None else gradient.nan_to_num(0, 0, 0), logits
 
 
 @dataclass(frozen=True)
