@@ -217,13 +217,16 @@ def audit(arguments):
                 for a, b in zip(x.split(plan.batch_size), y.split(plan.batch_size), strict=True):
                     named.attack.run(plan.network.classifier, a, b, copy=copy)
 
-    print(f"\naudit of mnist_cnn_at, {limit} samples, against its attacks alone")
+    clock, kind = (
+        (time.process_time, "process time") if plan.network.device.type == "cpu" else (time.perf_counter, "time")
+    )
+    print(f"\naudit of mnist_cnn_at, {limit} samples, against its attacks alone, {kind}")
     for with_evidence, what in (
         (False, "attacks, layer scan, diagnosis, verification"),
         (True, "the same with evidence"),
     ):
         seconds, attacks, ratio, low, high = paired(
-            lambda with_evidence=with_evidence: whole(with_evidence), alone, 1 if arguments.quick else 3
+            lambda with_evidence=with_evidence: whole(with_evidence), alone, 1 if arguments.quick else 3, clock
         )  # fmt: skip
         print(f"{what}: {seconds:.1f} s and {attacks:.1f} s, ratio {ratio:.2f} [{low:.2f}, {high:.2f}]", flush=True)
 

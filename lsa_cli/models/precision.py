@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lsa_cli.attacks.base import input_gradient, undisturbed
 from lsa_cli.attacks.losses import cross_entropy
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import ForwardError, UsageError
 from lsa_cli.models.classifier import Classifier
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -77,6 +77,7 @@ def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
                 exact = FastClassifier(body, torch.float32)(x)
             made = FastClassifier(body, precision).eval()
             input_gradient(made, x, y, cross_entropy)
+            round_weights(made, x)
         except torch.OutOfMemoryError:  # which network is attacked must not depend on the free memory
             raise
         except (
@@ -88,6 +89,28 @@ def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
     parts = [f"{folded} BatchNorm folded"] if folded else []
     described = ", ".join(["a copy in " + str(precision).removeprefix("torch."), "channels last", *parts])
     return Copy(made, described)
+
+
+def round_weights(fast: FastClassifier, x: torch.Tensor) -> bool:
+    """Keep the weights of convolutions and linear layers in the precision to which every pass rounds them, in place.
+
+    They stay as they are where that would change the logits of x (N, ...), as for weights that the network also reads
+    elsewhere, and where it does not run. Returns whether they are kept so.
+    """
+    layers = [module for module in fast.modules() if type(module) in (nn.Conv2d, nn.Linear)]
+    before = [(tensor, tensor.data) for layer in layers for tensor in layer.parameters(recurse=False)]
+    with torch.no_grad():
+        wanted = fast(x)
+        for tensor, values in before:
+            tensor.data = values.to(fast.precision)
+        try:
+            if torch.equal(fast(x), wanted):
+                return True
+        except ForwardError:  # such as a part of the network that switches autocast off
+            pass
+    for tensor, values in before:
+        tensor.data = values
+    return False
 
 
 def copy_precision(device: torch.device) -> torch.dtype:

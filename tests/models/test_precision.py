@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.models.precision import FastClassifier, fold_norms, make_copy, runs_channels_last
+from lsa_cli.models.precision import FastClassifier, fold_norms, make_copy, round_weights, runs_channels_last
 
 
 def norm(channels):
@@ -150,6 +150,31 @@ def test_in_bfloat16_logits_and_gradients_come_back_as_float32():
     assert not torch.equal(short, exact)
     assert (short - exact).norm() < 0.02 * exact.norm()
     assert (short_gradient - exact_gradient).norm() < 0.1 * exact_gradient.norm()
+
+
+class ReadsItsWeights(Residual):
+    def forward(self, x):
+        return super().forward(x) * self.second.weight.square().mean()
+
+
+class InFloat32(Residual):
+    """A part of it does not run in another precision."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            x = self.norm2(self.second(self.norm1(self.first(x))))
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [(Residual, True), (Shared, True), (ReadsItsWeights, False), (InFloat32, False)]
+)
+def test_rounded_weights_leave_logits_and_gradients_the_same_bit_by_bit(kind, rounds):
+    fast = FastClassifier(made(kind).requires_grad_(False), torch.bfloat16).eval()
+    before = gradient(fast)
+    assert round_weights(fast, X) == rounds
+    assert fast.classifier.body.second.weight.dtype == (torch.bfloat16 if rounds else torch.float32)
+    assert all(map(torch.equal, gradient(fast), before))
 
 
 class Viewed(Residual):
