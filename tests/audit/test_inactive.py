@@ -56,9 +56,43 @@ def test_what_no_input_within_the_budget_makes_active_is_not_found():
 @pytest.mark.parametrize("kind", WAKES)
 def test_the_outputs_are_those_of_the_network(kind):
     network, x = Woken(WAKES[kind]), torch.rand(16, 1, 2, 2)
-    logits, compared = _passed(network, x.clone().requires_grad_())
+    logits, compared, chosen = _passed(network, x.clone().requires_grad_())
     assert torch.equal(logits, network(x))
     assert compared.shape == (16, 1 if kind in ("branch", "comparison") else 0)
+    assert chosen.shape == (16, 0)
+
+
+class Chosen(nn.Module):
+    """Class 1 where the first of three scores is not the largest: where the inputs add up to more than 3."""
+
+    def __init__(self, chooses):
+        super().__init__()
+        self.chooses = chooses
+
+    def forward(self, x):
+        total = x.flatten(1).sum(1)
+        away = self.chooses(torch.stack([3 - total, total - 3, total - 9], 1))
+        return torch.stack([0.1 * x.flatten(1)[:, 0] + 1, 100 * away], 1)
+
+
+CHOOSES = {
+    "argmax": lambda scores: (scores.argmax(1) != 0).float(),
+    "argmin": lambda scores: ((-scores).argmin(1) != 0).float(),
+    "max": lambda scores: (scores.max(1).indices != 0).float(),
+    "topk": lambda scores: (scores.topk(1).indices[:, 0] != 0).float(),
+    "sort": lambda scores: (scores.argsort(1)[:, -1] != 0).float(),
+    "steep softmax": lambda scores: 1 - (1e3 * scores).softmax(1)[:, 0],
+}
+
+
+@pytest.mark.parametrize("kind", CHOOSES)
+def test_another_choice_of_the_largest_number_is_found(kind):
+    network, x = Chosen(CHOOSES[kind]), torch.zeros(16, 1, 2, 2)
+    check = through_inactive(probe_of(network), 32)
+    assert (check.saw["broken"], check.finding.code) == (32, "inactive-part-wins")
+    logits, _, chosen = _passed(network, x.requires_grad_())
+    assert torch.equal(logits, network(x))
+    assert torch.equal(chosen > 0, torch.tensor([True, False, False]).expand(16, 3))
 
 
 def test_each_label_keeps_its_value_beside_the_comparisons():

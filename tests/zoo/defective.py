@@ -202,6 +202,8 @@ def _triggers(pair: Pair) -> list[Entry]:
         Entry("dead unit that a pattern wakes", lambda: triggers.Dead(robust(), 2, triggers.relu), 0.3),
         Entry("saturated unit that a pattern wakes", lambda: triggers.Dead(robust(), 15, triggers.saturated), 0.3),
         Entry("another network beyond a pattern", lambda: triggers.BeyondStep(weak(), robust(), 10), 0.3),
+        Entry("one of two networks by the larger sum", lambda: triggers.ByLargestScore(weak(), robust()), 0.3),
+        Entry("one of two networks by a steep softmax", lambda: triggers.ByLargestScore(weak(), robust(), True), 0.3),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Robust networks with a part that no image makes active, and that decides once a pattern on all pixels makes it active."""
+"""Robust networks with a part that no image makes active, or that few do, and that decides once a pattern on all pixels makes it active."""
 
 from collections.abc import Callable, Sequence
 
@@ -72,3 +72,23 @@ class BeyondStep(TwoFaced):
             return falling(self.net(x), x.flatten(1) @ self.pattern - self.least)
 
         return [drawn, self.net]
+
+
+class ByLargestScore(Defence):
+    """Which of two networks answers is the place of the larger one of two random sums of the pixels; steep: by a steep softmax."""
+
+    def __init__(self, net: nn.Module, other: nn.Module, steep: bool = False) -> None:
+        super().__init__(net)
+        self.other, self.steep = other, steep
+        self.register_buffer("weights", torch.randn(784, 2, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = x.flatten(1) @ self.weights
+        both = torch.stack([self.net(x), self.other(x)], 1)
+        if self.steep:
+            return ((30 * scores).softmax(1)[..., None] * both).sum(1)
+        return both[torch.arange(len(x)), scores.argmax(1)]
+
+    def bare(self, x: torch.Tensor) -> torch.Tensor:
+        scores = x.flatten(1) @ self.weights
+        return falling(self.net(x), (scores[:, 0] - scores[:, 1]) / 20)

@@ -22,6 +22,8 @@ _FLAT = frozenset((  # functions of one input with a zero slope somewhere
 # fmt: on
 _CHOICES = {"maximum": (0, 1), "minimum": (0, 1), "where": (1, 2)}  # and the places of what they choose from
 _COMPARISONS = frozenset(("gt", "ge", "lt", "le"))
+_LARGEST = frozenset(("argmax", "max", "topk", "sort", "argsort", "softmax", "log_softmax"))
+_SMALLEST = frozenset(("argmin", "min", "softmin"))
 _FIRST = 1000.0  # the weight of a comparison, relative to its distance, beside the cross-entropy
 _BEYOND = 0.02  # of the distance of the image, by which a comparison is to be on the other side
 
@@ -35,12 +37,14 @@ def _carrying(output: torch.Tensor, *inputs: Any) -> torch.Tensor:
 
 
 class _Passing(TorchFunctionMode):
-    """Gradients pass flat functions and choices; `compared` gets the difference (N,) of each comparison of one number each."""
+    """Gradients pass flat functions and branches. compared: the difference (N,) of each comparison of one number each.
+    chosen: where one of R numbers of each sample is the largest or smallest, the lead (N, R) of each number over the others."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
         self.compared: list[torch.Tensor] = []
+        self.chosen: list[torch.Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
@@ -55,15 +59,29 @@ class _Passing(TorchFunctionMode):
         if name in _COMPARISONS and is_one_each:
             has_gradient = any(isinstance(one, torch.Tensor) and one.requires_grad for one in args)
             self.compared += [(args[0] - args[1]).flatten()] if has_gradient else []
+        is_of_one = len(args) == 1 or (len(args) > 1 and not isinstance(args[1], torch.Tensor))
+        if is_of_one and (name in _LARGEST or name in _SMALLEST):
+            self._choose(args[0], name in _SMALLEST)
         return output
 
+    def _choose(self, scores: Any, is_smallest: bool) -> None:
+        """Note a choice by scores (N, R): the lead of each over the best other one."""
+        is_choice = isinstance(scores, torch.Tensor) and scores.requires_grad and scores.ndim == 2
+        if is_choice and len(scores) == self.count and scores.shape[1] > 1:
+            scores = -scores if is_smallest else scores
+            (first, second), top = scores.topk(2, 1).values.split(1, 1), scores.detach().argmax(1, keepdim=True)
+            is_top = torch.arange(scores.shape[1], device=scores.device) == top
+            self.chosen.append(scores - torch.where(is_top, second, first))
 
-def _passed(model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits (N, K), and the differences (N, C) of the comparisons of one number for each sample."""
+
+def _passed(model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits (N, K), the differences (N, C) of the comparisons of one number for each sample, and the leads (N, R) of what
+    is chosen from."""
     with _Passing(len(x)) as passing:
         logits = model(x)
-    compared = torch.stack(passing.compared, 1) if passing.compared else logits.new_zeros(len(x), 0)
-    return logits, compared
+    nothing = logits.new_zeros(len(x), 0)
+    compared = torch.stack(passing.compared, 1) if passing.compared else nothing
+    return logits, compared, torch.cat([nothing, *passing.chosen], 1)
 
 
 @dataclass(frozen=True)
@@ -71,23 +89,24 @@ class ThroughInactive(Guided):
     """On the cross-entropy, with a gradient that also passes inactive and saturated units and the branch that is not chosen.
 
     First each comparison of one number for each sample, which has the same outcome for all samples here, is brought to the
-    other side. Forward passes are those of the network itself. The extra slope of 1 is our choice.
+    other side, and where one of several numbers is the largest or smallest, it is to be another one. Forward passes are those
+    of the network itself. The extra slope of 1 is our choice.
     """
 
     steps: int = 12
 
     def aims(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """The label, and the differences of the comparisons at the sample: (N, 1 + C), 0 for those that are left out."""
+        """The label, and the differences and leads at the sample: (N, 1 + C + R), 0 for those that are left out."""
         with torch.enable_grad():
-            compared = _passed(model, x.detach().clone().requires_grad_())[1].detach()
+            _, compared, chosen = (part.detach() for part in _passed(model, x.detach().clone().requires_grad_()))
         same = (compared > 0).all(0) | (compared <= 0).all(0)
-        return torch.cat([y[:, None].to(compared), compared * same], 1)
+        return torch.cat([y[:, None].to(compared), compared * same, chosen.clamp_min(0)], 1)
 
     def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, compared = _passed(network, x)
+        logits, compared, chosen = _passed(network, x)
         found = cross_entropy(logits, aims[:, 0].long())
-        at_first = aims[:, 1:]
-        if compared.shape == at_first.shape:  # else the network takes another way
-            distance = compared / at_first.abs().clamp_min(1e-12) * at_first.sign()  # 1 at the sample, below 0 beyond
+        at_first, now = aims[:, 1:], torch.cat([compared, chosen], 1)
+        if now.shape == at_first.shape:  # else the network takes another way
+            distance = now / at_first.abs().clamp_min(1e-12) * at_first.sign()  # 1 at the sample, below 0 beyond
             found = found - _FIRST * (distance + _BEYOND).clamp_min(0).sum(1)
         return found, logits.detach()
