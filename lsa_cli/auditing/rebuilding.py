@@ -26,7 +26,8 @@ from lsa_cli.settings import AuditSettings
 from lsa_cli.stats import wilson
 
 ARCHITECTURE = "reconstructed from the weights"
-_TRAINED, _LEAST_TRAINED = 1000, 200  # images of the training split
+_TRAINED, _MOST_TRAINED, _LEAST_TRAINED = 1000, 4000, 200  # images of the training split; the most are for small ones
+_SMALL = 3 * 32 * 32  # numbers in an image of which _MOST_TRAINED are read
 _OWN_FROM = 1000  # images from which the mean and std of the data are taken
 _LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
@@ -110,7 +111,8 @@ def _training_images(
         return None
     try:
         split = open_data(data.spec, split="train", channels=images.shape[1])
-        rows = np.sort(np.random.default_rng(0).permutation(len(split))[:_TRAINED])
+        count = max(_TRAINED, min(_MOST_TRAINED, _MOST_TRAINED * _SMALL // images[0].numel()))
+        rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
         x = check_inputs(split.read(rows), rows, bounds, split.spec)
     except (LsaError, OSError):
         return None

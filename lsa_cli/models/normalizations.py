@@ -12,7 +12,7 @@ _COPIED = ("0.4914,0.4822,0.4465/0.2023,0.1994,0.201", "0.5071,0.4867,0.4408/0.2
 # Normalisations of mean and std that differ by less, in standard deviations, are one: means of two samples of a data set
 # differ as much (our choice).
 _SAME_MEAN, _SAME_STD = 0.05, 0.05
-_UNUSUAL = 1.0  # cost
+_UNUSUAL, _RARER = 1.0, 0.5  # cost
 
 
 def usual_normalizations(channels: int) -> dict[str, Normalization]:
@@ -62,17 +62,20 @@ def normalizations_to_try(images: torch.Tensor, said: str | None) -> dict[str, N
 
 
 def cost_of(option: str, data_name: str) -> float:
-    """How unusual a normalisation is: 1 or 0 (our choice).
+    """How unusual a normalisation is: 1, 0.5 or 0 (our choice).
 
     Unusual are a preset for another data set than the one of this name, and mean and std in another range than [0, 1]. For
-    Fashion-MNIST that of MNIST is usual, because training scripts keep it.
+    Fashion-MNIST that of MNIST is usual, because training scripts keep it. Images in [0, 255] cost 0.5, because most
+    training scripts scale them.
     """
     key = data_name.lower().replace("-", "").replace("_", "")
     own = {"mnist": ("mnist",), "fashionmnist": ("mnist", "fashion-mnist")}.get(key)
     preset = option.removeprefix("--normalize ")
     is_of_others = own is not None and preset in PRESETS and preset not in own
     is_scaled_twice = "--input-range" in option and not preset.startswith("none")
-    return _UNUSUAL if is_of_others or is_scaled_twice else 0.0
+    if is_of_others or is_scaled_twice:
+        return _UNUSUAL
+    return _RARER if "--input-range" in option else 0.0
 
 
 def own_normalization(images: torch.Tensor) -> Normalization:

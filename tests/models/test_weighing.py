@@ -30,15 +30,15 @@ def nothing(one):
     return None
 
 
-def no_misfit(one):
+def nil(one):
     return 0.0
 
 
-def weighed(activations, outcome, on_training=nothing, normalizations=("", "")):
+def weighed(activations, outcome, unrest=nil, normalizations=("", "")):
     variants = [
         Variant(None, None, name, "max", (), "", norm) for name, norm in zip(activations, normalizations, strict=True)
     ]
-    return Weighing(lambda one: variants[int(one.entrant.name)], on_training, no_misfit).weighed(outcome)
+    return Weighing(lambda one: variants[int(one.entrant.name)], nothing, nil, unrest).weighed(outcome)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_odds_weigh_the_difference_of_losses_in_standard_errors_and_the_cost():
         Standing(Entrant("", cost, None), torch.zeros(100, 2), loss, torch.ones(100, dtype=torch.bool))
         for cost, loss in ((0.5, torch.zeros(100)), (2.0, gain))
     )
-    log_odds = Weighing(None, nothing, no_misfit).log_odds
+    log_odds = Weighing(None, nothing, nil, nil).log_odds
     error = (1 / 99 + (0.01 * 2) ** 2) ** 0.5  # of the difference, and 1% of the larger loss
     assert log_odds(one, other) == pytest.approx((2 / error) ** 2 / 2 + 4 * 1.5)
     assert log_odds(one, other) == -log_odds(other, one)
@@ -118,8 +118,8 @@ def test_a_far_more_usual_network_is_a_rival_unless_it_is_far_worse(loss, rivals
 def test_training_images_count_as_those_of_the_contest():
     one, other = standing(0, 0, 0, 2.0), standing(1, 0, 0)
     losses = {"0": one.loss, "1": other.loss}
-    alone = Weighing(None, nothing, no_misfit).log_odds(one, other)
-    both = Weighing(None, lambda standing: (losses[standing.entrant.name], 0.0), no_misfit).log_odds(one, other)
+    alone = Weighing(None, nothing, nil, nil).log_odds(one, other)
+    both = Weighing(None, lambda standing: losses[standing.entrant.name], nil, nil).log_odds(one, other)
     assert both == pytest.approx(2 * alone)
     assert alone > 0
 
@@ -127,19 +127,26 @@ def test_training_images_count_as_those_of_the_contest():
 def test_running_statistics_that_fit_twice_as_well_count_two_nats():
     one, other = standing(0, 0, 0), standing(1, 0, 0)
     misfits = {"0": 0.01, "1": 0.04}
-    found = Weighing(None, nothing, lambda standing: misfits[standing.entrant.name])
+    found = Weighing(None, nothing, lambda standing: misfits[standing.entrant.name], nil)
     assert found.log_odds(one, other) == pytest.approx(4.0)
     misfits["0"] = misfits["1"] = 0.0
     assert found.log_odds(one, other) == 0.0
 
 
-def test_between_normalisations_the_temperature_on_training_images_decides():
+def test_between_normalisations_the_one_at_a_minimum_is_taken():
     one, other = _with_answers(standing(0, 0, 0), 0, 10), _with_answers(standing(1, 0, 0), 500, 10)
     outcome = Outcome(other, [], [one], [], True)
     two = {"activations": ("ReLU", "ReLU"), "normalizations": ("none", "mnist")}
     undecided = weighed(outcome=outcome, **two)
     assert len(undecided.rivals) == 1
-    heats = {"0": 0.02, "1": 0.6}  # temperatures of 1.05 and 4
-    decided = weighed(outcome=outcome, on_training=lambda one: (torch.ones(9), heats[one.entrant.name]), **two)
+    decided = weighed(outcome=outcome, unrest=lambda one: {"0": 1.0, "1": 20.0}[one.entrant.name], **two)
     assert decided.best is one
     assert not decided.rivals
+
+
+@pytest.mark.parametrize(("unrest", "rivals"), [(1.0, 1), (5.9, 1), (6.1, 0)])
+def test_a_beaten_network_that_is_far_from_a_minimum_is_no_rival(unrest, rivals):
+    best, other = standing(0, 0, 100), standing(1, 500, 108)
+    outcome = Outcome(best, [], [], [other], True)
+    found = weighed(("ELU", "LeakyReLU(0.1)"), outcome, lambda one: {"0": 2.0, "1": unrest}[one.entrant.name])
+    assert len(found.rivals) == rivals

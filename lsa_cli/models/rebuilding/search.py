@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
-from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, tempered
+from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, losses, tempered
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import Geometry, geometries
+from lsa_cli.models.rebuilding.stationarity import unrest
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import (
     ACTIVATIONS,
@@ -46,6 +47,7 @@ _NATS = 1.5  # of log-probability for each unit of cost
 _FITS = (
     0.3  # nats: networks that were trained have less than a tenth of it, and wrong orders of their layers several nats
 )
+_LEAST_TRAINED = 1000  # training images, also where the contest has fewer images
 _OF_EACH = 1  # geometries of every structure that the first step asks in any case
 _TOP = 2  # variants that are changed
 _STYLES = (("ReLU", "max"), ("ReLU", "average"), ("tanh", "max"), ("tanh", "average"), ("sigmoid", "average"))
@@ -57,7 +59,7 @@ _MISFIT, _LEAST_MISFIT = 2.0, 0.02  # times that of the best; nats; what fits th
 class Effort(NamedTuple):
     """few, images: of the first and third step, and of the second one. first, less: geometries of the first step, and of its
     less usual styles. most: geometries of the third step. kept, usual: variants for the second step, the best and the most
-    usual. contest: images at most."""
+    usual. contest: images at most. slopes: images whose gradients are computed."""
 
     few: int
     images: int
@@ -67,12 +69,13 @@ class Effort(NamedTuple):
     kept: int
     usual: int
     contest: int
+    slopes: int
 
 
 _EFFORTS = {  # by multiplications for an image, at most
-    2e7: Effort(32, 128, 30, 10, 200, 12, 4, 4000),
-    1e8: Effort(32, 64, 12, 4, 40, 6, 2, 1000),
-    math.inf: Effort(8, 32, 4, 2, 8, 3, 1, 400),
+    2e7: Effort(32, 128, 30, 10, 200, 12, 4, 4000, 1000),
+    1e8: Effort(32, 64, 12, 4, 40, 6, 2, 1000, 400),
+    math.inf: Effort(8, 32, 4, 2, 8, 3, 1, 400, 100),
 }
 
 
@@ -90,7 +93,8 @@ class Search:
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
-        self.trained, self.on_training = trained, dict[Variant, tuple[torch.Tensor, float]]()
+        self.trained, self.on_training = trained, dict[Variant, torch.Tensor]()
+        self.unrest: dict[Variant, float] = {}
         self.x, self.y = read(0, min(_SIZES[0], available))
         self.few: dict[Variant, Standing] = {}
         self.asked: dict[Variant, Standing] = {}
@@ -141,9 +145,10 @@ class Search:
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes)
-        return Weighing(self.variant_of, self._on_training, lambda one: self.misfit[self.variant_of(one)]).weighed(
-            outcome
+        weighing = Weighing(
+            self.variant_of, self._on_training, lambda one: self.misfit[self.variant_of(one)], self._unrest
         )
+        return weighing.weighed(outcome)
 
     def _twins(self, one: Variant) -> list[Variant]:
         """The variants that differ in the activation, or in having an exception, and answer some images."""
@@ -152,17 +157,29 @@ class Search:
         self._ask(every, self.asked, self.effort.images)
         return [other for other in every if other in self.asked and other != one]
 
-    def _on_training(self, one: Standing) -> tuple[torch.Tensor, float] | None:
-        """Losses on training images, and the power of ten of the temperature that is best there; None without images."""
+    def _on_training(self, one: Standing) -> torch.Tensor | None:
+        """Losses on training images; None without images."""
         if self.trained is None:
             return None
         variant = self.variant_of(one)
         if variant not in self.on_training:
-            x, y = self.trained
+            x, y = (part[: max(_LEAST_TRAINED, self.effort.contest)] for part in self.trained)
             with torch.no_grad():
-                loss, temperature = tempered(one.entrant.ask(x).float(), y)
-            self.on_training[variant] = (loss, math.log10(temperature))
+                self.on_training[variant] = losses(one.entrant.ask(x).float(), y)
         return self.on_training[variant]
+
+    def _unrest(self, one: Standing) -> float:
+        """How far an entrant is from a minimum of the loss, on training images where there are some."""
+        variant = self.variant_of(one)
+        if variant not in self.unrest:
+            x, y = self.trained or self.read(0, min(self.effort.slopes, self.available))
+            x, y = x[: self.effort.slopes], y[: self.effort.slopes]
+            network, shift = (
+                with_weights(parts_of(variant), self.tensors, self.made),
+                self.shifts[variant.normalization],
+            )
+            self.unrest[variant] = unrest(network, shift(x), y)
+        return self.unrest[variant]
 
     def fits(self, one: Standing) -> bool:
         """Whether the running statistics of BatchNorm are about those of the images."""

@@ -14,9 +14,10 @@ from lsa_cli.models.contest import ALIKE, NOISE, Outcome, Standing
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
 _PRIOR = 4.0  # nats for each unit of cost
-_HEAT = 15.0  # nats for each factor of ten between a temperature and 1
-_DOUBLED, _FIT = 2.0, 0.002  # nats where the misfit of running statistics is twice as large; a misfit that is none
-_WARM = 0.1  # a power of ten between them that is no evidence
+_DOUBLED, _FIT = (
+    2.0,
+    0.002,
+)  # nats where the misfit of running statistics, or the unrest, is twice as large; a misfit that is none
 _UNUSUAL = 3.0  # nats for each unit of cost of an activation
 _ODDS = NOISE**2 / 2  # nats that end a rivalry
 _NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
@@ -32,18 +33,23 @@ _ODD, _FAR_BETTER = 1.5, 0.5
 _STRANGE = 3.0  # cost of a network that is taken only if it is better than all others by _CLEARLY
 _WORSE = 0.03  # of the loss, by which a smooth activation with other answers must be worse than ReLU
 _CLEARLY = 0.15  # of the loss, with NOISE: an activation that is beaten by so much is no rival
+_CALM = 2.0  # unrest that is noise
+_RESTLESS = 3.0  # times the unrest of another network: so much ends a rivalry. At most 1.7 was seen of the true one.
 _SYSTEMATIC = 0.01  # of the loss: what a short training leaves between networks, however many images there are
 
-# Losses on training images, and the power of ten of the temperature that is best there; None where there are none.
-OnTraining = Callable[[Standing], tuple[torch.Tensor, float] | None]
+OnTraining = Callable[[Standing], torch.Tensor | None]  # losses on training images; None where there are none
 Misfit = Callable[[Standing], float]  # of the running statistics of BatchNorm, in nats; 0.0 without BatchNorm
+Unrest = Callable[[Standing], float]  # how far a network is from a minimum; see `stationarity.unrest`
 
 
 class Weighing:
-    """Rules for the entrants of a contest. variant_of: the variant of each; misfit: how far running statistics are from it."""
+    """Rules for the entrants of a contest. variant_of: the variant of each; misfit: how far running statistics are from it;
+    unrest: how far it is from a minimum of the loss."""
 
-    def __init__(self, variant_of: Callable[[Standing], Variant], on_training: OnTraining, misfit: Misfit) -> None:
-        self.variant_of, self.on_training, self.misfit = variant_of, on_training, misfit
+    def __init__(
+        self, variant_of: Callable[[Standing], Variant], on_training: OnTraining, misfit: Misfit, unrest: Unrest
+    ) -> None:
+        self.variant_of, self.on_training, self.misfit, self.unrest = variant_of, on_training, misfit, unrest
 
     def weighed(self, outcome: Outcome) -> Outcome:
         """The outcome with the network that is taken and its rivals. A far more usual network stays a rival unless it is far
@@ -121,17 +127,16 @@ class Weighing:
     def log_odds(self, one: Standing, other: Standing) -> float:
         """Of a network against another, in nats, without the prior of their activations: z^2 / 2 for z standard errors of the
         difference of their losses, with a systematic one, on the images of the contest and on those of the training, _PRIOR
-        for each unit of cost, how far temperatures are from 1, and how well they fit the running statistics."""
+        for each unit of cost, how well they fit the running statistics, and how far they are from a minimum."""
         gained = _nats(one.loss, other.loss)
         trained = [self.on_training(each) for each in (one, other)]
-        heats = [0.0, 0.0]
         if trained[0] is not None and trained[1] is not None:
-            gained += _nats(trained[0][0], trained[1][0])
-            heats = [max(0.0, abs(each[1]) - _WARM) for each in trained if each is not None]
+            gained += _nats(trained[0], trained[1])
         prior = _PRIOR * (other.entrant.cost - one.entrant.cost)
-        fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
-        evidence = _HEAT * (heats[1] - heats[0]) + _DOUBLED * (fits[1] - fits[0])
-        return gained + prior + evidence
+        fits = [
+            math.log2(max(self.misfit(each), _FIT)) + math.log2(max(self.unrest(each), _CALM)) for each in (one, other)
+        ]
+        return gained + prior + _DOUBLED * (fits[1] - fits[0])
 
     def _is_close(self, one: Standing, best: Standing) -> bool:
         is_alike = one.agreement(best) >= ALIKE
@@ -150,7 +155,13 @@ class Weighing:
             return False
         errors, least = (1 - float(standing.right[:n].float().mean()) for standing in (one, best))
         more_usual = self._cost_of_activation(one) < self._cost_of_activation(best)
+        if self._is_restless(one, best):
+            return False
         return errors <= max(_MORE * least, least + _NEARLY if more_usual else 0.0)
+
+    def _is_restless(self, one: Standing, other: Standing) -> bool:
+        """Whether a network is so much farther from a minimum than another one that it was not trained."""
+        return self.unrest(one) > _RESTLESS * max(self.unrest(other), _CALM)
 
     def _activation(self, one: Standing) -> str:
         return self.variant_of(one).activation
