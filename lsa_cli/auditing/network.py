@@ -284,7 +284,7 @@ def on_data(
         warnings += _assumed(built, loaded)
     return Network(
         checkpoint, classifier, loaded.arch, loaded.arch_args, description, settings, origin, opened, labels, bounds,
-        device, layers, loaded.shows_layers, classes, class_names, shape, loaded.notes, warnings, unasked,
+        device, layers, loaded.shows_layers and not classifier.alone, classes, class_names, shape, loaded.notes, warnings, unasked,
     )  # fmt: skip
 
 
@@ -380,6 +380,6 @@ def refuse_without_layers(network: Network) -> None:
     """Raises CheckpointError for an opaque program, whose layers are asked for."""
     if not network.shows_layers:
         raise CheckpointError(
-            f"{network.arch}: compiled programs show no layers; give --arch with the network as Python code, or leave "
-            "--layers out for robust accuracy and classes alone"
+            f"{network.arch}: compiled programs, and networks that take one image at a time, show no layers; give --arch with "
+            "the network as Python code for batches, or leave --layers out for robust accuracy and classes alone"
         )

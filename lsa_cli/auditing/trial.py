@@ -14,9 +14,9 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.outputs import choose_output
 from lsa_cli.data import LabelledData, check_inputs
-from lsa_cli.errors import DataError, ForwardError, UsageError, summary_of
+from lsa_cli.errors import CheckpointError, DataError, ForwardError, UsageError, summary_of
 from lsa_cli.layers import Layer, find_layers
-from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.classifier import CHANNELS_FIRST, CHANNELS_LAST, FLAT, Classifier
 from lsa_cli.models.loading import Loaded
 from lsa_cli.models.outputs import find_logits, named_tensors
 from lsa_cli.settings import AuditSettings
@@ -37,7 +37,7 @@ def try_network(
 ) -> tuple[list[Layer], int, tuple[int, ...]]:  # fmt: skip
     """Run a network on up to three samples of its data, never on one alone: layers, number of classes, input shape.
 
-    What it needs is set in the classifier: `flatten`, `with_graph`, `which`, `in_pairs`. Raises ForwardError where it
+    What it needs is set in the classifier: `layout`, `alone`, `with_graph`, `which`, `in_pairs`. Raises ForwardError where it
     fails by itself, DataError where the data are of another shape than it takes.
     """
 
@@ -50,7 +50,7 @@ def try_network(
     classes = classifier.as_logits(output, len(x)).shape[1]
     with undisturbed(classifier):
         layers: list[Layer] = []
-        if loaded.shows_layers:
+        if loaded.shows_layers and not classifier.alone:
             layers = find_layers(classifier.body, lambda: classifier.scores(x), len(x))
         with torch.no_grad():
             classifier.in_pairs = not _takes_one(classifier, x[:1], classes)
@@ -64,22 +64,71 @@ def _ask(classifier: Classifier, x: torch.Tensor) -> Any:
 
 
 def _first_pass(classifier: Classifier, x: torch.Tensor, data: LabelledData, loaded: Loaded) -> Any:
-    """What the body returns, asked in the first of these ways that works: as it is, with gradients, as vectors."""
+    """What the body returns, asked in the first of these ways that gives scores for each image: all images at once, or one
+    at a time; in the usual layout, as vectors, or with channels last; without gradients or with them.
+
+    Where none does, what it returns in the first way that runs. Raises where none runs.
+    """
     first: ForwardError | None = None
-    for flatten in (False, True) if _takes_vectors(classifier.body, x) else (False,):
-        for with_graph in (False, True):
-            classifier.flatten, classifier.with_graph = flatten, with_graph
-            try:
-                output = _ask(classifier, x)
-            except ForwardError as error:
-                first = error if first is None or flatten else first
-                continue
-            if flatten:
-                loaded.notes.append(f"images are flattened to {x[0].numel()} numbers, as the first layer takes them")
-            return output
-    classifier.with_graph = False
+    unreadable: list[tuple[str, bool, Any]] = []
+    for alone in (False, True):
+        for layout in _layouts(classifier.body, x):
+            for with_graph in (False, True):
+                classifier.layout, classifier.alone, classifier.with_graph = layout, alone, with_graph
+                try:
+                    output = _ask(classifier, x)
+                except ForwardError as error:
+                    first = error if first is None or layout == FLAT else first
+                    continue
+                if _is_readable(output, classifier, len(x)):
+                    _say_how(classifier, x, loaded)
+                    return output
+                if not alone:
+                    unreadable.append((layout, with_graph, output))
+                break
+        if not _may_be_alone(first, unreadable):
+            break
+    classifier.layout, classifier.alone, classifier.with_graph = CHANNELS_FIRST, False, False
+    if unreadable:
+        classifier.layout, classifier.with_graph, output = unreadable[0]
+        return output
     assert first is not None
     raise _of_the_data(classifier, x, data, first) or first
+
+
+def _layouts(body: nn.Module, x: torch.Tensor) -> list[str]:
+    """The layouts to try. Vectors are for a first layer that takes them."""
+    return [CHANNELS_FIRST, *([FLAT] if _takes_vectors(body, x) else []), *([CHANNELS_LAST] if x.ndim == 4 else [])]
+
+
+def _is_readable(output: Any, classifier: Classifier, count: int) -> bool:
+    """Whether it holds scores for each image. Of several outputs the labels choose later."""
+    if not isinstance(output, torch.Tensor):
+        return True
+    try:
+        classifier.as_logits(output, count)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _may_be_alone(first: ForwardError | None, unreadable: list[tuple[str, bool, Any]]) -> bool:
+    """Whether the number of images can be what a network cannot take."""
+    cause = first.__cause__ if first is not None else None
+    return bool(unreadable) or (cause is not None and _is_of_shapes(cause))
+
+
+def _say_how(classifier: Classifier, x: torch.Tensor, loaded: Loaded) -> None:
+    if classifier.layout == FLAT:
+        loaded.notes.append(f"images are flattened to {x[0].numel()} numbers, as the first layer takes them")
+    if classifier.layout == CHANNELS_LAST:
+        loaded.notes.append(
+            "images are given as (N, height, width, channels), because the network fails with channels first"
+        )
+    if classifier.alone:
+        loaded.notes.append(
+            "the network is given one image at a time, because it fails with several; so its layers are not scanned"
+        )
 
 
 def _takes_vectors(body: nn.Module, x: torch.Tensor) -> bool:
@@ -98,9 +147,13 @@ def _of_the_data(classifier: Classifier, x: torch.Tensor, data: LabelledData, er
         if other[0] == x.shape[1]:
             question = f"if it is the data set that it was trained for, add --input-size {other[1]}"
         return DataError(f"the network cannot take {shape}, but does take {taken}: {summary_of(cause)}; {question}")
-    if isinstance(cause, (RuntimeError, ValueError, AssertionError)) and _OF_SHAPES.search(str(cause)):
+    if _is_of_shapes(cause):
         return DataError(f"the network cannot take {shape}: {summary_of(cause)}; {question}")
     return None
+
+
+def _is_of_shapes(cause: BaseException) -> bool:
+    return isinstance(cause, (RuntimeError, ValueError, AssertionError)) and bool(_OF_SHAPES.search(str(cause)))
 
 
 def _shape_it_takes(classifier: Classifier, x: torch.Tensor) -> tuple[int, ...] | None:

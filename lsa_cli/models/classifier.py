@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.errors import CheckpointError, ForwardError, UsageError
 from lsa_cli.failures import forward_of
 from lsa_cli.models.outputs import find_logits
 from lsa_cli.models.wrappers import eager
@@ -20,9 +20,11 @@ PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 OUTPUTS = ("logits", "probabilities")
+CHANNELS_FIRST, CHANNELS_LAST, FLAT = "NCHW", "NHWC", "flat"  # layouts of the images that a body takes
 AUTO = "auto"  # a normalisation that is found on the data
 
 
+READ_BY = ("layout", "alone", "which", "in_pairs", "with_graph")  # what a trial forward pass finds; see `Classifier`
 Normalization = tuple[Sequence[float], Sequence[float]] | None
 Scale = tuple[float, float]
 
@@ -98,7 +100,7 @@ def normalization_of(classifier: "Classifier") -> Normalization:
 def with_normalization(classifier: "Classifier", normalization: Normalization) -> "Classifier":
     """The same network with another normalisation. The body is shared."""
     other = Classifier(classifier.body, normalization, classifier.class_names, classifier.output, classifier.home)
-    for name in ("flatten", "which", "in_pairs", "with_graph"):
+    for name in READ_BY:
         setattr(other, name, getattr(classifier, name))
     device = next((tensor.device for tensor in [*classifier.parameters(), *classifier.buffers()]), None)
     other.normalize.to(device or "cpu")
@@ -141,7 +143,7 @@ class Classifier(nn.Module):
     the usual binary cross-entropy. output="probabilities": the body ends in softmax or sigmoid, and the logarithm
     is taken, because a loss that takes probabilities for logits hides gradients.
 
-    A trial forward pass finds what a body needs. flatten: images as vectors. which: the place of the logits in its output
+    A trial forward pass finds what a body needs. layout: of the images. alone: one image at a time. which: the place of the logits in its output
     (`find_logits`). in_pairs: it fails on one image, so that a single image is given twice. with_graph: its forward pass
     fails without gradients (hooks on tensors), so that they are always on. home: the context in which its imports are
     found (`imports.Home`).
@@ -162,14 +164,17 @@ class Classifier(nn.Module):
         self.body = body
         self.class_names = tuple(class_names) if class_names is not None else None
         self.output = output
-        self.flatten = self.in_pairs = self.with_graph = False
+        self.layout = CHANNELS_FIRST
+        self.alone = self.in_pairs = self.with_graph = False
         self.which: str | None = None
         self.home = home or nullcontext()
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor:
         """Images (N, C, ...) in the user's range -> the input of the body, which can change it in place."""
         x = x.clone() if isinstance(self.normalize, nn.Identity) else self.normalize(x)
-        return x.flatten(1) if self.flatten else x
+        if self.layout == CHANNELS_LAST:
+            return x.movedim(1, -1)
+        return x.flatten(1) if self.layout == FLAT else x
 
     @property
     def normalize_channels(self) -> int | None:
@@ -186,10 +191,18 @@ class Classifier(nn.Module):
     def _run(self, x: torch.Tensor) -> Any:
         with forward_of(self.body), eager():
             try:
-                return self.body(self.prepare(x))
+                return self._answers(x)
             except ImportError:  # the body imports a module of the user in its forward pass
                 with self.home:
-                    return self.body(self.prepare(x))
+                    return self._answers(x)
+
+    def _answers(self, x: torch.Tensor) -> Any:
+        if not self.alone:
+            return self.body(self.prepare(x))
+        answers = [self.body(one) for one in self.prepare(x).split(1)]
+        if not all(isinstance(answer, torch.Tensor) for answer in answers):
+            raise ForwardError("the network, given one image at a time, returns other things than one tensor")
+        return torch.cat([one.reshape(1, -1) if one.ndim < 2 else one for one in answers])
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """The class scores for images (N, C, ...), in the shape in which the body returns them."""

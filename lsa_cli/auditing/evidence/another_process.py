@@ -22,12 +22,11 @@ from lsa_cli.auditing.evidence.network import OTHER_BATCH, largest, relative_dif
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.repeatability import SAMPLES, Beginning, ask, moved
 from lsa_cli.auditing.network import Network, build_network
-from lsa_cli.models.classifier import Classifier, normalization_of
+from lsa_cli.models.classifier import READ_BY, Classifier, normalization_of
 from lsa_cli.settings import AuditSettings
 
 SECONDS = 120  # in which the other process must answer (our choice); it needs 3 to 5 for a small network
 _BUILT_BY = ("plugin", "weights", "arch", "arch_args", "trust_code", "noise_off", "returns")
-_READ_BY = ("flatten", "which", "in_pairs", "with_graph")
 _TASK, _ASKED, _ANSWERS = "task.json", "asked.npy", "answers.npy"
 
 
@@ -50,7 +49,7 @@ class Source:
             return None
         settings = {name: getattr(network.settings, name) for name in _BUILT_BY}
         settings["device"] = str(network.device)
-        reads = {name: getattr(network.classifier, name) for name in _READ_BY}
+        reads = {name: getattr(network.classifier, name) for name in READ_BY}
         return cls(str(network.checkpoint.path), settings, normalization_of(network.classifier), reads)
 
 
