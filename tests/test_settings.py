@@ -32,7 +32,7 @@ MOON = Path(__file__).parents[1] / "sample_models" / "moon_mlp.pt"
 VALUES = {
     "arch_args": "width=3", "limit": "30", "eps": "8/255", "step_size": "1e-3", "eps_grid": "0,1/255",
     "batch_size": "auto", "budget": "90s", "input_size": "64", "fail_under": "robust=0.4", "fail_on": "doubtful",
-    "schedule": "cosine", "augment": "none", "weight_decay": "0", "val_fraction": "1/5", "clip": "0", "gamma": "0.5",
+    "match_classes": "1,0", "schedule": "cosine", "augment": "none", "weight_decay": "0", "val_fraction": "1/5", "clip": "0", "gamma": "0.5",
 }  # fmt: skip
 
 

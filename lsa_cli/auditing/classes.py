@@ -11,7 +11,8 @@ def match_classes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Labels in the network's order of classes, and the names of the classes.
 
-    own: the names that the checkpoint gives its outputs. how "number" takes labels as they are. By name, every class
+    own: the names that the checkpoint gives its outputs. how "number" takes labels as they are, and "2,0,1" names the output
+    for each class of the data. By name, every class
     of the data must be one of the network's: spelling may differ in case, spaces, dashes and underscores, or, where
     that decides, in all but the first word ("3 - three"). Raises DataError where the order cannot be known.
     """
@@ -20,6 +21,8 @@ def match_classes(
     labels, names = data.labels.astype(np.int64), data.class_names
     if own is not None and len(own) != classes:
         raise DataError(f"the checkpoint names {len(own)} classes, and the network has {classes} outputs")
+    if how not in (None, "name", "number"):
+        return _in_order(data, [int(part) for part in how.split(",")], own, classes, notes)
     if how == "number" and names is not None:
         labels = _as_numbers(labels, names, classes, notes)
     if how == "number" or names is None:
@@ -52,6 +55,24 @@ def match_classes(
     if order != list(range(len(names))):
         notes.append("labels of the data were put into the network's order of classes, by name")
     return np.array(order)[labels], own
+
+
+def _in_order(
+    data: LabelledData, order: list[int], own: tuple[str, ...] | None, classes: int, notes: list[str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """`match_classes` with the output for each class of the data."""
+    labels, names = data.labels.astype(np.int64), data.class_names
+    known = len(names) if names is not None else int(labels.max()) + 1
+    if len(order) != known or labels.min() < 0 or max(order) >= classes:
+        raise DataError(
+            f"--match-classes {','.join(map(str, order))}: give one output below {classes} for each of the {known} classes of "
+            f"{data.spec}"
+        )
+    shown = [str(number) for number in range(classes)]
+    for name, output in zip(names or (), order, strict=False):
+        shown[output] = name
+    notes.append("labels of the data were put into the order of --match-classes")
+    return np.array(order)[labels], own or tuple(shown)
 
 
 def _as_numbers(labels: np.ndarray, names: tuple[str, ...], classes: int, notes: list[str]) -> np.ndarray:

@@ -46,7 +46,9 @@ def clean_checks(plan: AuditPlan, total: BlockResult, normalization: Checked | N
         usage.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
         *_reconstruction(plan, rate(total.right)),
         *([normalization] if normalization is not None else []),
-        usage.class_order(total.label, total.clean, plan.network.class_names),
+        usage.class_order(
+            total.label, total.clean, plan.network.class_names, plan.network.data.labels[total.index].astype(np.int64)
+        ),
         usage.lost_classes(total.label, total.clean, plan.network.class_names),
         usage.near_chance(rate(total.right), len(plan.network.class_names)),
     ]

@@ -13,6 +13,7 @@ from lsa_cli.settings.harden import HardenSettings
 from lsa_cli.settings.values import (
     Arguments,
     BatchSize,
+    ClassOrder,
     Count,
     Duration,
     Names,
@@ -149,8 +150,11 @@ class AuditSettings(Settings):
         "own weights.",
         metavar="N|native",
     )
-    match_classes: Literal["name", "number"] | None = _DATA(
-        "How labels are matched to outputs of the network: by class name, or label k is output k.", default="name"
+    match_classes: ClassOrder | None = _DATA(
+        "How labels are matched to outputs of the network: by class name; number: label k is output k; or the output for each "
+        "class of the data, such as 2,0,1.",
+        metavar="name|number|ORDER",
+        default="name",
     )
     limit: Samples | None = _DATA(
         "Number of samples to audit, stratified by class. Default: 1000; with --quick 200, with --gate-only all, with --baseline its samples.",

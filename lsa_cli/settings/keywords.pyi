@@ -13,7 +13,7 @@ class AuditKeywords(TypedDict, total=False):
     noise_off: bool
     split: Any
     input_size: Any
-    match_classes: Literal["name", "number"]
+    match_classes: Any
     limit: Any
     n: Any
     attack: Any

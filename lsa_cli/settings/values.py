@@ -87,6 +87,20 @@ def _pixels(value: Any) -> Any:
     return text
 
 
+def _class_order(value: Any) -> Any:
+    """[2, 0, 1] or "2,0,1" -> "2,0,1"; "name" and "number" stay."""
+    text = _as_text(value)
+    if text in ("name", "number"):
+        return text
+    numbers = [part.strip() for part in text.split(",")] if isinstance(text, str) else []
+    is_order = len(numbers) > 1 and all(part.isdecimal() and len(part) < 10 for part in numbers)
+    if not is_order or len({int(part) for part in numbers}) < len(numbers):
+        raise ValueError(
+            f"must be name, number, or the output for each class of the data, such as 2,0,1, not '{value}'"
+        )
+    return ",".join(str(int(part)) for part in numbers)
+
+
 def _count_or(word: str) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if value == word:
@@ -155,6 +169,7 @@ Duration = Annotated[float, Reads(_duration, _NUMBER)]
 NumberText = Annotated[str, Reads(_as_text, _NUMBER)]
 Range = Annotated[str, Reads(_as_text, {"type": ["string", "array"]})]
 NumberOrName = Annotated[str, Reads(_as_text, {"type": ["string", "integer"]})]
+ClassOrder = Annotated[str, Reads(_class_order, {"type": ["string", "array"]})]
 Pixels = Annotated[str, Reads(_pixels, {"type": ["string", "integer"]})]
 Texts = Annotated[list[str], Reads(_one_or_more, _LIST)]
 Names = Annotated[list[str], Reads(_names, _LIST)]

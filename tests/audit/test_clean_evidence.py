@@ -60,7 +60,23 @@ def test_classes_in_the_order_of_text_are_found_and_named():
 def test_two_exchanged_classes_among_ten_are_found_in_a_hundred_samples():
     y = np.arange(100) % 10
     swapped = np.where(y == 3, 5, np.where(y == 5, 3, y))
-    assert codes(usage.class_order(y, swapped, NAMES[:10])) == ["class-order"]
+    checked = usage.class_order(y, swapped, NAMES[:10])
+    assert codes(checked) == ["class-order"]
+    assert checked.finding.advice.endswith("--match-classes 0,1,2,5,4,3,6,7,8,9")
+
+
+def test_the_order_is_that_of_the_classes_of_the_data():
+    """The data number their classes from the last one, and the checkpoint's names turn that."""
+    y = np.arange(300) % 3
+    checked = usage.class_order(y, np.array([1, 2, 0])[y], NAMES[:3], in_data=2 - y)
+    assert checked.finding.advice.endswith("--match-classes 0,2,1")
+
+
+def test_no_order_is_proposed_where_a_class_has_no_samples():
+    y = np.arange(300) % 3 + 1
+    checked = usage.class_order(y, (y + 1) % 4, NAMES[:4])
+    assert codes(checked) == ["class-order"]
+    assert "," not in checked.finding.advice.partition("--match-classes")[2].partition("with")[0]
 
 
 def test_labels_that_count_from_one_are_found():

@@ -38,7 +38,9 @@ def squeezed(net, x):
 
 
 def unbatched_scores(net, x):
-    return torch.cat([net.scale(x).mean((0, 2, 3)), torch.zeros(1)])  # (4,): three scores could be those of three images
+    return torch.cat(
+        [net.scale(x).mean((0, 2, 3)), torch.zeros(1)]
+    )  # (4,): three scores could be those of three images
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_network_that_takes_one_image_at_a_time_is_audited():
 
 def test_scores_that_are_not_those_of_an_image_are_not_put_together():
     """(2, 3) for each image: as two images."""
-    with pytest.raises(Exception, match="a classifier returns|the network cannot take"):
+    with pytest.raises(Exception, match=r"a classifier returns|the network cannot take"):
         open_network(Means(lambda net, x: net.scale(x).view(-1, 3, 24).mean(2)), settings_from({}), {}, (X, Y))
 
 

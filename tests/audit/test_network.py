@@ -72,6 +72,17 @@ def test_a_network_without_names_takes_as_many_classes_as_it_has_and_no_fewer():
         matched(("a", "b", "c"), None, classes=2)
 
 
+def test_labels_follow_an_order_that_is_given():
+    assert matched(("a", "b", "c"), None, how="2,0,1")[:2] == ([2, 0, 1], ("b", "c", "a"))
+    assert matched(("a", "b", "c"), ("x", "y", "z"), how="2,0,1")[:2] == ([2, 0, 1], ("x", "y", "z"))
+    assert matched(None, None, classes=4, how="3,0,1")[:2] == ([3, 0, 1], ("0", "1", "2", "3"))
+    for order in ("1,0", "3,0,1"):
+        with pytest.raises(
+            DataError, match=f"--match-classes {order}: give one output below 3 for each of the 3 classes"
+        ):
+            matched(("a", "b", "c"), None, how=order)
+
+
 def test_labels_beyond_the_outputs_are_refused():
     with pytest.raises(DataError, match="label 3"):
         matched(None, None, labels=(0, 1, 3))

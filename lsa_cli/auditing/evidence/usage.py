@@ -124,8 +124,12 @@ def normalization(
 # ---- classes -------------------------------------------------------------------------------------------
 
 
-def class_order(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Checked:
+def class_order(
+    y: np.ndarray, predicted: np.ndarray, names: Sequence[str], in_data: np.ndarray | None = None
+) -> Checked:
     """Is the network correct more often with another order of the classes, beyond noise? y, predicted: (N,), -1 for none.
+
+    in_data (N,): the labels as the data number them; None: y. The order is proposed and not taken.
 
     The best order assigns classes to outputs with the most correct samples. It is found on one half of each class and
     tested on the other half, and the reverse, so that the choice among all orders needs no correction. A finding if the sign
@@ -150,10 +154,15 @@ def class_order(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> C
         and exceeds(int(after.sum()), len(y), most_frequent)
     )
     saw = {"right": int(right.sum()), "right in another order": int(after.sum())}
-    return Checked("order of classes", len(y), saw, _order_finding(y, predicted, names) if found else None)
+    return Checked(
+        "order of classes",
+        len(y),
+        saw,
+        _order_finding(y, predicted, names, y if in_data is None else in_data) if found else None,
+    )
 
 
-def _order_finding(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Finding:
+def _order_finding(y: np.ndarray, predicted: np.ndarray, names: Sequence[str], in_data: np.ndarray) -> Finding:
     order = best_order(y, predicted, len(names))
     present = np.unique(y)
     moved = [f"'{names[k]}' is output {order[k]}, not {k}" for k in present if order[k] != k]
@@ -164,10 +173,12 @@ def _order_finding(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
             "the network has the classes in the order of their names as text (0, 1, 10, 2, ...), in which torchvision's "
             "ImageFolder reads them: add order=text to --data imagefolder:DIR, and leave --match-classes out"
         )
+    elif (outputs := _outputs(order[y], in_data)) is not None:
+        advice = f"if that is the order of the network's training, add --match-classes {','.join(map(str, outputs))}"
     else:
         advice = (
-            "number the classes of the data as the network does: --match-classes number where label k is output k, "
-            "--match-classes name with a checkpoint that names its classes, or labels in the right order"
+            "number the classes of the data as the network does: --match-classes with the output for each class, number where "
+            "label k is output k, or name with a checkpoint that names its classes"
         )
     return doubt(
         "class-order",
@@ -175,6 +186,12 @@ def _order_finding(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -
         f"({first_of(moved, 5)})",
         advice,
     )
+
+
+def _outputs(best: np.ndarray, in_data: np.ndarray) -> list[int] | None:
+    """The best output for each class of the data, for --match-classes; None where a class has no samples."""
+    first = {int(label): int(output) for label, output in zip(in_data[::-1], best[::-1], strict=True)}
+    return [first[label] for label in range(len(first))] if set(first) == set(range(len(first))) else None
 
 
 def lost_classes(y: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Checked:
