@@ -11,7 +11,7 @@ from lsa_cli.attacks.apgd import APGD, APGDDLR, TargetedAPGD
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_logits, undisturbed
 from lsa_cli.attacks.fab import FAB, FABT
 from lsa_cli.attacks.gradient import TemperaturePGD
-from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.losses import decision_margin
 from lsa_cli.attacks.randomness import drawn_for
 from lsa_cli.attacks.search import Goal, Search
 from lsa_cli.attacks.square import Square
@@ -73,7 +73,7 @@ def cascade(
         x_adv, found_at = member.run(model, x[rows], y[rows], index=index[rows], seed=seed, goal=goal, copy=copy)
         x_adv = confined(member, x_adv, x[rows])
         with undisturbed(model):
-            value = margin(expected_logits(model, x_adv, getattr(member, "eot", 1)), y[rows]).float()
+            value = decision_margin(expected_logits(model, x_adv, getattr(member, "eot", 1)), y[rows], x_adv).float()
         stronger = value > found.margin[rows]
         found.margin[rows[stronger]], found.x_adv[rows[stronger]] = value[stronger], x_adv[stronger]
         first = (value > 0) & (found.broken_by[rows] < 0)

@@ -59,6 +59,15 @@ def margin(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return wrong.amax(1) - true
 
 
+def decision_margin(logits: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The margin (N,); infinite, so misclassified, where the logits of a finite input x (N, ...) name no class.
+
+    Logits name no class where one is NaN, or where several are the largest and infinite.
+    """
+    value = margin(logits, y)
+    return torch.where(value.isnan() & x.flatten(1).sum(1).isfinite(), torch.inf, value)
+
+
 @LOSSES.register("dlr")
 def dlr(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Difference of logits ratio (arXiv 2003.01690, eq. 6): the margin divided by the first minus the third logit.

@@ -20,7 +20,7 @@ from lsa_cli.attacks.base import ATTACKS, Attack, Model, expected_logits, undist
 from lsa_cli.attacks.ensemble import Ensemble, confined, for_rows
 from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.fmn import FMN
-from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.losses import decision_margin
 from lsa_cli.attacks.odi import ODI
 from lsa_cli.attacks.randomness import drawn_for, per_sample, uniform_like
 from lsa_cli.attacks.search import Search
@@ -179,7 +179,7 @@ class RankedCascade(Ensemble):
             found, _ = member.run(model, x[at], y[at], index=index[at], seed=seed, goal=search.goal, copy=search.copy)
             found = confined(member, found, x[at])
             with undisturbed(model):
-                value = margin(expected_logits(model, found), y[at]).float()
+                value = decision_margin(expected_logits(model, found), y[at], found).float()
             stronger = value > search.value[at]
             search.value[at[stronger]], search.x_adv[at[stronger]] = value[stronger], found[stronger]
             search.found_at[at[(value > 0) & (search.found_at[at] == 0)]] = number + 1

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from lsa_cli.attacks import randomness
-from lsa_cli.attacks.losses import margin
+from lsa_cli.attacks.losses import decision_margin
 from lsa_cli.attacks.threat import Threat, as_rows, each
 
 Goal = Literal["worst", "break", "patient"]
@@ -53,8 +53,8 @@ def searching(
 class Search:
     """For budget attacks: the strongest input found for each sample, and the query that found its first adversarial example.
 
-    The strongest input has the largest margin loss. An adversarial example is never lost, and a NaN is never the strongest.
-    Inputs that are offered must be within the budget.
+    The strongest input has the largest margin loss. An adversarial example is never lost. An input for which the network
+    returns NaN is one: its margin counts as infinite. Inputs that are offered must be within the budget.
 
     Goal "worst", for the layer scan: every sample is attacked to the end. Goal "break", for the verdict: `still` drops a
     sample once it is broken, that is, an adversarial example is found, so that later batches are smaller. Both goals break
@@ -105,7 +105,7 @@ class Search:
         It counts one query for each run of a sample.
         """
         self.queries += self.runs
-        value = margin(logits, self.y)
+        value = decision_margin(logits, self.y, x_adv)
         if self.is_on_copy:
             self._keep_on_copy(x_adv, value.float())
         else:
@@ -118,7 +118,7 @@ class Search:
         Each of them is a query. Returns the inputs that it offers (M, ...), and their margins (M,).
         """
         if count > 1:
-            value = margin(logits, each(self.y, count)).reshape(-1, count)
+            value = decision_margin(logits, each(self.y, count), x_adv).reshape(-1, count)
             first = torch.arange(0, len(x_adv), count, device=x_adv.device)
             best = first + torch.where(value.isnan(), -torch.inf, value).argmax(1)
             x_adv, logits = x_adv[best], logits[best]
@@ -160,7 +160,7 @@ class Search:
         if not len(at):
             return x_adv.new_empty(0)
         with torch.no_grad():
-            value = margin(self._network(x_adv[at]), self.y[at]).float()
+            value = decision_margin(self._network(x_adv[at]), self.y[at], x_adv[at]).float()
         self._keep(self.rows[at], x_adv[at], value)
         return value
 
@@ -271,7 +271,7 @@ class Nearest(Search):
     def offer(self, x_adv: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """As Search. Returns the distance (M,) of each input, infinite where it is not adversarial."""
         self.queries += self.runs
-        value = margin(logits, self.y).float()
+        value = decision_margin(logits, self.y, x_adv).float()
         distance = torch.where(value > 0, self.threat.distance(x_adv, self.x).float(), torch.inf)
         clear = value > _ROUNDING * logits.abs().amax(1)
         self._keep_nearest(clear & (distance < self.distance[self.rows]), x_adv, value, distance)

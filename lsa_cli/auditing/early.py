@@ -27,7 +27,7 @@ from lsa_cli.stats import confidence_sequence, difference_sequence
 
 DEFAULT_ALPHA = 0.01
 _WITHOUT_ATTACK = ("clean", "drop.clean", "proven")
-_EACH_END = 0.025  # error of each end of the interval from the proven to the attacked share
+_EACH_END = 0.025  # error of each end of the intervals of the verdict
 
 
 def decide_early(
@@ -189,26 +189,29 @@ class GateRule:
         )
         if self.attacks:
             report.verdict.statement += " No evidence was measured, so a network that misleads attacks passes, too; an audit without --gate-only asks for it."
-        holds = self._bound(report.verdict)
+        self._bound(report.verdict)
         message = (
-            f"{used:,} of {size:,} samples decided the limits (wrongly with a probability of at most {self.alpha:g}); {holds}other "
-            "rates and intervals in this report are for orientation only, because the run stopped at these numbers"
+            f"{used:,} of {size:,} samples decided the limits (wrongly with a probability of at most {self.alpha:g})"
             if met
             else f"{why} after {used:,} of {size:,} samples, before every limit was decided"
+        )
+        message += (
+            f"; limits are about these {size:,} samples. The intervals of the verdict hold wherever the run stops; other "
+            "intervals in this report are for orientation only, because the run stopped at these numbers"
         )
         report.warnings.append(Warning(code="gate-only", message=message))
         report.gates = self.decide(total)
 
-    def _bound(self, verdict: Verdict) -> str:
-        """Give the proven and the attacked share bounds that hold at whatever number of samples the run stops, of the shares
-        of all samples of the plan. Returns the part of the warning about them; empty where nothing was proven."""
-        size = len(self.plan.index)
-        if verdict.proven is None:
-            return ""
-        for rate in (verdict.proven, verdict.robust):
-            if rate is not None:
-                rate.low, rate.high = confidence_sequence(rate.count, rate.n, size, _EACH_END)
-        return f"the intervals of the proven and the attacked share are about all {size:,} samples, and hold at any stop (95%); "
+    def _bound(self, verdict: Verdict) -> None:
+        """Widen the intervals of the verdict, so that they hold at whatever number of samples the run stops.
+
+        They are the 95% intervals of a full audit together with a 95% confidence sequence, which lies inside once all samples
+        are taken (our choice).
+        """
+        for rate in (verdict.clean, verdict.proven, verdict.robust):
+            if rate is not None and rate.low is not None and rate.high is not None:
+                low, high = confidence_sequence(rate.count, rate.n, len(self.plan.index), _EACH_END)
+                rate.low, rate.high = min(rate.low, low), max(rate.high, high)
 
 
 def _lowest(rates: Mapping[str, Measurement]) -> Measurement:

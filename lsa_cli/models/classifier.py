@@ -132,8 +132,10 @@ def as_logits(scores: torch.Tensor, count: int, returns: str = "logits") -> torc
 
 
 def predicted_class(logits: torch.Tensor) -> torch.Tensor:  # (N, K) -> (N,)
-    """The class with the largest logit; -1 where a logit is NaN."""
-    return torch.where(logits.isnan().any(1), -1, logits.argmax(1))
+    """The class with the largest logit; -1 where a logit is NaN, or several are the largest and infinite."""
+    largest = logits.amax(1, keepdim=True)
+    several = largest.isinf() & ((logits == largest).sum(1, keepdim=True) > 1)
+    return torch.where((logits.isnan() | several).any(1), -1, logits.argmax(1))
 
 
 class Classifier(nn.Module):

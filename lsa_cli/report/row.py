@@ -37,8 +37,8 @@ class Row(BaseModel):
 
 
 class Rate(Row):
-    """A share: count of n, with its 95% Wilson interval; in a --gate-only run with a proof the proven and the attacked share
-    have a 95% confidence sequence for all samples. value and bounds are null for n = 0."""
+    """A share: count of n, with its 95% Wilson interval; those of the verdict of a --gate-only run are wider, so that they
+    hold wherever it stops. value and bounds are null for n = 0."""
 
     count: int
     n: int

@@ -41,8 +41,7 @@ def between(verdict: Verdict) -> str:
     """ "robust between 60.0% (proven) and 62.0% (attacked) [50.2, 70.9]"; empty without a proof or without an attack.
 
     The interval goes from the lower end of the proven share to the upper end of the attacked share. Each end errs with 2.5%, so it
-    contains the robust accuracy of the population with 95%, whatever attacks exist; of a --gate-only run, that of the samples
-    of a full audit.
+    contains the robust accuracy of the population with 95%, whatever attacks exist.
     """
     low, high = verdict.proven, verdict.robust
     if low is None or high is None or low.low is None or high.high is None:

@@ -95,10 +95,15 @@ def test_a_radius_for_each_sample_goes_with_its_sample():
     assert threat.contains(found.x_adv, X).all()
 
 
-def test_a_nan_is_no_adversarial():
-    found = cascade([Push(WIDE, 1, 0.4)], lambda x: torch.where(x > 1.1, torch.nan, x), X, Y)
-    assert found.broken_by.tolist() == [-1] * 5
-    assert found.x_adv.isfinite().all()
+def test_an_input_without_a_class_is_adversarial():
+    def nan_at_first(x):
+        return torch.where((x[:, 1:2] > 0.35) & (x[:, 1:2] < 0.5), torch.nan, x)
+
+    found = cascade([Push(WIDE, 1, 0.4)], nan_at_first, X, Y)
+    assert found.broken_by.tolist() == [0] * 5
+    assert nan_at_first(found.x_adv).isnan().any(1).tolist() == [False, True, False, True, True]
+    lost = cascade([Push(WIDE, 1, torch.nan)], lambda x: x, X, Y)  # what the attack lost is no adversarial example
+    assert lost.broken_by.tolist() == [-1] * 5
 
 
 def network(classes=4, size=6):

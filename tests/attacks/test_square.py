@@ -9,6 +9,7 @@ from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import belongs_to, normal_like
 from lsa_cli.attacks.square import Canvas, Square, _bump, bumps
 from lsa_cli.errors import UsageError
+from lsa_cli.models.classifier import predicted_class
 
 
 def images(count=4, shape=(1, 8, 8), seed=1):
@@ -298,8 +299,9 @@ def test_steps_in_the_way_of_gradients_are_no_defence():
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
-def test_logits_that_are_not_numbers_lead_nowhere(at_once):
-    x, y = images(3), torch.zeros(3, dtype=torch.long)
+def test_logits_that_are_not_numbers_are_adversarial(at_once):
+    x = images(3)
+    y = network()(x).argmax(1)
     limit = x.sum((1, 2, 3)).max()
     body = network()
 
@@ -310,7 +312,9 @@ def test_logits_that_are_not_numbers_lead_nowhere(at_once):
     moved = attack(often_nan, x, y)
     assert moved.isfinite().all()
     assert attack.threat.contains(moved, x).all()
-    assert often_nan(moved).isfinite().all()
+    assert often_nan(x).isfinite().all()
+    assert often_nan(moved).isnan().any()
+    assert (predicted_class(often_nan(moved)) != y).sum() > (predicted_class(body(moved)) != y).sum()
 
 
 @pytest.mark.parametrize("options", [{"queries": 0}, {"restarts": 0}, {"at_once": 0}, {"p_init": 0.0}, {"p_init": 1.5}])

@@ -59,15 +59,17 @@ def compare(attacks: Sequence[Measured]) -> list[Checked]:
 
 
 def finite_outputs(attack: Measured) -> Checked:
-    """Is the output NaN under attack? It is no class and counts as wrong, but no attack searches for it."""
+    """Is the output NaN, or infinite for several classes, under attack? It names no class and counts as wrong."""
     n, not_finite = int(attack.tried.sum()), int((attack.tried & (attack.diagnosis.adversarial < 0)).sum())
     finding = doubt(
         "nan-under-attack",
-        f"{attack.label}: the network's output is NaN for {not_finite} of {n} perturbed inputs, which count as broken",
+        f"{attack.label}: the network's output is NaN, or infinite for several classes, for {not_finite} of {n} perturbed inputs, which count as broken",
         "look for overflow in the network: a division, an exponential, half precision",
     )
     found = exceeds(not_finite, n, ALLOWED_NAN)
-    return Checked(f"finite outputs under {attack.label}", n, {"NaN": not_finite}, finding if found else None)
+    return Checked(
+        f"finite outputs under {attack.label}", n, {"NaN or infinite": not_finite}, finding if found else None
+    )
 
 
 def silent_success(attack: Measured, found_at: np.ndarray) -> Checked:

@@ -141,7 +141,8 @@ def relative_difference(first: torch.Tensor, second: torch.Tensor) -> torch.Tens
     rounding_error = FEW_ULP * torch.finfo(torch.float32).eps * first.abs().amax(1)
     spread = (first.amax(1) - first.amin(1)).clamp_min(torch.finfo(torch.float32).tiny)
     apart = (difference - rounding_error).clamp_min(0) / spread
-    return torch.where(first.isnan().any(1) & second.isnan().any(1), 0.0, apart.nan_to_num(torch.inf))
+    same = (first == second).all(1) | (first.isnan().any(1) & second.isnan().any(1))  # also infinite
+    return torch.where(same, 0.0, apart.nan_to_num(torch.inf))
 
 
 def largest(apart: torch.Tensor) -> str:

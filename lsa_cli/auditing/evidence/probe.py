@@ -9,7 +9,7 @@ import torch
 
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, slope, undisturbed
-from lsa_cli.attacks.losses import Loss, cross_entropy, margin
+from lsa_cli.attacks.losses import Loss, cross_entropy, decision_margin
 from lsa_cli.auditing.contradiction import refuse_contradictions
 from lsa_cli.errors import NumericalError
 from lsa_cli.wording import eps_as_text
@@ -76,11 +76,11 @@ class Probe:
             return self.by_batch(model or self.model, x)
 
     def margin(self, x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,), positive where misclassified
-        """Of the network at these inputs. NaN, for which no class is predicted, counts as misclassified.
+        """The `decision_margin` of the network at these inputs.
 
         Raises Contradiction for a proven sample that is misclassified within the budget.
         """
-        found = margin(self.logits(x), self.y).nan_to_num(torch.inf)
+        found = decision_margin(self.logits(x), self.y, x)
         if self.proven is not None:
             broken = (found > 0) & self.threat.contains(x, self.x)
             within = f"{self.threat.norm} {eps_as_text(self.threat.eps)}"
