@@ -80,6 +80,8 @@ def best_fit(body: nn.Module, checkpoint: Checkpoint, where: str) -> Fit:
     if parts:
         start = parts[0].view.removed[0]
         advice = f"those under '{start}' alone would fit: --weights {start.removesuffix('.')}"
+    elif any(".lora_A." in name or ".lora_B." in name for name in best.unexpected):
+        advice = "it holds factors of LoRA beside the weights; save the network that model.merge_and_unload() returns"
     elif left := sorted(name for name in best.unexpected if "parametrizations." in name or name.endswith("_orig")):
         advice = (
             f"{left[0]} is a part of a parametrized weight, which the network does not have or which its tensors do not "

@@ -28,7 +28,7 @@ _MOST_PREFIXES = 4
 _CANDIDATES = 24
 _NEAR = 0.5  # of names and shapes in common: another network is no help (our choice)
 # Parts of names that come from a wrapper around a module, at any depth.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_module", "module")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_module", "module", "base_layer")
 # What training keeps beside the network and evaluation does not use: words in the first part of a name, and the counters
 # of averaged models. Nothing else is left out, because a buffer such as `mean` can be a part of the computation.
 _BESIDE = {

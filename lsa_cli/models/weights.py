@@ -1,13 +1,14 @@
 """The sets of weights in a model file, and the choice of one."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.models.formats import Contents
+from lsa_cli.models.pickles.arrays import Inside
 from lsa_cli.models.pickles.modules import is_module, tensors_of
 from lsa_cli.models.pickles.symbols import Call, TensorSpec
 from lsa_cli.registry import unknown
@@ -53,8 +54,17 @@ def is_parameter(name: str, spec: TensorSpec) -> bool:
 
 
 def find_weights(root: Any) -> list[Weights]:
-    """All sets of weights in a file, in order. Tensors of an optimizer are not weights."""
-    return list(_find(root, (), set()))
+    """All sets of weights in a file, in order. Tensors of an optimizer are not weights.
+
+    Arrays of numpy are weights where there are no tensors: beside tensors they are logs.
+    """
+    found = list(_find(root, (), set()))
+    with_tensors = [
+        weights
+        for weights in found
+        if not weights.tensors or not all(isinstance(spec.storage, Inside) for spec in weights.tensors.values())
+    ]
+    return with_tensors or found
 
 
 def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weights]:
@@ -133,14 +143,6 @@ def _by_wrapper(candidates: list[Weights]) -> Weights | None:
     return None
 
 
-def _values(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else (value,)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, Call) and value.class_name.endswith("multiarray._reconstruct")
-
-
 def _no_weights(path: Path, contents: Contents) -> str:
     root = contents.root
     if contents.format == "pickle":
@@ -151,11 +153,6 @@ def _no_weights(path: Path, contents: Contents) -> str:
         )
     if contents.format == "torchscript":
         return f"{path} is a frozen program: its weights are constants of the code; save the model before freezing"
-    if isinstance(root, dict) and any(_is_array(item) for value in root.values() for item in _values(value)):
-        return (
-            f"{path} holds its weights as numpy arrays; make them tensors: "
-            "torch.save({name: torch.as_tensor(array) for name, array in weights.items()}, 'net.pt')"
-        )
     if isinstance(root, dict):
         keys = ", ".join(str(key) for key in list(root)[:8])
         return f"{path}: no weights found under {', '.join(_WRAPPERS)}; the file holds {keys or 'nothing'}"

@@ -1,7 +1,9 @@
 """Ways in which people keep the weights of one network: each gives the numbers of the network itself, or says what to do."""
 
 import copy
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch.nn.utils import parametrizations, prune
 
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import CheckpointError, DataError
+from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.settings import settings_from
 
 
@@ -103,6 +106,11 @@ def changed(change):
 
 
 CONTAINERS = {
+    "numpy": lambda net: as_arrays(net),
+    "numpy beside an epoch": lambda net: {"state_dict": as_arrays(net), "epoch": 3},
+    "LoRA, merged": lambda net: {
+        "base_model.model." + k.replace("fc.", "fc.base_layer."): v for k, v in net.state_dict().items()
+    },
     "half precision": lambda net: {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
     "parameters": lambda net: {**net.state_dict(), **dict(net.named_parameters())},
     "beside an optimizer": lambda net: {"net": net.state_dict(), "opt": torch.optim.Adam(net.parameters()).state_dict()},
@@ -167,11 +175,45 @@ def test_the_output_that_is_taken_is_told_at_once(tmp_path, task, arch, place):
     assert any(f"output {place} is taken as the logits, right on 64 of 64" in line for line in lines)
 
 
-def test_arrays_of_numpy_say_how_to_make_tensors(tmp_path, task):
-    arrays = {name: item.numpy() for name, item in task[0].state_dict().items()}
-    for content in (arrays, {"state_dict": arrays, "epoch": 3}):
-        with pytest.raises(CheckpointError, match=r"holds its weights as numpy arrays; make them tensors: torch\.save"):
-            opened(tmp_path, content, task)
+def as_arrays(net):
+    return {name: item.numpy() for name, item in net.state_dict().items()}
+
+
+def dump(protocol):
+    return lambda content, path: path.write_bytes(pickle.dumps(content, protocol))
+
+
+@pytest.mark.parametrize(
+    "write", [dump(2), dump(4), dump(5), lambda content, path: np.savez(path.open("wb"), **content)]
+)
+def test_arrays_of_numpy_outside_of_torch_give_the_network(tmp_path, task, write):
+    network, x, y = task
+    content = {name: np.asfortranarray(item) for name, item in as_arrays(network).items()}
+    write(content, tmp_path / "net")
+    settings = settings_from({"arch": f"{__file__}:plain", "normalize": "none"})
+    found = open_network(tmp_path / "net", settings, {}, (x, y))
+    assert torch.equal(probabilities(found.classifier, x), probabilities(network, x))
+
+
+def test_arrays_that_are_cut_short_or_beside_tensors_are_no_weights(tmp_path, task):
+    network, *_ = task
+    content = {"mine": network.state_dict(), "log": {"loss": np.ones(3), "accuracy": np.ones(3)}}
+    assert len(opened(tmp_path, content, task).checkpoint.weights.tensors) == len(network.state_dict())
+    whole = pickle.dumps(as_arrays(network), 4)
+    assert whole.count(b"K\x03\x85") == 1  # the shape (3,) of the last bias
+    (tmp_path / "cut.pkl").write_bytes(whole.replace(b"K\x03\x85", b"K\x04\x85"))
+    with pytest.raises(CheckpointError, match=r"an array of shape \(\d+,\) in \d+ bytes; damaged or hostile"):
+        read_checkpoint(tmp_path / "cut.pkl")
+
+
+def test_sparse_tensors_and_factors_of_lora_say_how_to_make_plain_weights(tmp_path, task):
+    weights = task[0].state_dict()
+    with pytest.raises(CheckpointError, match=r"sparse tensors; make them dense: torch\.save"):
+        opened(tmp_path, {**weights, "fc.weight": weights["fc.weight"].to_sparse()}, task)
+    inner = {name.replace("fc.", "fc.base_layer."): item for name, item in weights.items()}
+    factors = {"fc.lora_A.default.weight": torch.ones(1, 2), "fc.lora_B.default.weight": torch.ones(2, 1)}
+    with pytest.raises(CheckpointError, match=r"factors of LoRA beside the weights; save .*merge_and_unload"):
+        opened(tmp_path, {**inner, **factors}, task)
 
 
 def test_a_quantised_file_is_named_with_the_way_out(tmp_path, task):

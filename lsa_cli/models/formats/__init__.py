@@ -6,7 +6,7 @@ import torch only to load a tensor.
 """
 
 # Each format registers itself when it is imported.
-from lsa_cli.models.formats import legacy, onnx, safetensors, shards, torch_export, torch_zip  # noqa: F401
+from lsa_cli.models.formats import legacy, npz, onnx, safetensors, shards, torch_export, torch_zip  # noqa: F401
 from lsa_cli.models.formats.base import FORMATS, Contents, open_contents
 from lsa_cli.models.formats.sniff import sniff
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsa_cli.errors import CheckpointError
+from lsa_cli.models.formats.reading import as_tensor
 from lsa_cli.models.formats.sniff import sniff
-from lsa_cli.models.pickles.symbols import Call, Members, TensorSpec, parts_of
+from lsa_cli.models.pickles.arrays import Inside, find_arrays
+from lsa_cli.models.pickles.symbols import Call, Members, Refused, TensorSpec, parts_of
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +72,10 @@ def open_contents(path: Path) -> Contents:
     kind = sniff(path)
     with _with_path_in_errors(path):
         contents = FORMATS[kind].open(path)
+        try:
+            find_arrays(contents.root)
+        except Refused as error:
+            raise CheckpointError(f"{path}: {error}") from error
         _refuse_amplified(contents, path)
 
     @functools.cache
@@ -83,6 +89,9 @@ def open_contents(path: Path) -> Contents:
 
     def peek(spec: TensorSpec) -> "torch.Tensor":
         with _with_path_in_errors(path):
+            if isinstance(spec.storage, Inside):
+                content = spec.storage.content
+                return as_tensor(spec, lambda start, count: bytearray(content[start : start + count]))
             return contents.load(spec)
 
     def load(spec: TensorSpec) -> "torch.Tensor":

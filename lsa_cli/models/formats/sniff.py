@@ -11,6 +11,7 @@ from lsa_cli.models.pickles.symbols import shown
 
 _LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9")  # the magic number of torch.save, after the first bytes of the pickle
 _LARGEST_FILE = 64 * 2**30
+_OF_WEIGHTS = ("weight", "bias")  # the last part of a name in an archive of arrays that holds weights
 # Files that are given by mistake: first bytes, what the file is, what to do instead.
 _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG", "a PNG image", "give the model file instead"),
@@ -135,6 +136,8 @@ def _sniff_zip(path: Path) -> str:
     if "data.pkl" in leaves:
         return "torch-zip"
     if entries and all(name.endswith(".npy") for name in entries):
+        if any(name.removesuffix(".npy").rpartition(".")[2] in _OF_WEIGHTS for name in entries):
+            return "npz"
         raise CheckpointError(f"{path} is an .npz of numpy arrays, not a checkpoint; data goes to --data npz:FILE")
     if "model.weights.h5" in entries:
         raise CheckpointError(f"{path} is a Keras model; lsa reads PyTorch checkpoints")

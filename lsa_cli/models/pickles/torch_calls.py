@@ -42,6 +42,10 @@ QUANTISED = (
     "it holds a quantised network, whose steps of rounding leave an attack no gradient: give the float checkpoint from "
     "before the quantisation"
 )
+SPARSE = (
+    "it holds sparse tensors; make them dense: torch.save({name: item.to_dense() if item.layout != torch.strided else item "
+    "for name, item in torch.load('OLD.pt').items()}, 'NEW.pt')"
+)
 
 
 class Storages:
