@@ -48,5 +48,5 @@ def setting_as_text(name: str, value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(setting_as_text(name, each) for each in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key}={setting_as_text(key, each)}" for key, each in value.items())
+        return ", ".join(f"{key}={setting_as_text(key, each)}" for key, each in value.items() if each is not None)
     return str(value)

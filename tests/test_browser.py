@@ -223,6 +223,8 @@ def test_terms_have_their_meaning_on_hover_on_focus_and_in_print(shown):
     head = "[...document.querySelectorAll('th button')].find(b => b.textContent == 'Gain')"
     page.ask(f"{head}.focus()")
     assert page.ask(MEANT) == meaning("gain")
+    page.ask("[...document.querySelectorAll('summary')].find(s => s.textContent.includes('gaussian')).focus()")
+    assert page.ask(MEANT) == meaning("gaussian")
     met = page.ask("[...document.querySelectorAll('abbr')].map(e => e.textContent.toLowerCase())")
     assert {"fgsm", "pgd", "linf", "eps", "gain", "mvl", "r&g", "nsd", "amplification", "stability", "interval"} <= set(
         met

@@ -8,7 +8,7 @@ from lsa_cli.report import view
 from lsa_cli.report.markdown import cell, names, table_lines
 from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.schema import AuditReport
-from lsa_cli.report.text import between, file_name, percent
+from lsa_cli.report.text import between, data_name, file_name, percent
 
 _CLASSES = 20
 
@@ -16,7 +16,7 @@ _CLASSES = 20
 def render(report: AuditReport) -> str:
     """YAML between two rules, then Markdown: a README.md, or a part of one."""
     verdict, protocol = report.verdict, report.protocol
-    table = view.summary(report, _public(report.data.source))
+    table = view.summary(report, data_name(report.data.source))
     lines = [f"## {table.title}", ""]
     if report.status != "complete":
         lines += [f"> This audit is not complete (status: {report.status}); it shows what was measured.", ""]
@@ -54,7 +54,7 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
     if verdict.proven is not None and verdict.proof is not None and verdict.proven.value is not None:
         name = f"proven robust accuracy ({verdict.proof.threat})"
         metrics.append({"type": "proven_robust_accuracy", "name": name, "value": verdict.proven.value})
-    dataset = {"type": _public(report.data.source), "name": _public(report.data.source)}
+    dataset = {"type": data_name(report.data.source), "name": data_name(report.data.source)}
     if report.data.split:
         dataset["split"] = report.data.split
     file = file_name(subject.checkpoint)
@@ -64,9 +64,3 @@ def _metadata(report: AuditReport) -> dict[str, Any]:
         "tags": ["adversarial-robustness"],
         "model-index": [{"name": file.rpartition(".")[0] or file or "model", "results": results if metrics else []}],
     }
-
-
-def _public(source: str) -> str:
-    """A data source without local folders: npz:/home/me/x.npz -> npz:x.npz."""
-    kind, colon, place = source.partition(":")
-    return f"{kind}{colon}{file_name(place.rstrip('/'))}" if colon else source

@@ -148,7 +148,7 @@ def _facts(old: AuditReport, new: AuditReport) -> list[tuple[str, str, str]]:
     before, after = ({fact.name: fact.text for fact in facts(report)} for report in (old, new))
     rows = [(name, before.get(name, ""), after.get(name, "")) for name in dict.fromkeys([*before, *after])]
     for one, other in zip(old.outcomes, new.outcomes, strict=True):
-        rows.append((one.name, settings_text(one.settings), settings_text(other.settings)))
+        rows.append((f"settings of {one.name}", settings_text(one.settings), settings_text(other.settings)))
     made = new.subject.history[-1] if new.subject.history else {}
     if old.subject.sha256 is not None and made.get("parent_sha256") == old.subject.sha256:
         shown = {key: made.get(key) for key in ("method", "base", "epochs", "seed")}

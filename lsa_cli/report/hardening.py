@@ -85,12 +85,14 @@ def _fairness(before: AuditReport, after: AuditReport) -> list[tuple[Cell, ...]]
     old, new = before.verdict.class_summary, after.verdict.class_summary
     if old is None or new is None:
         return []
-    change = "" if old.nsd is None or new.nsd is None else f"{new.nsd - old.nsd:+.3f}"
+    rows: list[tuple[Cell, ...]] = []
+    if old.nsd is not None and new.nsd is not None:
+        change = f"{new.nsd - old.nsd:+.3f}"
+        rows.append(("NSD of classes", number(old.nsd), "sd / mean", number(new.nsd), "", change))
     gained = rho(old, new)
-    return [
-        ("NSD of classes", number(old.nsd), "sd / mean", number(new.nsd), "", change),
-        ("rho", "", "", "", "worst + mean", "-" if gained is None else f"{gained:+.3f}"),
-    ]
+    if gained is not None:
+        rows.append(("rho", "", "", "", "worst + mean", f"{gained:+.3f}"))
+    return rows
 
 
 def _layer_table(after: AuditReport, groups: Sequence[LayerGroup], regularized: tuple[str, ...]) -> Table:

@@ -92,7 +92,7 @@ def _tables(report: AuditReport) -> Iterator[view.Table]:
 
 def table_lines(table: view.Table) -> list[str]:
     """The table with at most 20 rows, its caption above and its notes below, without bars."""
-    table = table.without(*(column.title for column in table.columns if column.kind == "bar")).first(_ROWS)
+    table = table.without(*(column.title for column in table.columns if column.kind == "bar")).filled().first(_ROWS)
     lines = ["", *([f"{cell(table.caption)}", ""] if table.caption else [])]
     lines.append(f"| {' | '.join(cell(column.title) for column in table.columns)} |")
     lines.append(f"|{'|'.join('--:' if column.kind == 'number' else '---' for column in table.columns)}|")

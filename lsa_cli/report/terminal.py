@@ -250,7 +250,7 @@ def print_table(table: view.Table | None, console: Console, tight: bool = False)
     if table is None:
         return
     console.print(Text(f"{table.title} ({table.caption})" if table.caption else table.title, style="bold"))
-    console.print(_Fitting(table.brief(), tight))
+    console.print(_Fitting(table.brief().filled(), tight))
     for note in table.notes:
         console.print(Text(note, style="dim"))
     console.print()

@@ -76,7 +76,7 @@ _TAG = re.compile(r"(<[^>]*>)")
 _NAME = re.compile(r"</?([a-z0-9]+)")
 _VOID = {"meta", "link", "br", "img", "!doctype"}
 # Not marked: code of the page, what is clicked, and names and prose from outside.
-_UNMARKED = {"head", "script", "style", "svg", "h1", "nav", "a", "select", "summary", "figure", "code"}
+_UNMARKED = {"head", "script", "style", "svg", "h1", "nav", "a", "select", "figure", "code"}
 _UNMARKED_CLASSES = re.compile(r'class="(?:[^"]* )?(?:break|foreign)(?:"| (?!known|long))|id="data"')
 
 

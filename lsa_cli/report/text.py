@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lsa_cli.report.protocol import ThreatModel
 from lsa_cli.report.row import Draws, Rate
 from lsa_cli.report.schema import Estimate, Metric, Verdict
 from lsa_cli.wording import compact, setting_as_text
@@ -64,6 +65,19 @@ def proof_text(verdict: Verdict) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def length(value: float | None, norm: str, threat: ThreatModel) -> str:
+    """The size of a perturbation: in 255ths with one digit where the radius is stated so and the norm is linf, else with three digits."""
+    if value is not None and norm == "linf" and threat.text.endswith("/255"):
+        return f"{255 * value:.1f}/255"
+    return number(value)
+
+
+def data_name(source: str) -> str:
+    """A data source without local folders: npz:/home/me/x.npz -> npz:x.npz."""
+    kind, colon, place = source.partition(":")
+    return f"{kind}{colon}{file_name(place.rstrip('/'))}" if colon else source
 
 
 def listed(values: Sequence[float]) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lsa_cli.report.ranking import weakest_first
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, LayerAnalysis, LayerRow, Stage
-from lsa_cli.report.text import interval, number, percent, settings_text
+from lsa_cli.report.text import interval, length, number, percent, settings_text
 from lsa_cli.wording import first_of, plural
 
 Tone = Literal["", "good", "warn", "bad"]
@@ -70,6 +70,13 @@ class Table:
     def brief(self) -> "Table":
         """Without the columns of detail."""
         return self.chosen(not column.detail for column in self.columns)
+
+    def filled(self) -> "Table":
+        """Without the columns that have no value in any row: a dash in each of them says nothing."""
+        several = zip(*self.rows, strict=True) if self.rows else iter([["rows"]] * len(self.columns))
+        return self.chosen(
+            any(isinstance(cell, Bar) or text_of(cell) not in ("", "-") for cell in cells) for cells in several
+        )
 
     def chosen(self, which: Iterable[bool]) -> "Table":
         """The columns for which `which` is true."""
@@ -164,11 +171,13 @@ _KINDS = {"budget": "fixed budget", "minimal": "minimal norm", "noise": "noise"}
 
 def attacks(report: AuditReport) -> Table | None:
     """A row for each attack and noise that ran on all samples."""
+    threat = report.protocol.threat
     rows: list[tuple[Cell, ...]] = []
     for outcome in report.outcomes:
         distance = outcome.distance
         sizes = [
-            f"{distance.norm} {number(size)}" if distance.n else "-" for size in (distance.median, distance.largest)
+            f"{distance.norm} {length(size, distance.norm, threat)}" if distance.n else "-"
+            for size in (distance.median, distance.largest)
         ]
         rows.append(
             (
@@ -346,7 +355,8 @@ def classes(report: AuditReport) -> Table | None:
     summary = report.verdict.class_summary
     notes = []
     if summary is not None:
-        gap, sd = percent(summary.max_discrepancy), percent(summary.sd)
-        notes.append(f"max discrepancy {gap}, sd {sd}, NSD {number(summary.nsd)}")
+        spread = f"max discrepancy {percent(summary.max_discrepancy)}, sd {percent(summary.sd)}"
+        spread += "" if summary.nsd is None else f", NSD {number(summary.nsd)}"
+        notes.append(spread if summary.max_discrepancy else "all classes are equally robust")
     table = Table("Classes, worst first", columns, tuple(rows), caption, tuple(notes))
     return (table if with_proof else table.without("proven", "proven, 95% interval")) if rows else None

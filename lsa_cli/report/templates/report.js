@@ -44,8 +44,8 @@ for (const term of document.querySelectorAll("abbr")) {
   const block = term.closest(".chart")?.closest(".wide") || term.closest(".wide, ul, p, h2, h3, h4, .cards, .verdict") || term.parentElement;
   if (!blocks.has(block)) blocks.set(block, new Map());
   const known = blocks.get(block), name = term.textContent.toLowerCase();
-  // The first of a block is a stop of the keyboard; a head of a table is one by its button.
-  if (!known.has(name) && !term.closest("button")) term.tabIndex = 0;
+  // The first of a block is a stop of the keyboard; a head of a table and a fold are one by themselves.
+  if (!known.has(name) && !term.closest("button, summary")) term.tabIndex = 0;
   if (!known.has(name)) known.set(name, `${term.textContent}: ${term.dataset.meaning}`);
 }
 for (const [block, known] of blocks) {
@@ -57,7 +57,7 @@ for (const [block, known] of blocks) {
 const hide = () => { shown.hidePopover(); document.querySelector("[aria-describedby=meaning]")?.removeAttribute("aria-describedby"); };
 const show = event => {
   const ours = "abbr, th button, #meaning";
-  const near = event.target.closest(ours) || document.activeElement.closest(ours);  // scrolling moves the mouse over others
+  const near = event.target.closest(ours) || document.activeElement.closest(`${ours}, summary`);  // scrolling moves the mouse over others
   if (near === shown) return;
   const term = near && (near.matches("abbr") ? near : near.querySelector("abbr"));
   hide();
