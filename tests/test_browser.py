@@ -2,6 +2,8 @@
 
 import io
 import re
+import shutil
+import subprocess
 from itertools import pairwise
 
 import pytest
@@ -242,3 +244,28 @@ def test_a_class_that_is_called_like_a_term_has_no_meaning(shown):
         page.ask("[...document.querySelectorAll('abbr')].filter(e => /^(margin|gain)$/.test(e.textContent)).length")
         == 0
     )
+
+
+def test_print_repeats_the_heads_of_tables_and_strands_no_heading(shown, tmp_path):
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext is not installed")
+    report = gated()
+    many = [
+        check.model_copy(update={"name": f"check {number}"})
+        for number in range(120)
+        for check in report.evidence.checks[:1]
+    ]
+    report.evidence.checks = many
+    page = shown(report, media="")
+    headings = set(page.ask("[...document.querySelectorAll('h2, h3, h4')].map(h => h.textContent.trim())"))
+    (tmp_path / "page.pdf").write_bytes(page.pdf())
+    text = subprocess.run(
+        ["pdftotext", "-layout", tmp_path / "page.pdf", "-"], capture_output=True, text=True, check=True
+    ).stdout
+    sheets = [[line.strip() for line in sheet.splitlines() if line.strip()] for sheet in text.split("\f")[:-1]]
+    of_checks = [sheet for sheet in sheets if any(re.match(r"check \d+ ", line) for line in sheet)]
+    assert len(of_checks) > 2
+    for sheet in of_checks:
+        first = next(place for place, line in enumerate(sheet) if re.match(r"check \d+ ", line))
+        assert re.match(r"Check +N +Measured +Findings", sheet[first - 1]), sheet[:first]
+    assert [sheet[-1] for sheet in sheets if sheet[-1] in headings] == []

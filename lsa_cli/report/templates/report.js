@@ -33,7 +33,7 @@ addEventListener("beforeprint", () => {
 addEventListener("afterprint", () => { while (folded.length) folded.pop().open = false; });
 
 // The meaning of a term: the browser shows the title on hover, but not on focus, nor on a touch screen, nor on paper.
-const shown = document.createElement("div"), blocks = new Map();
+const shown = document.createElement("div"), blocks = new Map(), printed = new Map(), lines = new Map();
 shown.id = "meaning";
 shown.role = "tooltip";
 shown.popover = "manual";
@@ -41,18 +41,26 @@ document.body.append(shown);
 for (const term of document.querySelectorAll("abbr")) {
   term.dataset.meaning = term.title;
   term.removeAttribute("title");
-  const block = term.closest(".chart")?.closest(".wide") || term.closest(".wide, ul, p, h2, h3, h4, .cards, .verdict") || term.parentElement;
-  if (!blocks.has(block)) blocks.set(block, new Map());
+  const block = term.closest(".chart")?.closest(".wide") || term.closest(".wide, ul, dl, p, h2, h3, h4, .cards, .verdict") || term.parentElement;
+  if (!blocks.has(block)) blocks.set(block, new Set());
   const known = blocks.get(block), name = term.textContent.toLowerCase();
   // The first of a block is a stop of the keyboard; a head of a table and a fold are one by themselves.
   if (!known.has(name) && !term.closest("button, summary")) term.tabIndex = 0;
-  if (!known.has(name)) known.set(name, `${term.textContent}: ${term.dataset.meaning}`);
+  known.add(name);
+  // Paper has a meaning once in each section, below what has the term first.
+  const section = term.closest("section, header");
+  if (!printed.has(section)) printed.set(section, new Set());
+  if (!printed.get(section).has(name)) {
+    printed.get(section).add(name);
+    if (!lines.has(block)) lines.set(block, []);
+    lines.get(block).push(`${term.textContent}: ${term.dataset.meaning}`);
+  }
 }
-for (const [block, known] of blocks) {
+for (const [block, meanings] of lines) {
   const line = document.createElement("p");
   line.className = "meanings";
-  line.textContent = [...known.values()].join(". ") + ".";
-  block.closest(".verdict, .cards, ul") ? block.closest(".verdict, .cards, ul").after(line) : block.after(line);
+  line.textContent = meanings.join(". ") + ".";
+  (block.closest(".verdict, .cards, ul, dl") || block).after(line);
 }
 const hide = () => { shown.hidePopover(); document.querySelector("[aria-describedby=meaning]")?.removeAttribute("aria-describedby"); };
 const show = event => {
