@@ -68,11 +68,15 @@ def configurations(
 
 def _for(checkpoint: str | Path, file: str, settings: AuditSettings) -> Iterator[tuple[str, AuditSettings]]:
     """The settings under `checkpoints:` whose glob fits, the last one first."""
-    path = f"/{Path(checkpoint).as_posix()}"
     for glob, own in reversed((settings.checkpoints or {}).items()):
-        # A * goes across folders; **/ stands for one or more of them, or for none.
-        if any(fnmatchcase(path, f"*/{glob.replace('**/', part)}") for part in ("*/", "")):
+        if fits(glob, checkpoint):
             yield f"{file}, checkpoints: {glob}", own
+
+
+def fits(glob: str, checkpoint: str | Path) -> bool:
+    """Whether the end of a path fits a glob: * goes across folders; **/ stands for one or more of them, or for none."""
+    path = f"/{Path(checkpoint).as_posix()}"
+    return any(fnmatchcase(path, f"*/{glob.replace('**/', part)}") for part in ("*/", ""))
 
 
 def merged(

@@ -132,6 +132,7 @@ def test_what_python_refuses(text, says):
         ("seed: 1\ncheckpoints:\n  a.pt:\n    epss: 1\n", "line 4: unknown key 'epss': did you mean 'eps'"),
         ("checkpoints:\n  a.pt: {eps: 1}\n  b.pt: {html: x}\n", "line 3: checkpoints: b.pt: html: belongs to an audit"),
         ("checkpoints:\n  a.pt: 3\n", "line 2: checkpoints: a.pt: must be a mapping, such as {eps: 4/255}, not 3"),
+        ("seed: 1\nhistory: {a: 1, b: x}\n", "line 2: history: must be numbers for all globs, dates for all, or texts"),
         ("harden:\n  epochs: 1\n  batch-size: 0\n", "line 3: harden: batch-size: must be at least 1, not 0"),
     ],
 )

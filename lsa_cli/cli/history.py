@@ -3,8 +3,9 @@
 import re
 import subprocess
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -13,6 +14,9 @@ from lsa_cli.cli.console import note
 from lsa_cli.cli.outputs import output_folder
 from lsa_cli.errors import UsageError
 from lsa_cli.wording import plural
+
+if TYPE_CHECKING:
+    from lsa_cli.report.schema import AuditReport
 
 _ENDINGS = ".audit.quick.json", ".audit.json"  # a full audit replaces the quick one of `lsa fleet --triage`
 
@@ -26,12 +30,19 @@ def history(
         str,
         typer.Option(
             "--order",
-            metavar="name|date|epoch|commit",
-            autocompletion=words("name", "date", "epoch", "commit"),
+            metavar="name|date|epoch|commit|key",
+            autocompletion=words("name", "date", "epoch", "commit", "key"),
             help="Order of the models in the trends: by name, by the date of the audit, by the epoch or last number in the "
-            "name, or by git: the commit that is named in the name, or the last one that changed the report.",
+            "name, by git (commit): the commit that is named in the name, or the last one that changed the report, or by the key "
+            "`history` in lsa.yaml.",
         ),
     ] = "name",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="FILE", help="File with the key `history`. Default: lsa.yaml in the working directory."
+        ),
+    ] = None,
 ) -> None:
     """Make a static site of the reports in a folder: a leaderboard, trends, any two models side by side, a page a model.
 
@@ -39,14 +50,31 @@ def history(
     """
     from lsa_cli._version import __version__
     from lsa_cli.report.history import Order, site
-    from lsa_cli.report.schema import AuditReport
-    from lsa_cli.report.storage import read_report, write_text
+    from lsa_cli.report.storage import write_text
 
     if order not in get_args(Order):
         raise UsageError(f"--order {order}: there are {', '.join(get_args(Order))}")
     if not Path(folder).is_dir():
         what = "is a file" if Path(folder).exists() else "does not exist"
         raise UsageError(f"{folder} {what}; give a folder of reports, such as the one that lsa fleet -o writes to")
+    reports = _complete(folder)
+    if not reports:
+        raise UsageError(
+            f"{folder} holds no complete report (*.audit.json); make some with lsa fleet or lsa audit --output"
+        )
+    target = output_folder(output)
+    (target / "models").mkdir(exist_ok=True)
+    places = {"commit": partial(_commits, Path(folder)), "key": partial(_keys, config)}
+    given = places[order](list(reports)) if order in places else None
+    for page, text in site(f"lsa {__version__}", reports, cast("Order", order), given):
+        write_text(target / page, text)
+    note(f"{plural(len(reports), 'model')}: {target / 'index.html'}")
+
+
+def _complete(folder: str) -> dict[str, "AuditReport"]:
+    """The complete reports in a folder and below, by the name of the model; a line says which others are left out."""
+    from lsa_cli.report.storage import read_report
+
     reports: dict[str, AuditReport] = {}
     for path in [path for ending in _ENDINGS for path in sorted(Path(folder).rglob(f"*{ending}"))]:
         name = path.relative_to(folder).as_posix()
@@ -61,16 +89,25 @@ def history(
             reports[name] = report
         else:
             note(f"{path} is left out: its audit is {report.status}")
-    if not reports:
-        raise UsageError(
-            f"{folder} holds no complete report (*.audit.json); make some with lsa fleet or lsa audit --output"
-        )
-    target = output_folder(output)
-    (target / "models").mkdir(exist_ok=True)
-    commits = _commits(Path(folder), list(reports)) if order == "commit" else None
-    for page, text in site(f"lsa {__version__}", reports, cast("Order", order), commits):
-        write_text(target / page, text)
-    note(f"{plural(len(reports), 'model')}: {target / 'index.html'}")
+    return reports
+
+
+def _keys(config: str | None, names: list[str]) -> dict[str, tuple[Any, str]]:
+    """Of each model its place by the key `history` of lsa.yaml. Raises UsageError for a model that no glob fits."""
+    from lsa_cli.config import CONFIG_NAME, find_config, fits, read_config
+
+    path, _ = find_config(config, CONFIG_NAME)
+    globs = {} if path is None else read_config(path).history or {}
+    found: dict[str, tuple[Any, str]] = {}
+    for name in names:
+        own = [place for glob, place in globs.items() if fits(glob, name)]
+        if not own:
+            raise UsageError(
+                f"--order key: no glob of `history` in {path or CONFIG_NAME} fits {name}; write history: {{{name!r}: 1}}, "
+                "or use --order name, date, epoch or commit"
+            )
+        found[name] = own[-1], str(own[-1])
+    return found
 
 
 def _commits(folder: Path, names: list[str]) -> dict[str, tuple[int, str]]:

@@ -24,8 +24,8 @@ from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.trends import SHOWN_LAYERS, Panels, by_class, by_layer, by_mvl, draw_panel, layers_of, trend
 from lsa_cli.report.view import Link, Table
 
-Order = Literal["name", "date", "epoch", "commit"]
-Commits = Mapping[str, tuple[int, str]]  # of each model: the place of its commit in the log, and its short name
+Order = Literal["name", "date", "epoch", "commit", "key"]
+Places = Mapping[str, tuple[Any, str]]  # of each model: what it is sorted by, and how that is written
 _MOST_FLAGS = 500_000  # bytes of single samples in the page, which stays below 1 MB with 200 models
 
 
@@ -39,9 +39,10 @@ class _Group:
 
 
 def site(
-    tool: str, reports: Mapping[str, AuditReport], order: Order, commits: Commits | None = None
+    tool: str, reports: Mapping[str, AuditReport], order: Order, given: Places | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Path and text of each page. reports: complete ones, by model. order: of the models in the trends; commits: for that order.
+    """Path and text of each page. reports: complete ones, by model. order: of the models in the trends; given: the places for the
+    orders commit and key.
 
     The first page is index.html. Strings of the reports are treated as hostile. Raises UsageError for the order epoch where a
     name has no number.
@@ -50,9 +51,8 @@ def site(
     found = {names[name]: report for name, report in reports.items()}
     paths = _paths(list(found))
     fleet = make_fleet(tool, found, paths)
-    places = {
-        row.model: _place(row, order, {names[name]: at for name, at in (commits or {}).items()}) for row in fleet.rows
-    }
+    own = {names[name]: place for name, place in (given or {}).items()}
+    places = {row.model: _place(row, order, own) for row in fleet.rows}
     yield "index.html", _index(fleet, places, found, paths)
     for name, report in found.items():
         yield paths[name], html.render(report, home="../index.html")
@@ -92,12 +92,12 @@ def _group(
     return None if chart is None else _Group(labels, chart, [one for one in panels if one is not None])
 
 
-def _place(row: FleetRow, order: Order, commits: Commits) -> tuple[Any, str]:
+def _place(row: FleetRow, order: Order, given: Places) -> tuple[Any, str]:
     """What a model is sorted by, and its label in the trends."""
     if order == "date":
         return row.created, f"{(row.created or '')[:10]} {row.model}"
-    if order == "commit":
-        at, name = commits[row.model]
+    if order in ("commit", "key"):
+        at, name = given[row.model]
         return at, f"{name} {row.model}"
     if order == "epoch":
         return epoch_of(row.model), row.model

@@ -2,6 +2,7 @@
 
 # ruff: noqa: RUF009  a call declares a field
 
+import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -69,6 +70,16 @@ def _by_glob(value: Any) -> Any:
             error.key = ("checkpoints", str(glob), *error.key)
             raise
     return found
+
+
+def _places(value: Any) -> Any:
+    """{glob: number, date or text}, all of one kind, because only these can be put in order."""
+    if not isinstance(value, Mapping):
+        return value
+    kinds = {int, float}, {datetime.date}, {datetime.datetime}, {str}
+    if not any({type(place) for place in value.values()} <= kind for kind in kinds):
+        raise SettingError(("history",), "must be numbers for all globs, dates for all, or texts for all")
+    return {str(glob): place for glob, place in value.items()}
 
 
 def _at_least(value: Any) -> Any:
@@ -300,6 +311,12 @@ class AuditSettings(Settings):
     checkpoints: Annotated[dict[str, Any], Reads(_by_glob)] | None = _RUN(
         "Settings of the checkpoints whose path fits a glob, as {glob: {eps: 4/255}}. They win over the rest of the file; "
         "of several globs that fit, the last one wins.",
+        scope="told",
+        options=(),
+    )
+    history: Annotated[dict[str, Any], Reads(_places)] | None = _RUN(
+        "Where the models whose path fits a glob stand in the trends of `lsa history --order key`, as {glob: 12}: numbers, dates "
+        "or texts. Of several globs that fit, the last one counts.",
         scope="told",
         options=(),
     )

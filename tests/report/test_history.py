@@ -268,3 +268,26 @@ def test_commits_are_those_of_the_names_or_of_the_reports(lsa, tmp_path, monkeyp
     (tmp_path / "new.audit.json").write_text(reports[0].to_json())
     done = lsa("history", ".", "-o", "site", "--order", "commit")
     assert (done.code, "names no commit of the repository here" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ("20, 3, 100", ["3 m1", "20 m0", "100 m2"]),
+        ("2026-03-01, 2026-01-31, 2026-02-01", ["2026-01-31 m1", "2026-02-01 m2", "2026-03-01 m0"]),
+    ],
+)
+def test_models_are_in_the_order_of_the_key_in_the_configuration(lsa, tmp_path, places, expected):  # noqa: F811
+    report = several(1, n=20)["runs/a/epoch-0.pt"].to_json()
+    for number in range(3):
+        (tmp_path / f"m{number}.pt.audit.json").write_text(report)
+    keys = [f"  'm{number}.pt': {place.strip()}" for number, place in enumerate(places.split(","))]
+    (tmp_path / "lsa.yaml").write_text("\n".join(["history:", "  '*.pt': " + places.split(",")[0], *keys]))
+    done = lsa("history", ".", "-o", "site", "--order", "key")
+    assert done.code == 0, done.err
+    text = (tmp_path / "site" / "index.html").read_text()
+    assert [" ".join(found) for found in re.findall(r"<title>robust, (\S+) (\S+):", text)] == expected
+    (tmp_path / "other.yaml").write_text("history: {'m0.*': 1, m1.pt: 2}")
+    done = lsa("history", ".", "-o", "site", "--order", "key", "--config", "other.yaml")
+    assert done.code == 2
+    assert "no glob of `history` in other.yaml fits m2.pt; write history: {'m2.pt': 1}" in " ".join(done.err.split())
