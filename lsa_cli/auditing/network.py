@@ -1,5 +1,6 @@
 """Network: the classifier of a file, built and tried once on the data it is to be audited with."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,10 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
         )  # fmt: skip
     except UnknownNetworkError as unknown:
         if not structures_of(checkpoint.weights.tensors)[1]:
-            raise
+            words = ["lsa", "audit", str(target), "--data", settings.data or "...", "--arch", "net.py:build"]
+            raise UnknownNetworkError(
+                f"{unknown}; with a function build in net.py that returns the network: {shlex.join(words)}"
+            ) from None
         return Built(target, checkpoint, None, device, unknown)
     if settings.noise_off:
         _switch_noise_off(loaded)
@@ -245,7 +249,7 @@ def on_data(
     if checkpoint is not None:
         settings, origin = _with_description(settings, origin, checkpoint.description)
     description = checkpoint.description if checkpoint is not None else None
-    opened = _open(target, settings, origin, description, built, data)
+    opened = open_data_for(target, settings, origin, description, built, data)
     bounds = description.input_range if description is not None else (0.0, 1.0)
     if built.loaded is None:
         assert checkpoint is not None
@@ -288,21 +292,6 @@ def on_data(
     )  # fmt: skip
 
 
-def rebuild_alone(target: str | Path, settings: AuditSettings, say: Say) -> Rebuilt:
-    """The network of a file that names none, put together again with the data of the settings, even if doubt is left.
-
-    Raises UsageError where the network is known without data, or no network can be put together.
-    """
-    built = build_network(target, settings, say)
-    if built.checkpoint is None or built.unknown is None:
-        arch = built.loaded.arch if built.loaded is not None else "no file"
-        raise UsageError(f"{target} holds {arch}, which needs no reconstruction; leave out --write-arch")
-    description = built.checkpoint.description
-    opened = _open(target, settings, {}, description, built, None)
-    bounds = description.input_range if description is not None else (0.0, 1.0)
-    return rebuild(built.checkpoint, opened, settings, bounds, built.unknown, say, doubtful=True)
-
-
 def _is_unknown(settings: AuditSettings, checkpoint: Checkpoint | None) -> bool:
     """Whether neither the user nor the file states the normalisation. A network in memory is taken as it is."""
     if settings.normalize is not None or settings.input_range is not None:
@@ -337,9 +326,10 @@ def _assumed(built: Built, loaded: Loaded) -> list[Warning]:
     return [Warning(code="normalization-assumed", message=message)]
 
 
-def _open(
+def open_data_for(
     target: Any, settings: AuditSettings, origin: dict[str, str], description: Description | None, built: Built, data: Any
 ) -> LabelledData:  # fmt: skip
+    """The data of the settings, of the channels and the size that the network takes."""
     shape = tuple(description.input_shape) if description is not None else ()
     channels = shape[0] if len(shape) == 3 else _channels(built)
     size = image_size(target, settings, description, built.loaded)

@@ -30,6 +30,7 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
+from lsa_cli.auditing.rebuilding import IN_PYTHON, write_command
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.normalizations import is_same, usual_normalizations
@@ -63,7 +64,10 @@ def _reconstruction(plan: AuditPlan, clean: Rate) -> list[Checked]:
         isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
         for module in network.classifier.modules()
     )
-    return [usage.reconstruction(clean, remembers or claimed_accuracy(network.checkpoint) is not None)]
+    assert network.checkpoint is not None
+    spec = network.data.spec if network.data.spec != IN_PYTHON else "..."
+    writes = write_command(network.checkpoint, spec)
+    return [usage.reconstruction(clean, remembers or claimed_accuracy(network.checkpoint) is not None, writes)]
 
 
 def can_be_normalized(plan: AuditPlan) -> bool:

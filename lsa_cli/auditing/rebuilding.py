@@ -36,15 +36,24 @@ _SHOWN = 3  # other networks
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A network with the file's weights, its normalisation and the option for it, and the text of a file that builds it."""
+    """A network with the file's weights, its normalisation and the option for it, and the text of a file that builds it.
+
+    doubt: why it may not be the one that was trained; None without doubt.
+    """
 
     loaded: Loaded
     found: Found
     option: str
     source: str
+    doubt: str | None
 
 
 IN_PYTHON = "data given in Python"  # in place of a data spec
+
+
+def write_command(checkpoint: Checkpoint, spec: str) -> str:
+    """The command that writes the network of a file as Python. spec: of the data."""
+    return shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", spec, "--write-arch", "net.py"])
 
 
 def channels_of(checkpoint: Checkpoint) -> int | None:
@@ -86,8 +95,7 @@ def rebuild(
         raise why
     doubt = _doubt(checkpoint, search, outcome, outputs)
     if doubt is not None and not doubtful:
-        command = shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", data.spec, "--write-arch", "net.py"])
-        told = f"; to write and correct it: {command}" if data.spec != IN_PYTHON else ""
+        told = f"; to write and correct it: {write_command(checkpoint, data.spec)}" if data.spec != IN_PYTHON else ""
         raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
     if doubt is not None:
         say(f"not certain: {doubt}")
@@ -100,7 +108,7 @@ def rebuild(
     loaded = Loaded(body.float(), ARCHITECTURE, {}, notes)
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
-    return Rebuilt(loaded, found, variant.normalization, source_of(parts, sentence))
+    return Rebuilt(loaded, found, variant.normalization, source_of(parts, sentence), doubt)
 
 
 def _training_images(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from lsa_cli.auditing.viewing import LayerView, View
+
 from lsa_cli.cli.facts import Facts, Tensor, WeightSet, arch_option, gather, is_usual, shape_text
 
 _ROWS, _SETS, _NAMES = 20, 20, 12
@@ -50,25 +52,35 @@ def inspect(
 ) -> None:
     """Show what a model file is: format, weights, likely architecture, and what trusting it would import.
 
-    Only headers are read: nothing in the file is run and no network is built, except for --write-arch. Exit code 0 for every readable file of a known format, even if an audit would refuse it.
+    Only headers are read: nothing in the file is run and no network is built, except with --data. Exit code 0 for every readable file of a known format, even if an audit would refuse it.
 
-    Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, graph, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice.
+    Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, graph, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice; with --data also network (found, layers (name, module, shape), certain).
     """
-    if write_arch is not None or data is not None:
+    if write_arch is not None:
         _write_arch(checkpoint, data, write_arch)
         return
     facts = gather(checkpoint, sha256)
+    view = None if data is None else _viewed(checkpoint, data)
     if json:
         import json as json_module
 
-        emit(json_module.dumps(asdict(facts), indent=1, allow_nan=False) + "\n")
+        more = {} if view is None else {"network": asdict(view)}
+        emit(json_module.dumps({**asdict(facts), **more}, indent=1, allow_nan=False) + "\n")
     else:
-        _print(facts, show_all)
+        _print(facts, show_all, view, data)
 
 
-def _write_arch(checkpoint: str, data: str | None, path: Path | None) -> None:
+def _viewed(checkpoint: str, data: str) -> "View":
+    from lsa_cli.auditing.viewing import view_network
+    from lsa_cli.settings import settings_from
+
+    with foreign_code():
+        return view_network(checkpoint, settings_from({"data": data}))
+
+
+def _write_arch(checkpoint: str, data: str | None, path: Path) -> None:
     """Write the network that is put together again, and print the audit that takes it."""
-    from lsa_cli.auditing.network import rebuild_alone
+    from lsa_cli.auditing.viewing import rebuild_alone
     from lsa_cli.settings import settings_from
 
     if data is None or path is None:
@@ -85,7 +97,7 @@ def _write_arch(checkpoint: str, data: str | None, path: Path | None) -> None:
 # ---- the printing --------------------------------------------------------------------------------------
 
 
-def _print(facts: Facts, show_all: bool) -> None:
+def _print(facts: Facts, show_all: bool, view: "View | None" = None, data: str | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -102,9 +114,24 @@ def _print(facts: Facts, show_all: bool) -> None:
         console.print(Text("Tensors" + (f" of {_place(shown)}" if len(facts.weights) > 1 else ""), style="bold"))
         console.print(_tensor_table(shown.tensors, show_all))
     console.print()
-    if facts.command is not None:
+    command = facts.command
+    if view is not None:
+        console.print(Text("Network on these images", style="bold"))
+        for sentence in view.found:
+            console.print(Text(_short(sentence, _LONGEST_ADVICE)))
+        if view.layers:
+            console.print(_layer_table(view.layers, show_all))
+        words = (
+            ["audit", facts.file, "--data", str(data)]
+            if view.certain
+            else ["inspect", facts.file, "--data", str(data), "--write-arch", "net.py"]
+        )
+        command = printable(shlex.join(["lsa", *words]))
+    if command is not None:
         # Not wrapped by us: a command that was cut into lines cannot be copied.
-        console.print(Text.assemble(("Next command  ", "dim"), (facts.command, "bold")), soft_wrap=True)
+        console.print(Text.assemble(("Next command  ", "dim"), (command, "bold")), soft_wrap=True)
+    if view is not None:
+        return
     for sentence in facts.advice:
         console.print(Text(_short(sentence, _LONGEST_ADVICE), style="dim"))
 
@@ -236,6 +263,22 @@ def _tensor_table(tensors: list[Tensor], show_all: bool) -> "Table":
         table.add_row(Text(_short(tensor.name)), Text(shape_text(tensor.shape)), tensor.dtype)
     if len(shown) < len(tensors):
         table.add_row(Text(f"... {len(tensors) - len(shown):,} more (--all)", style="dim"), "", "")
+    return table
+
+
+def _layer_table(layers: "list[LayerView]", show_all: bool) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("layer", "module", "output"):
+        table.add_column(title, overflow="fold")
+    shown = layers if show_all or len(layers) <= 2 * _ROWS + 1 else layers[: 2 * _ROWS]
+    for layer in shown:
+        table.add_row(Text(_short(layer.name)), Text(_short(layer.module)), Text(shape_text(layer.shape)))
+    if len(shown) < len(layers):
+        table.add_row(Text(f"... {len(layers) - len(shown):,} more (--all)", style="dim"), "", "")
     return table
 
 

@@ -228,6 +228,12 @@ def test_inspect_writes_a_network_that_an_audit_takes(lsa, digits, tmp_path):  #
     torch.save(fitted(perceptron(), x, y, 60).state_dict(), tmp_path / "net.pt")
     np.savez(tmp_path / "digits.npz", x_test=x.numpy(), y_test=y.numpy())
     data = ["--data", f"npz:{tmp_path}/digits.npz"]
+    seen = lsa("inspect", tmp_path / "net.pt", *data)
+    assert seen.code == 0, seen.err
+    assert "Linear(in_features=64, out_features=48, bias=True)" in seen.out
+    assert f"Next command  {shlex.join(map(str, ['lsa', 'audit', tmp_path / 'net.pt', *data]))}" in seen.out
+    network = json.loads(lsa("inspect", tmp_path / "net.pt", *data, "--json").out)["network"]
+    assert [layer["shape"] for layer in network["layers"]] == [[64], [48], [48], [32], [32], [10]]
     written = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py")
     assert written.code == 0, written.err
     words = shlex.split(written.out)

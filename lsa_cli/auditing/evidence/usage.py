@@ -56,18 +56,18 @@ def claim(clean: Rate, claimed: tuple[float, str] | None) -> Checked:
     return Checked("claimed accuracy", clean.n, saw, finding if clean.high < share - CLAIM_TOLERANCE else None)
 
 
-def reconstruction(clean: Rate, is_confirmed: bool) -> Checked:
+def reconstruction(clean: Rate, is_confirmed: bool, writes: str) -> Checked:
     """Is a network that was put together from its weights confirmed by something else than its accuracy?
 
     Weights do not show what a forward pass does between layers. Another pass can have nearly the same accuracy and another
-    robustness.
+    robustness. writes: the command that writes the network as Python.
     """
     finding = doubt(
         "network-reconstructed",
         "the network was put together from its weights, and neither statistics of BatchNorm nor an accuracy that the file states "
         "confirm it: the forward pass of the training may be another one, with another robustness",
-        f"is clean accuracy {clean.value or 0:.1%} what you know of this network? write it with lsa inspect FILE --data ... "
-        "--write-arch net.py, compare it with the code of the training, and audit with --arch net.py:build",
+        f"is clean accuracy {clean.value or 0:.1%} what you know of this network? write it with {writes}, compare it with the code "
+        "of the training, and audit with --arch net.py:build",
     )
     return Checked(
         "reconstructed network", clean.n, {"confirmed": float(is_confirmed)}, None if is_confirmed else finding
