@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.network import Built, build_network, on_data, open_data_for
 from lsa_cli.auditing.rebuilding import Rebuilt, rebuild
 from lsa_cli.data import LabelledData, check_inputs
@@ -66,7 +67,7 @@ def rebuild_alone(target: str | Path, settings: AuditSettings, say: Say) -> Rebu
 
 def _rebuilt(
     built: Built, target: str | Path, settings: AuditSettings, say: Say
-) -> tuple[Rebuilt, LabelledData, tuple[float, float]]:
+) -> tuple[Rebuilt, LabelledData, Bounds]:
     """The network, its data, and the range of its inputs."""
     assert built.checkpoint is not None
     assert built.unknown is not None
@@ -76,7 +77,7 @@ def _rebuilt(
     return rebuild(built.checkpoint, opened, settings, bounds, built.unknown, say, doubtful=True), opened, bounds
 
 
-def _layers(classifier: Classifier, data: LabelledData, bounds: tuple[float, float]) -> list[LayerView]:
+def _layers(classifier: Classifier, data: LabelledData, bounds: Bounds) -> list[LayerView]:
     rows = np.arange(_IMAGES) % len(data)
     x = check_inputs(data.read(rows), rows, bounds, data.spec)
     found: list[LayerView] = []

@@ -286,7 +286,8 @@ class Search:
                 loss, temperature = tempered(logits, y)
                 cost = one.cost + self.costs(one.normalization) + abs(math.log10(temperature))
                 known[one] = Standing(Entrant("", cost, self._asking(one)), logits, loss, logits.argmax(1) == y)
-                self.misfit[one] = misfit
+                if known is self.asked or one not in self.asked:  # that on more images is kept
+                    self.misfit[one] = misfit
                 best = max(best, known[one].accuracy)
 
     def _asking(self, one: Variant, network: nn.Module | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
