@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from lsa_cli.data.arrays import Fit, array_data, fit_to_network, to_unit
-from lsa_cli.data.base import LabelledData, checked
+from lsa_cli.data.base import USUAL_LABELS, LabelledData, checked
 from lsa_cli.data.sizes import ImageSize
 from lsa_cli.errors import DataError, LsaError, SplitError
 from lsa_cli.imports import home_of
@@ -65,7 +65,7 @@ def _takes_split(factory: Callable[..., Any]) -> bool:
 def from_object(
     made: Any, spec: str, split: str = "", *, channels: int | None = None, size: ImageSize | None = None
 ) -> LabelledData:
-    """(x, y) arrays or tensors, a data set of (input, label) pairs, or a DataLoader of one -> LabelledData.
+    """(x, y) arrays or tensors, a data set of (input, label) pairs or of mappings, or a DataLoader of one -> LabelledData.
 
     Of a DataLoader its data set is read, whose inputs can also be images of Pillow. Raises DataError for anything else.
 
@@ -78,6 +78,11 @@ def from_object(
         made = made.dataset  # in its own order, in batches of the audit
     if isinstance(made, IterableDataset):
         made = list(made)
+    if isinstance(made, Mapping):
+        image, label = _names(made, spec)
+        made = (made[image], made[label])
+    elif _gives_mappings(made):
+        made = _Pairs(made, *_names(made[0], spec))
     if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
         x, y = (_array(part) for part in made)
         if x.shape[:1] != y.shape[:1] or not x.shape:
@@ -106,6 +111,46 @@ def from_object(
         transform = "; ".join([*said, *filter(None, [plain.transform.removeprefix("; ")])]) or "none"
         return dataclasses.replace(plain, read=_pair_reader(made, spec, fit), transform=transform)
     raise DataError(f"{spec} returned {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
+
+
+_USUAL_IMAGES = ("image", "images", "img", "x", "pixel_values", "inputs", "input", "data")
+
+
+class _Pairs:
+    """A data set of mappings, as many libraries have it, as one of (input, label) pairs."""
+
+    def __init__(self, dataset: Any, image: str, label: str) -> None:
+        self._dataset, self._image, self._label = dataset, image, label
+        feature = (getattr(dataset, "features", None) or {}).get(label)  # of `datasets`
+        self.classes = getattr(feature, "names", None)
+        if feature is not None:  # a column is read without decoding the images
+            self.targets = list(dataset[label])
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, row: int) -> tuple[Any, Any]:
+        item = self._dataset[row]
+        return item[self._image], item[self._label]
+
+
+def _gives_mappings(made: Any) -> bool:
+    try:
+        return len(made) > 0 and isinstance(made[0], Mapping)
+    except Exception:  # the code of the user; what it does not give is refused later
+        return False
+
+
+def _names(found: Mapping[Any, Any], spec: str) -> tuple[str, str]:
+    """The keys of the image and of the label."""
+    names = [next((name for name in usual if name in found), None) for usual in (_USUAL_IMAGES, (*USUAL_LABELS, "y"))]
+    image, label = names
+    if image is None or label is None:
+        raise DataError(
+            f"{spec}: a mapping with {', '.join(map(str, found))} has no usual name of an image and a label, such as image "
+            "and label; give (x, y) arrays, or a data set of (input, label) pairs"
+        )
+    return image, label
 
 
 def _stacked(labels: Any, spec: str) -> np.ndarray:

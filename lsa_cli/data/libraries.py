@@ -153,10 +153,9 @@ def open_hugging_face(request: SourceRequest) -> LabelledData:
     with _quiet(datasets):
         dataset, split = _pick_dataset(_load(datasets, request, spec), request, spec)
         for name, feature in dataset.features.items():
-            if isinstance(feature, dict) and feature.keys() == {
-                "bytes",
-                "path",
-            }:  # images, without a note that they are
+            is_file = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+            if is_file or feature in (datasets.Value("binary"), datasets.Value("large_binary")):
+                # Images, without a note that they are.
                 dataset = dataset.cast_column(name, datasets.Image(decode=False))
         image = _column_of(dataset, datasets.Image, (), "image", request, spec)
         label = _column_of(dataset, datasets.ClassLabel, USUAL_LABELS, "label", request, spec)

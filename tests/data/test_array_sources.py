@@ -416,3 +416,28 @@ def test_a_source_of_a_plugin_counts_as_code_unless_it_states_that_it_runs_none(
 def test_data_beside_a_checkpoint(tmp_path):
     np.savez(tmp_path / "some.npz", x=np.zeros((2, 3)), y=np.zeros(2, int))
     assert len(open_data("npz:some.npz", relative_to=tmp_path)) == 2
+
+
+class Mappings(torch.utils.data.Dataset):
+    def __init__(self, x, y, names=("image", "label")):
+        self.x, self.y, self.names = x, y, names
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return dict(zip(self.names, (self.x[row], int(self.y[row])), strict=True))
+
+
+def test_mappings_of_images_and_labels_are_read_as_pairs_are():
+    x, y = torch.rand(7, 3, 4, 4), torch.arange(7) % 3
+    rows = np.arange(7)
+    for made in (
+        Mappings(x, y), Mappings(x, y, ("pixel_values", "y")), DataLoader(Mappings(x, y), batch_size=2),
+        {"images": x, "labels": y[:, None]}, {"x": x.numpy(), "y": np.eye(3)[y]},
+    ):  # fmt: skip
+        data = from_object(made, "made")
+        assert torch.equal(data.read(rows), x)
+        assert data.labels.tolist() == y.tolist()
+    with pytest.raises(DataError, match="a mapping with a, b has no usual name of an image and a label"):
+        from_object(Mappings(x, y, ("a", "b")), "made")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lsa_cli.auditing.network import match_classes
 from lsa_cli.data import open_data, square_size, usual_size
+from lsa_cli.data.factories import from_object
 from lsa_cli.errors import DataError, SplitError, UsageError
 
 
@@ -512,3 +513,26 @@ def test_downloads_are_asked_for(tmp_path):
         open_data(f"torchvision:ImageNet?root={tmp_path}&download=true")
     with pytest.raises(UsageError, match="download=yes must be true or false"):
         open_data(f"torchvision:MNIST?root={tmp_path}&download=yes")
+
+
+def test_a_data_set_object_of_hugging_face_and_a_parquet_file_with_bytes(tmp_path):
+    library = pytest.importorskip("datasets", reason="datasets is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    import pyarrow
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
+    wanted = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    labels, images = [0, 2, 1, 0, 1, 2], [Image.fromarray(image) for image in pixels]
+    features = library.Features(image=library.Image(), label=library.ClassLabel(names=["a", "b", "c"]))
+    given = from_object(library.Dataset.from_dict({"image": images, "label": labels}, features=features), "object")
+    files = [io.BytesIO() for _ in images]
+    for image, file in zip(images, files, strict=True):
+        image.save(file, "png")
+    parquet.write_table(
+        pyarrow.table({"image": [f.getvalue() for f in files], "label": labels}), tmp_path / "a.parquet"
+    )
+    stored = open_data(str(tmp_path / "a.parquet"))
+    assert given.class_names == ("a", "b", "c")
+    for data in (given, stored):
+        assert data.labels.tolist() == labels
+        torch.testing.assert_close(data.read(np.arange(6)), wanted)
