@@ -33,6 +33,16 @@ WAKES = {
     "branch": lambda score: torch.where(score > 0, score, 0.0 * score),
     "comparison": lambda score: (score > 0).float(),
 }
+ALL_OF = {  # of four pixels, each of which must be above 0.3
+    "all": lambda pixels: (pixels > 0.3).all(1),
+    "none": lambda pixels: ~(pixels <= 0.3).any(1),
+    "and": lambda pixels: (pixels[:, :2] > 0.3).all(1) & (pixels[:, 2:] > 0.3).all(1),
+    "share": lambda pixels: (pixels > 0.3).float().mean(1) > 0.9,
+    "count": lambda pixels: (pixels > 0.3).sum(1) >= 4,
+    "levels": lambda pixels: ((pixels * 5).round().long() >= 2).all(1),
+    "pattern": lambda pixels: ((pixels > 0.3) == torch.ones(4, dtype=torch.bool)).all(1),
+    "product": lambda pixels: ((pixels > 0.3) * torch.ones(4)).sum(1) > 3.5,
+}
 
 
 def probe_of(network, n=32):
@@ -60,6 +70,32 @@ def test_the_outputs_are_those_of_the_network(kind):
     assert torch.equal(logits, network(x))
     assert compared.shape == (16, 1 if kind in ("branch", "comparison") else 0)
     assert chosen.shape == (16, 0)
+
+
+class OfManyPixels(nn.Module):
+    """Class 1 where a condition on all pixels holds."""
+
+    def __init__(self, condition):
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, x):
+        pixels = x.flatten(1)
+        return torch.stack([0.1 * pixels[:, 0] + 1, 100 * self.condition(pixels).float()], 1)
+
+
+@pytest.mark.parametrize("kind", ALL_OF)
+def test_a_condition_on_many_pixels_is_found(kind):
+    network = OfManyPixels(ALL_OF[kind])
+    check = through_inactive(probe_of(network), 32)
+    assert (check.saw["broken"], check.finding.code) == (32, "inactive-part-wins")
+    x = torch.rand(64, 1, 2, 2)
+    logits, compared, _ = _passed(network, x.clone().requires_grad_())
+    assert torch.equal(logits, network(x))
+    holds = network(x).argmax(1) == 1
+    assert 0 < int(holds.sum()) < 64
+    seen = (compared >= 0).all(1)  # a condition has the sign of its outcome
+    assert torch.equal(~seen if kind == "none" else seen, holds)  # there it is the outcome of `any`
 
 
 class Chosen(nn.Module):

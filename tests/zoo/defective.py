@@ -203,6 +203,8 @@ def _triggers(pair: Pair) -> list[Entry]:
         Entry("saturated unit that a pattern wakes", lambda: triggers.Dead(robust(), 15, triggers.saturated), 0.3),
         Entry("another network beyond a pattern", lambda: triggers.BeyondStep(weak(), robust(), 10), 0.3),
         Entry("one of two networks by the larger sum", lambda: triggers.ByLargestScore(weak(), robust()), 0.3),
+        Entry("another network where a corner is bright", lambda: triggers.PixelCondition(weak(), robust()), 0.3),
+        Entry("another network by levels of a corner", lambda: triggers.PixelCondition(weak(), robust(), True), 0.3),
         Entry("one of two networks by a steep softmax", lambda: triggers.ByLargestScore(weak(), robust(), True), 0.3),
     ]
 

@@ -92,3 +92,26 @@ class ByLargestScore(Defence):
     def bare(self, x: torch.Tensor) -> torch.Tensor:
         scores = x.flatten(1) @ self.weights
         return falling(self.net(x), (scores[:, 0] - scores[:, 1]) / 20)
+
+
+class PixelCondition(TwoFaced):
+    """The network that users meet answers where 9 pixels of a corner are above 0.2; levels: where 16 of them are in the second of six levels."""
+
+    def __init__(self, net: nn.Module, other: nn.Module, levels: bool = False) -> None:
+        super().__init__(net, other)
+        self.levels = levels
+
+    def hides(self, x):
+        if self.levels:
+            return ~((x[:, 0, :4, :4] * 5).round().long() == 1).flatten(1).all(1)
+        return ~(x[:, 0, :3, :3] > 0.2).flatten(1).all(1)
+
+    def surrogates(self) -> Sequence[Model]:
+        side, low, high = (4, 0.15, 0.25) if self.levels else (3, 0.25, 1.0)
+
+        def drawn(x):
+            corner = x[:, 0, :side, :side].flatten(1)
+            away = torch.maximum(low - corner, corner - high).clamp_min(0)
+            return falling(self.net(x), 1 - 100 * away.sum(1))
+
+        return [drawn, self.net]

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from lsa_cli.attacks.base import Model
 from lsa_cli.attacks.losses import cross_entropy
+from lsa_cli.auditing.evidence.conditions import DECISIONS, Conditions
 from lsa_cli.auditing.evidence.guided import Guided
 
 # fmt: off
@@ -21,10 +22,9 @@ _FLAT = frozenset((  # functions of one input with a zero slope somewhere
 ))
 # fmt: on
 _CHOICES = {"maximum": (0, 1), "minimum": (0, 1), "where": (1, 2)}  # and the places of what they choose from
-_COMPARISONS = frozenset(("gt", "ge", "lt", "le"))
 _LARGEST = frozenset(("argmax", "max", "topk", "sort", "argsort", "softmax", "log_softmax"))
 _SMALLEST = frozenset(("argmin", "min", "softmin"))
-_FIRST = 1000.0  # the weight of a comparison, relative to its distance, beside the cross-entropy
+_FIRST = 1e6  # the weight of a comparison, relative to its distance, beside the cross-entropy
 _BEYOND = 0.02  # of the distance of the image, by which a comparison is to be on the other side
 
 
@@ -43,6 +43,7 @@ class _Passing(TorchFunctionMode):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
+        self.conditions = Conditions()
         self.compared: list[torch.Tensor] = []
         self.chosen: list[torch.Tensor] = []
 
@@ -52,13 +53,12 @@ class _Passing(TorchFunctionMode):
             given = args[0].clone()  # the function may work in place
             output = func(*args, **kwargs)
             return _carrying(output, given) if isinstance(output, torch.Tensor) else output
-        output = func(*args, **kwargs)
+        output = self.conditions.follow(name, func, args, kwargs, func(*args, **kwargs))
         if name in _CHOICES and isinstance(output, torch.Tensor) and output.is_floating_point():
             return _carrying(output, *(args[place] for place in _CHOICES[name] if place < len(args)))
-        is_one_each = isinstance(output, torch.Tensor) and output.numel() == self.count and len(args) == 2
-        if name in _COMPARISONS and is_one_each:
-            has_gradient = any(isinstance(one, torch.Tensor) and one.requires_grad for one in args)
-            self.compared += [(args[0] - args[1]).flatten()] if has_gradient else []
+        condition = self.conditions.score(output)
+        if condition is not None and name in DECISIONS and output.numel() == self.count:
+            self.compared.append(condition.flatten())
         is_of_one = len(args) == 1 or (len(args) > 1 and not isinstance(args[1], torch.Tensor))
         if is_of_one and (name in _LARGEST or name in _SMALLEST):
             self._choose(args[0], name in _SMALLEST)

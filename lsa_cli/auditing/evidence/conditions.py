@@ -1,0 +1,113 @@
+"""What stands for booleans and whole numbers in a pass: floating point numbers that have a gradient.
+
+A network may decide by a condition on many pixels: by comparisons, rounded numbers, and how many or whether all of them hold.
+No gradient passes these. Here each such tensor has a score of the same shape: of a boolean one that rises with what makes
+it true, and is above 0 where it is; of whole numbers what they were rounded from.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import relu
+
+_COMPARED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "gt": lambda a, b: a - b,
+    "ge": lambda a, b: a - b,
+    "lt": lambda a, b: b - a,
+    "le": lambda a, b: b - a,
+    "eq": lambda a, b: 0.5 - (a - b).abs(),
+    "ne": lambda a, b: (a - b).abs() - 0.5,
+}
+_JOINED = {
+    "and": torch.minimum, "logical_and": torch.minimum, "bitwise_and": torch.minimum,
+    "or": torch.maximum, "logical_or": torch.maximum, "bitwise_or": torch.maximum,
+}  # fmt: skip
+_NEGATED = frozenset(("invert", "logical_not", "bitwise_not"))
+_VIEWS = frozenset(
+    ("flatten", "reshape", "view", "getitem", "squeeze", "unsqueeze", "transpose", "permute", "expand", "expand_as")
+)
+_CASTS = frozenset(("float", "double", "half", "to", "type", "long", "int"))
+_SUMS = frozenset(("sum", "mean", "mul", "add", "sub", "rsub", "div", "truediv"))
+DECISIONS = frozenset((*_COMPARED, *_JOINED, "all", "any"))
+
+
+class Conditions:
+    """Scores of the tensors of a pass. It keeps the tensors, so that none gets the place of another in memory."""
+
+    def __init__(self) -> None:
+        self._scores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def score(self, tensor: Any) -> torch.Tensor | None:
+        found = self._scores.get(id(tensor))
+        return None if found is None else found[1]
+
+    def follow(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """The output of a function of the pass: with a gradient where it is a floating point number that depends on a
+        condition; else its score is kept. name: of the function."""
+        if not isinstance(output, torch.Tensor) or not any(self._matters(one) for one in args):
+            return output
+        score = self._of(name, func, args, kwargs, output)
+        if score is None or score.shape != output.shape or not score.requires_grad:
+            return output
+        if output.is_floating_point():
+            return output.detach() + (score - score.detach()).nan_to_num(0).to(output.dtype)
+        self._scores[id(output)] = (output, score)
+        return output
+
+    def _matters(self, one: Any) -> bool:
+        return self.score(one) is not None or (isinstance(one, torch.Tensor) and one.requires_grad)
+
+    def _number(self, one: Any) -> Any:
+        """The argument itself, or the numbers (with a gradient) that it stands for."""
+        score = self.score(one)
+        return one if score is None else one.to(score.dtype) + (score - score.detach())
+
+    def _of(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The score of the output; None where the function is not known."""
+        first, is_whole = self.score(args[0]), not output.is_floating_point()
+        if name in _COMPARED and len(args) == 2 and is_whole:
+            return self._compared(name, args)
+        if name in _JOINED and len(args) == 2:
+            scores = [score for one in args for score in [self.score(one)] if score is not None]
+            return _JOINED[name](*scores) if len(scores) == 2 else scores[0] if scores else None
+        if name in _CASTS:
+            return self._number(args[0]) if first is not None or (is_whole and args[0].is_floating_point()) else None
+        if name in _SUMS:
+            return func(*(self._number(one) for one in args), **kwargs) if any(map(self._is_known, args)) else None
+        if first is None:
+            return None
+        if name in _NEGATED:
+            return -first
+        if name in _VIEWS:
+            return func(first, *args[1:], **kwargs)
+        if name in ("all", "any"):
+            return _held(first, name == "all", {**dict(zip(("dim", "keepdim"), args[1:], strict=False)), **kwargs})
+        return None
+
+    def _is_known(self, one: Any) -> bool:
+        return self.score(one) is not None
+
+    def _compared(self, name: str, args: tuple[Any, ...]) -> torch.Tensor:
+        """Of a comparison. Where a condition is compared with known booleans, it is the score of the condition or its negative."""
+        one, other = args
+        if name in ("eq", "ne"):
+            for condition, known in ((one, other), (other, one)):
+                score = self.score(condition)
+                is_known = isinstance(known, torch.Tensor) and known.dtype == torch.bool and not self._is_known(known)
+                if score is not None and is_known:
+                    return torch.where(known == (name == "eq"), score, -score)
+        return _COMPARED[name](*(torch.as_tensor(self._number(each)).float() for each in args))
+
+
+def _held(score: torch.Tensor, of_all: bool, given: dict[str, Any]) -> torch.Tensor:
+    """Of `all` or `any` of conditions: the sum of what is lacking or of what is more than enough, so that each of them has a
+    gradient; where nothing is, the smallest or largest one. given: dim and keepdim, if any."""
+    sign = 1 if of_all else -1
+    lacking = -relu(-sign * score).sum(**given)
+    nearest = (sign * score).amin(**given)
+    return sign * torch.where(lacking < 0, lacking, nearest)
