@@ -12,7 +12,19 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from lsa_cli.errors import printable
-from lsa_cli.report.figures import COLOURS, DASHES, MARKS, BarChart, BarGroup, Chart, HeatMap, LineChart, Point
+from lsa_cli.report.figures import (
+    COLOURS,
+    DARKEST,
+    DASHES,
+    LIGHTEST,
+    MARKS,
+    BarChart,
+    BarGroup,
+    Chart,
+    HeatMap,
+    LineChart,
+    Point,
+)
 from lsa_cli.report.text import percent
 
 # A mark of half-width 1 around the origin.
@@ -86,6 +98,13 @@ def _mark(number: int, size: float, css: str, colour: int, hint: str = "") -> Ma
 
 def _title(hint: str) -> Markup:
     return Markup("<title>{}</title>").format(hint) if hint else Markup()
+
+
+def _head(what: str, context: str) -> Markup:
+    """What is drawn, and on what it was measured, which comes from outside."""
+    parts = [Markup("<span>{}</span>").format(what)] if what else []
+    parts += [Markup('<span class="foreign known">{}</span>').format(context)] if context else []
+    return Markup('<p class="axis head">{}</p>').format(Markup("").join(parts)) if parts else Markup()
 
 
 def _legend(items: Sequence[tuple[Markup, str]]) -> Markup:
@@ -197,8 +216,8 @@ def line_chart(chart: LineChart) -> Markup:
     label = f"{chart.title}. {'; '.join(words)}"
     drawing = _plot(below, (left, 24), label, [*grid, stretched, *marks, *limits])
     x_title = Markup('<p class="axis x">{}</p>').format(chart.x_title) if chart.x_title else Markup()
-    return Markup('<div class="chart"><p class="axis">{}</p>{}{}{}</div>').format(
-        chart.y_title, drawing, x_title, _legend(samples)
+    return Markup('<div class="chart">{}{}{}{}</div>').format(
+        _head(chart.y_title, chart.context), drawing, x_title, _legend(samples)
     )
 
 
@@ -283,8 +302,12 @@ def bar_chart(chart: BarChart) -> Markup:
         samples.append(
             (Markup('<svg class="at" x="14" y="6"><path d="M0,0v8m0,-6l-5-6h10z" class="limit"/></svg>'), "limit")
         )
-    return Markup('<div class="chart" role="group" aria-label="{}"><div class="bars">{}{}</div>{}</div>').format(
-        f"{chart.title}. {_bars_in_words(chart)}", Markup("").join(rows), _plot(16, _SIDES, "", ticks), _legend(samples)
+    return Markup('<div class="chart" role="group" aria-label="{}">{}<div class="bars">{}{}</div>{}</div>').format(
+        f"{chart.title}. {_bars_in_words(chart)}",
+        _head("accuracy", chart.context),
+        Markup("").join(rows),
+        _plot(16, _SIDES, "", ticks),
+        _legend(samples),
     )
 
 
@@ -354,7 +377,12 @@ def heat_map(chart: HeatMap) -> Markup:
             hint = _title(f"{name} / {columns[j]}: {text}")
             parts.append(
                 Markup('<rect x="{}" y="{}" width="{}" height="{}" class="cell" fill-opacity="{}">{}</rect>').format(
-                    _share(j / count), f"{y:.1f}", _share(1 / count), cell_h, f"{0.04 + 0.9 * share:.3f}", hint
+                    _share(j / count),
+                    f"{y:.1f}",
+                    _share(1 / count),
+                    cell_h,
+                    f"{LIGHTEST + (DARKEST - LIGHTEST) * share:.3f}",
+                    hint,
                 )
             )
             if wide:
@@ -367,6 +395,6 @@ def heat_map(chart: HeatMap) -> Markup:
     largest = f"Largest: {chart.largest:.{digits}f}, {' / '.join(found[0])}" if found else ""
     least, most, sides = 28 if wide else 14, 62 if wide else 30, left + 0.7 * head
     drawing = _plot(head + cell_h * len(rows) + 2, (left, 0.7 * head), f"{chart.title}. {largest}", parts)
-    return Markup('<div class="chart" style="min-width: {:.0f}px; max-width: {:.0f}px">{}</div>').format(
-        least * count + sides, most * count + sides, drawing
+    return Markup('<div class="chart" style="min-width: {:.0f}px; max-width: {:.0f}px">{}{}</div>').format(
+        least * count + sides, most * count + sides, _head(chart.y_title, chart.context), drawing
     )

@@ -14,6 +14,7 @@ from lsa_cli.report.figures import (
     BarGroup,
     Line,
     LineChart,
+    context_of,
     point,
     radius_curves,
 )
@@ -70,11 +71,11 @@ def render(old: AuditReport, new: AuditReport, found: Comparison) -> str:
         layers=layers,
         curves=curves,
         charts={
-            "accuracies": _bar_chart("Accuracy before and after", accuracies),
+            "accuracies": _bar_chart("Accuracy before and after", accuracies, context_of(new)),
             "classes": _bar_chart(
-                "Robust accuracy by class, before and after", classes[:SHOWN_CLASSES], are_classes=True
+                "Robust accuracy by class, before and after", classes[:SHOWN_CLASSES], context_of(new), are_classes=True
             ),
-            "layers": _layer_curves(top, new.protocol.measure) if top is not None else None,
+            "layers": _layer_curves(top, new) if top is not None else None,
             "curve": _radius_curves(curves, new),
         },
         other_radii=[attack for attack in measured if attack not in curves],
@@ -113,9 +114,9 @@ def _has_same_radii(pair: tuple[Curve, Curve]) -> bool:
 # ---- plots ---------------------------------------------------------------------------------------------
 
 
-def _bar_chart(title: str, several: Sequence[Pair], are_classes: bool = False) -> BarChart:
+def _bar_chart(title: str, several: Sequence[Pair], context: str, are_classes: bool = False) -> BarChart:
     groups = [BarGroup(pair.name, (point(pair.old), point(pair.new)), is_foreign=are_classes) for pair in several]
-    return BarChart(title, _BARS, groups)
+    return BarChart(title, _BARS, groups, context)
 
 
 def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> LineChart | None:
@@ -125,20 +126,28 @@ def _radius_curves(curves: dict[str, tuple[Curve, Curve]], new: AuditReport) -> 
         for attack, pair in curves.items()
         for bar, curve in zip(_BARS, pair, strict=True)
     ]
-    chart = radius_curves("Robust accuracy by radius, before and after", named, new.protocol.threat.norm)
+    chart = radius_curves(
+        "Robust accuracy by radius, before and after", named, new.protocol.threat.norm, context_of(new, attacked=False)
+    )
     if chart is None:
         return None
     lines = [replace(line, colour=_BARS[number % 2].colour) for number, line in enumerate(chart.lines)]
     return replace(chart, lines=lines)
 
 
-def _layer_curves(group: LayerGroup, measure: str) -> LineChart:
+def _layer_curves(group: LayerGroup, new: AuditReport) -> LineChart:
     lines = []
     for name, rows in (("before", [row.old for row in group.rows]), ("after", [row.new for row in group.rows])):
         points = [NO_POINT if row is None else (row.mean, row.low, row.high) for row in rows]
         lines.append(Line(name, points, frozenset(i for i, row in enumerate(rows) if row is not None and row.in_mvl)))
     title = f"Mean comparison measure by layer under {group.attack}, before and after"
-    return LineChart(title, [row.name for row in group.rows], lines, f"mean {measure}")
+    return LineChart(
+        title,
+        [row.name for row in group.rows],
+        lines,
+        f"mean {new.protocol.measure}",
+        context=context_of(new, attacked=not group.noise),
+    )
 
 
 # ---- facts ---------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 """The figures of a report as numbers: which lines, bars and cells, under which names, in which colours.
 
-charts.py draws them as SVG for the page, plots.py by matplotlib for `lsa plot`.
+charts.py draws them as SVG for the page, plots.py by matplotlib for `lsa plot`. `context` of a figure says what it was measured on.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lsa_cli.report.ranking import strongest, weakest_first
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Curve
+from lsa_cli.report.text import data_name
 from lsa_cli.wording import eps_as_text
 
 # Colour-blind readers can tell these apart, and all stand out from white. Lines differ in dashes and marks too.
@@ -16,6 +17,7 @@ COLOURS = ("#d55e00", "#0072b2", "#009e73", "#b8578f", "#8a6d00", "#3c97c9", "#5
 DASHES = ((), (6, 3), (2, 3), (8, 3, 2, 3), (1, 4), (10, 4), (4, 2, 1, 2), (3, 6))  # drawn, left out, drawn, ...
 MARKS = ("circle", "square", "triangle", "diamond")
 ROBUST, CLEAN, OTHER = 0, 1, 6  # places in COLOURS
+HEAT, LIGHTEST, DARKEST = 1, 0.04, 0.94  # of a heat map: a place in COLOURS, and how much of it a cell has
 SHOWN_CLASSES = 30  # in one figure; the tables list all classes
 _SHOWN_ATTACKS = 8
 
@@ -47,6 +49,7 @@ class LineChart:
     places: Sequence[float] | None = None
     percent: bool = False
     limits: Sequence[tuple[str, float, int]] = ()
+    context: str = ""
 
     def colour(self, number: int) -> int:
         """The place in COLOURS of a line."""
@@ -81,6 +84,7 @@ class BarChart:
     title: str
     bars: Sequence[Bar]
     groups: Sequence[BarGroup]
+    context: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class HeatMap:
     digits: int
     x_title: str = ""
     y_title: str = ""
+    context: str = ""
 
     @property
     def largest(self) -> float:
@@ -127,7 +132,17 @@ def charts_of(report: AuditReport, label: str = "", most_layers: int | None = No
         title = titled(f"mean {measure} by layer and class under {top.name}")
         charts["layer-by-class"] = _layer_by_class(title, report, top, most_layers)
         charts["confusion"] = _confusion(titled(f"predicted classes under {top.name}"), report, top)
-    return {name: chart for name, chart in charts.items() if chart is not None}
+    contexts = {"layers-noises": context_of(report, attacked=False)}
+    own = context_of(report)
+    return {
+        name: replace(chart, context=contexts.get(name, own)) for name, chart in charts.items() if chart is not None
+    }
+
+
+def context_of(report: AuditReport, attacked: bool = True) -> str:
+    """What a figure was measured on: "npz:mnist.npz, n = 300, linf, eps 0.3". attacked: with norm and eps."""
+    threat = f", {report.protocol.threat.norm}, eps {report.protocol.threat.text}" if attacked else ""
+    return f"{data_name(report.data.source)}, n = {report.data.n:,}{threat}"
 
 
 def point(rate: Rate | None) -> Point:
@@ -155,7 +170,7 @@ def layer_curves(title: str, named: Sequence[tuple[str, AttackOutcome]], measure
     return LineChart(title, labels[0], lines, f"mean {measure}", "layer, in the order they run")
 
 
-def radius_curves(title: str, named: Sequence[tuple[str, Curve]], norm: str) -> LineChart | None:
+def radius_curves(title: str, named: Sequence[tuple[str, Curve]], norm: str, context: str) -> LineChart | None:
     """Robust accuracy over all radii at which a curve has a point. None without a curve."""
     radii = sorted({at.eps for _, curve in named for at in curve.points})
     if not named:
@@ -165,7 +180,7 @@ def radius_curves(title: str, named: Sequence[tuple[str, Curve]], norm: str) -> 
         known = {at.eps: point(at.robust) for at in curve.points}
         lines.append(Line(name, [known.get(eps, NO_POINT) for eps in radii]))
     labels = [eps_as_text(eps) for eps in radii]
-    return LineChart(title, labels, lines, "robust accuracy", f"eps ({norm})", radii, percent=True)
+    return LineChart(title, labels, lines, "robust accuracy", f"eps ({norm})", radii, percent=True, context=context)
 
 
 def accuracy_bars(report: AuditReport) -> BarChart:
@@ -184,7 +199,7 @@ def accuracy_bars(report: AuditReport) -> BarChart:
         for row in weakest_first(verdict.classes)[:1]:
             limit = limits.get(f"class.{row.name}", limits.get("class.min"))
             groups.append(BarGroup(f"worst class: {row.name}", [point(row.robust)], ROBUST, limit, True))
-    return BarChart("Accuracy with 95% intervals", [Bar("", OTHER)], groups)
+    return BarChart("Accuracy with 95% intervals", [Bar("", OTHER)], groups, context_of(report))
 
 
 def _class_bars(title: str, report: AuditReport) -> BarChart | None:

@@ -2,7 +2,7 @@
 
 from lsa_cli.report import answers, view
 from lsa_cli.report.facts import facts
-from lsa_cli.report.figures import SHOWN_CLASSES, accuracy_bars, charts_of, radius_curves
+from lsa_cli.report.figures import SHOWN_CLASSES, accuracy_bars, charts_of, context_of, radius_curves
 from lsa_cli.report.headline import headline_of
 from lsa_cli.report.page import page
 from lsa_cli.report.ranking import strongest, weakest_first
@@ -47,6 +47,8 @@ def render(report: AuditReport, home: str | None = None) -> str:
         charts={
             **charts_of(report, most_layers=_LAYERS_IN_MAP),
             "accuracies": accuracy_bars(report),
-            "curve": radius_curves("Robust accuracy by radius", curves, report.protocol.threat.norm),
+            "curve": radius_curves(
+                "Robust accuracy by radius", curves, report.protocol.threat.norm, context_of(report, attacked=False)
+            ),
         },
     )

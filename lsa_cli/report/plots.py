@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,10 @@ from lsa_cli.errors import UsageError
 from lsa_cli.report.charts import short
 from lsa_cli.report.figures import (
     COLOURS,
+    DARKEST,
     DASHES,
+    HEAT,
+    LIGHTEST,
     MARKS,
     NO_POINT,
     SHOWN_CLASSES,
@@ -28,6 +32,7 @@ from lsa_cli.report.figures import (
     HeatMap,
     LineChart,
     charts_of,
+    context_of,
     layer_curves,
     point,
     radius_curves,
@@ -38,6 +43,7 @@ from lsa_cli.report.text import file_name, numbered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "png", "pdf")
@@ -109,9 +115,17 @@ def _figures(reports: Sequence[Labelled]) -> Iterator[tuple[str, "Figure"]]:
             for label, report in chosen
             for curve in report.curves
         ]
-        curves = radius_curves("Robust accuracy by radius", several, norm)
+        curves = radius_curves("Robust accuracy by radius", several, norm, _contexts(chosen, attacked=False))
         if curves is not None:
             yield f"curve-{norm}", _drawn(curves)
+
+
+def _contexts(reports: Sequence[Labelled], attacked: bool = True) -> str:
+    """What several reports were measured on: once where it is the same."""
+    own = {label: context_of(report, attacked) for label, report in reports}
+    if len(set(own.values())) == 1:
+        return next(iter(own.values()))
+    return "\n".join(f"{label}: {context}" for label, context in own.items())
 
 
 def _across(reports: Sequence[Labelled]) -> Iterator[tuple[str, Chart]]:
@@ -122,7 +136,8 @@ def _across(reports: Sequence[Labelled]) -> Iterator[tuple[str, Chart]]:
         several = [(label, outcomes[attack]) for (label, _), outcomes in zip(reports, by_name, strict=True)]
         curves = layer_curves(f"Layers under {attack}", several, reports[0][1].protocol.measure)
         if curves is not None and len(curves.lines) > 1:
-            yield f"layers-models-{_file_name(attack)}", curves
+            attacked = by_name[0][attack].kind != "noise"
+            yield f"layers-models-{_file_name(attack)}", replace(curves, context=_contexts(reports, attacked))
     bars = [Bar(label, number % len(COLOURS)) for number, (label, _) in enumerate(reports)]
     verdicts = [report.verdict for _, report in reports]
     weakest = [weakest_class(report) for _, report in reports]
@@ -131,20 +146,24 @@ def _across(reports: Sequence[Labelled]) -> Iterator[tuple[str, Chart]]:
     groups = [BarGroup(name, [point(rate) for rate in found]) for name, found in rates]
     groups.append(BarGroup("worst case", [point(verdict.robust) for verdict in verdicts]))
     groups.append(BarGroup("worst class", [NO_POINT if row is None else point(row.robust) for row in weakest]))
-    yield "models", BarChart("Accuracy", bars, groups)
+    yield "models", BarChart("Accuracy", bars, groups, _contexts(reports))
     names = reports[0][1].subject.class_names
     if len(names) <= SHOWN_CLASSES and all([row.name for row in verdict.classes] == names for verdict in verdicts):
         groups = [BarGroup(name, [point(v.classes[i].robust) for v in verdicts]) for i, name in enumerate(names)]
-        yield "models-classes", BarChart("Robust accuracy by class", bars, groups)
+        yield "models-classes", BarChart("Robust accuracy by class", bars, groups, _contexts(reports))
 
 
 # ---- drawing -----------------------------------------------------------------------------------------------
 
 
 def _drawn(chart: Chart) -> "Figure":
+    """With its context below the title."""
     if isinstance(chart, LineChart):
-        return _lines(chart)
-    return _bars(chart) if isinstance(chart, BarChart) else _heat_map(chart)
+        figure = _lines(chart)
+    else:
+        figure = _bars(chart) if isinstance(chart, BarChart) else _heat_map(chart)
+    figure.axes[0].set_title(f"{chart.title}\n{chart.context}" if chart.context else chart.title)
+    return figure
 
 
 def _lines(chart: LineChart) -> "Figure":
@@ -169,7 +188,7 @@ def _lines(chart: LineChart) -> "Figure":
         _name_places(axes, range(1, len(chart.labels) + 1), chart.labels, _WIDTH)
     else:
         axes.set_xlabel("layer index")
-    axes.set(title=chart.title, ylabel=f"{chart.y_title} (%)" if chart.percent else chart.y_title)
+    axes.set(ylabel=f"{chart.y_title} (%)" if chart.percent else chart.y_title)
     axes.set_ylim(*((-2, 102) if chart.percent else (0, None)))
     axes.legend(ncols=2 if len(chart.lines) > 4 else 1)
     return figure
@@ -198,7 +217,7 @@ def _bars(chart: BarChart) -> "Figure":
         )  # fmt: skip
     names = [group.name for group in chart.groups]
     turned = _name_places(axes, range(len(names)), names, width)
-    axes.set(title=chart.title, ylabel="accuracy (%)", ylim=(0, 104))
+    axes.set(ylabel="accuracy (%)", ylim=(0, 104))
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 if turned else -0.12), ncols=min(4, len(chart.bars)))
     return figure
@@ -208,19 +227,28 @@ def _heat_map(chart: HeatMap) -> "Figure":
     rows, columns = chart.rows, chart.columns
     figure, axes = _axes(max(1.8, 0.24 * len(rows) + 1.2), max(_WIDTH, 0.42 * len(columns) + 1.6))
     cells = [[_scaled(value, 1) for value in row] for row in chart.values]
-    image = axes.imshow(cells, cmap="cividis", aspect="auto", vmin=0)
+    image = axes.imshow(cells, cmap=_shades(), aspect="auto", vmin=0, vmax=chart.largest)
     axes.set_xticks(range(len(columns)), [short(name, _LONGEST) for name in columns], rotation=45, ha="right")
     axes.set_yticks(range(len(rows)), [short(name, _LONGEST) for name in rows])
     axes.grid(visible=False)
-    axes.set(title=chart.title, xlabel=chart.x_title, ylabel=chart.y_title)
+    axes.set(xlabel=chart.x_title, ylabel=chart.y_title)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     if len(columns) <= 12 and len(rows) <= 40:
         for i, row in enumerate(chart.values):
             for j, value in enumerate(row):
                 text = "-" if value is None else f"{value:.{chart.digits}f}"
-                ink = "white" if value is not None and value < 0.55 * chart.largest else "black"
+                ink = "white" if value is not None and value > 0.85 * chart.largest else "black"
                 axes.text(j, i, text, ha="center", va="center", fontsize=7, color=ink)
     return figure
+
+
+def _shades() -> "LinearSegmentedColormap":
+    """Those of the page: of one colour, from almost white."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    full = to_rgb(COLOURS[HEAT])
+    ends = [tuple(1 - share * (1 - part) for part in full) for share in (LIGHTEST, DARKEST)]
+    return LinearSegmentedColormap.from_list("lsa", ends)
 
 
 def _axes(height: float, width: float = _WIDTH) -> tuple["Figure", "Axes"]:
