@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 
@@ -75,11 +76,17 @@ class Page:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """Opens an HTML file; skips where no Chromium is installed."""
+    with started(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
+
+
+@contextmanager
+def started(profile):
+    """A page of a browser that keeps its files in the folder `profile`."""
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
         pytest.skip("no Chromium is installed")
     websocket = pytest.importorskip("websocket")
-    profile = tmp_path_factory.mktemp("chromium")
     process = subprocess.Popen(
         [program, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

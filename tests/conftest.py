@@ -16,6 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_addoption(parser):
     parser.addoption("--update-gold", action="store_true", help="rewrite tests/gold from what the code prints now")
+    parser.addoption(
+        "--pictures", metavar="DIR", help="folder for the pictures that test_pictures.py takes of the pages"
+    )
 
 
 @pytest.fixture(autouse=True)

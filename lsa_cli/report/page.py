@@ -12,7 +12,7 @@ from markupsafe import Markup
 from lsa_cli.report.charts import draw
 from lsa_cli.report.figures import COLOURS
 from lsa_cli.report.terms import with_meanings
-from lsa_cli.report.text import between, draws_text, interval, number, percent, proof_text, settings_text
+from lsa_cli.report.text import between, data_name, draws_text, interval, number, percent, proof_text, settings_text
 from lsa_cli.wording import compact, plural
 
 
@@ -27,7 +27,7 @@ def page(template: str, scripts: Sequence[str] = ("report.js",), **values: Any) 
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural, sentence=_sentence
+        percent=percent, interval=interval, number=number, settings=settings_text, short=_short, plural=plural, sentence=_sentence, data_name=data_name
     )  # fmt: skip
     script = "\n".join(map(_template, scripts))
     text = environment.get_template(template).render(
