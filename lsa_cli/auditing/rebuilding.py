@@ -21,6 +21,7 @@ from lsa_cli.models.parametrizations import read
 from lsa_cli.models.rebuilding.blocks import structures_of
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.search import Search
+from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
 from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import AuditSettings
 from lsa_cli.stats import wilson
@@ -94,6 +95,8 @@ def rebuild(
     if outcome is None:
         raise why
     doubt = _doubt(checkpoint, search, outcome, outputs)
+    if doubt is None and settings.input_size is None:
+        doubt = _doubt_of_size(search, outcome)
     if doubt is not None and not doubtful:
         told = f"; to write and correct it: {write_command(checkpoint, data.spec)}" if data.spec != IN_PYTHON else ""
         raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
@@ -160,6 +163,19 @@ def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: in
             f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}"
         )
     return None
+
+
+def _doubt_of_size(search: Search, outcome: Outcome) -> str | None:
+    """The doubt that the network was trained on larger images; None without doubt."""
+    other = fits_resized(search, outcome)
+    if other is None:
+        return None
+    height, width = search.x.shape[2:]
+    return (
+        f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "
+        f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): add --input-size {SIZE} if it was trained on such images, "
+        "else --input-size native"
+    )
 
 
 def _sentence(search: Search, outcome: Outcome) -> str:

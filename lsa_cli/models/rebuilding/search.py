@@ -89,6 +89,7 @@ class Search:
     ) -> None:  # fmt: skip
         self.structures, self.tensors, self.read, self.available = list(structures), tensors, read, available
         self.made: dict[tuple[Any, ...], nn.Module] = {}
+        self.normalizations = normalizations
         self.shifts = {
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
@@ -146,7 +147,7 @@ class Search:
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes)
         weighing = Weighing(
-            self.variant_of, self._on_training, lambda one: self.misfit[self.variant_of(one)], self._unrest
+            self.variant_of, self.on_training_images, lambda one: self.misfit[self.variant_of(one)], self.unrest_of
         )
         return weighing.weighed(outcome)
 
@@ -157,7 +158,7 @@ class Search:
         self._ask(every, self.asked, self.effort.images)
         return [other for other in every if other in self.asked and other != one]
 
-    def _on_training(self, one: Standing) -> torch.Tensor | None:
+    def on_training_images(self, one: Standing) -> torch.Tensor | None:
         """Losses on training images; None without images."""
         if self.trained is None:
             return None
@@ -168,7 +169,7 @@ class Search:
                 self.on_training[variant] = losses(one.entrant.ask(x).float(), y)
         return self.on_training[variant]
 
-    def _unrest(self, one: Standing) -> float:
+    def unrest_of(self, one: Standing) -> float:
         """How far an entrant is from a minimum of the loss, on training images where there are some."""
         variant = self.variant_of(one)
         if variant not in self.unrest:

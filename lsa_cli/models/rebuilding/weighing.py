@@ -128,15 +128,13 @@ class Weighing:
         """Of a network against another, in nats, without the prior of their activations: z^2 / 2 for z standard errors of the
         difference of their losses, with a systematic one, on the images of the contest and on those of the training, _PRIOR
         for each unit of cost, how well they fit the running statistics, and how far they are from a minimum."""
-        gained = _nats(one.loss, other.loss)
         trained = [self.on_training(each) for each in (one, other)]
+        losses = [(one.loss, other.loss)]
         if trained[0] is not None and trained[1] is not None:
-            gained += _nats(trained[0], trained[1])
+            losses.append((trained[0], trained[1]))
         prior = _PRIOR * (other.entrant.cost - one.entrant.cost)
-        fits = [
-            math.log2(max(self.misfit(each), _FIT)) + math.log2(max(self.unrest(each), _CALM)) for each in (one, other)
-        ]
-        return gained + prior + _DOUBLED * (fits[1] - fits[0])
+        fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
+        return log_odds_of(losses, self.unrest(one), self.unrest(other)) + prior + _DOUBLED * (fits[1] - fits[0])
 
     def _is_close(self, one: Standing, best: Standing) -> bool:
         is_alike = one.agreement(best) >= ALIKE
@@ -168,6 +166,12 @@ class Weighing:
 
     def _cost_of_activation(self, one: Standing) -> float:
         return ACTIVATIONS[self._activation(one)][2]
+
+
+def log_odds_of(losses: list[tuple[torch.Tensor, torch.Tensor]], unrest: float, other_unrest: float) -> float:
+    """Of a network against another, in nats, from pairs of their losses on equal images, and how far they are from a minimum."""
+    calm = math.log2(max(other_unrest, _CALM)) - math.log2(max(unrest, _CALM))
+    return sum(_nats(one, other) for one, other in losses) + _DOUBLED * calm
 
 
 def _with_rivals(outcome: Outcome, rivals: list[Standing]) -> Outcome:
