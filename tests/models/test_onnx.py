@@ -112,6 +112,8 @@ GRAPHS = {
     "unequal padding": [("Conv", ["x", "w"], ["y"], {"pads": [0, 1, 2, 1]})],
     "pools": [("MaxPool", ["x"], ["p"], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [0, 0, 1, 1]}),
               ("AveragePool", ["p"], ["y"], {"kernel_shape": [2, 2], "ceil_mode": 1})],
+    "norms before a convolution": [("BatchNormalization", ["x", "three", "three", "three", "three"], ["n"], {}),
+                                   ("InstanceNormalization", ["n", "three", "three"], ["i"], {}), ("Conv", ["i", "w"], ["y"], {})],
     "old softmax": [("Softmax", ["x"], ["y"], {"axis": 1})],
     "hard sigmoid of Keras": [("HardSigmoid", ["x"], ["y"], {})],
     "shapes": [("Shape", ["x"], ["s"], {}), ("Gather", ["s", "zero"], ["n"], {}), ("Unsqueeze", ["n", "axis"], ["m"], {}),
@@ -124,7 +126,7 @@ GRAPHS = {
     "gemm without a layer": [("Flatten", ["x"], ["f"], {}), ("Gemm", ["f", "f"], ["y"], {"transB": 1, "alpha": 0.5})],
 }
 WEIGHTS = {
-    "w": W, "b": B, "zero": np.asarray(0, INTS), "axis": np.asarray([0], INTS), "minus": np.asarray([-1], INTS),
+    "w": W, "b": B, "three": np.asarray([0.5, 1, 2], np.float32), "zero": np.asarray(0, INTS), "axis": np.asarray([0], INTS), "minus": np.asarray([-1], INTS),
     "two": np.asarray([2], INTS), "axes": np.asarray([3], INTS), "square": np.asarray(2, np.float32),
     "pads": np.asarray([0, 0, 1, 2, 0, 0, 3, 0], INTS), "scales": np.asarray([1, 1, 2, 1.5], np.float32),
 }

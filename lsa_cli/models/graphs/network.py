@@ -134,7 +134,7 @@ def _step(
         made = LAYERS[node.kind](node, values)
         if made is not None:
             made = made if isinstance(made, Made) else Made(made)
-            return Step(node, _add(network, made.module, path), made.before, False)
+            return Step(node, _add(network, made.module.eval(), path), made.before, False)
     if node.kind not in OPERATIONS:
         if _QUANTIZED.search(node.kind):
             raise node.refused("of a quantised network, through which no gradient flows; export the network in float32")
