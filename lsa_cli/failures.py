@@ -44,7 +44,7 @@ def forward_of(body: nn.Module) -> Iterator[None]:
         if not _is_foreign(error) or _is_ours(frames):
             raise
         raise ForwardError(
-            f"the network's own forward pass fails{_where(error, body)}: {summary_of(error)}{_advice(error)}"
+            f"the network's own forward pass fails{_where(error, body)}: {summary_of(error)}{_advice(error, body)}"
         ) from error
 
 
@@ -68,7 +68,11 @@ def backward_sentence(error: BaseException, where: str = "") -> str:
     )
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, body: nn.Module) -> str:
+    others = {p.dtype for p in body.parameters() if p.is_floating_point()} - {torch.float32}
+    if others and isinstance(error, RuntimeError) and "dtype" in str(error):
+        kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        return f"; its weights are {kinds} and lsa's inputs are float32: give model.float()"
     missing = _MISSING.search(str(error)) if isinstance(error, TypeError) else None
     if missing is None:
         return ""

@@ -46,6 +46,8 @@ def test_values_as_people_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("eps: 0.1\nlimits: {robust: 0.4}\n", "line 2: unknown key 'limits': did you mean 'gate'?"),
+        ("limits: 40\n", "line 1: unknown key 'limits': did you mean 'limit'"),
         ("eps: 0.1\nattak: pgd\n", "line 2: unknown key 'attak': did you mean 'attack'"),
         ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps is given twice"),
         ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: eps: 'lots' is not a number"),

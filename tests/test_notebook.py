@@ -1,18 +1,22 @@
 """A report in Python: what it shows of itself, its tables, and what is saved is what is opened."""
 
 import html
+import itertools
 import re
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
-from lsa_cli import audit
+from lsa_cli import audit, harden
 from lsa_cli.auditing.progress import in_lines, progress_bar
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import ForwardError, UsageError
 from lsa_cli.report.html import render
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.terminal import one_line
+from lsa_cli.settings.in_python import renamed
 from tests.cli.test_terminals import ESCAPE, MOON, terminal
 from tests.report.example import example
 
@@ -87,7 +91,49 @@ def test_a_function_gets_the_progress(capsys):
     assert {what for what, _, _ in told} >= {"clean accuracy", "fgsm"}
     assert all(0 <= done <= total for _, done, total in told)
     assert told[-1][1] > told[0][1]
+    shares = [done / total for _, done, total in told]
+    assert max(after - before for before, after in itertools.pairwise(shares)) < 0.6  # where the rest is estimated anew
+    assert max(after - before for before, after in itertools.pairwise(shares[-100:])) < 0.1
+    assert 0.6 < shares[-1] <= 1
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"n": 0}, "^n: must be"),
+        ({"batch_size": 0}, "^batch_size: must be"),
+        ({"quick": True, "full": True}, "^quick and full set the same thing"),
+        ({"eps": "far"}, "^eps: 'far' is not a number"),
+        ({"resume": True}, "^resume: belongs to the command line"),
+        ({"n": 3000}, "^limit 3000 asks for more samples than .*; use limit all$"),
+        ({"full": True, "attack": "pgd"}, "^full chooses the attacks; leave out attack, or full$"),
+        ({"device": "cpuu"}, "^device 'cpuu'"),
+    ],
+)
+def test_errors_name_options_as_python_does(given, says):
+    with pytest.raises(UsageError, match=says):
+        audit(MOON, **given)
+
+
+def test_errors_of_harden_name_options_as_python_does(tmp_path):
+    with pytest.raises(UsageError, match=r"^val_fraction: must be below 1"):
+        harden(MOON, tmp_path / "h.pt", val_fraction=2)
+    with pytest.raises(UsageError, match=r"^budget decides how many epochs there are; give budget or epochs$"):
+        harden(MOON, tmp_path / "h.pt", budget="1m", epochs=3)
+
+
+def test_only_what_python_has_is_renamed():
+    assert renamed("run it with --max-restarts 3 and --no-prove") == "run it with --max-restarts 3 and prove=False"
+    assert renamed("give --arch, or run: lsa audit x --trust-code") == "give arch, or run: lsa audit x --trust-code"
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "float64"), (torch.bfloat16, "bfloat16")])
+def test_a_network_of_another_precision_is_answered_with_what_to_do(dtype, name):
+    net, x = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2)).to(dtype), torch.rand(20, 2)
+    with pytest.raises(ForwardError, match=rf"its weights are {name} .*: give model\.float\(\)$"):
+        audit(net, data=(x, torch.arange(20) % 2), eps=0.1)
+    assert audit(net.float(), data=(x, torch.arange(20) % 2), eps=0.1, attack="fgsm", threads=1).data.n == 20
 
 
 @pytest.mark.parametrize(

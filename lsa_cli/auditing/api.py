@@ -16,11 +16,13 @@ from lsa_cli.imports import load_python_file
 from lsa_cli.report.outputs import Outputs
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.settings import IN_PYTHON, merge, settings_from
+from lsa_cli.settings.in_python import names_of_python
 
 if TYPE_CHECKING:
     from lsa_cli.settings.keywords import AuditKeywords
 
 
+@names_of_python()
 def audit(
     target: str | Path | nn.Module,
     *,

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from lsa_cli import distributed
 from lsa_cli.auditing.cost import total_work
+from lsa_cli.auditing.evidence.examine import FORWARD
 from lsa_cli.auditing.evidence.repeatability import Beginning
 from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.limits import BatchSize, Clock, OutOfTime, out_of_memory
@@ -73,6 +76,24 @@ class Execution:
         """Report progress. work: forward and gradient passes over one sample; other ranks do as much at the same time."""
         self.done += work * distributed.world()
         self.progress(label, min(self.done, self.total), self.total)
+
+    def expect(self, work: float) -> None:
+        """Correct the work in all, now that it is known better how much is left. work: as in `step`, of all ranks."""
+        self.total = self.done + work
+
+    @contextmanager
+    def passes_are_steps(self, label: str, *models: nn.Module) -> Iterator[None]:
+        """Within: every pass of the models is progress."""
+
+        def count(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            self.step(label, len(inputs[0]) * (1.0 if torch.is_grad_enabled() else FORWARD))
+
+        hooks = [model.register_forward_pre_hook(count) for model in models]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def read(self, index: np.ndarray) -> Generator[Batch, None, None]:
         """Inputs, labels and places of some samples, batch by batch. The next batches are read in the background."""

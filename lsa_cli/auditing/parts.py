@@ -21,6 +21,7 @@ from lsa_cli.errors import LayerError, UsageError
 from lsa_cli.measures import MEASURES
 from lsa_cli.registry import build, parse_number, parse_spec, unknown
 from lsa_cli.settings import AuditSettings, settings_from
+from lsa_cli.settings.in_python import names_of_python
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ class AttackOnNetwork:
 
     attack: Attack
 
+    @names_of_python()
     def __call__(self, model: nn.Module, x: Any, y: Any, *, seed: int = 0) -> torch.Tensor:
         """x_adv (N, ...) in float32 for inputs x (N, ...) in [0, 1] or uint8, and labels y (N,), on the device of x.
 
@@ -57,6 +59,7 @@ class AttackOnNetwork:
         return torch.cat(found).to(x.device if isinstance(x, torch.Tensor) else "cpu")
 
 
+@names_of_python()
 def attack(name: str, **options: Any) -> AttackOnNetwork:
     """An attack by its name, as for `lsa audit --attack`: attack("pgd", eps="8/255", steps=40)(model, x, y) -> x_adv.
 
@@ -80,6 +83,7 @@ def attack(name: str, **options: Any) -> AttackOnNetwork:
     return AttackOnNetwork(build(factory, options, f"attack '{name}'", threat=make_threat(norm, eps)))
 
 
+@names_of_python()
 def scan(
     model: nn.Module,
     x: Any,

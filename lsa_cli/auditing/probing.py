@@ -1,6 +1,6 @@
 """What an audit measures on a few samples at its end: other normalisations, evidence, metrics, example images."""
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from lsa_cli.auditing.evidence.another_process import Source, another_process
 from lsa_cli.auditing.evidence.compare import Measured, compare
 from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.examine import examine as examine_probe
-from lsa_cli.auditing.evidence.examine import probe_passes, probe_size
+from lsa_cli.auditing.evidence.examine import probe_size
 from lsa_cli.auditing.evidence.planted import attack_to_test
 from lsa_cli.auditing.evidence.preflight import trained_on_the_same, useless_logits
 from lsa_cli.auditing.evidence.probe import Probe
@@ -118,7 +118,11 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> list[Ch
     survivors = total.survivors(budget)
     broken = torch.from_numpy((total.right & ~survivors)[rows])
     copy = run.copy.model
-    with run.clock.stops(plan.network.classifier), run.clock.stops(copy) if copy is not None else nullcontext():
+    models = [plan.network.classifier, *([copy] if copy is not None else [])]
+    with ExitStack() as within:
+        within.enter_context(run.passes_are_steps("evidence", *models))
+        for model in models:
+            within.enter_context(run.clock.stops(model))
         last = plan.network.last_layer.module if plan.network.last_layer is not None else None
         examined = examine_probe(
             probe, broken=broken, survivors=_left(run, total, survivors), last=last, hidden=_hidden(plan, total), beginning=run.beginning,
@@ -130,11 +134,9 @@ def examine(run: Execution, total: BlockResult, clean: list[Checked]) -> list[Ch
             examined.append(another_process(probe, beginning, Source.of(plan.network)))
     trained_on = trained_on_the_same(subject_of(plan).history, plan.network.data.spec, plan.network.data.split)
     raw = plan.network.classifier.output == "probabilities"
-    checked = [
+    return [
         *clean, useless_logits(total.logits, raw), trained_on, *examined, *compare(measured)
     ]  # fmt: skip
-    run.step("evidence", probe_passes(len(rows), len(total)))
-    return checked
 
 
 def remember(run: Execution) -> None:

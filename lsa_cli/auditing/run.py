@@ -233,6 +233,8 @@ class _Audit:
         assert self.total is not None
         run.clock.reserve = 0
         total = self.total = self.total.in_order()
+        if self._met:
+            run.expect(evidence_work(plan, Known(robust=float(total.survivors(self._met).mean()))))
         if can_be_normalized(plan):
             extras.normalization = next(iter(run.in_time(lambda: try_normalizations(run, total))), None)
         clean = clean_checks(plan, total, extras.normalization)

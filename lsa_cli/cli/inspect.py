@@ -49,6 +49,7 @@ def inspect(
             help="Put an unknown chain of layers or residual network together again, choose by the labels of --data, and write it as a Python file, which audits take as their architecture.",
         ),
     ] = None,
+    threads: o.Threads = None,
 ) -> None:
     """Show what a model file is: format, weights, likely architecture, and what trusting it would import.
 
@@ -56,11 +57,13 @@ def inspect(
 
     Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, graph, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice; with --data also network (found, layers (name, module, shape), certain).
     """
+    if threads is not None and data is None:
+        raise UsageError("--threads is for --data; leave it out")
     if write_arch is not None:
-        _write_arch(checkpoint, data, write_arch)
+        _write_arch(checkpoint, data, write_arch, threads)
         return
     facts = gather(checkpoint, sha256)
-    view = None if data is None else _viewed(checkpoint, data)
+    view = None if data is None else _viewed(checkpoint, data, threads)
     if json:
         import json as json_module
 
@@ -70,25 +73,31 @@ def inspect(
         _print(facts, show_all, view, data)
 
 
-def _viewed(checkpoint: str, data: str) -> "View":
+def _viewed(checkpoint: str, data: str, threads: int | None) -> "View":
+    from lsa_cli.auditing.cores import choose_threads
+    from lsa_cli.auditing.cost import numerics
     from lsa_cli.auditing.viewing import view_network
     from lsa_cli.settings import settings_from
 
-    with foreign_code():
-        return view_network(checkpoint, settings_from({"data": data}))
+    settings = settings_from({"data": data, "threads": threads})
+    with foreign_code(), numerics(choose_threads(settings.threads)[0]):
+        return view_network(checkpoint, settings)
 
 
-def _write_arch(checkpoint: str, data: str | None, path: Path) -> None:
+def _write_arch(checkpoint: str, data: str | None, path: Path, threads: int | None) -> None:
     """Write the network that is put together again, and print the audit that takes it."""
+    from lsa_cli.auditing.cores import choose_threads
+    from lsa_cli.auditing.cost import numerics
     from lsa_cli.auditing.viewing import rebuild_alone
     from lsa_cli.settings import settings_from
 
-    if data is None or path is None:
+    if data is None:
         raise UsageError("--write-arch FILE.py and --data SOURCE:PATH belong together: labelled images choose")
     if path.exists():
         raise UsageError(f"--write-arch {path}: there is a file already; give another name")
-    with foreign_code():
-        rebuilt = rebuild_alone(checkpoint, settings_from({"data": data}), note)
+    settings = settings_from({"data": data, "threads": threads})
+    with foreign_code(), numerics(choose_threads(settings.threads)[0]):
+        rebuilt = rebuild_alone(checkpoint, settings, note)
     path.write_text(rebuilt.source)
     words = ["lsa", "audit", checkpoint, "--arch", f"{path}:build", *rebuilt.option.split(), "--data", data]
     emit(f"{printable(shlex.join(words))}\n")

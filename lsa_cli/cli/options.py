@@ -148,6 +148,7 @@ def option_of(name: str) -> Any:
 
 Quiet = option_of("quiet")
 Plugin = option_of("plugin")
+Threads = option_of("threads")
 
 
 def _check(settings: AuditSettings) -> None:

@@ -12,8 +12,10 @@ from lsa_cli.hardening.run import Hardened, run_harden
 from lsa_cli.hardening.trainer import Progress
 from lsa_cli.settings import IN_PYTHON, HardenSettings, merge, settings_from
 from lsa_cli.settings.declare import keys_of, read_settings
+from lsa_cli.settings.in_python import names_of_python
 
 
+@names_of_python()
 def harden(
     checkpoint: str | Path,
     out: str | Path,

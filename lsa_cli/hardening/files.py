@@ -15,7 +15,8 @@ class Files:
     """The files that a hardening writes, all beside the checkpoint `out`.
 
     started: the identity of the run, while it is not finished. It tells a run that ended before its first state from an
-    older result.
+    older result. new_before, new_log: `before` and `log` of a run that has no result yet, so that an interrupted run leaves
+    an older result whole.
     """
 
     def __init__(self, out: Path) -> None:
@@ -27,9 +28,24 @@ class Files:
         self.before = self.beside("before.json")
         self.after = self.beside("after.json")
         self.compare = self.beside("compare.json")
+        self.new_before = self.beside("started.before.json")
+        self.new_log = self.beside("started.log.jsonl")
 
     def beside(self, ending: str) -> Path:
         return self.out.with_name(f"{self.out.stem}.{ending}")
+
+    def forget_start(self) -> None:
+        """Remove what is left of a run without a state."""
+        for file in (self.started, self.new_before, self.new_log):
+            file.unlink(missing_ok=True)
+
+    def replace_old(self) -> None:
+        """Once `out` is written: put what the run has made so far in place of an older result."""
+        for new, old in ((self.new_before, self.before), (self.new_log, self.log)):
+            if new.exists():
+                os.replace(new, old)
+        for old in (self.after, self.compare):
+            old.unlink(missing_ok=True)
 
     def all(self) -> list[Path]:
         return list(vars(self).values())

@@ -76,9 +76,10 @@ def run_harden(
     """
     files, show = Files(out), progress or (lambda what, done, total: None)
     restarted = distributed.restarted()
+    keeps = resume or restarted  # the audit before, if it is finished
     resume = distributed.first(lambda: _resumes(plan, files, resume, restarted, say))
     with numerics(plan.audit.threads), _removes_mark(files):
-        before = _audit_before(plan.audit, files.before, resume, show, say)
+        before = _audit_before(plan.audit, files, keeps, show, say)
         layers = plan.layers
         if plan.needs_layers and not layers:
             layers = layers_to_regularize(plan, say)
@@ -89,6 +90,8 @@ def run_harden(
         trained = _trained(plan, job, files, show, say)
         try:
             write_checkpoints(plan, method, layers, trained, files)
+            if distributed.rank() == 0:
+                files.replace_old()
         except OSError as error:
             raise RunError(
                 f"{out} cannot be written: {error.strerror or error}; the state is in {files.state}"
@@ -111,9 +114,7 @@ def run_harden(
         compared, incomparable = _compared(before, after)
         if distributed.rank() == 0:
             write_text(str(files.after), after.to_json())
-            if compared is None:
-                files.compare.unlink(missing_ok=True)  # of another run
-            else:
+            if compared is not None:
                 write_text(str(files.compare), compared.to_json())
             files.started.unlink(missing_ok=True)
             files.state.unlink(missing_ok=True)
@@ -132,7 +133,7 @@ def _removes_mark(files: Files) -> Iterator[None]:
         raise
     except LsaError:
         if distributed.rank() == 0 and not files.state.exists():
-            files.started.unlink(missing_ok=True)
+            files.forget_start()
         raise
 
 
@@ -162,20 +163,23 @@ def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: 
         elif files.out.exists():
             refuse_without_state(files.state)
         say(f"no state at {files.state} yet: starting from the beginning")
+    if not (asked or restarted):
+        files.forget_start()
     write_text(files.started, json.dumps(identity))
     files.state.unlink(missing_ok=True)  # of another run
     return False
 
 
-def _audit_before(plan: AuditPlan, path: Path, resume: bool, progress: Progress, say: Say) -> AuditReport:
-    """The report of the network before training. A resumed run reads it from disk."""
-    saved = distributed.first(lambda: _saved(plan, path) if resume and path.exists() else None)
+def _audit_before(plan: AuditPlan, files: Files, keeps: bool, progress: Progress, say: Say) -> AuditReport:
+    """The report of the network before training. keeps: it is read from disk, if it is there."""
+    path = files.new_before if files.new_before.exists() else files.before
+    saved = distributed.first(lambda: _saved(plan, path) if keeps and path.exists() else None)
     if saved is not None:
         return saved
     say(f"audit before: {', '.join(named.label for named in plan.attacks)} on {plural(len(plan.index), 'sample')}")
     report = run_audit(plan, progress=progress)
     if distributed.rank() == 0:
-        write_text(str(path), report.to_json())
+        write_text(str(files.new_before), report.to_json())
     return report
 
 
@@ -249,7 +253,7 @@ def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: 
     board = tensorboard(files)
 
     def on_epoch(result: EpochResult, left: float) -> None:
-        write_log(files.log, [result], fresh=result.epoch == 1)
+        write_log(files.new_log, [result], fresh=result.epoch == 1)
         values = {"loss": result.loss, **result.parts, "clean": result.clean, "robust": result.robust}
         for name, value in values.items():
             board(name, value, result.epoch)
@@ -263,7 +267,7 @@ def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: 
             say(f"accuracy under PGD is far below that under FGSM: the next epochs raise {result.raised}")
 
     # The process may have ended between the state of an epoch and its line in the log, so a resumed run writes all lines.
-    trained = train(job, progress, on_epoch, lambda history: write_log(files.log, history, fresh=True))
+    trained = train(job, progress, on_epoch, lambda history: write_log(files.new_log, history, fresh=True))
     job.model.load_state_dict(trained.best)
     told = job.method.finish(job.model.eval(), validation_of(job))
     if told is not None:

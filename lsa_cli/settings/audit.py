@@ -162,9 +162,9 @@ class AuditSettings(Settings):
         metavar="N|native",
     )
     match_classes: ClassOrder | None = _DATA(
-        "How labels are matched to outputs of the network: by class name; number: label k is output k; or the output for each "
+        "How labels are matched to outputs of the network: name: by class name; number: label k is output k; or the output for each "
         "class of the data, such as 2,0,1.",
-        metavar="name|number|ORDER",
+        metavar="ORDER",
         default="name",
     )
     limit: Samples | None = _DATA(

@@ -8,7 +8,7 @@ reference page (`settings/schema.py`, `settings/reference.py`).
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 from lsa_cli.errors import LsaError, UsageError
@@ -197,7 +197,7 @@ def read_settings(
             continue
         name = key.replace("-", "_")
         if name not in known:
-            raise SettingError((key,), unknown(noun, key, [name for name in known if len(name) > 1]), whole=True)
+            raise SettingError((key,), _unknown_key(noun, key, given, known), whole=True)
         one, option = known[name]
         if one.scope not in scopes:
             whose = "an audit" if one.scope == "written" else "the command line"
@@ -229,6 +229,12 @@ def _value(one: Setting, option: Option | None, key: str, value: Any) -> Any:
         raise SettingError((key,), str(error), whole=True) from error
     except ValueError as error:
         raise SettingError((key,), str(error)) from error
+
+
+def _unknown_key(noun: str, key: str, value: Any, known: Iterable[str]) -> str:
+    if key in ("limits", "thresholds") and isinstance(value, Mapping) and "gate" in known:
+        return f"unknown {noun} '{key}': did you mean 'gate'?"  # and not limit, a number of samples
+    return unknown(noun, key, [name for name in known if len(name) > 1])
 
 
 def _section(kind: type[S], key: str, value: Any, noun: str, scopes: tuple[Scope, ...]) -> S:

@@ -331,7 +331,7 @@ def test_where_memory_runs_out_batches_halve_and_the_numbers_stay(task):
     assert [o.robust for o in small.outcomes] == [o.robust for o in whole.outcomes]
     assert small.evidence.verdict == whole.evidence.verdict
     assert [row.name for row in small.metrics] == [row.name for row in whole.metrics]
-    with pytest.raises(RunError, match="out of memory with 32 samples at once; use a smaller --batch-size"):
+    with pytest.raises(RunError, match="out of memory with 32 samples at once; use a smaller batch_size"):
         audit(Small(body, 20), data=(x, y), **options, batch_size=32)
 
 

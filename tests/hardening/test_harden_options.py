@@ -85,7 +85,7 @@ def test_resume_before_the_first_state_starts_from_the_beginning(lsa, monkeypatc
     from lsa_cli.hardening import run
 
     command = ("harden", MOON, "-o", "h.pt", *BRIEF, "--resume")
-    audit = run.run_audit
+    audit, train = run.run_audit, run.train
 
     def killed(*_, **__):
         raise KeyboardInterrupt
@@ -96,9 +96,15 @@ def test_resume_before_the_first_state_starts_from_the_beginning(lsa, monkeypatc
     assert (
         "nothing is trained yet; to start again, run the same command; with --resume it keeps the audit" in stopped.err
     )
-    monkeypatch.setattr(run, "run_audit", audit)
+    audits = []
+    monkeypatch.setattr(run, "run_audit", lambda *given, **options: audits.append(None) or audit(*given, **options))
+    monkeypatch.setattr(run, "train", killed)
+    assert lsa(*command[:-1]).code == 130
+    assert len(audits) == 1
+    monkeypatch.setattr(run, "train", train)
     result = lsa(*command)
     assert result.code == 0, result.err
+    assert len(audits) == 2  # the one before is kept
     assert result.err.count("no state at h.state.pt yet: starting from the beginning") == 1
     again = lsa(*command)
     assert (again.code, "there is no interrupted training at h.state.pt" in again.err) == (2, True)
@@ -142,12 +148,19 @@ def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):
         if len(self.history) == 2:
             raise KeyboardInterrupt
 
+    older = [Path(f"h.{end}") for end in ("pt", "last.pt", "before.json", "after.json", "compare.json", "log.jsonl")]
+    for file in older:
+        file.write_text("an older result")
     monkeypatch.setattr(trainer.Training, "save", save_and_die)
     assert lsa(*command).code == 130
+    assert {file.read_text() for file in older} == {"an older result"}
     monkeypatch.setattr(trainer.Training, "save", save)
-    assert lsa(*command, "--resume").code == 0
+    resumed = lsa(*command, "--resume")
+    assert (resumed.code, "audit before" in resumed.err) == (0, False)
     with open("h.log.jsonl") as file:
         assert [json.loads(line)["epoch"] for line in file] == [1, 2]
+    assert {read_report(f"h.{end}.json").data.n for end in ("before", "after")} == {40}
+    assert sorted(Path().glob("h.*")) == sorted(older)
 
 
 # ---- the watchdog ----------------------------------------------------------------------------------------

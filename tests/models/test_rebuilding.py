@@ -234,7 +234,7 @@ def test_inspect_writes_a_network_that_an_audit_takes(lsa, digits, tmp_path):  #
     assert f"Next command  {shlex.join(map(str, ['lsa', 'audit', tmp_path / 'net.pt', *data]))}" in seen.out
     network = json.loads(lsa("inspect", tmp_path / "net.pt", *data, "--json").out)["network"]
     assert [layer["shape"] for layer in network["layers"]] == [[64], [48], [48], [32], [32], [10]]
-    written = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py")
+    written = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py", "--threads", 1)
     assert written.code == 0, written.err
     words = shlex.split(written.out)
     assert words[:3] == ["lsa", "audit", str(tmp_path / "net.pt")]
