@@ -106,7 +106,7 @@ def test_a_function_gets_the_progress(capsys):
         ({"quick": True, "full": True}, "^quick and full set the same thing"),
         ({"eps": "far"}, "^eps: 'far' is not a number"),
         ({"resume": True}, "^resume: belongs to the command line"),
-        ({"n": 3000}, "^limit 3000 asks for more samples than .*; use limit all$"),
+        ({"n": 3000}, '^limit=3000 asks for more samples than .*; use limit="all"$'),
         ({"full": True, "attack": "pgd"}, "^full chooses the attacks; leave out attack, or full$"),
         ({"device": "cpuu"}, "^device 'cpuu'"),
     ],
@@ -125,6 +125,7 @@ def test_errors_of_harden_name_options_as_python_does(tmp_path):
 
 def test_only_what_python_has_is_renamed():
     assert renamed("run it with --max-restarts 3 and --no-prove") == "run it with --max-restarts 3 and prove=False"
+    assert renamed("--split train, --returns logits and --top-k 99") == 'split train, returns="logits" and top_k=99'
     assert renamed("give --arch, or run: lsa audit x --trust-code") == "give arch, or run: lsa audit x --trust-code"
 
 

@@ -198,7 +198,7 @@ class _Wrapped(nn.Module):
         (lambda z: z * torch.nan, "NaN or infinite for 64 of 64"),
         (lambda z: torch.where(torch.arange(len(z))[:, None] == 0, torch.inf, z), "NaN or infinite"),
         (lambda z: z * 0 + torch.arange(3.0), "same output for all 64"),
-        (lambda z: z.softmax(1), "--returns probabilities"),
+        (lambda z: z.softmax(1), 'returns="probabilities"'),
         (lambda z: z.detach(), "no input gradient"),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_single_score_is_a_binary_head():
 
 
 def test_settings_that_nothing_uses_are_refused(task):
-    with pytest.raises(UsageError, match="--steps: none of the attacks"):
+    with pytest.raises(UsageError, match=r"^steps: none of the attacks"):
         run(task, attack="fgsm", steps=5)
     with pytest.raises(UsageError, match="asked for twice"):
         run(task, attack=["pgd", "pgd"])

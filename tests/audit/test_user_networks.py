@@ -114,12 +114,12 @@ def test_the_logits_are_as_wide_as_the_classes_and_agree_with_the_labels(make, p
 def test_where_two_outputs_could_be_meant_the_user_is_asked(plain):
     network = Returning(lambda f, z: (f, z, 0.5 * z + 0.1))
     with pytest.raises(
-        UsageError, match=r"returns 0 \(54\), 1 \(4\), 2 \(4\), and 2 of these .* choose one with --output-index"
+        UsageError, match=r"returns 0 \(54\), 1 \(4\), 2 \(4\), and 2 of these .* choose one with output_index"
     ):
         run(network)
     assert figures(run(network, output_index=1)) == figures(plain)
     assert run(network, output_index="2").verdict.clean.value == 1
-    with pytest.raises(CheckpointError, match="--output-index 3: the network returns 0"):
+    with pytest.raises(CheckpointError, match="output_index=3: the network returns 0"):
         run(network, output_index=3)
     with pytest.raises(UsageError, match="returns one tensor"):
         run(Net(), output_index=0)
@@ -270,7 +270,7 @@ class WithoutBackward(Net):
     ],
 )
 def test_a_backward_pass_that_fails_is_the_networks_own_and_square_is_a_way_out(kind, says):
-    with pytest.raises(BackwardError, match=f"the network's own backward pass fails.*{says}.*--attack square"):
+    with pytest.raises(BackwardError, match=f"the network's own backward pass fails.*{says}.*attack=.square"):
         run(kind())
     found = run(kind(), attack=["square:queries=60"], limit=20, eps=0.3)
     assert found.verdict.clean.value == 1
@@ -340,7 +340,7 @@ def test_a_second_argument_is_named():
 def test_images_of_another_shape_are_a_fault_of_the_data_and_the_shape_that_fits_is_named():
     x, y = np.zeros((4, 28, 28), np.float32), np.array([0, 1, 2, 3])
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(1800, 4))
-    with pytest.raises(DataError, match=r"\(1, 28, 28\) .* does take 1x32x32: .*add --input-size 32"):
+    with pytest.raises(DataError, match=r"\(1, 28, 28\) .* does take 1x32x32: .*add input_size=32"):
         run(network, data=(x, y))
     odd = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(50, 4))
     with pytest.raises(DataError, match="shapes cannot be multiplied"):

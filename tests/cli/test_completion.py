@@ -1,7 +1,9 @@
 """What TAB offers after an option, asked as the scripts of the shells ask; and by the shells that are installed."""
 
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -97,26 +99,66 @@ def test_completion_runs_no_code_of_the_user(program, tmp_path):
     assert not mark.exists()
 
 
+def script_of(program, shell):
+    """What `lsa --show-completion` prints in this shell, which must be installed."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    asked = environment(program, _LSA_COMPLETE=f"source_{shell}")
+    return subprocess.run(["lsa"], env=asked, capture_output=True, text=True).stdout
+
+
 def test_bash_completes(program):
-    if shutil.which("bash") is None:
-        pytest.skip("bash is not installed")
-    script = subprocess.run(
-        ["lsa"], env=environment(program, _LSA_COMPLETE="source_bash"), capture_output=True, text=True
-    )
-    function = re.search(r"-F (\S+) lsa", script.stdout)[1]
+    script = script_of(program, "bash")
+    function = re.search(r"-F (\S+) lsa", script)[1]
     asked = f'COMP_WORDS=(lsa audit x.pt --attack t-); COMP_CWORD=4; {function} lsa; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(
-        ["bash", "--norc", "-c", f"{script.stdout}\n{asked}"], env=environment(program), capture_output=True, text=True
+        ["bash", "--norc", "-c", f"{script}\n{asked}"], env=environment(program), capture_output=True, text=True
     )
     assert (done.stdout.split(), done.stderr) == (["t-pgd", "t-pgd-grid"], "")
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_script_of_the_shell_is_valid(program, shell):
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    script = subprocess.run(
-        ["lsa"], env=environment(program, _LSA_COMPLETE=f"source_{shell}"), capture_output=True, text=True
-    )
-    done = subprocess.run([shell, "-n"], input=script.stdout, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_fish_completes(program, tmp_path):
+    script = script_of(program, "fish")
+    (tmp_path / "own_model.pt").touch()
+
+    def ask(line):
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", f'{script}\ncomplete -C "{line}"'], env=environment(program), cwd=tmp_path,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stderr == ""
+        return [each.partition("\t")[0] for each in done.stdout.splitlines()]
+
+    assert ask("lsa audit x.pt --attack apgd") == ["apgd-ce", "apgd-dlr", "apgd-t"]
+    assert ask("lsa audit own") == ["own_model.pt"]
+
+
+def test_zsh_completes(program, tmp_path):
+    """In an interactive shell behind a pseudo-terminal, after compinit, with TAB."""
+    (tmp_path / "lsa.zsh").write_text(script_of(program, "zsh"))
+    (tmp_path / "own_model.pt").touch()
+    master, slave = pty.openpty()
+    shell = subprocess.Popen(
+        ["zsh", "-f", "-i"], stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True,
+        env=environment(program, TERM="dumb", PS1="READY>"),
+    )  # fmt: skip
+    os.close(slave)
+
+    def send(keys, shows):
+        os.write(master, keys)
+        seen = b""
+        while shows not in seen:
+            readable, _, _ = select.select([master], [], [], 120)
+            assert readable, seen
+            seen += os.read(master, 65536)
+
+    try:
+        send(b"", b"READY>")
+        send(b"autoload -Uz compinit; compinit -u -D; source ./lsa.zsh\n", b"READY>")
+        send(b"lsa audit x.pt --attack apgd-d\t", b"apgd-dlr ")
+        send(b"\x15\n", b"READY>")  # empties the line
+        send(b"lsa audit own_model.pt --sigma la\t", b"layers ")
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(master)
