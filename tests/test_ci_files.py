@@ -28,7 +28,10 @@ def calls(text):
         yield found[1], set(re.findall(r"(?<=\s)--[a-z-]+", found[2]))
 
 
-@pytest.mark.parametrize("name", ["action.yml", "templates/audit.yml", ".pre-commit-hooks.yaml", "Dockerfile"])
+@pytest.mark.parametrize(
+    "name",
+    ["action.yml", "templates/audit.yml", ".pre-commit-hooks.yaml", "Dockerfile", "docs/ci/repository/.gitlab-ci.yml"],
+)
 def test_every_option_exists(name):
     found = list(calls((ROOT / name).read_text()))
     assert found
@@ -130,6 +133,80 @@ def test_the_audit_step_ends_with_the_worse_code(tmp_path, job, audit, compare, 
     assert done.returncode == 0, done.stderr
     assert f"exit-code={ends}\n" in (tmp_path / "out").read_text()
     assert [call[:2] for call in calls[1:]] == [["compare", "old one.json"]] * (audit <= 1)
+
+
+def test_the_action_with_the_real_command(tmp_path):
+    """The steps of the action in turn: nothing but the checkpoint; then arguments that a limit breaches, with a baseline."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    tools = tmp_path / ".cache" / "lsa-venv" / "bin"
+    tools.mkdir(parents=True)
+    for name, words in {"python": "", "lsa": " -m lsa_cli"}.items():
+        (tools / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        (tools / name).chmod(0o755)
+    shutil.copy(ROOT / "sample_models" / "moon_mlp.pt", tmp_path)
+    shutil.copy(ROOT / "sample_models" / "moons.npz", tmp_path)
+    (tmp_path / "lsa.yaml").write_text("quick: true\nlimit: 40\nthreads: 1\n")
+    steps = {step.get("name"): step for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]}
+
+    def run(arguments, baseline, reports):
+        (tmp_path / "out").write_text("")
+        env = {
+            **os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": "out",
+            "GITHUB_STEP_SUMMARY": "summary", "CHECKPOINT": "moon_mlp.pt", "ARGUMENTS": arguments, "BASELINE": baseline,
+            "REPORTS": reports,
+        }  # fmt: skip
+        shell = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True}
+        audited = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", steps["Audit"]["run"]], **shell)
+        assert audited.returncode == 0, audited.stderr
+        outputs = dict(line.split("=", 1) for line in (tmp_path / "out").read_text().splitlines())
+        assert {"report.json", "report.html", "junit.xml", "report.sarif"} <= {
+            path.name for path in (tmp_path / reports).iterdir()
+        }
+        env["CODE"] = outputs["exit-code"]
+        return outputs, subprocess.run(["bash", "-e", "-c", steps["Verdict"]["run"]], **shell).returncode
+
+    outputs, code = run("", "", "lsa-reports")
+    assert (outputs["exit-code"], outputs["passed"], code) == ("0", "true", 0)
+    assert 0 <= float(outputs["robust-accuracy"]) <= 1
+    assert outputs["report"] == "lsa-reports/report.json"
+    outputs, code = run("--fail-under robust=0.99", "lsa-reports/report.json", "more reports")
+    assert (outputs["exit-code"], outputs["passed"], code) == ("1", "false", 1)
+    assert (tmp_path / "more reports" / "compare.txt").read_text()
+    assert (tmp_path / "more reports" / "compare.txt").read_text() in (tmp_path / "summary").read_text()
+
+
+def test_the_scripts_pass_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck")
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    _, component = yaml.safe_load_all((ROOT / "templates" / "audit.yml").read_text())
+    scripts = [("bash", step["run"]) for step in steps if "run" in step]
+    scripts += [("sh", "\n".join(job["script"])) for job in component.values()]
+    for shell, script in [*scripts, ("bash", (ROOT / ".ci" / "run").read_text())]:
+        done = subprocess.run(
+            ["shellcheck", "-S", "warning", "-s", shell, "-"], input=script, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_example_repository():
+    """Its lsa.yaml is valid, the inputs of the action and of the component exist, and so do the hooks."""
+    from lsa_cli.config import read_config
+
+    example = ROOT / "docs" / "ci" / "repository"
+    assert set(read_config(example / "lsa.yaml").gate) == {"clean", "robust", "class.min"}
+    workflow = yaml.safe_load((example / ".github" / "workflows" / "robustness.yml").read_text())
+    (step,) = (step for step in workflow["jobs"]["audit"]["steps"] if "lsa-robustness" in step["uses"])
+    assert set(step["with"]) <= set(yaml.safe_load((ROOT / "action.yml").read_text())["inputs"])
+    assert set(re.findall(r"--[a-z-]+", step["with"]["arguments"])) <= options("audit")
+    gitlab = yaml.safe_load((example / ".gitlab-ci.yml").read_text())
+    spec, _ = yaml.safe_load_all((ROOT / "templates" / "audit.yml").read_text())
+    assert set(gitlab["include"][0]["inputs"]) <= set(spec["spec"]["inputs"])
+    assert gitlab["compare"]["needs"] == [spec["spec"]["inputs"]["job-name"]["default"]]
+    hooks = {hook["id"] for hook in yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())}
+    (repo,) = yaml.safe_load((example / ".pre-commit-config.yaml").read_text())["repos"]
+    assert {hook["id"] for hook in repo["hooks"]} <= hooks
 
 
 def test_the_component_ends_with_the_code_of_the_audit(job):

@@ -34,9 +34,9 @@ class Files:
     def beside(self, ending: str) -> Path:
         return self.out.with_name(f"{self.out.stem}.{ending}")
 
-    def forget_start(self) -> None:
-        """Remove what is left of a run without a state."""
-        for file in (self.started, self.new_before, self.new_log):
+    def forget_run(self) -> None:
+        """Remove what only a run that is not finished needs."""
+        for file in (self.started, self.state, self.new_before, self.new_log):
             file.unlink(missing_ok=True)
 
     def replace_old(self) -> None:

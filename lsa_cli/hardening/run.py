@@ -116,8 +116,7 @@ def run_harden(
             write_text(str(files.after), after.to_json())
             if compared is not None:
                 write_text(str(files.compare), compared.to_json())
-            files.started.unlink(missing_ok=True)
-            files.state.unlink(missing_ok=True)
+            files.forget_run()
     return Hardened(
         out, before, after, compared, incomparable, layers, trained.history, plan.recipe.epochs, trained.best_epoch,
         trained.stopped,
@@ -133,7 +132,7 @@ def _removes_mark(files: Files) -> Iterator[None]:
         raise
     except LsaError:
         if distributed.rank() == 0 and not files.state.exists():
-            files.forget_start()
+            files.forget_run()
         raise
 
 
@@ -164,9 +163,8 @@ def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: 
             refuse_without_state(files.state)
         say(f"no state at {files.state} yet: starting from the beginning")
     if not (asked or restarted):
-        files.forget_start()
+        files.forget_run()  # another one
     write_text(files.started, json.dumps(identity))
-    files.state.unlink(missing_ok=True)  # of another run
     return False
 
 
