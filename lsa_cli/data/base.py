@@ -97,7 +97,7 @@ class Traits:
 
     runs_code: opening it may run code, so only the user may name it, not a checkpoint or a settings file beside it.
     is_path: the location names a file or folder. suffixes, marks: a file with one of these suffixes, or a folder that
-    contains one of these files, is probably meant for this source. downloads: whether opening (location, options) may
+    contains one of these files (patterns), is probably meant for this source. downloads: whether opening (location, options) may
     download data.
     """
 

@@ -134,7 +134,7 @@ def _quiet(datasets: Any) -> Iterator[None]:
 @with_traits(
     Traits(
         suffixes=(".parquet",),
-        marks=("dataset_dict.json", "state.json"),
+        marks=("dataset_dict.json", "state.json", "*.parquet", "data/*.parquet"),
         downloads=lambda location, options: not Path(location).exists(),
     )
 )

@@ -75,7 +75,7 @@ def _with_source(spec: str) -> str:
     if spec.partition(":")[0] in sources:
         return spec
     if path.is_dir() and not _torchvision_sets(path):
-        marked = (name for name, traits in sources.items() if any((path / file).is_file() for file in traits.marks))
+        marked = (name for name, traits in sources.items() if any(any(path.glob(file)) for file in traits.marks))
         return f"{next(marked, 'imagefolder')}:{spec}"
     fits = (name for name, traits in sources.items() if path.suffix.lower() in traits.suffixes)
     source = next(fits, None) if path.is_file() else None

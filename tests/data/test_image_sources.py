@@ -532,6 +532,7 @@ def test_a_data_set_object_of_hugging_face_and_a_parquet_file_with_bytes(tmp_pat
         pyarrow.table({"image": [f.getvalue() for f in files], "label": labels}), tmp_path / "a.parquet"
     )
     stored = open_data(str(tmp_path / "a.parquet"))
+    assert open_data(str(tmp_path)).labels.tolist() == labels  # the folder, as it is downloaded from a hub
     assert given.class_names == ("a", "b", "c")
     for data in (given, stored):
         assert data.labels.tolist() == labels
