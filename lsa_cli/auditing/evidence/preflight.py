@@ -105,9 +105,15 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
     """Raises DataError where a label does not belong to that many classes."""
     if labels.max() >= classes:
         row = int(labels.argmax())
+        from_one = labels.min() == 1 and labels.max() == classes
         raise DataError(
             f"{source}: labels out of range: sample {row} has label {labels[row]}, and the network has {classes} "
-            f"classes (0 to {classes - 1}); do the labels count from 1?"
+            f"classes (0 to {classes - 1}); "
+            + (
+                "the labels count from 1; subtract 1"
+                if from_one
+                else "give data of the classes that the network was trained on"
+            )
         )
 
 
