@@ -8,7 +8,7 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
-from lsa_cli.auditing.cost import Speed, measure_speed, numerics, total_work
+from lsa_cli.auditing.cost import Speed, estimate_seconds, measure_speed, numerics, total_work
 from lsa_cli.auditing.execution import Batch, Execution
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.proof import SHARE, PlannedProof
@@ -56,6 +56,16 @@ def chosen_proof(run: Execution) -> PlannedProof | None:
     saved = distributed.first(choose)
     left_out, passes = str(saved["left_out"]), float(saved["passes"])
     return proof.without(left_out) if left_out else dataclasses.replace(proof, passes=passes)
+
+
+def estimated(plan: AuditPlan) -> tuple[AuditPlan, float]:
+    """The plan with the cost of its proof, and the estimated seconds of the audit on this machine."""
+    began, timing = time.monotonic(), 0.0
+    speed = measure_speed(plan)
+    if plan.proof is not None and plan.proof.prover is not None:
+        plan = dataclasses.replace(plan, proof=measured(plan, speed))
+        timing = time.monotonic() - began  # the audit measures the same once more
+    return plan, timing + estimate_seconds(plan, speed)
 
 
 def measured(plan: AuditPlan, speed: Speed) -> PlannedProof:

@@ -1,5 +1,6 @@
 """`lsa audit`: settings -> plan -> run -> files, tables, exit code."""
 
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """
     from lsa_cli.report.gate import is_breach
 
+    began = time.monotonic()
     settings, origin = o.with_config(given, checkpoint)
     _, to_stdout = split_stdout(settings.files or {})
     _refuse_contradictions(given, settings, to_stdout)
@@ -44,7 +46,7 @@ def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
         scans = bool(plan.layers and plan.attacks)
         hardening = None if given.harden_to is None else settings_of_hardening(checkpoint, given, scans)
     if given.dry_run:
-        show_plan(plan)
+        show_plan(plan, time.monotonic() - began)
         return
     report = _run(plan, given, settings, outputs, to_stdout)
     _print(report, outputs, settings, to_stdout)

@@ -1,6 +1,5 @@
 """`lsa audit --dry-run`: the plan and its estimated time."""
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from lsa_cli.cli.console import emit
@@ -13,17 +12,15 @@ if TYPE_CHECKING:
 _DETAILS = ("input range", "output")  # the facts for larger outputs that a plan shows too
 
 
-def show_plan(plan: "AuditPlan") -> None:
-    from lsa_cli.auditing.cost import estimate_seconds, measure_speed
+def show_plan(plan: "AuditPlan", prepared: float) -> None:
+    """prepared: seconds until the plan was made, which the command takes again."""
     from lsa_cli.auditing.layer_analysis import rule_in_words
     from lsa_cli.auditing.outcome import settings_of
     from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
-    from lsa_cli.auditing.proving import measured
+    from lsa_cli.auditing.proving import estimated
     from lsa_cli.report.facts import facts_of
 
-    speed = measure_speed(plan)
-    if plan.proof is not None and plan.proof.prover is not None:
-        plan = dataclasses.replace(plan, proof=measured(plan, speed))
+    plan, seconds = estimated(plan)
     known = facts_of(subject_of(plan), data_of(plan), protocol_of(plan).threat)
     short_attack = " and a short attack on a few samples" if plan.budget_attacks else ""
     rows = [(fact.name, fact.text) for fact in known if not fact.detail or fact.name in _DETAILS]
@@ -49,7 +46,7 @@ def show_plan(plan: "AuditPlan") -> None:
         *(("warning", warning.message) for warning in plan.warnings),
         (
             "estimate",
-            f"{duration(estimate_seconds(plan, speed))}, from timed passes{short_attack}; nothing was written",
+            f"{duration(prepared + seconds)}, from timed passes{short_attack}; nothing was written",
         ),
     ]
     width = max(len(name) for name, _ in rows)
