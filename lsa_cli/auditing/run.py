@@ -279,12 +279,14 @@ class _Audit:
         ]
 
     def _lowered(self, check: Checked, attacks: Mapping[str, Attack]) -> Checked:
-        if check.finding is None or not attacks or self.plan.settings.full_on is not None:
+        if not attacks or self.plan.settings.full_on is not None:
             return check  # an estimate is one of the planned cascade
         assert self.total is not None
         before, in_time = self.total.survivors(self._met), True
         for label, attack in attacks.items():
             in_time &= self._run_on_all(NamedAttack(label, label, label, attack))
+        if check.finding is None:
+            return check
         after = self.total.survivors(self._met)
         said = lowered(check.finding, int(before.sum()), int(after.sum()), len(after), in_time)
         return dataclasses.replace(check, finding=said)

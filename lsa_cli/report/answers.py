@@ -85,7 +85,7 @@ def _of_trusted(report: AuditReport, robust: float) -> Step:
     weak = _weak_class(report, robust)
     if weak:
         return Step(weak, _command(report, "harden", "--method class-fair"))
-    if not report.cascade:
+    if all(row.by_evidence for row in report.cascade):
         return Step(
             "Attack it more strongly, with a cascade as strong as AutoAttack",
             _command(report, "audit", "--full"),

@@ -85,6 +85,17 @@ def test_an_honest_network_gets_no_further_attack(task):
     assert honest.cascade == []
 
 
+def test_what_stronger_attacks_break_counts_without_a_finding_where_they_tried_all_survivors(task):
+    body, x, y = task
+    short = audit(body, data=(x, y), **SETTINGS | {"attack": "pgd:steps=3"})
+    (check,) = [check for check in short.evidence.checks if check.name == "stronger attack"]
+    assert short.evidence.findings == []
+    assert check.n == short.outcomes[0].robust.count
+    assert 0 < check.saw["broken"] <= short.outcomes[0].robust.count - short.verdict.robust.count
+    assert check.statement in short.evidence.statements
+    assert short.verdict.robust.count <= audit(body, data=(x, y), **SETTINGS).verdict.robust.count
+
+
 def test_batches_and_a_resumed_run_change_nothing(task, tmp_path, report):
     plan = plan_of(task, gate={"robust": 0.6})
     journal = Journal(tmp_path / "journal", {}, resume=False)

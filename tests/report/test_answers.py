@@ -76,6 +76,8 @@ def test_a_class_is_fixed_only_where_chance_does_not_explain_it():
 def test_after_a_cascade_nothing_is_left():
     stage = Stage(attack="apgd-t", spec="apgd-t", settings={}, tried=80, broke=0, robust=rate(80, 100), seconds=1.0)
     assert next_step(trusted(cascade=[stage])).command == ""
+    found = stage.model_copy(update={"by_evidence": True})  # which is no cascade
+    assert next_step(trusted(cascade=[found])).command == "lsa audit models/example.pt --full"
 
 
 def test_the_command_is_one_that_lsa_takes():

@@ -22,7 +22,7 @@ class Checked:
     """The result of a check on n samples (or layers, or attacks): the numbers that it saw, and its finding, if any.
 
     said: what it saw as a sentence, for a check whose result reports state also without a finding.
-    attacks: by label, those that made the finding because they break what the attacks of the audit missed.
+    attacks: by label, those that count in the result because they break what the attacks of the audit missed.
     """
 
     name: str

@@ -50,7 +50,8 @@ def stronger_attack(survivors: Survivors) -> Checked:
     The robust accuracy is too high by the share of survivors that they break, times the share of samples that survived.
     More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). So is a
     number that is not known to be less than five points too high (the same test in the other direction at 5%, of which each
-    round has half of what is left; or all survivors tried). If at most one point survived, no attack runs.
+    round has half of what is left; or all survivors tried). If at most one point survived, no attack runs. Where all survivors
+    were tried, what breaks counts in the result also without a finding.
 
     The second one takes only samples whose margin the first one has halved. Where they are part of the result, both take all
     samples and more steps. Both start on the network itself, as a copy that misleads the attacks of the audit would mislead
@@ -82,7 +83,12 @@ def stronger_attack(survivors: Survivors) -> Checked:
         message += f", and these samples do not show that it is less than {100 * TRUSTED:g} points too high"
         finding = doubt("stronger-attack-undecided", message, "audit more samples, or with --full")
     saw = {"broken": broken, "points too high": 100 * share * broken / n}
-    return Checked("stronger attack", n, saw, finding, attacks=_attacks(probe.threat) if wins else {})
+    said, counts = "", broken > 0 and (wins or n == survivors.count)
+    if counts and finding is None:
+        said = (
+            f"short stronger attacks break {broken} of the {n} samples that the others left; they count in the result"
+        )
+    return Checked("stronger attack", n, saw, finding, said, attacks=_attacks(probe.threat) if counts else {})
 
 
 def _attacks(threat: Threat) -> dict[str, Attack]:
