@@ -171,8 +171,8 @@ def test_a_network_without_a_gradient_is_attacked_without_one():
         ({"layers": "none"}, UsageError, "leaves no layer to scan"),
         ({"measure": "l3"}, UsageError, "unknown measure 'l3'"),
         ({"norm": "l7"}, UsageError, "unknown norm 'l7'"),
-        ({"top_k": 9}, UsageError, "--top-k 9: the scan ranks 2 layers"),
-        ({"eta": "much"}, UsageError, "--eta: 'much' is not a number"),
+        ({"top_k": 9}, UsageError, "top_k=9: the scan ranks 2 layers"),
+        ({"eta": "much"}, UsageError, "eta: 'much' is not a number"),
     ],
 )
 def test_settings_that_a_scan_refuses(options, kind, says):

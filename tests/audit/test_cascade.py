@@ -217,8 +217,8 @@ def test_an_attack_of_the_cascade_that_misbehaves_is_told(task):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"attack": "fgsm", "full_on": 5}, "--full-on"),
-        ({"preset": "full"}, "leave out --attack"),
+        ({"attack": "fgsm", "full_on": 5}, "full_on"),
+        ({"preset": "full"}, "leave out attack"),
         ({"attack": [CASCADE, CASCADE]}, "asked for twice"),
         ({"preset": "slow", "attack": None}, "quick or full"),
         ({"budget": "soon"}, "90s, 10m or 1h30m"),
