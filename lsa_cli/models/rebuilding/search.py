@@ -126,12 +126,19 @@ class Search:
         winners: list[Variant] = []
         while (winner := self.variant_of(outcome.best)) not in winners:
             winners.append(winner)
-            twins = self._twins(winner)
+            # Other geometries were tried with the activation of the leader, which may be another one.
+            self._screen([winner, *self._with_other_geometries(winner, every)])
+            twins = [*self._twins(winner), *self._other_geometries_near(winner)]
             if all(one in self.variants for one in twins):
                 break
             standing = [self.variant_of(one) for one in (*outcome.alike, *outcome.rivals)]
             outcome = self._contest([winner, *twins, *winners, *standing])
         return outcome
+
+    def _other_geometries_near(self, winner: Variant) -> list[Variant]:
+        """The variants that differ in the geometry alone, and that it does not beat on some images."""
+        same = [one for one in self._ranked() if replace(one, geometry=winner.geometry) == winner and one != winner]
+        return [one for one in same if not self.asked[winner].beats(self.asked[one])][: self.effort.kept]
 
     def _contest(self, variants: Iterable[Variant]) -> Outcome:
         self.variants = list(dict.fromkeys(variants))[:_ENTRANTS]
