@@ -10,7 +10,7 @@ from lsa_cli.report import pairs
 from lsa_cli.report.compare import Change, Comparison, VulnerableChange
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.sequential import in_words
-from lsa_cli.report.terminal import print_table
+from lsa_cli.report.terminal import print_tables
 from lsa_cli.report.text import number, percent
 from lsa_cli.report.view import Table
 
@@ -26,7 +26,7 @@ def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, cons
     for change in _summary(beyond):
         console.print(change)
     if found.vulnerable:
-        console.print(Text(f"  most vulnerable layers: {'; '.join(map(_vulnerable, found.vulnerable))}"))
+        console.print(Text(f"  most vulnerable layers: {'; '.join(_vulnerable(found.vulnerable))}"))
     for which, only in (("old", found.layers_only_in_old), ("new", found.layers_only_in_new)):
         if only:
             console.print(Text(f"  layers of the {which} one alone: {', '.join(only)}"))
@@ -38,13 +38,12 @@ def print_comparison(old: AuditReport, new: AuditReport, found: Comparison, cons
     for line in in_words(found.sequential) if found.sequential else ():
         console.print(Text(f"  {line}"))
     console.print()
-    for table in _tables(old, new, pairs.by_name(found)):
-        print_table(table, console, tight=True)
+    print_tables(_tables(old, new, pairs.by_name(found)), console, tight=True)
     console.print(Text(one_line(found), "bold red" if found.regressions else "bold"))
 
 
 def _summary(beyond: Sequence[Change]) -> Iterator[Text]:
-    """A line for each number of the verdict, and for the attacks, classes and layers each where they are few."""
+    """A line for each number of the verdict, and for the attack, class or layer that is the only one of its kind; one for the rest."""
     kinds: dict[str, list[Change]] = {"attacks": [], "classes": [], "layers": []}
     for change in beyond:
         if change.table in ("class", "layer"):
@@ -53,6 +52,7 @@ def _summary(beyond: Sequence[Change]) -> Iterator[Text]:
             kinds["attacks"].append(change)
         else:
             yield Text.assemble("  ", _words(change), style=_style(change))
+    counted = []
     for kind, changes in kinds.items():
         if len(changes) <= _FEW:
             for change in changes:
@@ -60,19 +60,29 @@ def _summary(beyond: Sequence[Change]) -> Iterator[Text]:
             continue
         up, down = ("move more", "move less") if kind == "layers" else ("better", "worse")
         rose = sum(change.new > change.old for change in changes)
-        yield Text(f"  {kind}: {rose} {up}, {len(changes) - rose} {down}")
+        counts = (rose, up), (len(changes) - rose, down)
+        counted.append(f"{kind}: {', '.join(f'{count} {word}' for count, word in counts if count)}")
+    if counted:
+        yield Text(f"  {'; '.join(counted)}")
 
 
 def _tables(old: AuditReport, new: AuditReport, changes: pairs.Changes) -> Iterator[Table]:
-    yield pairs.share_table("Accuracy", "accuracy", pairs.accuracies(old, new, changes))
+    noises = {f"under {outcome.name}" for outcome in new.outcomes if outcome.kind == "noise"}
+    shares: list[pairs.Pair] = []
+    unchanged: list[pairs.Pair] = []
+    for pair in pairs.accuracies(old, new, changes):
+        is_same = pair.name in noises and pair.change is not None and not pair.change.beyond_noise
+        (unchanged if is_same else shares).append(pair)
+    table = pairs.share_table("Accuracy", "accuracy", shares)
+    names = ", ".join(pair.name.removeprefix("under ") for pair in unchanged)
+    yield replace(table, caption=f"no change beyond noise under {names}") if names else table
     classes = pairs.classes(old, new, changes)
     if classes:
         yield pairs.share_table("Robust accuracy by class", "class", classes)
     groups = pairs.layers(old, new, changes)
     for group in groups[:1]:  # the strongest attack's
         table = pairs.layer_table(group)
-        others = ", ".join(other.attack for other in groups[1:])
-        yield replace(table, caption=f"--html or --json also have those under {others}") if others else table
+        yield replace(table, caption="--html and --json also have those under the others") if groups[1:] else table
 
 
 def one_line(found: Comparison) -> str:
@@ -81,9 +91,14 @@ def one_line(found: Comparison) -> str:
     return f"{beyond} of {len(found.changes)} numbers changed beyond noise; {fell}"
 
 
-def _vulnerable(row: VulnerableChange) -> str:
-    parts = [f"{what} {', '.join(names)}" for what, names in (("new", row.new), ("lost", row.lost)) if names]
-    return f"under {row.attack} {' and '.join(parts)}"
+def _vulnerable(rows: Sequence[VulnerableChange]) -> Iterator[str]:
+    """A part for each change, with the attacks that show it."""
+    attacks: dict[str, list[str]] = {}
+    for row in rows:
+        parts = [f"{what} {', '.join(names)}" for what, names in (("new", row.new), ("lost", row.lost)) if names]
+        attacks.setdefault(" and ".join(parts), []).append(row.attack)
+    for change, names in attacks.items():
+        yield f"{change} under {', '.join(names)}"
 
 
 def _style(change: Change) -> str:

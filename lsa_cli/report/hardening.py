@@ -10,7 +10,7 @@ from lsa_cli.report.compare import Comparison
 from lsa_cli.report.curves import expected_robustness
 from lsa_cli.report.pairs import LayerGroup, Pair
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
-from lsa_cli.report.terminal import print_table
+from lsa_cli.report.terminal import print_tables
 from lsa_cli.report.text import interval, number, percent
 from lsa_cli.report.view import Cell, Column, Table
 from lsa_cli.wording import eps_as_text
@@ -22,8 +22,8 @@ def print_hardening(
     """found: their comparison, whose changes beyond noise get a star; None if they cannot be compared."""
     changes = {} if found is None else pairs.by_name(found)
     rates, groups = pairs.accuracies(before, after, changes), pairs.layers(before, after, changes)
-    print_table(_rate_table(before, after, rates), console)
-    print_table(_layer_table(after, groups, regularized), console)
+    tables = _rate_table(before, after, rates), _layer_table(after, groups, regularized)
+    print_tables([table for table in tables if table is not None], console)
     if found is not None:
         is_any = any(change.beyond_noise for key, change in changes.items() if key[0] != "class")
         star = "* beyond noise" if is_any else "no change is beyond noise"

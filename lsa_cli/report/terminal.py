@@ -1,6 +1,6 @@
 """The report on a terminal or in a log file: the verdict first, then the tables that explain it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich import box
 from rich.cells import cell_len
@@ -42,8 +42,7 @@ def print_report(report: AuditReport, console: Console) -> None:
     for part in (_header(report), _verdict(report)):
         console.print(part)
         console.print()
-    for table in _tables(report):
-        print_table(table, console)
+    print_tables([table for table in _tables(report) if table is not None], console)
     for curve in report.curves:
         points = "  ".join(f"{eps_as_text(point.eps)}: {percent(point.robust.value)}" for point in curve.points)
         expected = expected_robustness(curve, report.protocol.threat.eps)
@@ -194,10 +193,11 @@ def _add_evidence(grid: Table, evidence: Evidence) -> None:
 
 
 class _Fitting:
-    """A table without the columns for which the terminal is too narrow, and a line that names them."""
+    """A table without the columns for which the terminal is too narrow. left_out: the titles of these columns, once drawn."""
 
     def __init__(self, table: view.Table, tight: bool) -> None:
         self.table, self.tight = table, tight
+        self.left_out: list[str] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns, left_out = self.table.columns, []
@@ -207,10 +207,8 @@ class _Fitting:
                 break
             room -= _width_needed(self.table, place) + _GAP
             left_out.append(place)
+        self.left_out = [columns[place].title for place in left_out if columns[place].kind != "bar"]
         yield _drawn(self.table.chosen(place not in left_out for place in range(len(columns))), self.tight)
-        titles = [columns[place].title for place in left_out if columns[place].kind != "bar"]
-        if titles:
-            yield Text(f"columns left out because the terminal is narrow: {', '.join(titles)}", style="dim")
 
 
 def _width_needed(table: view.Table, place: int) -> int:
@@ -243,14 +241,32 @@ def _cell(cell: view.Cell, marked: bool) -> Text:
     return Text(view.text_of(cell), style=_STYLES[cell.tone] if isinstance(cell, view.Mark) else "")
 
 
-def print_table(table: view.Table | None, console: Console, tight: bool = False) -> None:
-    """A table under its title and above its notes, which wrap at the terminal's width, not at the table's.
+def print_table(table: view.Table, console: Console) -> None:
+    """A table under its title and above its notes, which wrap at the terminal's width, not at the table's."""
+    print_tables([table], console)
 
-    tight: without the lines around the table and below its head."""
-    if table is None:
-        return
-    console.print(Text(f"{table.title} ({table.caption})" if table.caption else table.title, style="bold"))
-    console.print(_Fitting(table.brief().filled(), tight))
-    for note in table.notes:
-        console.print(Text(note, style="dim"))
-    console.print()
+
+def print_tables(tables: Iterable[view.Table], console: Console, tight: bool = False) -> None:
+    """Tables under their titles, and above their notes.
+
+    tight: without the lines around a table and below its head; the columns that are left out are named once, below all tables.
+    """
+    left_out: list[str] = []
+    for table in tables:
+        console.print(Text(f"{table.title} ({table.caption})" if table.caption else table.title, style="bold"))
+        fitting = _Fitting(table.brief().filled(), tight)
+        console.print(fitting)
+        left_out += fitting.left_out
+        if not tight:
+            _name(left_out, console)
+            left_out = []
+        for note in table.notes:
+            console.print(Text(note, style="dim"))
+        console.print()
+    _name(left_out, console)
+
+
+def _name(left_out: Iterable[str], console: Console) -> None:
+    titles = ", ".join(dict.fromkeys(left_out))
+    if titles:
+        console.print(Text(f"columns left out because the terminal is narrow: {titles}", style="dim"))
