@@ -66,7 +66,14 @@ class FleetRun:
         from lsa_cli.cli.fleet_audit import audit_alone
         from lsa_cli.fleet.claims import Claims
         from lsa_cli.fleet.workers import Worker
+        from lsa_cli.wording import plural
 
+        others = sum(audit.is_of_other_settings() for audit in audits)
+        if others:
+            are, its = ("are", "their new audits are") if others > 1 else ("is", "its new audit is")
+            note(
+                f"{plural(others, 'report')} in {audits[0].folder} {are} of other settings, and replaced when {its} complete"
+            )
         Worker(
             audits, audit_alone, self._tell(len(audits)), places=self.places, devices=_devices(self.device),
             claims=Claims() if self.shares else None, since=self.since, fail_fast=self.fail_fast,
@@ -84,19 +91,16 @@ class FleetRun:
         return tell
 
     def _settled(self, audits: "Sequence[Audit]") -> "tuple[dict[str, AuditReport], list[FleetRow]]":
-        """The complete reports with the limits of now, by model, and rows of the audits without one."""
+        """The complete reports, judged by the limits of now, by model, and rows of the audits without one."""
         from lsa_cli.report.fleet import FleetRow
 
         reports: dict[str, AuditReport] = {}
         others = []
         for audit in audits:
-            report, reason = audit.report(), audit.failure(self.since)
+            report, reason = _judged(audit, self.since)
             if report is not None:
-                try:
-                    reports[audit.name] = _with_limits(report, audit.limits)
-                    continue
-                except LsaError as error:
-                    reason = str(error)
+                reports[audit.name] = report
+                continue
             state = "not run" if reason is None else "failed"
             others.append(FleetRow(model=audit.name, checkpoint=audit.checkpoint, state=state, reason=reason or ""))
         return reports, others
@@ -138,15 +142,19 @@ def _devices(asked: str | None) -> int:
     return torch.cuda.device_count() if asked in (None, "auto", "cuda") else 0
 
 
-def _with_limits(report: "AuditReport", limits: dict) -> "AuditReport":
-    """The report with the limits of now, which may be others than those of the run that made it."""
-    from lsa_cli.report.gate import check
-
-    return report.model_copy(update={"gates": check(report, limits)})
+def _judged(audit: "Audit", since: int) -> "tuple[AuditReport | None, str | None]":
+    """The complete report, judged by the limits of now, or why there is none. since: as in `Audit.failure`."""
+    report = audit.report()
+    if report is None:
+        return None, audit.failure(since)
+    try:
+        return audit.judged(report), None
+    except LsaError as error:
+        return None, str(error)
 
 
 def _in_words(audit: "Audit", since: int) -> str:
     from lsa_cli.report.terminal import one_line
 
-    report = audit.report()
-    return f"{audit.name} failed: {audit.failure(since)}" if report is None else one_line(report)
+    report, reason = _judged(audit, since)
+    return f"{audit.name} failed: {reason}" if report is None else one_line(report)

@@ -12,6 +12,7 @@ from lsa_cli.auditing.presets import with_preset
 from lsa_cli.errors import LsaError, UsageError
 from lsa_cli.models.checkpoint import sha256_of
 from lsa_cli.models.formats import open_contents
+from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import read_report, write_text
 from lsa_cli.settings import AuditSettings
@@ -95,6 +96,32 @@ class Audit:
         before = {name: value for name, value in saved.items() if origin.get(name) != _OF_CHECKPOINT}
         now = json.loads(json.dumps(asked.recorded()))
         return all(before.get(name) == now.get(name) for name in {*before, *now}.difference(free))
+
+    def is_of_other_settings(self) -> bool:
+        """Whether the complete report in the folder is of other settings, so that this audit replaces it."""
+        if self.report() is not None:
+            return False
+        try:
+            report = read_report(self.file(REPORT))
+        except UsageError:
+            return False
+        return report.status == "complete" and not self._has_settings(report)
+
+    def judged(self, report: AuditReport) -> AuditReport:
+        """The report with the limits of now, which may be others than those of the run that made it; saved if they are.
+
+        Raises UsageError for a limit that does not fit the report, and RunError if it cannot be saved.
+        """
+        settings, origin = dict(report.protocol.settings), dict(report.protocol.settings_from)
+        for record, now in ((settings, self.settings.replace(gate=self.limits).recorded()), (origin, self.origin)):
+            record.pop("gate", None)
+            if self.limits:
+                record["gate"] = now["gate"]
+        protocol = report.protocol.model_copy(update={"settings": settings, "settings_from": origin})
+        judged = report.model_copy(update={"protocol": protocol, "gates": check(report, self.limits)})
+        if judged != report:
+            write_text(self.file(REPORT), judged.to_json())
+        return judged
 
     def _sha256(self) -> str | None:
         path = Path(self.checkpoint)

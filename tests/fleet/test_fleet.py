@@ -49,6 +49,11 @@ def children(pid):
     return found
 
 
+def read(folder):
+    """The reports, by their paths in the folder."""
+    return {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in folder.rglob("*.audit.json")}
+
+
 def complete(place):
     """The complete reports."""
     paths = (place.folder / "audits").rglob("*.audit.json")
@@ -81,7 +86,7 @@ def test_every_checkpoint_is_audited_and_the_best_comes_first(undisturbed):
 
 def test_what_is_done_is_not_done_again_and_limits_are_decided_anew(undisturbed, lsa, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.chdir(undisturbed.folder)
-    met = undisturbed.met.read_text()
+    met, before = undisturbed.met.read_text(), undisturbed.reports()
     monkeypatch.setenv("MET", str(undisturbed.met))
     outputs = ["--table", tmp_path / "t.csv", "--junit", tmp_path / "j.xml", "--json", tmp_path / "f.json"]
     again = lsa(*FLEET, *OPTIONS, *outputs, "--fail-under", "robust=0.999")
@@ -94,9 +99,39 @@ def test_what_is_done_is_not_done_again_and_limits_are_decided_anew(undisturbed,
     suites = ElementTree.parse(tmp_path / "j.xml").getroot()
     assert {suite.get("name") for suite in suites} == {f"lsa.models/{name}.pt" for name in NAMES}
     assert {suite.get("failures") for suite in suites} == {"1"}
+    assert lsa(*FLEET, *OPTIONS, "-q").code == 0
+    assert undisturbed.reports() == before  # the limits are gone from them, too
     pytest.importorskip("pyarrow")
     assert lsa(*FLEET, *OPTIONS, "--table", tmp_path / "t.parquet").code == 0
     assert list(pd.read_parquet(tmp_path / "t.parquet").model) == list(table.model)
+
+
+def test_reports_table_and_site_have_the_decision_of_the_last_limits(place, here):
+    """Reports that are reused get the new limits; a report of other settings is replaced, and a line counts them."""
+    audits = place.folder / "audits"
+    site = place.folder / "site" / "index.html"
+    quick = ["--data", "npz:models/moons.npz", "--quick", "--threads", "1", "--layers", "none", "-n", "20"]
+    fleet = ["fleet", "models/a/*.pt", "-o", "audits", *quick]
+    assert here(*fleet, "--fail-under", "clean=0.1", "-q").code == 0
+    created = {name: report["created"] for name, report in read(audits).items()}
+    assert here("history", "audits", "-o", "site").code == 0
+    assert "limits hold" in site.read_text()
+    again = here(*fleet, "--fail-under", "robust=1")
+    assert again.code == 1
+    assert again.err.count("gates not held: robust") == 2
+    reports = read(audits)
+    assert {name: report["created"] for name, report in reports.items()} == created
+    for row in place.fleet()["rows"]:
+        report = reports[row["report"]]
+        assert row["gates"] == report["gates"]
+        assert [(gate["metric"], gate["limit"], gate["passed"]) for gate in row["gates"]] == [("robust", 1, False)]
+        assert list(report["protocol"]["settings"]["gate"]) == ["robust"]
+    assert here("history", "audits", "-o", "site").code == 0
+    assert "limits do not hold for 2 models" in site.read_text()
+    other = here(*fleet[:-1], "10", "-q")
+    assert "2 reports in audits are of other settings, and replaced when their new audits are complete" in other.err
+    assert {report["data"]["n"] for report in read(audits).values()} == {10}
+    assert "other settings" not in again.err
 
 
 def test_killed_workers_lose_nothing(place, undisturbed, here):
