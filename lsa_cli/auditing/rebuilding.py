@@ -33,11 +33,12 @@ _OWN_FROM = 1000  # images from which the mean and std of the data are taken
 _LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
 _SHOWN = 3  # other networks
+_STATED = "as the file states"  # the normalisation, for which no option is needed
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A network with the file's weights, its normalisation and the option for it, and the text of a file that builds it.
+    """A network with the file's weights, its normalisation and the option for it (empty where none is needed), and the text of a file that builds it.
 
     doubt: why it may not be the one that was trained; None without doubt.
     """
@@ -111,7 +112,8 @@ def rebuild(
     loaded = Loaded(body.float(), ARCHITECTURE, {}, notes)
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
-    return Rebuilt(loaded, found, variant.normalization, source_of(parts, sentence), doubt)
+    option = "" if variant.normalization == _STATED else variant.normalization
+    return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
 
 
 def _training_images(
@@ -137,10 +139,11 @@ def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: tor
     if settings.normalize not in (None, AUTO) or settings.input_range is not None:
         scale = parse_input_range(settings.input_range or "0,1")
         text = settings.normalize or "none"
-        return {f"--normalize {text}": rescaled(parse_normalize(text, scale), scale)}
+        given = "" if settings.input_range is None else f" --input-range {settings.input_range}"
+        return {f"--normalize {text}{given}": rescaled(parse_normalize(text, scale), scale)}
     if description is not None:
         stated = (description.mean, description.std)
-        return {"as the file states": None if stated[0] is None or stated[1] is None else (stated[0], stated[1])}
+        return {_STATED: None if stated[0] is None or stated[1] is None else (stated[0], stated[1])}
     return normalizations_to_try(images, None)
 
 

@@ -3,13 +3,21 @@
 import dataclasses
 import inspect
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    default_convert,
+)
 
 from lsa_cli.data.arrays import Fit, array_data, fit_to_network, to_unit
 from lsa_cli.data.base import USUAL_LABELS, LabelledData, checked
@@ -67,7 +75,8 @@ def from_object(
 ) -> LabelledData:
     """(x, y) arrays or tensors, a data set of (input, label) pairs or of mappings, or a DataLoader of one -> LabelledData.
 
-    Of a DataLoader its data set is read, whose inputs can also be images of Pillow. Raises DataError for anything else.
+    Of a DataLoader the samples that its sampler takes are read, in the order of the data set and as its collate_fn makes them.
+    Inputs can also be images of Pillow. Raises DataError for anything else.
 
     channels: of the network, where known; a mismatch of grey and colour is refused. size: images are resized to it if it
     is explicit.
@@ -75,7 +84,7 @@ def from_object(
     if isinstance(made, LabelledData):
         return checked(made)
     if isinstance(made, DataLoader):
-        made = made.dataset  # in its own order, in batches of the audit
+        made = _of_loader(made, spec)
     if isinstance(made, IterableDataset):
         made = list(made)
     if isinstance(made, Mapping):
@@ -111,6 +120,58 @@ def from_object(
         transform = "; ".join([*said, *filter(None, [plain.transform.removeprefix("; ")])]) or "none"
         return dataclasses.replace(plain, read=_pair_reader(made, spec, fit), transform=transform)
     raise DataError(f"{spec} returned {type(made).__name__}; give (x, y), or a data set of (input, label) pairs")
+
+
+def _of_loader(loader: DataLoader[Any], spec: str) -> Any:
+    """The data set of a DataLoader, or the samples of it that the loader gives. The audit makes batches of its own."""
+    dataset, collate = loader.dataset, loader.collate_fn
+    rows: Sequence[int] | None = None if isinstance(dataset, IterableDataset) else _rows(loader)
+    if rows is None and collate in (default_collate, default_convert):
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        dataset = list(dataset)
+    rows = range(len(dataset)) if rows is None else sorted(rows)
+    if len(set(rows)) < len(rows):
+        raise DataError(
+            f"{spec}: the sampler of the DataLoader takes some samples more than once; give a DataLoader that takes each once, or "
+            "the data set"
+        )
+    return _Taken(dataset, rows, None if collate in (default_collate, default_convert) else collate)
+
+
+def _rows(loader: DataLoader[Any]) -> list[int] | None:
+    """The places in the data set that the loader takes; None for all of them."""
+    sampler, size = loader.sampler, len(loader.dataset)
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+        return [row for batch in loader.batch_sampler for row in batch]
+    if isinstance(sampler, SequentialSampler) and len(sampler) == size:
+        return None
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == size:
+        return None
+    return list(sampler)
+
+
+class _Taken:
+    """Some samples of a data set, as `collate` makes them; None: as they are."""
+
+    def __init__(self, dataset: Any, rows: Sequence[int], collate: Callable[[list[Any]], Any] | None) -> None:
+        self._dataset, self._rows, self._collate = dataset, rows, collate
+        self.classes = getattr(dataset, "classes", None)
+        targets = getattr(dataset, "targets", None)
+        if targets is not None and collate is None:
+            self.targets = [_array(targets[row]) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> Any:
+        item = self._dataset[self._rows[place]]
+        if self._collate is None:
+            return item
+        batch = self._collate([item])
+        if isinstance(batch, Mapping):
+            return {key: value[0] for key, value in batch.items()}
+        return tuple(part[0] for part in batch)
 
 
 _USUAL_IMAGES = ("image", "images", "img", "x", "pixel_values", "inputs", "input", "data")

@@ -85,6 +85,10 @@ def _of_trusted(report: AuditReport, robust: float) -> Step:
     weak = _weak_class(report, robust)
     if weak:
         return Step(weak, _command(report, "harden", "--method class-fair"))
+    if report.verdict.estimate is not None:
+        return Step(
+            "Attack all samples by the cascade, because it ran on a part of them", _command(report, "audit", "--full")
+        )
     if all(row.by_evidence for row in report.cascade):
         return Step(
             "Attack it more strongly, with a cascade as strong as AutoAttack",

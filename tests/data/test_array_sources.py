@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from torchvision import datasets
 
 from lsa_cli.data import DATA_SOURCES, may_download, open_data, runs_user_code, square_size, usual_size, with_paths
@@ -316,6 +324,32 @@ def test_loaders_and_pictures_in_python():
             return iter(tensors)
 
     assert torch.equal(from_object(DataLoader(Stream()), "stream").read(np.array([4])), wanted[[4]])
+
+
+def test_a_loader_gives_the_samples_that_it_takes_as_it_collates_them():
+    x, y = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
+    pairs = TensorDataset(x, y)
+
+    def flipped(batch):
+        return torch.stack([image.flip(-1) for image, _ in batch]), torch.stack([label for _, label in batch])
+
+    def as_mapping(batch):
+        return {"image": flipped(batch)[0], "label": flipped(batch)[1]}
+
+    part = SubsetRandomSampler([6, 2, 5])
+    batches = BatchSampler(SequentialSampler(range(4)), 2, drop_last=False)
+    for options, rows, collated in (
+        ({"sampler": part}, [2, 5, 6], False), ({"batch_sampler": list(batches)}, [0, 1, 2, 3], False),
+        ({"collate_fn": flipped}, list(range(8)), True), ({"sampler": part, "collate_fn": as_mapping}, [2, 5, 6], True),
+    ):  # fmt: skip
+        found = from_object(
+            DataLoader(pairs, **({"batch_size": 3} if "batch_sampler" not in options else {}), **options), "l"
+        )
+        assert found.labels.tolist() == y[rows].tolist()
+        assert torch.equal(found.read(np.arange(len(rows))), x[rows].flip(-1) if collated else x[rows])
+    twice = DataLoader(pairs, sampler=WeightedRandomSampler(torch.ones(8), 40))
+    with pytest.raises(DataError, match="takes some samples more than once"):
+        from_object(twice, "l")
 
 
 @pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])

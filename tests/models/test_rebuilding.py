@@ -15,6 +15,7 @@ from torch import nn
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import UsageError
+from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
@@ -244,3 +245,18 @@ def test_inspect_writes_a_network_that_an_audit_takes(lsa, digits, tmp_path):  #
     again = lsa("inspect", tmp_path / "net.pt", *data, "--write-arch", tmp_path / "net.py")
     assert again.code == 2
     assert "there is a file already" in again.err
+
+
+def test_the_command_for_a_written_network_leaves_out_the_normalisation_that_the_file_states(lsa, digits, tmp_path):  # noqa: F811
+    torch.manual_seed(0)
+    x, y = digits
+    about = Description(architecture="", mean=None, std=None, input_shape=list(x.shape[1:]), data_name=None)
+    write_checkpoint(tmp_path / "hard.pt", fitted(perceptron(), x, y, 60), about)
+    np.savez(tmp_path / "digits.npz", x_test=x.numpy(), y_test=y.numpy())
+    data = ["--data", f"npz:{tmp_path}/digits.npz"]
+    written = lsa("inspect", tmp_path / "hard.pt", *data, "--write-arch", tmp_path / "net.py", "--threads", 1)
+    assert written.code == 0, written.err
+    audited = lsa(
+        *shlex.split(written.out)[1:], "--attack", "none", "--noise", "none", "-n", "50", "--eps", "0.1", "--json", "-"
+    )
+    assert audited.code == 0, audited.err

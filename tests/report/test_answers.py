@@ -7,7 +7,7 @@ import pytest
 
 from lsa_cli.report.answers import belief, next_step, robustness
 from lsa_cli.report.html import render
-from lsa_cli.report.schema import CheckMade, Evidence, Finding, GateResult, Stage
+from lsa_cli.report.schema import CheckMade, Estimate, Evidence, Finding, GateResult, Stage
 from lsa_cli.settings import settings_from
 from tests.report.example import example, rate
 
@@ -76,6 +76,9 @@ def test_a_class_is_fixed_only_where_chance_does_not_explain_it():
 def test_after_a_cascade_nothing_is_left():
     stage = Stage(attack="apgd-t", spec="apgd-t", settings={}, tried=80, broke=0, robust=rate(80, 100), seconds=1.0)
     assert next_step(trusted(cascade=[stage])).command == ""
+    estimated = trusted(cascade=[stage])
+    estimated.verdict.estimate = Estimate(value=0.8, low=0.6, high=0.9, survivors=80, checked=10, broken=0)
+    assert next_step(estimated).command == "lsa audit models/example.pt --full"
     found = stage.model_copy(update={"by_evidence": True})  # which is no cascade
     assert next_step(trusted(cascade=[found])).command == "lsa audit models/example.pt --full"
 
