@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from lsa_cli.__main__ import app
 from lsa_cli.config import find_config, read_config
 from lsa_cli.errors import UsageError
 from lsa_cli.report.formats import FORMATS
-from lsa_cli.report.limits import Limit
+from lsa_cli.report.limits import METRICS, Limit, limit_of
 from lsa_cli.settings import merge, settings_from
 
 MOON = Path(__file__).parents[1] / "sample_models" / "moon_mlp.pt"
@@ -48,6 +49,10 @@ def test_values_as_people_write_them(tmp_path):
     [
         ("eps: 0.1\nlimits: {robust: 0.4}\n", "line 2: unknown key 'limits': did you mean 'gate'?"),
         ("limits: 40\n", "line 1: unknown key 'limits': did you mean 'limit'"),
+        (
+            "checkpoints:\n  a.pt:\n    clean: 1/5\n",
+            "line 3: .*'clean': limits stand under gate, .*`gate: {clean: 1/5}`",
+        ),
         ("eps: 0.1\nattak: pgd\n", "line 2: unknown key 'attak': did you mean 'attack'"),
         ("eps: 0.1\nseed: 1\neps: 0.2\n", "line 3: eps is given twice"),
         ("seed: 0\neps: lots\nsteps: 3\ngate:\n  robust: 0.4\n", "line 2: eps: 'lots' is not a number"),
@@ -73,6 +78,14 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, text, says):
     with pytest.raises(UsageError, match=says) as caught:
         read_config(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", [kind.name for kind in METRICS])
+def test_a_limit_outside_gate_is_shown_its_place(tmp_path, metric):
+    with pytest.raises(UsageError, match=re.escape(f"unknown key '{metric}': limits stand under gate, ")) as caught:
+        read_config(written(tmp_path, f"seed: 1\n{metric}: 0.3\n"))
+    shown = str(caught.value).split("`")[1]
+    assert read_config(written(tmp_path, shown)).gate == {metric: limit_of(metric, 0.3)}
 
 
 UNKNOWN = [

@@ -1,5 +1,6 @@
 """`lsa harden`: settings -> plan -> train -> checkpoint, with the audits before and after."""
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,6 +130,7 @@ def harden_after(
 
 def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: bool) -> None:
     from lsa_cli.hardening.run import epoch_in_words
+    from lsa_cli.report.answers import command_for
     from lsa_cli.report.hardening import one_line, print_hardening
 
     if hardened.incomparable is not None:
@@ -145,3 +147,12 @@ def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: boo
     note(f"saved: {hardened.out} ({held}), and beside it the last epoch, {audits} and the log")
     if html is not None and hardened.compared is not None:
         note(f"written: {html}")
+    note(f"to audit it: {command_for(hardened.after, 'audit', shlex.join(_files_given(plan)))}")
+
+
+def _files_given(plan: "HardenPlan") -> list[str]:
+    """The options of the command line that name files of settings and plugins, which no report holds."""
+    given = plan.given
+    config = [] if given.config is None else ["--config", given.config]
+    plugins = (given.plugin or ()) if plan.origin.get("plugin") == "option" else ()
+    return [*config, *(word for file in plugins for word in ("--plugin", file))]

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from lsa_cli.attacks.threat import Threat
+from lsa_cli.attacks.threat import Threat, make_threat
 from lsa_cli.auditing.layer_scan import refuse_more
 from lsa_cli.auditing.named_attacks import with_eot
 from lsa_cli.auditing.network import Built, Network, Say, build_network, on_data
 from lsa_cli.auditing.plan import AuditPlan, make_plan
+from lsa_cli.auditing.presets import MINIMAL_NORM
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.layer_selection import check_gamma, gammas, named_layers
@@ -32,7 +33,7 @@ from lsa_cli.registry import build
 from lsa_cli.settings import AuditSettings, HardenSettings
 
 DEFAULT_GAMMA, DEFAULT_HOLD = 0.5, "first"
-_AUDIT_ATTACKS = ["fgsm", "pgd"]
+_AUDIT_ATTACKS = ["fgsm", "pgd"]  # of norms for which an audit needs no minimal-norm attack
 _GRID = 5  # radii of the R&G score: 0 to 5/3 eps in steps of a third, which are the source paper's for MNIST's 0.3
 _VALIDATION_SHARE, _MOST_VALIDATION = 0.1, 1000  # of the training samples; --val-fraction has no upper limit
 
@@ -162,7 +163,7 @@ def make_harden_plan(
         raise CheckpointError(
             f"{target} is a program ({network.arch}) and cannot be trained; give --arch to harden its weights"
         )
-    audit = _audit_plan(built, settings, origin, network.data.split, say)
+    audit = _audit_plan(built, settings, origin, network, say)
     if not float(audit.threat.eps) > 0:
         raise UsageError("--eps 0 allows no adversarial examples; give a radius, for example 8/255")
     share, most = _VALIDATION_SHARE, _MOST_VALIDATION
@@ -226,15 +227,18 @@ def _training_network(built: Built, settings: AuditSettings, origin: dict[str, s
 
 
 def _audit_plan(
-    built: Built, settings: AuditSettings, origin: dict[str, str], split: str, say: Say = lambda message: None
+    built: Built, settings: AuditSettings, origin: dict[str, str], trained: Network, say: Say = lambda message: None
 ) -> AuditPlan:
-    """The plan of the audits: on test data, with the attacks of the settings, or FGSM and PGD.
+    """The plan of the audits: on test data, with the attacks of the settings. Without any, they are FGSM and PGD, and in norms
+    where these say too little, all that an audit runs there.
 
-    Where the source has no test split, they use `split`, the split of the training.
+    trained: the network with its training data. Where the source has no test split, the audits use that of the training.
     """
+    split, norm = trained.data.split, make_threat(trained.settings.norm or "linf", 0, trained.bounds).norm
+    attack = settings.attack or (None if norm in MINIMAL_NORM else _AUDIT_ATTACKS)
     settings = settings.replace(
         harden=None, preset=None, full_on=None, gate=None, gate_only=None, alpha=None, baseline=None, split=None,
-        attack=settings.attack or _AUDIT_ATTACKS, noise=settings.noise or ["none"],
+        attack=attack, noise=settings.noise or ["none"],
     )  # fmt: skip
     try:
         plan = make_plan(built.target, settings, origin, None, say, built)
@@ -255,7 +259,7 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     if not runs_user_code(plan.network.arch):
         given = given.replace(arch=None, arch_args=None)
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
-    after = _audit_plan(build_network(out, given), given, origin, plan.network.data.split)
+    after = _audit_plan(build_network(out, given), given, origin, plan.network)
     before = plan.audit
     attacks = tuple(map(with_eot, before.attacks)) if after.is_stochastic else before.attacks
     return replace(

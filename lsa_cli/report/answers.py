@@ -61,14 +61,14 @@ def next_step(report: AuditReport) -> Step:
     """
     verdict, evidence = report.verdict, report.evidence
     if report.status != "complete":
-        return Step("Finish the audit, because nothing follows from a part of it", _command(report, "audit"))
+        return Step("Finish the audit, because nothing follows from a part of it", command_for(report, "audit"))
     if evidence is not None and evidence.findings:
         worst = min(evidence.findings, key=lambda finding: finding.level != "invalid")
         return Step(f"First do what the evidence advises: {worst.advice}")
     if evidence is not None and evidence.verdict == "quick look":
-        return Step("Audit it with the default attacks, which are stronger", _command(report, "audit"))
+        return Step("Audit it with the default attacks, which are stronger", command_for(report, "audit"))
     if verdict.robust is None or verdict.robust.value is None:
-        return Step("Audit it with attacks, which give the robust accuracy", _command(report, "audit"))
+        return Step("Audit it with attacks, which give the robust accuracy", command_for(report, "audit"))
     return _of_trusted(report, verdict.robust.value)
 
 
@@ -79,20 +79,21 @@ def _of_trusted(report: AuditReport, robust: float) -> Step:
     if undecided and data.n < data.available:
         more = min(data.available, 4 * data.n)  # four times as many samples halve an interval
         sentence = f"Use more samples, because {data.n:,} do not decide {first_of(undecided, 2)}"
-        return Step(sentence, _command(report, "audit", f"-n {more}"))
+        return Step(sentence, command_for(report, "audit", f"-n {more}"))
     if robust < _WEAK * clean or any(map(_asks_for_robustness, failed)):
-        return Step(f"Harden it by adversarial training{_layer(report)}", _command(report, "harden"))
+        return Step(f"Harden it by adversarial training{_layer(report)}", command_for(report, "harden"))
     weak = _weak_class(report, robust)
     if weak:
-        return Step(weak, _command(report, "harden", "--method class-fair"))
+        return Step(weak, command_for(report, "harden", "--method class-fair"))
     if report.verdict.estimate is not None:
         return Step(
-            "Attack all samples by the cascade, because it ran on a part of them", _command(report, "audit", "--full")
+            "Attack all samples by the cascade, because it ran on a part of them",
+            command_for(report, "audit", "--full"),
         )
     if all(row.by_evidence for row in report.cascade):
         return Step(
             "Attack it more strongly, with a cascade as strong as AutoAttack",
-            _command(report, "audit", "--full"),
+            command_for(report, "audit", "--full"),
         )
     return Step("Nothing is left to do in this threat model; quote the number with its interval")
 
@@ -125,7 +126,7 @@ def _weak_class(report: AuditReport, robust: float) -> str:
     )
 
 
-def _command(report: AuditReport, name: str, options: str = "") -> str:
+def command_for(report: AuditReport, name: str, options: str = "") -> str:
     """`lsa NAME` for this checkpoint, with the options about network and data that its audit was given."""
     protocol = report.protocol
     words = ["lsa", name, report.subject.checkpoint]

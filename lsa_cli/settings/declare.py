@@ -232,9 +232,18 @@ def _value(one: Setting, option: Option | None, key: str, value: Any) -> Any:
 
 
 def _unknown_key(noun: str, key: str, value: Any, known: Iterable[str]) -> str:
+    names = [name for name in known if len(name) > 1]
     if key in ("limits", "thresholds") and isinstance(value, Mapping) and "gate" in known:
         return f"unknown {noun} '{key}': did you mean 'gate'?"  # and not limit, a number of samples
-    return unknown(noun, key, [name for name in known if len(name) > 1])
+    if "gate" not in known:
+        return unknown(noun, key, names)
+
+    from lsa_cli.report.limits import find_metric  # not above: it imports pydantic, and most commands start without it
+
+    if find_metric(key) is not None:
+        limit = f"{key}: {value}" if isinstance(value, (int, float, str)) else f"{key}: 0.4"
+        return f"unknown {noun} '{key}': limits stand under gate, for example `gate: {{{limit}}}`"
+    return unknown(noun, key, names)
 
 
 def _section(kind: type[S], key: str, value: Any, noun: str, scopes: tuple[Scope, ...]) -> S:

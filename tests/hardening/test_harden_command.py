@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -218,8 +219,10 @@ def write_recipe():
 
 def test_a_network_of_the_users_own_code(lsa, tmp_path):  # noqa: F811
     (tmp_path / "own.py").write_text(
-        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))\n"
+        "import torch\ndef build(hidden=8):\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(2, hidden), torch.nn.ReLU(), torch.nn.Linear(hidden, 2))\n"
     )
+    (tmp_path / "some settings.yaml").write_text("seed: 3\n")
     torch.manual_seed(0)
     layers = (torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     torch.save(torch.nn.Sequential(*layers).state_dict(), "own.pth")
@@ -231,6 +234,10 @@ def test_a_network_of_the_users_own_code(lsa, tmp_path):  # noqa: F811
     options = (
         "--arch",
         "own.py:build",
+        "--arch-args",
+        "hidden=8",
+        "--config",
+        "some settings.yaml",
         "--data",
         "npz:unit.npz",
         "--eps",
@@ -244,7 +251,19 @@ def test_a_network_of_the_users_own_code(lsa, tmp_path):  # noqa: F811
     assert result.code == 0, result.err
     # The file names no Python code; with --arch it is audited on the data and with the radius it names.
     assert read_checkpoint("hard.pt").description.architecture == ""
+    assert lsa("audit", "hard.pt", "-n", 50, "--attack", "fgsm", "--threads", 1).code == 2
     assert lsa("audit", "hard.pt", "--arch", "own.py:build", "-n", 50, "--attack", "fgsm", "--threads", 1).code == 0
+    sentence, _, command = " ".join(result.err.splitlines()[-1].split()).partition(": lsa ")
+    assert sentence == "lsa: to audit it"
+    assert shlex.split(command) == [
+        "audit", "hard.pt", "--arch", "own.py:build", "--arch-args", "hidden=8", "--data", "npz:unit.npz", "--eps", "0.1",
+        "--config", "some settings.yaml",
+    ]  # fmt: skip
+    told = lsa(
+        *shlex.split(command), "-n", 50, "--attack", "fgsm", "--attack", "pgd", "--threads", 1, "--json", "own.json"
+    )
+    assert told.code == 0, told.err
+    assert read_report("own.json").verdict.robust == read_report("hard.after.json").verdict.robust
 
 
 def test_without_a_test_split_the_held_out_samples_judge(lsa, tmp_path):  # noqa: F811

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
 from lsa_cli.attacks import make_threat
+from lsa_cli.auditing.presets import chosen_attacks
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.cost import EpochCost
 from lsa_cli.hardening.layer_selection import layers_to_regularize
@@ -65,6 +66,42 @@ def own_code(tmp_path):
 
 def planned(**own):
     return make_harden_plan(MOON, settings_from({"threads": 1, "limit": 40, "harden": own}), {})
+
+
+@pytest.mark.parametrize(
+    ("norm", "given", "attacks"),
+    [
+        (None, None, ["fgsm", "pgd"]),  # the norm of the checkpoint: linf
+        ("l1", None, chosen_attacks(None, "l1")),
+        ("l2", None, chosen_attacks(None, "l2")),
+        ("l2", ["pgd"], ["pgd"]),
+    ],
+)
+def test_the_attacks_of_the_audits(norm, given, attacks):
+    settings = {
+        "norm": norm,
+        "attack": given,
+        "step_size": 0.01,
+        "threads": 1,
+        "limit": 40,
+        **({"eps": 0.4} if norm else {}),
+    }
+    plan = make_harden_plan(MOON, settings_from({k: v for k, v in settings.items() if v is not None}), {})
+    found = {named.name: named.attack for named in plan.audit.attacks}
+    assert list(found) == attacks
+    assert found["pgd"].step_size == 0.01
+    if given is None and norm is not None:
+        assert found["fmn"].step_size is None  # a step that suits PGD is none for it
+
+
+def test_in_l1_both_audits_are_those_of_lsa_audit(lsa):  # noqa: F811
+    threat = ("--norm", "l1", "--eps", 0.6, "--threads", 1, "-n", 40)
+    assert lsa("harden", MOON, *threat, "-o", "h.pt", "--base", "fgsm", "--epochs", 1).code == 0
+    for checkpoint, written in ((MOON, "h.before.json"), ("h.pt", "h.after.json")):
+        assert lsa("audit", checkpoint, *threat, "--noise", "none", "--json", "own.json").code == 0
+        own, found = read_report("own.json"), read_report(written)
+        assert (own.verdict.robust, own.protocol.attacks) == (found.verdict.robust, found.protocol.attacks)
+        assert "fmn" in found.protocol.attacks
 
 
 def test_planning_reads_the_checkpoint_once_for_training_and_audits(monkeypatch):
