@@ -77,6 +77,7 @@ def job(tmp_path):
             env |= {
                 **given,
                 "BASELINE": baseline,
+                "HISTORY": "",
                 "REPORTS": "my reports",
                 "GITHUB_OUTPUT": "out",
                 "GITHUB_STEP_SUMMARY": "sum",
@@ -136,7 +137,8 @@ def test_the_audit_step_ends_with_the_worse_code(tmp_path, job, audit, compare, 
 
 
 def test_the_action_with_the_real_command(tmp_path):
-    """The steps of the action in turn: nothing but the checkpoint; then arguments that a limit breaches, with a baseline."""
+    """The steps of the action in turn: nothing but the checkpoint; then arguments that a limit breaches, with a baseline and a
+    history of one audit."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     tools = tmp_path / ".cache" / "lsa-venv" / "bin"
@@ -149,12 +151,12 @@ def test_the_action_with_the_real_command(tmp_path):
     (tmp_path / "lsa.yaml").write_text("quick: true\nlimit: 40\nthreads: 1\n")
     steps = {step.get("name"): step for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]}
 
-    def run(arguments, baseline, reports):
+    def run(arguments, baseline, reports, history=""):
         (tmp_path / "out").write_text("")
         env = {
             **os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": "out",
             "GITHUB_STEP_SUMMARY": "summary", "CHECKPOINT": "moon_mlp.pt", "ARGUMENTS": arguments, "BASELINE": baseline,
-            "REPORTS": reports,
+            "REPORTS": reports, "HISTORY": history, "GITHUB_SHA": "0123abc",
         }  # fmt: skip
         shell = {"env": env, "cwd": tmp_path, "capture_output": True, "text": True}
         audited = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", steps["Audit"]["run"]], **shell)
@@ -170,8 +172,13 @@ def test_the_action_with_the_real_command(tmp_path):
     assert (outputs["exit-code"], outputs["passed"], code) == ("0", "true", 0)
     assert 0 <= float(outputs["robust-accuracy"]) <= 1
     assert outputs["report"] == "lsa-reports/report.json"
-    outputs, code = run("--fail-under robust=0.99", "lsa-reports/report.json", "more reports")
+    (tmp_path / "my audits").mkdir()
+    shutil.copy(tmp_path / "lsa-reports" / "report.json", tmp_path / "my audits" / "older.audit.json")
+    assert not (tmp_path / "lsa-reports" / "site").exists()
+    outputs, code = run("--fail-under robust=0.99", "lsa-reports/report.json", "more reports", "my audits")
     assert (outputs["exit-code"], outputs["passed"], code) == ("1", "false", 1)
+    pages = sorted(path.name for path in (tmp_path / "more reports" / "site" / "models").iterdir())
+    assert pages == ["0001-0123abc.html", "0002-older.html"]
     assert (tmp_path / "more reports" / "compare.txt").read_text()
     assert (tmp_path / "more reports" / "compare.txt").read_text() in (tmp_path / "summary").read_text()
 
