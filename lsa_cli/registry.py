@@ -23,6 +23,19 @@ _LISTED_WITH_A_SUGGESTION = 20
 _MOST_LISTED = 80  # all of torchvision's networks, but not the thousand names of timm
 
 
+def into(table: dict[str, T]) -> Callable[..., Callable[[T], T]]:
+    """A decorator that puts a function into the table under the names that it is given."""
+
+    def under(*names: str) -> Callable[[T], T]:
+        def put(function: T) -> T:
+            table.update(dict.fromkeys(names, function))
+            return function
+
+        return put
+
+    return under
+
+
 class Registry(Generic[T]):
     """An ordered table name -> factory. Its errors list the names."""
 

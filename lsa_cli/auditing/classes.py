@@ -69,8 +69,9 @@ def _in_order(
             f"{data.spec}"
         )
     shown = [str(number) for number in range(classes)]
-    for name, output in zip(names or (), order, strict=False):
-        shown[output] = name
+    if names is not None:
+        for name, output in zip(names, order, strict=True):
+            shown[output] = name
     notes.append("labels of the data were put into the order of --match-classes")
     return np.array(order)[labels], own or tuple(shown)
 

@@ -10,19 +10,12 @@ from torch.nn import functional as F
 from lsa_cli.proofs.builder import AT_END, Builder, End, Ref, Shares, kernel_of, refusal
 from lsa_cli.proofs.graph import Interval
 from lsa_cli.proofs.operations import Convolution, LogSoftmax, Matrix, MaxPool
+from lsa_cli.registry import into
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
-
-
-def reads(*names: str) -> Callable[[Handler], Handler]:
-    """The decorated function reads the ATen operations of these names: (builder, *arguments) -> Ref, or several."""
-
-    def put(handler: Handler) -> Handler:
-        HANDLERS.update(dict.fromkeys(names, handler))
-        return handler
-
-    return put
+# The decorated function reads the ATen operations of these names: (builder, *arguments) -> Ref, or several.
+reads = into(HANDLERS)
 
 
 @reads("_to_copy")

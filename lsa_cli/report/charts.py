@@ -2,7 +2,7 @@
 
 A figure takes the width that it is given: what depends on the width is stated in percent of it, and letters keep their size on
 every screen. The page's style colours the classes s0 .. s7, which are the places in COLOURS. Every text from outside is escaped.
-The label of a figure says in words what the figure shows.
+The label of a figure describes what it shows, for readers who do not see it.
 """
 
 import unicodedata

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.models.graphs.node import Node, Values
+from lsa_cli.registry import into
 
 _CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 _TRANSPOSED = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
@@ -46,14 +47,7 @@ class Made:
 # A module where the other inputs are constants of the graph, otherwise None.
 Maker = Callable[[Node, Values], Made | nn.Module | None]
 LAYERS: dict[str, Maker] = {}
-
-
-def _layer(*kinds: str) -> Callable[[Maker], Maker]:
-    def register(maker: Maker) -> Maker:
-        LAYERS.update(dict.fromkeys(kinds, maker))
-        return maker
-
-    return register
+_layer = into(LAYERS)
 
 
 def _with(module: nn.Module, **tensors: torch.Tensor | None) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.pickles.symbols import shown
+from lsa_cli.registry import into
 
 # A tensor that depends on the input or is a weight, or a numpy array: shapes and other numbers that stay on the host.
 Value: TypeAlias = torch.Tensor | np.ndarray
@@ -69,16 +70,7 @@ class Node:
 
 Operation = Callable[[Node, Values], Any]  # the output, or a sequence of several
 OPERATIONS: dict[str, Operation] = {}
-
-
-def operation(*kinds: str) -> Callable[[Operation], Operation]:
-    """Register a function for these operators."""
-
-    def register(function: Operation) -> Operation:
-        OPERATIONS.update(dict.fromkeys(kinds, function))
-        return function
-
-    return register
+operation = into(OPERATIONS)  # registers a function for the operators that it names
 
 
 def are_host(values: Values) -> bool:
