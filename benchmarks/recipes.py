@@ -56,6 +56,8 @@ ROWS = {
     "fast, first 10, ema": Row("fast", layers=FIRST, gamma=10, average="ema"),
     "fast, first 10, detached": Row("fast", layers=FIRST, gamma=10, detached=True),
     "fast, last 10": Row("fast", layers=LAST, gamma=10),
+    "n-fgsm": Row("n-fgsm"),
+    "n-fgsm, first 5": Row("n-fgsm", layers=FIRST, gamma=5),
     "pgd-2, first 5": Row(steps=2, layers=FIRST, gamma=5),
     "pgd-3, first 5": Row(steps=3, layers=FIRST, gamma=5),
 }

@@ -20,7 +20,7 @@ def image_size(
         return usual_size(height, width, "the checkpoint")
     if loaded is None:
         return None
-    if loaded.image_shape:
+    if len(loaded.image_shape) == 3:
         _, height, width = loaded.image_shape
         return usual_size(height, width, "the ONNX graph")
     source, _, name = loaded.arch.partition(":")

@@ -80,6 +80,11 @@ class Network:
         """The last layer with weights."""
         return next((layer for layer in reversed(self.layers) if layer.is_learnable), None)
 
+    @property
+    def is_pickled(self) -> bool:
+        """Whether the file holds it pickled whole, and no architecture is named: nothing else can build it."""
+        return self.settings.arch is None and self.checkpoint is not None and self.checkpoint.weights.module is not None
+
     def with_data_of(self, other: "Network") -> "Network":
         return replace(self, data=other.data, labels=other.labels)
 

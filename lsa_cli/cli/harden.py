@@ -147,12 +147,13 @@ def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: boo
     note(f"saved: {hardened.out} ({held}), and beside it the last epoch, {audits} and the log")
     if html is not None and hardened.compared is not None:
         note(f"written: {html}")
-    note(f"to audit it: {command_for(hardened.after, 'audit', shlex.join(_files_given(plan)))}")
+    note(f"to audit it: {command_for(hardened.after, 'audit', shlex.join(_options_given(plan)))}")
 
 
-def _files_given(plan: "HardenPlan") -> list[str]:
-    """The options of the command line that name files of settings and plugins, which no report holds."""
+def _options_given(plan: "HardenPlan") -> list[str]:
+    """The options of the command line that no report holds: files of settings and plugins, and trust in a pickled network."""
     given = plan.given
     config = [] if given.config is None else ["--config", given.config]
     plugins = (given.plugin or ()) if plan.origin.get("plugin") == "option" else ()
-    return [*config, *(word for file in plugins for word in ("--plugin", file))]
+    trust = ["--trust-code"] if plan.network.is_pickled and given.trust_code else []
+    return [*trust, *config, *(word for file in plugins for word in ("--plugin", file))]

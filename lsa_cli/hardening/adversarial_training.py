@@ -22,7 +22,7 @@ _MOST_RAISES = 3
 class AdversarialTraining(Hardening):
     """Training on adversarial examples that are made anew for every batch.
 
-    base: fgsm, pgd, apgd, fast, free, apart, trades or mart. beta: of trades and mart. replays: of free.
+    base: fgsm, pgd, apgd, fast, n-fgsm, free, apart, trades or mart. beta: of trades and mart. replays: of free.
     """
 
     task: Task

@@ -26,7 +26,7 @@ _FLOOR = 0.01  # the smallest scale; the slope of its square root is infinite at
 class Learn2Perturb(Hardening):
     """Adds noise with learnt scales (sigma) to hidden layers, in training and in use, and trains on clean and adversarial examples.
 
-    base: fgsm, pgd, apgd, fast, free, trades or mart. sites: natural, mvl (the most vulnerable layers), or a selector,
+    base: fgsm, pgd, apgd, fast, n-fgsm, free, trades or mart. sites: natural, mvl (the most vulnerable layers), or a selector,
     layer name or glob: noise is added to the input of these layers. gamma: of the noise regulariser. shared: one noise
     for a whole batch, as in the official code. beta: of trades and mart. replays: of free.
 

@@ -1,7 +1,7 @@
 """Objectives of adversarial training (option --base): how to make the examples of a batch, and the loss on them.
 
-Madry's with FGSM, PGD or APGD (arXiv 1412.6572, 1706.06083, 2003.01690), Fast (2001.03994), Free (1904.12843),
-TRADES (1901.08573), MART (openreview rklOg6EFwS).
+Madry's with FGSM, PGD or APGD (arXiv 1412.6572, 1706.06083, 2003.01690), Fast (2001.03994), N-FGSM (2202.01181),
+Free (1904.12843), TRADES (1901.08573), MART (openreview rklOg6EFwS).
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.attacks.apgd import APGD
-from lsa_cli.attacks.base import Attack, Model, slope
+from lsa_cli.attacks.base import Attack, Model, input_gradient, slope
 from lsa_cli.attacks.gradient import FGSM, PGD
+from lsa_cli.attacks.losses import unscaled_cross_entropy
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.errors import UsageError
@@ -161,6 +162,32 @@ class FastObjective(Objective):
 
     def attack(self, threat: Threat) -> Attack:
         return FGSM(threat=threat, random_start=True)
+
+
+@dataclass(frozen=True)
+class _NoisyFGSM(Attack):
+    """A step of length eps from a random point of twice the budget; only the range of inputs bounds the result."""
+
+    threat: Threat
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        start = replace(self.threat, eps=2 * self.threat.eps).sample(x)
+        step = self.threat.steepest(input_gradient(model, start, y, unscaled_cross_entropy)[0], start)
+        return self.threat.clamp(start + per_sample(self.threat.eps, x) * step)
+
+
+@OBJECTIVES.register("n-fgsm")
+@dataclass
+class NoisyFGSMObjective(Objective):
+    """FGSM from noise that is larger than eps, and not clipped (N-FGSM, arXiv 2202.01181, with its k = 2 and alpha = eps).
+
+    So examples can be up to 3 eps away. The paper has linf; noise from the ball of 2 eps in other norms is our choice.
+    """
+
+    uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
+
+    def attack(self, threat: Threat) -> Attack:
+        return _NoisyFGSM(threat)
 
 
 @OBJECTIVES.register("free")

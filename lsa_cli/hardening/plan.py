@@ -255,7 +255,9 @@ def _audit_plan(
 
 def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     """The same audit of the new checkpoint `out`, which is read like any other."""
-    given = plan.given.replace(weights=None, trust_code=None, normalize=None, returns=None, output_index=None)
+    given = plan.given.replace(weights=None, normalize=None, returns=None, output_index=None)
+    if not plan.network.is_pickled:
+        given = given.replace(trust_code=None)
     if not runs_user_code(plan.network.arch):
         given = given.replace(arch=None, arch_args=None)
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}

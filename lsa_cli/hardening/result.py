@@ -48,17 +48,22 @@ def identity_of(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
 def write_checkpoints(
     plan: HardenPlan, method: Hardening, layers: tuple[str, ...], trained: Trained, files: Files
 ) -> None:
-    """Write the best epoch to `files.out`, and the last epoch to `files.last`."""
+    """Write the best epoch to `files.out`, and the last epoch to `files.last`.
+
+    A network that was pickled whole is pickled whole again.
+    """
     if distributed.rank() != 0:
         return
-    body = plan.network.classifier.body
+    network = plan.network
     for path, weights, epoch in (
         (files.out, trained.best, trained.best_epoch),
         (files.last, trained.last, len(trained.history)),
     ):
-        plan.network.classifier.load_state_dict(weights)
+        network.classifier.load_state_dict(weights)
         findings = method.findings if path == files.out else {}
-        write_checkpoint(path, body, _description(plan, layers, trained, epoch, files.out, method.surgeries, findings))
+        description = _description(plan, layers, trained, epoch, files.out, method.surgeries, findings)
+        with network.classifier.home:  # where pickle finds the classes of a network that was pickled whole
+            write_checkpoint(path, network.classifier.body, description, whole=network.is_pickled)
 
 
 def _description(

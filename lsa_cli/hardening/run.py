@@ -210,6 +210,11 @@ def _job(
     moving = plan.trainable(layers)
     frozen = {id(parameter) for name, parameter in network.classifier.named_parameters() if name not in moving}
     method.prepare(network.classifier)
+    if method.surgeries and network.is_pickled:
+        raise UsageError(
+            f"--method {plan.method} adds parts to the network, which a network pickled whole cannot have: name the "
+            "network with --arch path/to/file.py:factory"
+        )
     if distributed.world() > 1 and network.device.type == "cuda":
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(network.classifier)
     if normalizes_by_rank(network.classifier):

@@ -15,7 +15,7 @@ from lsa_cli.models.surgery import SelfGradientBody
 class SelfGradient(AdversarialTraining):
     """Adversarial training of a network that is wrapped so that it uses its own gradient, in training and in use.
 
-    base: fgsm, pgd, apgd, fast, free, trades or mart. sites: activations (all of them), mvl (the most vulnerable
+    base: fgsm, pgd, apgd, fast, n-fgsm, free, trades or mart. sites: activations (all of them), mvl (the most vulnerable
     layers), or another selector, layer name or glob. beta: of trades and mart. replays: of free.
 
     The abstract names the idea and no mechanism, and there is no code; `SelfGradientBody` is our reading of it. At first the

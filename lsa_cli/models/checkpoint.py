@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,7 +121,7 @@ def describe(path: Path, contents: Contents) -> Description | None:
     """The description in the file: that of lsa, or config.json of a timm or Hugging Face folder; None where there is none."""
     root = contents.root
     if isinstance(root, dict) and "lsa_checkpoint" in root:
-        described = {key: value for key, value in root.items() if key != "state_dict"}
+        described = {key: value for key, value in root.items() if key not in ("state_dict", "network")}
         return _validated(path, described)
     config = contents.metadata.get("config.json")
     if isinstance(config, dict) and isinstance(config.get("architecture"), str):
@@ -173,10 +174,16 @@ def sha256_of(files: tuple[Path, ...]) -> str:
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
 
 
-def write_checkpoint(path: str | Path, body: "nn.Module", description: Description) -> None:
-    """Write a self-describing checkpoint of tensors and plain values, which weights_only=True can read."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in body.state_dict().items()}
-    write_atomically(Path(path), {**description.model_dump(), "state_dict": weights})
+def write_checkpoint(path: str | Path, body: "nn.Module", description: Description, *, whole: bool = False) -> None:
+    """Write a self-describing checkpoint of tensors and plain values, which weights_only=True can read.
+
+    whole: the network is pickled instead of its weights, for one that was read from a pickle and that nothing else can build.
+    """
+    if whole:
+        content: Any = {"network": deepcopy(body).cpu()}
+    else:
+        content = {"state_dict": {name: tensor.detach().cpu().clone() for name, tensor in body.state_dict().items()}}
+    write_atomically(Path(path), {**description.model_dump(), **content})
 
 
 def write_atomically(path: Path, content: dict[str, Any]) -> None:

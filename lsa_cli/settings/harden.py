@@ -23,7 +23,7 @@ class HardenSettings(Settings):
         metavar="NAME[:KEY=VALUE,...]",
     )
     base: str | None = _METHOD(
-        "Base objective: fgsm, pgd, apgd, fast, free, trades, mart or apart.", metavar="NAME", default="pgd"
+        "Base objective: fgsm, pgd, apgd, fast, n-fgsm, free, trades, mart or apart.", metavar="NAME", default="pgd"
     )
     mvl: str | None = _METHOD("Regularize the most vulnerable layers of this saved report.", metavar="AUDIT.json")
     layers: Names | None = _METHOD(

@@ -1,5 +1,6 @@
 """`lsa harden` on shipped samples: what it writes, what the result says of itself, and what it refuses."""
 
+import importlib
 import io
 import json
 import shlex
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import lsa_cli
 from lsa_cli.errors import UsageError
+from lsa_cli.imports import Home
 from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison_html import render
@@ -80,6 +82,36 @@ def test_the_audit_reads_it_like_any_other(hardened, lsa):  # noqa: F811
     assert own.verdict.robust == after.verdict.robust
     assert own.verdict.clean == after.verdict.clean
     assert own.subject.sha256 == after.subject.sha256
+
+
+def test_a_network_pickled_whole_stays_one(tmp_path, lsa):  # noqa: F811
+    (tmp_path / "own_classes.py").write_text(
+        "from torch import nn\n\n\nclass Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.fc1, self.fc2 = nn.Linear(2, 8), nn.Linear(8, 2)\n\n    def forward(self, x):\n"
+        "        return self.fc2(self.fc1(x).tanh())\n"
+    )
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, (300, 2)).astype(np.float32)
+    y = (x.sum(1) > 1).astype(np.int64)
+    np.savez(tmp_path / "d.npz", x_train=x[:200], y_train=y[:200], x_test=x[200:], y_test=y[200:])
+    with Home((tmp_path,)):
+        torch.manual_seed(0)
+        torch.save(importlib.import_module("own_classes").Own(), tmp_path / "own.pt")
+    given = ("--data", tmp_path / "d.npz", "--eps", 0.05, "--epochs", 10, "--lr", 0.05, "--threads", 1)
+    hard = tmp_path / "hard.pt"
+    result = lsa("harden", tmp_path / "own.pt", *given, "--trust-code", "-o", hard)
+    assert result.code == 0, result.err
+    after = read_report(str(tmp_path / "hard.after.json"))
+    assert after.verdict.clean.value > 0.8
+    command = next(line for line in result.err.splitlines() if "to audit it: " in line).partition("lsa audit ")[2]
+    again = lsa("audit", *shlex.split(command), "-n", 100, "--quick", "--threads", 1, "--json", tmp_path / "a.json")
+    assert again.code == 0, again.err
+    assert read_report(str(tmp_path / "a.json")).verdict.clean == after.verdict.clean
+    untrusted = lsa("audit", hard, "--data", tmp_path / "d.npz")
+    assert untrusted.code == 2
+    assert "which is code of its own" in untrusted.err
+    noisy = lsa("harden", tmp_path / "own.pt", *given, "--trust-code", "--method", "learn2perturb", "-o", hard)
+    assert "name the network with --arch" in noisy.err
 
 
 def test_the_table_says_what_was_bought_and_what_it_cost(hardened):

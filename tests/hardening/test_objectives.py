@@ -1,8 +1,11 @@
 """The losses of each base against their formulas, and what its examples keep."""
 
+import dataclasses
+
 import pytest
 import torch
 
+from lsa_cli.attacks import make_threat
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.objectives import OBJECTIVES
 from tests.hardening.conftest import make_method, make_task, small_network
@@ -19,7 +22,10 @@ def test_examples_keep_budget_range_and_network(name, mode, batch):
     before = {key: value.clone() for key, value in model.state_dict().items() if "num_batches" not in key}
     made = OBJECTIVES.get(name)(task=make_task(attack_mode=mode))
     x_adv = made.examples(model, batch)
-    assert made.task.threat.contains(x_adv, batch.x).all()
+    budget = made.task.threat
+    if name == "n-fgsm":  # its examples are up to three times as far away
+        budget = dataclasses.replace(budget, eps=3 * budget.eps)
+    assert budget.contains(x_adv, batch.x).all()
     assert model.training
     assert all(torch.equal(before[key], model.state_dict()[key]) for key in before)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -36,11 +42,20 @@ def test_examples_are_worse_than_the_inputs(name, batch):
 
 @pytest.mark.parametrize("name", OBJECTIVES.names())
 def test_the_warm_up_starts_from_the_clean_inputs(name, batch):
-    import dataclasses
-
     model = small_network()
     start = dataclasses.replace(batch, strength=0.0)
     assert torch.allclose(base(name).examples(model, start), batch.x, atol=1e-6)
+
+
+def test_a_step_of_n_fgsm_is_eps_long_from_noise_of_twice_the_budget(batch):
+    x = torch.full_like(batch.x, 0.5)
+    eps = 0.1
+    task = make_task(threat=make_threat("linf", eps))
+    model = small_network().eval()
+    moved = OBJECTIVES.get("n-fgsm")(task=task).examples(model, dataclasses.replace(batch, x=x)) - x
+    # Uniform in [-2 eps, 2 eps], then eps up or down: each distance from 0 to 3 eps occurs, a half of them beyond eps.
+    assert 2.8 * eps < moved.abs().max() <= 3 * eps + 1e-6
+    assert (moved.abs() > eps).double().mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_trades_is_cross_entropy_plus_beta_times_the_divergence():
