@@ -30,13 +30,13 @@ _FUNCTIONS = (
     "tanhshrink", "threshold", "glu", "tanh", "sigmoid",
 )
 # fmt: on
-_PLACES = (F, torch, torch.Tensor, torch._C._nn)
+_PLACES = (F, torch, torch.Tensor, torch._C._nn, torch.ops.aten)  # the last: in programs of torch.export
 _ACTIVATION_CALLS: dict[Any, str] = {
-    getattr(place, spelled): name
+    getattr(found, "default", found): name
     for name in _FUNCTIONS
     for place in _PLACES
     for spelled in (name, name + "_")
-    if hasattr(place, spelled)
+    if (found := getattr(place, spelled, None)) is not None
 }
 _ACTIVATION_WORDS = ("relu", "elu", "gelu", "silu", "swish", "mish", "tanh", "sigmoid", "activation")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

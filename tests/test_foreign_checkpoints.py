@@ -115,7 +115,7 @@ def test_a_harvested_program_shows_all_its_layers_and_the_program_none(audited):
     assert any("shows no layers" in note for note in opaque["subject"]["notes"])
 
 
-@pytest.mark.parametrize("file", [SCRIPTED, EXPORTED, TRACED])
+@pytest.mark.parametrize("file", [SCRIPTED, TRACED])
 def test_a_program_is_not_run_unless_trusted_and_shows_no_layers(refused, data_root, file):  # noqa: F811
     data = ["--data", (CIFAR if file == TRACED else MNIST).format(root=data_root)]
     path = data_root / "checkpoints" / file

@@ -159,7 +159,7 @@ def make_harden_plan(
             f"{target} is an ONNX graph, which is not made for training; harden the PyTorch network that it was exported "
             "from, or give --arch with that network, if the graph has kept the names of its weights"
         )
-    if not network.shows_layers:
+    if not network.shows_layers or network.arch == "torch-export":
         raise CheckpointError(
             f"{target} is a program ({network.arch}) and cannot be trained; give --arch to harden its weights"
         )

@@ -14,6 +14,7 @@ from lsa_cli.imports import Home, home_of
 from lsa_cli.models import recognition, rehydration
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
+from lsa_cli.models.exported import ExportedNetwork
 from lsa_cli.models.fitting import best_fit, load_strictly, normalization_in, refuse_infinite, say_types
 from lsa_cli.models.formats import FORMATS
 from lsa_cli.models.graphs import network_of
@@ -154,10 +155,17 @@ def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: to
             f"{checkpoint.path} is a {_what(checkpoint)}, which is code: name the network with --arch to use its "
             f"weights alone{_likely(checkpoint)}, or run the program, if you trust it: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code"
         )
-    notes.append(f"the {_what(checkpoint)} in the file was run, as trusted; it shows no layers")
     say(f"--trust-code: the program in {checkpoint.path} is loaded and run; it imports {_names(checkpoint)}")
     program = rehydration.run_trusted(checkpoint.path, checkpoint.format, (), device)
-    return Loaded(program, checkpoint.format, {}, notes, shows_layers=False)
+    batch = program.batch if isinstance(program, ExportedNetwork) else None
+    shows_layers = isinstance(program, ExportedNetwork) and batch is None
+    ran = f"the {_what(checkpoint)} in the file was run, as trusted"
+    notes.append(ran if shows_layers else f"{ran}; it shows no layers")
+    if batch is not None:
+        notes.append(
+            f"the program takes {batch} images at a time, and is given so many; an export with a batch of any size shows its layers"
+        )
+    return Loaded(program, checkpoint.format, {}, notes, shows_layers=shows_layers)
 
 
 def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Say, notes: list[str]) -> Loaded:

@@ -63,7 +63,7 @@ def make_copy(classifier: Classifier, x: torch.Tensor, y: torch.Tensor) -> Copy:
     precision = copy_precision(x.device)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in classifier.modules())
     if convolutions == 0:
-        return Copy(None, "it has no convolutions")
+        return Copy(None, "it has no convolution modules")
     with undisturbed(classifier):
         with torch.no_grad():
             wanted = classifier(x)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from lsa_cli.errors import CheckpointError, summary_of
+from lsa_cli.models.exported import ExportedNetwork
 from lsa_cli.models.pickles.symbols import INSTALLED, Call, Global, Members, TensorSpec
 from lsa_cli.models.wrappers import unwrap_parts
 
@@ -186,7 +187,7 @@ def _installed(symbol: Global, packages: tuple[str, ...]) -> Any:
 
 
 class Program(nn.Module):
-    """A compiled program as a network. Its layers are not visible, and its mode is fixed."""
+    """A TorchScript program as a network. Its layers are not visible, and its mode is fixed."""
 
     def __init__(self, program: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
@@ -208,7 +209,7 @@ def run_trusted(path: Path, kind: str, keys: tuple[str, ...], device: torch.devi
             if kind == "torchscript":
                 return Program(torch.jit.load(path, map_location=device).eval())
             if kind == "torch-export":
-                return Program(torch.export.load(path).module().to(device))
+                return ExportedNetwork(torch.export.load(path)).to(device)
             if kind == "pickle":
                 with path.open("rb") as file:
                     loaded = pickle.load(file)

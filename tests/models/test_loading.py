@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import zipfile
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lsa_cli.errors import CheckpointError, UsageError
+from lsa_cli.layers import find_layers, tap
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, read_checkpoint, write_checkpoint
 from lsa_cli.models.fitting import load_strictly
@@ -382,10 +384,42 @@ def test_a_program_gives_its_weights_freely_and_runs_only_when_trusted(tmp_path,
     with pytest.raises(CheckpointError, match=r"is code: name the network with --arch.*--trust-code"):
         load_network(checkpoint, None, {})
     loaded = load_network(checkpoint, None, {}, trust_code=True)
-    assert not loaded.shows_layers
+    assert loaded.shows_layers == (kind == "torch-export")
     x = (10 * torch.randn(5, 4)).requires_grad_()
     torch.testing.assert_close(loaded.body(x), body.eval()(x))
     assert torch.autograd.grad(loaded.body(x).sum(), x)[0].abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_shows_the_layers_of_its_network(tmp_path):
+    network = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(1, 2, 3), relu=nn.ReLU(), flat=nn.Flatten(), fc=nn.Linear(2 * 36, 3))
+    ).eval()
+    x = torch.rand(5, 1, 8, 8)
+    program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "m.pt2")
+    body = load_network(read_checkpoint(tmp_path / "m.pt2"), None, {}, trust_code=True).body
+    seen = {}
+    with tap(body, None, lambda name, output: seen.update({name: output})):
+        body(x)
+    assert torch.equal(seen["conv"], network.conv(x))
+    assert torch.equal(seen["relu:relu"], network.conv(x).relu())
+    with torch.no_grad():
+        layers = {layer.name: layer for layer in find_layers(body, lambda: body(x), len(x))}
+    assert layers["relu:relu"].is_activation
+    assert layers["conv"].is_learnable
+    assert layers["fc"].is_output
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_program_is_given_the_only_batch_that_it_takes(tmp_path, body, count):
+    torch.export.save(torch.export.export(body.eval(), (torch.rand(4, 4),)), tmp_path / "m.pt2")
+    loaded = load_network(read_checkpoint(tmp_path / "m.pt2"), None, {}, trust_code=True)
+    x = torch.randn(count, 4)
+    torch.testing.assert_close(loaded.body(x), body(x))
+    assert not loaded.shows_layers
+    assert any("takes 4 images at a time" in note for note in loaded.notes)
 
 
 # ---- versions, memory, real files ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 # The imports register operators.
+from lsa_cli.models.batching import in_batches
 from lsa_cli.models.graphs import operations, shapes  # noqa: F401
 from lsa_cli.models.graphs.inputs import Input
 from lsa_cli.models.graphs.layers import LAYERS, Around, Made
@@ -60,13 +61,7 @@ class GraphNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         x = self._takes.arrange(x)
-        if self.batch is None:
-            return self._run(x)
-        rest = -len(x) % self.batch
-        parts = [self._run(part) for part in torch.cat([x, x[-1:].expand(rest, *x.shape[1:])]).split(self.batch)]
-        if isinstance(parts[0], dict):
-            return {name: torch.cat([part[name] for part in parts])[: len(x)] for name in parts[0]}
-        return torch.cat(parts)[: len(x)]
+        return self._run(x) if self.batch is None else in_batches(self._run, x, self.batch)
 
     def _run(self, x: torch.Tensor) -> Any:
         values: dict[str, Any] = {**self._arrays, self._takes.name: x, "": None}
