@@ -9,6 +9,7 @@ from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.ranked import RankedCascade, Round, rounds_of
 from lsa_cli.attacks.square import Square
+from lsa_cli.attacks.square_pgd import SquarePGD
 from lsa_cli.auditing.network import Network
 from lsa_cli.auditing.presets import chosen_attacks
 from lsa_cli.errors import UsageError
@@ -112,11 +113,11 @@ def _members(
 
 
 def without_square(cascade: Sequence[NamedAttack]) -> list[Warning]:
-    """A warning where AutoAttack has FAB-T and lacks Square."""
+    """A warning where a cascade has FAB-T and no random search."""
     kinds: dict[str, set[type[Attack]]] = {}
     for named in cascade:
         kinds.setdefault(named.spec, set()).add(type(named.attack))
-    lacking = [spec for spec, found in kinds.items() if FABT in found and Square not in found]
+    lacking = [spec for spec, found in kinds.items() if FABT in found and not found & {Square, SquarePGD}]
     if not lacking:
         return []
     message = f"{lacking[0]} runs without Square, which does not support l1: no gradient-free attack checks its result"

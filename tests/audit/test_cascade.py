@@ -12,8 +12,11 @@ from lsa_cli import audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
 from lsa_cli.attacks.ensemble import AutoAttack
 from lsa_cli.attacks.ranked import rounds_of
+from lsa_cli.attacks.square import Square
+from lsa_cli.attacks.square_pgd import SquarePGD
 from lsa_cli.auditing import limits
 from lsa_cli.auditing.journal import Journal
+from lsa_cli.auditing.named_attacks import without_square
 from lsa_cli.auditing.plan import make_plan
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.errors import RunError, UsageError
@@ -349,6 +352,15 @@ def test_autoattack_in_l1_has_no_square_and_says_so(task):
     report = run(task, norm="l1", eps=0.5)
     assert [stage.attack for stage in report.cascade] == ["apgd-ce", "apgd-t", "fab-t"]
     assert [warning.code for warning in report.warnings if "Square" in warning.message] == ["no-square"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_only_a_full_cascade_without_random_search_warns(task, norm):
+    body, x, y = task
+    plan = make_plan(body, settings_from({"norm": norm, "eps": 0.02, "full": True, "threads": 1}), {}, (x, y))
+    searches = [one for one in plan.cascade if isinstance(one.attack, (Square, SquarePGD))]
+    assert bool(searches) == (norm != "l1")
+    assert [warning.code for warning in without_square(plan.cascade)] == ([] if searches else ["no-square"])
 
 
 def test_evidence_is_a_verdict_and_a_gate(task):
