@@ -4,8 +4,14 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # What a shell passes for `<(...)` and `< file`; such a pipe is open already, so opening it does not wait.
 _HANDED_OVER = re.compile(r"/dev/stdin|(/dev|/proc/self|/proc/[0-9]+)/fd/[0-9]+")
@@ -68,6 +74,33 @@ def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
 def temporary_beside(target: Path) -> Path:
     """The path at which a file is written before it replaces `target`; its name is short enough for any file system."""
     return target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
+
+
+def claim(path: Path) -> IO[bytes]:
+    """The file, locked until it is closed or this process ends. It and its folder are created where they are missing.
+
+    Its owner may delete it before closing it. Raises BlockingIOError where another process, or another claim of this one, holds
+    it. On Windows it is opened and not locked.
+    """
+    while True:
+        try:
+            lock = path.open("ab")
+        except FileNotFoundError:  # not created yet, or its last owner has removed its folder
+            with suppress(FileExistsError):  # another process has created it
+                path.parent.mkdir(parents=True, exist_ok=True)
+            continue
+        if fcntl is None:
+            return lock
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_ino == os.stat(path).st_ino:
+                return lock
+        except FileNotFoundError:  # its last owner has removed it
+            pass
+        except OSError:
+            lock.close()
+            raise
+        lock.close()
 
 
 def is_irregular(path: str | Path) -> bool:

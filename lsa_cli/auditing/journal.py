@@ -12,11 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from lsa_cli.errors import RunError, UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from lsa_cli.files import claim
 
 _PLAN, _LOCK = "plan.json", "lock"
 Arrays = dict[str, np.ndarray]
@@ -106,20 +102,10 @@ class Journal:
 
 def _claim(folder: Path) -> IO[bytes]:
     """Lock the folder until the file is closed or this process ends."""
-    while True:
-        try:
-            lock = (folder / _LOCK).open("ab")
-            if fcntl is None:  # this system has no such locks
-                return lock
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock.fileno()).st_ino == os.stat(folder / _LOCK).st_ino:
-                return lock
-        except BlockingIOError as error:
-            lock.close()
-            raise JournalInUse(f"another running audit writes to {folder}; use --output DIR for this one") from error
-        except FileNotFoundError:  # not created yet, or its last owner has removed it
-            with suppress(FileExistsError):  # another audit has created it
-                folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return claim(folder / _LOCK)
+    except BlockingIOError as error:
+        raise JournalInUse(f"another running audit writes to {folder}; use --output DIR for this one") from error
 
 
 def _name(stage: str, batch: int) -> str:

@@ -1,12 +1,13 @@
 """The files that a hardening writes, and the check that it does not replace a file that it reads."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lsa_cli.data import location_of
 from lsa_cli.errors import UsageError
-from lsa_cli.files import is_irregular
+from lsa_cli.files import claim, is_irregular
 from lsa_cli.report.outputs import Outputs, check_writable
 from lsa_cli.settings import AuditSettings
 
@@ -16,7 +17,7 @@ class Files:
 
     started: the identity of the run, while it is not finished. It tells a run that ended before its first state from an
     older result. new_before, new_log: `before` and `log` of a run that has no result yet, so that an interrupted run leaves
-    an older result whole.
+    an older result whole. lock: held by the process that writes the files, while it runs.
     """
 
     def __init__(self, out: Path) -> None:
@@ -30,9 +31,28 @@ class Files:
         self.compare = self.beside("compare.json")
         self.new_before = self.beside("started.before.json")
         self.new_log = self.beside("started.log.jsonl")
+        self.lock = self.beside("lock")
 
     def beside(self, ending: str) -> Path:
         return self.out.with_name(f"{self.out.stem}.{ending}")
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """A context in which no other hardening can write these files. Raises UsageError where one does."""
+        try:
+            lock = claim(self.lock)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another running hardening writes to {self.out}; wait until it ends, or use --out FILE for this one"
+            ) from error
+        except OSError as error:
+            raise UsageError(f"{self.lock} cannot be written: {error.strerror or error}; use --out FILE") from error
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no file that is open
+                self.lock.unlink()
+            lock.close()
 
     def forget_run(self) -> None:
         """Remove what only a run that is not finished needs."""
@@ -59,7 +79,9 @@ def inputs_of(checkpoint: str | Path, config: str | Path | None, settings: Audit
 
 
 def refuse_outputs(out: Path, inputs: Iterable[str | Path], html: str | None = None) -> None:
-    """Raise UsageError if `out`, a file beside it or the page `html` cannot be written or would replace one of `inputs`."""
+    """Raise UsageError if `out`, a file beside it or the page `html` cannot be written or would replace one of `inputs`, or if
+    another hardening writes them.
+    """
     inputs = list(inputs)
     if out.suffix not in (".pt", ".pth"):
         raise UsageError(f"--out {out}: a checkpoint's name ends in .pt or .pth")
@@ -71,6 +93,8 @@ def refuse_outputs(out: Path, inputs: Iterable[str | Path], html: str | None = N
             which = "" if file == out else f"also writes {file}, which "
             raise UsageError(f"--out {out} {which}is {what}; give another file name")
     check_writable("out", str(out))
+    with Files(out).claimed():  # the run claims them again: this refuses before the network is read
+        pass
     if html == "-":
         raise UsageError("--html - : a page does not go to stdout; give a file name")
     if html is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,13 @@ from typing import Any
 import torch
 
 from lsa_cli import distributed
+from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
+from lsa_cli.auditing.rebuilding import write_command
 from lsa_cli.auditing.run import run_audit
+from lsa_cli.data import check_inputs
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.cost import epoch_cost
 from lsa_cli.hardening.files import Files
@@ -71,11 +75,19 @@ def run_harden(
 ) -> Hardened:
     """Run the audit before, the training, and the audit after. say: receives a line for each step.
 
-    Raises RunError where the run breaks. The last good state is then on disk; `resume` continues from it, and so do ranks that
-    torchrun restarts. Of several ranks the first one writes, and all read what it has written.
+    Raises UsageError where another process writes the same files, and RunError where the run breaks. The last good state is then
+    on disk; `resume` continues from it, and so do ranks that torchrun restarts. Of several ranks the first one writes, and all
+    read what it has written.
     """
-    files, show = Files(out), progress or (lambda what, done, total: None)
-    restarted = distributed.restarted()
+    files = Files(out)
+    with ExitStack() as claimed:
+        distributed.first(lambda: claimed.enter_context(files.claimed()))
+        return _run(plan, files, resume, progress or (lambda what, done, total: None), say)
+
+
+def _run(plan: HardenPlan, files: Files, resume: bool, show: Progress, say: Say) -> Hardened:
+    """`run_harden`, once no other process can write the files."""
+    out, restarted = files.out, distributed.restarted()
     keeps = resume or restarted  # the audit before, if it is finished
     resume = distributed.first(lambda: _resumes(plan, files, resume, restarted, say))
     with numerics(plan.audit.threads), _removes_mark(files):
@@ -103,7 +115,9 @@ def run_harden(
             f"audit after: {', '.join(named.label for named in plan.audit.attacks)} on {plural(len(plan.audit.index), 'sample')}"
         )
         try:
-            after = run_audit(distributed.agreed(lambda: plan_after(plan, out)), progress=show)
+            audited = distributed.agreed(lambda: plan_after(plan, out))
+            distributed.agreed(lambda: refuse_another_network(plan, trained, audited, out))
+            after = run_audit(audited, progress=show)
         except LsaError as error:
             if trained.stopped is None:
                 raise
@@ -134,6 +148,27 @@ def _removes_mark(files: Files) -> Iterator[None]:
         if distributed.rank() == 0 and not files.state.exists():
             files.forget_run()
         raise
+
+
+def refuse_another_network(plan: HardenPlan, trained: Trained, after: AuditPlan, out: Path) -> None:
+    """Raises RunError where a network that its weights do not name was reconstructed as another one than was trained.
+
+    They are compared by their logits for a batch of the audit.
+    """
+    if after.network.arch != RECONSTRUCTED or plan.network.arch != RECONSTRUCTED:
+        return
+    plan.network.classifier.load_state_dict(trained.best)
+    rows = after.index[: after.batch_size]
+    x = check_inputs(after.network.data.read(rows), rows, after.network.bounds, after.network.data.spec)
+    with torch.no_grad(), undisturbed(plan.network.classifier), undisturbed(after.network.classifier):
+        ours, read = (one.classifier(x.to(one.device)) for one in (plan.network, after.network))
+    if not torch.allclose(ours, read, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
+        assert plan.network.checkpoint is not None
+        raise RunError(
+            f"{out} is saved, but the network reconstructed from its weights is not the one that was trained, so it is not "
+            f"audited; write the network with `{write_command(plan.network.checkpoint, plan.audit.network.data.spec)}`, and "
+            "harden with --arch net.py:build"
+        )
 
 
 def epoch_in_words(epoch: int) -> str:

@@ -11,7 +11,7 @@ from lsa_cli.report.curves import expected_robustness
 from lsa_cli.report.pairs import LayerGroup, Pair
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
 from lsa_cli.report.terminal import print_tables
-from lsa_cli.report.text import interval, number, percent
+from lsa_cli.report.text import evidence_text, interval, number, percent
 from lsa_cli.report.view import Cell, Column, Table
 from lsa_cli.wording import eps_as_text
 
@@ -30,6 +30,8 @@ def print_hardening(
         console.print(Text(f"{star}; scores, NSD, rho and the worst class are not tested"))
         if found.detectable is not None:
             console.print(Text(found.detectable))
+    for line in _evidence(before, after):
+        console.print(Text(line, style="yellow"))
     for line in _worse(rates, groups, regularized):
         console.print(Text(line, style="yellow"))
 
@@ -119,6 +121,27 @@ def _measured(group: LayerGroup) -> Iterator[tuple[pairs.LayerPair, float, float
             yield row, a, b
 
 
+def _evidence(before: AuditReport, after: AuditReport) -> Iterator[str]:
+    """The evidence of both audits, with each finding; nothing where both are trusted, or neither has any."""
+    if not _is_doubted(before, after):
+        return
+    yield f"evidence: {_change_of_evidence(before, after)}"
+    for when, report in (("before", before), ("after", after)):
+        for finding in report.evidence.findings if report.evidence is not None else ():
+            yield f"  {when}: {finding.code}: {finding.message}; {finding.advice}"
+
+
+def _is_doubted(*reports: AuditReport) -> bool:
+    return any(report.evidence is not None and report.evidence.verdict != "trusted" for report in reports)
+
+
+def _change_of_evidence(before: AuditReport, after: AuditReport) -> str:
+    """ "trusted -> doubtful (stronger-attack-wins)"."""
+    return " -> ".join(
+        "none" if report.evidence is None else evidence_text(report.evidence) for report in (before, after)
+    )
+
+
 def _worse(rates: Sequence[Pair], groups: Sequence[LayerGroup], regularized: tuple[str, ...]) -> Iterator[str]:
     for pair in rates:
         a, b = pair.old.value, pair.new.value
@@ -143,7 +166,8 @@ def one_line(before: AuditReport, after: AuditReport) -> str:
     name, a, b = "clean", old.clean, new.clean
     if old.robust is not None and new.robust is not None:
         name, a, b = "robust, worst case", old.robust, new.robust
+    doubts = f", evidence {_change_of_evidence(before, after)}" if _is_doubted(before, after) else ""
     return (
         f"{after.subject.checkpoint}: {name} {percent(a.value)} -> {percent(b.value)} {interval(b)} (n={b.n}, upper bound), "
-        f"clean {percent(old.clean.value)} -> {percent(new.clean.value)}"
+        f"clean {percent(old.clean.value)} -> {percent(new.clean.value)}{doubts}"
     )

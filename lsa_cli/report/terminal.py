@@ -21,6 +21,7 @@ from lsa_cli.report.text import (
     between,
     draws_text,
     estimate_text,
+    evidence_text,
     interval,
     metric_text,
     percent,
@@ -113,7 +114,7 @@ def _doubts(report: AuditReport) -> str:
     evidence = report.evidence
     if evidence is None or evidence.verdict == "trusted":
         return ""
-    return evidence.verdict + (f" ({', '.join(f.code for f in evidence.findings)})" if evidence.findings else "") + ", "
+    return f"{evidence_text(evidence)}, "
 
 
 def _grid() -> Table:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lsa_cli.report.protocol import ThreatModel
 from lsa_cli.report.row import Draws, Rate
-from lsa_cli.report.schema import Estimate, Metric, Verdict
+from lsa_cli.report.schema import Estimate, Evidence, Metric, Verdict
 from lsa_cli.wording import compact, setting_as_text
 
 QUICK_LOOK = (
@@ -61,6 +61,12 @@ def proof_text(verdict: Verdict) -> str:
     if proof.robust is None:
         return f"not computed: {proof.left_out}"
     return f"{percent(proof.robust.value)} {interval(proof.robust)}, a lower bound within {proof.threat}"
+
+
+def evidence_text(evidence: Evidence) -> str:
+    """The verdict of the evidence and its findings: "doubtful (stronger-attack-wins)"."""
+    found = ", ".join(finding.code for finding in evidence.findings)
+    return f"{evidence.verdict} ({found})" if found else evidence.verdict
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,5 +1,7 @@
 """`lsa harden` on shipped samples: what it writes, what the result says of itself, and what it refuses."""
 
+import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -12,14 +14,25 @@ import torch
 from rich.console import Console
 
 import lsa_cli
-from lsa_cli.errors import UsageError
+from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
+from lsa_cli.errors import RunError, UsageError
+from lsa_cli.hardening.files import Files
+from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.hardening.run import refuse_another_network
+from lsa_cli.hardening.trainer import Trained
+from lsa_cli.hardening.weights import weights_of
 from lsa_cli.imports import Home
 from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.models.classifier import Classifier
 from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison_html import render
-from lsa_cli.report.hardening import print_hardening
+from lsa_cli.report.hardening import one_line, print_hardening
+from lsa_cli.report.schema import Evidence, Finding
 from lsa_cli.report.storage import read_report
+from lsa_cli.settings import AuditSettings
 from tests.cli.conftest import ROOT, lsa, refused  # noqa: F401  fixtures
+from tests.hardening.conftest import stripes
+from tests.report.example import example
 from tests.report.test_compare import paired
 
 SAMPLES = ROOT / "sample_models"
@@ -406,6 +419,55 @@ def test_a_star_marks_what_changed_beyond_noise():
     assert row("pgd relu1").endswith(" -0.010")
     assert "worse: clean fell from 90.0% to 89.0%, within noise" in text.getvalue()
     assert "* beyond noise; scores, NSD, rho and the worst class are not tested" in text.getvalue()
+
+
+def test_doubts_of_either_audit_are_printed_with_their_findings():
+    def of(verdict, *codes):
+        found = [Finding(code=code, level="doubtful", message="other attacks win", advice="use them") for code in codes]
+        return example(evidence=Evidence(verdict=verdict, findings=found, checks=[]))
+
+    def printed(before, after):
+        text = io.StringIO()
+        print_hardening(before, after, compare(before, after), (), Console(file=text, width=120, color_system=None))
+        return text.getvalue(), one_line(before, after)
+
+    table, line = printed(of("trusted"), of("doubtful", "stronger-attack-wins"))
+    assert "evidence: trusted -> doubtful (stronger-attack-wins)" in table
+    assert "after: stronger-attack-wins: other attacks win; use them" in table
+    assert line.endswith(", evidence trusted -> doubtful (stronger-attack-wins)")
+    table, line = printed(of("doubtful", "few-steps"), of("trusted"))
+    assert "before: few-steps: other attacks win" in table
+    assert "evidence" not in "".join(printed(of("trusted"), of("trusted")))
+
+
+def test_a_hardening_does_not_write_where_another_one_writes(tmp_path, refused):  # noqa: F811
+    files = Files(tmp_path / "h.pt")
+    with files.claimed():
+        refused("harden", MOON, "-o", files.out, *QUICK, says="another running hardening writes to")
+        assert [path.name for path in tmp_path.iterdir()] == ["h.lock"]
+    with files.claimed():  # the claim ends with its owner
+        pass
+    assert not files.lock.exists()
+
+
+@pytest.mark.parametrize(("activation", "is_same"), [(torch.nn.ReLU, True), (torch.nn.LeakyReLU, False)])
+def test_a_reconstructed_network_is_audited_only_if_it_is_the_one_that_was_trained(tmp_path, activation, is_same):
+    def network(kind):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), kind(), torch.nn.Linear(8, 3))
+
+    data = stripes()
+    np.savez(tmp_path / "d.npz", x=data.read(np.arange(len(data))).numpy(), y=data.labels)
+    torch.save(network(torch.nn.ReLU), tmp_path / "n.pt")
+    settings = AuditSettings(data=f"npz:{tmp_path / 'd.npz'}", norm="linf", eps=0.1, limit=20, normalize="none")
+    plan = make_harden_plan(tmp_path / "n.pt", settings, {})
+    weights = weights_of(plan.network.classifier)
+    trained = Trained(weights, weights, 1, [], None)
+    plan = dataclasses.replace(plan, network=dataclasses.replace(plan.network, arch=RECONSTRUCTED))
+    read = dataclasses.replace(plan.network, classifier=Classifier(network(activation)).eval())
+    after = dataclasses.replace(plan.audit, network=read)
+    with contextlib.nullcontext() if is_same else pytest.raises(RunError, match="not the one that was trained"):
+        refuse_another_network(plan, trained, after, tmp_path / "h.pt")
 
 
 def test_rho_is_the_sum_of_two_relative_gains():
