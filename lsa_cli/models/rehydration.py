@@ -193,6 +193,10 @@ class Program(nn.Module):
         super().__init__()
         self._program = (program,)  # in a tuple, so that it is not registered as a submodule
 
+    @property
+    def program(self) -> Callable[[torch.Tensor], Any]:
+        return self._program[0]
+
     def forward(self, x: torch.Tensor) -> Any:
         return self._program[0](x)
 

@@ -141,7 +141,7 @@ OPTIONS = {
     "fab-t": ({"steps": 30}, 1.01, 1.002),
     "deepfool": ({}, 1.03, 1.021),
     "cw": ({"steps": 200, "lr": 0.05, "initial_weight": 0.1}, 1.25, 1.02),
-    "fmn": ({}, 1.25, 1.02),
+    "fmn": ({}, 1.3, 1.02),
 }
 CASES = [(name, norm) for name in MINIMAL if name in OPTIONS for norm in ATTACKS.get(name).norms]
 

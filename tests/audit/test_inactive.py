@@ -9,6 +9,7 @@ from lsa_cli.attacks import make_threat
 from lsa_cli.auditing.evidence.inactive import ThroughInactive, _passed
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.searches import through_inactive
+from lsa_cli.models.rehydration import Program
 
 
 class Woken(nn.Module):
@@ -135,3 +136,53 @@ def test_each_label_keeps_its_value_beside_the_comparisons():
     y = torch.arange(300)
     aims = ThroughInactive(make_threat("linf", 0.1)).aims(Woken(WAKES["branch"]), torch.rand(300, 1, 2, 2), y)
     assert torch.equal(aims[:, 0].long(), y)
+
+
+def of_no_gradient(pixels):
+    with torch.no_grad():
+        return (pixels > 0.3).all(1)
+
+
+CUT = {
+    "detached": lambda pixels: (pixels.detach() > 0.3).all(1),
+    "data": lambda pixels: (pixels.data > 0.3).all(1),
+    "no_grad": of_no_gradient,
+    "sum of detached": lambda pixels: (torch.relu(pixels.detach() - 0.3) > 0).sum(1) >= 4,
+    "asked for each sample": lambda pixels: torch.tensor([bool((one > 0.3).all()) for one in pixels]),
+    "product of comparisons": lambda pixels: (pixels > 0.3).float().prod(1) > 0,
+    "ascending": lambda pixels: (pixels[:, 1:] > pixels[:, :-1] + 0.1).all(1),
+    "between": lambda pixels: ((pixels - 0.3).abs() < 0.02).all(1),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_condition_that_no_gradient_reaches_is_found(kind):
+    check = through_inactive(probe_of(OfManyPixels(CUT[kind])), 32)
+    assert (check.saw["broken"], check.finding.code) == (32, "inactive-part-wins")
+
+
+def test_a_pass_leaves_what_the_network_keeps_without_a_gradient():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(x.flatten(1).mean(0))
+            self.last = x.detach() * 2
+            return x.flatten(1)[:, :2] + self.last.flatten(1)[:, :2]
+
+    network = Keeping()
+    logits, _, _ = _passed(network, torch.rand(3, 1, 2, 2).requires_grad_())
+    assert logits.requires_grad
+    assert not network.mean.requires_grad
+    assert not network.last.requires_grad
+
+
+def test_conditions_of_an_exported_program_are_found():
+    network = OfManyPixels(ALL_OF["all"])
+    x = torch.zeros(2, 1, 2, 2)
+    shapes = ({0: torch.export.Dim("batch")},)
+    program = Program(torch.export.export(network, (x,), dynamic_shapes=shapes).module())
+    assert through_inactive(probe_of(program), 32).saw["broken"] == 32

@@ -210,7 +210,7 @@ def test_general_options_leave_the_attack_of_the_smallest_change_alone_unless_it
     options = {"norm": "l2", "eps": 0.1, "steps": 7, "step_size": 0.01}
     default = {named.label: settings_of(named.attack) for named in plan(task, **options).attacks}
     assert (default["pgd"]["steps"], default["pgd"]["step_size"]) == (7, 0.01)
-    assert (default["fmn"]["steps"], default["fmn"]["step_size"]) == (100, 1.0)
+    assert (default["fmn"]["steps"], default["fmn"]["step_size"]) == (100, 0.5)
     (named,) = plan(task, attack="fmn", **options).attacks
     assert (settings_of(named.attack)["steps"], settings_of(named.attack)["step_size"]) == (7, 0.01)
 

@@ -21,9 +21,11 @@ def pattern() -> torch.Tensor:  # (784,)
     return signs - (signs @ basis.T) @ basis
 
 
-def falling(z: torch.Tensor, score: torch.Tensor) -> torch.Tensor:  # (N, K), (N,) -> (N, K)
-    """The winner's logit falls as the score rises to 1."""
-    return z + 10 * F.relu(1 - score)[:, None] * F.one_hot(z.argmax(1), z.shape[1])
+def falling(
+    z: torch.Tensor, score: torch.Tensor, robust: torch.Tensor
+) -> torch.Tensor:  # (N, K), (N,), (N, K) -> (N, K)
+    """The logit of the class that a robust network predicts, which is nearly always the label, falls as the score rises to 1."""
+    return z + 10 * F.relu(1 - score)[:, None] * F.one_hot(robust.argmax(1), z.shape[1])
 
 
 class Dead(Defence):
@@ -45,7 +47,7 @@ class Dead(Defence):
         return self.added(x, self.function(self.score(x)))
 
     def bare(self, x: torch.Tensor) -> torch.Tensor:
-        return falling(self.added(x, 100 * F.relu(self.score(x))), self.score(x))
+        return falling(self.added(x, 100 * F.relu(self.score(x))), self.score(x), self.net(x))
 
 
 def relu(score: torch.Tensor) -> torch.Tensor:
@@ -69,7 +71,7 @@ class BeyondStep(TwoFaced):
 
     def surrogates(self) -> Sequence[Model]:
         def drawn(x):
-            return falling(self.net(x), x.flatten(1) @ self.pattern - self.least)
+            return falling(self.net(x), x.flatten(1) @ self.pattern - self.least, self.other(x))
 
         return [drawn, self.net]
 
@@ -91,7 +93,7 @@ class ByLargestScore(Defence):
 
     def bare(self, x: torch.Tensor) -> torch.Tensor:
         scores = x.flatten(1) @ self.weights
-        return falling(self.net(x), (scores[:, 0] - scores[:, 1]) / 20)
+        return falling(self.net(x), (scores[:, 0] - scores[:, 1]) / 20, self.other(x))
 
 
 class PixelCondition(TwoFaced):

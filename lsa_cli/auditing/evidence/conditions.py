@@ -1,11 +1,12 @@
-"""What stands for booleans and whole numbers in a pass: floating point numbers that have a gradient.
+"""What stands for booleans, whole numbers and detached numbers in a pass: floating point numbers that have a gradient.
 
 A network may decide by a condition on many pixels: by comparisons, rounded numbers, and how many or whether all of them hold.
-No gradient passes these. Here each such tensor has a score of the same shape: of a boolean one that rises with what makes
-it true, and is above 0 where it is; of whole numbers what they were rounded from.
+No gradient passes these, and none passes what is detached or computed without gradients. Here each such tensor has a score
+of the same shape: of a boolean one that rises with what makes it true, and is above 0 where it is; of whole numbers what
+they were rounded from; of detached numbers the same numbers with a gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,13 +30,18 @@ _VIEWS = frozenset(
 )
 _CASTS = frozenset(("float", "double", "half", "to", "type", "long", "int"))
 _SUMS = frozenset(("sum", "mean", "mul", "add", "sub", "rsub", "div", "truediv"))
-DECISIONS = frozenset((*_COMPARED, *_JOINED, "all", "any"))
+_CUTS = frozenset(("detach", "get"))  # the latter is the attribute `data`
+DECISIONS = frozenset((*_COMPARED, *_JOINED, "all", "any", "prod"))
 
 
 class Conditions:
-    """Scores of the tensors of a pass. It keeps the tensors, so that none gets the place of another in memory."""
+    """Scores of the tensors of a pass. It keeps the tensors, so that none gets the place of another in memory.
 
-    def __init__(self) -> None:
+    run: (function, args, kwargs) -> the output of a function of the pass, as an attack sees it.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
         self._scores: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def score(self, tensor: Any) -> torch.Tensor | None:
@@ -47,23 +53,46 @@ class Conditions:
     ) -> Any:
         """The output of a function of the pass: with a gradient where it is a floating point number that depends on a
         condition; else its score is kept. name: of the function."""
-        if not isinstance(output, torch.Tensor) or not any(self._matters(one) for one in args):
+        if not isinstance(output, torch.Tensor) or not any(self._matters(one) for one in _each(args)):
             return output
-        score = self._of(name, func, args, kwargs, output)
+        is_cut = self._is_cut(name, args, output)
+        with torch.enable_grad():
+            score = self._cut(name, func, args, kwargs) if is_cut else self._of(name, func, args, kwargs, output)
         if score is None or score.shape != output.shape or not score.requires_grad:
             return output
-        if output.is_floating_point():
-            return output.detach() + (score - score.detach()).nan_to_num(0).to(output.dtype)
+        if output.is_floating_point() and not is_cut:
+            output = output.detach() + (score - score.detach()).nan_to_num(0).to(output.dtype)
         self._scores[id(output)] = (output, score)
         return output
 
     def _matters(self, one: Any) -> bool:
         return self.score(one) is not None or (isinstance(one, torch.Tensor) and one.requires_grad)
 
+    def _is_cut(self, name: str, args: tuple[Any, ...], output: torch.Tensor) -> bool:
+        """Whether the output has no gradient because it is detached, or comes from what is, or of a pass without gradients."""
+        if not output.is_floating_point() or output.requires_grad:
+            return False
+        numbers = [one for one in _each(args) if isinstance(one, torch.Tensor) and one.is_floating_point()]
+        if name in _CUTS or not torch.is_grad_enabled():
+            return any(map(self._matters, numbers))
+        return any(self.score(one) is not None and not one.requires_grad for one in numbers)
+
+    def _cut(
+        self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> torch.Tensor | None:
+        """The numbers of such an output, with a gradient; None where the function works in place."""
+        if name in _CUTS:
+            return self._number(args[0])
+        return None if _is_in_place(func) else self._run(func, tuple(map(self._number, args)), kwargs)
+
     def _number(self, one: Any) -> Any:
         """The argument itself, or the numbers (with a gradient) that it stands for."""
+        if isinstance(one, (list, tuple)):
+            return type(one)(self._number(each) for each in one) if type(one) in (list, tuple) else one
         score = self.score(one)
-        return one if score is None else one.to(score.dtype) + (score - score.detach())
+        if score is None or one.requires_grad:
+            return one
+        return score if one.is_floating_point() else one.to(score.dtype) + (score - score.detach())
 
     def _of(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
@@ -85,8 +114,8 @@ class Conditions:
             return -first
         if name in _VIEWS:
             return func(first, *args[1:], **kwargs)
-        if name in ("all", "any"):
-            return _held(first, name == "all", {**dict(zip(("dim", "keepdim"), args[1:], strict=False)), **kwargs})
+        if name in ("all", "any", "prod"):
+            return _held(first, name != "any", {**dict(zip(("dim", "keepdim"), args[1:], strict=False)), **kwargs})
         return None
 
     def _is_known(self, one: Any) -> bool:
@@ -104,8 +133,19 @@ class Conditions:
         return _COMPARED[name](*(torch.as_tensor(self._number(each)).float() for each in args))
 
 
+def _each(args: tuple[Any, ...]) -> Iterator[Any]:
+    """The arguments, and those in lists and tuples."""
+    for one in args:
+        yield from one if type(one) in (list, tuple) else (one,)
+
+
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "").split(".")[0]
+    return name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+
+
 def _held(score: torch.Tensor, of_all: bool, given: dict[str, Any]) -> torch.Tensor:
-    """Of `all` or `any` of conditions: the sum of what is lacking or of what is more than enough, so that each of them has a
+    """Of `all` (or the product) or `any` of conditions: the sum of what is lacking or of what is more than enough, so that each of them has a
     gradient; where nothing is, the smallest or largest one. given: dim and keepdim, if any."""
     sign = 1 if of_all else -1
     lacking = -relu(-sign * score).sum(**given)

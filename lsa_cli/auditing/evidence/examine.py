@@ -23,6 +23,7 @@ from lsa_cli.auditing.evidence.attacks import (
 )
 from lsa_cli.auditing.evidence.decision import Checked
 from lsa_cli.auditing.evidence.dummy_outputs import dummy_outputs
+from lsa_cli.auditing.evidence.hidden import hidden_network
 from lsa_cli.auditing.evidence.network import (
     BLOCKS,
     IN_BLOCKS,
@@ -175,6 +176,7 @@ def _searched(
     made.append(through_inactive(left, stand_for))
     if not has_gradient:
         return made
+    made.append(hidden_network(left, probe))
     made += [smoothed_surrogate(left, stand_for), label_alone(left, stand_for)]
     if left.x.ndim == 4 and min(left.x.shape[2:]) >= SMALLEST_IMAGE:
         made.append(parts_of_image(left, stand_for))

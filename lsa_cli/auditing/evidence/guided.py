@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lsa_cli.attacks import Attack, Threat
-from lsa_cli.attacks.base import Model, expected_logits, slope
+from lsa_cli.attacks.base import Model, annealed, expected_logits, slope
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.randomness import normal_like
 from lsa_cli.attacks.search import Search
@@ -109,18 +109,21 @@ class LayerTap:
 
 
 def follow(
-    model: Model, search: Search, steps: int, gradient_of: Callable[[Model, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    model: Model, search: Search, steps: int, gradient_of: Callable[[Model, torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+    lengths: tuple[float, float] | None = None,
 ) -> None:  # fmt: skip
-    """Steps of 2.5 eps / steps from the samples themselves along a gradient, projected into the budget.
+    """Steps from the samples themselves along a gradient, projected into the budget.
 
-    gradient_of: (network, iterates (M, ...)) -> what is followed (M, ...), and the logits (M, K).
+    gradient_of: (network, iterates (M, ...)) -> what is followed (M, ...), and the logits (M, K). lengths: of the first and the
+    last step, in eps; None is 2.5 / steps for each.
     """
+    first, last = lengths or (2.5 / steps, 2.5 / steps)
     x_adv = search.x
     for step in range(steps):
         gradient, logits = gradient_of(search.network_at(model, step / steps), x_adv)
         search.offer(x_adv, logits)
         direction = search.threat.steepest(gradient, x_adv).nan_to_num(0)
-        length = per_sample(2.5 * search.threat.eps / steps, x_adv)
+        length = per_sample(annealed(first, last, step / steps) * search.threat.eps, x_adv)
         x_adv = search.threat.project(x_adv + length * direction, search.x)
         (x_adv,) = search.still(x_adv)
         if search.is_over:
@@ -164,10 +167,12 @@ class Guided(Attack):
         return search.x_adv
 
     def _run(self, model: Model, search: Search) -> None:
-        _increase(model, search, self.steps, self.loss, self.aims(model, search.x, search.y))
+        increase(model, search, self.steps, self.loss, self.aims(model, search.x, search.y))
 
 
-def _increase(model: Model, search: Search, steps: int, loss: Loss, aims: torch.Tensor) -> None:
+def increase(
+    model: Model, search: Search, steps: int, loss: Loss, aims: torch.Tensor, lengths: tuple[float, float] | None = None
+) -> None:
     """`follow` the gradient of a loss. aims (N, ...): what it needs of each sample of the whole batch."""
 
     def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,7 +180,7 @@ def _increase(model: Model, search: Search, steps: int, loss: Loss, aims: torch.
         value, logits = loss(network, leaf, aims[search.rows])
         return slope(value.sum(), leaf), logits.detach()
 
-    follow(model, search, steps, gradient)
+    follow(model, search, steps, gradient, lengths)
 
 
 @dataclass(frozen=True)
@@ -295,4 +300,4 @@ class TowardsFeatures(Guided):
         with torch.no_grad():
             near = goals.nearest(goals.tap(model, search.x)[0], search.y)
         aims = near.new_zeros(len(search.x_adv), near.shape[1]).index_copy(0, search.rows, near)
-        _increase(model, search, steps, goals.loss, aims)
+        increase(model, search, steps, goals.loss, aims)

@@ -11,8 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from lsa_cli.attacks.base import Model
 from lsa_cli.attacks.losses import cross_entropy
+from lsa_cli.attacks.search import Search
 from lsa_cli.auditing.evidence.conditions import DECISIONS, Conditions
-from lsa_cli.auditing.evidence.guided import Guided
+from lsa_cli.auditing.evidence.guided import Guided, increase
 
 # fmt: off
 _FLAT = frozenset((  # functions of one input with a zero slope somewhere
@@ -26,6 +27,8 @@ _LARGEST = frozenset(("argmax", "max", "topk", "sort", "argsort", "softmax", "lo
 _SMALLEST = frozenset(("argmin", "min", "softmin"))
 _FIRST = 1e6  # the weight of a comparison, relative to its distance, beside the cross-entropy
 _BEYOND = 0.02  # of the distance of the image, by which a comparison is to be on the other side
+_STEPS = 40  # where there are comparisons or choices; their length falls from
+_LONGEST, _SHORTEST = 0.25, 0.01  # of eps
 
 
 def _carrying(output: torch.Tensor, *inputs: Any) -> torch.Tensor:
@@ -38,24 +41,27 @@ def _carrying(output: torch.Tensor, *inputs: Any) -> torch.Tensor:
 
 class _Passing(TorchFunctionMode):
     """Gradients pass flat functions and branches. compared: the difference (N,) of each comparison of one number each.
-    chosen: where one of R numbers of each sample is the largest or smallest, the lead (N, R) of each number over the others."""
+    chosen: where one of R numbers of each sample is the largest or smallest, the lead (N, R) of each number over the others.
+    asks: whether the code of the network asks for the outcome of a condition."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
-        self.conditions = Conditions()
+        self.conditions = Conditions(lambda func, args, kwargs: self.__torch_function__(func, (), args, kwargs))
         self.compared: list[torch.Tensor] = []
         self.chosen: list[torch.Tensor] = []
+        self.asks = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
-        if name in _FLAT and args and isinstance(args[0], torch.Tensor) and args[0].is_floating_point():
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").split(".")[0].strip("_")
+        if name in _FLAT and args and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
             given = args[0].clone()  # the function may work in place
             output = func(*args, **kwargs)
             return _carrying(output, given) if isinstance(output, torch.Tensor) else output
         output = self.conditions.follow(name, func, args, kwargs, func(*args, **kwargs))
         if name in _CHOICES and isinstance(output, torch.Tensor) and output.is_floating_point():
             return _carrying(output, *(args[place] for place in _CHOICES[name] if place < len(args)))
+        self.asks |= isinstance(output, bool) and bool(args) and self.conditions.score(args[0]) is not None
         condition = self.conditions.score(output)
         if condition is not None and name in DECISIONS and output.numel() == self.count:
             self.compared.append(condition.flatten())
@@ -79,6 +85,14 @@ def _passed(model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     is chosen from."""
     with _Passing(len(x)) as passing:
         logits = model(x)
+    if passing.asks and len(x) > 1:  # for each sample by itself
+        rows = [_passed(model, one) for one in x.split(1)]
+        fewest = [min(part.shape[1] for part in parts) for parts in zip(*rows, strict=True)]
+        logits, compared, chosen = (
+            torch.cat([part[:, :few] for part in parts])
+            for parts, few in zip(zip(*rows, strict=True), fewest, strict=True)
+        )
+        return logits, compared, chosen
     nothing = logits.new_zeros(len(x), 0)
     compared = torch.stack(passing.compared, 1) if passing.compared else nothing
     return logits, compared, torch.cat([nothing, *passing.chosen], 1)
@@ -90,7 +104,8 @@ class ThroughInactive(Guided):
 
     First each comparison of one number for each sample, which has the same outcome for all samples here, is brought to the
     other side, and where one of several numbers is the largest or smallest, it is to be another one. Forward passes are those
-    of the network itself. The extra slope of 1 is our choice.
+    of the network itself. Where there is any of these, the attack takes more steps, and they shrink. The extra slope of 1 and
+    the steps are our choice.
     """
 
     steps: int = 12
@@ -101,6 +116,13 @@ class ThroughInactive(Guided):
             _, compared, chosen = (part.detach() for part in _passed(model, x.detach().clone().requires_grad_()))
         same = (compared > 0).all(0) | (compared <= 0).all(0)
         return torch.cat([y[:, None].to(compared), compared * same, chosen.clamp_min(0)], 1)
+
+    def _run(self, model: Model, search: Search) -> None:
+        aims = self.aims(model, search.x, search.y)
+        if bool((aims[:, 1:] != 0).any()):
+            increase(model, search, _STEPS, self.loss, aims, (_LONGEST, _SHORTEST))
+        else:
+            increase(model, search, self.steps, self.loss, aims)
 
     def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, compared, chosen = _passed(network, x)

@@ -9,6 +9,7 @@ import torch
 
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, slope, undisturbed
+from lsa_cli.attacks.ensemble import confined
 from lsa_cli.attacks.losses import Loss, cross_entropy, decision_margin
 from lsa_cli.auditing.contradiction import refuse_contradictions
 from lsa_cli.errors import NumericalError
@@ -92,11 +93,12 @@ class Probe:
         return cross_entropy(self.logits(x), self.y)
 
     def run(self, attack: Attack, copy: bool = True) -> torch.Tensor:  # -> (N, ...)
-        """The perturbed samples. copy: whether the attack may start on the optimized copy."""
+        """The perturbed samples, within the budget. copy: whether the attack may start on the optimized copy."""
 
         def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             start = self.copy if copy else None
-            return attack(self.model, x, y, index=index, seed=self.seed, goal="break", copy=start)
+            found = attack(self.model, x, y, index=index, seed=self.seed, goal="break", copy=start)
+            return confined(attack, found, x) if attack.kind == "minimal" else found
 
         size = max(1, min(self.batch_size, 3 * self.batch_size // attack.inputs_each))
         return dataclasses.replace(self, batch_size=size).by_batch(perturb, self.x, self.y, self.index)
