@@ -23,11 +23,12 @@ from lsa_cli.errors import UsageError
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 _AHEAD = 64  # queries whose random numbers are drawn together: a draw takes the same time for many as for one
-_CACHED = 256  # inputs of one pass on a CPU: the caches do not hold more, and a pass takes up to 3 times as long for each
+# Inputs of one pass on a CPU, whose caches do not hold the activations of more: a pass of 1,696 took three times as long for each.
+_CACHED = 256
 _TINY = 1e-12
 # (share of the queries, limit): a sample is given up if the rest to a margin of 0 exceeds this share of the rise so far.
-# About twice the largest rest of a run of 2,000 queries that broke its sample, alone or with the steps of `square-pgd` after it, on three
-# networks and two seeds (our choice).
+# 1.5 to 2 times the largest rest in runs of 2,000 queries that broke their sample, alone or with the steps of `square-pgd`
+# after them, on three networks and two seeds (our choice).
 HOPELESS = ((0.1, 1.1), (0.2, 0.65), (0.4, 0.4), (0.6, 0.2))
 LONG = 1000  # runs with fewer queries are never given up
 
@@ -95,6 +96,10 @@ class Square(Attack):
         clean = margin(model(search.x), search.y) if given_up else best
         for query in (0, *range(1, self.queries, self.at_once)):
             count = min(self.at_once, self.queries - query) if query else 1
+            was_on_copy = search.is_on_copy
+            network = search.network_at(model, query / self.queries)
+            if was_on_copy and not search.is_on_copy:  # the copy's margins are not those of the network
+                best = margin(model(x_adv), search.y)
             if query:
                 ahead = (query - 1) % block
                 if ahead == 0:
@@ -102,16 +107,18 @@ class Square(Attack):
                 threat, x, x_best = search.threat.repeated(count), each(search.x, count), each(x_adv, count)
                 chance = drawn[:, ahead : ahead + count].flatten(0, 1)
                 candidates = repaint(canvas, threat, x, x_best, self.share(query), chance)
-            candidate, value = search.offer_best(candidates, _logits(model, candidates, count), count)
+            candidate, value = search.offer_best(candidates, _logits(network, candidates, count), count)
             better = (value > best).nonzero().flatten()
             if len(better):
                 x_adv[better], best[better] = candidate[better], value[better].to(best.dtype)
             x_adv, best, drawn, clean = search.still(x_adv, best, drawn, clean)
             for after, limit in given_up.items():
                 if query < after <= query + count:
-                    x_adv, best, drawn, clean = search.drop(-best > limit * (best - clean), x_adv, best, drawn, clean)
+                    value = search.on_network(x_adv, best)
+                    x_adv, best, drawn, clean = search.drop(-value > limit * (value - clean), x_adv, best, drawn, clean)
             if search.is_over:
                 return
+        search.network_at(model, 1)
 
 
 def _logits(model: Model, candidates: torch.Tensor, count: int) -> torch.Tensor:
