@@ -16,7 +16,7 @@ from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
-from lsa_cli.auditing.rebuilding import IN_PYTHON, Rebuilt, channels_of, rebuild
+from lsa_cli.auditing.rebuilding import ASKED, IN_PYTHON, Rebuilt, activation_of, channels_of, rebuild
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
     LabelledData,
@@ -170,9 +170,12 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
     checkpoint = read_checkpoint(target, settings.weights)
     settings, _ = _with_description(settings, {}, checkpoint.description)
     device = pick_device(settings.device or "auto")
+    arch, arguments = settings.arch, settings.arch_args or {}
+    if activation_of(settings) is not None:
+        arch, arguments = None, {}
     try:
         loaded = load_network(
-            checkpoint, settings.arch, settings.arch_args or {}, trust_code=bool(settings.trust_code), say=say, device=device
+            checkpoint, arch, arguments, trust_code=bool(settings.trust_code), say=say, device=device
         )  # fmt: skip
     except UnknownNetworkError as unknown:
         if not structures_of(checkpoint.weights.tensors)[1]:
@@ -181,6 +184,8 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
                 f"{unknown}; with a function build in net.py that returns the network: {shlex.join(words)}"
             ) from None
         return Built(target, checkpoint, None, device, unknown)
+    if settings.arch == ASKED:
+        raise UsageError(f"{target} holds {loaded.arch}, which needs no reconstruction; leave out --arch {ASKED}")
     if settings.noise_off:
         _switch_noise_off(loaded)
     return Built(target, checkpoint, loaded, device)

@@ -1,38 +1,50 @@
 """A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
+from lsa_cli.auditing.evidence.usage import best_order
 from lsa_cli.auditing.normalizing import Found, reading, short
 from lsa_cli.data import LabelledData, check_inputs, open_data, runs_user_code
-from lsa_cli.errors import LsaError
+from lsa_cli.errors import LsaError, UsageError
 from lsa_cli.models.checkpoint import Checkpoint
-from lsa_cli.models.classifier import AUTO, Normalization, parse_input_range, parse_normalize, rescaled
+from lsa_cli.models.classifier import AUTO, Classifier, Normalization, parse_input_range, parse_normalize, rescaled
 from lsa_cli.models.contest import Outcome
 from lsa_cli.models.fitting import load_strictly
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of, normalizations_to_try
 from lsa_cli.models.parametrizations import read
-from lsa_cli.models.rebuilding.blocks import structures_of
-from lsa_cli.models.rebuilding.chain import build, source_of
-from lsa_cli.models.rebuilding.search import Search
+from lsa_cli.models.rebuilding.blocks import Structure, structures_of
+from lsa_cli.models.rebuilding.chain import build, source_of, with_weights
+from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometries, places_of
+from lsa_cli.models.rebuilding.search import Search, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
-from lsa_cli.models.rebuilding.variants import Variant, parts_of
+from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, USUAL, Variant, order_text, parts_of
+from lsa_cli.models.training_inputs import remembered
 from lsa_cli.settings import AuditSettings
 from lsa_cli.stats import wilson
 
 ARCHITECTURE = "reconstructed from the weights"
+ASKED = "lsa:reconstructed"  # as --arch, with the choices of the user in --arch-args
 _TRAINED, _MOST_TRAINED, _LEAST_TRAINED = 1000, 4000, 200  # images of the training split; the most are for small ones
 _SMALL = 3 * 32 * 32  # numbers in an image of which _MOST_TRAINED are read
 _OWN_FROM = 1000  # images from which the mean and std of the data are taken
 _LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
 _SHOWN = 3  # other networks
+_GEOMETRIES, _PADDINGS, _REMEMBERED_BY = (
+    20,
+    2,
+    200,
+)  # geometries, paddings and images that show what BatchNorm remembers
+_LIKELY, _IN_ORDER = 5, 1000  # networks, and images, that tell in which order the classes are
 _STATED = "as the file states"  # the normalisation, for which no option is needed
 
 
@@ -87,15 +99,35 @@ def rebuild(
     outputs = structures[0].elements[-1].outer
     labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
-    tried = _normalizations(settings, checkpoint, images)
-    search = Search(
-        structures, tensors, reading(order, labels, look), len(order), tried,
-        lambda option: cost_of(option, data.name or data.called), _training_images(data, images, bounds),
-    )  # fmt: skip
-    outcome = search.best()
+    tried, trained = _normalizations(settings, checkpoint, images), _training_images(data, images, bounds)
+    tried = _remembered(structures[0], tensors, tried, images)
+
+    def searched(order_of_classes: np.ndarray | None = None, flatten: str = FLATTEN) -> tuple[Search, Outcome | None]:
+        ordered = labels if order_of_classes is None else order_of_classes[labels]
+        training = trained
+        if trained is not None and order_of_classes is not None:
+            training = (trained[0], torch.from_numpy(order_of_classes)[trained[1]])
+        made = Search(
+            structures, tensors, reading(order, ordered, look), len(order), tried,
+            lambda option: cost_of(option, data.name or data.called), training, activation_of(settings), flatten,
+        )  # fmt: skip
+        return made, made.best()
+
+    search, outcome = searched()
     if outcome is None:
         raise why
-    doubt = _doubt(checkpoint, search, outcome, outputs)
+    classes, in_order = max(2, outputs), ""
+    if not _is_right(outcome, classes) and (places_of(structures[0].elements) or 1) > 1:
+        search, outcome = _better(classes, (search, outcome), searched(flatten=CHANNELS_LAST))
+    if not _is_right(outcome, classes):
+        share, outputs_of = _order_of_classes(search, classes)
+        if share >= _least(classes):
+            search, outcome = _better(classes, (search, outcome), searched(outputs_of))
+        if _is_right(outcome, classes):
+            in_order = f"--match-classes {','.join(map(str, outputs_of))}"
+    doubt = _doubt(checkpoint, search, outcome, outputs, data.spec)
+    if in_order:
+        doubt = _doubt_of_order(checkpoint, outcome, in_order, data.spec)
     if doubt is None and settings.input_size is None:
         doubt = _doubt_of_size(search, outcome)
     if doubt is not None and not doubtful:
@@ -109,10 +141,11 @@ def rebuild(
     notes = [*checkpoint.notes, sentence]
     body = build(parts)
     load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
-    loaded = Loaded(body.float(), ARCHITECTURE, {}, notes)
+    loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes)
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
     option = "" if variant.normalization == _STATED else variant.normalization
+    option = f"{option} {in_order}".strip()
     return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
 
 
@@ -147,11 +180,42 @@ def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: tor
     return normalizations_to_try(images, None)
 
 
-def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int) -> str | None:
+def _remembered(
+    structure: Structure, tensors: Mapping[str, torch.Tensor], tried: dict[str, Normalization], images: torch.Tensor
+) -> dict[str, Normalization]:
+    """The one normalisation whose images the first BatchNorm remembers; else all that are tried.
+
+    Tried are the usual paddings of the convolution before it, without an activation between the two.
+    """
+    several = islice(geometries(structure.elements, (images.shape[2], images.shape[3])), _GEOMETRIES)
+    paddings = {one.steps[0].padding: one for one in reversed(list(several)) if one.steps and one.steps[0].stride == 1}
+    if len(tried) == 1 or not any(name.endswith("running_mean") for name in tensors):
+        return tried
+    for geometry in islice(paddings.values(), _PADDINGS):
+        variant = Variant(structure, geometry, USUAL, "max", next(iter(ORDERS)), sums_of(structure)[0], "")
+        network = with_weights(parts_of(variant), tensors, {})
+        option = remembered(Classifier(network), tried, images[:_REMEMBERED_BY])
+        if option is not None:
+            return {option: tried[option]}
+    return tried
+
+
+def activation_of(settings: AuditSettings) -> str | None:
+    """The activation that the user states with --arch lsa:reconstructed; None where all are to be tried."""
+    if settings.arch != ASKED:
+        return None
+    arguments = settings.arch_args or {}
+    name = arguments.get("activation")
+    if set(arguments) != {"activation"} or name not in ACTIVATIONS:
+        raise UsageError(f"--arch {ASKED} needs --arch-args activation=NAME, with one of {', '.join(ACTIVATIONS)}")
+    return str(name)
+
+
+def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int, spec: str) -> str | None:
     """Why the best network may not be the one that was trained; None without doubt."""
-    best, classes = outcome.best, max(2, outputs)
+    best = outcome.best
     right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
-    if not outcome.above_chance or best.accuracy < 1 / classes + _LEAST * (1 - 1 / classes):
+    if not _is_right(outcome, max(2, outputs)):
         return f"the best of {len(search.asked)} networks is {right}, which is too few to be the one that was trained"
     claimed, interval = checkpoint.claimed_accuracy, wilson(int(best.right.sum()), outcome.n)
     if claimed is not None and interval is not None and interval[1] < claimed[0] - _CLAIM_TOLERANCE:
@@ -164,8 +228,60 @@ def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: in
         text = f"{variant}, normalisation {short(variant.normalization)}"
         return (
             f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}"
+            f"{_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:_SHOWN])], spec)}"
         )
     return None
+
+
+def _commands(checkpoint: Checkpoint, several: list[Variant], spec: str) -> str:
+    """The audits of those networks that activation and normalisation tell from the others."""
+    telling = [(one.activation, one.normalization) for one in several]
+    if spec == IN_PYTHON or len(set(telling)) < len(telling):
+        return ""
+    differ = [len({pair[place] for pair in telling}) > 1 for place in (0, 1)]
+    choices = []
+    for activation, option in telling:
+        choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
+        choices.append(" ".join([*choice, *([option] if differ[1] and option != _STATED else [])]))
+    command = f"{shlex.join(['lsa', 'audit', str(checkpoint.path), '--data', spec])} {choices[0]}"
+    return f"; if the first one is that of the training: {command} | else end it with {' | or with '.join(choices[1:])}"
+
+
+def _is_right(outcome: Outcome, classes: int) -> bool:
+    """Whether the best network is right so often that it can be the one that was trained."""
+    return outcome.above_chance and outcome.best.accuracy >= _least(classes)
+
+
+def _least(classes: int) -> float:
+    return 1 / classes + _LEAST * (1 - 1 / classes)
+
+
+def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:  # -> share, (classes,)
+    """The output for each class with which one of the networks that were asked is right most often, and how often that is."""
+
+    def best_of(y: np.ndarray, logits: torch.Tensor) -> tuple[float, np.ndarray]:
+        predicted = logits.argmax(1).numpy()
+        outputs = best_order(y, predicted, classes)
+        return float((outputs[y] == predicted).mean()), outputs
+
+    few = sorted(search.few.values(), key=lambda one: -best_of(search.y[: len(one.right)].numpy(), one.logits)[0])
+    x, y = search.read(0, min(_IN_ORDER, search.available))
+    with torch.no_grad():
+        found = [best_of(y.numpy(), one.entrant.ask(x)) for one in few[:_LIKELY]]
+    return max(found, key=lambda pair: pair[0])
+
+
+def _better(classes: int, one: tuple[Search, Outcome], other: tuple[Search, Outcome | None]) -> tuple[Search, Outcome]:
+    """The other search with its outcome where that can be the network of the training, else the first one."""
+    search, outcome = other
+    return (search, outcome) if outcome is not None and _is_right(outcome, classes) else one
+
+
+def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, spec: str) -> str:
+    """The doubt that the classes of the data are in another order than the outputs."""
+    right = f"{100 * outcome.best.accuracy:.1f}% of {outcome.n} images"
+    words = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec, *option.split()])
+    return f"the best network is right on {right} only if its classes are in another order; if that is the order of its training: {words}"
 
 
 def _doubt_of_size(search: Search, outcome: Outcome) -> str | None:
@@ -202,7 +318,7 @@ def _difference(one: Variant, other: Variant) -> str:
     if other.pooling != one.pooling:
         parts.append(f"{other.pooling} pools")
     if other.order != one.order:
-        parts.append(f"{' before '.join(other.order)}")
+        parts.append(order_text(other.order))
     if other.exception != one.exception:
         parts.append(other.exception or "the same activation everywhere")
     if other.normalization != one.normalization:

@@ -57,9 +57,19 @@ class Pad(nn.Module):
         return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], self.channels)
 
 
+class ChannelsLast(nn.Module):
+    """(N, C, H, W) -> (N, H, W, C), the order in which TensorFlow flattens."""
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x.permute(0, 2, 3, 1)
+
+
+_OWN = {"Pad": Pad, "ChannelsLast": ChannelsLast}
+
+
 @dataclass(frozen=True)
 class Part:
-    """A module of torch.nn, or a Pad, under its name in the network. has_weights: of the file."""
+    """A module of torch.nn, or of _OWN, under its name in the network. has_weights: of the file."""
 
     name: str
     kind: str
@@ -68,11 +78,11 @@ class Part:
     has_weights: bool = False
 
     def build(self) -> nn.Module:
-        return (Pad if self.kind == "Pad" else getattr(nn, self.kind))(*self.arguments, **dict(self.options))
+        return (_OWN.get(self.kind) or getattr(nn, self.kind))(*self.arguments, **dict(self.options))
 
     def __str__(self) -> str:
         words = [repr(value) for value in self.arguments] + [f"{name}={value!r}" for name, value in self.options]
-        return f"{'' if self.kind == 'Pad' else 'nn.'}{self.kind}({', '.join(words)})"
+        return f"{'' if self.kind in _OWN else 'nn.'}{self.kind}({', '.join(words)})"
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,7 @@ def source_of(parts: Sequence[Part | Sum], comment: str) -> str:
     """A Python file with a function `build` that returns the network, untrained."""
     kinds = {one.kind for part in parts for one in ([part] if isinstance(part, Part) else part.side)}
     classes: list[type] = [Chain, *([Residual] if any(isinstance(part, Sum) for part in parts) else [])]
-    classes += [Pad] if "Pad" in kinds else []
+    classes += [own for name, own in _OWN.items() if name in kinds]
     text = "\n\n".join(inspect.getsource(one).replace("  # type: ignore[no-untyped-def]", "") for one in classes)
     return _FILE.format(comment=comment, classes=text, lines="\n".join(map(_line, parts)))
 

@@ -10,17 +10,27 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
 from lsa_cli.models.rebuilding.blocks import Block, Element
 
 Size = tuple[int, int]
 Head = tuple[str, Size]
-_FLATTEN: Head = ("flatten", (0, 0))
+FLATTEN, CHANNELS_LAST = "flatten", "flatten with channels last"
+_ANY: Size = (0, 0)
 _POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 3.0, (4, 4, 0): 3.0}
-_OTHER_RULE, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 3.0, 0.3, 2.0  # cost of a change from one convolution to the next
+_OTHER_RULE, _OTHER_RULE_OF_KERNEL, _OTHER_POOL, _IRREGULAR, _BOTH = (
+    1.5,
+    0.5,
+    3.0,
+    0.3,
+    2.0,
+)  # cost of a change from one convolution to the next
 _STRIDE_AT_BEGINNING, _OTHER_STRIDE = 0.3, 0.8  # of a chain; behind a convolution without a stride, or beside pools
 _STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
+_LARGE = 7  # pixels of a kernel, as in AlexNet, with which strides of 4, and pools beside them, are usual
+_RARE = 2.5  # of a step that is not tried as a change of another geometry
 # Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
 _LARGE_STEM = {(2, (3, 2, 1)): 0.0, (1, None): 0.3, (2, None): 0.5, (1, (3, 2, 1)): 0.6, (1, (2, 2, 0)): 0.6}
 _SMALL_STEM = {(1, None): 0.0, (2, None): 1.0, (1, (2, 2, 0)): 1.0, (1, (3, 2, 1)): 1.2, (2, (3, 2, 1)): 2.0}
@@ -37,8 +47,8 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Geometry:
-    """A step for each convolution. head: "flatten", or "average" or "max" with the size (h, w) that it brings the last map
-    to."""
+    """A step for each convolution. head: FLATTEN or CHANNELS_LAST, or "average" or "max" with the size (h, w) that it brings
+    the last map to."""
 
     steps: tuple[Step, ...]
     head: Head
@@ -46,23 +56,69 @@ class Geometry:
     sizes: tuple[Size, ...]  # after each convolution, before its pool
 
 
-def geometries(layers: Sequence[Element], size: Size) -> Iterator[Geometry]:
-    """All consistent geometries for images of this size, the most usual first."""
+def geometries(layers: Sequence[Element], size: Size, flatten: str = FLATTEN) -> Iterator[Geometry]:
+    """All consistent geometries for images of this size, the most usual first. flatten: FLATTEN or CHANNELS_LAST."""
     convolutions = [layer for layer in layers if not layer.is_linear]
     if not convolutions:
-        yield Geometry((), _FLATTEN, 0.0, ())
+        yield Geometry((), (FLATTEN, _ANY), 0.0, ())
         return
+    yield from _search(convolutions, size, places_of(layers), flatten)
+
+
+def near(layers: Sequence[Element], size: Size, start: Geometry) -> list[Geometry]:
+    """The consistent geometries that differ at one or two convolutions, the most usual first. The head is the same."""
+    convolutions = [layer for layer in layers if not layer.is_linear]
+    flatten = start.head[0] if start.head[0] in (FLATTEN, CHANNELS_LAST) else FLATTEN
+    sizes = [size, *(_behind(at, step) for at, step in zip(start.sizes, start.steps, strict=True))]
+    usual = [
+        [step for step, cost, *_ in _steps(convolutions, number, sizes[number]) if cost < _RARE]
+        for number in range(len(convolutions))
+    ]
+    found: dict[tuple[Step, ...], Geometry] = {}
+    for one, other in combinations_with_replacement(range(len(convolutions)), 2):
+        for step, second in product(usual[one], usual[other] if one != other else [None]):
+            steps = list(start.steps)
+            steps[one] = step
+            steps[other] = second or step
+            made = _made(convolutions, size, tuple(steps), start.head, places_of(layers), flatten)
+            if made is not None and made.steps != start.steps:
+                found[made.steps] = made
+    return sorted(found.values(), key=lambda geometry: geometry.cost)
+
+
+def _made(
+    convolutions: list[Element], size: Size, steps: tuple[Step, ...], head: Head, places: int | None, flatten: str
+) -> Geometry | None:
+    """The geometry of these steps; None where they are not consistent."""
+    at, cost, sizes = size, 0.0, list[Size]()
+    for number, step in enumerate(steps):
+        fit = next((one for one in _steps(convolutions, number, at) if one[0] == step), None)
+        if fit is None:
+            return None
+        _, more, inside, at = fit
+        cost = cost + more + _change(convolutions, steps[:number], step)
+        sizes.append(inside)
+    ends = dict(_heads(at, places, flatten))
+    return Geometry(steps, head, cost + ends[head], tuple(sizes)) if head in ends else None
+
+
+def _behind(at: Size, step: Step) -> Size:
+    return at if step.pool is None else _after(at, step.pool[:1] * 2, step.pool[1], step.pool[2:] * 2)
+
+
+def places_of(layers: Sequence[Element]) -> int | None:
+    """Pixels of the last map that the first linear layer takes; None without a linear layer behind convolutions."""
+    convolutions = [layer for layer in layers if not layer.is_linear]
     linear = next((layer for layer in layers if layer.is_linear), None)
-    places = None if linear is None else linear.inner // convolutions[-1].outer
-    yield from _search(convolutions, size, places)
+    return None if linear is None or not convolutions else linear.inner // convolutions[-1].outer
 
 
-def _search(convolutions: list[Element], size: Size, places: int | None) -> Iterator[Geometry]:
+def _search(convolutions: list[Element], size: Size, places: int | None, flatten: str) -> Iterator[Geometry]:
     @cache
     def least(number: int, at: Size) -> float:
         """The least cost from a size in front of a convolution to the end, without the cost of changes."""
         if number == len(convolutions):
-            return min((cost for _, cost in _heads(at, places)), default=math.inf)
+            return min((cost for _, cost in _heads(at, places, flatten)), default=math.inf)
         found = (cost + least(number + 1, after) for _, cost, _, after in _steps(convolutions, number, at))
         return min(found, default=math.inf)
 
@@ -79,7 +135,9 @@ def _search(convolutions: list[Element], size: Size, places: int | None) -> Iter
             continue
         ends: list[tuple[float, float, int, Size, tuple[Step, ...], tuple[Size, ...], Head | None]] = []
         if number == len(convolutions):
-            ends = [(cost + more, cost + more, number, at, steps, sizes, end) for end, more in _heads(at, places)]
+            ends = [
+                (cost + more, cost + more, number, at, steps, sizes, end) for end, more in _heads(at, places, flatten)
+            ]
         else:
             for step, more, inside, after in _steps(convolutions, number, at):
                 total = cost + more + _change(convolutions, steps, step)
@@ -91,14 +149,14 @@ def _search(convolutions: list[Element], size: Size, places: int | None) -> Iter
                 heapq.heappush(heap, (bound, count, total, *rest))  # type: ignore[misc]
 
 
-def _heads(at: Size, places: int | None) -> list[tuple[Head, float]]:
+def _heads(at: Size, places: int | None, flatten: str) -> list[tuple[Head, float]]:
     """How a last map of this size reaches the linear layer, or, without one, becomes the logits."""
     wide = _STILL_WIDE if at[0] * at[1] > 64 else 0.0
     if places is None:
         return [(("average", (1, 1)), wide), (("max", (1, 1)), wide + _MAXIMUM)]
-    found = [(_FLATTEN, 0.0)] if at[0] * at[1] == places else []
+    found: list[tuple[Head, float]] = [((flatten, _ANY), 0.0)] if at[0] * at[1] == places else []
     root = math.isqrt(places)
-    if root * root == places and at[0] >= root and at[1] >= root and at != (root, root):
+    if flatten == FLATTEN and root * root == places and at[0] >= root and at[1] >= root and at != (root, root):
         cost = wide if root == 1 else _ADAPTIVE
         found += [(("average", (root, root)), cost), (("max", (root, root)), cost + _MAXIMUM)]
     return found
@@ -128,7 +186,8 @@ def _of_layer(layer: Element) -> Iterator[tuple[Step, float]]:
             for pool, pool_cost in _POOLS.items():
                 if not _may_pool(layer, pool is not None):
                     continue
-                cost = padding_cost + stride_cost + pool_cost + (_BOTH if stride > 1 and pool is not None else 0.0)
+                both = stride > 1 and pool is not None and max(layer.kernel) < _LARGE
+                cost = padding_cost + stride_cost + pool_cost + (_BOTH if both else 0.0)
                 if layer.free is not None and layer.free >= 2 and pool is None:
                     cost += 1.0  # two modules without weights are most often an activation and a pool
                 yield Step(stride, padding, pool), cost
@@ -173,7 +232,7 @@ def _strides(kernel: tuple[int, ...]) -> list[tuple[int, float]]:
     if max(kernel) >= 3:
         found[3] = 4.0
     if max(kernel) >= 4:
-        found[4] = 3.0
+        found[4] = 3.0 if max(kernel) < _LARGE else 0.1
     if kernel[0] == kernel[1] > 1:
         found.setdefault(kernel[0], 3.0)
     return list(found.items())
@@ -193,10 +252,7 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     cost, last = 0.0, before[-1]
     if strides and (last.stride == 1 or any(one.pool is not None for one in before)):
         cost += _OTHER_STRIDE
-    rules = [_rule(convolutions[n], one.padding) for n, one in enumerate((*before, step))]
-    known = [rule for rule in rules if rule != "none"]
-    if len(known) > 1 and rules[-1] != "none" and known[-1] != known[-2]:
-        cost += _OTHER_RULE
+    cost += _other_rule(convolutions, before, step)
     pools = [one.pool for one in before if one.pool is not None]
     if pools and step.pool is not None and step.pool != pools[-1]:
         cost += _OTHER_POOL
@@ -208,6 +264,18 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     if layer.outer > layer.inner * layer.groups and last.pool is None and step.stride == 1 and step.pool is None:
         cost += _NO_STEP
     return cost
+
+
+def _other_rule(convolutions: list[Element], before: tuple[Step, ...], step: Step) -> float:
+    """The cost of another rule of padding than that of the last convolution with the same kernel, else of the last one."""
+    layer = convolutions[len(before)]
+    rule = _rule(layer, step.padding)
+    rules = [(convolutions[n].kernel, _rule(convolutions[n], one.padding)) for n, one in enumerate(before)]
+    known = [(kernel, other) for kernel, other in rules if other != "none"]
+    same = [other for kernel, other in known if kernel == layer.kernel]
+    if rule == "none" or not known or rule == (same or [known[-1][1]])[-1]:
+        return 0.0
+    return _OTHER_RULE if same else _OTHER_RULE_OF_KERNEL
 
 
 def _leads_to_blocks(convolutions: list[Element]) -> bool:

@@ -25,7 +25,7 @@ from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, losses, tempered
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
-from lsa_cli.models.rebuilding.geometry import Geometry, geometries
+from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near
 from lsa_cli.models.rebuilding.stationarity import unrest
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import (
@@ -51,6 +51,7 @@ _LEAST_TRAINED = 1000  # training images, also where the contest has fewer image
 _OF_EACH = 1  # geometries of every structure that the first step asks in any case
 _TOP = 2  # variants that are changed
 _STYLES = (("ReLU", "max"), ("ReLU", "average"), ("tanh", "max"), ("tanh", "average"), ("sigmoid", "average"))
+_ORDERS_OF_NORMS = (("act", "norm", "pool"), ("act", "pool", "norm"))
 _ACTIVATIONS_OF_BLOCKS = ("ReLU", "LeakyReLU(0.01)", "LeakyReLU(0.1)", "LeakyReLU(0.2)", "ELU", "SiLU", "GELU", "ReLU6")
 _SIZES = (128, 400, 1000, 2000, 4000)
 _MISFIT, _LEAST_MISFIT = 2.0, 0.02  # times that of the best; nats; what fits the running statistics worse is left out
@@ -58,7 +59,7 @@ _MISFIT, _LEAST_MISFIT = 2.0, 0.02  # times that of the best; nats; what fits th
 
 class Effort(NamedTuple):
     """few, images: of the first and third step, and of the second one. first, less: geometries of the first step, and of its
-    less usual styles. most: geometries of the third step. kept, usual: variants for the second step, the best and the most
+    less usual styles. most, near: geometries of the third step, the most usual of all, and of those like the best. kept, usual: variants for the second step, the best and the most
     usual. contest: images at most. slopes: images whose gradients are computed."""
 
     few: int
@@ -66,6 +67,7 @@ class Effort(NamedTuple):
     first: int
     less: int
     most: int
+    near: int
     kept: int
     usual: int
     contest: int
@@ -73,19 +75,21 @@ class Effort(NamedTuple):
 
 
 _EFFORTS = {  # by multiplications for an image, at most
-    2e7: Effort(32, 128, 30, 10, 200, 12, 4, 4000, 1000),
-    1e8: Effort(32, 64, 12, 4, 40, 6, 2, 1000, 400),
-    math.inf: Effort(8, 32, 4, 2, 8, 3, 1, 400, 100),
+    2e7: Effort(32, 128, 30, 10, 200, 40, 12, 4, 4000, 1000),
+    1e8: Effort(32, 64, 12, 4, 40, 30, 6, 2, 1000, 400),
+    math.inf: Effort(8, 32, 4, 2, 8, 8, 3, 1, 400, 100),
 }
 
 
 class Search:
-    """Variants of a chain, asked on the same images. trained: images and labels of the training, where they are known."""
+    """Variants of a chain, asked on the same images. trained: images and labels of the training, where they are known.
+    activation: the only one that is tried; None: all. flatten: FLATTEN or CHANNELS_LAST."""
 
     def __init__(
         self, structures: Sequence[Structure], tensors: Mapping[str, torch.Tensor], read: Read, available: int,
         normalizations: Mapping[str, Normalization], costs: Callable[[str], float],
-        trained: tuple[torch.Tensor, torch.Tensor] | None = None,
+        trained: tuple[torch.Tensor, torch.Tensor] | None = None, activation: str | None = None,
+        flatten: str = FLATTEN,
     ) -> None:  # fmt: skip
         self.structures, self.tensors, self.read, self.available = list(structures), tensors, read, available
         self.made: dict[tuple[Any, ...], nn.Module] = {}
@@ -94,6 +98,8 @@ class Search:
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
+        self.flatten = flatten
+        self.activations = tuple(ACTIVATIONS) if activation is None else (activation,)
         self.trained, self.on_training = trained, dict[Variant, torch.Tensor]()
         self.unrest: dict[Variant, float] = {}
         self.x, self.y = read(0, min(_SIZES[0], available))
@@ -161,7 +167,8 @@ class Search:
     def _twins(self, one: Variant) -> list[Variant]:
         """The variants that differ in the activation, or in having an exception, and answer some images."""
         exceptions = dict.fromkeys((one.exception, ""))
-        every = [replace(one, activation=name, exception=exception) for exception in exceptions for name in ACTIVATIONS]
+        names = self.activations
+        every = [replace(one, activation=name, exception=exception) for exception in exceptions for name in names]
         self._ask(every, self.asked, self.effort.images)
         return [other for other in every if other in self.asked and other != one]
 
@@ -196,7 +203,7 @@ class Search:
     def _geometries(self) -> list[tuple[Structure, Geometry]]:
         """Of all structures, the most usual first."""
         size = (self.x.shape[2], self.x.shape[3])
-        of_each = [(one, geometries(one.elements, size)) for one in self.structures]
+        of_each = [(one, geometries(one.elements, size, self.flatten)) for one in self.structures]
         found = [(one, geometry) for one, several in of_each for geometry in islice(several, 1)]
         if found:
             least = min(work(*pair) for pair in found)
@@ -208,6 +215,9 @@ class Search:
         for structure, geometry in every[: self.effort.most]:
             if structure == one.structure:
                 yield replace(one, geometry=geometry)
+        size = (self.x.shape[2], self.x.shape[3])
+        for geometry in near(one.structure.elements, size, one.geometry)[: self.effort.near]:
+            yield replace(one, geometry=geometry)
 
     def _screen(self, variants: Iterable[Variant]) -> None:
         """Ask on few images, and the best and the most usual of those that the best one does not beat on more."""
@@ -223,13 +233,17 @@ class Search:
 
     def _starts(self, every: list[tuple[Structure, Geometry]]) -> Iterable[Variant]:
         """The most usual geometries, among them one of every structure."""
-        order = next(iter(ORDERS))
-        for number, (activation, pooling) in enumerate(_STYLES):
+        usual = next(iter(ORDERS))
+        styles = [(*style, usual) for style in _STYLES if style[0] in self.activations]
+        styles = styles or [(self.activations[0], pooling, usual) for pooling in POOLINGS]
+        styles += [(*styles[0][:2], order) for order in _ORDERS_OF_NORMS]
+        for number, (activation, pooling, order) in enumerate(styles):
             starts = every[: self.effort.less if number else self.effort.first]
             for one in self.structures if not number else []:
                 starts += [pair for pair in every if pair[0] == one and pair not in starts][:_OF_EACH]
             for structure, geometry in starts:
-                if structure.blocks and activation != _STYLES[0][0]:
+                has_norms = any(element.norm is not None for element in structure.elements)
+                if (structure.blocks and number) or (order != usual and not has_norms):
                     continue
                 pools = any(step.pool is not None for step in geometry.steps)
                 if pooling == "max" or pools:
@@ -253,9 +267,9 @@ class Search:
             self._ask(self._neighbours(fresh[0]), self.asked, self.effort.images)
 
     def _neighbours(self, one: Variant) -> Iterable[Variant]:
-        activations = _ACTIVATIONS_OF_BLOCKS if one.structure.blocks else tuple(ACTIVATIONS)
+        rare = set(ACTIVATIONS) - set(_ACTIVATIONS_OF_BLOCKS) if one.structure.blocks else set()
         yield from (replace(one, normalization=name) for name in self.shifts)
-        yield from (replace(one, activation=name) for name in activations)
+        yield from (replace(one, activation=name) for name in self.activations if name not in rare)
         if any(step.pool is not None for step in one.geometry.steps):
             yield from (replace(one, pooling=name) for name in POOLINGS)
         yield from (replace(one, order=order) for order in ORDERS)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import Part, Sum
-from lsa_cli.models.rebuilding.geometry import Geometry, Step
+from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, Geometry, Step
 from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
 from lsa_cli.wording import plural
 
@@ -66,7 +66,10 @@ class Variant:
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
         parts += [self.exception] if self.exception else []
-        return ", ".join([*parts, *([self._pools()] if self.geometry.steps else [])])
+        has_norms = any(element.norm is not None for element in self.structure.elements)
+        parts += [order_text(self.order)] if ORDERS[self.order] and has_norms else []
+        parts += [self._pools()] if self.geometry.steps else []
+        return ", ".join([*parts, *([CHANNELS_LAST] if self.geometry.head[0] == CHANNELS_LAST else [])])
 
     def _pools(self) -> str:
         steps = self.geometry.steps
@@ -89,6 +92,11 @@ class _Namer:
             name += "_"
         self.taken.add(name)
         return Part(name, kind, arguments)
+
+
+def order_text(order: tuple[str, ...]) -> str:
+    """A key of ORDERS as text."""
+    return " before ".join({"act": "activation"}.get(what, what) for what in order)
 
 
 def parts_of(variant: Variant) -> list[Part | Sum]:
@@ -138,8 +146,12 @@ def _is_bare(element: Layer, exception: str) -> bool:
 
 def _head(variant: Variant, namer: _Namer) -> list[Part]:
     kind, size = variant.geometry.head
-    pools = [namer.part(kind, f"Adaptive{'Max' if kind == 'max' else 'Avg'}Pool2d", size)] if kind != "flatten" else []
-    return [*pools, namer.part("flatten", "Flatten")]
+    flat = namer.part("flatten", "Flatten")
+    if kind == FLATTEN:
+        return [flat]
+    if kind == CHANNELS_LAST:
+        return [namer.part("last", "ChannelsLast"), flat]
+    return [namer.part(kind, f"Adaptive{'Max' if kind == 'max' else 'Avg'}Pool2d", size), flat]
 
 
 def _activation(name: str, slope: Slope | None, variant: Variant, namer: _Namer) -> Part:
