@@ -1,7 +1,7 @@
 """A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -113,18 +113,7 @@ def rebuild(
         )  # fmt: skip
         return made, made.best()
 
-    search, outcome = searched()
-    if outcome is None:
-        raise why
-    classes, in_order = max(2, outputs), ""
-    if not _is_right(outcome, classes) and (places_of(structures[0].elements) or 1) > 1:
-        search, outcome = _better(classes, (search, outcome), searched(flatten=CHANNELS_LAST))
-    if not _is_right(outcome, classes):
-        share, outputs_of = _order_of_classes(search, classes)
-        if share >= _least(classes):
-            search, outcome = _better(classes, (search, outcome), searched(outputs_of))
-        if _is_right(outcome, classes):
-            in_order = f"--match-classes {','.join(map(str, outputs_of))}"
+    search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), why)
     doubt = _doubt(checkpoint, search, outcome, outputs, data.spec)
     if in_order:
         doubt = _doubt_of_order(checkpoint, outcome, in_order, data.spec)
@@ -147,6 +136,28 @@ def rebuild(
     option = "" if variant.normalization == _STATED else variant.normalization
     option = f"{option} {in_order}".strip()
     return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
+
+
+def _found(
+    searched: Callable[..., tuple[Search, Outcome | None]], places: int | None, classes: int, why: UnknownNetworkError
+) -> tuple[Search, Outcome, str]:
+    """The search whose best network can be that of the training, else the first one, and the option for its order of classes.
+
+    searched: makes a search and asks for its best network. places: pixels of the map that is flattened. Raises why where
+    nothing is consistent.
+    """
+    search, outcome = searched()
+    if outcome is None:
+        raise why
+    if not _is_right(outcome, classes) and (places or 1) > 1:
+        search, outcome = _better(classes, (search, outcome), searched(flatten=CHANNELS_LAST))
+    if _is_right(outcome, classes):
+        return search, outcome, ""
+    share, outputs_of = _order_of_classes(search, classes)
+    if share >= _least(classes):
+        search, outcome = _better(classes, (search, outcome), searched(outputs_of))
+    option = f"--match-classes {','.join(map(str, outputs_of))}" if _is_right(outcome, classes) else ""
+    return search, outcome, option
 
 
 def _training_images(

@@ -34,7 +34,14 @@ _RARE = 2.5  # of a step that is not tried as a change of another geometry
 # Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
 _LARGE_STEM = {(2, (3, 2, 1)): 0.0, (1, None): 0.3, (2, None): 0.5, (1, (3, 2, 1)): 0.6, (1, (2, 2, 0)): 0.6}
 _SMALL_STEM = {(1, None): 0.0, (2, None): 1.0, (1, (2, 2, 0)): 1.0, (1, (3, 2, 1)): 1.2, (2, (3, 2, 1)): 2.0}
-_POOL_BEHIND_BLOCK, _STRIDE_ALONE, _STRIDE_AT_START, _NO_STRIDE, _VALID_STEM = 1.5, 1.5, 0.5, 1.0, 0.5
+_POOL_BEHIND_BLOCK, _POOL_BEHIND_LAST, _STRIDE_ALONE, _STRIDE_AT_START, _NO_STRIDE, _VALID_STEM = (
+    1.5,
+    2.5,
+    1.5,
+    0.5,
+    1.0,
+    0.5,
+)
 
 
 class Step(NamedTuple):
@@ -167,7 +174,7 @@ def _steps(convolutions: list[Element], number: int, at: Size) -> Iterator[tuple
     layer, before = convolutions[number], convolutions[number - 1] if number else None
     follows = number + 1 < len(convolutions) and isinstance(convolutions[number + 1], Block)
     if isinstance(layer, Block):
-        choices = _of_block(layer, isinstance(before, Block))
+        choices = _of_block(layer, isinstance(before, Block), number + 1 == len(convolutions))
     elif number == 0 and follows:
         choices = _of_stem(layer)
     else:
@@ -200,10 +207,10 @@ def _of_stem(layer: Element) -> Iterator[tuple[Step, float]]:
             yield Step(stride, padding, pool), cost + padding_cost + valid
 
 
-def _of_block(block: Block, is_inner: bool) -> Iterator[tuple[Step, float]]:
-    """is_inner: another block is before it."""
+def _of_block(block: Block, is_inner: bool, is_last: bool) -> Iterator[tuple[Step, float]]:
+    """is_inner: another block is before it. is_last: of the convolutions."""
     widens = block.outer > block.inner
-    for pool, pool_cost in ((None, 0.0), ((2, 2, 0), _POOL_BEHIND_BLOCK)):
+    for pool, pool_cost in ((None, 0.0), ((2, 2, 0), _POOL_BEHIND_LAST if is_last else _POOL_BEHIND_BLOCK)):
         yield Step(1, (1, 1), pool), pool_cost + (_NO_STRIDE if widens and is_inner else 0.0)
         if block.may_stride:
             at_start = _STRIDE_ALONE if not widens else 0.0 if is_inner else _STRIDE_AT_START

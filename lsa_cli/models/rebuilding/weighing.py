@@ -120,6 +120,7 @@ class Weighing:
         # A more usual activation that did not win above, and is taken here for its answers alone, leaves a doubt.
         doubted = [leader] if best is not leader and best.agreement(leader) < _SAME else []
         rivals = [*doubted, *(one for one in [*outcome.rivals, *near] if one not in out and one not in alike)]
+        rivals = [one for one in rivals if not self._is_rare(one, best)]
         others = [one for one in [*outcome.rivals, *outcome.others] if one not in rivals and one not in alike]
         alike = [one for one in alike if one is not best and one not in [*outcome.others, *doubted]]
         return replace(outcome, best=best, alike=alike, rivals=rivals, others=others)
@@ -160,6 +161,11 @@ class Weighing:
     def _is_restless(self, one: Standing, other: Standing) -> bool:
         """Whether a network is so much farther from a minimum than another one that it was not trained."""
         return self.unrest(one) > _RESTLESS * max(self.unrest(other), _CALM)
+
+    def _is_rare(self, one: Standing, best: Standing) -> bool:
+        """Whether a network has an activation that hardly any network has, where the best one has none, and a larger loss."""
+        rare = self._cost_of_activation(one) >= _RARE > self._cost_of_activation(best)
+        return rare and gains(best, one, 0.0, 0.0)
 
     def _activation(self, one: Standing) -> str:
         return self.variant_of(one).activation
