@@ -34,7 +34,7 @@ def ranks_of_broken(name, data_root, oracle):
     rows = report.samples
     robust = np.array([by is None for by in rows.broken_by]) & (np.array(rows.clean) == np.array(rows.label))
     order = np.flatnonzero(robust)
-    order = order[np.argsort(-np.array(rows.margin, dtype=float)[order], kind="stable")]
+    order = order[np.argsort(np.array(rows.margin, dtype=float)[order], kind="stable")]
     return len(y), ~np.array(record["robust_correct"], dtype=bool)[order]
 
 

@@ -6,7 +6,7 @@ is decided by the paired differences to a saved report.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.report.gate import result_of
 from lsa_cli.report.limits import MetricName, parse_metric
 from lsa_cli.report.measurement import Measurement, extreme
+from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import AuditReport, Early, GateResult, Verdict, Warning
 from lsa_cli.report.sequential import steps
 from lsa_cli.stats import confidence_sequence, difference_sequence
@@ -196,8 +197,8 @@ class GateRule:
             else f"{why} after {used:,} of {size:,} samples, before every limit was decided"
         )
         message += (
-            f"; limits are about these {size:,} samples. The intervals of the verdict hold wherever the run stops; other "
-            "intervals in this report are for orientation only, because the run stopped at these numbers"
+            f"; limits are about these {size:,} samples. The intervals of the verdict and of its classes hold wherever "
+            "the run stops; other intervals in this report are for orientation only, because the run stopped at these numbers"
         )
         report.warnings.append(Warning(code="gate-only", message=message))
         report.gates = self.decide(total)
@@ -206,12 +207,24 @@ class GateRule:
         """Widen the intervals of the verdict, so that they hold at whatever number of samples the run stops.
 
         They are the 95% intervals of a full audit together with a 95% confidence sequence, which lies inside once all samples
-        are taken (our choice).
+        are taken (our choice). The sequences of the K classes hold together, each with 1/K of the error (Bonferroni), because
+        a reader takes the worst class.
         """
-        for rate in (verdict.clean, verdict.proven, verdict.robust):
-            if rate is not None and rate.low is not None and rate.high is not None:
-                low, high = confidence_sequence(rate.count, rate.n, len(self.plan.index), _EACH_END)
-                rate.low, rate.high = min(rate.low, low), max(rate.high, high)
+        rates = (verdict.clean, verdict.proven, verdict.robust)
+        _widen(rates, len(self.plan.index), _EACH_END)
+        network = self.plan.network
+        sizes = np.bincount(network.labels[self.plan.index], minlength=len(network.class_names))
+        for row, size in zip(verdict.classes, sizes.tolist(), strict=True):
+            for rate in (row.clean, row.proven, row.robust):
+                _widen((rate,), size, _EACH_END / len(sizes))
+
+
+def _widen(rates: Iterable[Rate | None], size: int, error: float) -> None:
+    """Each interval becomes the hull of itself and the confidence sequence of `size` samples, of which each end errs with `error`."""
+    for rate in rates:
+        if rate is not None and rate.low is not None and rate.high is not None:
+            low, high = confidence_sequence(rate.count, rate.n, size, error)
+            rate.low, rate.high = min(rate.low, low), max(rate.high, high)
 
 
 def _lowest(rates: Mapping[str, Measurement]) -> Measurement:

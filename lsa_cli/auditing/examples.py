@@ -35,7 +35,7 @@ def example(
     gain = 0.5 / largest if largest else 1.0
     return Example(
         index=index, label=label, predicted=predicted, attack=attack,
-        margin=_rounded(margin), distance=_rounded(distance),
+        margin=_rounded(-margin), distance=_rounded(distance),
         clean=_picture(x), adversarial=_picture(x_adv),
         # The mean over neighbours would hide a perturbation whose signs alternate.
         difference=_picture(0.5 + gain * change, Image.Resampling.NEAREST), gain=float(f"{gain:.3g}"),

@@ -30,7 +30,7 @@ def sample_rows(
         clean=total.clean.tolist(),
         broken_by=[budget[position].label if position >= 0 else None for position in broken_by.tolist()],
         look=[number if number > 0 else None for number in look.tolist()],
-        margin=_numbers(margin),
+        margin=_numbers(-margin),  # within an audit a larger one is worse; in reports it is that of the glossary
         distance=_numbers(distance),
         proven=None if total.proof is None else total.proven.tolist(),
         held={label: "".join(np.where(robust, "1", "0")) for label, robust in on_all.items()},

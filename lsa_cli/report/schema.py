@@ -219,7 +219,8 @@ class Samples(Row):
         description="number of the forward pass at which the sample broke, from 1; null if not recorded"
     )
     margin: list[float | None] = Field(
-        description="best wrong logit minus the true one: there, or the largest that any attack reached"
+        description="logit of the true class minus the largest other one, below zero where misclassified: there, or the lowest "
+        "that any attack reached"
     )
     distance: list[float | None] = Field(description="size of the perturbation that broke it, in the attack's norm")
     held: dict[str, str] = Field(
@@ -349,7 +350,7 @@ class Example(Row):
     label: str
     predicted: str = Field(description="class predicted for the perturbed input")
     attack: str
-    margin: float | None = Field(description="best wrong logit minus the true one")
+    margin: float | None = Field(description="logit of the true class minus the largest other one")
     distance: float | None = Field(description="size of the perturbation in the attack's norm")
     clean: Picture
     adversarial: Picture

@@ -76,7 +76,7 @@ def test_the_record_names_for_each_sample_what_broke_it(task, report):
     for stage in report.cascade:
         assert rows.broken_by.count(stage.attack) == stage.broke
     for position in np.flatnonzero(right):
-        assert (rows.margin[position] > 0) == broken[position]  # beyond the boundary where broken, else short of it
+        assert (rows.margin[position] < 0) == broken[position]  # as the glossary says
         assert (rows.distance[position] is not None) == broken[position]
         if broken[position]:
             assert rows.distance[position] <= 0.02 * 1.0001
@@ -112,7 +112,7 @@ def test_a_part_of_the_survivors_gives_an_estimate_and_an_upper_bound(task, repo
 
 
 def test_the_nearest_samples_meet_the_cascade(task, report, monkeypatch):
-    """Of the samples that the first attack leaves robust, those with the largest margins.
+    """Of the samples that the first attack leaves robust, those with the smallest margins.
 
     Without the evidence, which would add attacks to the first one.
     """
@@ -120,7 +120,7 @@ def test_the_nearest_samples_meet_the_cascade(task, report, monkeypatch):
     rows = run(task, attack=[FIRST]).samples
     places = zip(rows.index, rows.margin, rows.clean, rows.label, rows.broken_by, strict=True)
     margin = {index: margin for index, margin, clean, label, by in places if by is None and clean == label}
-    nearest = sorted(margin, key=margin.get, reverse=True)[:10]
+    nearest = sorted(margin, key=margin.get)[:10]
     whole, part = report.samples.broken_by, run(task, full_on=40)
     assert [part.samples.broken_by[index] for index in nearest] == [whole[index] for index in nearest]
     assert part.verdict.estimate.strata[0].broken == sum(whole[index] is not None for index in nearest) > 0

@@ -39,6 +39,8 @@ def test_a_difference_is_shown_around_grey_at_full_strength(channels):
     assert (difference[3, 4] == 64).all()
     assert (difference[1] == 128).all()
     assert shown.margin is None
+    # In an audit a margin is the best wrong logit minus the true one; a report has that of the glossary.
+    assert example(x, x_adv, index=7, label="a", predicted="b", attack="pgd", margin=2.5, distance=0.1).margin == -2.5
 
 
 def test_large_images_become_small_and_the_noisiest_fit():

@@ -112,7 +112,7 @@ def with_examples():
 
 def test_examples_are_shown_with_what_they_are_taken_for():
     page, text, _ = checked(with_examples())
-    assert "<i>cat mistaken for dog (sample 0, margin 2.50)" in text
+    assert "<i>cat mistaken for dog (sample 0, margin -2.50)" in text
     assert 'alt="sample 1 as it is: &lt;i&gt;cat"' in page
     assert "<i>cat" not in page
 
