@@ -34,8 +34,11 @@ def harden(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
     """
     from lsa_cli.config import find_config
     from lsa_cli.hardening.files import inputs_of, refuse_outputs
+    from lsa_cli.hardening.unused import tell_unused
 
     settings, origin = o.with_config(given, checkpoint)
+    for message in tell_unused(settings, origin):
+        note(message)
     own = settings.harden or HardenSettings()
     out = Path(f"{Path(checkpoint).stem}.hard.pt" if own.out is None else own.out)
     inputs = inputs_of(checkpoint, find_config(given.config, checkpoint)[0], settings)

@@ -10,6 +10,7 @@ from lsa_cli.hardening.files import inputs_of, refuse_outputs
 from lsa_cli.hardening.plan import make_harden_plan
 from lsa_cli.hardening.run import Hardened, run_harden
 from lsa_cli.hardening.trainer import Progress
+from lsa_cli.hardening.unused import tell_unused
 from lsa_cli.settings import IN_PYTHON, HardenSettings, merge, settings_from
 from lsa_cli.settings.declare import keys_of, read_settings
 from lsa_cli.settings.in_python import names_of_python
@@ -39,6 +40,7 @@ def harden(
     if config is not None:
         layers.append((str(config), read_config(Path(config), check=refuse_unknown_in_file)))
     settings, origin = merge(*layers)
+    tell_unused(settings, origin)
     html = settings.harden.html if settings.harden is not None else None
     refuse_outputs(Path(out), inputs_of(checkpoint, config, settings), html)
     plan = make_harden_plan(checkpoint, settings, origin)

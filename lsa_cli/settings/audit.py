@@ -375,6 +375,8 @@ class AuditSettings(Settings):
         off="no-github",
     )
     quiet: bool | None = _OUTPUT(
-        "Print only a one-line summary and, if there are limits, whether they hold.", short="q", scope="told"
+        "Print only a one-line summary and, where the command decides limits, whether they hold.",
+        short="q",
+        scope="told",
     )
     verbose: bool | None = _OUTPUT("Print on stderr what is read and written.", short="v", scope="told")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.methods import PLAIN, ROWS, STUDIES, training_of
+from lsa_cli import harden
 from lsa_cli.attacks import make_threat
 from lsa_cli.auditing.presets import chosen_attacks
 from lsa_cli.errors import UsageError
@@ -663,3 +664,14 @@ def test_the_plan_states_the_passes_of_a_sample(lsa):  # noqa: F811
     options = ("-o", "h.pt", "--base", "fgsm", "--epochs", 1, "--threads", 1, "-n", 20)
     for method, passes in (("at", 2), ("at-lr", 3)):
         assert f"about {passes} passes for each sample" in lsa("harden", MOON, "--method", method, *options).err
+
+
+def test_settings_of_audits_that_a_hardening_does_not_use_are_named(tmp_path, lsa):  # noqa: F811
+    (tmp_path / "lsa.yaml").write_text("gate: {robust: 0.9}\nfull: true\neta: 2\nattack: [fgsm]\neps: 0\n")
+    result = lsa("harden", MOON, "--config", tmp_path / "lsa.yaml", "-o", tmp_path / "h.pt")
+    assert (result.code, "--eps 0 allows no" in result.err) == (2, True)  # before anything runs
+    note = next(line for line in result.err.splitlines() if "change nothing in a hardening" in line)
+    assert note.startswith("lsa: full, gate of ")
+    assert "eta" not in note
+    with pytest.raises(UsageError, match="gate is for audits"):
+        harden(MOON, tmp_path / "h.pt", gate={"robust": 0.9})
