@@ -42,14 +42,15 @@ from lsa_cli.report.schema import Example, Metric
 
 def clean_checks(plan: AuditPlan, total: BlockResult, normalization: Checked | None) -> list[Checked]:
     """Checks of how the network is used, from clean predictions. normalization: the check of others, if it ran."""
+    order = usage.class_order(
+        total.label, total.clean, plan.network.class_names, plan.network.data.labels[total.index].astype(np.int64)
+    )
     return [
         check_radius(plan),
         usage.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
         *_reconstruction(plan, rate(total.right)),
-        *([normalization] if normalization is not None else []),
-        usage.class_order(
-            total.label, total.clean, plan.network.class_names, plan.network.data.labels[total.index].astype(np.int64)
-        ),
+        *([usage.without_second_cause(normalization, order)] if normalization is not None else []),
+        order,
         usage.lost_classes(total.label, total.clean, plan.network.class_names),
         usage.near_chance(rate(total.right), len(plan.network.class_names)),
     ]
@@ -98,7 +99,8 @@ def try_normalizations(run: Execution, total: BlockResult) -> Checked:
         return right
 
     said = next((name for name, value in usual.items() if is_same(value, used, channels)), "that of the audit")
-    return usage.normalization(total.right[rows], list(others), right_under, said)
+    most_frequent = float(np.bincount(total.label[rows], minlength=1).max()) / max(1, len(rows))
+    return usage.normalization(total.right[rows], list(others), right_under, said, most_frequent)
 
 
 # ---- are the attacks strong enough? -----------------------------------------------------------------------

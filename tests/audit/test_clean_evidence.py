@@ -160,12 +160,31 @@ def test_only_a_gain_beyond_noise_counts():
     def under(gained, lost):
         return lambda name, rows: np.where(rows < 40, rows < gained, rows >= 40 + lost)
 
-    assert codes(usage.normalization(right, ["a"], under(30, 0), "b")) == ["another-normalization"]
-    assert codes(usage.normalization(right, ["a"], under(30, 20), "b")) == []
-    assert codes(usage.normalization(right, ["a"], under(8, 0), "b")) == []
+    assert codes(usage.normalization(right, ["a"], under(30, 0), "b", 0.1)) == ["another-normalization"]
+    assert codes(usage.normalization(right, ["a"], under(30, 20), "b", 0.1)) == []
+    assert codes(usage.normalization(right, ["a"], under(8, 0), "b", 0.1)) == []
     asked = []
-    usage.normalization(right, ["a"], lambda name, rows: asked.append(len(rows)) or np.zeros(len(rows), bool), "b")
+    usage.normalization(right, ["a"], lambda name, rows: asked.append(len(rows)) or np.zeros(len(rows), bool), "b", 0.1)
     assert asked == [40]  # where nothing is gained, the samples that are right are left alone
+
+
+def test_an_accuracy_no_better_than_guessing_names_no_normalisation():
+    """Two classes are swapped, so 3 of 100 are right; inputs that tell nothing raise that to about half."""
+    right = np.arange(100) < 3
+
+    def under(others):
+        return lambda name, rows: rows < 3 + others
+
+    assert codes(usage.normalization(right, ["a"], under(45), "b", 0.5)) == []
+    assert codes(usage.normalization(right, ["a"], under(70), "b", 0.5)) == ["another-normalization"]
+
+
+def test_a_normalisation_is_no_second_cause_of_what_an_order_of_classes_explains():
+    y = np.arange(100) % 2
+    of_order = usage.class_order(y, np.where(np.arange(100) < 3, y, 1 - y), NAMES[:2])
+    for others, found in ((70, []), (97, ["another-normalization"])):  # 73 and 100 of 100, in another order 97
+        of_inputs = usage.normalization(np.arange(100) < 3, ["a"], lambda _, rows, n=others: rows < 3 + n, "b", 0.5)
+        assert codes(of_order, usage.without_second_cause(of_inputs, of_order)) == ["class-order", *found]
 
 
 @pytest.fixture(scope="module")
