@@ -20,6 +20,7 @@ _OF_NETWORKS = {_HERE / "models" / name for name in ("architectures.py", "surger
     for name in ("network.py", "layers.py", "operations.py", "shapes.py", "inputs.py")
 }
 _FORWARDER = "__torch_function__"
+_OF_TYPES = re.compile(r"dtype|Input type|scalar type")
 _MISSING = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.+)")
 
 
@@ -70,7 +71,7 @@ def backward_sentence(error: BaseException, where: str = "") -> str:
 
 def _advice(error: BaseException, body: nn.Module) -> str:
     others = {p.dtype for p in body.parameters() if p.is_floating_point()} - {torch.float32}
-    if others and isinstance(error, RuntimeError) and "dtype" in str(error):
+    if others and isinstance(error, RuntimeError) and _OF_TYPES.search(str(error)):
         kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
         return f"; its weights are {kinds} and lsa's inputs are float32: give model.float()"
     missing = _MISSING.search(str(error)) if isinstance(error, TypeError) else None

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import torch
 from torch import nn
 
 from lsa_cli.auditing.early import decide_early
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @names_of_python()
+@torch.inference_mode(False)  # attacks need gradients, wherever the caller is
 def audit(
     target: str | Path | nn.Module,
     *,

@@ -45,7 +45,7 @@ def analyse_layers(
     return LayerAnalysis(
         rows=rows,
         mvl=[names[position] for position in found.positions],
-        mvl_rule=rule_in_words(rule, found.passed)
+        mvl_rule=(rule_in_words(rule, found.passed) if found.positions else "no layer has a mean above zero")
         + ("; of means above the noise floor" if ranking_floor.any() else ""),
         mu=finite(found.mu),
         sigma=finite(found.sigma),

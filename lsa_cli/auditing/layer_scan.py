@@ -14,6 +14,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.wording import plural
 
 RESAMPLES = 1000
+_ROUNDING = 1e-12  # of the centre from which sums count
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ class LayerScan:
         return np.isnan(self.values).sum(0)
 
     def most_vulnerable(self, rule: MvlRule) -> Vulnerable:
-        """Algorithm 1; with no layer above the threshold, the one with the largest mean (our choice)."""
+        """Algorithm 1; with no layer above the threshold, the one with the largest mean. A layer whose mean is zero, which does
+        not move, is not vulnerable (both our choice)."""
         sums = self._terms().sum(1)
-        inside, mu, sigma, passed = _rule(sums[:, None, :], rule)
+        inside, mu, sigma, passed = _rule(sums[:, None, :], rule, self._centre())
         means = np.where(inside[0], self.means(), -np.inf)
         order = np.argsort(-means, kind="stable")
         positions = tuple(int(p) for p in order[: inside[0].sum()])
@@ -116,7 +118,7 @@ class LayerScan:
             weights = np.stack([np.bincount(pick, minlength=rows) for pick in picks]).astype(float)
             sums = (weights @ terms).reshape(size, 3, count).transpose(1, 0, 2)
             means.append(_divide(sums[1], sums[0]) + self._centre())
-            inside.append(_rule(sums, rule)[0])
+            inside.append(_rule(sums, rule, self._centre())[0])
         resampled = np.concatenate(means)
         measured = ~np.isnan(resampled).all(0)
         bounds = np.full((2, count), np.nan)
@@ -142,8 +144,8 @@ def _mean(values: np.ndarray) -> np.ndarray:  # (R, L) -> (L,), NaN left out
     return _divide(np.nansum(values, 0), known.sum(0).astype(float))
 
 
-def _rule(sums: np.ndarray, rule: MvlRule) -> tuple[Any, Any, Any, Any]:
-    """sums (3, B, L) = count, total, total of squares, from a centre, for B resamples -> inside (B, L), mu, sigma, passed (B,).
+def _rule(sums: np.ndarray, rule: MvlRule, centre: float) -> tuple[Any, Any, Any, Any]:
+    """sums (3, B, L) = count, total, total of squares, from the centre, for B resamples -> inside (B, L), mu, sigma, passed (B,).
 
     mu counts from the same centre.
     """
@@ -155,7 +157,7 @@ def _rule(sums: np.ndarray, rule: MvlRule) -> tuple[Any, Any, Any, Any]:
         mu = np.array([np.mean(row[~np.isnan(row)]) if (~np.isnan(row)).any() else np.nan for row in means])
     else:
         sigma = np.sqrt(np.maximum(_divide(squares, count) - mu**2, 0))
-    comparable = np.nan_to_num(means, nan=-np.inf)
+    comparable = np.where(means + centre > _ROUNDING * abs(centre), means, -np.inf)
     if rule.top_k is not None:
         place = np.argsort(np.argsort(-comparable, axis=1, kind="stable"), axis=1, kind="stable")
         inside = (place < rule.top_k) & np.isfinite(comparable)

@@ -208,6 +208,10 @@ def _in_memory(network: nn.Module, settings: AuditSettings, device: torch.device
     tensors = [*network.parameters(), *network.buffers()]
     if any(map(nn.parameter.is_lazy, tensors)):
         raise CheckpointError("the network has lazy layers that have no weights yet; run it once and train it first")
+    if any(tensor.is_inference() for tensor in tensors):
+        raise CheckpointError(
+            "the weights of the network were made within torch.inference_mode(), so they have no gradients; make them outside"
+        )
     # The user's network stays where it is: on another device a copy is audited.
     moved = any(tensor.device != device for tensor in tensors)
     body = copy_network(network) if moved else network

@@ -34,11 +34,12 @@ class AttackOnNetwork:
     attack: Attack
 
     @names_of_python()
+    @torch.inference_mode(False)  # attacks need gradients, wherever the caller is
     def __call__(self, model: nn.Module, x: Any, y: Any, *, seed: int = 0) -> torch.Tensor:
         """x_adv (N, ...) in float32 for inputs x (N, ...) in [0, 1] or uint8, and labels y (N,), on the device of x.
 
         The model runs in evaluation mode and is unchanged afterwards. x_adv is within eps of x and within [0, 1]; where no
-        adversarial example was found, it is the input with the largest loss that was met. seed: of random starts; the
+        adversarial example was found, it is the input with the smallest margin of those that the attack kept. seed: of random starts; the
         random numbers of a sample depend on the seed and its place in x, not on the batch.
 
         Raises DataError for inputs or labels of a wrong shape, range or type, and NumericalError for a model without an

@@ -15,7 +15,7 @@ from lsa_cli.settings import AuditSettings
 def choose_samples(
     network: Network, seed: int, baseline: AuditReport | None
 ) -> tuple[np.ndarray, list[Warning]]:  # fmt: skip
-    """Places of the samples in the data, ascending, and a warning where a class has none of them.
+    """Places of the samples in the data, ascending, and warnings where classes have none of them.
 
     baseline: its samples are taken, unless --limit is given. Raises UsageError for more samples than there are.
     """
@@ -24,9 +24,10 @@ def choose_samples(
     index = _of_baseline(baseline, len(network.data)) if network.settings.limit is None else None
     if index is None:
         index = _by_limit(network, seed)
-    counts = np.bincount(network.labels[index], minlength=network.classes)
-    missing_anyway = (np.bincount(network.labels, minlength=network.classes) == 0).any()
-    return index, empty_classes(counts, list(network.class_names), subset=not missing_anyway)
+    counts, in_data = (
+        np.bincount(labels, minlength=network.classes) for labels in (network.labels[index], network.labels)
+    )
+    return index, empty_classes(counts, in_data, network.class_names)
 
 
 def open_baseline(settings: AuditSettings) -> AuditReport | None:

@@ -113,9 +113,13 @@ def _is_readable(output: Any, classifier: Classifier, count: int) -> bool:
 
 
 def _may_be_alone(first: ForwardError | None, unreadable: list[tuple[str, bool, Any]]) -> bool:
-    """Whether the number of images can be what a network cannot take."""
+    """Whether the number of images can be what a network cannot take: torch or the code of the network refuses them."""
     cause = first.__cause__ if first is not None else None
-    return bool(unreadable) or (cause is not None and _is_of_shapes(cause))
+    return (
+        bool(unreadable)
+        or isinstance(cause, (AssertionError, ValueError))
+        or (cause is not None and _is_of_shapes(cause))
+    )
 
 
 def _say_how(classifier: Classifier, x: torch.Tensor, loaded: Loaded) -> None:

@@ -12,6 +12,7 @@ from lsa_cli.data.base import LabelledData
 from lsa_cli.errors import DataError
 
 RANGE_TOLERANCE = 1e-4
+_ROUNDING = 0.01  # of the range: inputs beyond it by less are not normalised ones
 _AHEAD = 2  # batches read while the network works on one
 
 
@@ -76,13 +77,16 @@ def check_inputs(x: torch.Tensor, rows: np.ndarray, bounds: tuple[float, float] 
     low, high = bounds
     smallest, largest = float(x.min()), float(x.max())
     if smallest < low - RANGE_TOLERANCE or largest > high + RANGE_TOLERANCE:
+        beyond = max(low - smallest, largest - high)
         advice = (
             "divide by 255, or store uint8"
             if smallest >= 0 and largest > 2
+            else "clip them, if that is rounding"
+            if beyond < _ROUNDING * (high - low)
             else "undo the normalisation in the data and name it with --normalize: it belongs inside the model"
         )
         raise DataError(
-            f"{spec}: inputs run from {smallest:.4g} to {largest:.4g}, outside [{low:g}, {high:g}]; {advice}"
+            f"{spec}: inputs run from {smallest:.7g} to {largest:.7g}, outside [{low:g}, {high:g}]; {advice}"
         )
     return x.clamp(low, high)
 

@@ -92,6 +92,8 @@ def from_object(
         made = (made[image], made[label])
     elif _gives_mappings(made):
         made = _Pairs(made, *_names(made[0], spec))
+    if isinstance(made, (tuple, list)) and len(made) == 2 and _are_classes(made[1]):
+        made = (made[0], np.array(made[1]))
     if isinstance(made, (tuple, list)) and len(made) == 2 and all(hasattr(part, "shape") for part in made):
         x, y = (_array(part) for part in made)
         if x.shape[:1] != y.shape[:1] or not x.shape:
@@ -212,6 +214,15 @@ def _names(found: Mapping[Any, Any], spec: str) -> tuple[str, str]:
             "and label; give (x, y) arrays, or a data set of (input, label) pairs"
         )
     return image, label
+
+
+def _are_classes(labels: Any) -> bool:
+    """Whether it is a plain list of class numbers or names."""
+    return (
+        isinstance(labels, (list, tuple))
+        and len(labels) > 0
+        and all(isinstance(y, (int, np.integer, str)) for y in labels)
+    )
 
 
 def _stacked(labels: Any, spec: str) -> np.ndarray:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lsa_cli.auditing.names import refuse_unknown_in_file
 from lsa_cli.auditing.progress import in_python
 from lsa_cli.config import read_config
@@ -17,6 +19,7 @@ from lsa_cli.settings.in_python import names_of_python
 
 
 @names_of_python()
+@torch.inference_mode(False)  # training needs gradients, wherever the caller is
 def harden(
     checkpoint: str | Path,
     out: str | Path,

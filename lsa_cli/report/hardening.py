@@ -11,7 +11,7 @@ from lsa_cli.report.curves import expected_robustness
 from lsa_cli.report.pairs import LayerGroup, Pair
 from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
 from lsa_cli.report.terminal import print_tables
-from lsa_cli.report.text import evidence_text, interval, number, percent
+from lsa_cli.report.text import evidence_text, has_several_classes, interval, number, percent
 from lsa_cli.report.view import Cell, Column, Table
 from lsa_cli.wording import eps_as_text
 
@@ -85,7 +85,7 @@ def rho(before: ClassSummary, after: ClassSummary) -> float | None:
 def _fairness(before: AuditReport, after: AuditReport) -> list[tuple[Cell, ...]]:
     """How unlike the classes are in the worst case over the attacks, and what the worst class and the mean gained."""
     old, new = before.verdict.class_summary, after.verdict.class_summary
-    if old is None or new is None:
+    if old is None or new is None or not (has_several_classes(before.verdict) and has_several_classes(after.verdict)):
         return []
     rows: list[tuple[Cell, ...]] = []
     if old.nsd is not None and new.nsd is not None:

@@ -93,7 +93,7 @@ def one_line(report: AuditReport) -> str:
     """The verdict in one line, for --quiet and logs."""
     verdict, threat = report.verdict, report.protocol.threat
     robust = "not measured" if verdict.robust is None else f"{percent(verdict.robust.value)} {interval(verdict.robust)}"
-    robust, bound = f"robust accuracy {robust}", ", upper bound"
+    robust, bound = f"robust accuracy {robust}", "" if verdict.robust is None else ", upper bound"
     if between(verdict):
         robust, bound = between(verdict), ""
     failed = [gate.metric for gate in report.failed_gates]

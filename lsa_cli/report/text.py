@@ -69,6 +69,11 @@ def evidence_text(evidence: Evidence) -> str:
     return f"{evidence.verdict} ({found})" if found else evidence.verdict
 
 
+def has_several_classes(verdict: Verdict) -> bool:
+    """Whether there is anything to compare: two classes or more have samples."""
+    return sum(row.robust.n > 0 for row in verdict.classes) > 1
+
+
 def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 

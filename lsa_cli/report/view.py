@@ -10,7 +10,7 @@ from typing import Literal
 
 from lsa_cli.report.ranking import weakest_first
 from lsa_cli.report.schema import AttackOutcome, AuditReport, Evidence, LayerAnalysis, LayerRow, Stage
-from lsa_cli.report.text import interval, length, number, percent, settings_text
+from lsa_cli.report.text import has_several_classes, interval, length, number, percent, settings_text
 from lsa_cli.wording import first_of, plural
 
 Tone = Literal["", "good", "warn", "bad"]
@@ -354,7 +354,7 @@ def classes(report: AuditReport) -> Table | None:
     caption = "robust: worst case over the budget attacks" + ("; proven: no attack can find less" if with_proof else "")
     summary = report.verdict.class_summary
     notes = []
-    if summary is not None:
+    if summary is not None and has_several_classes(report.verdict):
         spread = f"max discrepancy {percent(summary.max_discrepancy)}, sd {percent(summary.sd)}"
         spread += "" if summary.nsd is None else f", NSD {number(summary.nsd)}"
         notes.append(spread if summary.max_discrepancy else "all classes are equally robust")

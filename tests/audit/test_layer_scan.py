@@ -194,3 +194,16 @@ def test_gain_and_amplification():
     both = LayerScan(("a", "b"), values, yardstick, np.full(3, 4.0))
     assert both.gains().tolist() == [0.5, 3.0]
     assert both.amplification().tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("rule", [MvlRule(), MvlRule(sigma="layers"), MvlRule(top_k=2)])
+def test_a_layer_that_does_not_move_is_not_vulnerable(rule):
+    def scan(values):
+        return LayerScan(("a", "b"), values, np.ones_like(values), np.ones(len(values)))
+
+    still = scan(np.zeros((20, 2)))
+    assert still.most_vulnerable(rule).positions == ()
+    assert (still.bootstrap(rule, 0)[2] == 0).all()
+    one_moves = scan(np.stack([np.zeros(20), np.linspace(0.1, 0.7, 20)], axis=1))
+    assert one_moves.most_vulnerable(rule).positions == (1,)
+    assert one_moves.bootstrap(rule, 0)[2].tolist() == [0, 1]

@@ -10,6 +10,7 @@ from torch import nn
 
 from lsa_cli import AuditReport, audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
+from lsa_cli.auditing.evidence.preflight import empty_classes
 from lsa_cli.auditing.execution import blocks
 from lsa_cli.errors import DataError, LayerError, NumericalError, UsageError
 
@@ -272,6 +273,21 @@ def test_data_that_does_not_fit_is_refused(task):
         audit(body, data=(4 * x - 2, y))
     with pytest.raises(DataError, match="divide by 255"):
         audit(body, data=(x * 255, y))
+
+
+def test_inputs_just_outside_the_range_are_told_with_all_their_digits(task):
+    body, x, y = task
+    with pytest.raises(DataError, match=r"to 1\.0003, outside \[0, 1\]; clip them"):
+        audit(body, data=(1.0003 * (x >= 0.5).float(), y))
+
+
+def test_a_class_is_absent_from_the_data_or_from_the_audited_samples():
+    names = ["a", "b", "c", "d"]
+    told = [one.message for one in empty_classes(np.array([3, 0, 0, 1]), np.array([5, 0, 4, 2]), names)]
+    assert told == [
+        "1 of 4 classes have no sample in the data: b; nothing is known about them",
+        "1 of 4 classes have no sample in the audited samples; raise --limit: c; nothing is known about them",
+    ]
 
 
 def test_an_empty_class_is_told_and_its_gate_is_undecided(task):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+import lsa_cli
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import BackwardError, CheckpointError, DataError, ForwardError, UsageError
@@ -175,6 +176,31 @@ class OverwritingItsInput(Net):
 @pytest.mark.parametrize("kind", [Hooked, Retaining, Squeezing, OverwritingItsInput])
 def test_networks_that_need_gradients_or_neighbours_or_write_to_their_input(kind, plain):
     assert figures(run(kind())) == figures(plain)
+
+
+class OneByOne(Net):
+    def forward(self, x):
+        assert len(x) == 1, "one image, please"
+        return super().forward(x)
+
+
+def test_a_network_whose_own_code_refuses_several_images_gets_one_at_a_time(plain):
+    assert run(OneByOne(), layers="none").verdict.robust == plain.verdict.robust
+
+
+def test_an_audit_does_not_depend_on_the_gradient_mode_of_its_caller(plain):
+    (x, y), network = data(), Net()
+    with torch.inference_mode():
+        assert figures(run(network)) == figures(plain)
+        assert lsa_cli.attack("pgd", eps=0.05, steps=2)(network, x, y).shape == x.shape
+        with pytest.raises(CheckpointError, match=r"were made within torch\.inference_mode"):
+            audit(nn.Linear(9, 2), data=(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_are_answered_with_what_to_do(dtype):
+    with pytest.raises(ForwardError, match=r"lsa's inputs are float32: give model\.float\(\)"):
+        run(Net().to(dtype))
 
 
 def test_one_sample_alone_and_the_last_of_a_batch_are_answered_as_in_a_batch():

@@ -326,6 +326,15 @@ def test_loaders_and_pictures_in_python():
     assert torch.equal(from_object(DataLoader(Stream()), "stream").read(np.array([4])), wanted[[4]])
 
 
+def test_labels_may_be_a_plain_list_of_numbers():
+    x = torch.rand(3, 1, 4, 4)
+    found = from_object((x, [2, 0, 1]), "list")
+    assert found.labels.tolist() == [2, 0, 1]
+    assert torch.equal(found.read(np.arange(3)), x)
+    with pytest.raises(DataError, match="give whole class numbers"):
+        from_object((x, ["cat", "dog", "cat"]), "list")
+
+
 def test_a_loader_gives_the_samples_that_it_takes_as_it_collates_them():
     x, y = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
     pairs = TensorDataset(x, y)

@@ -9,6 +9,7 @@ from rich.console import Console
 from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations, outputs
+from lsa_cli.report.hardening import print_hardening
 from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding
 from lsa_cli.report.storage import read_report
 from lsa_cli.report.tables import csv_text, tables
@@ -59,6 +60,28 @@ FILES = {
     "openmetrics": "metrics.txt", "card": "card.md", "badge": "badge.svg",
 }  # fmt: skip
 RENDERED |= {file: lambda name=name: FORMATS.get(name).render(gated()) for name, file in FILES.items()}
+
+
+def test_nothing_is_compared_where_one_class_has_samples():
+    report = example(empty_class=True)
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=120, color_system=None))
+    assert "Classes, worst first" in text.getvalue()
+    assert "max discrepancy" not in text.getvalue()
+    text = io.StringIO()
+    print_hardening(report, report, None, (), Console(file=text, width=120, color_system=None))
+    assert "robust, worst case" in text.getvalue()
+    assert "NSD" not in text.getvalue()
+    assert "rho" not in text.getvalue()
+
+
+def test_a_robust_accuracy_that_is_not_measured_bounds_nothing():
+    assert "robust accuracy not measured (linf 0.3 set by the checkpoint, n=100), clean" in one_line(
+        example(budget=False)
+    )
+    attacked = example()
+    attacked.verdict.proof = None
+    assert ", n=100, upper bound), clean" in one_line(attacked)
 
 
 def test_every_format_has_a_gold_file():

@@ -75,8 +75,8 @@ def useless_logits(seen: LogitsSummary, raw_probabilities: bool = False) -> Chec
     elif seen.n > 1 and (seen.low == seen.high).all():
         finding = doubt(
             "constant-logits",
-            f"the network returns the same output for all {seen.n} samples, so it ignores its input",
-            "check for wrong weights, a wrong input range and dead layers",
+            f"the network returns the same output for all {seen.n} samples: it ignores its input, or the samples are all the same",
+            "check for wrong weights, a wrong input range, dead layers, and data that repeat one image",
             "invalid",
         )
     elif not raw_probabilities and seen.n > 1 and seen.are_probabilities:
@@ -117,16 +117,21 @@ def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
         )
 
 
-def empty_classes(counts: np.ndarray, names: list[str], subset: bool) -> list[Warning]:
-    """A warning about classes without a sample: they have no accuracy, and their limits cannot be decided."""
-    empty = [name for name, count in zip(names, counts, strict=True) if count == 0]
-    if not empty:
-        return []
-    why = "in the subset; raise --limit" if subset else "in the data"
-    message = (
-        f"{len(empty)} of {len(names)} classes have no sample {why}: {first_of(empty, 5)}; nothing is known about them"
-    )
-    return [Warning(code="empty-class", message=message)]
+def empty_classes(counts: np.ndarray, in_data: np.ndarray, names: Sequence[str]) -> list[Warning]:
+    """Warnings about classes without a sample: they have no accuracy, and their limits cannot be decided.
+
+    counts, in_data (K,): the number of samples of each class in the audit, and in the data.
+    """
+    found = []
+    for why, is_empty in (
+        ("in the data", in_data == 0),
+        ("in the audited samples; raise --limit", (counts == 0) & (in_data > 0)),
+    ):
+        empty = [name for name, flag in zip(names, is_empty, strict=True) if flag]
+        if empty:
+            message = f"{len(empty)} of {len(names)} classes have no sample {why}: {first_of(empty, 5)}; nothing is known about them"
+            found.append(Warning(code="empty-class", message=message))
+    return found
 
 
 def trained_on_the_same(history: Sequence[Mapping[str, Any]], source: str, split: str) -> Checked:
