@@ -115,6 +115,31 @@ def test_unknown_names_are_refused_with_their_line(tmp_path, monkeypatch, line, 
     assert [file.name for file in tmp_path.iterdir()] == ["lsa.yaml"]
 
 
+ALONE = [
+    ("attack: [pgd]\nfull-on: 5", "--full-on sets how many samples run through the cascade, and there is none"),
+    ("attack: [pgd]\nquick: true", "preset: quick chooses the attacks; leave out attack"),
+    ("attack: ['pgd:stepz=3']", "unknown option 'stepz': did you mean 'steps'"),
+    ("attack: [fgsm]\nrestarts: 3", "--restarts: none of the attacks (fgsm) takes it"),
+    ("seed: 1\ncheckpoints: {'*.pt': {attack: [pgd], full-on: 5}}", "--full-on sets how many"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), ALONE)
+def test_attacks_that_no_audit_runs_are_refused_by_check_as_by_an_audit(tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)
+    path = written(tmp_path, f"{text}\n")
+    for command in (["check", str(path)], ["audit", str(MOON)]):
+        result = CliRunner().invoke(app, command)
+        assert (result.exit_code, says in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["full-on: 5", "norm: l2\nattack: [fmn]", "attack: [deepfool]\nsteps: 9", "gate: {proven: 0.1}"]
+)
+def test_attacks_that_some_audit_runs_are_passed_by_check(tmp_path, text):
+    assert CliRunner().invoke(app, ["check", str(written(tmp_path, f"{text}\n"))]).exit_code == 0
+
+
 def test_python_refuses_an_unknown_format_before_anything_runs():
     with pytest.raises(UsageError, match="unknown format 'mdd': did you mean 'md'"):
         audit(MOON, files={"mdd": "a"}, progress=lambda *done: pytest.fail("the audit runs"))

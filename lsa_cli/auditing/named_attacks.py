@@ -124,6 +124,12 @@ def without_square(cascade: Sequence[NamedAttack]) -> list[Warning]:
     return [Warning(code="no-square", message=message)]
 
 
+def refuse_no_cascade(settings: AuditSettings, cascade: Sequence[NamedAttack]) -> None:
+    """Raises UsageError for --full-on without a cascade."""
+    if settings.full_on is not None and not cascade:
+        raise UsageError("--full-on sets how many samples run through the cascade, and there is none; add --full")
+
+
 def make_noises(settings: AuditSettings, network: Network) -> tuple[NamedAttack, ...]:
     """The noises and corruptions."""
     bounds = network.bounds

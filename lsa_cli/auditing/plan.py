@@ -14,7 +14,7 @@ from lsa_cli.attacks.search import Goal
 from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import BatchSize
-from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noises, without_square
+from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noises, refuse_no_cascade, without_square
 from lsa_cli.auditing.names import refuse_unknown_names
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.presets import chosen_attacks, with_preset
@@ -271,8 +271,7 @@ def chosen_layers(
 
 def _refuse_contradictions(plan: AuditPlan) -> None:
     """Raises UsageError for settings that nothing in the plan can use, and limits on names that it does not have."""
-    if plan.settings.full_on is not None and not plan.cascade:
-        raise UsageError("--full-on sets how many samples run through the cascade, and there is none; add --full")
+    refuse_no_cascade(plan.settings, plan.cascade)
     if plan.eps_grid and not plan.attacks:
         raise UsageError("--eps-grid needs an attack whose curve it draws")
     if plan.metrics and not plan.attacks:

@@ -15,9 +15,11 @@ def check(
     """Check lsa.yaml files and run nothing. Exit 2 for the first mistake."""
     from pathlib import Path
 
+    from lsa_cli.auditing.checking import refuse_alone
     from lsa_cli.auditing.names import refuse_unknown_in_file
     from lsa_cli.config import read_config
 
     for file in files:
-        limits = read_config(Path(file), check=refuse_unknown_in_file).gate or {}
-        emit(f"{printable(file)}: {plural(len(limits), 'limit')}\n")
+        settings = read_config(Path(file), check=refuse_unknown_in_file)
+        refuse_alone(settings, file)
+        emit(f"{printable(file)}: {plural(len(settings.gate or {}), 'limit')}\n")

@@ -43,7 +43,9 @@ def _from_report(path: str, layers: list[Layer], top_k: int | None) -> tuple[str
 
     outcome = strongest(read_report(path), scanned=True)
     if outcome is None or outcome.layers is None or not outcome.layers.mvl:
-        raise UsageError(f"--mvl {path}: this report has no layer scan under an attack; audit without --layers none")
+        raise UsageError(
+            f"--mvl {path}: this report has no scan of layers that an attack moves; audit without --layers none"
+        )
     found = outcome.layers.mvl
     if top_k is not None:
         means = {row.name: row.mean for row in outcome.layers.rows if row.mean is not None}
@@ -127,7 +129,12 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
     seen = Observation.concatenate(distributed.dealt(list(batches(rows, audit.batch_size)), scan_batch))
     scan = LayerScan.from_rows(names, seen.layers, seen.yardstick, seen.input_error, seen.index)
     rule = audit.rule if plan.top_k is None else MvlRule(top_k=plan.top_k)
-    return tuple(names[position] for position in scan.most_vulnerable(rule).positions)
+    found = tuple(names[position] for position in scan.most_vulnerable(rule).positions)
+    if not found:
+        raise UsageError(
+            "no layer moves under PGD on the held-out samples; name the layers to regularize with --layers"
+        )
+    return found
 
 
 def read_batch(plan: "HardenPlan", rows: np.ndarray) -> Batch:
@@ -169,7 +176,7 @@ def settings_after_audit(own: HardenSettings, report: AuditReport) -> tuple[Hard
     if _takes_layers(own):
         if top is None or top.layers is None or not top.layers.mvl:
             raise UsageError(
-                "--harden regularizes the most vulnerable layers, and the audit scanned none under an attack"
+                "--harden regularizes the most vulnerable layers, and the audit scanned none that an attack moves"
             )
         found |= {"layers": top.layers.mvl, "hold": None}
         notes.append(f"hardening {', '.join(top.layers.mvl)}, flagged under {top.name}")
