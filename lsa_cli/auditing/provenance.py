@@ -2,6 +2,7 @@
 
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.report.protocol import Data, Protocol, Subject, ThreatModel
+from lsa_cli.report.schema import AuditReport
+from lsa_cli.report.storage import read_report
 from lsa_cli.settings import AuditSettings
 from lsa_cli.settings.declare import settings_of
 from lsa_cli.wording import eps_as_text
@@ -122,3 +125,23 @@ def identity_of(plan: AuditPlan) -> dict[str, Any]:
         "ranks": distributed.world(),
     }  # fmt: skip
     return {**chosen, **protocol, **settings}
+
+
+def finished_report(plan: AuditPlan, path: Path) -> AuditReport | None:
+    """The report at `path`, if it is complete and this plan would give the same one; otherwise None.
+
+    Raises UsageError for a file that is no report.
+    """
+
+    def plain(protocol: Protocol) -> dict[str, Any]:
+        free: Any = {"settings_from": True, "attacked": True, "threads": True, "settings": {"threads"}}
+        return protocol.model_dump(mode="json", exclude=free)
+
+    saved = read_report(str(path))
+    same = (
+        saved.status == "complete"
+        and saved.subject.sha256 == subject_of(plan).sha256
+        and saved.data.fingerprint == data_of(plan).fingerprint
+        and plain(saved.protocol) == plain(protocol_of(plan))
+    )
+    return saved if same else None

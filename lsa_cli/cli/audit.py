@@ -15,7 +15,7 @@ from lsa_cli.cli.console import data_console, emit, foreign_code, note, print_to
 from lsa_cli.cli.dry_run import show_plan
 from lsa_cli.cli.harden import harden_after, settings_of_hardening
 from lsa_cli.cli.outputs import audit_outputs, split_stdout
-from lsa_cli.cli.saving import journal_of, run_and_save, spare_full_report
+from lsa_cli.cli.saving import finished, journal_of, run_and_save, spare_full_report
 from lsa_cli.errors import EXIT_GATE, EXIT_INTERRUPTED, UsageError
 from lsa_cli.settings import AuditSettings
 from lsa_cli.wording import plural
@@ -117,9 +117,16 @@ def _run(
     plan: "AuditPlan", given: AuditSettings, settings: AuditSettings, outputs: "Outputs", to_stdout: bool
 ) -> "AuditReport":
     """Run the plan and write `outputs`; of several ranks the first one writes."""
+    from lsa_cli import distributed
     from lsa_cli.auditing.early import decide_early
     from lsa_cli.auditing.run import run_audit
 
+    if given.resume:
+        done = distributed.first(lambda: finished(plan, outputs))
+        if done is not None:
+            if ranks.writes():
+                outputs.write(done)
+            return done
     named = "json" in (settings.files or {}) or bool(given.resume)
     if settings.gate_only:
         journal = None

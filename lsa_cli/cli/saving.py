@@ -66,6 +66,25 @@ def remove_partial(outputs: "Outputs") -> None:
         Path(part).unlink()
 
 
+def finished(plan: "AuditPlan", outputs: "Outputs") -> "AuditReport | None":
+    """For --resume: the report of this very audit, where it is complete and no journal is left, with its limits decided anew.
+
+    So a job that is started again after its end ends as it did.
+    """
+    from lsa_cli.auditing.provenance import finished_report
+    from lsa_cli.report.gate import check
+
+    path = outputs.files.get("json")
+    if complete_report(path) is None or Path(f"{path}.journal").exists():
+        return None
+    report = finished_report(plan, Path(str(path)))
+    if report is None:
+        return None
+    report.gates = check(report, plan.limits)
+    note(f"{path} is the complete report of this audit: nothing is left to resume")
+    return report
+
+
 # ---- the journal ------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
+from lsa_cli.auditing.provenance import finished_report
 from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.auditing.rebuilding import write_command
 from lsa_cli.auditing.run import run_audit
@@ -32,7 +32,6 @@ from lsa_cli.hardening.validation import validation_of
 from lsa_cli.hardening.watchdog import EpochResult
 from lsa_cli.hardening.weights import weights_of
 from lsa_cli.report.compare import Comparison, compare
-from lsa_cli.report.protocol import Protocol
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
 from lsa_cli.wording import eps_as_text, plural
@@ -206,7 +205,7 @@ def _resumes(plan: HardenPlan, files: Files, asked: bool, restarted: bool, say: 
 def _audit_before(plan: AuditPlan, files: Files, keeps: bool, progress: Progress, say: Say) -> AuditReport:
     """The report of the network before training. keeps: it is read from disk, if it is there."""
     path = files.new_before if files.new_before.exists() else files.before
-    saved = distributed.first(lambda: _saved(plan, path) if keeps and path.exists() else None)
+    saved = distributed.first(lambda: finished_report(plan, path) if keeps and path.exists() else None)
     if saved is not None:
         return saved
     say(f"audit before: {', '.join(named.label for named in plan.attacks)} on {plural(len(plan.index), 'sample')}")
@@ -214,25 +213,6 @@ def _audit_before(plan: AuditPlan, files: Files, keeps: bool, progress: Progress
     if distributed.rank() == 0:
         write_text(str(files.new_before), report.to_json())
     return report
-
-
-def _saved(plan: AuditPlan, path: Path) -> AuditReport | None:
-    """The report on disk, if this plan would give the same report; otherwise None."""
-    from lsa_cli.auditing.provenance import data_of, protocol_of, subject_of
-    from lsa_cli.report.storage import read_report
-
-    def plain(protocol: Protocol) -> dict[str, Any]:
-        free: Any = {"settings_from": True, "attacked": True, "threads": True, "settings": {"threads"}}
-        return protocol.model_dump(mode="json", exclude=free)
-
-    saved = read_report(str(path))
-    same = (
-        saved.status == "complete"
-        and saved.subject.sha256 == subject_of(plan).sha256
-        and saved.data.fingerprint == data_of(plan).fingerprint
-        and plain(saved.protocol) == plain(protocol_of(plan))
-    )
-    return saved if same else None
 
 
 def _job(

@@ -338,6 +338,20 @@ def test_presets_files_of_samples_and_an_output_folder(lsa, samples):
     ]
 
 
+def test_a_job_that_is_resumed_after_its_end_ends_as_it_did(lsa, samples):
+    arguments = ["audit", samples / "moon_mlp.pt", "-n", 8, "--attack", "fgsm", "--noise", "none", "--threads", 1,
+                 "--json", "r.json", "--fail-under", "robust=1"]  # fmt: skip
+    first = lsa(*arguments)
+    saved = json.loads(Path("r.json").read_text())
+    again = lsa(*arguments, "--resume", "--md", "r.md")
+    assert (first.code, again.code, again.out) == (1, 1, first.out)
+    assert "r.json is the complete report of this audit: nothing is left to resume" in again.err
+    assert json.loads(Path("r.json").read_text()) == saved
+    assert Path("r.md").is_file()
+    other = lsa(*arguments, "--resume", "--seed", 2)
+    assert (other.code, "no interrupted run" in other.err) == (2, True)
+
+
 def test_ways_to_ask_for_two_things_at_once_are_refused(refused, samples):
     model = samples / "mnist_cnn.pt"
     refused("audit", model, "--quick", "--full", says="one of them")
