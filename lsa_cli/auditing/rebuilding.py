@@ -118,7 +118,7 @@ def rebuild(
     if in_order:
         doubt = _doubt_of_order(checkpoint, outcome, in_order, data.spec)
     if doubt is None and settings.input_size is None:
-        doubt = _doubt_of_size(search, outcome)
+        doubt = _doubt_of_size(checkpoint, search, outcome, data.spec)
     if doubt is not None and not doubtful:
         told = f"; to write and correct it: {write_command(checkpoint, data.spec)}" if data.spec != IN_PYTHON else ""
         raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
@@ -295,16 +295,18 @@ def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, spec:
     return f"the best network is right on {right} only if its classes are in another order; if that is the order of its training: {words}"
 
 
-def _doubt_of_size(search: Search, outcome: Outcome) -> str | None:
+def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, spec: str) -> str | None:
     """The doubt that the network was trained on larger images; None without doubt."""
     other = fits_resized(search, outcome)
     if other is None:
         return None
     height, width = search.x.shape[2:]
+    words = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec, "--input-size", "native"])
+    command = f": {words}" if spec != IN_PYTHON else ""
     return (
         f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "
         f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): add --input-size {SIZE} if it was trained on such images, "
-        "else --input-size native"
+        f"else --input-size native{command}"
     )
 
 

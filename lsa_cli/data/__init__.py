@@ -5,6 +5,7 @@ from lsa_cli.data import (  # noqa: F401  they register themselves
     folders,
     libraries,
     shards,
+    tensors,
 )
 from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, Traits, with_traits
 from lsa_cli.data.batches import batches, check_inputs, fingerprint, prefetch, stratified_subset

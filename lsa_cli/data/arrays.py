@@ -1,7 +1,7 @@
 """Images stored as arrays of one size: .npz files, and folders of .npy files like CIFAR-10-C."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -132,19 +132,46 @@ def open_npz(request: SourceRequest) -> LabelledData:
     check_file(path, spec)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            x_name, y_name, split = _pick_arrays(names, request, spec)
-            x, y = archive[x_name], archive[y_name]
-            class_names = tuple(str(name) for name in archive["class_names"]) if "class_names" in names else None
+            return named_arrays(archive, list(archive.files), request, spec)
     except LsaError:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise errors of their own for a damaged file
         raise DataError(f"{spec} cannot be read as an .npz of plain arrays: {error}") from error
+
+
+@DATA_SOURCES.register("npy")
+@with_traits(Traits(suffixes=(".npy",)))
+def open_npy(request: SourceRequest) -> LabelledData:
+    """npy:IMAGES.npy: images, with the labels in an .npy file beside it that has the same split in its name: x_test.npy and y_test.npy."""
+    request.allow("npy")
+    path, spec = Path(request.location), f"npy:{request.location}"
+    check_file(path, spec)
+    stems = [other.stem for other in sorted(path.parent.glob("*.npy"))]
+    split = next(iter(_by_split([path.stem], _ARRAYS["x"])), None)
+    labels = _by_split(stems, _ARRAYS["y"]).get("" if split is None else split, [])
+    if split is None or len(labels) != 1:
+        raise DataError(
+            f"{spec}: lsa finds images and labels by names such as x_test.npy and y_test.npy; put them into one file: python -c "
+            f"\"import numpy as n; n.savez('data.npz', x=n.load('{path}'), y=n.load('LABELS.npy'))\", and give --data data.npz"
+        )
+    if request.split not in (None, split):
+        raise SplitError(f"--split '{request.split}': {spec} holds the split '{split}' only; leave --split out")
+    request = replace(request, options={**request.options, "x": path.stem, "y": labels[0]}, split=split or None)
+    arrays = {name: _mapped(path.with_name(f"{name}.npy")) for name in (path.stem, labels[0])}
+    return named_arrays(arrays, list(arrays), request, spec)
+
+
+def named_arrays(arrays: Mapping[str, np.ndarray], names: list[str], request: SourceRequest, spec: str) -> LabelledData:
+    """Data of the arrays whose names say images and labels. names: of all arrays, which are read only where they are needed."""
+    x_name, y_name, split = _pick_arrays(names, request, spec)
+    x, y = arrays[x_name], arrays[y_name]
+    class_names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in names else None
     if x.shape[:1] != y.shape[:1] or not x.shape:
         raise DataError(f"{spec}: {x_name} has shape {x.shape} and {y_name} {y.shape}; give one label per sample")
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise DataError(f"{spec}: {x_name} holds {x.dtype}; give uint8 (0..255) or floating numbers in [0, 1]")
-    return _requested(request, spec, x, y, class_names=class_names, called=path.stem, split=split)
+    called = Path(request.location).stem
+    return _requested(request, spec, x, y, class_names=class_names, called=called, split=split)
 
 
 # Names of arrays, in upper or lower case, with or without punctuation: x, X_test, test_images, imagesVal, ...

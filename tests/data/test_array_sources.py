@@ -484,3 +484,54 @@ def test_mappings_of_images_and_labels_are_read_as_pairs_are():
         assert data.labels.tolist() == y.tolist()
     with pytest.raises(DataError, match="a mapping with a, b has no usual name of an image and a label"):
         from_object(Mappings(x, y, ("a", "b")), "made")
+
+
+# ---- files of torch.save, and pairs of .npy files ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        lambda x, y: (x, y),
+        lambda x, y: [x, y],
+        lambda x, y: {"x": x, "y": y},
+        lambda x, y: {"images": x, "labels": y.tolist()},
+    ],
+)
+def test_tensors_of_torch_save_are_read(store, tmp_path):
+    x, y = torch.rand(4, 1, 5, 5), torch.tensor([0, 1, 1, 0])
+    torch.save(store(x, y), tmp_path / "test.pt")
+    data = open_data(str(tmp_path / "test.pt"))
+    assert data.spec == f"torch:{tmp_path}/test.pt"
+    assert torch.equal(data.read(np.arange(4)), x)
+    assert data.labels.tolist() == y.tolist()
+    assert not runs_user_code(data.spec)
+
+
+@pytest.mark.parametrize(
+    ("stored", "says"),
+    [
+        (torch.zeros(4, 1, 5, 5), "holds a Tensor; save images and labels"),
+        (TensorDataset(torch.zeros(2, 3), torch.zeros(2)), "holds more than tensors, which could run code"),
+        ({"x": torch.zeros(2, 3)}, "no array y or labels"),
+        ((torch.zeros(2, 3), torch.zeros(3)), "give one label per sample"),
+    ],
+)
+def test_other_files_of_torch_save_are_refused_with_what_to_save(stored, says, tmp_path):
+    torch.save(stored, tmp_path / "test.pt")
+    with pytest.raises(DataError, match=says):
+        open_data(str(tmp_path / "test.pt"))
+
+
+def test_the_labels_of_an_npy_file_lie_beside_it(tmp_path):
+    x, y = np.random.default_rng(0).random((4, 5, 5), dtype=np.float32), np.array([0, 1, 1, 0])
+    for name, array in {"X_train": x[:2], "y_train": y[:2], "X_test": x, "y_test": y}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    data = open_data(str(tmp_path / "X_test.npy"))
+    assert data.labels.tolist() == y.tolist()
+    assert data.split == "test"
+    with pytest.raises(SplitError, match="leave --split out"):
+        open_data(str(tmp_path / "X_test.npy"), split="train")
+    (tmp_path / "y_test.npy").unlink()
+    with pytest.raises(DataError, match=r"names such as x_test.npy and y_test.npy.*--data data.npz"):
+        open_data(str(tmp_path / "X_test.npy"))
