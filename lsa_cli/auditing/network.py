@@ -268,7 +268,7 @@ def on_data(
     if built.loaded is None:
         assert checkpoint is not None
         assert built.unknown is not None
-        built.rebuilt = rebuild(checkpoint, opened, settings, bounds, built.unknown, say)
+        built.rebuilt = rebuild(checkpoint, opened, settings, bounds, built.unknown, say, wait=say)
         built.loaded, built.found = built.rebuilt.loaded, built.rebuilt.found
     loaded = replace(built.loaded, notes=[*built.loaded.notes])
     warnings: list[Warning] = []

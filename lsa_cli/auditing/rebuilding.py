@@ -1,6 +1,7 @@
 """A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
 
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +40,7 @@ _OWN_FROM = 1000  # images from which the mean and std of the data are taken
 _LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
 _SHOWN = 3  # other networks
+_EVERY = 10.0  # seconds between two lines on a long search
 _GEOMETRIES, _PADDINGS, _REMEMBERED_BY = (
     20,
     2,
@@ -79,12 +81,12 @@ def channels_of(checkpoint: Checkpoint) -> int | None:
 
 def rebuild(
     checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UnknownNetworkError, say: Say,
-    *, doubtful: bool = False,
+    *, doubtful: bool = False, wait: Say = lambda message: None,
 ) -> Rebuilt:  # fmt: skip
     """The network that the weights and the labels tell. why: the refusal of the file without a reconstruction.
 
     Raises UnknownNetworkError, with what was found, where no variant of a chain is better than all others beyond noise. doubtful:
-    then it is said, and the best one is returned.
+    then it is said, and the best one is returned. wait: gets a line where the search is long.
     """
 
     def look(rows: np.ndarray) -> torch.Tensor:
@@ -110,6 +112,7 @@ def rebuild(
         made = Search(
             structures, tensors, reading(order, ordered, look), len(order), tried,
             lambda option: cost_of(option, data.name or data.called), training, activation_of(settings), flatten,
+            _waiting(wait),
         )  # fmt: skip
         return made, made.best()
 
@@ -136,6 +139,21 @@ def rebuild(
     option = "" if variant.normalization == _STATED else variant.normalization
     option = f"{option} {in_order}".strip()
     return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
+
+
+def _waiting(wait: Say) -> Callable[[int, float], None]:
+    """Says how far a search is, every _EVERY seconds."""
+    last = time.monotonic()
+
+    def tell(asked: int, best: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            wait(
+                f"putting the network together: {asked} variants were compared, the best is right on {100 * best:.0f}%"
+            )
+
+    return tell
 
 
 def _found(

@@ -62,11 +62,11 @@ def rebuild_alone(target: str | Path, settings: AuditSettings, say: Say) -> Rebu
     if built.unknown is None:
         arch = built.loaded.arch if built.loaded is not None else "no file"
         raise UsageError(f"{target} holds {arch}, which needs no reconstruction; leave out --write-arch")
-    return _rebuilt(built, target, settings, say)[0]
+    return _rebuilt(built, target, settings, say, wait=say)[0]
 
 
 def _rebuilt(
-    built: Built, target: str | Path, settings: AuditSettings, say: Say
+    built: Built, target: str | Path, settings: AuditSettings, say: Say, wait: Say = lambda message: None
 ) -> tuple[Rebuilt, LabelledData, Bounds]:
     """The network, its data, and the range of its inputs."""
     assert built.checkpoint is not None
@@ -74,7 +74,11 @@ def _rebuilt(
     description = built.checkpoint.description
     opened = open_data_for(target, settings, {}, description, built, None)
     bounds = description.input_range if description is not None else (0.0, 1.0)
-    return rebuild(built.checkpoint, opened, settings, bounds, built.unknown, say, doubtful=True), opened, bounds
+    return (
+        rebuild(built.checkpoint, opened, settings, bounds, built.unknown, say, doubtful=True, wait=wait),
+        opened,
+        bounds,
+    )
 
 
 def _layers(classifier: Classifier, data: LabelledData, bounds: Bounds) -> list[LayerView]:

@@ -232,12 +232,14 @@ def _with_gaps(chain: list[Layer]) -> list[Layer]:
     for layer, after in pairwise([*chain, None]):
         assert layer is not None
         norm = layer.norm
+        flattens = not layer.is_linear and after is not None and after.is_linear
         if norm is not None:
             between = _gap(layer.name, norm.name, sequentials)
-            behind = _gap(norm.name, after.name, sequentials) if after else None
+            behind = _gap(norm.name, after.name, sequentials, flattens) if after else None
             made.append(replace(layer, gap=behind, norm=replace(norm, gap=between)))
         else:
-            made.append(replace(layer, gap=_gap(layer.name, after.name, sequentials) if after else None))
+            gap = _gap(layer.name, after.name, sequentials, flattens) if after else None
+            made.append(replace(layer, gap=gap))
     return made
 
 
@@ -251,8 +253,9 @@ def _sequentials(names: Iterable[str]) -> set[str]:
     return {head for head, found in numbers.items() if max(found) - min(found) >= len(found)}
 
 
-def _gap(one: str, other: str, sequentials: set[str]) -> int | None:
+def _gap(one: str, other: str, sequentials: set[str], flattens: bool = False) -> int | None:
+    """Modules left out between two numbers. flattens: one of them flattens the map, and does not count."""
     (head, _, first), (other_head, _, second) = one.rpartition("."), other.rpartition(".")
     if head != other_head or head not in sequentials or not (first.isdecimal() and second.isdecimal()):
         return None
-    return max(0, int(second) - int(first) - 1)
+    return max(0, int(second) - int(first) - 1 - flattens)

@@ -83,13 +83,14 @@ _EFFORTS = {  # by multiplications for an image, at most
 
 class Search:
     """Variants of a chain, asked on the same images. trained: images and labels of the training, where they are known.
-    activation: the only one that is tried; None: all. flatten: FLATTEN or CHANNELS_LAST."""
+    activation: the only one that is tried; None: all. flatten: FLATTEN or CHANNELS_LAST.
+    wait: gets the number of variants that were asked, and the best accuracy, after each of them."""
 
     def __init__(
         self, structures: Sequence[Structure], tensors: Mapping[str, torch.Tensor], read: Read, available: int,
         normalizations: Mapping[str, Normalization], costs: Callable[[str], float],
         trained: tuple[torch.Tensor, torch.Tensor] | None = None, activation: str | None = None,
-        flatten: str = FLATTEN,
+        flatten: str = FLATTEN, wait: Callable[[int, float], None] = lambda asked, best: None,
     ) -> None:  # fmt: skip
         self.structures, self.tensors, self.read, self.available = list(structures), tensors, read, available
         self.made: dict[tuple[Any, ...], nn.Module] = {}
@@ -98,7 +99,7 @@ class Search:
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
         self.costs = costs
-        self.flatten = flatten
+        self.flatten, self.wait = flatten, wait
         self.activations = tuple(ACTIVATIONS) if activation is None else (activation,)
         self.trained, self.on_training = trained, dict[Variant, torch.Tensor]()
         self.unrest: dict[Variant, float] = {}
@@ -296,6 +297,7 @@ class Search:
         for one in variants:
             if one in known or one in self.poor:
                 continue
+            self.wait(len(self.few) + len(self.asked), best)
             network = with_weights(parts_of(one), self.tensors, self.made)
             ask = self._asking(one, network)
             with torch.no_grad():
