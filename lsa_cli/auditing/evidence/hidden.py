@@ -2,45 +2,44 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
 
-from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.base import Model, undisturbed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.randomness import per_sample
 from lsa_cli.auditing.evidence.decision import Checked, doubt, exceeds
+from lsa_cli.auditing.evidence.guided import Tap
 from lsa_cli.auditing.evidence.network import OTHER_BATCH, relative_difference
+from lsa_cli.auditing.evidence.outputs import shapes_of_outputs
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.models.rehydration import Program
 
 STEPS = 10
 SAMPLES = 32  # that tell whether a part answers
 ALLOWED_USED = 0.05  # of the points: a part that answers fewer is hidden
-ALLOWED_BROKEN = (
-    0.25  # of the survivors: a head that training needed and that is not used now is nearly as robust as the rest
-)
+ALLOWED_BROKEN = 0.25  # of the survivors: a head that only training needed is nearly as robust as the rest
+_TRIED = 3  # parts
 _CHANGE = -1.5  # all weights of a part times this: its outputs are others then
 
 
 def hidden_network(survivors: Probe, probe: Probe) -> Checked:
     """Does a part that answers hardly any input, but classifies most samples correctly by itself, break under an attack?
 
-    A part is a module that takes images. Whether it answers is seen by other weights in it: they change the logits of the network
-    at the samples, or at random points within the budget. On no condition, then, depends whether it is found.
+    A part is a module that takes images, or the way to a layer that returns one number for each class. Whether it answers is
+    seen by other weights in it: they change the logits of the network at the samples, or at random points within the budget. So
+    it is found by whatever condition it answers.
     """
     few = probe.first(SAMPLES)
-    name, part = next(_unused(few), ("", None))
-    if part is None:
+    parts = [(_broken(survivors, part), name, part) for name, part in islice(_unused(few), _TRIED)]
+    if not parts:
         return Checked("hidden networks", len(few), {"found": 0})
-    with undisturbed(probe.model):
-        right = int((few.logits(few.x, part).argmax(1) == few.y).sum())
-        x_adv = survivors.by_batch(
-            lambda x, y, index: PGD(survivors.threat, STEPS)(part, x, y, index=index, seed=survivors.seed, goal="break"),
-            survivors.x, survivors.y, survivors.index,
-        )  # fmt: skip
-        broken = int((margin(survivors.logits(x_adv, part), survivors.y) > 0).sum())
+    broken, name, part = max(parts, key=lambda one: one[0])
+    right = int((few.logits(few.x, part).argmax(1) == few.y).sum())
     finding = doubt(
         "hidden-network",
         f"the network holds another one ({name}), which classifies {right} of {len(few)} samples correctly but answers hardly any "
@@ -48,36 +47,62 @@ def hidden_network(survivors: Probe, probe: Probe) -> Checked:
         "answers, the network is not robust",
         "find out for which inputs it answers, or remove it; audit it by itself",
     )
-    saw = {"found": 1, "broken": broken}
+    saw = {"found": len(parts), "broken": broken}
     found = exceeds(broken, len(survivors), ALLOWED_BROKEN)
     return Checked("hidden networks", len(survivors), saw, finding if found else None)
 
 
-def _unused(probe: Probe) -> Iterator[tuple[str, nn.Module]]:
+def _broken(survivors: Probe, part: Model) -> int:
+    """How many of these samples an attack on the part alone breaks for it."""
+
+    def perturb(x: torch.Tensor, y: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return PGD(survivors.threat, STEPS)(part, x, y, index=index, seed=survivors.seed, goal="break")
+
+    with undisturbed(survivors.model):
+        x_adv = survivors.by_batch(perturb, survivors.x, survivors.y, survivors.index)
+        return int((margin(survivors.logits(x_adv, part), survivors.y) > 0).sum())
+
+
+def _unused(probe: Probe) -> Iterator[tuple[str, Model]]:
     """The parts, by name, that classify half of the probe correctly (our choice) and answer hardly any input."""
     if not isinstance(probe.model, nn.Module):
         return
     with per_sample(probe.seed, probe.index, "hidden networks"):
         points = torch.cat([probe.x, probe.threat.sample(probe.x)])
     before = probe.logits(points)
-    for name, part in _parts(probe.model):
-        if next(part.children(), None) is not None and _classifies(probe, part):
-            with _other_weights(part):
+    for name, module, part in _parts(probe):
+        if _classifies(probe, part):
+            with _other_weights(module):
                 differs = relative_difference(before, probe.logits(points)) > OTHER_BATCH
             if float(differs.float().mean()) < ALLOWED_USED:
                 yield name, part
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of the network, also of one that is a compiled program, by name."""
+def _parts(probe: Probe) -> Iterator[tuple[str, nn.Module, Model]]:
+    """The parts of the network, also of one that is a compiled program: name, module, and images -> logits."""
+    for name, module in _modules(probe.model):
+        if next(module.children(), None) is not None:
+            yield name, module, module
+    for layer, shape in shapes_of_outputs(probe).items():
+        if shape == probe.clean[:2].shape:
+            tap = Tap.of(probe.model, layer, inputs=False)
+            yield str(tap.name), layer, _before(tap, probe.model)
+
+
+def _before(tap: Tap, model: Model) -> Model:
+    return lambda x: tap(model, x)[0]
+
+
+def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Its modules by name, also those of a compiled program."""
     for name, part in model.named_modules():
         if name:
             yield name, part
         if isinstance(part, Program) and isinstance(part.program, nn.Module):
-            yield from _parts(part.program)
+            yield from _modules(part.program)
 
 
-def _classifies(probe: Probe, part: nn.Module) -> bool:
+def _classifies(probe: Probe, part: Model) -> bool:
     """Whether the part takes images and returns logits that are right for half of the probe."""
     try:
         with torch.no_grad(), undisturbed(probe.model):

@@ -66,7 +66,20 @@ def inner_networks(probe: Probe, last: nn.Module | None) -> OtherHead | None:
     """
     if not isinstance(probe.model, nn.Module):
         return None
+    taps: list[Tap] = []
+    for module, shape in shapes_of_outputs(probe).items():
+        if module is not last and len(taps) < INNER and shape == probe.clean[:2].shape:
+            tap = Tap.of(probe.model, module, inputs=False)
+            logits = _other_logits(probe, tap)
+            if logits is not None and 2 * int((logits.argmax(1) == probe.y).sum()) >= len(probe):
+                taps.append(tap)
+    return OtherHead(probe.threat, tap=JointTap(tuple(taps))) if taps else None
+
+
+def shapes_of_outputs(probe: Probe) -> dict[nn.Module, tuple[int, ...]]:
+    """Of the layers with weights in a pass over two samples, in the order in which the network holds them."""
     sizes: dict[nn.Module, tuple[int, ...]] = {}
+    assert isinstance(probe.model, nn.Module)
     layers = [one for one in probe.model.modules() if next(one.parameters(recurse=False), None) is not None]
     handles = [one.register_forward_hook(lambda one, _, out: sizes.update({one: _shape(out)})) for one in layers]
     try:
@@ -74,14 +87,7 @@ def inner_networks(probe: Probe, last: nn.Module | None) -> OtherHead | None:
     finally:
         for handle in handles:
             handle.remove()
-    taps: list[Tap] = []
-    for module in layers:
-        if module is not last and len(taps) < INNER and sizes.get(module) == probe.clean[:2].shape:
-            tap = Tap.of(probe.model, module, inputs=False)
-            logits = _other_logits(probe, tap)
-            if logits is not None and 2 * int((logits.argmax(1) == probe.y).sum()) >= len(probe):
-                taps.append(tap)
-    return OtherHead(probe.threat, tap=JointTap(tuple(taps))) if taps else None
+    return {one: sizes[one] for one in layers if one in sizes}
 
 
 def _shape(output: object) -> tuple[int, ...]:
