@@ -142,3 +142,18 @@ class NotANumber(Defence):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x) + 0 * torch.sqrt((x - x.detach()).abs()).flatten(1).sum(1, keepdim=True)
+
+
+class NearBoundary(Defence):
+    """The gradient of the logits has the wrong sign where the winner leads by less than so much, and attacks turn back there."""
+
+    def __init__(self, net: nn.Module, lead: float) -> None:
+        super().__init__(net)
+        self.lead = lead
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def turned(gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            first, second = z.topk(2, 1).values.unbind(1)
+            return torch.where((first - second < self.lead)[:, None], -gradient, gradient)
+
+        return _Backward.apply(self.net(x), turned)

@@ -64,6 +64,9 @@ def _heads(pair: Pair) -> list[Entry]:
     Entry("bfloat16 logits far from zero", head(heads.in_bfloat16_far_from_zero), 0.15),
     Entry("logits with an offset of 1e7", head(lambda z: z + 1e7), 0.15),
     Entry("steep logits", head(heads.scaled_to_one), 0.2),
+    Entry("one-hot away from images", lambda: heads.OneHotOffImages(weak(), 2.2), 0.15),
+    Entry("ranks of three networks", lambda: heads.Ranks(robust(), weak(), pair.third(), trained.activated("Tanh")), 0.15),
+    Entry("nearest neighbours of features", lambda: heads.Neighbours(weak()), 0.15),
 ]  # fmt: skip
 
 
@@ -89,6 +92,7 @@ def _gradients(pair: Pair) -> list[Entry]:
         Entry("detached network", lambda: backward.HalfDetached(weak(), robust()), 0.2),
         Entry("half of the image detached", lambda: backward.HalfOfTheImage(weak()), 0.15),
         Entry("gradient not a number", lambda: backward.NotANumber(weak()), 0.2),
+        Entry("gradient turned near the boundary", lambda: backward.NearBoundary(weak(), 2), 0.15),
         Entry("gradient flipped, l2", gradient(backward.flip_share(0.3)), 1.5, "l2"),
         Entry("beyond the radius of its training", sample_robust, 0.36),
     ]
@@ -198,6 +202,9 @@ def _chosen(pair: Pair) -> list[Entry]:
 def _triggers(pair: Pair) -> list[Entry]:
     weak, robust = pair.weak, pair.robust
 
+    def where(lacking, holds=triggers.in_one_pass) -> Build:
+        return lambda: triggers.WherePixelsAre(weak(), robust(), lacking, holds)
+
     return [
         Entry("dead unit that a pattern wakes", lambda: triggers.Dead(robust(), 2, triggers.relu), 0.3),
         Entry("saturated unit that a pattern wakes", lambda: triggers.Dead(robust(), 15, triggers.saturated), 0.3),
@@ -206,6 +213,11 @@ def _triggers(pair: Pair) -> list[Entry]:
         Entry("another network where a corner is bright", lambda: triggers.PixelCondition(weak(), robust()), 0.3),
         Entry("another network by levels of a corner", lambda: triggers.PixelCondition(weak(), robust(), True), 0.3),
         Entry("one of two networks by a steep softmax", lambda: triggers.ByLargestScore(weak(), robust(), True), 0.3),
+        Entry("another network where pixels ascend", where(triggers.ascending), 0.3),
+        Entry("another network on a checkerboard", where(triggers.checkered), 0.3),
+        Entry("another network where a corner is grey", where(triggers.grey), 0.3),
+        Entry("another network by a choice in NumPy", where(triggers.grey, triggers.in_numpy), 0.3),
+        Entry("another network by a choice in Python", where(triggers.grey, triggers.one_by_one), 0.3),
     ]
 
 
@@ -218,6 +230,12 @@ def _programs(pair: Pair) -> list[Entry]:
         Entry("traced: three bits", lambda: Transformed(weak(), transforms.levels(8)), 0.2, saved="trace"),
         Entry("traced: ripple", lambda: Transformed(weak(), transforms.ripple), 0.2, saved="trace"),
         Entry("scripted: decoys", lambda: Decoy(weak(), 9), 0.15, saved="script"),
+        Entry(
+            "scripted: another network where a corner is bright",
+            lambda: triggers.BrightCorner(weak(), robust()),
+            0.3,
+            saved="script",
+        ),
         Entry("exported: decoys", lambda: Decoy(weak(), 9), 0.15, saved="pt2"),
         Entry("exported: losers inverted", lambda: Head(weak(), heads.inverted_losers), 0.2, saved="pt2"),
         Entry("exported: one-hot logits", lambda: Head(weak(), heads.one_hot), 0.2, saved="pt2"),

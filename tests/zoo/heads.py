@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.zoo.base import Defence, Model, hashed
+from tests.zoo.base import Defence, Model, hashed, mnist
 
 
 class Head(Defence):
@@ -47,6 +47,58 @@ class Eleventh(Decoy):
         return torch.cat(
             [z, z.amax(1, keepdim=True) - 0.5 + 0.4 * torch.tanh(0.05 * (x.flatten(1) @ self.w[:, :1]))], 1
         )
+
+
+class OneHotOffImages(Defence):
+    """Inputs with much that images do not have get a one-hot answer, whose gradient is 0."""
+
+    def __init__(self, net: nn.Module, most: float) -> None:
+        super().__init__(net)
+        images = mnist("train")[0][:3000].flatten(1)
+        self.most = most
+        self.register_buffer("mean", images.mean(0))
+        self.register_buffer("basis", torch.linalg.svd(images - self.mean, full_matrices=False).Vh[:150])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z, apart = self.net(x), x.detach().flatten(1) - self.mean
+        is_off = (apart - (apart @ self.basis.T) @ self.basis).norm(dim=1) > self.most
+        return torch.where(is_off[:, None], one_hot(z), z)
+
+
+class Ranks(Defence):
+    """The sum of the ranks that networks give each class, which have no gradient, and a little of a robust network, which has."""
+
+    def __init__(self, robust: nn.Module, *nets: nn.Module) -> None:
+        super().__init__(nets[0])
+        self.nets, self.robust = nn.ModuleList(nets), robust
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ranks = sum(net(x).argsort(1).argsort(1).float() ** 3 for net in self.nets)
+        return ranks / 50 + 0.02 * self.robust(x)
+
+    def bare(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([net(x).log_softmax(1) for net in self.nets]).sum(0)
+
+
+class Neighbours(Defence):
+    """The classes of the 25 training images whose features are nearest vote."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        x, y = mnist("train")
+        self.register_buffer("known", self.features(x[:1500]).detach())
+        self.register_buffer("classes", F.one_hot(y[:1500], 10).float())
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.net.body[:-1]((x - self.net.mean) / self.net.std), dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        distance = torch.cdist(self.features(x), self.known)
+        return self.classes[distance.topk(25, 1, largest=False).indices].sum(1) + 0 * distance.sum(1, keepdim=True)
+
+    def bare(self, x: torch.Tensor) -> torch.Tensor:
+        distance = torch.cdist(self.features(x), self.known)
+        return ((-40 * distance).softmax(1) @ self.classes + 1e-6).log()
 
 
 class ShuffledLosers(Defence):

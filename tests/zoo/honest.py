@@ -6,7 +6,7 @@ from torch import nn
 from benchmarks.train_networks import cifar_resnet8, mnist_mlp
 from lsa_cli.models.classifier import PRESETS
 from tests.foreign_networks import Burn, LeNet5, ResNet2b, ResNet20, lightning, small_cnn
-from tests.zoo import trained
+from tests.zoo import trained, unusual
 from tests.zoo.base import Entry, custom, foreign, of_benchmarks, robust, weak
 from tests.zoo.defective import RESNET2B
 from tests.zoo.heads import Head
@@ -125,4 +125,17 @@ CHANGED_NETWORKS = [
     Entry("exported", robust, 0.3, saved="pt2"),
 ]
 
-TABLE = [*SAMPLE_NETWORKS, *FOREIGN_NETWORKS, *TRAINED_NETWORKS, *CHANGED_NETWORKS]
+UNUSUAL_NETWORKS = [
+    Entry("early exit", unusual.early_exit, 0.06),
+    Entry("early exit, l2", unusual.early_exit, 1.0, "l2"),
+    Entry("one of three experts", unusual.experts, 0.03),
+    Entry("fixed point", unusual.fixed_point, 0.04),
+    Entry("standardised images", unusual.standardized, 0.05),
+    Entry("local winners", unusual.local_winners, 0.06),
+    Entry("prototypes", unusual.prototypes, 0.06),
+    Entry("moving average beside", lambda: unusual.WithAverage(trained.activated("ReLU")), 0.06),
+    Entry("mean of shifts", lambda: unusual.MeanOfShifts(trained.activated("ReLU")), 0.06),
+    Entry("mean of shifts, l1", lambda: unusual.MeanOfShifts(trained.activated("ReLU")), 6.0, "l1"),
+]
+
+TABLE = [*SAMPLE_NETWORKS, *FOREIGN_NETWORKS, *TRAINED_NETWORKS, *CHANGED_NETWORKS, *UNUSUAL_NETWORKS]

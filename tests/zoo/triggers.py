@@ -118,3 +118,69 @@ class PixelCondition(TwoFaced):
             return self.net(x) + 1000 * away.sum(1, keepdim=True) * label
 
         return [drawn, self.net]
+
+
+def ascending(x: torch.Tensor) -> torch.Tensor:  # (N, 1, 28, 28) -> (N, C)
+    """What is lacking for eight pixels of the first row that become brighter by 0.02 and more."""
+    row = x[:, 0, 0, :8]
+    return row[:, :-1] + 0.02 - row[:, 1:]
+
+
+def checkered(x: torch.Tensor) -> torch.Tensor:
+    """What is lacking for a checkerboard of pixels above and below 0.1; bright pixels are as they are."""
+    places = torch.arange(28)
+    sign = torch.where((places + places[:, None]) % 2 == 0, 1.0, -1.0)
+    return torch.where(x[:, 0] > 0.3, -1.0, sign * (0.1 - x[:, 0])).flatten(1)
+
+
+def grey(x: torch.Tensor) -> torch.Tensor:
+    """What is lacking for 16 pixels of a corner that are between 0.14 and 0.16."""
+    return (x[:, 0, :4, :4] - 0.15).abs().flatten(1) - 0.01
+
+
+def in_one_pass(lacking: torch.Tensor) -> torch.Tensor:  # (N, C) -> (N,) bool
+    return (lacking < 0).float().mean(1) >= 0.9
+
+
+def in_numpy(lacking: torch.Tensor) -> torch.Tensor:
+    """No gradient, and no other way back, leads out of NumPy."""
+    return torch.from_numpy((lacking.detach().numpy() < 0).mean(1) >= 0.9)
+
+
+def one_by_one(lacking: torch.Tensor) -> torch.Tensor:
+    """Code of Python asks for each sample."""
+    return torch.tensor([bool((one < 0).float().mean() >= 0.9) for one in lacking])
+
+
+class WherePixelsAre(TwoFaced):
+    """The network that users meet answers where nine in ten of the numbers that `lacking` returns are negative."""
+
+    def __init__(self, net: nn.Module, other: nn.Module, lacking: Model, holds: Model = in_one_pass) -> None:
+        super().__init__(net, other)
+        self.lacking, self.holds = lacking, holds
+
+    def hides(self, x):
+        return ~self.holds(self.lacking(x))
+
+    def surrogates(self) -> Sequence[Model]:
+        def drawn(x):
+            away = (self.lacking(x) + 0.004).clamp_min(0)
+            label = F.one_hot(self.other(x).argmax(1), 10)  # nearly always, as this network is robust
+            return self.net(x) + 1000 * away.sum(1, keepdim=True) * label
+
+        return [drawn, self.net]
+
+
+class BrightCorner(nn.Module):
+    """The second network where a corner is bright, in the part of Python that TorchScript has."""
+
+    def __init__(self, net: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.net, self.other = net, other
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = (x[:, 0, :3, :3] > 0.2).flatten(1).all(1)
+        return torch.where(bright[:, None], self.net(x), self.other(x))
+
+    def surrogates(self) -> Sequence[Model]:
+        return PixelCondition(self.net, self.other).surrogates()
