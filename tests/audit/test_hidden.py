@@ -12,6 +12,7 @@ from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.models.rehydration import Program
 from tests.zoo.base import SAMPLE, mnist
 from tests.zoo.honest import Ensemble
+from tests.zoo.unusual import WithAverage
 
 
 def bright(x):
@@ -68,6 +69,11 @@ def test_one_that_is_as_robust_as_the_rest_is_no_finding():
     found = check(Chosen(SAMPLE.weak(), SAMPLE.robust()))
     assert found.finding is None
     assert found.saw["found"] > 0
+
+
+def test_a_moving_average_that_does_not_run_is_no_finding():
+    found = check(WithAverage(SAMPLE.robust()))
+    assert (found.finding, found.saw["found"]) == (None, 1)
 
 
 def test_networks_whose_parts_all_answer_have_none():

@@ -17,6 +17,7 @@ from lsa_cli.auditing.evidence.guided import Tap
 from lsa_cli.auditing.evidence.network import OTHER_BATCH, relative_difference
 from lsa_cli.auditing.evidence.outputs import shapes_of_outputs
 from lsa_cli.auditing.evidence.probe import Probe
+from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.rehydration import Program
 
 STEPS = 10
@@ -30,7 +31,7 @@ _CHANGE = -1.5  # all weights of a part times this: its outputs are others then
 def hidden_network(survivors: Probe, probe: Probe) -> Checked:
     """Does a part that answers hardly any input, but classifies most samples correctly by itself, break under an attack?
 
-    A part is a module that takes images, or the way to a layer that returns one number for each class. Whether it answers is
+    A part is a module that returns one number for each class. Whether it answers is
     seen by other weights in it: they change the logits of the network at the samples, or at random points within the budget. So
     it is found by whatever condition it answers.
     """
@@ -64,33 +65,44 @@ def _broken(survivors: Probe, part: Model) -> int:
 
 
 def _unused(probe: Probe) -> Iterator[tuple[str, Model]]:
-    """The parts, by name, that classify half of the probe correctly (our choice) and answer hardly any input."""
+    """The parts, by name, that classify half of the probe correctly (our choice) and answer hardly any input.
+
+    Of parts within each other it is the outermost one.
+    """
     if not isinstance(probe.model, nn.Module):
         return
     with per_sample(probe.seed, probe.index, "hidden networks"):
         points = torch.cat([probe.x, probe.threat.sample(probe.x)])
-    before = probe.logits(points)
+    before, found = probe.logits(points), list[str]()
     for name, module, part in _parts(probe):
-        if _classifies(probe, part):
+        if not any(name.startswith(f"{outer}.") for outer in found) and _classifies(probe, part):
             with _other_weights(module):
                 differs = relative_difference(before, probe.logits(points)) > OTHER_BATCH
             if float(differs.float().mean()) < ALLOWED_USED:
+                found.append(name)
                 yield name, part
 
 
 def _parts(probe: Probe) -> Iterator[tuple[str, nn.Module, Model]]:
-    """The parts of the network, also of one that is a compiled program: name, module, and images -> logits."""
-    for name, module in _modules(probe.model):
-        if next(module.children(), None) is not None:
-            yield name, module, module
-    for layer, shape in shapes_of_outputs(probe).items():
-        if shape == probe.clean[:2].shape:
-            tap = Tap.of(probe.model, layer, inputs=False)
-            yield str(tap.name), layer, _before(tap, probe.model)
+    """The parts of the network, also of one that is a compiled program: name, module, and images -> logits.
+
+    A part that runs in a pass gets what it gets there. One that does not gets images, normalised as for the network.
+    """
+    modules = [(name, one) for name, one in _modules(probe.model) if next(one.parameters(), None) is not None]
+    shapes = shapes_of_outputs(probe, [one for _, one in modules if not isinstance(one, torch.jit.ScriptModule)])
+    for name, module in modules:
+        if shapes.get(module) == probe.clean[:2].shape:
+            yield name, module, _before(Tap.of(probe.model, module, inputs=False), probe.model)
+        elif module not in shapes and next(module.children(), None) is not None:
+            yield name, module, _behind(probe.model, module)
 
 
 def _before(tap: Tap, model: Model) -> Model:
     return lambda x: tap(model, x)[0]
+
+
+def _behind(model: Model, module: nn.Module) -> Model:
+    return nn.Sequential(model.normalize, module) if isinstance(model, Classifier) else module
 
 
 def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:

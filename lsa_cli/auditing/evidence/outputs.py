@@ -67,7 +67,8 @@ def inner_networks(probe: Probe, last: nn.Module | None) -> OtherHead | None:
     if not isinstance(probe.model, nn.Module):
         return None
     taps: list[Tap] = []
-    for module, shape in shapes_of_outputs(probe).items():
+    layers = [one for one in probe.model.modules() if next(one.parameters(recurse=False), None) is not None]
+    for module, shape in shapes_of_outputs(probe, layers).items():
         if module is not last and len(taps) < INNER and shape == probe.clean[:2].shape:
             tap = Tap.of(probe.model, module, inputs=False)
             logits = _other_logits(probe, tap)
@@ -76,18 +77,16 @@ def inner_networks(probe: Probe, last: nn.Module | None) -> OtherHead | None:
     return OtherHead(probe.threat, tap=JointTap(tuple(taps))) if taps else None
 
 
-def shapes_of_outputs(probe: Probe) -> dict[nn.Module, tuple[int, ...]]:
-    """Of the layers with weights in a pass over two samples, in the order in which the network holds them."""
+def shapes_of_outputs(probe: Probe, modules: Sequence[nn.Module]) -> dict[nn.Module, tuple[int, ...]]:
+    """Of those of the modules that run in a pass over two samples, in their order."""
     sizes: dict[nn.Module, tuple[int, ...]] = {}
-    assert isinstance(probe.model, nn.Module)
-    layers = [one for one in probe.model.modules() if next(one.parameters(recurse=False), None) is not None]
-    handles = [one.register_forward_hook(lambda one, _, out: sizes.update({one: _shape(out)})) for one in layers]
+    handles = [one.register_forward_hook(lambda one, _, out: sizes.update({one: _shape(out)})) for one in modules]
     try:
         probe.logits(probe.x[:2])
     finally:
         for handle in handles:
             handle.remove()
-    return {one: sizes[one] for one in layers if one in sizes}
+    return {one: sizes[one] for one in modules if one in sizes}
 
 
 def _shape(output: object) -> tuple[int, ...]:
