@@ -98,6 +98,13 @@ def _passed(model: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     return logits, compared, torch.cat([nothing, *passing.chosen], 1)
 
 
+def _asks(model: Model, x: torch.Tensor) -> bool:
+    """Whether the code of the network asks for the outcome of a condition in a pass."""
+    with _Passing(len(x)) as passing:
+        model(x.detach().clone().requires_grad_())
+    return passing.asks
+
+
 @dataclass(frozen=True)
 class ThroughInactive(Guided):
     """On the cross-entropy, with a gradient that also passes inactive and saturated units and the branch that is not chosen.
@@ -120,7 +127,8 @@ class ThroughInactive(Guided):
     def _run(self, model: Model, search: Search) -> None:
         aims = self.aims(model, search.x, search.y)
         if bool((aims[:, 1:] != 0).any()):
-            increase(model, search, _STEPS, self.loss, aims, (_LONGEST, _SHORTEST))
+            steps = self.steps if _asks(model, search.x[:1]) else _STEPS  # then each sample takes passes of its own
+            increase(model, search, steps, self.loss, aims, (_LONGEST, _SHORTEST))
         else:
             increase(model, search, self.steps, self.loss, aims)
 
