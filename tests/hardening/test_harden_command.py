@@ -206,13 +206,13 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     ("asked", "serves"), [({}, True), ({"eps_grid": [0.0, 0.1]}, False), ({"metrics": ["eni"]}, False), ({"seed": 7}, False)]
 )  # fmt: skip
 def test_a_saved_audit_serves_only_the_plan_that_made_it(hardened, asked, serves):
+    from lsa_cli.auditing.provenance import finished_report
     from lsa_cli.hardening.plan import make_harden_plan
-    from lsa_cli.hardening.run import _saved
     from lsa_cli.settings import settings_from
 
     given = settings_from({"threads": 1, "limit": 100, "harden": {"epochs": 3, "gamma": 0.2}, **asked})
     plan = make_harden_plan(MOON, given, {}).audit
-    assert (_saved(plan, hardened[0] / "hard.before.json") is not None) == serves
+    assert (finished_report(plan, hardened[0] / "hard.before.json") is not None) == serves
 
 
 def test_an_audit_that_its_time_budget_cut_short_is_not_compared(hardened):
