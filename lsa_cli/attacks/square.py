@@ -23,8 +23,9 @@ from lsa_cli.errors import UsageError
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 _AHEAD = 64  # queries whose random numbers are drawn together: a draw takes the same time for many as for one
-# Inputs of one pass on a CPU, whose caches do not hold the activations of more: a pass of 1,696 took three times as long for each.
-_CACHED = 256
+# Inputs of one pass on a CPU. A process that returns freed memory to the system, unlike a command of lsa, takes up to three
+# times as long for each input of a larger pass.
+_AT_MOST = 256
 _TINY = 1e-12
 # (share of the queries, limit): a sample is given up if the rest to a margin of 0 exceeds this share of the rise so far.
 # 1.5 to 2 times the largest rest in runs of 2,000 queries that broke their sample, alone or with the steps of `square-pgd`
@@ -125,7 +126,7 @@ def _logits(model: Model, candidates: torch.Tensor, count: int) -> torch.Tensor:
     """Logits (N * count, K) of `count` candidates in a row for each sample. A stochastic network draws for each one anew."""
     with kept_aside():
         repeat(count)
-        at_once = _CACHED if candidates.device.type == "cpu" else len(candidates)
+        at_once = _AT_MOST if candidates.device.type == "cpu" else len(candidates)
         return in_parts(lambda part: model(candidates[part]), len(candidates), at_once)
 
 
