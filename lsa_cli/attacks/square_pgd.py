@@ -27,7 +27,7 @@ class SquarePGD(Attack):
 
     threat: Threat
     queries: int = 2000
-    steps: int = 30
+    steps: int = 40
     at_once: int = 4
     norms: ClassVar[tuple[str, ...]] = Square.norms
     on_copy: ClassVar[float] = 0.1  # of the queries; with 0.4 the margins end lower (our choice)
