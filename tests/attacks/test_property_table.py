@@ -219,16 +219,16 @@ def test_seed_decides_and_the_global_generator_is_left_alone(attack):
 
 @pytest.mark.parametrize("attack", [*attacks(), *noises()])
 def test_a_sample_gets_the_same_result_in_any_batch(attack):
-    """Up to what convolution kernels round differently for another batch size."""
+    """In double, where what kernels round differently for another batch size turns no step of a search around."""
     x, y = images()
-    model = network()
+    x, model = x.double(), network().double()
     index = torch.tensor([10, 3, 77, 4, 1000, 0])
     whole = attack(model, x, y, index=index)
     order = torch.tensor([4, 0, 5, 2, 1, 3])
     shuffled = attack(model, x[order], y[order], index=index[order])
     pieces = torch.cat([attack(model, x[i : i + 1], y[i : i + 1], index=index[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(shuffled, whole[order], atol=1e-5, rtol=0)
-    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(shuffled, whole[order], atol=1e-7, rtol=0)
+    torch.testing.assert_close(pieces, whole, atol=1e-7, rtol=0)
 
 
 class _Breaks(nn.Module):
