@@ -121,7 +121,8 @@ def test_the_network_is_left_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"), [(TwoReaders, "not compute the same"), (Noisy, "not compute the same"), (None, "no convolutions")]
+    ("kind", "why"),
+    [(TwoReaders, "not compute the same"), (Noisy, "not compute the same"), (None, "no convolution modules")],
 )
 def test_what_cannot_be_had_faster_is_attacked_itself(kind, why):
     classifier = made(kind) if kind else Classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)))
