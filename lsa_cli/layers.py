@@ -336,7 +336,10 @@ def default_selector(layers: Sequence[Layer] | None) -> tuple[str, str]:
     if layers is None:
         return (
             "none",
-            "no layer is scanned, as compiled programs show none; --arch with the network as Python code shows them",
+            (
+                "no layer is scanned, as this network shows none; --arch with the network as Python code shows them, and so does an "
+                "export of torch.export or ONNX for batches of any size"
+            ),
         )
     hidden = [layer for layer in layers if not layer.is_output]
     if any(map(activations, hidden)):

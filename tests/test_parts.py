@@ -49,6 +49,13 @@ def test_on_a_linear_network_the_attack_is_the_one_on_paper(name):
     assert torch.allclose(x_adv, x + EPS * slope, atol=1e-6)
 
 
+def test_labels_may_be_a_list():
+    model = network()
+    x, y = inputs(model, 6)
+    attack = lsa_cli.attack("fgsm", eps=EPS)
+    assert torch.equal(attack(model, x, y.tolist()), attack(model, x, y))
+
+
 @pytest.mark.parametrize(("name", "norm"), [("pgd", "linf"), ("pgd", "l2"), ("fmn", "l2"), ("square", "linf"), ("autoattack", "linf")])  # fmt: skip
 def test_every_kind_of_attack_stays_in_its_budget_and_leaves_the_network_alone(name, norm):
     model = network()

@@ -45,6 +45,7 @@ class AttackOnNetwork:
         Raises DataError for inputs or labels of a wrong shape, range or type, and NumericalError for a model without an
         input gradient.
         """
+        y = np.asarray(y) if isinstance(y, list) else y
         _refuse_other(model, x=x, y=y)
         network = open_network(model, AuditSettings(), {}, (x, y))
         if self.attack.uses_gradient:

@@ -258,6 +258,10 @@ def _within_budget(plan: HardenPlan, job: Job, say: Say) -> HardenPlan:
     cost = epoch_cost(job)
     if plan.budget is not None:
         recipe = replace(recipe, epochs=cost.epochs_in(plan.budget))
+        if cost.seconds > plan.budget:
+            say(
+                f"one epoch takes about {cost.seconds / 60:.1f} minutes, which is longer than the budget; the training has one epoch"
+            )
     minutes = recipe.epochs * cost.seconds / 60
     say(
         f"training: {plan.method}, {plural(recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "

@@ -31,10 +31,9 @@ _NEAR = 0.5  # of names and shapes in common: another network is no help (our ch
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_module", "module", "base_layer")
 # What training keeps beside the network and evaluation does not use: words in the first part of a name, and the counters
 # of averaged models. Nothing else is left out, because a buffer such as `mean` can be a part of the computation.
-_BESIDE = {
-    "criterion", "loss", "losses", "metric", "metrics", "acc", "accuracy", "auroc", "auc", "f1", "precision", "recall",
-    "confusion", "confmat", "ema", "swa", "averaged",
-}  # fmt: skip
+_BESIDE = {"criterion", "loss", "losses", "ema", "swa", "averaged"}
+# Metrics count, and have no weight and no bias: a layer can be called f1.
+_METRICS = {"metric", "metrics", "acc", "accuracy", "auroc", "auc", "f1", "precision", "recall", "confusion", "confmat"}
 _COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -91,7 +90,8 @@ def _shortened(view: View[T]) -> Iterator[View[T]]:
 
 def _is_beside(name: str) -> bool:
     first, dot, _ = name.partition(".")
-    return name in _COUNTERS or (bool(dot) and not _BESIDE.isdisjoint(re.split(r"[^a-z0-9]+", first.lower())))
+    words = _BESIDE if name.rpartition(".")[2] in ("weight", "bias") else _BESIDE | _METRICS
+    return name in _COUNTERS or (bool(dot) and not words.isdisjoint(re.split(r"[^a-z0-9]+", first.lower())))
 
 
 def is_step_counter(name: str) -> bool:

@@ -87,6 +87,11 @@ def test_a_network_with_a_buffer_beside_it_that_may_be_its_normalisation_is_no_m
     ]
 
 
+def test_layers_with_the_name_of_a_metric_belong_to_the_network():
+    tensors = {"c1.weight": 1, "f1.weight": 2, "f1.bias": 3, "recall.weight": 4}
+    assert [view.tensors for view in views(tensors)] == [tensors]
+
+
 def test_views_start_with_the_names_as_they_are_and_drop_only_what_training_leaves():
     tensors = {"model.loss_head.weight": 1, "model.fc.weight": 2, "train_acc.tp": 3, "n_averaged": 4}
     found = list(views(tensors))
