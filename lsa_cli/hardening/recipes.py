@@ -45,7 +45,7 @@ _VECTORS = Recipe(
     epochs=30, lr=1e-3, optimizer="adam", weight_decay=0.0, schedule="one-cycle", batch_size=128, warmup=0.3, clip=0.0,
     label_smoothing=0.0, average="none", amp=False, augment="none", awp=0.0,
 )  # fmt: skip
-_GREY_IMAGES = replace(_VECTORS, epochs=36, lr=2e-3, average="ema", augment="shift")
+_GREY_IMAGES = replace(_VECTORS, epochs=42, lr=2e-3, average="ema", augment="shift")
 _COLOUR_IMAGES = replace(
     _VECTORS, epochs=10, lr=0.02, optimizer="sgd", weight_decay=5e-4, schedule="cosine", augment="crop-flip"
 )

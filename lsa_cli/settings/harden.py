@@ -57,7 +57,7 @@ class HardenSettings(Settings):
     # ---- Recipe
     epochs: Count | None = _RECIPE(
         "Number of passes over the training data.",
-        default="36 for grey images, 10 for colour images and with rift, otherwise 30",
+        default="42 for grey images, 10 for colour images and with rift, otherwise 30",
     )
     budget: Duration | None = _RECIPE(
         "Time for the training, such as 90s or 5m: as many epochs as a trial of some updates says fit into it.",
