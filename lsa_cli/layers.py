@@ -334,13 +334,11 @@ def default_selector(layers: Sequence[Layer] | None) -> tuple[str, str]:
     without these none (our choice). layers: None where the network shows none.
     """
     if layers is None:
-        return (
-            "none",
-            (
-                "no layer is scanned, as this network shows none; --arch with the network as Python code shows them, and so does an "
-                "export of torch.export or ONNX for batches of any size"
-            ),
+        why = (
+            "no layer is scanned, as this network shows none; --arch with the network as Python code shows them, and so does an "
+            "export of torch.export or ONNX for batches of any size"
         )
+        return "none", why
     hidden = [layer for layer in layers if not layer.is_output]
     if any(map(activations, hidden)):
         return "activations", ""

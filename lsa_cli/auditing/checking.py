@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 
 from lsa_cli.attacks import make_threat
+from lsa_cli.attacks.threat import NORMS
 from lsa_cli.auditing.named_attacks import make_attacks, refuse_no_cascade
 from lsa_cli.auditing.presets import chosen_attacks, with_preset
 from lsa_cli.errors import UsageError
 from lsa_cli.settings import AuditSettings, merge
-
-_NORMS = ("linf", "l2", "l1")  # that a checkpoint can state where the file does not
 
 
 def refuse_alone(settings: AuditSettings, file: str) -> None:
@@ -37,7 +36,7 @@ def _variants(settings: AuditSettings, file: str) -> Iterator[AuditSettings]:
 def _refuse(settings: AuditSettings, file: str) -> None:
     settings = with_preset(settings, dict.fromkeys(settings.given(), file))[0]
     errors: list[UsageError] = []
-    for norm in _NORMS if settings.norm is None else (settings.norm,):
+    for norm in NORMS if settings.norm is None else (settings.norm,):  # a checkpoint can state any
         attack = settings.attack if settings.preset is None else chosen_attacks(settings.preset, norm)
         threat = make_threat(norm, settings.eps or 0)
         try:

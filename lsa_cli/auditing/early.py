@@ -214,9 +214,9 @@ class GateRule:
         _widen(rates, len(self.plan.index), _EACH_END)
         network = self.plan.network
         sizes = np.bincount(network.labels[self.plan.index], minlength=len(network.class_names))
-        for row, size in zip(verdict.classes, sizes.tolist(), strict=False):  # no classes without an attack
-            for rate in (row.clean, row.proven, row.robust):
-                _widen((rate,), size, _EACH_END / len(sizes))
+        if verdict.classes:  # none without an attack
+            for row, size in zip(verdict.classes, sizes.tolist(), strict=True):
+                _widen((row.clean, row.proven, row.robust), size, _EACH_END / len(sizes))
 
 
 def _widen(rates: Iterable[Rate | None], size: int, error: float) -> None:

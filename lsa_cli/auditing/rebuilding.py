@@ -41,11 +41,8 @@ _LEAST = 0.35  # of the way from chance to 1: a network that is right less often
 _CLAIM_TOLERANCE = 0.01
 _SHOWN = 3  # other networks
 _EVERY = 10.0  # seconds between two lines on a long search
-_GEOMETRIES, _PADDINGS, _REMEMBERED_BY = (
-    20,
-    2,
-    200,
-)  # geometries, paddings and images that show what BatchNorm remembers
+# Geometries, paddings and images that show what BatchNorm remembers.
+_GEOMETRIES, _PADDINGS, _REMEMBERED_BY = 20, 2, 200
 _LIKELY, _IN_ORDER = 5, 1000  # networks, and images, that tell in which order the classes are
 _STATED = "as the file states"  # the normalisation, for which no option is needed
 

@@ -126,9 +126,10 @@ def from_object(
 
 def _of_loader(loader: DataLoader[Any], spec: str) -> Any:
     """The data set of a DataLoader, or the samples of it that the loader gives. The audit makes batches of its own."""
-    dataset, collate = loader.dataset, loader.collate_fn
+    dataset = loader.dataset
+    collate = None if loader.collate_fn in (default_collate, default_convert) else loader.collate_fn
     rows: Sequence[int] | None = None if isinstance(dataset, IterableDataset) else _rows(loader)
-    if rows is None and collate in (default_collate, default_convert):
+    if rows is None and collate is None:
         return dataset
     if isinstance(dataset, IterableDataset):
         dataset = list(dataset)
@@ -138,7 +139,7 @@ def _of_loader(loader: DataLoader[Any], spec: str) -> Any:
             f"{spec}: the sampler of the DataLoader takes some samples more than once; give a DataLoader that takes each once, or "
             "the data set"
         )
-    return _Taken(dataset, rows, None if collate in (default_collate, default_convert) else collate)
+    return _Taken(dataset, rows, collate)
 
 
 def _rows(loader: DataLoader[Any]) -> list[int] | None:

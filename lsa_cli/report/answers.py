@@ -13,7 +13,7 @@ from lsa_cli.stats import binomial_tail
 from lsa_cli.wording import first_of, plural, setting_as_text
 
 _WEAK = 0.5  # our choice: below this share of the clean accuracy, training helps more than a closer look
-_CHANCE = 0.05  # above this probability that the weakest class is so weak by chance, it is not named
+_CHANCE = 0.05  # significance level: a weakest class that differs less from the others is not named
 # Options of the network and its data, which every command about this checkpoint needs. Not --trust-code: that is
 # decided anew by whoever runs the command, and a report may come from others.
 _SHARED = (

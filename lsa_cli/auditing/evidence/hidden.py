@@ -31,9 +31,9 @@ _CHANGE = -1.5  # all weights of a part times this: its outputs are others then
 def hidden_network(survivors: Probe, probe: Probe) -> Checked:
     """Does a part that answers hardly any input, but classifies most samples correctly by itself, break under an attack?
 
-    A part is a module that returns one number for each class. Whether it answers is
-    seen by other weights in it: they change the logits of the network at the samples, or at random points within the budget. So
-    it is found by whatever condition it answers.
+    A part is a module that returns one number for each class. To see whether it answers, it gets other weights: where it does,
+    the logits of the network change at the samples, or at random points within the budget. So it is found by whatever condition
+    it answers.
     """
     few = probe.first(SAMPLES)
     parts = [(_broken(survivors, part), name, part) for name, part in islice(_unused(few), _TRIED)]

@@ -20,13 +20,8 @@ Head = tuple[str, Size]
 FLATTEN, CHANNELS_LAST = "flatten", "flatten with channels last"
 _ANY: Size = (0, 0)
 _POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 3.0, (4, 4, 0): 3.0}
-_OTHER_RULE, _OTHER_RULE_OF_KERNEL, _OTHER_POOL, _IRREGULAR, _BOTH = (
-    1.5,
-    0.5,
-    3.0,
-    0.3,
-    2.0,
-)  # cost of a change from one convolution to the next
+# Cost of a change from one convolution to the next.
+_OTHER_RULE, _OTHER_RULE_OF_KERNEL, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 0.5, 3.0, 0.3, 2.0
 _STRIDE_AT_BEGINNING, _OTHER_STRIDE = 0.3, 0.8  # of a chain; behind a convolution without a stride, or beside pools
 _STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
 _LARGE = 7  # pixels of a kernel, as in AlexNet, with which strides of 4, and pools beside them, are usual
@@ -34,14 +29,8 @@ _RARE = 2.5  # of a step that is not tried as a change of another geometry
 # Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
 _LARGE_STEM = {(2, (3, 2, 1)): 0.0, (1, None): 0.3, (2, None): 0.5, (1, (3, 2, 1)): 0.6, (1, (2, 2, 0)): 0.6}
 _SMALL_STEM = {(1, None): 0.0, (2, None): 1.0, (1, (2, 2, 0)): 1.0, (1, (3, 2, 1)): 1.2, (2, (3, 2, 1)): 2.0}
-_POOL_BEHIND_BLOCK, _POOL_BEHIND_LAST, _STRIDE_ALONE, _STRIDE_AT_START, _NO_STRIDE, _VALID_STEM = (
-    1.5,
-    2.5,
-    1.5,
-    0.5,
-    1.0,
-    0.5,
-)
+_POOL_BEHIND_BLOCK, _POOL_BEHIND_LAST = 1.5, 2.5
+_STRIDE_ALONE, _STRIDE_AT_START, _NO_STRIDE, _VALID_STEM = 1.5, 0.5, 1.0, 0.5
 
 
 class Step(NamedTuple):

@@ -14,10 +14,8 @@ from lsa_cli.models.contest import ALIKE, NOISE, Outcome, Standing
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
 _PRIOR = 4.0  # nats for each unit of cost
-_DOUBLED, _FIT = (
-    2.0,
-    0.002,
-)  # nats where the misfit of running statistics, or the unrest, is twice as large; a misfit that is none
+_DOUBLED = 2.0  # nats where the misfit of running statistics, or the unrest, is twice as large
+_FIT = 0.002  # a misfit that is none
 _UNUSUAL = 3.0  # nats for each unit of cost of an activation
 _ODDS = NOISE**2 / 2  # nats that end a rivalry
 _NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
