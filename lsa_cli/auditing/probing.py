@@ -32,10 +32,14 @@ from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.auditing.rebuilding import IN_PYTHON, write_command
 from lsa_cli.auditing.results import BlockResult
+from lsa_cli.data import check_inputs
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.normalizations import is_same, usual_normalizations
+from lsa_cli.models.rounding import rounded, roundings_of
 from lsa_cli.report.row import Rate
 from lsa_cli.report.schema import Example, Metric
+
+_ROUNDED, _AT_ONCE = 1000, 100  # samples that are asked with rounded activations, and in one pass
 
 # ---- is the network used as it was trained? ---------------------------------------------------------------
 
@@ -49,6 +53,7 @@ def clean_checks(plan: AuditPlan, total: BlockResult, normalization: Checked | N
         check_radius(plan),
         usage.claim(rate(total.right), claimed_accuracy(plan.network.checkpoint)),
         *_reconstruction(plan, rate(total.right)),
+        *_dequantised(plan, total),
         *([usage.without_second_cause(normalization, order)] if normalization is not None else []),
         order,
         usage.lost_classes(total.label, total.clean, plan.network.class_names),
@@ -69,6 +74,29 @@ def _reconstruction(plan: AuditPlan, clean: Rate) -> list[Checked]:
     spec = network.data.spec if network.data.spec != IN_PYTHON else "..."
     writes = write_command(network.checkpoint, spec)
     return [usage.reconstruction(clean, remembers or claimed_accuracy(network.checkpoint) is not None, writes)]
+
+
+def _dequantised(plan: AuditPlan, total: BlockResult) -> list[Checked]:
+    """The check of a network whose weights were quantised, with the one whose activations are rounded too."""
+    network, checkpoint = plan.network, plan.network.checkpoint
+    if checkpoint is None or not checkpoint.weights.quantised:
+        return []
+    roundings = roundings_of(checkpoint)
+    answers = np.empty(0, dtype=np.int64)
+    rows = total.index[: _ROUNDED if roundings else 0]
+    with torch.no_grad(), undisturbed(network.classifier), rounded(network.classifier.body, roundings) as placed:
+        for part in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)) if placed else []:
+            x = check_inputs(network.data.read(np.sort(part)), np.sort(part), network.bounds, network.data.spec)
+            found = predicted_class(network.classifier(x.to(network.device))).cpu().numpy()
+            answers = np.concatenate([answers, found[np.argsort(np.argsort(part))]])
+    n = len(answers)
+    label, clean = total.label[:n], total.clean[:n]
+    right, also = (int((one == label).sum()) for one in (clean, answers))
+    return [
+        usage.dequantised(
+            checkpoint.weights.quantised, n, right, also, int((clean == answers).sum()), placed, len(roundings)
+        )
+    ]
 
 
 def can_be_normalized(plan: AuditPlan) -> bool:

@@ -28,6 +28,7 @@ from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometrie
 from lsa_cli.models.rebuilding.search import Search, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, USUAL, Variant, order_text, parts_of
+from lsa_cli.models.rounding import is_rectified
 from lsa_cli.models.training_inputs import remembered
 from lsa_cli.settings import AuditSettings
 from lsa_cli.stats import wilson
@@ -108,15 +109,14 @@ def rebuild(
             training = (trained[0], torch.from_numpy(order_of_classes)[trained[1]])
         made = Search(
             structures, tensors, reading(order, ordered, look), len(order), tried,
-            lambda option: cost_of(option, data.name or data.called), training, activation_of(settings), flatten,
+            lambda option: cost_of(option, data.name or data.called), training,
+            activation_of(settings) or (USUAL if is_rectified(checkpoint) else None), flatten,
             _waiting(wait),
         )  # fmt: skip
         return made, made.best()
 
     search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), why)
-    doubt = _doubt(checkpoint, search, outcome, outputs, data.spec)
-    if in_order:
-        doubt = _doubt_of_order(checkpoint, outcome, in_order, data.spec)
+    doubt = _doubt(checkpoint, search, outcome, outputs, data.spec, in_order)
     if doubt is None and settings.input_size is None:
         doubt = _doubt_of_size(checkpoint, search, outcome, data.spec)
     if doubt is not None and not doubtful:
@@ -127,7 +127,8 @@ def rebuild(
     variant = search.variant_of(outcome.best)
     parts, sentence = parts_of(variant), _sentence(search, outcome)
     say(sentence)
-    notes = [*checkpoint.notes, sentence]
+    rectified = "only ReLU was tried: by the zero points of the file, no hidden activation is negative"
+    notes = [*checkpoint.notes, sentence, *([rectified] if is_rectified(checkpoint) else [])]
     body = build(parts)
     load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
     loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes)
@@ -237,8 +238,12 @@ def activation_of(settings: AuditSettings) -> str | None:
     return str(name)
 
 
-def _doubt(checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int, spec: str) -> str | None:
-    """Why the best network may not be the one that was trained; None without doubt."""
+def _doubt(
+    checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int, spec: str, in_order: str
+) -> str | None:
+    """Why the best network may not be the one that was trained; None without doubt. in_order: as `_found` returns it."""
+    if in_order:
+        return _doubt_of_order(checkpoint, outcome, in_order, spec)
     best = outcome.best
     right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
     if not _is_right(outcome, max(2, outputs)):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lsa_cli.errors import CheckpointError, summary_of
+from lsa_cli.models.pickles.composed import QUANTISED_TYPES, SPARSE_PARTS, QuantisedSpec, SparseSpec
 from lsa_cli.models.pickles.symbols import (
     ITEM_SIZES,
     Call,
@@ -94,6 +95,10 @@ def _compare(root: Any, result: Any, stored: Callable[[str], Iterator[bytes]]) -
             if (id(symbol), id(value)) not in seen:
                 seen.add((id(symbol), id(value)))
                 stack.extend(_parts(symbol, value, place))
+        elif isinstance(symbol, SparseSpec):
+            _compare_sparse(symbol, value, place, storages)
+        elif isinstance(symbol, QuantisedSpec):
+            _compare_quantised(symbol, value, place, storages)
         elif isinstance(symbol, TensorSpec):
             _compare_tensor(symbol, value, place, storages)
         elif isinstance(symbol, Members):
@@ -142,24 +147,58 @@ def _same_members(items: list[Any], value: Any) -> bool:
 
 
 def _compare_tensor(
-    spec: TensorSpec, value: Any, place: Place, storages: dict[StorageSpec, torch.UntypedStorage]
-) -> None:  # fmt: skip
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        raise _Differs(place, f"a {type(value).__name__}, not a tensor")
+    spec: TensorSpec, value: Any, place: Place, storages: dict[StorageSpec, torch.UntypedStorage], dtype: str = ""
+) -> None:
+    """dtype: of quantised numbers, whose whole numbers are of the type of `spec`."""
+    _refuse_odd_object(value, place)
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_conj() or value.is_neg():
         raise _Differs(place, "a tensor that is not plain numbers on the CPU")
-    shadowed = [name for name in vars(value) if hasattr(torch.Tensor, name)]
-    if shadowed:
-        raise _Differs(place, f"a tensor with another {shown(shadowed[0])}")
     storage = torch.Tensor.untyped_storage(value)
     found = (str(value.dtype).removeprefix("torch."), tuple(value.shape), value.stride(), value.storage_offset())
-    expected = (spec.dtype, spec.shape, spec.stride, spec.offset - spec.storage.offset)
+    expected = (dtype or spec.dtype, spec.shape, spec.stride, spec.offset - spec.storage.offset)
     for what, one, other in zip(("type", "shape", "strides", "place"), found, expected, strict=True):
         if one != other:
             raise _Differs(place, f"a tensor of {what} {one}, not {other}")
     known = storages.setdefault(spec.storage, storage)
     if known.data_ptr() != storage.data_ptr() or known.nbytes() != storage.nbytes():
         raise _Differs(place, "numbers that are not shared as the file says")
+
+
+def _refuse_odd_object(value: Any, place: Place) -> None:
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        raise _Differs(place, f"a {type(value).__name__}, not a tensor")
+    shadowed = [name for name in vars(value) if hasattr(torch.Tensor, name)]
+    if shadowed:
+        raise _Differs(place, f"a tensor with another {shown(shadowed[0])}")
+
+
+def _compare_sparse(
+    spec: SparseSpec, value: Any, place: Place, storages: dict[StorageSpec, torch.UntypedStorage]
+) -> None:  # fmt: skip
+    _refuse_odd_object(value, place)
+    if value.layout is not getattr(torch, spec.layout) or tuple(value.shape) != spec.shape:
+        raise _Differs(place, f"a tensor of {value.layout} and shape {tuple(value.shape)}")
+    for name, part in zip(SPARSE_PARTS[spec.layout], spec.parts, strict=True):
+        _compare_tensor(part, getattr(value.detach(), name)(), (place, name), storages)
+
+
+def _compare_quantised(
+    spec: QuantisedSpec, value: Any, place: Place, storages: dict[StorageSpec, torch.UntypedStorage]
+) -> None:  # fmt: skip
+    assert spec.numbers is not None
+    _compare_tensor(spec.numbers, value, place, storages, QUANTISED_TYPES[spec.numbers.dtype])
+    if isinstance(spec.scale, TensorSpec) and isinstance(spec.zero_point, TensorSpec):
+        is_same = value.qscheme() == torch.per_channel_affine and value.q_per_channel_axis() == spec.axis
+        if is_same:
+            _compare_tensor(spec.scale, value.q_per_channel_scales(), (place, "scales"), storages)
+            _compare_tensor(spec.zero_point, value.q_per_channel_zero_points(), (place, "zero points"), storages)
+    else:
+        is_same = value.qscheme() == torch.per_tensor_affine and (value.q_scale(), value.q_zero_point()) == (
+            spec.scale,
+            spec.zero_point,
+        )
+    if not is_same:
+        raise _Differs(place, "numbers that are quantised in another way")
 
 
 def _compare_bytes(storages: dict[StorageSpec, torch.UntypedStorage], stored: Callable[[str], Iterator[bytes]]) -> None:

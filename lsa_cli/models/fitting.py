@@ -10,8 +10,12 @@ from torch import nn
 from lsa_cli.errors import CheckpointError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.parametrizations import Stored, kinds_of, put_together, read
+from lsa_cli.models.pickles.composed import QuantisedSpec, SparseSpec
 from lsa_cli.models.recognition import View, is_step_counter, views
 from lsa_cli.models.wrappers import finish_lazy_layers
+
+# What is audited of a quantised file.
+NOT_DEPLOYED = "the float network with the values of these weights is audited, whose activations are not rounded, and not the quantised one"
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,16 @@ def _say_reading(fit: Fit, notes: list[str]) -> None:
 
 
 def say_types(specs: Iterable[Stored], notes: list[str]) -> None:
+    specs = list(specs)
+    for count, text in (
+        (
+            sum(isinstance(spec, SparseSpec) for spec in specs),
+            "sparse tensors were made dense, which changes no number",
+        ),
+        (sum(isinstance(spec, QuantisedSpec) for spec in specs), f"quantised weights were made floats: {NOT_DEPLOYED}"),
+    ):
+        if count:
+            notes.append(f"{count} {text}")
     others = sorted({spec.dtype for spec in specs if "float" in spec.dtype and spec.dtype != "float32"})
     if others:
         notes.append(f"weights stored as {', '.join(others)} were converted to float32")

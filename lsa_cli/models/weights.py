@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.models.formats import Contents
 from lsa_cli.models.pickles.arrays import Inside
+from lsa_cli.models.pickles.composed import QuantisedSpec
 from lsa_cli.models.pickles.modules import is_module, tensors_of
 from lsa_cli.models.pickles.symbols import Call, TensorSpec
 from lsa_cli.registry import unknown
@@ -22,11 +23,15 @@ _DEEPEST = 5
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights in a file: the keys that lead to it, its tensors, and the module that it was pickled in, if any."""
+    """One set of weights in a file: the keys that lead to it, its tensors, and the module that it was pickled in, if any.
+
+    roundings: of a quantised network, the scale and the zero point of the activations of each module.
+    """
 
     keys: tuple[str, ...]
     tensors: dict[str, TensorSpec]
     module: Call | None = None
+    roundings: dict[str, tuple[TensorSpec, TensorSpec]] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -40,6 +45,11 @@ class Weights:
     def parameters(self) -> int:
         """Number of parameters, by their names. A tensor under several names counts once."""
         return sum(spec.numel for spec in {spec for name, spec in self.tensors.items() if is_parameter(name, spec)})
+
+    @property
+    def quantised(self) -> int:
+        """Number of quantised weights."""
+        return sum(isinstance(spec, QuantisedSpec) for spec in self.tensors.values())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: spec.shape for name, spec in self.tensors.items()}
@@ -79,6 +89,9 @@ def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weight
         value = dict(value.items) if value.items and all(_is_pair(item) for item in value.items) else None
     if not isinstance(value, (dict, list, tuple)):
         return
+    roundings: dict[str, tuple[TensorSpec, TensorSpec]] = {}
+    if isinstance(value, dict):
+        value, roundings = _unpacked(value)
     entries = list(value.items() if isinstance(value, dict) else enumerate(value))
     tensors = {str(key): item for key, item in entries if isinstance(item, TensorSpec)}
     if len(tensors) < sum(isinstance(item, TensorSpec) for _, item in entries):
@@ -86,12 +99,40 @@ def _find(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[Weight
             f"two weights in '{'.'.join(place)}' have the same name, once as a number and once as text; refused"
         )
     if isinstance(value, dict) and tensors and len(tensors) >= 0.9 * len(entries):
-        yield Weights(place, tensors)
+        yield Weights(place, tensors, roundings=roundings)
         return
     for key, item in entries[:10_000]:
         name = str(key)
         if not any(word in name.lower() for word in _NOT_WEIGHTS):
             yield from _find(item, (*place, name), seen)
+
+
+def _unpacked(entries: dict[Any, Any]) -> tuple[dict[Any, Any], dict[str, tuple[TensorSpec, TensorSpec]]]:
+    """The entries of a quantised network's state_dict under the names of a float network, and `Weights.roundings`.
+
+    A quantised linear layer packs its weight and its bias.
+    """
+    made: dict[Any, Any] = {}
+    for key, item in entries.items():
+        head, mark, last = str(key).rpartition("_packed_params.")
+        if (
+            mark
+            and last == "_packed_params"
+            and isinstance(item, tuple)
+            and isinstance((*item, None)[0], QuantisedSpec)
+        ):
+            made.update({f"{head}{name}": part for name, part in zip(("weight", "bias"), item, strict=False) if part})
+        elif not (mark and last == "dtype"):
+            made[key] = item
+    if not any(isinstance(item, QuantisedSpec) for item in made.values()):
+        return entries, {}
+    roundings = {}
+    for head in [str(key).removesuffix(".scale") for key in made if str(key).endswith(".scale")]:
+        pair: tuple[Any, Any] = (made[f"{head}.scale"], made.get(f"{head}.zero_point"))
+        if all(isinstance(item, TensorSpec) and item.numel == 1 for item in pair):
+            roundings[head] = pair
+    beside = {f"{head}.{name}" for head in roundings for name in ("scale", "zero_point")}
+    return {key: item for key, item in made.items() if key not in beside}, roundings
 
 
 def _is_pair(item: Any) -> bool:
@@ -129,7 +170,15 @@ def choose(path: Path, contents: Contents, found: list[Weights], wanted: str | N
 def _under(weights: Weights, start: str) -> Weights:
     """The weights whose names start with `start` and a dot, under the rest of their names."""
     names = {name: spec for name, spec in weights.tensors.items() if name.startswith(f"{start}.")}
-    return Weights((*weights.keys, start), {name.removeprefix(f"{start}."): spec for name, spec in names.items()})
+    return Weights(
+        (*weights.keys, start),
+        {name.removeprefix(f"{start}."): spec for name, spec in names.items()},
+        roundings={
+            name.removeprefix(f"{start}."): pair
+            for name, pair in weights.roundings.items()
+            if name.startswith(f"{start}.")
+        },
+    )
 
 
 def _by_wrapper(candidates: list[Weights]) -> Weights | None:

@@ -296,18 +296,37 @@ def test_a_file_that_torch_refuses_is_read_with_a_word_about_it(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantised_networks_are_named_with_the_way_out(tmp_path):
-    rows = torch.quantize_per_channel(torch.rand(2, 2), torch.ones(2), torch.zeros(2), 0, torch.qint8)
+def test_quantised_networks_that_were_pickled_whole_are_named_with_the_way_out(tmp_path):
     network = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear}, dtype=torch.qint8)
+    for zipped in (True, False):
+        torch.save(network, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match=r"quantised network.*give the float checkpoint from before"):
+            open_contents(tmp_path / "m.pt")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_sparse_and_quantised_tensors_are_the_numbers_that_torch_loads(tmp_path, zipped):
+    torch.manual_seed(0)
+    plain = torch.randint(-2, 3, (4, 6)).float()
     values = {
-        "per channel": {"w": rows}, "per tensor": {"w": torch.quantize_per_tensor(torch.rand(2), 0.1, 0, torch.quint8)},
-        "packed": network.state_dict(), "whole": network,
+        "coo": plain.to_sparse(), "hybrid": torch.rand(4, 6, 2).to_sparse(2), "csr": nn.Parameter(plain.to_sparse_csr()),
+        "csc": plain.to_sparse_csc(), "bsr": plain.to_sparse_bsr((2, 3)), "bsc": plain.to_sparse_bsc((2, 3)),
+        "channels": torch.quantize_per_channel(plain, torch.rand(6) + 0.1, torch.arange(6), 1, torch.quint8),
+        "tensor": torch.quantize_per_tensor(plain.t(), 0.1, 3, torch.qint32),
     }  # fmt: skip
-    for value in values.values():
-        for zipped in (True, False):
-            torch.save(value, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
-            with pytest.raises(CheckpointError, match=r"quantised network.*give the float checkpoint from before"):
-                open_contents(tmp_path / "m.pt")
+    torch.save(values, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+    contents = open_contents(tmp_path / "m.pt")
+    for name, value in values.items():
+        found, value = contents.load(contents.root[name]), value.detach()
+        assert torch.equal(found, value.dequantize() if value.is_quantized else value.to_dense())
+
+
+def test_numbers_that_are_quantised_by_float_zero_points_are_refused(tmp_path):
+    value = torch.quantize_per_channel(torch.rand(2, 2), torch.ones(2), torch.zeros(2), 0, torch.qint8)
+    torch.save({"w": value}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match=r"quantised by .*which lsa does not read; save floats"):
+        open_contents(tmp_path / "m.pt")
 
 
 def test_a_key_that_stands_twice_in_a_header_is_refused(tmp_path):

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.ao import quantization
 from torch.nn.utils import parametrizations, prune
 
+from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import CheckpointError, DataError
 from lsa_cli.models.checkpoint import read_checkpoint
+from lsa_cli.models.rounding import rounded, roundings_of
 from lsa_cli.settings import settings_from
 
 
@@ -206,21 +209,98 @@ def test_arrays_that_are_cut_short_or_beside_tensors_are_no_weights(tmp_path, ta
         read_checkpoint(tmp_path / "cut.pkl")
 
 
-def test_sparse_tensors_and_factors_of_lora_say_how_to_make_plain_weights(tmp_path, task):
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.filterwarnings("ignore")
+def test_sparse_tensors_give_the_network(tmp_path, task, layout):
+    network, x, _ = task
+    weights = network.state_dict()
+    weights["fc.weight"] = weights["fc.weight"].to_sparse(layout=layout)
+    found = opened(tmp_path, weights, task)
+    assert torch.equal(probabilities(found.classifier, x), probabilities(network, x))
+    assert "1 sparse tensors were made dense, which changes no number" in found.notes
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sparse_tensor_whose_indices_leave_its_shape_is_refused(tmp_path, task):
     weights = task[0].state_dict()
-    with pytest.raises(CheckpointError, match=r"sparse tensors; make them dense: torch\.save"):
-        opened(tmp_path, {**weights, "fc.weight": weights["fc.weight"].to_sparse()}, task)
-    inner = {name.replace("fc.", "fc.base_layer."): item for name, item in weights.items()}
+    outside = torch.sparse_coo_tensor(torch.tensor([[9], [0]]), torch.ones(1), (10, 256)).detach()
+    torch.save({**weights, "fc.weight": outside}, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "m.pt").read_bytes()
+    assert whole.count((9).to_bytes(8, "little")) == 1
+    (tmp_path / "m.pt").write_bytes(whole.replace((9).to_bytes(8, "little"), (90).to_bytes(8, "little")))
+    checkpoint = read_checkpoint(tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(checkpoint.weights.tensors["fc.weight"])
+
+
+def test_factors_of_lora_say_how_to_make_plain_weights(tmp_path, task):
+    inner = {name.replace("fc.", "fc.base_layer."): item for name, item in task[0].state_dict().items()}
     factors = {"fc.lora_A.default.weight": torch.ones(1, 2), "fc.lora_B.default.weight": torch.ones(2, 1)}
     with pytest.raises(CheckpointError, match=r"factors of LoRA beside the weights; save .*merge_and_unload"):
         opened(tmp_path, {**inner, **factors}, task)
 
 
-def test_a_quantised_file_is_named_with_the_way_out(tmp_path, task):
-    weights = task[0].state_dict()
-    weights["fc.weight"] = torch.quantize_per_tensor(weights["fc.weight"], 0.01, 0, torch.qint8)
-    with pytest.raises(CheckpointError, match=r"quantised network.*give the float checkpoint"):
-        opened(tmp_path, weights, task)
+class ToQuantise(nn.Module):
+    """The network as torch's tutorial of static quantisation writes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Linear(256, 3)
+
+    def forward(self, x):
+        return self.dequant(self.fc(self.act(self.conv(self.quant(x))).flatten(1)))
+
+
+class Float(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(256, 3)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(x)).flatten(1))
+
+
+def statically(network, x):
+    network.qconfig = quantization.get_default_qconfig("fbgemm")
+    quantization.fuse_modules(network, [["conv", "act"]], inplace=True)
+    quantization.prepare(network, inplace=True)(x)
+    return quantization.convert(network)
+
+
+def dynamically(network, x):
+    return quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("quantise", [statically, dynamically])
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_file_gives_its_weights_as_floats_and_its_roundings(tmp_path, task, quantise, monkeypatch):
+    monkeypatch.setattr(torch.backends.quantized, "engine", "fbgemm")
+    torch.manual_seed(0)
+    _, x, y = task
+    network = quantise(ToQuantise().eval(), x)
+    found = opened(tmp_path, network.state_dict(), task, "Float")
+    weight, bias = network.fc._weight_bias()
+    assert torch.equal(found.classifier.body.fc.weight, weight.dequantize())
+    assert torch.equal(found.classifier.body.fc.bias, bias)
+    assert any("not the quantised one" in note for note in found.notes)
+    with torch.no_grad(), rounded(found.classifier.body, roundings_of(found.checkpoint)) as places:
+        difference = found.classifier(x) - network(x)
+    assert places == (3 if quantise is statically else 1)
+    step = float(network.fc.scale) if quantise is statically else 1e-5
+    assert float(difference.abs().max()) < 1.01 * step
+    report = audit(
+        found.checkpoint.path,
+        data=(x, y),
+        arch=f"{__file__}:Float",
+        normalize="none",
+        eps=0.1,
+        attack="fgsm",
+        noise="none",
+        layers="none",
+    )
+    (finding,) = [one for one in report.evidence.findings if one.code == "weights-dequantised"]
+    assert "these are not the numbers of the quantised network" in finding.message
 
 
 def test_images_of_another_size_say_the_option_that_resizes(tmp_path, task):

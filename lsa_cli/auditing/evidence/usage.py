@@ -76,6 +76,28 @@ def reconstruction(clean: Rate, is_confirmed: bool, writes: str) -> Checked:
     )
 
 
+def dequantised(weights: int, n: int, right: int, rounded: int, same: int, placed: int, known: int) -> Checked:
+    """Is the network that is audited the one that is used? Never, where its weights were quantised.
+
+    weights: quantised ones. Of n samples, right: classified correctly; rounded: with the activations rounded as the file says,
+    at `placed` of the `known` places; same: given the same class by both.
+    """
+    compared = (
+        f"; with activations rounded at {placed} of the {known} places of the file, clean accuracy is {rounded / n:.1%} instead of "
+        f"{right / n:.1%} of {n} samples, and {same / n:.1%} get the same class"
+        if n
+        else ""
+    )
+    finding = doubt(
+        "weights-dequantised",
+        f"the file holds {weights} quantised weights, and the float network with their values was audited: its activations are not "
+        f"rounded, so these are not the numbers of the quantised network{compared}",
+        "read the numbers as those of the float network, or audit the float checkpoint from before the quantisation",
+    )
+    saw = {"quantised weights": weights, "right": right, "right with rounded activations": rounded, "same class": same}
+    return Checked("dequantised weights", n, saw, finding if weights else None)
+
+
 # ---- normalisation -------------------------------------------------------------------------------------
 
 

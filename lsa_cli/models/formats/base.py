@@ -11,7 +11,8 @@ from lsa_cli.errors import CheckpointError
 from lsa_cli.models.formats.reading import as_tensor
 from lsa_cli.models.formats.sniff import sniff
 from lsa_cli.models.pickles.arrays import Inside, find_arrays
-from lsa_cli.models.pickles.symbols import Call, Members, Refused, TensorSpec, parts_of
+from lsa_cli.models.pickles.composed import QUANTISED, QuantisedSpec, SparseSpec
+from lsa_cli.models.pickles.symbols import CONTAINERS, Refused, TensorSpec, parts_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,7 @@ def open_contents(path: Path) -> Contents:
             find_arrays(contents.root)
         except Refused as error:
             raise CheckpointError(f"{path}: {error}") from error
+        _refuse_quantised_objects(contents, path)
         _refuse_amplified(contents, path)
 
     @functools.cache
@@ -89,6 +91,11 @@ def open_contents(path: Path) -> Contents:
 
     def peek(spec: TensorSpec) -> "torch.Tensor":
         with _with_path_in_errors(path):
+            if isinstance(spec, (SparseSpec, QuantisedSpec)):
+                try:
+                    return spec.load(peek)
+                except Refused as error:
+                    raise CheckpointError(f"{path}: {error}") from error
             if isinstance(spec.storage, Inside):
                 content = spec.storage.content
                 return as_tensor(spec, lambda start, count: bytearray(content[start : start + count]))
@@ -124,13 +131,20 @@ def _refuse_amplified(contents: Contents, path: Path) -> None:
         )
 
 
-def _specs(root: Any) -> list[TensorSpec]:
-    """All tensors in a tree of symbols, each once."""
+def _refuse_quantised_objects(contents: Contents, path: Path) -> None:
+    """Raise CheckpointError for quantised numbers inside of objects, which compute with them as only their classes know."""
+    specs = {id(spec) for spec in _specs(contents.root) if isinstance(spec, QuantisedSpec)}
+    if specs - {id(spec) for spec in _specs(contents.root, (dict, list, tuple))}:
+        raise CheckpointError(f"{path}: {QUANTISED}")
+
+
+def _specs(root: Any, within: tuple[type, ...] = CONTAINERS) -> list[TensorSpec]:
+    """All tensors in a tree of symbols, each once. within: the kinds of symbols whose parts are looked at."""
     found: list[TensorSpec] = []
     stack, seen = [root], set()
     while stack:
         item = stack.pop()
-        if isinstance(item, (TensorSpec, dict, list, tuple, Call, Members)) and id(item) not in seen:
+        if isinstance(item, (TensorSpec, *within)) and id(item) not in seen:
             seen.add(id(item))
             if isinstance(item, TensorSpec):
                 found.append(item)

@@ -26,7 +26,7 @@ from lsa_cli.models.pickles.symbols import (
     read_differently,
     shown,
 )
-from lsa_cli.models.pickles.torch_calls import DICTIONARIES, KNOWN, QUANTISED, SPARSE, UNREAD, Storages
+from lsa_cli.models.pickles.torch_calls import DICTIONARIES, KNOWN, UNREAD, Storages
 
 LARGEST_PICKLE = 64 * 2**20
 # Limits on instructions and copies. A tensor takes 40 instructions; this many take seconds and some hundred megabytes.
@@ -315,10 +315,6 @@ class _Machine:
             if len(arguments) > _MOST_ARGUMENTS:
                 raise TypeError(f"{name} with {len(arguments):,} arguments")
             return KNOWN[name](self, Call(function, arguments), *arguments)
-        if name.startswith("torch._utils._rebuild_qtensor"):
-            raise Refused(QUANTISED)
-        if name.startswith("torch._utils._rebuild_sparse"):
-            raise Refused(SPARSE)
         if UNREAD.fullmatch(name):
             raise Refused(f"it holds a tensor made by {name}, which lsa does not read; save plain tensors on the CPU")
         return Call(function, arguments)

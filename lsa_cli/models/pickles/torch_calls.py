@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from lsa_cli.models.pickles.composed import quantised, sparse
 from lsa_cli.models.pickles.symbols import (
     ITEM_SIZES,
     Call,
@@ -30,22 +31,14 @@ _OF_A_TENSOR = {
     "_grad_fn", "_post_accumulate_grad_hooks", "_python_dispatch", "_version",
 }  # fmt: skip
 
-# Storage classes of torch, and what torch.dtype their elements have.
+# Storage classes of torch, and what torch.dtype their elements have; of quantised ones the type of the whole numbers.
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8",
+    "ComplexDoubleStorage": "complex128", "UntypedStorage": "uint8", "QInt8Storage": "int8", "QUInt8Storage": "uint8",
+    "QInt32Storage": "int32",
 }  # fmt: skip
-_QUANTISED_STORAGE = re.compile(r"QU?Int\w+Storage")
-QUANTISED = (
-    "it holds a quantised network, whose steps of rounding leave an attack no gradient: give the float checkpoint from "
-    "before the quantisation"
-)
-SPARSE = (
-    "it holds sparse tensors; make them dense: torch.save({name: item.to_dense() if item.layout != torch.strided else item "
-    "for name, item in torch.load('OLD.pt').items()}, 'NEW.pt')"
-)
 
 
 class Storages:
@@ -66,8 +59,6 @@ class Storages:
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
             raise Refused("its pickle refers to outside objects that are not tensors; refused")
         kind, key, numel = identity[1], identity[2], size_of(identity[4])
-        if isinstance(kind, Global) and kind.module.startswith("torch") and _QUANTISED_STORAGE.fullmatch(kind.name):
-            raise Refused(QUANTISED)
         dtype = _STORAGES.get(kind.name) if isinstance(kind, Global) and kind.module.startswith("torch") else None
         if dtype is None:
             raise Refused(f"it stores numbers as {shown(kind)}, a kind of storage that lsa does not read")
@@ -199,6 +190,8 @@ KNOWN: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_sparse_tensor": sparse,
+    "torch._utils._rebuild_qtensor": quantised,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _of_type,
