@@ -1,7 +1,7 @@
 """Where a report goes: files, stdout, and GitHub's own files."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,13 @@ def split_stdout(files: Mapping[str, str]) -> tuple[dict[str, str], bool]:
     return {name: path for name, path in files.items() if path != "-"}, files.get("json") == "-"
 
 
-def output_folder(path: str) -> Path:
-    """The folder of --output, created if it does not exist. Raises UsageError where it cannot be."""
+def output_folder(path: str, formats: Iterable[str] = ()) -> Path:
+    """The folder of --output, created if it does not exist. formats: formats that have an option of their own. Raises
+    UsageError where it cannot be created, or for what looks like the name of a file."""
+    from lsa_cli.report.outputs import refuse_file_name
+
     folder = Path(path)
+    refuse_file_name("output", folder, formats)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -44,6 +48,7 @@ def tell_github(report: "AuditReport", files: Mapping[str, str], asked: bool | N
 
 def audit_outputs(checkpoint: str, settings: AuditSettings, to_stdout: bool) -> "Outputs":
     """The files that an audit writes. The report itself is always saved, unless it goes to stdout."""
+    from lsa_cli.report.formats import FORMATS
     from lsa_cli.report.outputs import Outputs, check_writable
 
     files = {name: path for name, path in (settings.files or {}).items() if path != "-"}
@@ -53,7 +58,7 @@ def audit_outputs(checkpoint: str, settings: AuditSettings, to_stdout: bool) -> 
     elif settings.output is not None:
         if "json" in files:
             raise UsageError("--json and --output both name the report; give one of them")
-        files = {"json": str(output_folder(settings.output) / default), **files}
+        files = {"json": str(output_folder(settings.output, FORMATS.names()) / default), **files}
     elif "json" not in files:
         try:
             check_writable("json", default)

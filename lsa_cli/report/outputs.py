@@ -72,6 +72,7 @@ class Outputs:
 
     def _check_tables(self, folder: Path, taken: dict[str, str]) -> None:
         what = f"--csv {self.csv}"
+        refuse_file_name("csv", folder)
         if _mode(folder, what) is not None and not folder.is_dir():
             raise UsageError(f"{what} is a file; give a folder, which gets one file a table")
         for table in (folder / f"{name}.csv" for name in TABLES):
@@ -83,6 +84,18 @@ class Outputs:
                 check_writable("csv", str(table))
         existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), Path())
         _try_writing(existing, what)
+
+
+_FILE_ENDINGS = "csv", "htm", "html", "json", "md", "parquet", "pdf", "png", "svg", "txt", "xml"
+
+
+def refuse_file_name(name: str, folder: Path, formats: Iterable[str] = ()) -> None:
+    """Raises UsageError where --`name` would make a folder of what looks like the name of a file. formats: those that have an
+    option, which the error names."""
+    ending = folder.suffix.lower().removeprefix(".")
+    if ending in _FILE_ENDINGS and not folder.exists():
+        own = f", or --{ending} {folder} for one file" if ending in formats else ""
+        raise UsageError(f"--{name} {folder} looks like the name of a file; give a folder{own}")
 
 
 def _partial(path: str) -> str:

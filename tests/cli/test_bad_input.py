@@ -132,6 +132,8 @@ def test_bad_architectures(refused, tmp_path, arch, says):
         (["--metrics", ","], "--metrics: is empty"),
         (["--output", ""], "--output: is empty"),
         (["--csv", ""], "--csv: is empty"),
+        (["--output", "r.html"], "--output r.html looks like the name of a file; give a folder, or --html r.html for one file"),
+        (["--csv", "tables.csv"], "--csv tables.csv looks like the name of a file; give a folder"),
         (["--gate-only", "--fail-under", "robust=0.1", "--alpha", ""], "--alpha: is empty"),
     ],
 )  # fmt: skip
