@@ -21,6 +21,7 @@ from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.attacks.ensemble import cascade
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.auditing.network import open_network
+from lsa_cli.cli.memory import keep_freed_memory
 from lsa_cli.hardening.validation import split_validation
 from lsa_cli.models.precision import make_copy, multiplies_bfloat16
 from lsa_cli.settings import settings_from
@@ -118,6 +119,7 @@ def main():
     parser.add_argument("--cascade", type=int, default=500, help="test images for the cascade")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     print("| recipe | seed | epochs | held out | clean | R&G | PGD-40, 0.3 | PGD-40, 0.35 | cascade | seconds |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)

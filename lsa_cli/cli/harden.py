@@ -56,10 +56,12 @@ def _train(
 ) -> None:
     """Plan, train and write; the table of before and after goes to stdout. Exit 3 where the training is stopped early."""
     from lsa_cli import distributed
+    from lsa_cli.cli.memory import keep_freed_memory
     from lsa_cli.hardening.files import Files
     from lsa_cli.hardening.plan import make_harden_plan
     from lsa_cli.hardening.run import run_harden
 
+    keep_freed_memory()
     quiet = bool(settings.quiet)
     say = (lambda message: None) if quiet else note
     with foreign_code():
