@@ -42,6 +42,8 @@ class _Draws:
     index: torch.Tensor  # (N,)
     keys: torch.Tensor  # (N,) int64
     used: int = 0
+    # What `repeat` was called with (keys, times), and what it made of them.
+    repeated: tuple[torch.Tensor, int, torch.Tensor, torch.Tensor] | None = None
 
 
 _current: ContextVar[_Draws | None] = ContextVar("lsa_draws", default=None)
@@ -71,9 +73,13 @@ def keep(mask: torch.Tensor) -> None:
 def repeat(times: int) -> None:
     """Let each sample stand `times` times in a row from now on. The first of its rows draws the numbers of the sample."""
     draws = _current.get()
-    if draws is not None and times > 1:
+    if draws is None or times == 1:
+        return
+    if draws.repeated is None or draws.repeated[0] is not draws.keys or draws.repeated[1] != times:
         others = [_mix(draws.keys ^ _signed(number * _GOLDEN)) for number in range(1, times)]
-        draws.index, draws.keys = draws.index.repeat_interleave(times), torch.stack([draws.keys, *others], 1).flatten()
+        rows = draws.index.repeat_interleave(times), torch.stack([draws.keys, *others], 1).flatten()
+        draws.repeated = draws.keys, times, *rows  # a random search repeats the same samples in each of its passes
+    _, _, draws.index, draws.keys = draws.repeated
 
 
 def in_parts(compute: Callable[[slice], torch.Tensor], count: int, at_once: int) -> torch.Tensor:

@@ -104,26 +104,29 @@ class Search:
 
         It counts one query for each run of a sample.
         """
-        self.queries += self.runs
-        value = decision_margin(logits, self.y, x_adv)
-        if self.is_on_copy:
-            self._keep_on_copy(x_adv, value.float())
-        else:
-            self._keep(self.rows, x_adv, value.float())
-        return value
+        return self._record(x_adv, decision_margin(logits, self.y, x_adv))
 
     def offer_best(self, x_adv: torch.Tensor, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """As `offer`, with `count` inputs in a row (M * count, ...) and their logits for each sample: that with the largest margin.
 
         Each of them is a query. Returns the inputs that it offers (M, ...), and their margins (M,).
         """
+        value = decision_margin(logits, each(self.y, count), x_adv)
         if count > 1:
-            value = decision_margin(logits, each(self.y, count), x_adv).reshape(-1, count)
             first = torch.arange(0, len(x_adv), count, device=x_adv.device)
-            best = first + torch.where(value.isnan(), -torch.inf, value).argmax(1)
-            x_adv, logits = x_adv[best], logits[best]
+            best = first + torch.where(value.isnan(), -torch.inf, value).reshape(-1, count).argmax(1)
+            x_adv, value = x_adv[best], value[best]
             self.queries += (count - 1) * self.runs
-        return x_adv, self.offer(x_adv, logits)
+        return x_adv, self._record(x_adv, value)
+
+    def _record(self, x_adv: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Count a query, and record its inputs (M, ...) with their margins (M,), which it returns."""
+        self.queries += self.runs
+        if self.is_on_copy:
+            self._keep_on_copy(x_adv, value.float())
+        else:
+            self._keep(self.rows, x_adv, value.float())
+        return value
 
     def on_network(self, x_adv: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """The margins (M,) of inputs that were offered on the network itself. value (M,): those that `offer` returned."""

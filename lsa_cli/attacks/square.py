@@ -81,11 +81,11 @@ class Square(Attack):
                 search.still()
                 if not search.is_over:
                     with search.aside():
-                        self._run(model, search)
+                        self.climb(model, search)
         return search.x_adv
 
-    def _run(self, model: Model, search: Search) -> None:
-        """Algorithm 1."""
+    def climb(self, model: Model, search: Search) -> None:
+        """Algorithm 1, once. Afterwards the search goes on with the samples that are neither broken nor given up."""
         canvas = Canvas.of(search.x)
         numbers, start, repaint = _NORMS[self.threat.norm]
         candidates = start(canvas, search.threat, search.x)

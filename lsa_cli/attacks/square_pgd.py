@@ -7,7 +7,6 @@ import torch
 
 from lsa_cli.attacks.base import ATTACKS, Attack, Model, annealed, at_least_one, expected_gradient, expected_logits
 from lsa_cli.attacks.losses import margin
-from lsa_cli.attacks.randomness import kept_aside
 from lsa_cli.attacks.search import Search
 from lsa_cli.attacks.square import Square
 from lsa_cli.attacks.threat import Threat, per_sample
@@ -21,8 +20,8 @@ class SquarePGD(Attack):
     """Random search (arXiv 1912.00049), then `steps` steps of PGD on the margin from its strongest input.
 
     Where gradients mislead from most starts, as on networks that hide them, the random search leaves the samples so near to
-    the boundary that a few steps along the gradient finish. Steps shrink along a cosine from eps / 4 (our choice). queries,
-    at_once: of `square`.
+    the boundary that a few steps along the gradient finish. Samples that the random search gives up get no steps: its limits
+    allow for them. Steps shrink along a cosine from eps / 4 (our choice). queries, at_once: of `square`.
     """
 
     threat: Threat
@@ -55,10 +54,9 @@ class SquarePGD(Attack):
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
-        with kept_aside():
-            start = self._square.perturb(model, x, y)
-        search.offer(start, expected_logits(model, start))
-        (x_adv,) = search.still(start)
+        with torch.no_grad():
+            self._square.climb(model, search)
+        x_adv = search.x_adv[search.rows]
         for step in range(self.steps):
             if search.is_over:
                 return search.x_adv

@@ -10,6 +10,7 @@ from lsa_cli.attacks.fab import FABT
 from lsa_cli.attacks.odi import ODI
 from lsa_cli.attacks.search import Search, searching
 from lsa_cli.attacks.square import Square
+from lsa_cli.attacks.square_pgd import SquarePGD
 
 EPS = 0.1
 RULE = ((0.3, 1.5), (0.5, 1.2))
@@ -47,6 +48,7 @@ ATTACKS = {
     "odi-pgd": lambda threat: ODI(threat, steps=60, spread=2, restarts=2, at_once=2),
     "square": lambda threat: Square(threat, queries=1000),
     "square, eight at once": lambda threat: Square(threat, queries=1000, at_once=8),
+    "square-pgd": lambda threat: SquarePGD(threat, queries=1000),
 }
 
 
