@@ -49,6 +49,21 @@ class _Wide(nn.Module):
         return side + self.conv2(F.relu(self.bn2(self.conv1(out))))
 
 
+class _Late(nn.Module):
+    """As in meliketoy/wide-resnet.pytorch: the stride is that of the second convolution, and the shortcut takes the input."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inner), nn.Conv2d(inner, outer, 3, 1, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outer), nn.Conv2d(outer, outer, 3, stride, 1)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inner != outer:
+            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride))
+
+    def forward(self, x):
+        return self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x)))))) + self.shortcut(x)
+
+
 class _Nested(nn.Module):
     """As in weiaicunzai/pytorch-cifar100."""
 
@@ -80,7 +95,7 @@ class _Stages(nn.Module):
 
 def _two_stages(block, end=nn.Identity):
     stem = nn.Conv2d(1, 8, 3, 1, 1, bias=False)
-    if block is not _Wide:
+    if block not in (_Wide, _Late):
         stem = nn.Sequential(stem, nn.BatchNorm2d(8), nn.ReLU())
     return _Stages(stem, [block(8, 8, 1), block(8, 8, 1), block(8, 16, 2)], end(), nn.Linear(16, 10))
 
@@ -95,6 +110,10 @@ def declared():
 
 def wide():
     return _two_stages(_Wide, lambda: nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()))
+
+
+def late():
+    return _two_stages(_Late, lambda: nn.Sequential(nn.BatchNorm2d(16), nn.ReLU()))
 
 
 def nested():

@@ -1,6 +1,5 @@
 """Network: the classifier of a file, built and tried once on the data it is to be audited with."""
 
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
-from lsa_cli.auditing.rebuilding import ASKED, IN_PYTHON, Rebuilt, activation_of, channels_of, rebuild
+from lsa_cli.auditing.rebuilding import ASKED, IN_PYTHON, Rebuilt, activation_of, channels_of, rebuild, with_own_network
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
     LabelledData,
@@ -179,10 +178,7 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
         )  # fmt: skip
     except UnknownNetworkError as unknown:
         if not structures_of(checkpoint.weights.tensors)[1]:
-            words = ["lsa", "audit", str(target), "--data", settings.data or "...", "--arch", "net.py:build"]
-            raise UnknownNetworkError(
-                f"{unknown}; with a function build in net.py that returns the network: {shlex.join(words)}"
-            ) from None
+            raise with_own_network(unknown, target, settings.data or "...") from None
         return Built(target, checkpoint, None, device, unknown)
     if settings.arch == ASKED:
         raise UsageError(f"{target} holds {loaded.arch}, which needs no reconstruction; leave out --arch {ASKED}")

@@ -1,10 +1,12 @@
 """A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,6 +72,13 @@ def write_command(checkpoint: Checkpoint, spec: str) -> str:
     return shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", spec, "--write-arch", "net.py"])
 
 
+def with_own_network(why: UnknownNetworkError, target: str | Path, spec: str) -> UnknownNetworkError:
+    """The refusal with the command for a network that the user writes. spec: of the data."""
+    words = shlex.join(["lsa", "audit", str(target), "--data", spec, "--arch", "net.py:build"])
+    told = f"; with a function build in net.py that returns the network: {words}" if spec != IN_PYTHON else ""
+    return UnknownNetworkError(f"{why}{told}")
+
+
 def channels_of(checkpoint: Checkpoint) -> int | None:
     """The channels of the images that a chain takes; None where a linear layer is the first."""
     structures = structures_of(checkpoint.weights.tensors)[1]
@@ -93,9 +102,8 @@ def rebuild(
     stored, _ = structures_of(checkpoint.weights.tensors)
     order = np.random.default_rng(0).permutation(len(data))
     images = look(np.sort(order[:_OWN_FROM]))
-    structures = structures_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim == 4 else []
-    if not structures:
-        raise why
+    refusal = with_own_network(why, checkpoint.path, data.spec)
+    structures = _structures_for(checkpoint, images, refusal, data.spec)
     outputs = structures[0].elements[-1].outer
     labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
@@ -115,7 +123,7 @@ def rebuild(
         )  # fmt: skip
         return made, made.best()
 
-    search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), why)
+    search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), refusal)
     doubt = _doubt(checkpoint, search, outcome, outputs, data.spec, in_order)
     if doubt is None and settings.input_size is None:
         doubt = _doubt_of_size(checkpoint, search, outcome, data.spec)
@@ -137,6 +145,30 @@ def rebuild(
     option = "" if variant.normalization == _STATED else variant.normalization
     option = f"{option} {in_order}".strip()
     return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
+
+
+def _structures_for(
+    checkpoint: Checkpoint, images: torch.Tensor, refusal: UnknownNetworkError, spec: str
+) -> list[Structure]:
+    """Every reading of the weights as a chain that takes these images. Raises the refusal where there is none."""
+    structures = structures_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim == 4 else []
+    if not structures:
+        raise refusal
+    first = structures[0].elements[0]
+    if first.is_linear and first.inner != images[0].numel():
+        raise UnknownNetworkError(f"{refusal}; {_other_images(checkpoint, first.inner, images, spec)}")
+    return structures
+
+
+def _other_images(checkpoint: Checkpoint, numbers: int, images: torch.Tensor, spec: str) -> str:
+    """Why a linear layer for so many numbers does not take these images, and the command where larger ones would fit."""
+    channels, height, width = images.shape[1:]
+    side = math.isqrt(numbers // channels)
+    text = f"its first layer takes {numbers} numbers, and an image has {images[0].numel()} ({channels} x {height} x {width})"
+    if side * side * channels != numbers or spec == IN_PYTHON:
+        return text
+    words = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec, "--input-size", str(side)])
+    return f"{text}; if it was trained on images of {side} x {side} pixels: {words}"
 
 
 def _waiting(wait: Say) -> Callable[[int, float], None]:

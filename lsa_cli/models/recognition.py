@@ -34,6 +34,8 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 _BESIDE = {"criterion", "loss", "losses", "ema", "swa", "averaged"}
 # Metrics count, and have no weight and no bias: a layer can be called f1.
 _METRICS = {"metric", "metrics", "acc", "accuracy", "auroc", "auc", "f1", "precision", "recall", "confusion", "confmat"}
+# What thop adds to every module when it counts operations.
+_COUNTED = {"total_ops", "total_params"}
 _COUNTERS = {"n_averaged", "num_updates", "decay", "initted", "step"}
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
@@ -90,8 +92,13 @@ def _shortened(view: View[T]) -> Iterator[View[T]]:
 
 def _is_beside(name: str) -> bool:
     first, dot, _ = name.partition(".")
-    words = _BESIDE if name.rpartition(".")[2] in ("weight", "bias") else _BESIDE | _METRICS
-    return name in _COUNTERS or (bool(dot) and not words.isdisjoint(re.split(r"[^a-z0-9]+", first.lower())))
+    last = name.rpartition(".")[2]
+    words = _BESIDE if last in ("weight", "bias") else _BESIDE | _METRICS
+    return (
+        name in _COUNTERS
+        or last in _COUNTED
+        or (bool(dot) and not words.isdisjoint(re.split(r"[^a-z0-9]+", first.lower())))
+    )
 
 
 def is_step_counter(name: str) -> bool:

@@ -109,6 +109,21 @@ def test_a_chain_of_strides_is_usual():
     assert any([step.stride for step in one.steps] == [2] * 5 for one in first)
 
 
+def test_a_kernel_of_4_has_a_stride_beside_kernels_of_3_without_one():
+    pairs = [(1, 8, 3), (8, 8, 4), (8, 16, 3), (16, 16, 4)]  # as in locuslab/convex_adversarial
+    convolutions = [nn.Conv2d(a, b, kernel) for a, b, kernel in pairs]
+    layers = chain(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16 * 49, 10)))
+    assert [step.stride for step in next(geometries(layers, (28, 28))).steps] == [1, 2, 1, 2]
+
+
+def test_a_convolution_with_an_activation_can_be_the_last_layer():
+    layers = chain(nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 10, 3, 2, 1)))
+    one = plain(layers, next(geometries(layers, (28, 28))))
+    kinds = [part.kind for part in parts_of(replace(one, exception="an activation behind the last layer"))]
+    assert "an activation behind the last layer" in exceptions_of(one)
+    assert kinds[-4:] == ["Conv2d", "ReLU", "AdaptiveAvgPool2d", "Flatten"]
+
+
 def test_what_is_no_chain_is_not_read():
     assert chain(nn.Sequential(nn.Conv1d(1, 8, 3), nn.Linear(8, 10))) is None
     assert chain(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10)), 1) is None
@@ -206,6 +221,15 @@ def test_weights_that_are_not_trained_are_refused(digits, tmp_path):
     torch.save(perceptron().state_dict(), tmp_path / "net.pt")
     with pytest.raises(UsageError, match=r"fit no network .* too few to be the one that was trained"):
         open_network(tmp_path / "net.pt", settings_from({}), {}, digits)
+
+
+def test_images_that_the_first_layer_does_not_take_are_named(digits, lsa, tmp_path):  # noqa: F811
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(100, 10)).state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "digits.npz", images=(digits[0][:, 0] * 255).byte().numpy(), labels=digits[1].numpy())
+    result = lsa("audit", tmp_path / "net.pt", "--data", f"npz:{tmp_path / 'digits.npz'}")
+    assert "its first layer takes 100 numbers, and an image has 64 (1 x 8 x 8)" in result.err
+    assert "--input-size 10" in result.err
+    assert result.code == 2
 
 
 def test_the_written_file_builds_the_network(tmp_path):

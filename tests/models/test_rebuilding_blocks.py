@@ -16,9 +16,9 @@ from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
 from tests.fitting import fitted
 from tests.foreign_networks import ResNet2b, ResNet20
-from tests.residual_networks import ResNet9, basic, declared, imagenet_bottleneck, nested, randomize, wide
+from tests.residual_networks import ResNet9, basic, declared, imagenet_bottleneck, late, nested, randomize, wide
 
-MANY = [(one, 1) for one in (basic, declared, wide, nested, imagenet_bottleneck, ResNet9)] + [
+MANY = [(one, 1) for one in (basic, declared, wide, late, nested, imagenet_bottleneck, ResNet9)] + [
     (ResNet20, 3),
     (ResNet2b, 3),
 ]
@@ -46,7 +46,7 @@ def test_the_network_is_among_the_most_usual_ones_and_its_file_builds_it(make, c
     x = torch.rand(2, channels, size, size)
     with torch.no_grad():
         truth = network(x)
-        for variant in itertools.islice(candidates(network, channels, (size, size), names), 60):
+        for variant in itertools.islice(candidates(network, channels, (size, size), names), 80):
             answer = loaded(build(parts_of(variant)), network)(x)
             if torch.allclose(answer, truth, atol=1e-4 * float(truth.abs().max())):
                 break

@@ -93,11 +93,17 @@ def test_layers_with_the_name_of_a_metric_belong_to_the_network():
 
 
 def test_views_start_with_the_names_as_they_are_and_drop_only_what_training_leaves():
-    tensors = {"model.loss_head.weight": 1, "model.fc.weight": 2, "train_acc.tp": 3, "n_averaged": 4}
+    tensors = {
+        "model.loss_head.weight": 1,
+        "model.fc.weight": 2,
+        "train_acc.tp": 3,
+        "n_averaged": 4,
+        "model.fc.total_ops": 5,
+    }
     found = list(views(tensors))
     assert found[0].tensors == tensors
     assert found[1].tensors == {"model.loss_head.weight": 1, "model.fc.weight": 2}
-    assert found[1].left_out == ("train_acc.tp", "n_averaged")
+    assert found[1].left_out == ("train_acc.tp", "n_averaged", "model.fc.total_ops")
     assert found[2].tensors == {"loss_head.weight": 1, "fc.weight": 2}
     assert found[2].removed == ("model.",)
     assert shared_prefixes(["model.fc.weight", "model.conv.weight", "train_acc.tp"]) == ["model."]

@@ -29,7 +29,7 @@ from lsa_cli.models.recognition import views
 _SHORTCUT = re.compile(r"short|downsample|skip|identity|proj|match|adjust|\bdown\b", re.IGNORECASE)
 _GROUPS = {32: 0.0, 8: 0.0, 4: 0.0, 16: 0.0, 2: 0.5, 1: 0.5, 0: 1.0}  # of GroupNorm, with costs
 _PADS = {"both": 0.0, "end": 0.5}  # where a shortcut without weights adds channels of zeros
-_AGAINST_ORDER, _STRIDE_AT_FIRST, _PLAIN = 1.0, 1.0, 2.0
+_AGAINST_ORDER, _OTHER_STRIDE, _PLAIN = 1.0, 1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _with_blocks(
                     cost += (
                         _AGAINST_ORDER if _norm_is_first(modules, order, padded) != before else 0.0
                     ) + _PLAIN * plain
-                    found += _strides_at_first(Structure(tuple(elements), cost))
+                    found += _other_strides(Structure(tuple(elements), cost))
     return found
 
 
@@ -253,12 +253,22 @@ def _assembled(
 # ---- readings that the weights leave open ---------------------------------------------------------------
 
 
-def _strides_at_first(one: Structure) -> list[Structure]:
-    """The structure, and that whose bottlenecks have their stride at the first convolution."""
-    if not any(block.strided for block in one.blocks):
-        return [one]
-    moved = tuple(replace(e, strided=0) if isinstance(e, Block) else e for e in one.elements)
-    return [one, Structure(moved, one.cost + _STRIDE_AT_FIRST)]
+def _other_strides(one: Structure) -> list[Structure]:
+    """The structure, that whose bottlenecks have their stride at the first convolution, and that whose blocks with norms
+    before two convolutions have it at the second one."""
+    found = [one]
+    if any(block.strided for block in one.blocks):
+        moved = tuple(replace(e, strided=0) if isinstance(e, Block) else e for e in one.elements)
+        found.append(Structure(moved, one.cost + _OTHER_STRIDE))
+    if any(block.may_stride for block in one.blocks) and all(_is_wide(block) for block in one.blocks):
+        moved = tuple(replace(e, strided=1) if isinstance(e, Block) else e for e in one.elements)
+        found.append(Structure(moved, one.cost + _OTHER_STRIDE))
+    return found
+
+
+def _is_wide(block: Block) -> bool:
+    """Whether it is one of a wide residual network: two convolutions that are no bottleneck, with norms before them."""
+    return block.before and len(block.layers) == 2 and all(max(layer.kernel) > 1 for layer in block.layers)
 
 
 def _norm_groups(elements: tuple[Element, ...]) -> list[tuple[tuple[Element, ...], float]]:

@@ -24,6 +24,7 @@ _POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 
 _OTHER_RULE, _OTHER_RULE_OF_KERNEL, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 0.5, 3.0, 0.3, 2.0
 _STRIDE_AT_BEGINNING, _OTHER_STRIDE = 0.3, 0.8  # of a chain; behind a convolution without a stride, or beside pools
 _STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
+_EVEN = 1.5  # of a kernel of 4 or 6 without a stride; they are chosen because they end at the border with a stride of 2
 _LARGE = 7  # pixels of a kernel, as in AlexNet, with which strides of 4, and pools beside them, are usual
 _RARE = 2.5  # of a step that is not tried as a change of another geometry
 # Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
@@ -225,6 +226,8 @@ def _paddings(kernel: tuple[int, ...]) -> list[tuple[tuple[int, int], float]]:
 
 def _strides(kernel: tuple[int, ...]) -> list[tuple[int, float]]:
     found = {1: 0.0, 2: 0.1 if max(kernel) > 1 else 3.0}
+    if _asks_for_stride(kernel):
+        found = {1: _EVEN, 2: 0.0}
     if max(kernel) >= 3:
         found[3] = 4.0
     if max(kernel) >= 4:
@@ -232,6 +235,10 @@ def _strides(kernel: tuple[int, ...]) -> list[tuple[int, float]]:
     if kernel[0] == kernel[1] > 1:
         found.setdefault(kernel[0], 3.0)
     return list(found.items())
+
+
+def _asks_for_stride(kernel: tuple[int, ...]) -> bool:
+    return max(kernel) in (4, 6) and min(kernel) % 2 == 0
 
 
 def _after(at: Size, kernel: tuple[int, ...], stride: int, padding: tuple[int, ...]) -> Size:
@@ -246,7 +253,8 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     if not before:
         return _STRIDE_AT_BEGINNING if strides and not _leads_to_blocks(convolutions) else 0.0
     cost, last = 0.0, before[-1]
-    if strides and (last.stride == 1 or any(one.pool is not None for one in before)):
+    is_other = last.stride == 1 or any(one.pool is not None for one in before)
+    if strides and is_other and not _asks_for_stride(layer.kernel):
         cost += _OTHER_STRIDE
     cost += _other_rule(convolutions, before, step)
     pools = [one.pool for one in before if one.pool is not None]
@@ -257,7 +265,9 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     is_behind_block = isinstance(convolutions[len(before) - 1], Block)
     if (last.pool is None) != (step.pool is None) and not is_behind_block:
         cost += _IRREGULAR
-    if layer.outer > layer.inner * layer.groups and last.pool is None and step.stride == 1 and step.pool is None:
+    is_no_step = last.pool is None and step.stride == 1 and step.pool is None
+    follows_stride = last.stride > 1 and _asks_for_stride(convolutions[len(before) - 1].kernel)
+    if layer.outer > layer.inner * layer.groups and is_no_step and not follows_stride:
         cost += _NO_STEP
     return cost
 

@@ -26,6 +26,7 @@ from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, losse
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near
+from lsa_cli.models.rebuilding.layers import Layer
 from lsa_cli.models.rebuilding.stationarity import unrest
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import (
@@ -333,13 +334,13 @@ def sums_of(structure: Structure) -> tuple[str, ...]:
 def exceptions_of(one: Variant) -> tuple[str, ...]:
     """The exceptions that a variant may have."""
     *hidden, _ = elements = one.structure.elements
-    found = ["", "an activation behind the last layer"] if elements[-1].is_linear else [""]
+    found = ["", "an activation behind the last layer"] if isinstance(elements[-1], Layer) else [""]
     if any(element.is_linear for element in hidden):
         found.append("no activation behind linear layers")
         if one.activation != USUAL and not hidden[0].is_linear:
             found.append("ReLU behind linear layers")
     normed = [element.norm is not None for element in hidden if not element.is_linear]
-    if any(normed) and not all(normed) and not one.structure.blocks:
+    if normed and not all(normed) and not one.structure.blocks:
         found.append("no activation behind convolutions without a norm")
     return tuple(found)
 
