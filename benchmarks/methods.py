@@ -3,14 +3,16 @@
     python -m benchmarks.methods mnist      # fine-tunes sample_models/mnist_cnn.pt, linf 0.3
     python -m benchmarks.methods cifar10    # a ResNet-10, linf 8/255; reads torchvision's files under $LSA_DATA_ROOT
 
-All rows of a seed see the same start, the same images in the same batches and as many epochs; each has the settings that
-`lsa harden` chooses, but for what the first line printed says. Nothing is tuned for any row. Columns, in percent:
+All rows of a seed see the same start and the same images, and have the same cost: about --passes forward passes of each image
+in updates and their attacks, counted as the plan of `lsa harden` does. So a method with cheaper epochs has more of them. Each
+row has the settings that `lsa harden` chooses, but for what the first line printed says. Nothing is tuned for any row. Columns,
+in percent:
 
 clean; PGD-20 and, under it, worst class (the least robust one), rho (what that and the mean over classes gain together over those of
 the row "at", relative) and NSD (sd / mean over classes); cascade: what AutoAttack would leave of that, estimated from
 --cascade survivors of PGD-20 drawn by margin (`lsa audit --full-on`); corruptions: right clean and under the corruption, mean over
 the fifteen. All are of the same --test test images. doubts: runs whose evidence calls the number doubtful or
-invalid. s/epoch: median time of an epoch of training. A network that answers by chance (learn2perturb) is attacked with
+invalid. epochs: with passes in each. seconds: of the whole training, the median. A network that answers by chance (learn2perturb) is attacked with
 EoT, 10 passes in PGD-20 and AutoAttack's version for stochastic networks, and its accuracies are means over 10 evaluations
 of each image; its worst class and its cascade are of single ones.
 One run: a 95% interval behind shares of images. Several: mean and, in brackets, standard deviation over seeds.
@@ -30,14 +32,21 @@ from torch.nn import functional as F
 from benchmarks.paper_studies import cifar_batches, wide_resnet
 from lsa_cli import audit, harden
 from lsa_cli.attacks import CORRUPTIONS
+from lsa_cli.cli.memory import keep_freed_memory
 from lsa_cli.data import open_data
 from lsa_cli.hardening.augmentation import AUGMENTATIONS
+from lsa_cli.hardening.cost import epoch_cost
+from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.method_settings import attack_settings_used
+from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.hardening.run import job_of
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.classifier import PRESETS, Classifier
 from lsa_cli.registry import parse_spec
 from lsa_cli.report.hardening import rho
 from lsa_cli.report.schema import ClassSummary
+from lsa_cli.settings import IN_PYTHON, HardenSettings, settings_from
+from lsa_cli.settings.declare import keys_of, read_settings
 from lsa_cli.wording import eps_as_text
 
 SAMPLES = Path(__file__).parent.parent / "sample_models"
@@ -52,11 +61,11 @@ SEVERITY = 5
 
 @dataclass(frozen=True)
 class Study:
-    """network: how `harden` and `audit` build it; training: of every hardening, beside the epochs; steps only of those whose base takes them."""
+    """network: how `harden` and `audit` build it; training: of every hardening, beside the number of epochs; steps only of those whose base takes them."""
 
     eps: float
     images: int
-    epochs: int
+    passes: int
     seeds: int
     test: int
     cascade: int
@@ -66,16 +75,16 @@ class Study:
 
 STUDIES = {
     "mnist": Study(
-        eps=0.3, images=4000, epochs=3, seeds=2, test=500, cascade=40, network={}, training={"batch_size": 32}
+        eps=0.3, images=4000, passes=40, seeds=2, test=500, cascade=40, network={}, training={"batch_size": 32}
     ),
     "cifar10": Study(
-        eps=8 / 255, images=3000, epochs=3, seeds=1, test=500, cascade=10,
+        eps=8 / 255, images=3000, passes=20, seeds=1, test=500, cascade=10,
         network={"arch": "benchmarks.paper_studies:wide_resnet", "arch_args": {"depth": 10, "width": 1}},
         training={"batch_size": 64, "steps": 5},
     ),
 }  # fmt: skip
 SETTINGS = {
-    "images": "training images", "epochs": "of each hardening", "seeds": "runs of each row",
+    "images": "training images", "passes": "of each image in each hardening", "seeds": "runs of each row",
     "test": "test images", "cascade": "survivors of PGD-20 that meet AutoAttack",
 }  # fmt: skip
 START_EPOCHS = 15  # of the CIFAR-10 start
@@ -116,16 +125,17 @@ def plain_network(study, data, seed, path):
 
 
 class Run(NamedTuple):
-    """cells: {column: (value, its interval or None)}; doubts: whether the evidence leaves any; seconds: an epoch, None where
-    nothing is trained."""
+    """cells: {column: (value, its interval or None)}; doubts: whether the evidence leaves any; epochs: their number, and the
+    passes of each; seconds: of the training. Both None where nothing is trained."""
 
     cells: dict
     doubts: bool
     classes: ClassSummary
+    epochs: str | None
     seconds: float | None
 
 
-def judged(checkpoint, study, given, seconds):
+def judged(checkpoint, study, given, epochs=None, seconds=None):
     """The run that made this checkpoint."""
     options = {**study.network, **given, "eps": study.eps, "split": "test", "layers": ["none"], "noise": ["none"]}
     corruptions = [f"{name}:severity={SEVERITY}" for name in CORRUPTIONS.names()]
@@ -141,7 +151,7 @@ def judged(checkpoint, study, given, seconds):
     cells["worst class"] = summary.worst, None
     cells["NSD"] = summary.nsd, None
     cells["corruptions"] = statistics.mean(outcome.robust.value for outcome in corrupted), None
-    return Run(cells, report.evidence.verdict != "trusted", summary, seconds)
+    return Run(cells, report.evidence.verdict != "trusted", summary, epochs, seconds)
 
 
 def training_of(row, study):
@@ -150,16 +160,31 @@ def training_of(row, study):
     return {name: value for name, value in study.training.items() if name != "steps" or name in used}
 
 
+def passes_of_epoch(start, options, folder):
+    """Forward passes of each image in an epoch of `lsa harden` with these options."""
+    own = read_settings(
+        HardenSettings, {k: v for k, v in options.items() if k in keys_of(HardenSettings)}, scopes=IN_PYTHON
+    )
+    others = {name: value for name, value in options.items() if name not in keys_of(HardenSettings)}
+    plan = make_harden_plan(start, settings_from({**others, "harden": own}), {})
+    layers = (plan.layer_by_place,) if plan.needs_layers else ()
+    job = job_of(plan, plan.make_method(layers), layers, Files(folder / "trial.pt"), resume=False, say=print)
+    return epoch_cost(job).passes
+
+
 def one_run(row, seed, start, study, data, threads, folder):
     given = {"data": data, "threads": threads}
     if row == PLAIN:
-        return judged(start, study, given, None)
+        return judged(start, study, given)
+    options = {
+        "method": row, "seed": seed, "eps": study.eps, "limit": 10, **training_of(row, study), **study.network, **given,
+    }  # fmt: skip
+    passes = passes_of_epoch(start, options, folder)
     hardened = harden(
-        start, folder / "hard.pt", method=row, epochs=study.epochs, seed=seed, eps=study.eps, attack=["none"], limit=10,
-        **training_of(row, study), **study.network, **given,
-    )  # fmt: skip
-    seconds = statistics.median(epoch.seconds for epoch in hardened.history)
-    return judged(hardened.out, study, given, seconds)
+        start, folder / "hard.pt", epochs=max(1, round(study.passes / passes)), attack=["none"], **options
+    )
+    epochs = f"{len(hardened.history)} x {passes:.1f}"
+    return judged(hardened.out, study, given, epochs, sum(epoch.seconds for epoch in hardened.history))
 
 
 COLUMNS = ("clean", "PGD-20", "cascade", "worst class", "rho", "NSD", "corruptions")
@@ -185,7 +210,8 @@ def shown(runs, baselines):
     return [
         *cells,
         f"{sum(run.doubts for run in runs.values())} of {len(runs)}",
-        f"{statistics.median(seconds):.1f}" if seconds else "-",
+        next(iter(runs.values())).epochs or "-",
+        f"{statistics.median(seconds):.0f}" if seconds else "-",
     ]
 
 
@@ -200,14 +226,15 @@ def main():
     arguments = parser.parse_args()
     said = {name: value for name in SETTINGS if (value := getattr(arguments, name)) is not None}
     study = replace(STUDIES[arguments.data], **said)
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     described = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in study.training.items())
     print(
         f"{arguments.data}, linf {eps_as_text(study.eps)}, {study.images} training images (a tenth held out), "
-        f"{study.epochs} epochs, {described}; {study.seeds} seed(s), {study.test} test images, cascade on "
+        f"about {study.passes} passes of each, {described}; {study.seeds} seed(s), {study.test} test images, cascade on "
         f"{study.cascade} survivors, corruptions of severity {SEVERITY}\n"
     )
-    print(f"| method | {' | '.join(COLUMNS)} | doubts | s/epoch |\n|{'---|' * (len(COLUMNS) + 3)}", flush=True)
+    print(f"| method | {' | '.join(COLUMNS)} | doubts | epochs | seconds |\n|{'---|' * (len(COLUMNS) + 4)}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder, starts, baselines = Path(name), [], {}
         for seed in range(study.seeds):

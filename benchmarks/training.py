@@ -23,13 +23,18 @@ RECIPE = Recipe(
 def make_method(
     name, options, *, threat, steps, classes, samples, input_shape, layers=(), gammas=(), detach_clean=False
 ):
-    """The method with its options; attacked in eval mode, the usual step size, relative error where it holds layers."""
+    """The method with its options; attacked in eval mode, the usual step size, relative error where it holds layers.
+
+    The watchdog does not make it stronger, so that gamma and the cost of an update stay as given.
+    """
     task = Task(
         threat=threat, steps=steps, step_size=None, layers=layers, gammas=gammas, measure=relative_error,
         detach_clean=detach_clean, attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=classes, samples=samples,
         held_out=0, input_shape=input_shape,
     )  # fmt: skip
-    return build(HARDENINGS.get(name), options, name, task=task)
+    method = build(HARDENINGS.get(name), options, name, task=task)
+    method.strengthen = lambda: None
+    return method
 
 
 def harden(model, method, data, *, train_rows, validation, recipe, seed, device="cpu", on_epoch=lambda *_: None):

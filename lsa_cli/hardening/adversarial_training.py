@@ -76,17 +76,29 @@ class AdversarialTraining(Hardening):
         return losses
 
     def strengthen(self) -> str | None:
-        """Double gamma where there is a regularizer, otherwise the steps of the attack; at most three times (our choices)."""
-        if self.raises == _MOST_RAISES or (self.regularizer is None and "steps" not in self.objective.uses):
+        """Double gamma where there is a regularizer, otherwise the steps of the attack; at most three times.
+
+        Instead of an attack of one step, PGD then makes the examples (all our choices).
+        """
+        can_rise = self.regularizer is not None or self.objective.is_one_step or "steps" in self.objective.uses
+        if self.raises == _MOST_RAISES or not can_rise:
             return None
+        was_one_step = self.objective.is_one_step
         self._raise(self.raises + 1)
         if self.regularizer is not None:
             return f"gamma to {2**self.raises} times its value"
-        return f"the steps of the training attack to {self.objective.task.steps}"
+        of_base = ", with base pgd" if was_one_step else ""
+        return f"the steps of the training attack to {self.objective.task.steps}{of_base}"
 
     def _raise(self, times: int) -> None:
         self.raises = times
-        if self.regularizer is None:
+        if self.regularizer is not None or times == 0:
+            return
+        first, weaker = make_objective(self.task, self.base, beta=self.beta, replays=self.replays), self.objective
+        if first.is_one_step:
+            self.objective = make_objective(replace(self.task, steps=2**times), "pgd")
+            self.objective.eps_of_class, self.objective.weight_of_class = weaker.eps_of_class, weaker.weight_of_class
+        else:
             self.objective.task = replace(self.task, steps=self.task.steps * 2**times)
 
     def state(self) -> dict[str, Any]:

@@ -50,13 +50,14 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 class Objective:
     """How to make the adversarial examples of a batch, and the loss on them.
 
-    needs_clean: the loss takes the clean logits. uses: the attack settings that change the examples. attack_names: prefixes
+    needs_clean: the loss takes the clean logits. is_one_step: one gradient makes the examples, so that PGD can take its place. uses: the attack settings that change the examples. attack_names: prefixes
     of the attacks against which it trains when a hardening follows an audit. eps_of_class, weight_of_class: (K,) factors of
     eps and of the cross-entropy, for methods that treat classes differently; None: 1.
     """
 
     task: Task
     needs_clean: ClassVar[bool] = False
+    is_one_step: ClassVar[bool] = False
     uses: ClassVar[tuple[str, ...]] = ("train_eps", "steps", "step_size", "attack_mode")
     attack_names: ClassVar[tuple[str, ...]] = ()
     eps_of_class: torch.Tensor | None = field(default=None, init=False)
@@ -118,6 +119,7 @@ def make_objective(task: Task, base: str, **options: float | None) -> Objective:
 class FGSMObjective(Objective):
     """One step of length eps, no random start."""
 
+    is_one_step: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
     attack_names: ClassVar[tuple[str, ...]] = ("fgsm",)
 
@@ -158,6 +160,7 @@ class APGDObjective(Objective):
 class FastObjective(Objective):
     """FGSM with a random start and a step of 1.25 eps (arXiv 2001.03994, Algorithm 3)."""
 
+    is_one_step: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
 
     def attack(self, threat: Threat) -> Attack:
@@ -184,6 +187,7 @@ class NoisyFGSMObjective(Objective):
     So examples can be up to 3 eps away. The paper has linf; noise from the ball of 2 eps in other norms is our choice.
     """
 
+    is_one_step: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ("train_eps", "attack_mode")
 
     def attack(self, threat: Threat) -> Attack:

@@ -95,7 +95,7 @@ def _run(plan: HardenPlan, files: Files, resume: bool, show: Progress, say: Say)
         if plan.needs_layers and not layers:
             layers = layers_to_regularize(plan, say)
         method = plan.make_method(layers)
-        job = _job(plan, method, layers, files, resume, say)
+        job = job_of(plan, method, layers, files, resume, say)
         plan = _within_budget(plan, job, say)
         job = replace(job, recipe=plan.recipe, identity=identity_of(plan, layers))
         trained = _trained(plan, job, files, show, say)
@@ -215,7 +215,7 @@ def _audit_before(plan: AuditPlan, files: Files, keeps: bool, progress: Progress
     return report
 
 
-def _job(
+def job_of(
     plan: HardenPlan, method: Hardening, layers: tuple[str, ...], files: Files, resume: bool, say: Say
 ) -> Job:  # fmt: skip
     """The training of the network, after the surgery of the method. Its identity is empty: a budget may change the epochs."""

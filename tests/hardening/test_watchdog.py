@@ -40,7 +40,14 @@ def test_a_training_that_was_strengthened_is_not_stopped_for_overfitting():
             ["gamma to 2 times its value", "gamma to 4 times its value", "gamma to 8 times its value", None],
         ),
         ("at", "pgd", [f"the steps of the training attack to {steps}" for steps in (4, 8, 16)] + [None]),
-        ("at", "fgsm", [None]),
+        (
+            "at",
+            "fast",
+            ["the steps of the training attack to 2, with base pgd"]
+            + [f"the steps of the training attack to {steps}" for steps in (4, 8)]
+            + [None],
+        ),
+        ("at", "free", [None]),
     ],
 )
 def test_gamma_or_the_steps_are_raised_three_times(name, base, says):
@@ -57,12 +64,12 @@ def test_the_penalty_doubles(batch):  # noqa: F811
     assert torch.allclose(method.losses(model, batch, x_adv) - first, penalty, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["at", "at-lr"])
-def test_a_resumed_training_is_as_strong_as_it_was(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "base"), [("at", "pgd"), ("at", "n-fgsm"), ("at-lr", "pgd")])
+def test_a_resumed_training_is_as_strong_as_it_was(name, base, tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "_GAP", 2.0)  # an epoch that is not more robust than all before is weak
 
     def job(seed=0, **changes):
-        method = make_method(name, layers=("2",) if name == "at-lr" else ())
+        method = make_method(name, {"base": base}, layers=("2",) if name == "at-lr" else ())
         return make_job(tmp_path, method, small_network(seed), recipe=recipe(epochs=9, warmup=0.0), **changes)
 
     whole = run(job())
