@@ -4,17 +4,21 @@
 
 Every contender works in a process of its own (how a process keeps memory is part of what is compared) and they take
 turns; ratios are of runs of the same round. The time is that of the attack; robust accuracy is then the network's own.
-`audit`: the whole audit against its attacks alone. With cuda also ResNet-18 on 10,000 images, PGD-20 and layer scan.
+It is process time on a CPU, as other work on the machine changes it least, and elapsed time on a GPU.
+`audit`: the whole audit against its attacks alone, and the time of each of its parts. With cuda also ResNet-18 on
+10,000 images, PGD-20 and layer scan.
 """
 
 import argparse
 import importlib
+import inspect
 import json
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections import Counter
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -122,12 +126,13 @@ def work(arguments):
     attack = contender(name, model, x[:batch], eps)
     for _ in sys.stdin:
         torch.manual_seed(0)
-        started, moved = time.perf_counter(), []
+        clock = time.perf_counter if x.is_cuda else time.process_time
+        started, moved = clock(), []
         for row in range(0, len(x), batch):
             moved.append(attack(x[row : row + batch], y[row : row + batch], row))
         if x.is_cuda:
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
+        seconds = clock() - started
         with torch.no_grad():
             right = sum(
                 int((model(a).argmax(1) == b).sum()) for a, b in zip(moved, y.split(batch), strict=True)
@@ -229,6 +234,40 @@ def audit(arguments):
             lambda with_evidence=with_evidence: whole(with_evidence), alone, 1 if arguments.quick else 3, clock
         )  # fmt: skip
         print(f"{what}: {seconds:.1f} s and {attacks:.1f} s, ratio {ratio:.2f} [{low:.2f}, {high:.2f}]", flush=True)
+    parts = _seconds_of_parts(lambda: run_audit(plan), clock)
+    print("parts of one audit, s: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.most_common()))
+
+
+def _seconds_of_parts(run, clock):
+    """The seconds that one run spends in the parts of an audit, by the name of the function: those of a block, the
+    evidence, and each of its checks."""
+    from lsa_cli.auditing import block, probing
+    from lsa_cli.auditing.evidence import examine
+
+    places = [(block, name) for name in ("_clean_pass", "_attack", "_observed")]
+    places += [(probing, name) for name in ("examine_probe", "show_examples")]
+    places += [
+        (examine, name)
+        for name, function in vars(examine).items()
+        if inspect.isfunction(function) and "Checked" in str(inspect.signature(function).return_annotation)
+    ]
+    seconds = Counter()
+
+    def timed(name, function):
+        def call(*args, **options):
+            started = clock()
+            try:
+                return function(*args, **options)
+            finally:
+                seconds[name.strip("_")] += clock() - started
+
+        return call
+
+    with ExitStack() as stack:
+        for place, name in places:
+            stack.enter_context(mock.patch.object(place, name, timed(name, getattr(place, name))))
+        run()
+    return seconds
 
 
 def _whole(plan):
