@@ -15,7 +15,8 @@ from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
-from lsa_cli.auditing.rebuilding import ASKED, IN_PYTHON, Rebuilt, activation_of, channels_of, rebuild, with_own_network
+from lsa_cli.auditing.rebuilding import activation_of, channels_of, rebuild, with_own_network
+from lsa_cli.auditing.rebuilt import ASKED, IN_PYTHON, Rebuilt
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
     LabelledData,
@@ -39,7 +40,7 @@ from lsa_cli.models.classifier import (
     with_normalization,
 )
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError, load_network
-from lsa_cli.models.rebuilding.blocks import structures_of
+from lsa_cli.models.rebuilding.kinds import can_be_rebuilt
 from lsa_cli.models.surgery import NoiseBody
 from lsa_cli.models.wrappers import copy_network, is_script, unasked_copy, unwrapped
 from lsa_cli.report.schema import Warning
@@ -177,7 +178,7 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
             checkpoint, arch, arguments, trust_code=bool(settings.trust_code), say=say, device=device
         )  # fmt: skip
     except UnknownNetworkError as unknown:
-        if not structures_of(checkpoint.weights.tensors)[1]:
+        if not can_be_rebuilt(checkpoint.weights.tensors):
             raise with_own_network(unknown, target, settings.data or "...") from None
         return Built(target, checkpoint, None, device, unknown)
     if settings.arch == ASKED:

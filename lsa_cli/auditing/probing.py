@@ -29,8 +29,8 @@ from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
 from lsa_cli.auditing.radius import check_radius
-from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
-from lsa_cli.auditing.rebuilding import IN_PYTHON, write_command
+from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
+from lsa_cli.auditing.rebuilt import IN_PYTHON, write_command
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.data import check_inputs
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization

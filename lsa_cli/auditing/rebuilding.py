@@ -4,7 +4,6 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,61 +14,46 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.evidence.usage import best_order
 from lsa_cli.auditing.normalizing import Found, reading, short
-from lsa_cli.data import LabelledData, check_inputs, open_data, runs_user_code
-from lsa_cli.errors import LsaError, UsageError
+from lsa_cli.auditing.rebuilt import (
+    ARCHITECTURE,
+    ASKED,
+    IN_PYTHON,
+    OWN_FROM,
+    SHOWN,
+    STATED,
+    Rebuilt,
+    is_right,
+    least_right,
+    normalizations_of,
+    refuse_doubt,
+    too_few,
+    training_images,
+)
+from lsa_cli.auditing.transformers import rebuild_transformer
+from lsa_cli.data import LabelledData, check_inputs
+from lsa_cli.errors import UsageError
 from lsa_cli.models.checkpoint import Checkpoint
-from lsa_cli.models.classifier import AUTO, Classifier, Normalization, parse_input_range, parse_normalize, rescaled
+from lsa_cli.models.classifier import Classifier, Normalization
 from lsa_cli.models.contest import Outcome
 from lsa_cli.models.fitting import load_strictly
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
-from lsa_cli.models.normalizations import cost_of, normalizations_to_try
+from lsa_cli.models.normalizations import cost_of
 from lsa_cli.models.parametrizations import read
 from lsa_cli.models.rebuilding.blocks import Structure, structures_of
 from lsa_cli.models.rebuilding.chain import build, source_of, with_weights
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometries, places_of
 from lsa_cli.models.rebuilding.search import Search, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
+from lsa_cli.models.rebuilding.transformers import transformer_of
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, USUAL, Variant, order_text, parts_of
 from lsa_cli.models.rounding import is_rectified
 from lsa_cli.models.training_inputs import remembered
 from lsa_cli.settings import AuditSettings
-from lsa_cli.stats import wilson
 
-ARCHITECTURE = "reconstructed from the weights"
-ASKED = "lsa:reconstructed"  # as --arch, with the choices of the user in --arch-args
-_TRAINED, _MOST_TRAINED, _LEAST_TRAINED = 1000, 4000, 200  # images of the training split; the most are for small ones
-_SMALL = 3 * 32 * 32  # numbers in an image of which _MOST_TRAINED are read
-_OWN_FROM = 1000  # images from which the mean and std of the data are taken
-_LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
-_CLAIM_TOLERANCE = 0.01
-_SHOWN = 3  # other networks
 _EVERY = 10.0  # seconds between two lines on a long search
 # Geometries, paddings and images that show what BatchNorm remembers.
 _GEOMETRIES, _PADDINGS, _REMEMBERED_BY = 20, 2, 200
 _LIKELY, _IN_ORDER = 5, 1000  # networks, and images, that tell in which order the classes are
-_STATED = "as the file states"  # the normalisation, for which no option is needed
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """A network with the file's weights, its normalisation and the option for it (empty where none is needed), and the text of a file that builds it.
-
-    doubt: why it may not be the one that was trained; None without doubt.
-    """
-
-    loaded: Loaded
-    found: Found
-    option: str
-    source: str
-    doubt: str | None
-
-
-IN_PYTHON = "data given in Python"  # in place of a data spec
-
-
-def write_command(checkpoint: Checkpoint, spec: str) -> str:
-    """The command that writes the network of a file as Python. spec: of the data."""
-    return shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", spec, "--write-arch", "net.py"])
 
 
 def with_own_network(why: UnknownNetworkError, target: str | Path, spec: str) -> UnknownNetworkError:
@@ -80,7 +64,10 @@ def with_own_network(why: UnknownNetworkError, target: str | Path, spec: str) ->
 
 
 def channels_of(checkpoint: Checkpoint) -> int | None:
-    """The channels of the images that a chain takes; None where a linear layer is the first."""
+    """The channels of the images that a chain or a transformer takes; None where a linear layer is the first."""
+    transformer = transformer_of(checkpoint.weights.tensors)
+    if transformer is not None:
+        return transformer[1].channels
     structures = structures_of(checkpoint.weights.tensors)[1]
     first = structures[0].elements[0] if structures else None
     return first.inner if first is not None and not first.is_linear else None
@@ -99,15 +86,18 @@ def rebuild(
     def look(rows: np.ndarray) -> torch.Tensor:
         return check_inputs(data.read(rows), rows, bounds, data.spec)
 
+    transformer = transformer_of(checkpoint.weights.tensors)
+    if transformer is not None:
+        return rebuild_transformer(checkpoint, *transformer, data, look, settings, bounds, why, say, doubtful)
     stored, _ = structures_of(checkpoint.weights.tensors)
     order = np.random.default_rng(0).permutation(len(data))
-    images = look(np.sort(order[:_OWN_FROM]))
+    images = look(np.sort(order[:OWN_FROM]))
     refusal = with_own_network(why, checkpoint.path, data.spec)
     structures = _structures_for(checkpoint, images, refusal, data.spec)
     outputs = structures[0].elements[-1].outer
     labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
-    tried, trained = _normalizations(settings, checkpoint, images), _training_images(data, images, bounds)
+    tried, trained = normalizations_of(settings, checkpoint, images), training_images(data, images, bounds)
     tried = _remembered(structures[0], tensors, tried, images)
 
     def searched(order_of_classes: np.ndarray | None = None, flatten: str = FLATTEN) -> tuple[Search, Outcome | None]:
@@ -127,11 +117,7 @@ def rebuild(
     doubt = _doubt(checkpoint, search, outcome, outputs, data.spec, in_order)
     if doubt is None and settings.input_size is None:
         doubt = _doubt_of_size(checkpoint, search, outcome, data.spec)
-    if doubt is not None and not doubtful:
-        told = f"; to write and correct it: {write_command(checkpoint, data.spec)}" if data.spec != IN_PYTHON else ""
-        raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
-    if doubt is not None:
-        say(f"not certain: {doubt}")
+    refuse_doubt(checkpoint, doubt, data.spec, why, say, doubtful)
     variant = search.variant_of(outcome.best)
     parts, sentence = parts_of(variant), _sentence(search, outcome)
     say(sentence)
@@ -142,7 +128,7 @@ def rebuild(
     loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes)
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
-    option = "" if variant.normalization == _STATED else variant.normalization
+    option = "" if variant.normalization == STATED else variant.normalization
     option = f"{option} {in_order}".strip()
     return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
 
@@ -197,46 +183,15 @@ def _found(
     search, outcome = searched()
     if outcome is None:
         raise why
-    if not _is_right(outcome, classes) and (places or 1) > 1:
+    if not is_right(outcome, classes) and (places or 1) > 1:
         search, outcome = _better(classes, (search, outcome), searched(flatten=CHANNELS_LAST))
-    if _is_right(outcome, classes):
+    if is_right(outcome, classes):
         return search, outcome, ""
     share, outputs_of = _order_of_classes(search, classes)
-    if share >= _least(classes):
+    if share >= least_right(classes):
         search, outcome = _better(classes, (search, outcome), searched(outputs_of))
-    option = f"--match-classes {','.join(map(str, outputs_of))}" if _is_right(outcome, classes) else ""
+    option = f"--match-classes {','.join(map(str, outputs_of))}" if is_right(outcome, classes) else ""
     return search, outcome, option
-
-
-def _training_images(
-    data: LabelledData, images: torch.Tensor, bounds: Bounds
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Images and labels of the training split of the data set; None where it has none, or other images or classes."""
-    if data.spec == IN_PYTHON or data.split == "train" or runs_user_code(data.spec):
-        return None
-    try:
-        split = open_data(data.spec, split="train", channels=images.shape[1])
-        count = max(_TRAINED, min(_MOST_TRAINED, _MOST_TRAINED * _SMALL // images[0].numel()))
-        rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
-        x = check_inputs(split.read(rows), rows, bounds, split.spec)
-    except (LsaError, OSError):
-        return None
-    fits = x.shape[1:] == images.shape[1:] and split.class_names == data.class_names and split.split == "train"
-    return (x, torch.from_numpy(split.labels[rows].astype(np.int64))) if fits and len(rows) >= _LEAST_TRAINED else None
-
-
-def _normalizations(settings: AuditSettings, checkpoint: Checkpoint, images: torch.Tensor) -> dict[str, Normalization]:
-    """The one that the user or the file states, else all usual ones."""
-    description = checkpoint.description
-    if settings.normalize not in (None, AUTO) or settings.input_range is not None:
-        scale = parse_input_range(settings.input_range or "0,1")
-        text = settings.normalize or "none"
-        given = "" if settings.input_range is None else f" --input-range {settings.input_range}"
-        return {f"--normalize {text}{given}": rescaled(parse_normalize(text, scale), scale)}
-    if description is not None:
-        stated = (description.mean, description.std)
-        return {_STATED: None if stated[0] is None or stated[1] is None else (stated[0], stated[1])}
-    return normalizations_to_try(images, None)
 
 
 def _remembered(
@@ -278,20 +233,18 @@ def _doubt(
         return _doubt_of_order(checkpoint, outcome, in_order, spec)
     best = outcome.best
     right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
-    if not _is_right(outcome, max(2, outputs)):
-        return f"the best of {len(search.asked)} networks is {right}, which is too few to be the one that was trained"
-    claimed, interval = checkpoint.claimed_accuracy, wilson(int(best.right.sum()), outcome.n)
-    if claimed is not None and interval is not None and interval[1] < claimed[0] - _CLAIM_TOLERANCE:
-        return f"the best network is {right}, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})"
+    seldom = too_few(checkpoint, outcome, max(2, outputs), len(search.asked))
+    if seldom is not None:
+        return seldom
     if not search.fits(best):
         return f"the best network is {right}, but BatchNorm remembers other inputs of its layers than these images give there"
     if outcome.rivals:
         variant = search.variant_of(best)
-        several = [_difference(variant, search.variant_of(one)) for one in outcome.rivals[:_SHOWN]]
+        several = [_difference(variant, search.variant_of(one)) for one in outcome.rivals[:SHOWN]]
         text = f"{variant}, normalisation {short(variant.normalization)}"
         return (
             f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}"
-            f"{_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:_SHOWN])], spec)}"
+            f"{_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:SHOWN])], spec)}"
         )
     return None
 
@@ -305,18 +258,9 @@ def _commands(checkpoint: Checkpoint, several: list[Variant], spec: str) -> str:
     choices = []
     for activation, option in telling:
         choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
-        choices.append(" ".join([*choice, *([option] if differ[1] and option != _STATED else [])]))
+        choices.append(" ".join([*choice, *([option] if differ[1] and option != STATED else [])]))
     command = f"{shlex.join(['lsa', 'audit', str(checkpoint.path), '--data', spec])} {choices[0]}"
     return f"; if the first one is that of the training: {command} | else end it with {' | or with '.join(choices[1:])}"
-
-
-def _is_right(outcome: Outcome, classes: int) -> bool:
-    """Whether the best network is right so often that it can be the one that was trained."""
-    return outcome.above_chance and outcome.best.accuracy >= _least(classes)
-
-
-def _least(classes: int) -> float:
-    return 1 / classes + _LEAST * (1 - 1 / classes)
 
 
 def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:  # -> share, (classes,)
@@ -337,7 +281,7 @@ def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:
 def _better(classes: int, one: tuple[Search, Outcome], other: tuple[Search, Outcome | None]) -> tuple[Search, Outcome]:
     """The other search with its outcome where that can be the network of the training, else the first one."""
     search, outcome = other
-    return (search, outcome) if outcome is not None and _is_right(outcome, classes) else one
+    return (search, outcome) if outcome is not None and is_right(outcome, classes) else one
 
 
 def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, spec: str) -> str:
@@ -367,7 +311,7 @@ def _sentence(search: Search, outcome: Outcome) -> str:
     text = f"network reconstructed from the weights: {variant}, normalisation {short(variant.normalization)}, clean "
     text += f"{100 * outcome.best.accuracy:.1f}% of {outcome.n}"
     text += f" (next: {100 * other.accuracy:.1f}%, {_difference(variant, search.variant_of(other))})" if other else ""
-    alike = [_difference(variant, search.variant_of(one)) for one in outcome.alike[:_SHOWN]]
+    alike = [_difference(variant, search.variant_of(one)) for one in outcome.alike[:SHOWN]]
     return text + (f"; nearly the same answers with {', '.join(alike)}" if alike else "")
 
 

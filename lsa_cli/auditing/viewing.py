@@ -11,7 +11,8 @@ from torch import nn
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.network import Built, build_network, on_data, open_data_for
-from lsa_cli.auditing.rebuilding import Rebuilt, rebuild
+from lsa_cli.auditing.rebuilding import rebuild
+from lsa_cli.auditing.rebuilt import Rebuilt
 from lsa_cli.data import LabelledData, check_inputs
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier

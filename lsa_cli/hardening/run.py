@@ -13,8 +13,8 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import finished_report
-from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
-from lsa_cli.auditing.rebuilding import write_command
+from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
+from lsa_cli.auditing.rebuilt import write_command
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.data import check_inputs
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError

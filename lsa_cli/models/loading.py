@@ -22,7 +22,7 @@ from lsa_cli.models.hostile import refuse_hostile, refuse_unsafe_torch
 from lsa_cli.models.parametrizations import put_together
 from lsa_cli.models.pickles.modules import is_module
 from lsa_cli.models.pickles.symbols import Call
-from lsa_cli.models.rebuilding.blocks import structures_of
+from lsa_cli.models.rebuilding.kinds import can_be_rebuilt
 from lsa_cli.models.surgery import operate
 from lsa_cli.models.wrappers import is_script
 
@@ -227,7 +227,7 @@ def _recognised(checkpoint: Checkpoint) -> recognition.Match:
             "transformers.AutoModelForImageClassification.from_config(...) and give it as --arch path/to/file.py:function"
         )
     # Looking for neighbours takes seconds, and a network that can be put together again has none that help.
-    near = "" if structures_of(checkpoint.weights.tensors)[1] else " | ".join(map(str, recognition.nearest(shapes)))
+    near = "" if can_be_rebuilt(checkpoint.weights.tensors) else " | ".join(map(str, recognition.nearest(shapes)))
     nearest = f"; nearest are {near}" if near else ""
     raise UnknownNetworkError(
         f"{checkpoint.path} holds weights that fit no network that lsa knows{nearest}; {_NAME_IT}"

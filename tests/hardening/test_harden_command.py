@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 import lsa_cli
-from lsa_cli.auditing.rebuilding import ARCHITECTURE as RECONSTRUCTED
+from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.errors import RunError, UsageError
 from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.plan import make_harden_plan

@@ -17,13 +17,17 @@ class Chain(nn.Module):
         super().__init__()
         self._order = [name for name, _ in steps]
         for name, layer in steps:
-            *path, last = name.split(".")
-            holder = self
-            for part in path:
-                if part not in holder._modules:
-                    holder.add_module(part, nn.Module())
-                holder = holder._modules[part]
+            holder, last = self._place(name)
             holder.add_module(last, layer)
+
+    def _place(self, name):  # type: ignore[no-untyped-def]
+        *path, last = name.split(".")
+        holder = self
+        for part in path:
+            if part not in holder._modules:
+                holder.add_module(part, nn.Module())
+            holder = holder._modules[part]
+        return holder, last
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         return self._run(self._order, x)
@@ -64,12 +68,12 @@ class ChannelsLast(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
-_OWN = {"Pad": Pad, "ChannelsLast": ChannelsLast}
+OWN: dict[str, type[nn.Module]] = {"Pad": Pad, "ChannelsLast": ChannelsLast}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A module of torch.nn, or of _OWN, under its name in the network. has_weights: of the file."""
+    """A module of torch.nn, or of OWN, under its name in the network. has_weights: of the file."""
 
     name: str
     kind: str
@@ -78,11 +82,11 @@ class Part:
     has_weights: bool = False
 
     def build(self) -> nn.Module:
-        return (_OWN.get(self.kind) or getattr(nn, self.kind))(*self.arguments, **dict(self.options))
+        return (OWN.get(self.kind) or getattr(nn, self.kind))(*self.arguments, **dict(self.options))
 
     def __str__(self) -> str:
         words = [repr(value) for value in self.arguments] + [f"{name}={value!r}" for name, value in self.options]
-        return f"{'' if self.kind in _OWN else 'nn.'}{self.kind}({', '.join(words)})"
+        return f"{'' if self.kind in OWN else 'nn.'}{self.kind}({', '.join(words)})"
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,13 @@ def source_of(parts: Sequence[Part | Sum], comment: str) -> str:
     """A Python file with a function `build` that returns the network, untrained."""
     kinds = {one.kind for part in parts for one in ([part] if isinstance(part, Part) else part.side)}
     classes: list[type] = [Chain, *([Residual] if any(isinstance(part, Sum) for part in parts) else [])]
-    classes += [own for name, own in _OWN.items() if name in kinds]
-    text = "\n\n".join(inspect.getsource(one).replace("  # type: ignore[no-untyped-def]", "") for one in classes)
-    return _FILE.format(comment=comment, classes=text, lines="\n".join(map(_line, parts)))
+    classes += [own for name, own in OWN.items() if name in kinds]
+    return _FILE.format(comment=comment, classes=text_of(classes), lines="\n".join(map(_line, parts)))
+
+
+def text_of(classes: Sequence[type]) -> str:
+    """The source text of the classes."""
+    return "\n\n".join(inspect.getsource(one).replace("  # type: ignore[no-untyped-def]", "") for one in classes)
 
 
 def _line(part: Part | Sum) -> str:

@@ -13,11 +13,11 @@ import torch
 from lsa_cli.models.contest import ALIKE, NOISE, Outcome, Standing
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
-_PRIOR = 4.0  # nats for each unit of cost
+PRIOR = 4.0  # nats for each unit of cost
 _DOUBLED = 2.0  # nats where the misfit of running statistics, or the unrest, is twice as large
 _FIT = 0.002  # a misfit that is none
 _UNUSUAL = 3.0  # nats for each unit of cost of an activation
-_ODDS = NOISE**2 / 2  # nats that end a rivalry
+ODDS = NOISE**2 / 2  # nats that end a rivalry
 _NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
 _ENOUGH = 200  # images on which networks give nearly the same answers
 _SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answers do not differ in effect
@@ -103,7 +103,7 @@ class Weighing:
                 return n >= _ENOUGH and not gains(leader, one, _WORSE, 0.0)
             beyond = _BEYOND_RARE if self._cost_of_activation(one) >= _RARE else _BEYOND
             return name != USUAL and gains(one, leader, _GAIN_OF.get(name, _GAIN), beyond)
-        return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < _ODDS
+        return self.log_odds(leader, one) + _UNUSUAL * self._cost_of_activation(one) < ODDS
 
     def _symmetric(self, outcome: Outcome) -> Outcome:
         """Of networks that differ in the activation alone and give nearly the same answers, the most usual one is taken."""
@@ -113,7 +113,7 @@ class Weighing:
         alike = [one for one in every if one.agreement(leader) >= ALIKE and len(one.right) >= _ENOUGH]
         twins = [one for one in alike if self._is_twin(one, leader)]
         best = min([leader, *twins], key=self._cost_of_activation)
-        out = [one for one in outcome.rivals if self.log_odds(best, one) >= _ODDS and not self._is_near(one, best)]
+        out = [one for one in outcome.rivals if self.log_odds(best, one) >= ODDS and not self._is_near(one, best)]
         near = [one for one in outcome.others if self._is_near(one, best)]
         # A more usual activation that did not win above, and is taken here for its answers alone, leaves a doubt.
         doubted = [leader] if best is not leader and best.agreement(leader) < _SAME else []
@@ -125,13 +125,13 @@ class Weighing:
 
     def log_odds(self, one: Standing, other: Standing) -> float:
         """Of a network against another, in nats, without the prior of their activations: z^2 / 2 for z standard errors of the
-        difference of their losses, with a systematic one, on the images of the contest and on those of the training, _PRIOR
+        difference of their losses, with a systematic one, on the images of the contest and on those of the training, PRIOR
         for each unit of cost, how well they fit the running statistics, and how far they are from a minimum."""
         trained = [self.on_training(each) for each in (one, other)]
         losses = [(one.loss, other.loss)]
         if trained[0] is not None and trained[1] is not None:
             losses.append((trained[0], trained[1]))
-        prior = _PRIOR * (other.entrant.cost - one.entrant.cost)
+        prior = PRIOR * (other.entrant.cost - one.entrant.cost)
         fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
         return log_odds_of(losses, self.unrest(one), self.unrest(other)) + prior + _DOUBLED * (fits[1] - fits[0])
 
