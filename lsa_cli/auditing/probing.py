@@ -71,7 +71,7 @@ def _reconstruction(plan: AuditPlan, clean: Rate) -> list[Checked]:
         for module in network.classifier.modules()
     )
     assert network.checkpoint is not None
-    spec = network.data.spec if network.data.spec != IN_PYTHON else "..."
+    spec = network.settings.data or network.data.spec if network.data.spec != IN_PYTHON else "..."
     writes = write_command(network.checkpoint, spec)
     return [usage.reconstruction(clean, remembers or claimed_accuracy(network.checkpoint) is not None, writes)]
 

@@ -26,8 +26,10 @@ from lsa_cli.auditing.rebuilt import (
     least_right,
     normalizations_of,
     refuse_doubt,
+    spec_given,
     too_few,
     training_images,
+    write_command,
 )
 from lsa_cli.auditing.transformers import rebuild_transformer
 from lsa_cli.data import LabelledData, check_inputs
@@ -89,15 +91,16 @@ def rebuild(
     transformer = transformer_of(checkpoint.weights.tensors)
     if transformer is not None:
         return rebuild_transformer(checkpoint, *transformer, data, look, settings, bounds, why, say, doubtful)
+    spec = spec_given(data, settings)
     stored, _ = structures_of(checkpoint.weights.tensors)
     order = np.random.default_rng(0).permutation(len(data))
     images = look(np.sort(order[:OWN_FROM]))
-    refusal = with_own_network(why, checkpoint.path, data.spec)
-    structures = _structures_for(checkpoint, images, refusal, data.spec)
+    refusal = with_own_network(why, checkpoint.path, spec)
+    structures = _structures_for(checkpoint, images, refusal, spec)
     outputs = structures[0].elements[-1].outer
     labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
-    tried, trained = normalizations_of(settings, checkpoint, images), training_images(data, images, bounds)
+    tried, trained = normalizations_of(settings, checkpoint, images), training_images(data, spec, images, bounds)
     tried = _remembered(structures[0], tensors, tried, images)
 
     def searched(order_of_classes: np.ndarray | None = None, flatten: str = FLATTEN) -> tuple[Search, Outcome | None]:
@@ -114,10 +117,10 @@ def rebuild(
         return made, made.best()
 
     search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), refusal)
-    doubt = _doubt(checkpoint, search, outcome, outputs, data.spec, in_order)
+    doubt = _doubt(checkpoint, search, outcome, outputs, spec, in_order)
     if doubt is None and settings.input_size is None:
-        doubt = _doubt_of_size(checkpoint, search, outcome, data.spec)
-    refuse_doubt(checkpoint, doubt, data.spec, why, say, doubtful)
+        doubt = _doubt_of_size(checkpoint, search, outcome, spec)
+    refuse_doubt(checkpoint, doubt, spec, why, say, doubtful)
     variant = search.variant_of(outcome.best)
     parts, sentence = parts_of(variant), _sentence(search, outcome)
     say(sentence)
@@ -250,17 +253,23 @@ def _doubt(
 
 
 def _commands(checkpoint: Checkpoint, several: list[Variant], spec: str) -> str:
-    """The audits of those networks that activation and normalisation tell from the others."""
-    telling = [(one.activation, one.normalization) for one in several]
-    if spec == IN_PYTHON or len(set(telling)) < len(telling):
+    """The audits of these networks, the first of which is the best one, by activation and normalisation; where another one
+    has both in common with the best one, the command that writes the best one and audits it."""
+    pairs = [(one.activation, one.normalization) for one in several]
+    telling = list(dict.fromkeys(pairs))
+    audit = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec])
+    if spec == IN_PYTHON:
         return ""
+    if pairs.count(pairs[0]) > 1:
+        stated = "" if pairs[0][1] == STATED else f" {pairs[0][1]}"
+        both = f"{write_command(checkpoint, spec)} && {audit} --arch net.py:build{stated}"
+        return f"; if the first one is that of the training: {both} | else correct net.py before the audit"
     differ = [len({pair[place] for pair in telling}) > 1 for place in (0, 1)]
     choices = []
     for activation, option in telling:
         choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
         choices.append(" ".join([*choice, *([option] if differ[1] and option != STATED else [])]))
-    command = f"{shlex.join(['lsa', 'audit', str(checkpoint.path), '--data', spec])} {choices[0]}"
-    return f"; if the first one is that of the training: {command} | else end it with {' | or with '.join(choices[1:])}"
+    return f"; if the first one is that of the training: {audit} {choices[0]} | else end it with {' | or with '.join(choices[1:])}"
 
 
 def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:  # -> share, (classes,)

@@ -67,14 +67,19 @@ def normalizations_of(
     return normalizations_to_try(images, None)
 
 
+def spec_given(data: LabelledData, settings: AuditSettings) -> str:
+    """The data as the user gave them: the name of the source leaves out what is converted. IN_PYTHON where there is none."""
+    return IN_PYTHON if data.spec == IN_PYTHON else settings.data or data.spec
+
+
 def training_images(
-    data: LabelledData, images: torch.Tensor, bounds: Bounds
+    data: LabelledData, spec: str, images: torch.Tensor, bounds: Bounds
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Images and labels of the training split of the data set; None where it has none, or other images or classes."""
-    if data.spec == IN_PYTHON or data.split == "train" or runs_user_code(data.spec):
+    if spec == IN_PYTHON or data.split == "train" or runs_user_code(spec):
         return None
     try:
-        split = open_data(data.spec, split="train", channels=images.shape[1])
+        split = open_data(spec, split="train", channels=images.shape[1])
         count = max(_TRAINED, min(_MOST_TRAINED, _MOST_TRAINED * _SMALL // images[0].numel()))
         rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
         x = check_inputs(split.read(rows), rows, bounds, split.spec)
@@ -89,7 +94,8 @@ def refuse_doubt(
 ) -> None:  # fmt: skip
     """Raise UnknownNetworkError for a doubt, or say it, where `doubtful`."""
     if doubt is not None and not doubtful:
-        told = f"; to write and correct it: {write_command(checkpoint, spec)}" if spec != IN_PYTHON else ""
+        write = write_command(checkpoint, spec)
+        told = "" if spec == IN_PYTHON or write in doubt else f"; to write and correct it: {write}"
         raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
     if doubt is not None:
         say(f"not certain: {doubt}")

@@ -19,6 +19,7 @@ from lsa_cli.auditing.rebuilt import (
     Rebuilt,
     normalizations_of,
     refuse_doubt,
+    spec_given,
     too_few,
     training_images,
 )
@@ -228,7 +229,7 @@ def rebuild_transformer(
         len(order),
         tried,
         lambda option: cost_of(option, data.name or data.called),
-        training_images(data, images, bounds),
+        training_images(data, spec_given(data, settings), images, bounds),
     )
     outcome = search.best()
     choice, option = search.reading_of(outcome.best)
@@ -238,7 +239,7 @@ def rebuild_transformer(
     if doubt is None and outcome.rivals:
         several = ", or ".join(text_of(search.reading_of(one)) for one in outcome.rivals[:SHOWN])
         doubt = f"several transformers are as good, right on {right} images: {text}; or, in its place, {several}"
-    refuse_doubt(checkpoint, doubt, data.spec, why, say, doubtful)
+    refuse_doubt(checkpoint, doubt, spec_given(data, settings), why, say, doubtful)
     sentence = f"transformer reconstructed from the weights: {text}, clean {right}"
     if outcome.next is not None:
         sentence += f" (next: {100 * outcome.next.accuracy:.1f}%, {text_of(search.reading_of(outcome.next))})"

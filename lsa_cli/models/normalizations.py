@@ -45,11 +45,15 @@ def normalizations_to_try(images: torch.Tensor, said: str | None) -> dict[str, N
     """Usual normalisations and the images' own mean and std, by the options that select them.
 
     images (n, C, H, W) in [0, 1]. said: what the file holds, as MEAN/STD. The images' own mean and std is left out where a
-    preset for inputs in [0, 1] is as near as two samples of a data set are.
+    preset for inputs in [0, 1] is as near as two samples of a data set are. Grey images in three channels have the presets of
+    grey ones, and that of ImageNet, with which many networks are trained first.
     """
     channels = images.shape[1]
-    found = dict(usual_normalizations(channels))
-    if channels == 3:
+    is_grey = channels == 3 and bool((images == images[:, :1]).all())
+    found = dict(usual_normalizations(1 if is_grey else channels))
+    if is_grey:
+        found["--normalize imagenet"] = PRESETS["imagenet"]
+    elif channels == 3:
         found.update({f"--normalize {text}": parse_normalize(text) for text in _COPIED})
     own = own_normalization(images)
     if own is not None and not any(_is_near(own, known, channels) for known in found.values()):

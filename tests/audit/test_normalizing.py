@@ -9,6 +9,7 @@ from torch import nn
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Normalize, normalization_of, parse_normalize
+from lsa_cli.models.normalizations import normalizations_to_try
 from lsa_cli.settings import settings_from
 from tests.fitting import fitted
 
@@ -113,3 +114,12 @@ def test_a_configuration_beside_the_file_is_taken_unless_another_one_is_better(d
         opened(path, (x, y))
     (tmp_path / name).write_text('{"mean": "none", "std": [0, 1, 2]}')  # no numbers: as if it were not there
     assert not any("stated" in line for line in opened(path, (x, y))[1])
+
+
+def test_grey_images_in_three_channels_have_the_normalisations_of_grey_ones():
+    torch.manual_seed(0)
+    colour = torch.rand(50, 3, 4, 4)
+    grey = normalizations_to_try(colour[:, :1].expand(-1, 3, -1, -1), None)
+    assert {"--normalize mnist", "--normalize imagenet", "--normalize 0.5/0.5"} <= set(grey)
+    assert "--normalize cifar10" not in grey
+    assert "--normalize mnist" not in normalizations_to_try(colour, None)

@@ -223,6 +223,16 @@ def test_weights_that_are_not_trained_are_refused(digits, tmp_path):
         open_network(tmp_path / "net.pt", settings_from({}), {}, digits)
 
 
+def test_the_next_command_has_the_data_as_they_were_given(digits, lsa, tmp_path):  # noqa: F811
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "digits.npz", images=(digits[0][:200, 0] * 255).byte().numpy(), labels=digits[1][:200].numpy())
+    spec = f"npz:{tmp_path / 'digits.npz'}?mode=rgb"
+    result = lsa("audit", tmp_path / "net.pt", "--data", spec)
+    assert "too few to be the one that was trained" in result.err
+    assert f"--data {shlex.quote(spec)} --write-arch net.py" in result.err
+
+
 def test_images_that_the_first_layer_does_not_take_are_named(digits, lsa, tmp_path):  # noqa: F811
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(100, 10)).state_dict(), tmp_path / "net.pt")
     np.savez(tmp_path / "digits.npz", images=(digits[0][:, 0] * 255).byte().numpy(), labels=digits[1].numpy())
