@@ -64,7 +64,7 @@ def contender(name, model, x, eps):
 
     from lsa_cli.attacks import ATTACKS, make_threat
     from lsa_cli.cli.memory import keep_freed_memory
-    from lsa_cli.models.precision import make_copy
+    from lsa_cli.models.precision import channels_last, make_copy
 
     size = 2.5 * eps / STEPS
     if name in OURS:
@@ -76,9 +76,14 @@ def contender(name, model, x, eps):
             copy = make_copy(model, x[:8], answers).model
         attack = ATTACKS.get("pgd")(make_threat("linf", eps), steps=STEPS)
         goal = "break" if name == OURS[2] else "worst"
-        return lambda x, y, row: attack(
-            model, x, y, index=torch.arange(row, row + len(x), device=x.device), goal=goal, copy=copy
-        )  # fmt: skip
+        as_in_audits = copy is not None and not x.is_cuda
+
+        def ours(x, y, row):
+            index = torch.arange(row, row + len(x), device=x.device)
+            with channels_last(model) if as_in_audits else nullcontext():
+                return attack(model, x, y, index=index, goal=goal, copy=copy)
+
+        return ours
     if name == "bare loop":
 
         def loop(x, y, row):
@@ -199,7 +204,7 @@ def audit(arguments):
     from lsa_cli.auditing.plan import make_plan
     from lsa_cli.auditing.run import run_audit
     from lsa_cli.cli.memory import keep_freed_memory
-    from lsa_cli.models.precision import make_copy
+    from lsa_cli.models.precision import channels_last, make_copy
     from lsa_cli.settings import settings_from
 
     keep_freed_memory()
@@ -217,7 +222,7 @@ def audit(arguments):
             run_audit(plan)
 
     def alone():
-        with numerics(plan.threads):
+        with numerics(plan.threads), channels_last(plan.network.classifier):  # as in the audit
             for named in plan.attacks:
                 for a, b in zip(x.split(plan.batch_size), y.split(plan.batch_size), strict=True):
                     named.attack.run(plan.network.classifier, a, b, copy=copy)

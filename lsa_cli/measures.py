@@ -25,7 +25,7 @@ def relative_error(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor
 
     Where ||clean|| = 0 it is 0 if the perturbed output is zero too, and NaN otherwise (our choice; the paper does not say).
     """
-    moved, size = _norms((perturbed - clean).flatten(1)), _norms(clean.flatten(1))
+    moved, size = _norms(perturbed - clean), _norms(clean)
     return torch.where(moved == 0, moved, torch.where(size == 0, torch.nan, moved / size)).to(clean.dtype)
 
 
@@ -43,10 +43,13 @@ def cosine_distance(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tenso
 @MEASURES.register("l2")
 def l2_difference(clean: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:  # (N, ...) x2 -> (N,)
     """||perturbed - clean||: not scaled, so it compares attacks on one layer, but not layers with each other."""
-    return _norms((perturbed - clean).flatten(1)).to(clean.dtype)
+    return _norms(perturbed - clean).to(clean.dtype)
 
 
-def _norms(rows: torch.Tensor) -> torch.Tensor:  # (N, D) -> (N,) float64
+def _norms(x: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N,) float64
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        x = x.movedim(1, -1)  # in the order of memory, on which a norm does not depend, rows need no copy
+    rows = x.flatten(1)
     return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in _parts(rows)])
 
 

@@ -42,6 +42,7 @@ from lsa_cli.auditing.probing import (
 from lsa_cli.auditing.proving import chosen_proof
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.failures import is_out_of_memory
+from lsa_cli.models.precision import channels_last
 from lsa_cli.report.gate import check
 from lsa_cli.report.schema import AuditReport, Warning
 
@@ -79,11 +80,14 @@ def run_audit(
     """
     run = Execution(plan, progress or (lambda what, done, total: None), journal)
     state = _Audit(run, on_update, rule)
-    with numerics(plan.threads), undisturbed(plan.network.classifier), state.reported_when_it_ends():
+    network = plan.network.classifier
+    with numerics(plan.threads), undisturbed(network), contextlib.ExitStack() as layout, state.reported_when_it_ends():
         run.progress("clean accuracy", 0, run.total)
         if rule is None:
             run.batch.fit(lambda: remember(run))
         run.copy = run.batch.fit(lambda: find_copy(run))
+        if run.copy.model is not None and plan.network.device.type == "cpu":
+            layout.enter_context(channels_last(network))
         state.extras.attacked = copy_in_words(plan, run.copy)
         state.choose_proof()
         state.take_blocks()

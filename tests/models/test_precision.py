@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
-from lsa_cli.models.precision import FastClassifier, fold_norms, make_copy, round_weights, runs_channels_last
+from lsa_cli.models.precision import (
+    FastClassifier,
+    channels_last,
+    fold_norms,
+    make_copy,
+    round_weights,
+    runs_channels_last,
+)
 
 
 def norm(channels):
@@ -118,6 +125,24 @@ def test_the_network_is_left_as_it_was():
     for name, tensor in before.state_dict().items():
         assert torch.equal(classifier.state_dict()[name], tensor)
         assert classifier.state_dict()[name].stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("kind", [Residual, Shared])
+def test_with_its_channels_last_a_network_computes_the_same_and_gets_its_weights_back(kind):
+    classifier = made(kind).eval()
+    before = {name: tensor.data_ptr() for name, tensor in classifier.named_parameters()}
+    layouts = []
+    for module in classifier.modules():
+        if type(module) is nn.Conv2d:
+            module.register_forward_hook(lambda module, given, output: layouts.append(output.stride(1)))
+    wanted = gradient(classifier)
+    assert 1 not in layouts
+    layouts.clear()
+    with channels_last(classifier):
+        for ours, theirs in zip(gradient(classifier), wanted, strict=True):
+            assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    assert set(layouts) == {1}
+    assert {name: tensor.data_ptr() for name, tensor in classifier.named_parameters()} == before
 
 
 @pytest.mark.parametrize(
