@@ -287,7 +287,7 @@ def on_data(
         def look(rows: np.ndarray) -> torch.Tensor:
             return check_inputs(opened.read(rows), rows, bounds, opened.spec).to(device)
 
-        if len(shape) == 3 and bounds == (0.0, 1.0):
+        if built.found is not None or (len(shape) == 3 and bounds == (0.0, 1.0)):
             if built.found is None:
                 built.found = find_normalization(
                     classifier, opened, labels, look, stated(checkpoint, loaded.normalization)

@@ -44,7 +44,7 @@ from lsa_cli.models.parametrizations import read
 from lsa_cli.models.rebuilding.blocks import Structure, structures_of
 from lsa_cli.models.rebuilding.chain import build, source_of, with_weights
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometries, places_of
-from lsa_cli.models.rebuilding.search import Search, sums_of
+from lsa_cli.models.rebuilding.search import Search, size_of, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
 from lsa_cli.models.rebuilding.transformers import transformer_of
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, USUAL, Variant, order_text, parts_of
@@ -118,7 +118,7 @@ def rebuild(
 
     search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), refusal)
     doubt = _doubt(checkpoint, search, outcome, outputs, spec, in_order)
-    if doubt is None and settings.input_size is None:
+    if doubt is None and settings.input_size is None and images.ndim == 4:
         doubt = _doubt_of_size(checkpoint, search, outcome, spec)
     refuse_doubt(checkpoint, doubt, spec, why, say, doubtful)
     variant = search.variant_of(outcome.best)
@@ -139,8 +139,13 @@ def rebuild(
 def _structures_for(
     checkpoint: Checkpoint, images: torch.Tensor, refusal: UnknownNetworkError, spec: str
 ) -> list[Structure]:
-    """Every reading of the weights as a chain that takes these images. Raises the refusal where there is none."""
-    structures = structures_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim == 4 else []
+    """Every reading of the weights as a chain that takes these images, or vectors. Raises the refusal where there is none."""
+    structures = structures_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim in (2, 4) else []
+    if images.ndim == 2:
+        numbers = images.shape[1]
+        structures = [one for one in structures if one.elements[0].is_linear and one.elements[0].inner == numbers]
+        structures = structures or structures_of(checkpoint.weights.tensors)[1]
+        structures = [one for one in structures if one.elements[0].is_linear]
     if not structures:
         raise refusal
     first = structures[0].elements[0]
@@ -151,6 +156,8 @@ def _structures_for(
 
 def _other_images(checkpoint: Checkpoint, numbers: int, images: torch.Tensor, spec: str) -> str:
     """Why a linear layer for so many numbers does not take these images, and the command where larger ones would fit."""
+    if images.ndim == 2:
+        return f"its first layer takes {numbers} numbers, and an input has {images.shape[1]}"
     channels, height, width = images.shape[1:]
     side = math.isqrt(numbers // channels)
     text = f"its first layer takes {numbers} numbers, and an image has {images[0].numel()} ({channels} x {height} x {width})"
@@ -204,7 +211,7 @@ def _remembered(
 
     Tried are the usual paddings of the convolution before it, without an activation between the two.
     """
-    several = islice(geometries(structure.elements, (images.shape[2], images.shape[3])), _GEOMETRIES)
+    several = islice(geometries(structure.elements, size_of(images)), _GEOMETRIES)
     paddings = {one.steps[0].padding: one for one in reversed(list(several)) if one.steps and one.steps[0].stride == 1}
     if len(tried) == 1 or not any(name.endswith("running_mean") for name in tensors):
         return tried

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from lsa_cli.attacks.threat import Bounds
-from lsa_cli.auditing.normalizing import Found
+from lsa_cli.auditing.normalizing import Found, short
 from lsa_cli.data import LabelledData, check_inputs, open_data, runs_user_code
 from lsa_cli.errors import LsaError
 from lsa_cli.models.checkpoint import Checkpoint
-from lsa_cli.models.classifier import AUTO, Normalization, parse_input_range, parse_normalize, rescaled
+from lsa_cli.models.classifier import AUTO, PRESETS, Normalization, parse_input_range, parse_normalize, rescaled
 from lsa_cli.models.contest import Outcome
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import normalizations_to_try
@@ -27,6 +27,7 @@ OWN_FROM = 1000  # images from which the mean and std of the data are taken
 _LEAST = 0.35  # of the way from chance to 1: a network that is right less often is not taken (our choice)
 _CLAIM_TOLERANCE = 0.01
 SHOWN = 3  # other networks
+_GREY = 28 * 28  # numbers of an image of MNIST
 STATED = "as the file states"  # the normalisation, for which no option is needed
 Look = Callable[[np.ndarray], torch.Tensor]  # rows of the data -> images
 IN_PYTHON = "data given in Python"  # in place of a data spec
@@ -54,7 +55,8 @@ def write_command(checkpoint: Checkpoint, spec: str) -> str:
 def normalizations_of(
     settings: AuditSettings, checkpoint: Checkpoint, images: torch.Tensor
 ) -> dict[str, Normalization]:
-    """The one that the user or the file states, else all usual ones."""
+    """The one that the user or the file states, else all usual ones; for vectors (n, F) those of grey images, with those of
+    data sets only for vectors as long as an image of MNIST."""
     description = checkpoint.description
     if settings.normalize not in (None, AUTO) or settings.input_range is not None:
         scale = parse_input_range(settings.input_range or "0,1")
@@ -64,7 +66,12 @@ def normalizations_of(
     if description is not None:
         stated = (description.mean, description.std)
         return {STATED: None if stated[0] is None or stated[1] is None else (stated[0], stated[1])}
-    return normalizations_to_try(images, None)
+    if images.ndim == 4:
+        return normalizations_to_try(images, None)
+    found = normalizations_to_try(images[:, None, None], None)
+    if images.shape[1] == _GREY:
+        return found
+    return {option: value for option, value in found.items() if short(option) not in PRESETS}
 
 
 def spec_given(data: LabelledData, settings: AuditSettings) -> str:
@@ -79,7 +86,7 @@ def training_images(
     if spec == IN_PYTHON or data.split == "train" or runs_user_code(spec):
         return None
     try:
-        split = open_data(spec, split="train", channels=images.shape[1])
+        split = open_data(spec, split="train", channels=images.shape[1] if images.ndim == 4 else None)
         count = max(_TRAINED, min(_MOST_TRAINED, _MOST_TRAINED * _SMALL // images[0].numel()))
         rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
         x = check_inputs(split.read(rows), rows, bounds, split.spec)

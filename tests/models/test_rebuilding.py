@@ -190,6 +190,24 @@ def test_a_trained_network_is_never_taken_for_one_that_answers_otherwise(make, d
     assert lines[0] in opened.notes
 
 
+def test_a_perceptron_for_vectors_is_put_together(tmp_path):
+    """Two half moons in [0, 1], on which ReLU gives corners that no other activation has."""
+    rng = np.random.default_rng(0)
+    angle, y = rng.uniform(0, math.pi, 1200), rng.integers(0, 2, 1200)
+    moons = np.stack([np.cos(angle), np.sin(angle)], 1) * (1 - 2 * y[:, None]) + y[:, None] * [1.0, 0.5]
+    x = torch.tensor((moons + rng.normal(0, 0.1, moons.shape) + 2) / 5, dtype=torch.float32).clamp(0, 1)
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    network = fitted(body, x, torch.tensor(y), 300)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    opened = open_network(tmp_path / "net.pt", settings_from({}), {}, (x, y))
+    assert opened.input_shape == (2,)
+    with torch.no_grad():
+        assert torch.allclose(opened.classifier.eval()(x).softmax(1), network(x).softmax(1), atol=1e-5)
+    with pytest.raises(UsageError, match="its first layer takes 2 numbers, and an input has 4"):
+        open_network(tmp_path / "net.pt", settings_from({}), {}, (torch.cat([x, x], 1), y))
+
+
 def test_of_networks_with_equal_answers_the_most_usual_one_is_taken(digits, tmp_path):
     """Without hidden layers all activations are equal."""
     torch.manual_seed(0)

@@ -204,7 +204,7 @@ class Search:
 
     def _geometries(self) -> list[tuple[Structure, Geometry]]:
         """Of all structures, the most usual first."""
-        size = (self.x.shape[2], self.x.shape[3])
+        size = size_of(self.x)
         of_each = [(one, geometries(one.elements, size, self.flatten)) for one in self.structures]
         found = [(one, geometry) for one, several in of_each for geometry in islice(several, 1)]
         if found:
@@ -217,7 +217,7 @@ class Search:
         for structure, geometry in every[: self.effort.most]:
             if structure == one.structure:
                 yield replace(one, geometry=geometry)
-        size = (self.x.shape[2], self.x.shape[3])
+        size = size_of(self.x)
         for geometry in near(one.structure.elements, size, one.geometry)[: self.effort.near]:
             yield replace(one, geometry=geometry)
 
@@ -323,6 +323,11 @@ class Search:
             return as_logits(torch.cat([body(shift(part)) for part in x.split(128)]), len(x))
 
         return ask
+
+
+def size_of(x: torch.Tensor) -> tuple[int, int]:
+    """Height and width of images (n, C, H, W); (1, 1) of vectors (n, F)."""
+    return (x.shape[2], x.shape[3]) if x.ndim == 4 else (1, 1)
 
 
 def sums_of(structure: Structure) -> tuple[str, ...]:
