@@ -52,7 +52,8 @@ class Network:
     """A network, the data for it, and what the first passes show.
 
     arch, arch_args: its architecture. labels: in the network's order of classes. shows_layers: hooks reach its layers.
-    unasked: the body of the classifier as it was before its first pass here; None where it cannot be copied.
+    unasked: the body of the classifier as it was before its first pass here; None where it cannot be copied. described: as in
+    `Loaded`.
     """
 
     checkpoint: Checkpoint | None
@@ -74,6 +75,7 @@ class Network:
     notes: list[str]
     warnings: list[Warning]
     unasked: nn.Module | None
+    described: tuple[str, dict[str, Any]] | None = None
 
     @property
     def last_layer(self) -> Layer | None:
@@ -299,7 +301,7 @@ def on_data(
         warnings += _assumed(built, loaded)
     return Network(
         checkpoint, classifier, loaded.arch, loaded.arch_args, description, settings, origin, opened, labels, bounds,
-        device, layers, loaded.shows_layers and not classifier.alone, classes, class_names, shape, loaded.notes, warnings, unasked,
+        device, layers, loaded.shows_layers and not classifier.alone, classes, class_names, shape, loaded.notes, warnings, unasked, loaded.described,
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ from lsa_cli.models.normalizations import cost_of
 from lsa_cli.models.parametrizations import read
 from lsa_cli.models.rebuilding.blocks import Structure, structures_of
 from lsa_cli.models.rebuilding.chain import build, source_of, with_weights
+from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometries, places_of
 from lsa_cli.models.rebuilding.search import Search, size_of, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
@@ -128,7 +129,7 @@ def rebuild(
     notes = [*checkpoint.notes, sentence, *([rectified] if is_rectified(checkpoint) else [])]
     body = build(parts)
     load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
-    loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes)
+    loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes, described=described(parts))
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
     option = "" if variant.normalization == STATED else variant.normalization

@@ -31,6 +31,7 @@ from lsa_cli.models.fitting import load_strictly
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of
 from lsa_cli.models.parametrizations import Stored, read
+from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.stationarity import unrest
 from lsa_cli.models.rebuilding.transformers import Choice, Transformer, choices_of, parts_of, with_activations
 from lsa_cli.models.rebuilding.weighing import ODDS, PRIOR, gains, log_odds_of
@@ -248,5 +249,5 @@ def rebuild_transformer(
     body, notes = parts.build(), [*checkpoint.notes, sentence]
     load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
     found = Found(tried[option], f"normalisation {short(option)}: found with the network", True)
-    loaded = Loaded(body.float(), ARCHITECTURE, {}, notes)
+    loaded = Loaded(body.float(), ARCHITECTURE, {}, notes, described=described(parts))
     return Rebuilt(loaded, found, "" if option == STATED else option, parts.source(sentence), doubt)

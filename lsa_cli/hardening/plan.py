@@ -258,7 +258,7 @@ def plan_after(plan: HardenPlan, out: Path) -> AuditPlan:
     given = plan.given.replace(weights=None, normalize=None, returns=None, output_index=None)
     if not plan.network.is_pickled:
         given = given.replace(trust_code=None)
-    if not runs_user_code(plan.network.arch):
+    if plan.network.described is not None or not runs_user_code(plan.network.arch):
         given = given.replace(arch=None, arch_args=None)
     origin = {name: value for name, value in plan.origin.items() if getattr(given, name, None) is not None}
     after = _audit_plan(build_network(out, given), given, origin, plan.network)

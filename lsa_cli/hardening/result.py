@@ -82,10 +82,11 @@ def _description(
         "held_out": trained.history[epoch - 1].plain() if epoch else None, **findings,
     }  # fmt: skip
     has_mean = isinstance(normalize, Normalize)
-    foreign = arch_runs_user_code(network.arch)
+    of_user = ("", dict[str, Any]()) if arch_runs_user_code(network.arch) else (network.arch, network.arch_args)
+    architecture, arguments = network.described or of_user
     return Description(
-        architecture="" if foreign else network.arch,
-        arch_args={} if foreign else network.arch_args,
+        architecture=architecture,
+        arch_args=arguments,
         mean=normalize.mean.tolist() if has_mean else None,
         std=normalize.std.tolist() if has_mean else None,
         input_shape=list(network.input_shape),

@@ -154,7 +154,7 @@ def refuse_another_network(plan: HardenPlan, trained: Trained, after: AuditPlan,
 
     They are compared by their logits for a batch of the audit.
     """
-    if after.network.arch != RECONSTRUCTED or plan.network.arch != RECONSTRUCTED:
+    if plan.network.arch != RECONSTRUCTED:
         return
     plan.network.classifier.load_state_dict(trained.best)
     rows = after.index[: after.batch_size]

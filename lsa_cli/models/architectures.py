@@ -11,6 +11,7 @@ from torch import nn
 
 from lsa_cli.errors import UsageError, summary_of
 from lsa_cli.imports import home_of
+from lsa_cli.models.rebuilding.described import FACTORIES
 from lsa_cli.models.wrappers import unwrap_parts
 from lsa_cli.registry import SHIPPED, Registry, load_attribute, unknown
 
@@ -156,7 +157,7 @@ def build_architecture(spec: str, arguments: dict[str, Any]) -> nn.Module:
     """
     source, _, name = spec.partition(":")
     if source == "lsa":
-        factory = ARCHITECTURES.get(name)
+        factory = FACTORIES[name] if name in FACTORIES else ARCHITECTURES.get(name)
     elif source == "torchvision":
         factory = _torchvision_factory(name)
     elif source == "timm":

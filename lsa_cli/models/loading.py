@@ -43,7 +43,8 @@ class Loaded:
 
     arch: the spec that built it, or its class or format. shows_layers: whether hooks see its layers. home: the context in
     which its imports are found. normalization: mean and std beside the network in the file, as for --normalize.
-    image_shape: (C, H, W) of the images that the file takes alone, () where it says none.
+    image_shape: (C, H, W) of the images that the file takes alone, () where it says none. described: the spec and the arguments
+    that build a network which was put together again from its weights.
     """
 
     body: nn.Module
@@ -54,6 +55,7 @@ class Loaded:
     home: AbstractContextManager[object] = field(default_factory=nullcontext)
     normalization: str | None = None
     image_shape: tuple[int, ...] = ()
+    described: tuple[str, dict[str, Any]] | None = None
 
 
 def load_network(

@@ -15,6 +15,7 @@ from torch import nn
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import UsageError
+from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import build, source_of
@@ -233,6 +234,27 @@ def test_a_reconstructed_network_is_doubted_until_something_confirms_it(digits, 
         assert report.subject.architecture == "reconstructed from the weights"
         doubted[name] = "network-reconstructed" in [finding.code for finding in report.evidence.findings]
     assert doubted == {"weights alone": True, "with an accuracy": False}
+
+
+def test_a_file_can_hold_a_reconstruction_as_plain_values(digits, tmp_path):
+    torch.manual_seed(0)
+    x, y = digits
+    torch.save(fitted(strided(), x, y, 60).state_dict(), tmp_path / "net.pt")
+    found = open_network(tmp_path / "net.pt", settings_from({}), {}, (x, y))
+    arch, arguments = found.described
+    description = Description(architecture=arch, arch_args=json.loads(json.dumps(arguments)), mean=[0.0], std=[1.0])
+    write_checkpoint(tmp_path / "own.pt", found.classifier.body, description)
+    again = open_network(tmp_path / "own.pt", settings_from({}), {}, (x, y))
+    assert again.arch == "lsa:chain"
+    with torch.no_grad():
+        assert torch.equal(again.classifier.body.eval()(x), found.classifier.body.eval()(x))
+    for wrong in (
+        [{**arguments["parts"][0], "kind": "ModuleList"}],
+        [{**arguments["parts"][0], "arguments": [10**9]}],
+        "x",
+    ):
+        with pytest.raises(UsageError, match="--arch: lsa:chain failed"):
+            build_architecture(arch, {"parts": wrong})
 
 
 def test_weights_that_are_not_trained_are_refused(digits, tmp_path):

@@ -1,6 +1,7 @@
 """Vision transformers put together again from their weights."""
 
 import importlib.util
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,9 @@ from torchvision.models import VisionTransformer
 from lsa_cli.auditing.network import open_network
 from lsa_cli.auditing.viewing import rebuild_alone
 from lsa_cli.errors import UsageError
+from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.pickles.symbols import StorageSpec
+from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.transformers import Choice, choices_of, parts_of, transformer_of, with_activations
 from lsa_cli.models.weights import TensorSpec
 from lsa_cli.settings import settings_from
@@ -136,6 +139,11 @@ def test_the_network_of_the_true_choice_gives_the_logits_of_the_one_that_was_sav
     with torch.no_grad():
         truth = network(x)
     assert torch.allclose(outputs[0], truth, atol=1e-5)
+    arch, arguments = described(parts_of(shape, choice))
+    written = build_architecture(arch, json.loads(json.dumps(arguments))).eval()
+    written.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(written(x), outputs[0])
     assert not torch.allclose(outputs[1], truth, atol=1e-3)
 
 
