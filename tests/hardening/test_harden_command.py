@@ -100,8 +100,9 @@ def test_the_audit_reads_it_like_any_other(hardened, lsa):  # noqa: F811
 def test_a_network_pickled_whole_stays_one(tmp_path, lsa):  # noqa: F811
     (tmp_path / "own_classes.py").write_text(
         "from torch import nn\n\n\nclass Own(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.fc1, self.fc2 = nn.Linear(2, 8), nn.Linear(8, 2)\n\n    def forward(self, x):\n"
-        "        return self.fc2(self.fc1(x).tanh())\n"
+        "        self.fc1, self.fc2 = nn.Linear(2, 8), nn.Linear(8, 2)\n"
+        "        self.scale = nn.Parameter(self.fc1.weight.new_ones(1))\n\n    def forward(self, x):\n"
+        "        return self.fc2((self.scale * self.fc1(x)).tanh())\n"
     )
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 1, (300, 2)).astype(np.float32)
