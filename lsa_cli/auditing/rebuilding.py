@@ -22,6 +22,7 @@ from lsa_cli.auditing.rebuilt import (
     SHOWN,
     STATED,
     Rebuilt,
+    audit_command,
     is_right,
     least_right,
     normalizations_of,
@@ -164,7 +165,7 @@ def _other_images(checkpoint: Checkpoint, numbers: int, images: torch.Tensor, sp
     text = f"its first layer takes {numbers} numbers, and an image has {images[0].numel()} ({channels} x {height} x {width})"
     if side * side * channels != numbers or spec == IN_PYTHON:
         return text
-    words = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec, "--input-size", str(side)])
+    words = audit_command(checkpoint, spec, "--input-size", str(side))
     return f"{text}; if it was trained on images of {side} x {side} pixels: {words}"
 
 
@@ -265,7 +266,7 @@ def _commands(checkpoint: Checkpoint, several: list[Variant], spec: str) -> str:
     has both in common with the best one, the command that writes the best one and audits it."""
     pairs = [(one.activation, one.normalization) for one in several]
     telling = list(dict.fromkeys(pairs))
-    audit = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec])
+    audit = audit_command(checkpoint, spec)
     if spec == IN_PYTHON:
         return ""
     if pairs.count(pairs[0]) > 1:
@@ -304,7 +305,7 @@ def _better(classes: int, one: tuple[Search, Outcome], other: tuple[Search, Outc
 def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, spec: str) -> str:
     """The doubt that the classes of the data are in another order than the outputs."""
     right = f"{100 * outcome.best.accuracy:.1f}% of {outcome.n} images"
-    words = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec, *option.split()])
+    words = audit_command(checkpoint, spec, *option.split())
     return f"the best network is right on {right} only if its classes are in another order; if that is the order of its training: {words}"
 
 
@@ -314,7 +315,7 @@ def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, spe
     if other is None:
         return None
     height, width = search.x.shape[2:]
-    words = shlex.join(["lsa", "audit", str(checkpoint.path), "--data", spec, "--input-size", "native"])
+    words = audit_command(checkpoint, spec, "--input-size", "native")
     command = f": {words}" if spec != IN_PYTHON else ""
     return (
         f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "

@@ -47,6 +47,12 @@ class Rebuilt:
     doubt: str | None
 
 
+def audit_command(checkpoint: Checkpoint, spec: str, *more: str) -> str:
+    """The audit of the file with the weights that the user chose. spec: of the data; more: options."""
+    chosen = [] if checkpoint.chosen is None else ["--weights", checkpoint.chosen]
+    return shlex.join(["lsa", "audit", str(checkpoint.path), *chosen, "--data", spec, *more])
+
+
 def write_command(checkpoint: Checkpoint, spec: str) -> str:
     """The command that writes the network of a file as Python. spec: of the data."""
     return shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", spec, "--write-arch", "net.py"])

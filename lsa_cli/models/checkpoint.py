@@ -71,6 +71,7 @@ class Description(pydantic.BaseModel):
 class Checkpoint:
     """The content of a model file: its weights, its description, and notes on choices that were made.
 
+    chosen: the name of the set of weights that the user chose, with --weights; None without a choice.
     compare, graph: as in `Contents`. claimed_accuracy: as `claim` returns it. transformers_class: the class of a Hugging Face
     transformers folder, whose weights fit no other library's networks.
     """
@@ -88,6 +89,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     transformers_class: str | None = None
     graph: Any = None
+    chosen: str | None = None
 
 
 def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
@@ -114,6 +116,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         notes=tuple(notes),
         transformers_class=_transformers_class(contents),
         graph=contents.graph,
+        chosen=weights,
     )
 
 

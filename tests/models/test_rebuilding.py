@@ -280,6 +280,10 @@ def test_images_that_the_first_layer_does_not_take_are_named(digits, lsa, tmp_pa
     assert "its first layer takes 100 numbers, and an image has 64 (1 x 8 x 8)" in result.err
     assert "--input-size 10" in result.err
     assert result.code == 2
+    torch.save({name: torch.load(tmp_path / "net.pt") for name in ("model", "model_ema")}, tmp_path / "two.pt")
+    spec = f"npz:{tmp_path / 'digits.npz'}"
+    chosen = lsa("audit", tmp_path / "two.pt", "--weights", "model_ema", "--data", spec)
+    assert f"lsa audit {tmp_path / 'two.pt'} --weights model_ema --data {spec} --input-size 10" in chosen.err
 
 
 def test_the_written_file_builds_the_network(tmp_path):
