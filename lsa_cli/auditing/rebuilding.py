@@ -315,12 +315,13 @@ def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, spe
     if other is None:
         return None
     height, width = search.x.shape[2:]
-    words = audit_command(checkpoint, spec, "--input-size", "native")
-    command = f": {words}" if spec != IN_PYTHON else ""
+    sizes = (str(SIZE), "native")
+    first, second = sizes if other.accuracy > outcome.best.accuracy else sizes[::-1]
+    command = f": {audit_command(checkpoint, spec, '--input-size', first)}" if spec != IN_PYTHON else ""
     return (
         f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "
-        f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): add --input-size {SIZE} if it was trained on such images, "
-        f"else --input-size native{command}"
+        f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): give the size of the training, --input-size {first} or "
+        f"--input-size {second}{command}"
     )
 
 

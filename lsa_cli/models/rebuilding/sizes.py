@@ -23,9 +23,15 @@ def fits_resized(search: Search, outcome: Outcome) -> Standing | None:
     if max(height, width) >= SIZE or not best.geometry.steps or usual is None or usual.cost >= best.geometry.cost:
         return None
     trained = None if search.trained is None else (_resize(search.trained[0]), search.trained[1])
-    normalizations = {best.normalization: search.normalizations[best.normalization]}
+    # At the wrong size another normalisation than that of the training can be the best one.
     other = Search(
-        [best.structure], search.tensors, _resized(search.read), search.available, normalizations, search.costs, trained
+        [best.structure],
+        search.tensors,
+        _resized(search.read),
+        search.available,
+        search.normalizations,
+        search.costs,
+        trained,
     )
     found = other.best()
     if found is None:
