@@ -1,5 +1,6 @@
 """The activations of a quantised network, rounded in the float network that has its weights."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -30,8 +31,9 @@ def roundings_of(checkpoint: Checkpoint) -> dict[str, Rounding]:
     """The roundings that a file holds. A module that only rounds stores them as lists of one number, others as numbers."""
     found = {}
     for name, (scale, zero_point) in checkpoint.weights.roundings.items():
-        numbers = float(checkpoint.load(scale)), int(checkpoint.load(zero_point))
-        found[name] = Rounding(*numbers, of_input=bool(scale.shape))
+        step, zero = (float(checkpoint.load(one).float()) for one in (scale, zero_point))
+        if math.isfinite(step) and step > 0 and zero in range(_LAST + 1):  # others belong to no activation of torch
+            found[name] = Rounding(step, int(zero), of_input=bool(scale.shape))
     return found
 
 

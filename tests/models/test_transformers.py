@@ -147,9 +147,18 @@ def test_the_network_of_the_true_choice_gives_the_logits_of_the_one_that_was_sav
     assert not torch.allclose(outputs[1], truth, atol=1e-3)
 
 
-def test_weights_of_another_kind_are_no_transformer():
-    network = torchvision_one()
+def extra(network):
     network.encoder.layers[0].extra = nn.Conv2d(1, 1, 1)
+
+
+def flat(network):
+    network.encoder.layers[0].self_attention.in_proj_weight = nn.Parameter(torch.ones(768))
+
+
+@pytest.mark.parametrize("change", [extra, flat])
+def test_weights_of_another_kind_are_no_transformer(change):
+    network = torchvision_one()
+    change(network)
     specs = {
         name: TensorSpec(StorageSpec(name, "float32", item.numel()), "float32", tuple(item.shape), item.stride(), 0)
         for name, item in network.state_dict().items()

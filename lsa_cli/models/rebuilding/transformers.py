@@ -178,7 +178,7 @@ def _layer(name: str, shapes: Shapes) -> LayerNames | None:
     layers = list(modules.layers.values())
     qkv: Layer | None
     out: Layer | None = None
-    if joint is not None and of_joint <= shapes.keys():
+    if joint is not None and of_joint <= shapes.keys() and len(shapes[f"{joint}.in_proj_weight"]) == 2:
         outer, inner = shapes[f"{joint}.in_proj_weight"]
         qkv = Layer(joint, inner, outer, (), True)
     else:
