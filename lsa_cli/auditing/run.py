@@ -244,8 +244,9 @@ class _Audit:
         clean = clean_checks(plan, total, extras.normalization)
         checked = self.lower(next(iter(run.in_time(lambda: examine(run, total, clean))), []))
         is_quick = plan.is_quick or len(total) < FEW_SAMPLES
-        extras.evidence = evidence_of(checked, is_quick) if checked else None
         total = self.total
+        robust = float(total.survivors(self._met).mean()) if self._met else 1.0
+        extras.evidence = evidence_of(checked, is_quick, robust) if checked else None
         if self._is_scanned:
             if plan.metrics:
                 extras.metrics = next(iter(run.in_time(lambda: measure_metrics(run, total))), None)
@@ -290,7 +291,7 @@ class _Audit:
         for label, attack in attacks.items():
             in_time &= self._run_on_all(NamedAttack(label, label, label, attack))
         if check.finding is None:
-            return check
+            return dataclasses.replace(check, said=f"{check.said}; they count in the result")
         after = self.total.survivors(self._met)
         said = lowered(check.finding, int(before.sum()), int(after.sum()), len(after), in_time)
         return dataclasses.replace(check, finding=said)

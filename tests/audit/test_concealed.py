@@ -370,8 +370,11 @@ def test_more_than_a_point_beyond_noise_is_a_finding_with_its_figures():
     assert "the robust accuracy is not 90.0% but at most about 67.5%" in finding.message
 
 
-def test_what_could_be_five_points_too_high_is_not_trusted():
-    finding = stronger_attack(Survivors.of(left(19, 1), 20)).finding
-    assert finding.code == "stronger-attack-undecided"
+def test_what_breaks_counts_once_all_survivors_were_tried_and_is_no_doubt_within_noise():
+    check = stronger_attack(Survivors.of(left(19, 1), 20))
+    assert (check.n, check.finding) == (19, None)
+    assert check.attacks
+    assert check.said == "short stronger attacks break 1 of the 19 samples that the others left"
+    assert stronger_attack(Survivors.of(left(19, 10), 20)).finding.code == "stronger-attack-wins"
     assert stronger_attack(Survivors.of(left(19, 0), 20)).finding is None
     assert stronger_attack(Survivors.of(left(39, 1), 40)).finding is None

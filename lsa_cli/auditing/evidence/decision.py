@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lsa_cli.attacks import Attack
@@ -14,6 +14,14 @@ ALPHA = 0.001  # error of one check: fifteen checks together doubt an honest net
 # start: one more PGD breaks 1.6% for mnist_cnn.pt at 0.1, a smoothed PGD 1.5% for mnist_cnn_at.pt at 0.3. And the share
 # of all samples: less than a point does not change the number that is quoted.
 ALLOWED_BETTER, ALLOWED_POINTS = 0.02, 0.01
+# What is said by these findings, and nothing else, is that the robust accuracy may be too high. The others say that it is the
+# one of another network, of other data or of other inputs.
+_TOO_HIGH = frozenset((
+    "bare-logits-win", "dummy-outputs-win", "feature-attack-wins", "fresh-head-wins", "full-range-survived", "grid-attack-wins",
+    "hidden-network", "inactive-part-wins", "inner-network-wins", "label-logit-wins", "loss-does-not-rise", "misaligned-gradient",
+    "misses-planted", "noise-as-strong", "one-step-wins", "part-of-image-wins", "random-search-wins", "silent-success",
+    "smoothed-surrogate-wins", "stronger-attack-wins", "vanishing-gradient", "wrong-gradient",
+))  # fmt: skip
 FEW_SAMPLES = 10  # with fewer, an audit is a quick look: a check with 2% allowed needs 3 of 9 (our choice)
 
 
@@ -79,8 +87,23 @@ def verdict(findings: Sequence[Finding], quick: bool = False) -> EvidenceVerdict
     return "quick look" if quick else "trusted"
 
 
-def evidence_of(checked: Sequence[Checked], quick: bool = False) -> Evidence:
-    """The part of the report: a row for each check, and all findings, invalid ones first. quick: see `verdict`."""
+def without_matter(checked: Checked, robust: float) -> Checked:
+    """The check; without its finding where that only says that the robust accuracy is too high, and it is 1% or less.
+
+    It can then be too high by a point at most, which does not change the number that is quoted (our choice).
+    """
+    if checked.finding is None or checked.finding.code not in _TOO_HIGH or robust > ALLOWED_POINTS:
+        return checked
+    said = f"{checked.finding.code} is no reason for doubt here: a robust accuracy of {robust:.1%} is too high by a point at most"
+    return replace(checked, finding=None, said=said)
+
+
+def evidence_of(checked: Sequence[Checked], quick: bool = False, robust: float = 1.0) -> Evidence:
+    """The part of the report: a row for each check, and all findings that matter, invalid ones first.
+
+    quick: see `verdict`. robust: the robust accuracy of the audit; 1 where none is known.
+    """
+    checked = [without_matter(check, robust) for check in checked]
     findings = [check.finding for check in checked if check.finding is not None]
     findings.sort(key=lambda finding: finding.level != "invalid")
     rows = [

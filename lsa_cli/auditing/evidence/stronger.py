@@ -50,10 +50,10 @@ def stronger_attack(survivors: Survivors) -> Checked:
     """Two attacks in a row: towards the nearest class, and PGD on the margin, whose steps shrink, from a random start.
 
     The robust accuracy is too high by the share of survivors that they break, times the share of samples that survived.
-    More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). So is a
-    number that is not known to be less than five points too high (the same test in the other direction at 5%, of which each
-    round has half of what is left; or all survivors tried). If at most one point survived, no attack runs. Where all survivors
-    were tried, what breaks counts in the result also without a finding.
+    More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). More samples are
+    tried until the number is known to be less than five points too high (the same test in the other direction at 5%, of which
+    each round has half of what is left), or all survivors were tried: what breaks then counts in the result, also without a
+    finding, so that nothing is left open. If at most one point survived, no attack runs.
 
     The second one takes only samples whose margin the first one has halved. Where they are part of the result, both take all
     samples and more steps. Both start on the network itself, as a copy that misleads the attacks of the audit would mislead
@@ -65,13 +65,12 @@ def stronger_attack(survivors: Survivors) -> Checked:
     share = survivors.count / survivors.samples
     if share <= ALLOWED:
         return Checked("stronger attack", 0, {"broken": 0})
-    n, broken, wins, known = 0, 0, False, False
+    n, broken, wins = 0, 0, False
     for number in itertools.count(1):
         probe = survivors.take(n, (FIRST, NEXT)[number - 1] if number <= 2 else n + n // 2)
         n, broken = n + len(probe), broken + _broken(probe)
         wins = exceeds(broken, n, ALLOWED / share, ALPHA / _ROUNDS)
-        known = _known(broken, n, survivors, number)
-        if wins or known or n >= survivors.count:
+        if wins or n >= survivors.count or _known(broken, n, survivors, number):
             break
     low, high = wilson(broken, n) or (0.0, 1.0)
     message = (
@@ -79,20 +78,12 @@ def stronger_attack(survivors: Survivors) -> Checked:
         f"robust accuracy is not {share:.1%} but at most about {share * (1 - broken / n):.1%} "
         f"[{100 * share * (1 - high):.1f}, {100 * share * (1 - low):.1f}]"
     )
-    finding = None
-    if wins:
-        finding = doubt(
-            "stronger-attack-wins", message, "audit with --full, or estimate the result of --full with --full-on"
-        )
-    elif not known:
-        message += f", and these samples do not show that it is less than {100 * TRUSTED:g} points too high"
-        finding = doubt("stronger-attack-undecided", message, "audit more samples, or with --full")
+    advice = "audit with --full, or estimate the result of --full with --full-on"
+    finding = doubt("stronger-attack-wins", message, advice) if wins else None
     saw = {"broken": broken, "points too high": 100 * share * broken / n}
     said, counts = "", broken > 0 and (wins or n == survivors.count)
     if counts and finding is None:
-        said = (
-            f"short stronger attacks break {broken} of the {n} samples that the others left; they count in the result"
-        )
+        said = f"short stronger attacks break {broken} of the {n} samples that the others left"
     return Checked("stronger attack", n, saw, finding, said, attacks=_attacks(probe.threat) if counts else {})
 
 
@@ -120,7 +111,5 @@ def _broken(probe: Probe) -> int:
 
 def _known(broken: int, n: int, survivors: Survivors, rounds: int) -> bool:
     """Whether the robust accuracy is known to be less than TRUSTED too high, after so many rounds."""
-    if n == survivors.count:
-        return broken < TRUSTED * survivors.samples
     least = TRUSTED / (survivors.count / survivors.samples)
     return least >= 1 or binomial_tail(n - broken, n, 1 - least) < _UNKNOWN / 2**rounds
