@@ -66,10 +66,16 @@ def test_the_verdict_is_the_worst_level():
 def test_a_number_that_is_nearly_zero_is_not_doubted_because_it_may_be_too_high():
     def found(robust):
         codes = ("misaligned-gradient", "class-order", "batch-dependent")
-        checked = [Checked(code, 9, {}, Finding(code=code, level="doubtful", message="m", advice="a")) for code in codes]
+        checked = [
+            Checked(code, 9, {}, Finding(code=code, level="doubtful", message="m", advice="a")) for code in codes
+        ]
         return evidence_of(checked, robust=robust)
 
-    assert [finding.code for finding in found(0.02).findings] == ["misaligned-gradient", "class-order", "batch-dependent"]
+    assert [finding.code for finding in found(0.02).findings] == [
+        "misaligned-gradient",
+        "class-order",
+        "batch-dependent",
+    ]
     assert [finding.code for finding in found(0.0).findings] == ["class-order", "batch-dependent"]
     assert found(0.0).statements == [
         "misaligned-gradient is no reason for doubt here: a robust accuracy of 0.0% is too high by a point at most"

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lsa_cli.attacks import make_threat
+from lsa_cli.auditing.evidence.conditions import _gate
 from lsa_cli.auditing.evidence.inactive import ThroughInactive, _passed
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.searches import through_inactive
@@ -46,9 +47,35 @@ ALL_OF = {  # of four pixels, each of which must be above 0.3
 }
 
 
+class Gated(nn.Module):
+    """Class 1 where more than half of a thousand units, each behind its own threshold of the mean of the inputs, are on."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("least", torch.linspace(0.01, 0.81, 1000))
+
+    def forward(self, x):
+        gates = (self.scale * (x.flatten(1).mean(1, keepdim=True) - self.least) > 0).float()
+        return torch.stack([0.1 * x.flatten(1)[:, 0] + 0.5, gates.mean(1)], 1)
+
+
 def probe_of(network, n=32):
     x = torch.zeros(n, 1, 2, 2)
     return Probe(network.eval(), x, torch.zeros(n, dtype=torch.long), torch.arange(n), make_threat("linf", 0.9))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_hard_gates_of_any_scale_are_passed(scale):
+    assert through_inactive(probe_of(Gated(scale)), 32).saw["broken"] == 32
+
+
+def test_the_slope_of_a_gate_is_largest_where_it_changes_and_does_not_depend_on_the_scale():
+    score = torch.tensor([[-3.0, -1.0, 0.0, 2.0]], requires_grad=True)
+    (slope,) = torch.autograd.grad(_gate(score).sum(), score)
+    assert slope.argmax() == 2
+    assert (slope > 0).all()
+    assert torch.allclose(_gate(1e-3 * score), _gate(score), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", WAKES)

@@ -147,6 +147,7 @@ def _layers(pair: Pair) -> list[Entry]:
         Entry("features rippled", within(inside.rippled, 2), 0.15),
         Entry("winners take all, 10%", lambda: inside.SmoothWinners(trained.winners(0.1)), 0.1),
         Entry("winners take all, 20%", lambda: inside.SmoothWinners(trained.winners(0.2)), 0.15),
+        Entry("hard gates of units", lambda: inside.SteepGates(trained.gated_units()), 0.03),
         Entry("statistics of the batch", trained.of_its_batch, 0.1),
     ]
 

@@ -71,3 +71,13 @@ class SmoothWinners(Defence):
             return lambda x: torch.stack([self.net(x + size * torch.randn_like(x)) for _ in range(12)]).mean(0)
 
         return [averaged(0.05), averaged(0.2), wider]
+
+
+class SteepGates(Defence):
+    """Gates of units, which have no gradient: attacked with slopes in their place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+    def surrogates(self) -> Sequence[Model]:
+        return [lambda x, soft=soft: self.net(x, soft) for soft in (4.0, 8.0, 16.0)]

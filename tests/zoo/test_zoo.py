@@ -15,14 +15,14 @@ ENTRIES = {entry.name: entry for entry in [*DEFECTIVE, *HONEST]}
 CAUGHT = [
     "decoys for all classes", "margin reversed", "gradient flipped on 15% of pixels", "gradient of eight pixels",
     "half of the image detached", "three bits", "cosine transform rounded", "by the size of the batch",
-    "traced: three bits", "exported: decoys",
+    "hard gates of units", "traced: three bits", "exported: decoys",
 ]  # fmt: skip
 CAUGHT_WITH_DATA = [
     "another network off the grid", "by the mode of gradients", "robust after 4 queries",
     "another network where it is sure", "another network for single changed images", "saturated unit that a pattern wakes",
 ]  # fmt: skip
 BELIEVED = [
-    "CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network",
+    "CNN with Tanh", "CNN with rounded activations", "CNN with gated places", "perceptron", "recurrent network", "linear network",
     "separable convolutions", "CNN trained on squared errors", "CNN trained with a high temperature",
 ]  # fmt: skip
 

@@ -211,6 +211,51 @@ def linear() -> nn.Module:
     return fitted(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
 
 
+class GatedUnits(nn.Module):
+    """Linear units, each of which counts where another linear unit is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units, self.gates, self.out = nn.Linear(784, 128), nn.Linear(784, 128), nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor, soft: float = 0.0) -> torch.Tensor:
+        """soft: how steep the slope is that the gates show, in the size of what they compare with 0; 0 for none."""
+        units, scores = self.units(x.flatten(1)), self.gates(x.flatten(1))
+        gates = (scores > 0).float()
+        if soft:
+            slope = torch.sigmoid(soft * scores / scores.detach().square().mean(1, keepdim=True).sqrt())
+            gates = gates + slope - slope.detach()
+        return self.out(units * gates)
+
+
+@once
+def gated_units() -> nn.Module:
+    return fitted(GatedUnits())
+
+
+class SpatialGate(nn.Module):
+    """Places whose score is above the mean of the image pass; the gradient is that of a sigmoid."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.score = nn.Conv2d(width, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = self.score(x)
+        soft = torch.sigmoid(score)
+        return x * ((score > score.mean((2, 3), keepdim=True)).float() + soft - soft.detach())
+
+
+@once
+def gated_places() -> nn.Module:
+    return fitted(
+        nn.Sequential(
+            nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU(), SpatialGate(16), nn.Conv2d(16, 24, 5, 2, 2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(24 * 49, 10),
+        )
+    )  # fmt: skip
+
+
 @once
 def against_l2() -> nn.Module:
     return fitted(conv(nn.ReLU), epochs=6, eps=1.0, norm="l2")

@@ -6,6 +6,7 @@ of the same shape: of a boolean one that rises with what makes it true, and is a
 they were rounded from; of detached numbers the same numbers with a gradient.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ _VIEWS = frozenset(
 _CASTS = frozenset(("float", "double", "half", "to", "type", "long", "int"))
 _SUMS = frozenset(("sum", "mean", "mul", "add", "sub", "rsub", "div", "truediv"))
 _CUTS = frozenset(("detach", "get"))  # the latter is the attribute `data`
+_STEEP = 8.0  # of gates; half and twice that break nearly as much
 DECISIONS = frozenset((*_COMPARED, *_JOINED, "all", "any", "prod"))
 
 
@@ -92,13 +94,18 @@ class Conditions:
         score = self.score(one)
         if score is None or one.requires_grad:
             return one
-        return score if one.is_floating_point() else one.to(score.dtype) + (score - score.detach())
+        if one.is_floating_point():
+            return score
+        score = _gate(score) if one.dtype == torch.bool else score
+        return one.to(score.dtype) + (score - score.detach())
 
     def _of(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> torch.Tensor | None:
         """The score of the output; None where the function is not known."""
         first, is_whole = self.score(args[0]), not output.is_floating_point()
+        if name == "where" and len(args) == 3 and not is_whole:
+            return self._chosen(args, output)
         if name in _COMPARED and len(args) == 2 and is_whole:
             return self._compared(name, args)
         if name in _JOINED and len(args) == 2:
@@ -117,6 +124,15 @@ class Conditions:
         if name in ("all", "any", "prod"):
             return _held(first, name != "any", {**dict(zip(("dim", "keepdim"), args[1:], strict=False)), **kwargs})
         return None
+
+    def _chosen(self, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Of a choice between two numbers by a condition."""
+        condition, one, other = args
+        score = self.score(condition)
+        if score is None:
+            return None
+        gate, apart = _gate(score), torch.as_tensor(one).detach() - torch.as_tensor(other).detach()
+        return output + (apart * (gate - gate.detach())).nan_to_num(0).to(output.dtype)
 
     def _is_known(self, one: Any) -> bool:
         return self.score(one) is not None
@@ -137,6 +153,16 @@ def _each(args: tuple[Any, ...]) -> Iterator[Any]:
     """The arguments, and those in lists and tuples."""
     for one in args:
         yield from one if type(one) in (list, tuple) else (one,)
+
+
+def _gate(score: torch.Tensor) -> torch.Tensor:  # (N, ...) -> (N, ...)
+    """A smooth step from 0 to 1 in place of a condition: the steeper, the smaller the scores of the sample are (our choice).
+
+    Its gradient is large where a condition can change, and nowhere 0. Hard gates of hidden units need both.
+    """
+    size = score.detach().abs() if score.ndim < 2 else score.detach().flatten(1).square().mean(1).sqrt()
+    size = size.reshape(size.shape + (1,) * (score.ndim - size.ndim)).clamp_min(1e-12)
+    return torch.atan(_STEEP * score / size) / math.pi
 
 
 def _is_in_place(func: Callable[..., Any]) -> bool:

@@ -27,6 +27,7 @@ from lsa_cli.auditing.evidence.hidden import hidden_network
 from lsa_cli.auditing.evidence.network import (
     BLOCKS,
     IN_BLOCKS,
+    JUMPS,
     batch_dependence,
     directions,
     gradients,
@@ -159,7 +160,10 @@ def _attacked(
         left = left.unbroken_by(PGD(threat=probe.threat, steps=STEPS))
     if not len(left):
         return made
-    wrong = any(check.finding is not None and check.finding.code in _OF_GRADIENTS for check in (*before, *made))
+    wrong = any(
+        JUMPS in check.saw or (check.finding is not None and check.finding.code in _OF_GRADIENTS)
+        for check in (*before, *made)
+    )
     made += _searched(probe, left, stand_for, last, hidden, has_gradient, wrong)
     if has_gradient and labelled is not None:
         made.append(dummy_outputs(left, probe, labelled, last, stand_for))
