@@ -236,7 +236,7 @@ def audit(arguments):
         (True, "the same with evidence"),
     ):
         seconds, attacks, ratio, low, high = paired(
-            lambda with_evidence=with_evidence: whole(with_evidence), alone, 1 if arguments.quick else 3, clock
+            lambda with_evidence=with_evidence: whole(with_evidence), alone, arguments.rounds, clock
         )  # fmt: skip
         print(f"{what}: {seconds:.1f} s and {attacks:.1f} s, ratio {ratio:.2f} [{low:.2f}, {high:.2f}]", flush=True)
     parts = _seconds_of_parts(lambda: run_audit(plan), clock)
