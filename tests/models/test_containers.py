@@ -1,6 +1,7 @@
 """Ways in which people keep the weights of one network: each gives the numbers of the network itself, or says what to do."""
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -301,6 +302,8 @@ def test_a_quantised_file_gives_its_weights_as_floats_and_its_roundings(tmp_path
     )
     (finding,) = [one for one in report.evidence.findings if one.code == "weights-dequantised"]
     assert "these are not the numbers of the quantised network" in finding.message
+    odd = {**network.state_dict(), "fc.scale": torch.tensor(math.nan), "fc.zero_point": torch.tensor(math.nan)}
+    assert "fc" not in roundings_of(opened(tmp_path, odd, task, "Float").checkpoint)
 
 
 def test_images_of_another_size_say_the_option_that_resizes(tmp_path, task):
