@@ -104,7 +104,6 @@ TRAINED_NETWORKS = [
     Entry("perceptron", trained.perceptron, 0.04),
     Entry("linear network", trained.linear, 0.03),
     Entry("CNN with rounded activations", trained.quantised, 0.08),
-    Entry("CNN with gated places", trained.gated_places, 0.05),
     Entry("maxout network", trained.maxout, 0.08),
     Entry("maxout network, adversarially trained", lambda: trained.maxout(0.1), 0.1),
     Entry("separable convolutions", trained.separable, 0.04),

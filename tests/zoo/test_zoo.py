@@ -22,7 +22,7 @@ CAUGHT_WITH_DATA = [
     "another network where it is sure", "another network for single changed images", "saturated unit that a pattern wakes",
 ]  # fmt: skip
 BELIEVED = [
-    "CNN with Tanh", "CNN with rounded activations", "CNN with gated places", "perceptron", "recurrent network", "linear network",
+    "CNN with Tanh", "CNN with rounded activations", "perceptron", "recurrent network", "linear network",
     "separable convolutions", "CNN trained on squared errors", "CNN trained with a high temperature",
 ]  # fmt: skip
 

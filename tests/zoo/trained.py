@@ -233,29 +233,6 @@ def gated_units() -> nn.Module:
     return fitted(GatedUnits())
 
 
-class SpatialGate(nn.Module):
-    """Places whose score is above the mean of the image pass; the gradient is that of a sigmoid."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.score = nn.Conv2d(width, 1, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        score = self.score(x)
-        soft = torch.sigmoid(score)
-        return x * ((score > score.mean((2, 3), keepdim=True)).float() + soft - soft.detach())
-
-
-@once
-def gated_places() -> nn.Module:
-    return fitted(
-        nn.Sequential(
-            nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU(), SpatialGate(16), nn.Conv2d(16, 24, 5, 2, 2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(24 * 49, 10),
-        )
-    )  # fmt: skip
-
-
 @once
 def against_l2() -> nn.Module:
     return fitted(conv(nn.ReLU), epochs=6, eps=1.0, norm="l2")
