@@ -224,7 +224,7 @@ def directions(probe: Probe) -> Checked:
     blocks of inputs, each of which is moved alone (at ALPHA / 16, some samples, one direction of the length that was best).
 
     A gradient that is right, or has no steps along which that can be measured, may miss changes at jumps, as those of hard gates
-    and rounded activations. If that is so everywhere, not in a block alone, it is no finding where the change that it predicts is there on average, between 0.7 and 1.5 times
+    and rounded activations. It is no finding, except of a block where the gradient is right, where the change that it predicts is there on average, between 0.7 and 1.5 times
     (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest.
     """
     cosine, steps, best = -1.0, 0, 0.0
@@ -235,24 +235,24 @@ def directions(probe: Probe) -> Checked:
                 slopes = _Slopes.at(probe, length)
                 now = cosine_of([slopes.steps() for _ in range(_DIRECTIONS)])
                 cosine, steps, best = max((cosine, steps, best), (*now, length))
-    where, found = "", steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
+    where, block, found = "", None, steps > _FEW_STEPS and correlation_bound(cosine, steps, ALPHA) < LEAST_COSINE
     saw = {"cosine": cosine, "steps": steps}
-    few, everywhere = probe.first(IN_BLOCKS), found
+    few = probe.first(IN_BLOCKS)
     if steps > _FEW_STEPS and not found:
         with per_sample(probe.seed, few.index, "blocks"):
             least, worst, count = _least_block(_Slopes.at(few, best))
         saw["least cosine of a block"] = least
         if worst is not None and count > _FEW_STEPS and correlation_bound(least, count, ALPHA / BLOCKS) < LEAST_COSINE:
-            found, cosine, steps, where = True, least, count, f" of {_place(worst)} alone"
+            found, block, cosine, steps, where = True, worst, least, count, f" of {_place(worst)} alone"
     if cosine < _CLEAR:
         exact, count = exact_cosine(probe)
         saw["cosine in float64"] = exact if count else math.nan
         is_known = count > _FEW_STEPS
         if not found and is_known and correlation_bound(exact, count, ALPHA) < _LEAST_EXACT:
             found, cosine, steps, where = True, exact, count, " and steps too short for a curve or a kink"
-        elif everywhere and (exact >= _LEAST_EXACT or not is_known):
+        elif found and ((exact >= _LEAST_EXACT and block is None) or not is_known):
             with per_sample(probe.seed, probe.index, "jumps"):
-                saw[JUMPS] = ratio = _ratio(_Slopes.at(probe, best))
+                saw[JUMPS] = ratio = _ratio(_Slopes.at(probe, best), block)
             found = not _RIGHT[0] <= ratio <= _RIGHT[1]
     finding = doubt(
         "misaligned-gradient",
@@ -300,10 +300,10 @@ class _Slopes:
         return ((gradient * step).sum(1) / size)[counts], (change / size)[counts]
 
 
-def _ratio(slopes: _Slopes) -> float:
+def _ratio(slopes: _Slopes, block: torch.Tensor | None) -> float:
     """How much of the predicted change there is: the line through 0 with the least absolute errors, which few samples with hardly
-    any gradient do not turn."""
-    predicted, change = (torch.cat(side) for side in zip(*(slopes.steps() for _ in range(_AVERAGED)), strict=True))
+    any gradient do not turn. block: as for `steps`."""
+    predicted, change = (torch.cat(side) for side in zip(*(slopes.steps(block) for _ in range(_AVERAGED)), strict=True))
     ratios, order = (change / predicted).nan_to_num(0).sort()
     weights = predicted.abs()[order].cumsum(0)
     return float(ratios[(weights < weights[-1] / 2).sum()])
