@@ -62,6 +62,15 @@ class DataError(LsaError):
     """A data set that cannot be read, or does not fit the model."""
 
 
+class ConvertibleError(DataError):
+    """Images that the network takes with another option. queries: options of the data spec, such as mode=rgb, one of which
+    converts them. words: options of the command in place of these."""
+
+    def __init__(self, sentence: str, queries: tuple[str, ...] = (), words: tuple[str, ...] = ()) -> None:
+        super().__init__(sentence)
+        self.queries, self.words = queries, words
+
+
 class SplitError(DataError):
     """A data set without the requested split, or without a test split where none is requested."""
 

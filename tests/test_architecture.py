@@ -21,13 +21,16 @@ FLOORS = [
     {"settings"},
     {"failures"},
     {"report"},
+    {"commands"},
     {"registry"},
     {"imports"},
     {"distributed"},
     {"_version", "errors", "files", "stats", "wording"},
 ]
 HEAVY = {"torch", "torchvision"}
-WITHOUT_TORCH = ("report", "config", "settings", "registry", "imports", "errors", "files", "stats", "wording")
+WITHOUT_TORCH = (
+    "report", "config", "settings", "commands", "registry", "imports", "errors", "files", "stats", "wording",
+)  # fmt: skip
 
 
 def part(path):

@@ -17,6 +17,7 @@ from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
 from lsa_cli.auditing.rebuilding import activation_of, channels_of, rebuild, with_own_network
 from lsa_cli.auditing.rebuilt import ASKED, IN_PYTHON, Rebuilt
+from lsa_cli.auditing.suggesting import asked_for, audit_command, with_commands
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import (
     LabelledData,
@@ -136,13 +137,14 @@ class Built:
     """A network without data. target: its file, or the network in memory.
 
     loaded: None where only data can tell what the network is; unknown is then the refusal without data, and rebuilt the
-    network, once data have told it. found: the normalisation, once it is found.
+    network, once data have told it. found: the normalisation, once it is found. asked: as for `with_commands`.
     """
 
     target: str | Path | nn.Module
     checkpoint: Checkpoint | None
     loaded: Loaded | None
     device: torch.device
+    asked: AuditSettings | None = None
     unknown: UnknownNetworkError | None = None
     rebuilt: Rebuilt | None = None
     found: Found | None = None
@@ -170,6 +172,7 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
         device = _device_for(target, settings)
         return Built(target, None, _in_memory(target, settings, device), device)
     checkpoint = read_checkpoint(target, settings.weights)
+    asked = asked_for(settings, checkpoint.description)
     settings, _ = _with_description(settings, {}, checkpoint.description)
     device = pick_device(settings.device or "auto")
     arch, arguments = settings.arch, settings.arch_args or {}
@@ -177,17 +180,18 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
         arch, arguments = None, {}
     try:
         loaded = load_network(
-            checkpoint, arch, arguments, trust_code=bool(settings.trust_code), say=say, device=device
+            checkpoint, arch, arguments, trust_code=bool(settings.trust_code), say=say, device=device,
+            audit=audit_command(checkpoint.path, asked),
         )  # fmt: skip
     except UnknownNetworkError as unknown:
         if not can_be_rebuilt(checkpoint.weights.tensors):
-            raise with_own_network(unknown, target, settings.data or "...") from None
-        return Built(target, checkpoint, None, device, unknown)
+            raise with_own_network(unknown, target, asked) from None
+        return Built(target, checkpoint, None, device, asked, unknown)
     if settings.arch == ASKED:
         raise UsageError(f"{target} holds {loaded.arch}, which needs no reconstruction; leave out --arch {ASKED}")
     if settings.noise_off:
         _switch_noise_off(loaded)
-    return Built(target, checkpoint, loaded, device)
+    return Built(target, checkpoint, loaded, device, asked)
 
 
 def _switch_noise_off(loaded: Loaded) -> None:
@@ -262,12 +266,16 @@ def on_data(
     if checkpoint is not None:
         settings, origin = _with_description(settings, origin, checkpoint.description)
     description = checkpoint.description if checkpoint is not None else None
-    opened = open_data_for(target, settings, origin, description, built, data)
+    asked = built.asked
+    if data is not None and asked is not None:
+        asked = asked.replace(data=data) if isinstance(data, str) else None
+    with with_commands(target, asked):
+        opened = open_data_for(target, settings, origin, description, built, data)
     bounds = description.input_range if description is not None else (0.0, 1.0)
     if built.loaded is None:
         assert checkpoint is not None
         assert built.unknown is not None
-        built.rebuilt = rebuild(checkpoint, opened, settings, bounds, built.unknown, say, wait=say)
+        built.rebuilt = rebuild(checkpoint, opened, settings, bounds, built.unknown, say, asked=asked, wait=say)
         built.loaded, built.found = built.rebuilt.loaded, built.rebuilt.found
     loaded = replace(built.loaded, notes=[*built.loaded.notes])
     warnings: list[Warning] = []
@@ -280,7 +288,8 @@ def on_data(
     ).to(device)
     unasked = unasked_copy(classifier.body)
     known = len(loaded.notes)
-    layers, classes, shape = try_network(classifier, opened, bounds, device, loaded, settings)
+    with with_commands(target, asked):
+        layers, classes, shape = try_network(classifier, opened, bounds, device, loaded, settings)
     for note in loaded.notes[known:]:
         say(note)
     labels, class_names = match_classes(opened, classifier.class_names, classes, settings.match_classes, loaded.notes)

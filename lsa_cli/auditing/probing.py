@@ -30,8 +30,8 @@ from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import claimed_accuracy, subject_of
 from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
-from lsa_cli.auditing.rebuilt import IN_PYTHON, write_command
 from lsa_cli.auditing.results import BlockResult
+from lsa_cli.auditing.suggesting import asked_of, write_command
 from lsa_cli.data import check_inputs
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.normalizations import is_same, usual_normalizations
@@ -71,8 +71,7 @@ def _reconstruction(plan: AuditPlan, clean: Rate) -> list[Checked]:
         for module in network.classifier.modules()
     )
     assert network.checkpoint is not None
-    spec = network.settings.data or network.data.spec if network.data.spec != IN_PYTHON else "..."
-    writes = write_command(network.checkpoint, spec)
+    writes = write_command(network.checkpoint.path, asked_of(network.settings, network.origin, network.description))
     return [usage.reconstruction(clean, remembers or claimed_accuracy(network.checkpoint) is not None, writes)]
 
 

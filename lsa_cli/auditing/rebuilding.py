@@ -17,12 +17,10 @@ from lsa_cli.auditing.normalizing import Found, reading, short
 from lsa_cli.auditing.rebuilt import (
     ARCHITECTURE,
     ASKED,
-    IN_PYTHON,
     OWN_FROM,
     SHOWN,
     STATED,
     Rebuilt,
-    audit_command,
     is_right,
     least_right,
     normalizations_of,
@@ -30,8 +28,8 @@ from lsa_cli.auditing.rebuilt import (
     spec_given,
     too_few,
     training_images,
-    write_command,
 )
+from lsa_cli.auditing.suggesting import audit_command, write_command, written_to
 from lsa_cli.auditing.transformers import rebuild_transformer
 from lsa_cli.data import LabelledData, check_inputs
 from lsa_cli.errors import UsageError
@@ -60,11 +58,12 @@ _GEOMETRIES, _PADDINGS, _REMEMBERED_BY = 20, 2, 200
 _LIKELY, _IN_ORDER = 5, 1000  # networks, and images, that tell in which order the classes are
 
 
-def with_own_network(why: UnknownNetworkError, target: str | Path, spec: str) -> UnknownNetworkError:
-    """The refusal with the command for a network that the user writes. spec: of the data."""
-    words = shlex.join(["lsa", "audit", str(target), "--data", spec, "--arch", "net.py:build"])
-    told = f"; with a function build in net.py that returns the network: {words}" if spec != IN_PYTHON else ""
-    return UnknownNetworkError(f"{why}{told}")
+def with_own_network(why: UnknownNetworkError, target: str | Path, asked: AuditSettings | None) -> UnknownNetworkError:
+    """The refusal with the command for a network that the user writes. asked: as for `with_commands`."""
+    if asked is None:
+        return why
+    words = audit_command(target, asked.replace(arch_args=None), "--arch", "net.py:build")
+    return UnknownNetworkError(f"{why}; with a function build in net.py that returns the network: {words}")
 
 
 def channels_of(checkpoint: Checkpoint) -> int | None:
@@ -79,12 +78,12 @@ def channels_of(checkpoint: Checkpoint) -> int | None:
 
 def rebuild(
     checkpoint: Checkpoint, data: LabelledData, settings: AuditSettings, bounds: Bounds, why: UnknownNetworkError, say: Say,
-    *, doubtful: bool = False, wait: Say = lambda message: None,
+    *, asked: AuditSettings | None, doubtful: bool = False, wait: Say = lambda message: None,
 ) -> Rebuilt:  # fmt: skip
     """The network that the weights and the labels tell. why: the refusal of the file without a reconstruction.
 
     Raises UnknownNetworkError, with what was found, where no variant of a chain is better than all others beyond noise. doubtful:
-    then it is said, and the best one is returned. wait: gets a line where the search is long.
+    then it is said, and the best one is returned. asked: as for `with_commands`. wait: gets a line where the search is long.
     """
 
     def look(rows: np.ndarray) -> torch.Tensor:
@@ -92,13 +91,13 @@ def rebuild(
 
     transformer = transformer_of(checkpoint.weights.tensors)
     if transformer is not None:
-        return rebuild_transformer(checkpoint, *transformer, data, look, settings, bounds, why, say, doubtful)
+        return rebuild_transformer(checkpoint, *transformer, data, look, settings, bounds, why, say, asked, doubtful)
     spec = spec_given(data, settings)
     stored, _ = structures_of(checkpoint.weights.tensors)
     order = np.random.default_rng(0).permutation(len(data))
     images = look(np.sort(order[:OWN_FROM]))
-    refusal = with_own_network(why, checkpoint.path, spec)
-    structures = _structures_for(checkpoint, images, refusal, spec)
+    refusal = with_own_network(why, checkpoint.path, asked)
+    structures = _structures_for(checkpoint, images, refusal, asked)
     outputs = structures[0].elements[-1].outer
     labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
@@ -119,10 +118,10 @@ def rebuild(
         return made, made.best()
 
     search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), refusal)
-    doubt = _doubt(checkpoint, search, outcome, outputs, spec, in_order)
+    doubt = _doubt(checkpoint, search, outcome, outputs, asked, in_order)
     if doubt is None and settings.input_size is None and images.ndim == 4:
-        doubt = _doubt_of_size(checkpoint, search, outcome, spec)
-    refuse_doubt(checkpoint, doubt, spec, why, say, doubtful)
+        doubt = _doubt_of_size(checkpoint, search, outcome, asked)
+    refuse_doubt(checkpoint, doubt, asked, why, say, doubtful)
     variant = search.variant_of(outcome.best)
     parts, sentence = parts_of(variant), _sentence(search, outcome)
     say(sentence)
@@ -139,7 +138,7 @@ def rebuild(
 
 
 def _structures_for(
-    checkpoint: Checkpoint, images: torch.Tensor, refusal: UnknownNetworkError, spec: str
+    checkpoint: Checkpoint, images: torch.Tensor, refusal: UnknownNetworkError, asked: AuditSettings | None
 ) -> list[Structure]:
     """Every reading of the weights as a chain that takes these images, or vectors. Raises the refusal where there is none."""
     structures = structures_of(checkpoint.weights.tensors, images.shape[1])[1] if images.ndim in (2, 4) else []
@@ -152,20 +151,20 @@ def _structures_for(
         raise refusal
     first = structures[0].elements[0]
     if first.is_linear and first.inner != images[0].numel():
-        raise UnknownNetworkError(f"{refusal}; {_other_images(checkpoint, first.inner, images, spec)}")
+        raise UnknownNetworkError(f"{refusal}; {_other_images(checkpoint, first.inner, images, asked)}")
     return structures
 
 
-def _other_images(checkpoint: Checkpoint, numbers: int, images: torch.Tensor, spec: str) -> str:
+def _other_images(checkpoint: Checkpoint, numbers: int, images: torch.Tensor, asked: AuditSettings | None) -> str:
     """Why a linear layer for so many numbers does not take these images, and the command where larger ones would fit."""
     if images.ndim == 2:
         return f"its first layer takes {numbers} numbers, and an input has {images.shape[1]}"
     channels, height, width = images.shape[1:]
     side = math.isqrt(numbers // channels)
     text = f"its first layer takes {numbers} numbers, and an image has {images[0].numel()} ({channels} x {height} x {width})"
-    if side * side * channels != numbers or spec == IN_PYTHON:
+    if side * side * channels != numbers or asked is None:
         return text
-    words = audit_command(checkpoint, spec, "--input-size", str(side))
+    words = audit_command(checkpoint.path, asked, "--input-size", str(side))
     return f"{text}; if it was trained on images of {side} x {side} pixels: {words}"
 
 
@@ -238,11 +237,11 @@ def activation_of(settings: AuditSettings) -> str | None:
 
 
 def _doubt(
-    checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int, spec: str, in_order: str
+    checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int, asked: AuditSettings | None, in_order: str
 ) -> str | None:
     """Why the best network may not be the one that was trained; None without doubt. in_order: as `_found` returns it."""
     if in_order:
-        return _doubt_of_order(checkpoint, outcome, in_order, spec)
+        return _doubt_of_order(checkpoint, outcome, in_order, asked)
     best = outcome.best
     right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
     seldom = too_few(checkpoint, outcome, max(2, outputs), len(search.asked))
@@ -256,29 +255,30 @@ def _doubt(
         text = f"{variant}, normalisation {short(variant.normalization)}"
         return (
             f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}"
-            f"{_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:SHOWN])], spec)}"
+            f"{_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:SHOWN])], asked)}"
         )
     return None
 
 
-def _commands(checkpoint: Checkpoint, several: list[Variant], spec: str) -> str:
+def _commands(checkpoint: Checkpoint, several: list[Variant], asked: AuditSettings | None) -> str:
     """The audits of these networks, the first of which is the best one, by activation and normalisation; where another one
     has both in common with the best one, the command that writes the best one and audits it."""
     pairs = [(one.activation, one.normalization) for one in several]
     telling = list(dict.fromkeys(pairs))
-    audit = audit_command(checkpoint, spec)
-    if spec == IN_PYTHON:
+    if asked is None:
         return ""
     if pairs.count(pairs[0]) > 1:
-        stated = "" if pairs[0][1] == STATED else f" {pairs[0][1]}"
-        both = f"{write_command(checkpoint, spec)} && {audit} --arch net.py:build{stated}"
-        return f"; if the first one is that of the training: {both} | else correct net.py before the audit"
+        stated = "" if pairs[0][1] == STATED else pairs[0][1]
+        net = written_to()
+        audit = audit_command(checkpoint.path, asked, "--arch", f"{net}:build", *stated.split())
+        both = f"{write_command(checkpoint.path, asked)} && {audit}"
+        return f"; if the first one is that of the training: {both} | else correct {net} before the audit"
     differ = [len({pair[place] for pair in telling}) > 1 for place in (0, 1)]
     choices = []
     for activation, option in telling:
         choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
         choices.append(" ".join([*choice, *([option] if differ[1] and option != STATED else [])]))
-    return f"; if the first one is that of the training: {audit} {choices[0]} | else end it with {' | or with '.join(choices[1:])}"
+    return f"; if the first one is that of the training: {audit_command(checkpoint.path, asked, *shlex.split(choices[0]))} | else end it with {' | or with '.join(choices[1:])}"
 
 
 def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:  # -> share, (classes,)
@@ -302,14 +302,14 @@ def _better(classes: int, one: tuple[Search, Outcome], other: tuple[Search, Outc
     return (search, outcome) if outcome is not None and is_right(outcome, classes) else one
 
 
-def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, spec: str) -> str:
+def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, asked: AuditSettings | None) -> str:
     """The doubt that the classes of the data are in another order than the outputs."""
     right = f"{100 * outcome.best.accuracy:.1f}% of {outcome.n} images"
-    words = audit_command(checkpoint, spec, *option.split())
+    words = option if asked is None else audit_command(checkpoint.path, asked, *option.split())
     return f"the best network is right on {right} only if its classes are in another order; if that is the order of its training: {words}"
 
 
-def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, spec: str) -> str | None:
+def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, asked: AuditSettings | None) -> str | None:
     """The doubt that the network was trained on larger images; None without doubt."""
     other = fits_resized(search, outcome)
     if other is None:
@@ -317,7 +317,7 @@ def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, spe
     height, width = search.x.shape[2:]
     sizes = (str(SIZE), "native")
     first, second = sizes if other.accuracy > outcome.best.accuracy else sizes[::-1]
-    command = f": {audit_command(checkpoint, spec, '--input-size', first)}" if spec != IN_PYTHON else ""
+    command = f": {audit_command(checkpoint.path, asked, '--input-size', first)}" if asked is not None else ""
     return (
         f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "
         f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): give the size of the training, --input-size {first} or "

@@ -1,6 +1,5 @@
 """What every network that is put together again from weights has: its result, its doubts, and the images to try it on."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.normalizing import Found, short
+from lsa_cli.auditing.suggesting import write_command
 from lsa_cli.data import LabelledData, check_inputs, open_data, runs_user_code
 from lsa_cli.errors import LsaError
 from lsa_cli.models.checkpoint import Checkpoint
@@ -45,17 +45,6 @@ class Rebuilt:
     option: str
     source: str
     doubt: str | None
-
-
-def audit_command(checkpoint: Checkpoint, spec: str, *more: str) -> str:
-    """The audit of the file with the weights that the user chose. spec: of the data; more: options."""
-    chosen = [] if checkpoint.chosen is None else ["--weights", checkpoint.chosen]
-    return shlex.join(["lsa", "audit", str(checkpoint.path), *chosen, "--data", spec, *more])
-
-
-def write_command(checkpoint: Checkpoint, spec: str) -> str:
-    """The command that writes the network of a file as Python. spec: of the data."""
-    return shlex.join(["lsa", "inspect", str(checkpoint.path), "--data", spec, "--write-arch", "net.py"])
 
 
 def normalizations_of(
@@ -103,12 +92,12 @@ def training_images(
 
 
 def refuse_doubt(
-    checkpoint: Checkpoint, doubt: str | None, spec: str, why: UnknownNetworkError, say: Say, doubtful: bool
+    checkpoint: Checkpoint, doubt: str | None, asked: AuditSettings | None, why: UnknownNetworkError, say: Say, doubtful: bool
 ) -> None:  # fmt: skip
-    """Raise UnknownNetworkError for a doubt, or say it, where `doubtful`."""
+    """Raise UnknownNetworkError for a doubt, or say it, where `doubtful`. asked: as for `with_commands`."""
     if doubt is not None and not doubtful:
-        write = write_command(checkpoint, spec)
-        told = "" if spec == IN_PYTHON or write in doubt else f"; to write and correct it: {write}"
+        write = "" if asked is None else write_command(checkpoint.path, asked)
+        told = "" if write in doubt else f"; to write and correct it: {write}"
         raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
     if doubt is not None:
         say(f"not certain: {doubt}")

@@ -23,6 +23,7 @@ from lsa_cli.auditing.rebuilt import (
     too_few,
     training_images,
 )
+from lsa_cli.auditing.suggesting import audit_command
 from lsa_cli.data import LabelledData
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
@@ -209,15 +210,18 @@ def text_of(reading: Reading) -> str:
 
 def rebuild_transformer(
     checkpoint: Checkpoint, stored: Mapping[str, Stored], shape: Transformer, data: LabelledData, look: Look,
-    settings: AuditSettings, bounds: Bounds, why: UnknownNetworkError, say: Say, doubtful: bool,
+    settings: AuditSettings, bounds: Bounds, why: UnknownNetworkError, say: Say, asked: AuditSettings | None, doubtful: bool,
 ) -> Rebuilt:  # fmt: skip
     """As `rebuild`, of a transformer."""
     order = np.random.default_rng(0).permutation(len(data))
     images = look(np.sort(order[:OWN_FROM]))
     if images.ndim != 4 or images.shape[1:] != (shape.channels, shape.size, shape.size):
         size = f"{shape.channels} x {shape.size} x {shape.size}"
+        words = ""
+        if asked is not None and images.ndim == 4 and images.shape[1] == shape.channels:
+            words = f": {audit_command(checkpoint.path, asked, '--input-size', str(shape.size))}"
         raise UnknownNetworkError(
-            f"{why}; it is a vision transformer for images of {size}: add --input-size {shape.size}, or other data"
+            f"{why}; it is a vision transformer for images of {size}: give other data, or --input-size {shape.size}{words}"
         )
     classes = max(2, shape.head.outer)
     labels, _ = match_classes(data, None, classes, settings.match_classes, [])
@@ -240,7 +244,7 @@ def rebuild_transformer(
     if doubt is None and outcome.rivals:
         several = ", or ".join(text_of(search.reading_of(one)) for one in outcome.rivals[:SHOWN])
         doubt = f"several transformers are as good, right on {right} images: {text}; or, in its place, {several}"
-    refuse_doubt(checkpoint, doubt, spec_given(data, settings), why, say, doubtful)
+    refuse_doubt(checkpoint, doubt, asked, why, say, doubtful)
     sentence = f"transformer reconstructed from the weights: {text}, clean {right}"
     if outcome.next is not None:
         sentence += f" (next: {100 * outcome.next.accuracy:.1f}%, {text_of(search.reading_of(outcome.next))})"

@@ -14,7 +14,7 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.outputs import choose_output
 from lsa_cli.data import LabelledData, check_inputs
-from lsa_cli.errors import CheckpointError, DataError, ForwardError, UsageError, summary_of
+from lsa_cli.errors import CheckpointError, ConvertibleError, DataError, ForwardError, UsageError, summary_of
 from lsa_cli.layers import Layer, find_layers
 from lsa_cli.models.classifier import CHANNELS_FIRST, CHANNELS_LAST, FLAT, Classifier
 from lsa_cli.models.loading import Loaded
@@ -147,10 +147,13 @@ def _of_the_data(classifier: Classifier, x: torch.Tensor, data: LabelledData, er
     question = "is this the data set, image size (--input-size) and number of channels that it was trained for?"
     other = _shape_it_takes(classifier, x)
     if other is not None:
-        taken = "x".join(map(str, other))
+        taken, words = "x".join(map(str, other)), tuple[str, ...]()
         if other[0] == x.shape[1]:
             question = f"if it is the data set that it was trained for, add --input-size {other[1]}"
-        return DataError(f"the network cannot take {shape}, but does take {taken}: {summary_of(cause)}; {question}")
+            words = ("--input-size", str(other[1]))
+        return ConvertibleError(
+            f"the network cannot take {shape}, but does take {taken}: {summary_of(cause)}; {question}", words=words
+        )
     if _is_of_shapes(cause):
         return DataError(f"the network cannot take {shape}: {summary_of(cause)}; {question}")
     return None

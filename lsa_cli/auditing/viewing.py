@@ -13,6 +13,7 @@ from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.network import Built, build_network, on_data, open_data_for
 from lsa_cli.auditing.rebuilding import rebuild
 from lsa_cli.auditing.rebuilt import Rebuilt
+from lsa_cli.auditing.suggesting import with_commands
 from lsa_cli.data import LabelledData, check_inputs
 from lsa_cli.errors import UsageError
 from lsa_cli.models.classifier import Classifier
@@ -73,10 +74,13 @@ def _rebuilt(
     assert built.checkpoint is not None
     assert built.unknown is not None
     description = built.checkpoint.description
-    opened = open_data_for(target, settings, {}, description, built, None)
+    with with_commands(target, built.asked):
+        opened = open_data_for(target, settings, {}, description, built, None)
     bounds = description.input_range if description is not None else (0.0, 1.0)
     return (
-        rebuild(built.checkpoint, opened, settings, bounds, built.unknown, say, doubtful=True, wait=wait),
+        rebuild(
+            built.checkpoint, opened, settings, bounds, built.unknown, say, asked=built.asked, doubtful=True, wait=wait
+        ),
         opened,
         bounds,
     )

@@ -1,13 +1,13 @@
 """The facts that `lsa inspect` reads from the headers of a model file."""
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lsa_cli.commands import NO_DATA, command
 from lsa_cli.errors import CheckpointError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -217,16 +217,16 @@ def _command(
     if not sets:
         return None
     chosen = next((item for item in sets if item.chosen), None)
-    words = ["lsa", "audit", checkpoint]
+    words: list[str] = []
     if chosen is None:
         words += ["--weights", sets[0].place]
     if FORMATS[contents.format].is_program or description is None:
         words += _arch_options(contents, chosen or sets[0], advice)
     if description is None or description.data is None:
-        words += ["--data", "SOURCE:PATH"]
+        words += ["--data", NO_DATA]
     if description is None and (chosen or sets[0]).class_name is None:
         advice.append("add --normalize if it was trained on normalised images")
-    return printable(shlex.join(words))
+    return printable(command("audit", checkpoint, {}, *words))
 
 
 def _arch_options(contents: "Contents", weights: WeightSet, advice: list[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """`lsa harden`: settings -> plan -> train -> checkpoint, with the audits before and after."""
 
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,13 +151,12 @@ def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: boo
     note(f"saved: {hardened.out} ({held}), and beside it the last epoch, {audits} and the log")
     if html is not None and hardened.compared is not None:
         note(f"written: {html}")
-    note(f"to audit it: {command_for(hardened.after, 'audit', shlex.join(_options_given(plan)))}")
+    note(f"to audit it: {command_for(hardened.after, 'audit', *_options_given(plan))}")
 
 
 def _options_given(plan: "HardenPlan") -> list[str]:
-    """The options of the command line that no report holds: files of settings and plugins, and trust in a pickled network."""
+    """The options of the command line that no report holds: a file of settings, and trust in a pickled network."""
     given = plan.given
     config = [] if given.config is None else ["--config", given.config]
-    plugins = (given.plugin or ()) if plan.origin.get("plugin") == "option" else ()
     trust = ["--trust-code"] if plan.network.is_pickled and given.trust_code else []
-    return [*trust, *config, *(word for file in plugins for word in ("--plugin", file))]
+    return [*trust, *config]

@@ -9,7 +9,9 @@ import typer
 
 from lsa_cli.cli import options as o
 from lsa_cli.cli.console import data_console, emit, foreign_code, note
+from lsa_cli.commands import OF_INSPECT
 from lsa_cli.errors import UsageError, printable
+from lsa_cli.settings import AuditSettings
 from lsa_cli.wording import plural
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ _ROWS, _SETS, _NAMES = 20, 20, 12
 _WIDEST, _LONGEST_ADVICE = 200, 1000
 
 
+@o.takes(*OF_INSPECT)
 def inspect(
     checkpoint: o.Checkpoint,
+    given: AuditSettings,
     show_all: Annotated[
         bool, typer.Option("--all", help="Show every tensor, set and name, not only the first.")
     ] = False,
@@ -36,10 +40,6 @@ def inspect(
             "--sha256/--no-sha256", help="Compute the SHA-256; default: of files up to 512 MB.", show_default=False
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="SOURCE:PATH", help="Labelled images, for --write-arch.", show_default=False),
-    ] = None,
     write_arch: Annotated[
         Path | None,
         typer.Option(
@@ -49,7 +49,6 @@ def inspect(
             help="Put an unknown chain of layers or residual network together again, choose by the labels of --data, and write it as a Python file, which audits take as their architecture.",
         ),
     ] = None,
-    threads: o.Threads = None,
 ) -> None:
     """Show what a model file is: format, weights, likely architecture, and what trusting it would import.
 
@@ -57,58 +56,57 @@ def inspect(
 
     Keys of --json: file, format, files (path, size), size, sha256 (null: not computed), holds (weights, network, graph, object, program or nothing), weights (place, chosen, averaged, class_name, prefixes, parameters, dtypes, architectures, tensors (name, shape, dtype)), description, claimed_accuracy, entries, metadata, globals, command, advice; with --data also network (found, layers (name, module, shape), certain).
     """
-    if threads is not None and data is None:
-        raise UsageError("--threads is for --data; leave it out")
+    if given.data is None and given.given():
+        raise UsageError(f"--{next(iter(given.given())).replace('_', '-')} is for --data; leave it out")
     if write_arch is not None:
-        _write_arch(checkpoint, data, write_arch, threads)
+        _write_arch(checkpoint, given, write_arch)
         return
     facts = gather(checkpoint, sha256)
-    view = None if data is None else _viewed(checkpoint, data, threads)
+    view = None if given.data is None else _viewed(checkpoint, given)
     if json:
         import json as json_module
 
         more = {} if view is None else {"network": asdict(view)}
         emit(json_module.dumps({**asdict(facts), **more}, indent=1, allow_nan=False) + "\n")
     else:
-        _print(facts, show_all, view, data)
+        _print(facts, show_all, view, given)
 
 
-def _viewed(checkpoint: str, data: str, threads: int | None) -> "View":
+def _viewed(checkpoint: str, settings: AuditSettings) -> "View":
     from lsa_cli.auditing.cores import choose_threads
     from lsa_cli.auditing.cost import numerics
     from lsa_cli.auditing.viewing import view_network
-    from lsa_cli.settings import settings_from
 
-    settings = settings_from({"data": data, "threads": threads})
     with foreign_code(), numerics(choose_threads(settings.threads)[0]):
         return view_network(checkpoint, settings)
 
 
-def _write_arch(checkpoint: str, data: str | None, path: Path, threads: int | None) -> None:
+def _write_arch(checkpoint: str, settings: AuditSettings, path: Path) -> None:
     """Write the network that is put together again, and print the audit that takes it."""
     from lsa_cli.auditing.cores import choose_threads
     from lsa_cli.auditing.cost import numerics
+    from lsa_cli.auditing.suggesting import audit_command
     from lsa_cli.auditing.viewing import rebuild_alone
-    from lsa_cli.settings import settings_from
 
-    if data is None:
+    if settings.data is None:
         raise UsageError("--write-arch FILE.py and --data SOURCE:PATH belong together: labelled images choose")
     if path.exists():
         raise UsageError(f"--write-arch {path}: there is a file already; give another name")
-    settings = settings_from({"data": data, "threads": threads})
     with foreign_code(), numerics(choose_threads(settings.threads)[0]):
         rebuilt = rebuild_alone(checkpoint, settings, note)
     path.write_text(rebuilt.source)
-    words = ["lsa", "audit", checkpoint, "--arch", f"{path}:build", *rebuilt.option.split(), "--data", data]
-    emit(f"{printable(shlex.join(words))}\n")
+    words = audit_command(checkpoint, settings, "--arch", f"{path}:build", *rebuilt.option.split())
+    emit(f"{printable(words)}\n")
 
 
 # ---- the printing --------------------------------------------------------------------------------------
 
 
-def _print(facts: Facts, show_all: bool, view: "View | None" = None, data: str | None = None) -> None:
+def _print(facts: Facts, show_all: bool, view: "View | None", given: AuditSettings) -> None:
     from rich.table import Table
     from rich.text import Text
+
+    from lsa_cli.auditing.suggesting import audit_command, write_command
 
     console = data_console()
     grid = Table.grid(padding=(0, 2))
@@ -130,12 +128,8 @@ def _print(facts: Facts, show_all: bool, view: "View | None" = None, data: str |
             console.print(Text(_short(sentence, _LONGEST_ADVICE)))
         if view.layers:
             console.print(_layer_table(view.layers, show_all))
-        words = (
-            ["audit", facts.file, "--data", str(data)]
-            if view.certain
-            else ["inspect", facts.file, "--data", str(data), "--write-arch", "net.py"]
-        )
-        command = printable(shlex.join(["lsa", *words]))
+        suggested = audit_command if view.certain else write_command
+        command = printable(suggested(facts.file, given))
     if command is not None:
         # Not wrapped by us: a command that was cut into lines cannot be copied.
         console.print(Text.assemble(("Next command  ", "dim"), (command, "bold")), soft_wrap=True)

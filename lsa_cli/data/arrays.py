@@ -21,7 +21,7 @@ from lsa_cli.data.base import (
     with_traits,
 )
 from lsa_cli.data.sizes import ImageSize
-from lsa_cli.errors import DataError, LsaError, SplitError, UsageError
+from lsa_cli.errors import ConvertibleError, DataError, LsaError, SplitError, UsageError
 from lsa_cli.files import refuse_irregular
 from lsa_cli.registry import unknown
 from lsa_cli.wording import plural
@@ -37,20 +37,23 @@ def fit_to_network(
     channels: int | None,
     size: ImageSize | None,
     asked: int | None = None,
-    fix: str = "convert them first",
+    fix: str | None = None,
 ) -> tuple[Fit, list[str]]:
     """A function that converts (N, C, H, W) images of `shape` (C, H, W) for the network, and a description of its steps.
 
-    channels: of the network. asked: channels that the user asks for. fix: advice for a mismatch of grey and colour,
-    which raises DataError. Only an explicit size resizes: see ImageSize.
+    channels: of the network. asked: channels that the user asks for. fix: advice for a mismatch of grey and colour, which raises
+    DataError; None where no option of the data converts them. Only an explicit size resizes: see ImageSize.
     """
     found = shape[0] if len(shape) == 3 else None
     if asked is not None and found not in (1, 3):
         raise DataError(f"{spec}: inputs of shape {shape} are neither grey nor colour images; leave out mode=")
     if asked is None and found in (1, 3) and channels in (1, 3) and found != channels:
         words = {1: "grey (1 channel)", 3: "in colour (3 channels)"}
-        raise DataError(
-            f"{spec}: the images are {words[found]} and the network takes {plural(channels, 'channel')}; {fix}"
+        mode = next(word for word, number in MODES.items() if number == channels)
+        raise ConvertibleError(
+            f"{spec}: the images are {words[found]} and the network takes {plural(channels, 'channel')}; "
+            f"{fix or 'convert them first'}",
+            () if fix is None else (f"mode={mode}",),
         )
     if size is not None and size.explicit and found is None:
         raise DataError(f"{spec}: inputs of shape {shape} are not images; leave out --input-size")

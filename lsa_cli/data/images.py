@@ -12,7 +12,7 @@ from PIL import Image
 
 from lsa_cli.data.base import LabelledData, SourceRequest
 from lsa_cli.data.sizes import ImageSize
-from lsa_cli.errors import DataError
+from lsa_cli.errors import ConvertibleError, DataError
 from lsa_cli.files import refuse_irregular
 
 # Decoders that only read pixels. Pillow's EPS reader, for example, starts Ghostscript on the file.
@@ -74,13 +74,18 @@ def _choose_channels(request: SourceRequest, spec: str, found: Sequence[int]) ->
     asked = request.asked_channels()
     colour, grey = request.adding("mode=rgb"), request.adding("mode=gray")
     if asked is None and request.channels == 3 and 3 not in found:
-        raise DataError(f"{spec}: the images are grey and the network takes colour; add {colour} to --data")
+        raise ConvertibleError(
+            f"{spec}: the images are grey and the network takes colour; add {colour} to --data", ("mode=rgb",)
+        )
     if asked is None and request.channels == 1 and 3 in found:
-        raise DataError(f"{spec}: the images are in colour and the network takes grey; add {grey} to --data")
+        raise ConvertibleError(
+            f"{spec}: the images are in colour and the network takes grey; add {grey} to --data", ("mode=gray",)
+        )
     if asked is None and request.channels not in (1, 3) and len(set(found)) == 2:
-        raise DataError(
+        raise ConvertibleError(
             f"{spec}: {found.count(1)} of {len(found)} checked images are grey, the others in colour; add {colour} "
-            f"or {grey} to --data"
+            f"or {grey} to --data",
+            ("mode=rgb", "mode=gray"),
         )
     channels = asked or (request.channels if request.channels in (1, 3) else found[0])
     strict = asked is None and request.channels != 3
@@ -166,9 +171,10 @@ class ImageReader:
         found = _channels_of(image, where)
         if self.strict and found != self.channels:
             mode = "rgb" if self.channels == 3 else "gray"
-            raise DataError(
+            raise ConvertibleError(
                 f"{where} is {_WORDS[found]} and others are {_WORDS[self.channels]}; add {self.joint}mode={mode} to "
-                "--data"
+                "--data",
+                (f"mode={mode}",),
             )
         mode = "L" if self.channels == 1 else "RGB"
         try:

@@ -14,8 +14,8 @@ from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.provenance import finished_report
 from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
-from lsa_cli.auditing.rebuilt import write_command
 from lsa_cli.auditing.run import run_audit
+from lsa_cli.auditing.suggesting import asked_for, write_command, written_to
 from lsa_cli.data import check_inputs
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.cost import epoch_cost
@@ -163,10 +163,11 @@ def refuse_another_network(plan: HardenPlan, trained: Trained, after: AuditPlan,
         ours, read = (one.classifier(x.to(one.device)) for one in (plan.network, after.network))
     if not torch.allclose(ours, read, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):
         assert plan.network.checkpoint is not None
+        asked = asked_for(plan.given, plan.network.description)
         raise RunError(
             f"{out} is saved, but the network reconstructed from its weights is not the one that was trained, so it is not "
-            f"audited; write the network with `{write_command(plan.network.checkpoint, plan.audit.network.data.spec)}`, and "
-            "harden with --arch net.py:build"
+            f"audited; write the network with `{write_command(plan.network.checkpoint.path, asked)}`, and harden with "
+            f"--arch {written_to()}:build"
         )
 
 

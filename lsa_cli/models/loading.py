@@ -1,6 +1,5 @@
 """From a Checkpoint to a network: choose the architecture, build it, load the weights strictly."""
 
-import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lsa_cli.commands import NO_DATA, command
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.imports import Home, home_of
 from lsa_cli.models import recognition, rehydration
@@ -66,14 +66,16 @@ def load_network(
     trust_code: bool = False,
     say: Say = lambda message: None,
     device: torch.device | None = None,
+    audit: str | None = None,
 ) -> Loaded:
     """The network of a file: of the architecture given, else the file's own, else the one that its weights fit.
 
     say: gets what trusted code imports, before it runs. device: where a trusted program is loaded; other networks are
-    built on the CPU. Raises UsageError when the architecture is unknown, CheckpointError when the weights do not fit it
+    built on the CPU. audit: the command that audits the file, for refusals. Raises UsageError when the architecture is unknown, CheckpointError when the weights do not fit it
     or the network would run code that is not trusted.
     """
     refuse_unsafe_torch(torch.__version__)
+    audit = audit or command("audit", checkpoint.path, {"data": NO_DATA})
     if not trust_code:
         refuse_hostile(checkpoint)
     notes = list(checkpoint.notes)
@@ -89,9 +91,9 @@ def load_network(
         return Loaded(opened.network, checkpoint.format, {}, [*notes, *opened.notes],
                       shows_layers=opened.network.batch is None, image_shape=opened.shape)  # fmt: skip
     if FORMATS[checkpoint.format].is_program:
-        return _from_program(checkpoint, trust_code, say, device or torch.device("cpu"), notes)
+        return _from_program(checkpoint, trust_code, say, device or torch.device("cpu"), notes, audit)
     if checkpoint.weights.module is not None:
-        return _from_module(checkpoint, checkpoint.weights.module, trust_code, say, notes)
+        return _from_module(checkpoint, checkpoint.weights.module, trust_code, say, notes, audit)
     match = _recognised(checkpoint)
     notes.append(f"architecture found by the names and shapes of the weights: {match}")
     if match.arch in _TRACELESS and _TRACELESS[match.arch] not in arch_args:
@@ -151,11 +153,13 @@ def _what(checkpoint: Checkpoint) -> str:
     return kind.title if kind.is_program else "network that was pickled whole"
 
 
-def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: torch.device, notes: list[str]) -> Loaded:
+def _from_program(
+    checkpoint: Checkpoint, trust_code: bool, say: Say, device: torch.device, notes: list[str], audit: str
+) -> Loaded:
     if not trust_code:
         raise UnknownNetworkError(
             f"{checkpoint.path} is a {_what(checkpoint)}, which is code: name the network with --arch to use its "
-            f"weights alone{_likely(checkpoint)}, or run the program, if you trust it: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code"
+            f"weights alone{_likely(checkpoint)}, or run the program, if you trust it: {audit} --trust-code"
         )
     say(f"--trust-code: the program in {checkpoint.path} is loaded and run; it imports {_names(checkpoint)}")
     program = rehydration.run_trusted(checkpoint.path, checkpoint.format, (), device)
@@ -170,7 +174,9 @@ def _from_program(checkpoint: Checkpoint, trust_code: bool, say: Say, device: to
     return Loaded(program, checkpoint.format, {}, notes, shows_layers=shows_layers)
 
 
-def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Say, notes: list[str]) -> Loaded:
+def _from_module(
+    checkpoint: Checkpoint, module: Call, trust_code: bool, say: Say, notes: list[str], audit: str
+) -> Loaded:
     body, obstacle = rehydration.rebuild(module, checkpoint.load)
     home = Home((checkpoint.path.resolve().parent,), last=True)
     if body is not None:
@@ -194,7 +200,7 @@ def _from_module(checkpoint: Checkpoint, module: Call, trust_code: bool, say: Sa
         raise UnknownNetworkError(
             f"{checkpoint.path} holds a whole network of class {module.class_name}, which is code of its own: loading "
             f"it would import {obstacle}. Name the network with --arch to use its weights alone{_likely(checkpoint)}, or, if you trust the "
-            f"file: lsa audit {shlex.quote(str(checkpoint.path))} --data ... --trust-code"
+            f"file: {audit} --trust-code"
         )
     else:
         raise CheckpointError(

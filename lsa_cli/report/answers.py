@@ -6,20 +6,15 @@ Which next step is named first is our choice; no paper orders them.
 import shlex
 from typing import NamedTuple
 
+from lsa_cli.commands import OF_AUDIT, OF_NETWORK, OF_SAMPLES, command
 from lsa_cli.report.ranking import strongest, weakest_class
 from lsa_cli.report.schema import AuditReport, GateResult
 from lsa_cli.report.text import QUICK_LOOK, percent
 from lsa_cli.stats import binomial_tail
-from lsa_cli.wording import first_of, plural, setting_as_text
+from lsa_cli.wording import first_of, plural
 
 _WEAK = 0.5  # our choice: below this share of the clean accuracy, training helps more than a closer look
 _CHANCE = 0.05  # significance level: a weakest class that differs less from the others is not named
-# Options of the network and its data, which every command about this checkpoint needs. Not --trust-code: that is
-# decided anew by whoever runs the command, and a report may come from others.
-_SHARED = (
-    "arch", "arch_args", "weights", "normalize", "input_range", "returns", "output_index", "data", "split", "input_size",
-    "match_classes", "norm", "eps",
-)  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -61,14 +56,21 @@ def next_step(report: AuditReport) -> Step:
     """
     verdict, evidence = report.verdict, report.evidence
     if report.status != "complete":
-        return Step("Finish the audit, because nothing follows from a part of it", command_for(report, "audit"))
+        return Step(
+            "Finish the audit, because nothing follows from a part of it", command_for(report, "audit", of=OF_AUDIT)
+        )
     if evidence is not None and evidence.findings:
         worst = min(evidence.findings, key=lambda finding: finding.level != "invalid")
         return Step(f"First do what the evidence advises: {worst.advice}")
     if evidence is not None and evidence.verdict == "quick look":
-        return Step("Audit it with the default attacks, which are stronger", command_for(report, "audit"))
+        return Step(
+            "Audit it with the default attacks, which are stronger",
+            command_for(report, "audit", of=(*OF_NETWORK, "noise_off")),
+        )
     if verdict.robust is None or verdict.robust.value is None:
-        return Step("Audit it with attacks, which give the robust accuracy", command_for(report, "audit"))
+        return Step(
+            "Audit it with attacks, which give the robust accuracy", command_for(report, "audit", of=OF_SAMPLES)
+        )
     return _of_trusted(report, verdict.robust.value)
 
 
@@ -79,21 +81,21 @@ def _of_trusted(report: AuditReport, robust: float) -> Step:
     if undecided and data.n < data.available:
         more = min(data.available, 4 * data.n)  # four times as many samples halve an interval
         sentence = f"Use more samples, because {data.n:,} do not decide {first_of(undecided, 2)}"
-        return Step(sentence, command_for(report, "audit", f"-n {more}"))
+        return Step(sentence, command_for(report, "audit", "-n", str(more), of=OF_AUDIT))
     if robust < _WEAK * clean or any(map(_asks_for_robustness, failed)):
         return Step(f"Harden it by adversarial training{_layer(report)}", command_for(report, "harden"))
     weak = _weak_class(report, robust)
     if weak:
-        return Step(weak, command_for(report, "harden", "--method class-fair"))
+        return Step(weak, command_for(report, "harden", "--method", "class-fair"))
     if report.verdict.estimate is not None:
         return Step(
             "Attack all samples by the cascade, because it ran on a part of them",
-            command_for(report, "audit", "--full"),
+            command_for(report, "audit", "--full", of=OF_SAMPLES),
         )
     if all(row.by_evidence for row in report.cascade):
         return Step(
             "Attack it more strongly, with a cascade as strong as AutoAttack",
-            command_for(report, "audit", "--full"),
+            command_for(report, "audit", "--full", of=OF_SAMPLES),
         )
     return Step("Nothing is left to do in this threat model; quote the number with its interval")
 
@@ -126,17 +128,8 @@ def _weak_class(report: AuditReport, robust: float) -> str:
     )
 
 
-def command_for(report: AuditReport, name: str, options: str = "") -> str:
-    """`lsa NAME` for this checkpoint, with the options about network and data that its audit was given."""
+def command_for(report: AuditReport, name: str, *more: str, of: tuple[str, ...] = OF_NETWORK) -> str:
+    """`lsa NAME` for this checkpoint, with the options of these names that its audit was given, and with more of them."""
     protocol = report.protocol
-    words = ["lsa", name, report.subject.checkpoint]
-    for key in _SHARED:
-        value = protocol.settings.get(key)
-        if protocol.settings_from.get(key) == "option" and value is not None:
-            values = (
-                [f"{part}={setting_as_text(part, each)}" for part, each in value.items()]
-                if isinstance(value, dict)
-                else [setting_as_text(key, value)]
-            )
-            words += [word for text in values for word in (f"--{key.replace('_', '-')}", text)]
-    return f"{shlex.join(words)} {options}".rstrip()
+    given = {key: value for key, value in protocol.settings.items() if protocol.settings_from.get(key) == "option"}
+    return command(name, report.subject.checkpoint, given, *more, of=of)
