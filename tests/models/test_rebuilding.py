@@ -101,6 +101,8 @@ def test_exceptions_change_the_activations_of_their_layers():
         "an activation behind the last layer": (hidden + 1, 0),
         "no activation behind linear layers": (hidden - linear, 0),
         "ReLU behind linear layers": (hidden - linear, linear),
+        "no activation behind the last hidden layer": (hidden - 1, 0),
+        "no activation behind the last convolution": (hidden - 1, 0),
     }
 
 

@@ -1,16 +1,17 @@
 """Residual blocks found in names and shapes, and the networks that are made of them."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from lsa_cli.auditing.network import open_network
-from lsa_cli.models.rebuilding.blocks import read_structures
+from lsa_cli.models.rebuilding.blocks import Block, Structure, read_structures
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
-from lsa_cli.models.rebuilding.search import sums_of
+from lsa_cli.models.rebuilding.search import exceptions_of, sums_of
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
@@ -67,11 +68,42 @@ def sloped():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [grouped, sloped])
-def test_norms_without_statistics_and_activations_with_weights_are_read(make):
-    network, x = make().eval(), torch.rand(4, 1, 8, 8)
+def of_images():
+    return nn.Sequential(
+        nn.BatchNorm2d(1), nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
+    )
+
+
+def of_pixels():
+    return nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)
+    )
+
+
+def of_flat_images():
+    return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize("make", [grouped, sloped, of_images, of_pixels, of_flat_images])
+def test_norms_of_all_kinds_and_activations_with_weights_are_read(make):
+    network, x = randomize(make()), torch.rand(4, 1, 8, 8)
     made = [loaded(build(parts_of(one)), network)(x) for one in candidates(network, 1, (8, 8), most=1)]
     assert any(torch.allclose(one, network(x), atol=1e-5) for one in made)
+
+
+def test_an_activation_behind_the_last_block_is_that_before_the_head():
+    network = randomize(wide())
+    one = next(one for one in candidates(network, 1, (28, 28)) if one.structure.blocks)
+    bare = tuple(
+        replace(element, norm=None) if isinstance(element, Block) else element for element in one.structure.elements
+    )
+    one = replace(one, structure=Structure(bare, 0.0))
+    kinds = [
+        getattr(part, "kind", "sum") for part in parts_of(replace(one, exception="an activation behind the last block"))
+    ]
+    assert "an activation behind the last block" in exceptions_of(one)
+    assert kinds == ["Conv2d", *["sum"] * len(one.structure.blocks), "ReLU", *kinds[-3:]]
+    assert "ReLU" not in [getattr(part, "kind", "sum") for part in parts_of(one)]
 
 
 def test_a_block_that_changes_its_width_without_weights_pads_at_both_sides_or_at_the_end():

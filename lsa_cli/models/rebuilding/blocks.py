@@ -71,10 +71,11 @@ Element = Layer | Block
 
 
 class Structure(NamedTuple):
-    """Elements in the order in which they run. cost: how unusual the reading is (our choice)."""
+    """Elements in the order in which they run. cost: how unusual the reading is (our choice). norm: of the input."""
 
     elements: tuple[Element, ...]
     cost: float
+    norm: Norm | None = None
 
     @property
     def blocks(self) -> list[Block]:
@@ -99,7 +100,38 @@ def structures_of(
 
 
 def read_structures(shapes: Shapes, channels: int) -> list[Structure]:
-    """Every reading of the weights as a chain of layers and blocks, the most usual first. channels: of the images."""
+    """Every reading of the weights as a chain of layers and blocks, the most usual first. channels: of the images.
+
+    The first norm is that of the input where it can be; then every other place for it is less usual.
+    """
+    found = _without_input_norm(shapes, channels)
+    modules = read_modules(shapes)
+    first = None if modules is None else _input_norm(modules, channels)
+    if first is not None:
+        rest = {name: shape for name, shape in shapes.items() if name.rpartition(".")[0] != first.name}
+        behind = [one._replace(norm=first) for one in _without_input_norm(rest, channels)]
+        behind = [one for one in behind if _takes(one.elements[0], first.width, channels)]
+        found = [*behind, *(one._replace(cost=one.cost + _AGAINST_ORDER * bool(behind)) for one in found)]
+    return sorted(found, key=lambda one: one.cost)
+
+
+def _input_norm(modules: Modules, channels: int) -> Norm | None:
+    """The first norm of the file, where it stands before all layers, or no layer gives as many channels; else None."""
+    norm = next(iter(modules.norms.values()), None)
+    if norm is None or not norm.is_batch:
+        return None
+    stands = [name for name in modules.names if name == norm.name or name in modules.layers]
+    if stands[0] != norm.name and any(layer.outer == norm.width for layer in modules.layers.values()):
+        return None
+    return norm if norm.width == channels or all(layer.is_linear for layer in modules.layers.values()) else None
+
+
+def _takes(first: Element, width: int, channels: int) -> bool:
+    """Whether the first element can stand behind a norm of this width."""
+    return width == channels or (first.is_linear and first.inner == width)
+
+
+def _without_input_norm(shapes: Shapes, channels: int) -> list[Structure]:
     chain, modules = read_chain(shapes, channels), read_modules(shapes)
     found = list[Structure]()
     groups = [] if modules is None else _groups(modules)
@@ -108,8 +140,7 @@ def read_structures(shapes: Shapes, channels: int) -> list[Structure]:
             found = found or _with_blocks(modules, order, groups, channels)
     if chain is not None and not (found and any(_SHORTCUT.search(name) for name in shapes)):
         found.append(Structure(tuple(chain), _PLAIN if found else 0.0))
-    every = [Structure(elements, one.cost + cost) for one in found for elements, cost in _norm_groups(one.elements)]
-    return sorted(every, key=lambda one: one.cost)
+    return [Structure(elements, one.cost + cost) for one in found for elements, cost in _norm_groups(one.elements)]
 
 
 # ---- which modules form a block -------------------------------------------------------------------------

@@ -344,10 +344,27 @@ def exceptions_of(one: Variant) -> tuple[str, ...]:
         found.append("no activation behind linear layers")
         if one.activation != USUAL and not hidden[0].is_linear:
             found.append("ReLU behind linear layers")
+    found += _bare_ends(one)
     normed = [element.norm is not None for element in hidden if not element.is_linear]
     if normed and not all(normed) and not one.structure.blocks:
         found.append("no activation behind convolutions without a norm")
     return tuple(found)
+
+
+def _bare_ends(one: Variant) -> list[str]:
+    """The exceptions at one place: behind the last block, convolution or hidden layer."""
+    *hidden, _ = one.structure.elements
+    blocks = one.structure.blocks
+    if blocks:
+        has_none = all(block.norm is None for block in blocks) if blocks[0].before else one.sums != "sum, activation"
+        return ["an activation behind the last block"] if has_none else []
+    linear = sum(element.is_linear for element in hidden)
+    found = ["no activation behind the last hidden layer"] if linear > 1 or (linear and len(hidden) > 1) else []
+    if linear != len(hidden):
+        found.append(
+            "no activation behind the last convolution" if linear else "no activation behind the last hidden layer"
+        )
+    return found if len(hidden) > 1 else []
 
 
 def work(structure: Structure, geometry: Geometry) -> float:

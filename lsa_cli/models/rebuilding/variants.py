@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lsa_cli.models.rebuilding.blocks import Block, Structure
+from lsa_cli.models.rebuilding.blocks import Block, Element, Structure
 from lsa_cli.models.rebuilding.chain import Part, Sum
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, Geometry, Step
 from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
@@ -28,6 +28,8 @@ ORDERS: dict[tuple[str, ...], float] = {
 EXCEPTIONS = {
     "": 0.0, "no activation behind linear layers": 1.0, "ReLU behind linear layers": 1.0,
     "no activation behind convolutions without a norm": 0.25, "an activation behind the last layer": 2.0,
+    "no activation behind the last hidden layer": 1.0, "no activation behind the last convolution": 1.0,
+    "an activation behind the last block": 0.5,
 }  # fmt: skip
 POOLINGS = {"max": 0.0, "average": 0.5}
 # Residual blocks whose norms stand behind the convolutions, and those whose norms stand before them.
@@ -67,6 +69,7 @@ class Variant:
         )
         parts += [self.exception] if self.exception else []
         has_norms = any(element.norm is not None for element in self.structure.elements)
+        parts += ["BatchNorm of the input"] if self.structure.norm is not None else []
         parts += [order_text(self.order)] if ORDERS[self.order] and has_norms else []
         parts += [self._pools()] if self.geometry.steps else []
         return ", ".join([*parts, *([CHANNELS_LAST] if self.geometry.head[0] == CHANNELS_LAST else [])])
@@ -105,10 +108,10 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
     names = [
         named.name for element in elements for named in (element, element.norm, element.slope) if named is not None
     ]
-    namer, made = _Namer(names), list[Part | Sum]()
+    first = variant.structure.norm
+    namer, made = _Namer([*names, *([first.name] if first is not None else [])]), list[Part | Sum]()
     norms_first = any(block.before for block in variant.structure.blocks)
-    if elements[0].is_linear:
-        made.append(namer.part("flatten", "Flatten"))
+    made += _of_input(elements[0], first, namer)
     for number, element in enumerate(elements):
         step = None if element.is_linear else variant.geometry.steps[number]
         is_last = number == len(elements) - 1
@@ -116,11 +119,13 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
             assert step is not None
             made.append(_sum(element, step, variant))
             acts = element.norm is not None if norms_first else variant.sums == "sum, activation"
+            is_end = not any(isinstance(one, Block) for one in elements[number + 1 :])
+            acts = acts or (is_end and variant.exception == "an activation behind the last block")
         else:
             made.append(_weighted(element, step))
             acts = not is_last and (element.free is None or element.free > 0 or element.slope is not None)
             acts = acts and not (norms_first and element.norm is None and not element.is_linear)
-            acts = acts and not _is_bare(element, variant.exception)
+            acts = acts and not _is_bare(elements, number, variant.exception)
             acts = acts or (is_last and variant.exception == "an activation behind the last layer")
         for what in variant.order:
             if what == "norm" and element.norm is not None:
@@ -137,8 +142,22 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
     return made
 
 
-def _is_bare(element: Layer, exception: str) -> bool:
+def _of_input(element: Element, norm: Norm | None, namer: _Namer) -> list[Part]:
+    """What stands before the first layer. norm: of the images, or of their pixels, which are flat before a linear layer."""
+    flat = [namer.part("flatten", "Flatten")] if element.is_linear else []
+    if norm is None:
+        return flat
+    is_flat = element.is_linear and norm.width == element.inner
+    return [*flat, _norm(norm, True)] if is_flat else [_norm(norm, False), *flat]
+
+
+def _is_bare(elements: Sequence[Element], number: int, exception: str) -> bool:
     """Whether an element is one of those that have no activation behind them."""
+    element = elements[number]
+    if exception == "no activation behind the last hidden layer":
+        return number == len(elements) - 2
+    if exception == "no activation behind the last convolution":
+        return not element.is_linear and elements[number + 1].is_linear
     if element.is_linear:
         return exception == "no activation behind linear layers"
     return exception == "no activation behind convolutions without a norm" and element.norm is None
