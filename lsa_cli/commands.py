@@ -23,7 +23,18 @@ OF_AUDIT = (
     "batch_size", "device", "threads", "fast", "seed", "config", "plugin",
 )  # fmt: skip
 # What `lsa inspect` takes: it decides which network is put together from weights.
-OF_INSPECT = ("weights", "normalize", "input_range", "data", "split", "input_size", "match_classes", "threads")
+OF_INSPECT = (
+    "arch",
+    "arch_args",
+    "weights",
+    "normalize",
+    "input_range",
+    "data",
+    "split",
+    "input_size",
+    "match_classes",
+    "threads",
+)
 NO_DATA = "SOURCE:PATH"  # for the user to replace, where no data are known
 _SHORT = {"limit": "-n"}
 _REPEATED = ("arch_args", "attack", "noise", "corruption", "metrics", "layers", "plugin")
@@ -35,6 +46,8 @@ def command(name: str, file: object, settings: Mapping[str, Any], *more: str, of
     settings: plain values by the names of the settings; None is not given.
     """
     won = {word for word in more if word.startswith("-")}
+    if "--arch" in won:
+        won.add("--arch-args")  # another architecture takes other arguments
     words = ["lsa", name, str(file)]
     for key in of:
         given = options_of(key, settings.get(key))

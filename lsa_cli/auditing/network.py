@@ -15,7 +15,7 @@ from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.cores import usable_cores
 from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
-from lsa_cli.auditing.rebuilding import activation_of, channels_of, rebuild, with_own_network
+from lsa_cli.auditing.rebuilding import channels_of, rebuild, with_own_network
 from lsa_cli.auditing.rebuilt import ASKED, IN_PYTHON, Rebuilt
 from lsa_cli.auditing.suggesting import asked_for, audit_command, with_commands
 from lsa_cli.auditing.trial import try_network
@@ -176,7 +176,7 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
     settings, _ = _with_description(settings, {}, checkpoint.description)
     device = pick_device(settings.device or "auto")
     arch, arguments = settings.arch, settings.arch_args or {}
-    if activation_of(settings) is not None:
+    if settings.arch == ASKED:
         arch, arguments = None, {}
     try:
         loaded = load_network(

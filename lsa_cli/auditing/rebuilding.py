@@ -62,7 +62,7 @@ def with_own_network(why: UnknownNetworkError, target: str | Path, asked: AuditS
     """The refusal with the command for a network that the user writes. asked: as for `with_commands`."""
     if asked is None:
         return why
-    words = audit_command(target, asked.replace(arch_args=None), "--arch", "net.py:build")
+    words = audit_command(target, asked, "--arch", "net.py:build")
     return UnknownNetworkError(f"{why}; with a function build in net.py that returns the network: {words}")
 
 

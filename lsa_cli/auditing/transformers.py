@@ -1,7 +1,9 @@
 """Which transformer of the same weights was trained: heads, pool and activation, chosen on labelled images."""
 
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from lsa_cli.auditing.classes import match_classes
 from lsa_cli.auditing.normalizing import Found, reading, short
 from lsa_cli.auditing.rebuilt import (
     ARCHITECTURE,
+    ASKED,
     OWN_FROM,
     SHOWN,
     STATED,
@@ -24,7 +27,9 @@ from lsa_cli.auditing.rebuilt import (
     training_images,
 )
 from lsa_cli.auditing.suggesting import audit_command
+from lsa_cli.commands import options_of
 from lsa_cli.data import LabelledData
+from lsa_cli.errors import UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import ALIKE, NOISE, SIZES, Entrant, Outcome, Read, Standing, hold, losses, tempered
@@ -55,14 +60,14 @@ Reading = tuple[Choice, str]  # with the option of the normalisation
 
 class TransformerSearch:
     """Readings of a transformer, asked on the same images. costs: of the options of normalisations. trained: images and labels
-    of the training, where they are known."""
+    of the training, where they are known. stated: fields of the choice that are known."""
 
     def __init__(
         self, shape: Transformer, tensors: Mapping[str, torch.Tensor], read: Read, available: int,
         normalizations: Mapping[str, Normalization], costs: Callable[[str], float],
-        trained: tuple[torch.Tensor, torch.Tensor] | None,
+        trained: tuple[torch.Tensor, torch.Tensor] | None, stated: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self.shape, self.read, self.available, self.costs = shape, read, available, costs
+        self.shape, self.read, self.available, self.costs, self.stated = shape, read, available, costs, stated
         self.tensors = {name: value.float() for name, value in tensors.items()}
         self.shifts = {
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
@@ -75,7 +80,11 @@ class TransformerSearch:
 
     def best(self) -> Outcome:
         """The outcome of a contest of the likeliest readings."""
-        choices = dict(choices_of(self.shape))
+        choices = {
+            replace(one, **self.stated): cost
+            for one, cost in choices_of(self.shape)
+            if replace(one, **{**self.stated, "activation": one.activation}) == one
+        }
         names = list(self.shifts)
         coarse = [name for name in names if name.removeprefix("--normalize ") in _COARSE]
         coarse += [name for name in names if name not in coarse and "--input-range" not in name][:1]
@@ -84,7 +93,9 @@ class TransformerSearch:
         every = {(likely[0], name): choices[likely[0]] for name in names}
         normalizations = [name for _, name in self._ranked(every)[:_TOP]]
         entrants = {
-            (one, name): cost for choice in likely for name in normalizations for one, cost in with_activations(self.shape, choice, choices[choice])
+            (one, name): cost for choice in likely for name in normalizations
+            for one, cost in with_activations(self.shape, choice, choices[choice])
+            if one.activation == self.stated.get("activation", one.activation)
         }  # fmt: skip
         kept = {
             reading: entrants.get(reading, every.get(reading, 0.0)) for reading in self._ranked(entrants)[:_ENTRANTS]
@@ -204,6 +215,37 @@ class TransformerSearch:
         return ask
 
 
+def stated_of(settings: AuditSettings, shape: Transformer) -> dict[str, Any]:
+    """The fields of the choice that the user states with --arch lsa:reconstructed; none without it."""
+    if settings.arch != ASKED:
+        return {}
+    stated, known = settings.arch_args or {}, _values(shape)
+    for name, value in stated.items():
+        if not any(type(value) is type(one) and value == one for one in known.get(name, ())):
+            several = (f"{one}={'|'.join(map(str, values))}" for one, values in known.items())
+            raise UsageError(
+                f"--arch {ASKED}: this transformer has no {name}={value}; --arch-args takes {', '.join(several)}"
+            )
+    if not stated:
+        raise UsageError(f"--arch {ASKED} needs --arch-args, with at least one of {', '.join(known)}")
+    return stated
+
+
+def _values(shape: Transformer) -> dict[str, list[Any]]:
+    """The values that each field of a choice can have for these weights."""
+    choices = [choice for choice, _ in choices_of(shape)]
+    choices += [one for one, _ in with_activations(shape, choices[0], 0.0)]
+    return {field.name: list(dict.fromkeys(getattr(one, field.name) for one in choices)) for field in fields(Choice)}
+
+
+def _words(reading: Reading, shape: Transformer) -> list[str]:
+    """The options that state a reading."""
+    choice, option = reading
+    open_fields = [name for name, values in _values(shape).items() if len(values) > 1]
+    stated = options_of("arch_args", {name: getattr(choice, name) for name in open_fields})
+    return ["--arch", ASKED, *stated, *([] if option == STATED else option.split())]
+
+
 def text_of(reading: Reading) -> str:
     return f"{reading[0]}, normalisation {short(reading[1])}"
 
@@ -221,7 +263,7 @@ def rebuild_transformer(
         if asked is not None and images.ndim == 4 and images.shape[1] == shape.channels:
             words = f": {audit_command(checkpoint.path, asked, '--input-size', str(shape.size))}"
         raise UnknownNetworkError(
-            f"{why}; it is a vision transformer for images of {size}: give other data, or --input-size {shape.size}{words}"
+            f"{why}; it is a vision transformer for images of {size}: add --input-size {shape.size}, or give other data{words}"
         )
     classes = max(2, shape.head.outer)
     labels, _ = match_classes(data, None, classes, settings.match_classes, [])
@@ -235,6 +277,7 @@ def rebuild_transformer(
         tried,
         lambda option: cost_of(option, data.name or data.called),
         training_images(data, spec_given(data, settings), images, bounds),
+        stated_of(settings, shape),
     )
     outcome = search.best()
     choice, option = search.reading_of(outcome.best)
@@ -244,6 +287,11 @@ def rebuild_transformer(
     if doubt is None and outcome.rivals:
         several = ", or ".join(text_of(search.reading_of(one)) for one in outcome.rivals[:SHOWN])
         doubt = f"several transformers are as good, right on {right} images: {text}; or, in its place, {several}"
+        if asked is not None:
+            others = (_words(search.reading_of(one), shape) for one in outcome.rivals[:SHOWN])
+            first = audit_command(checkpoint.path, asked, *_words((choice, option), shape))
+            ends = " | or with ".join(map(shlex.join, others))
+            doubt += f"; if the first one is that of the training: {first} | else end it with {ends}"
     refuse_doubt(checkpoint, doubt, asked, why, say, doubtful)
     sentence = f"transformer reconstructed from the weights: {text}, clean {right}"
     if outcome.next is not None:

@@ -59,6 +59,8 @@ def test_options_of_the_next_step_win_over_those_of_the_user():
     given = {"input_size": "32", "data": "npz:x.npz", "limit": 50}
     said = command("audit", "net.pt", given, "--input-size", "64", "-n", "200")
     assert said == "lsa audit net.pt --data npz:x.npz --input-size 64 -n 200"
+    given = {"arch": "lsa:reconstructed", "arch_args": {"activation": "GELU"}}
+    assert command("audit", "net.pt", given, "--arch", "net.py:build") == "lsa audit net.pt --arch net.py:build"
     assert with_query("npz:x.npz", "mode=rgb") == "npz:x.npz?mode=rgb"
     assert with_query("npz:x.npz?x=a", "mode=rgb") == "npz:x.npz?x=a&mode=rgb"
 

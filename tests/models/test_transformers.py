@@ -191,6 +191,37 @@ def test_a_trained_transformer_is_never_taken_for_one_that_answers_otherwise(tra
     assert lines[0].startswith("transformer reconstructed from the weights: ")
 
 
+def test_the_audit_of_each_transformer_that_is_as_good_is_named_and_runs(trained, tmp_path):
+    network, x, y = trained
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    np.savez(tmp_path / "few.npz", x_val=x[600:720], y_val=y[600:720], x_test=x[720:724], y_test=y[720:724])
+    given = {"data": f"npz:{tmp_path}/few.npz", "split": "val", "limit": 20}
+    with pytest.raises(UsageError, match="several transformers are as good") as refusal:
+        open_network(tmp_path / "net.pt", settings_from(given), {})
+    text = str(refusal.value)
+    first, others = text.split("training: ")[1].split("; ")[0].split(" | else end it with ")
+    start = f"lsa audit {tmp_path}/net.pt --data npz:{tmp_path}/few.npz --split val -n 20 --arch lsa:reconstructed"
+    assert first == f"{start} {_stated(2, 'GELU')}"
+    assert others.split(" | or with ")[0] == f"--arch lsa:reconstructed {_stated(4, 'ReLU')}"
+    named = {"heads": 4, "pool": "token", "activation": "ReLU", "norm_first": True}
+    asked = {**given, "arch": "lsa:reconstructed", "arch_args": named, "normalize": "none"}
+    lines = []
+    opened = open_network(tmp_path / "net.pt", settings_from(asked), {}, None, lines.append)
+    assert lines[0].startswith("transformer reconstructed from the weights: 4 heads, ReLU, the class token")
+    asked["arch_args"] = {"heads": 2, "activation": "GELU", "pool": "token", "norm_first": True}
+    opened = open_network(tmp_path / "net.pt", settings_from(asked), {})
+    with torch.no_grad():
+        assert torch.allclose(opened.classifier.eval()(x[:50]), network(x[:50]), atol=1e-4)
+    for wrong, why in (({"heads": 3}, "has no heads=3; --arch-args takes heads=1|2|4"), ({}, "needs --arch-args")):
+        with pytest.raises(UsageError, match=why.replace("|", r"\|")):
+            open_network(tmp_path / "net.pt", settings_from({**asked, "arch_args": wrong}), {})
+
+
+def _stated(heads, activation):
+    words = {"heads": heads, "pool": "token", "activation": activation, "norm_first": True}
+    return " ".join(f"--arch-args {name}={value}" for name, value in words.items()) + " --normalize none"
+
+
 def test_images_of_another_size_say_the_option_that_resizes(trained, tmp_path):
     network, _, y = trained
     torch.save(network.state_dict(), tmp_path / "net.pt")
