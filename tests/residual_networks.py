@@ -158,3 +158,47 @@ def randomize(network):
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.5, 1.5)
     return network.eval()
+
+
+class _Inverted(nn.Module):
+    """As in torchvision's MobileNetV2: a shortcut only where nothing changes."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__()
+        wide, self.adds = 2 * inner, stride == 1 and inner == outer
+        self.conv = nn.Sequential(
+            nn.Conv2d(inner, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+            nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU(),
+            nn.Conv2d(wide, outer, 1, bias=False), nn.BatchNorm2d(outer),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class _Separable(nn.Module):
+    """As in kuangliu/pytorch-cifar's MobileNet: a depthwise convolution and one of 1 x 1, without a shortcut."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, outer, 1, bias=False), nn.BatchNorm2d(outer)
+
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+def _mobile(block):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Sequential(block(8, 12, 2), block(12, 12, 1), block(12, 24, 2), block(24, 24, 1)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
+    )  # fmt: skip
+
+
+def inverted():
+    return _mobile(_Inverted)
+
+
+def separable():
+    return _mobile(_Separable)

@@ -17,9 +17,22 @@ from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
 from tests.fitting import fitted
 from tests.foreign_networks import ResNet2b, ResNet20
-from tests.residual_networks import ResNet9, basic, declared, imagenet_bottleneck, late, nested, randomize, wide
+from tests.residual_networks import (
+    ResNet9,
+    basic,
+    declared,
+    imagenet_bottleneck,
+    inverted,
+    late,
+    nested,
+    randomize,
+    separable,
+    wide,
+)
 
-MANY = [(one, 1) for one in (basic, declared, wide, late, nested, imagenet_bottleneck, ResNet9)] + [
+MANY = [
+    (one, 1) for one in (basic, declared, wide, late, nested, imagenet_bottleneck, ResNet9, inverted, separable)
+] + [
     (ResNet20, 3),
     (ResNet2b, 3),
 ]

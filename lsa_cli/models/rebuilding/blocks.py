@@ -37,8 +37,9 @@ class Block:
     """Layers with a shortcut around them. first: its first module in the file; shortcut: None where it has no weights.
 
     before: norms and activations stand before their convolutions, and `Layer.norm` is the norm before. pads: where the
-    shortcut adds channels ("both", "end"); "" where it adds none. strided: the layer that has the stride. norm, slope: behind
-    the sum.
+    shortcut adds channels ("both", "end"), or "none" where a block that changes the width or the size has no shortcut; ""
+    where it adds none. strided: the layer that has the stride. norm, slope: behind the sum. adds: False where no block has a
+    shortcut.
     """
 
     name: str
@@ -50,12 +51,13 @@ class Block:
     strided: int = 0
     norm: Norm | None = None
     slope: Slope | None = None
+    adds: bool = True
 
     is_linear, kernel, groups, free = False, (3, 3), 1, None
 
     @property
     def inner(self) -> int:
-        return self.layers[0].inner
+        return self.layers[0].inner * self.layers[0].groups
 
     @property
     def outer(self) -> int:
@@ -65,6 +67,16 @@ class Block:
     def may_stride(self) -> bool:
         """Whether the shortcut can follow a stride."""
         return self.shortcut is not None or self.pads != ""
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether one of its convolutions has a kernel for each channel, as in MobileNet."""
+        return any(layer.groups > 1 and layer.inner == 1 for layer in self.layers)
+
+    def has_sum(self, stride: int) -> bool:
+        """Whether it has a shortcut at this stride."""
+        keeps = self.inner == self.outer and stride == 1
+        return self.adds and (self.shortcut is not None or self.pads != "none" or keeps)
 
 
 Element = Layer | Block
@@ -174,10 +186,10 @@ def _parents(name: str) -> list[str]:
 def _with_blocks(
     modules: Modules, order: Sequence[str], groups: Sequence[tuple[str, list[str]]], channels: int
 ) -> list[Structure]:
-    found = []
     either = {before: [_block(modules, order, node, before) for node, _ in groups] for before in (False, True)}
     most = max(sum(one is not None for one in blocks) for blocks in either.values())
-    for before, blocks in either.items():
+    found = _separable(modules, order, either[False], channels)
+    for before, blocks in either.items() if not found else ():
         if sum(one is not None for one in blocks) < most:
             continue
         for plain in (False, True):
@@ -195,6 +207,22 @@ def _with_blocks(
                         _AGAINST_ORDER if _norm_is_first(modules, order, padded) != before else 0.0
                     ) + _PLAIN * plain
                     found += _other_strides(Structure(tuple(elements), cost))
+    return found
+
+
+def _separable(
+    modules: Modules, order: Sequence[str], blocks: Sequence[Block | None], channels: int
+) -> list[Structure]:
+    """Blocks with depthwise convolutions: those of MobileNetV2, of which only some have a shortcut, and of MobileNetV1."""
+    made = [one if one.shortcut is not None else replace(one, pads="none") for one in blocks if one is not None]
+    if not any(one.is_depthwise for one in made):
+        return []
+    found = []
+    for adds in (True, False):
+        if adds or all(one.shortcut is None for one in made):
+            these = [replace(one, adds=adds) for one in made]
+            elements = _assembled(modules, order, these, channels, False)
+            found += [] if elements is None else [Structure(tuple(elements), 0.0)]
     return found
 
 
@@ -236,10 +264,15 @@ def _split(layers: list[Layer], node: str) -> tuple[list[Layer], Layer | None] |
     found: list[tuple[list[Layer], Layer | None]] = []
     for short in tries:
         main = [layer for layer in layers if layer is not short]
-        path = connected(main, main[0].inner) if main else None
-        if path is not None and (short is None or (short.inner, short.outer) == (path[0].inner, path[-1].outer)):
+        path = connected(main, _width(main[0])) if main else None
+        if path is not None and (short is None or (short.inner, short.outer) == (_width(main[0]), path[-1].outer)):
             found.append((path, short))
     return min(found, key=lambda pair: sum(layer.groups > 1 for layer in pair[0]), default=None)
+
+
+def _width(first: Layer) -> int:
+    """The channels that the first layer of a block takes: a depthwise one is as wide as its output."""
+    return first.outer if first.inner == 1 and max(first.kernel) > 1 else first.inner
 
 
 def _is_beside(norm: str, short: str, node: str) -> bool:

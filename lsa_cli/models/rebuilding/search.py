@@ -35,6 +35,7 @@ from lsa_cli.models.rebuilding.variants import (
     POOLINGS,
     SUMS,
     SUMS_BEFORE,
+    SUMS_NONE,
     USUAL,
     Variant,
     parts_of,
@@ -333,7 +334,9 @@ def size_of(x: torch.Tensor) -> tuple[int, int]:
 def sums_of(structure: Structure) -> tuple[str, ...]:
     """What may happen in the blocks of a structure."""
     blocks = structure.blocks
-    return tuple(SUMS_BEFORE if blocks[0].before else SUMS) if blocks else ("",)
+    if not blocks:
+        return ("",)
+    return tuple(SUMS_BEFORE if blocks[0].before else SUMS if blocks[0].adds else SUMS_NONE)
 
 
 def exceptions_of(one: Variant) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ EXCEPTIONS = {
 POOLINGS = {"max": 0.0, "average": 0.5}
 # Residual blocks whose norms stand behind the convolutions, and those whose norms stand before them.
 SUMS = {"sum, activation": 0.0, "activation, sum": 0.5, "sum": 1.0}
+SUMS_NONE = {"no shortcuts": 0.0}
 SUMS_BEFORE = {"shortcut behind the first activation": 0.0, "shortcut of the input": 0.5}
 
 
@@ -41,7 +42,7 @@ SUMS_BEFORE = {"shortcut behind the first activation": 0.0, "shortcut of the inp
 class Variant:
     """A network of the same weights. activation, pooling, order: keys of ACTIVATIONS, POOLINGS and ORDERS.
 
-    sums: what happens in residual blocks, a key of SUMS or SUMS_BEFORE; "" without blocks. normalization: the option that
+    sums: what happens in blocks, a key of SUMS, SUMS_NONE or SUMS_BEFORE; "" without blocks. normalization: the option that
     selects it. exception: a key of EXCEPTIONS.
     """
 
@@ -59,11 +60,11 @@ class Variant:
         """How unusual the network is, without its normalisation."""
         own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order]
         own += EXCEPTIONS[self.exception]
-        return self.structure.cost + self.geometry.cost + own + {**SUMS, **SUMS_BEFORE, "": 0.0}[self.sums]
+        return self.structure.cost + self.geometry.cost + own + {**SUMS, **SUMS_NONE, **SUMS_BEFORE, "": 0.0}[self.sums]
 
     def __str__(self) -> str:
         blocks = len(self.structure.blocks)
-        parts = [f"{blocks} residual blocks ({self.sums})"] if blocks else []
+        parts = [f"{blocks} {'' if self.sums in SUMS_NONE else 'residual '}blocks ({self.sums})"] if blocks else []
         parts.append(
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
@@ -117,7 +118,7 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
         is_last = number == len(elements) - 1
         if isinstance(element, Block):
             assert step is not None
-            made.append(_sum(element, step, variant))
+            made += _of_block(element, step, variant)
             acts = element.norm is not None if norms_first else variant.sums == "sum, activation"
             is_end = not any(isinstance(one, Block) for one in elements[number + 1 :])
             acts = acts or (is_end and variant.exception == "an activation behind the last block")
@@ -203,6 +204,14 @@ def _weighted(layer: Layer, step: Step | None) -> Part:
 # ---- residual blocks -----------------------------------------------------------------------------------
 
 
+def _of_block(block: Block, step: Step, variant: Variant) -> Sequence[Part | Sum]:
+    """The block as one module, or as its layers where it has no shortcut."""
+    made = _sum(block, step, variant)
+    if block.has_sum(step.stride):
+        return [made]
+    return [replace(part, name=f"{block.name}.{part.name}") for part in (*made.shared, *made.main)]
+
+
 def _sum(block: Block, step: Step, variant: Variant) -> Sum:
     names = [_inside(block, name) for name in _names(block)]
     namer, order = _Namer(names), [what for what in variant.order if what != "pool"]
@@ -215,7 +224,7 @@ def _sum(block: Block, step: Step, variant: Variant) -> Sum:
         for what in order:
             if what == "norm" and layer.norm is not None:
                 around.append(_norm(replace(layer.norm, name=_inside(block, layer.norm.name)), False))
-            elif what == "act" and (block.before or not is_last or variant.sums == "activation, sum"):
+            elif what == "act" and (block.before or not is_last or variant.sums in ("activation, sum", *SUMS_NONE)):
                 slope = layer.slope and replace(layer.slope, name=_inside(block, layer.slope.name))
                 around.append(_activation(f"act{number + 1}", slope, variant, namer))
         if block.before and number == 0 and block.shortcut is not None and "behind" in variant.sums:
@@ -231,7 +240,7 @@ def _side(block: Block, step: Step, namer: _Namer) -> list[Part]:
         padding = (short.kernel[0] // 2, short.kernel[1] // 2)
         norm = [] if short.norm is None else [_norm(replace(short.norm, name=_inside(block, short.norm.name)), False)]
         return [_weighted(short, Step(step.stride, padding, None)), *norm]
-    if not block.pads:
+    if block.pads not in ("both", "end"):
         return []
     more = block.outer - block.inner
     front = more // 2 if block.pads == "both" else 0
