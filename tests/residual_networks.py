@@ -202,3 +202,41 @@ def inverted():
 
 def separable():
     return _mobile(_Separable)
+
+
+class _Squeezed(_Basic):
+    """As in kuangliu/pytorch-cifar's SENet: two convolutions of 1 x 1 in the block itself."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__(inner, outer, stride)
+        self.fc1, self.fc2 = nn.Conv2d(outer, outer // 4, 1), nn.Conv2d(outer // 4, outer, 1)
+
+    def factors(self, y):
+        return torch.sigmoid(self.fc2(F.relu(self.fc1(y.mean((2, 3), keepdim=True)))))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(self.factors(y) * y + self.shortcut(x))
+
+
+class _Excited(_Squeezed):
+    """As in moskomule/senet.pytorch: two linear layers without a bias in a module of their own."""
+
+    def __init__(self, inner, outer, stride):
+        super().__init__(inner, outer, stride)
+        del self.fc1, self.fc2
+        self.se = nn.Module()
+        self.se.fc = nn.Sequential(
+            nn.Linear(outer, outer // 4, bias=False), nn.ReLU(), nn.Linear(outer // 4, outer, bias=False), nn.Sigmoid()
+        )
+
+    def factors(self, y):
+        return self.se.fc(y.mean((2, 3)))[:, :, None, None]
+
+
+def squeezed():
+    return _mobile(_Squeezed)
+
+
+def excited():
+    return _mobile(_Excited)

@@ -21,17 +21,32 @@ from tests.residual_networks import (
     ResNet9,
     basic,
     declared,
+    excited,
     imagenet_bottleneck,
     inverted,
     late,
     nested,
     randomize,
     separable,
+    squeezed,
     wide,
 )
 
 MANY = [
-    (one, 1) for one in (basic, declared, wide, late, nested, imagenet_bottleneck, ResNet9, inverted, separable)
+    (one, 1)
+    for one in (
+        basic,
+        declared,
+        wide,
+        late,
+        nested,
+        imagenet_bottleneck,
+        ResNet9,
+        inverted,
+        separable,
+        squeezed,
+        excited,
+    )
 ] + [
     (ResNet20, 3),
     (ResNet2b, 3),
@@ -117,6 +132,13 @@ def test_an_activation_behind_the_last_block_is_that_before_the_head():
     assert "an activation behind the last block" in exceptions_of(one)
     assert kinds == ["Conv2d", *["sum"] * len(one.structure.blocks), "ReLU", *kinds[-3:]]
     assert "ReLU" not in [getattr(part, "kind", "sum") for part in parts_of(one)]
+
+
+def test_layers_that_reduce_and_restore_a_width_are_read_as_a_chain_too():
+    sizes = [(784, 64), (64, 16), (16, 64), (64, 10)]
+    state = nn.Sequential(*(nn.Linear(*size) for size in sizes)).state_dict()
+    (one,) = read_structures({name: tuple(item.shape) for name, item in state.items()}, 1)
+    assert [(layer.inner, layer.outer) for layer in one.elements] == sizes
 
 
 def test_a_block_that_changes_its_width_without_weights_pads_at_both_sides_or_at_the_end():

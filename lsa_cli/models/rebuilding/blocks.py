@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from lsa_cli.models.parametrizations import Stored, put_together
+from lsa_cli.models.rebuilding.gates import gates_of
 from lsa_cli.models.rebuilding.layers import (
     Layer,
     Modules,
@@ -39,7 +40,7 @@ class Block:
     before: norms and activations stand before their convolutions, and `Layer.norm` is the norm before. pads: where the
     shortcut adds channels ("both", "end"), or "none" where a block that changes the width or the size has no shortcut; ""
     where it adds none. strided: the layer that has the stride. norm, slope: behind the sum. adds: False where no block has a
-    shortcut.
+    shortcut. gate: the two layers of its squeeze-and-excitation.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Block:
     norm: Norm | None = None
     slope: Slope | None = None
     adds: bool = True
+    gate: tuple[Layer, Layer] | None = None
 
     is_linear, kernel, groups, free = False, (3, 3), 1, None
 
@@ -144,6 +146,18 @@ def _takes(first: Element, width: int, channels: int) -> bool:
 
 
 def _without_input_norm(shapes: Shapes, channels: int) -> list[Structure]:
+    modules = read_modules(shapes)
+    gates = [] if modules is None else gates_of(modules)
+    if modules is not None and gates:
+        inside = {layer.name for gate in gates for layer in gate}
+        rest = {name: shape for name, shape in shapes.items() if name.rpartition(".")[0] not in inside}
+        gated = [made for one in _without_input_norm(rest, channels) if (made := _gated(one, gates)) is not None]
+        return [*gated, *(one._replace(cost=one.cost + _PLAIN * bool(gated)) for one in _readings(shapes, channels))]
+    return _readings(shapes, channels)
+
+
+def _readings(shapes: Shapes, channels: int) -> list[Structure]:
+    """Without norms of the input and gates."""
     chain, modules = read_chain(shapes, channels), read_modules(shapes)
     found = list[Structure]()
     groups = [] if modules is None else _groups(modules)
@@ -153,6 +167,20 @@ def _without_input_norm(shapes: Shapes, channels: int) -> list[Structure]:
     if chain is not None and not (found and any(_SHORTCUT.search(name) for name in shapes)):
         found.append(Structure(tuple(chain), _PLAIN if found else 0.0))
     return [Structure(elements, one.cost + cost) for one in found for elements, cost in _norm_groups(one.elements)]
+
+
+def _gated(one: Structure, gates: Sequence[tuple[Layer, Layer]]) -> Structure | None:
+    """The structure with each gate in the block of its name; None where one has no such block."""
+    places: dict[str, tuple[Layer, Layer]] = {}
+    for gate in gates:
+        names = [block.name for block in one.blocks if gate[0].name.startswith(f"{block.name}.")]
+        if len(names) != 1 or names[0] in places:
+            return None
+        places[names[0]] = gate
+    if any(places[block.name][0].inner != block.outer for block in one.blocks if block.name in places):
+        return None
+    made = (replace(e, gate=places.get(e.name)) if isinstance(e, Block) else e for e in one.elements)
+    return one._replace(elements=tuple(made))
 
 
 # ---- which modules form a block -------------------------------------------------------------------------

@@ -39,15 +39,22 @@ class Chain(nn.Module):
 
 
 class Residual(Chain):
-    """The layers of `main`, and a shortcut around them through `side`, which may be empty; both behind `shared`."""
+    """The layers of `main`, and a shortcut around them through `side`, which may be empty; both behind `shared`.
 
-    def __init__(self, main, side=(), shared=()):  # type: ignore[no-untyped-def]
-        super().__init__([*shared, *main, *side])
+    gate: layers that give a factor for each channel of `main` (squeeze-and-excitation); empty for none.
+    """
+
+    def __init__(self, main, side=(), shared=(), gate=()):  # type: ignore[no-untyped-def]
+        super().__init__([*shared, *main, *gate, *side])
         self._main, self._side, self._shared = ([name for name, _ in steps] for steps in (main, side, shared))
+        self._gate = [name for name, _ in gate]
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         x = self._run(self._shared, x)
-        return self._run(self._main, x) + self._run(self._side, x)
+        y = self._run(self._main, x)
+        if self._gate:
+            y = y * self._run(self._gate, y).reshape(*y.shape[:2], 1, 1)
+        return y + self._run(self._side, x)
 
 
 class Pad(nn.Module):
@@ -97,6 +104,7 @@ class Sum:
     shared: tuple[Part, ...]
     main: tuple[Part, ...]
     side: tuple[Part, ...]
+    gate: tuple[Part, ...] = ()
 
 
 def build(parts: Sequence[Part | Sum]) -> nn.Module:
@@ -107,7 +115,9 @@ def build(parts: Sequence[Part | Sum]) -> nn.Module:
 def _built(part: Part | Sum) -> nn.Module:
     if isinstance(part, Part):
         return part.build()
-    return Residual(*([(one.name, one.build()) for one in several] for several in (part.main, part.side, part.shared)))
+    return Residual(
+        *([(one.name, one.build()) for one in several] for several in (part.main, part.side, part.shared, part.gate))
+    )
 
 
 def with_weights(
@@ -121,7 +131,7 @@ def with_weights(
             continue
         inside = (
             [(one.name, _with_weights(one, f"{part.name}.", tensors, made)) for one in several]
-            for several in (part.main, part.side, part.shared)
+            for several in (part.main, part.side, part.shared, part.gate)
         )
         steps.append((part.name, Residual(*inside)))
     return Chain(steps).eval()
@@ -170,7 +180,7 @@ def _line(part: Part | Sum) -> str:
     if isinstance(part, Part):
         return f"        ({part.name!r}, {part}),"
     lines = [f"        ({part.name!r}, Residual("]
-    for word, several in (("main", part.main), ("side", part.side), ("shared", part.shared)):
+    for word, several in (("main", part.main), ("side", part.side), ("shared", part.shared), ("gate", part.gate)):
         if several:
             lines += [
                 f"            {word}=[",

@@ -38,7 +38,7 @@ def _plain(part: Part | Sum | LayerParts) -> Plain:
         return {"name": part.name, "kind": part.kind, "arguments": _listed(part.arguments), "options": options,
                 "has_weights": part.has_weights}  # fmt: skip
     if isinstance(part, Sum):
-        several = {"shared": part.shared, "main": part.main, "side": part.side}
+        several = {"shared": part.shared, "main": part.main, "side": part.side, "gate": part.gate}
         return {"name": part.name, **{name: [_plain(one) for one in group] for name, group in several.items()}}
     several = {"norms": part.norms, "attention": part.attention, "perceptron": part.perceptron}
     inside = {name: [_plain(one) for one in group] for name, group in several.items()}
@@ -75,8 +75,9 @@ def _items(parts: Any) -> list[Mapping[str, Any]]:
 def _read(one: Mapping[str, Any]) -> Part | Sum:
     if "main" not in one:
         return _part(one)
-    shared, main, side = (tuple(_part(part) for part in _items(one.get(name))) for name in ("shared", "main", "side"))
-    return Sum(str(one.get("name")), shared, main, side)
+    groups = (one.get("shared"), one.get("main"), one.get("side"), one.get("gate", []))
+    shared, main, side, gate = (tuple(_part(part) for part in _items(several)) for several in groups)
+    return Sum(str(one.get("name")), shared, main, side, gate)
 
 
 def _layer(one: Mapping[str, Any]) -> LayerParts:

@@ -64,7 +64,10 @@ class Variant:
 
     def __str__(self) -> str:
         blocks = len(self.structure.blocks)
-        parts = [f"{blocks} {'' if self.sums in SUMS_NONE else 'residual '}blocks ({self.sums})"] if blocks else []
+        gated = "with squeeze-and-excitation " if any(one.gate is not None for one in self.structure.blocks) else ""
+        parts = (
+            [f"{blocks} {'' if self.sums in SUMS_NONE else 'residual '}blocks {gated}({self.sums})"] if blocks else []
+        )
         parts.append(
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
@@ -230,7 +233,19 @@ def _sum(block: Block, step: Step, variant: Variant) -> Sum:
         if block.before and number == 0 and block.shortcut is not None and "behind" in variant.sums:
             shared, around = around, []
         main += [*around, weighted] if block.before else [weighted, *around]
-    return Sum(block.name, tuple(shared), tuple(main), tuple(_side(block, step, namer)))
+    gate = _gate(block, variant, namer) if block.gate is not None else []
+    return Sum(block.name, tuple(shared), tuple(main), tuple(_side(block, step, namer)), tuple(gate))
+
+
+def _gate(block: Block, variant: Variant, namer: _Namer) -> list[Part]:
+    """The factors of squeeze-and-excitation (Hu et al., arXiv 1709.01507, section 3), with the activation of the network."""
+    assert block.gate is not None
+    first, second = (_local(block, layer) for layer in block.gate)
+    flat = [namer.part("flat", "Flatten")] if first.is_linear else []
+    one, other = (_weighted(layer, None if layer.is_linear else Step(1, (0, 0), None)) for layer in (first, second))
+    kind, arguments, _ = ACTIVATIONS[variant.activation]
+    squeeze, bend = namer.part("squeeze", "AdaptiveAvgPool2d", (1, 1)), namer.part("bend", kind, *arguments)
+    return [squeeze, *flat, one, bend, other, namer.part("sigmoid", "Sigmoid")]
 
 
 def _side(block: Block, step: Step, namer: _Namer) -> list[Part]:
@@ -248,7 +263,7 @@ def _side(block: Block, step: Step, namer: _Namer) -> list[Part]:
 
 
 def _names(block: Block) -> list[str]:
-    layers = [*block.layers, *([block.shortcut] if block.shortcut is not None else [])]
+    layers = [*block.layers, *([block.shortcut] if block.shortcut is not None else []), *(block.gate or ())]
     return [named.name for layer in layers for named in (layer, layer.norm, layer.slope) if named is not None]
 
 
