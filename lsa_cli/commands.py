@@ -17,10 +17,9 @@ OF_NETWORK = (
 OF_SAMPLES = (*OF_NETWORK, "noise_off", "limit")  # what another audit of the same samples repeats
 # All settings of an audit that one command line repeats. A time budget is left out: it ended the audit before its end.
 OF_AUDIT = (
-    "arch", "arch_args", "weights", "normalize", "input_range", "returns", "output_index", "noise_off", "data", "split",
-    "input_size", "match_classes", "limit", "attack", "preset", "full_on", "patient", "prove", "noise", "corruption", "norm",
-    "eps", "steps", "step_size", "restarts", "eps_grid", "metrics", "layers", "measure", "aggregate", "eta", "sigma", "top_k",
-    "batch_size", "device", "threads", "fast", "seed", "config", "plugin",
+    *OF_SAMPLES, "attack", "preset", "full_on", "patient", "prove", "noise", "corruption", "steps", "step_size", "restarts",
+    "eps_grid", "metrics", "layers", "measure", "aggregate", "eta", "sigma", "top_k", "batch_size", "device", "threads", "fast",
+    "seed", "config",
 )  # fmt: skip
 # What `lsa inspect` takes: it decides which network is put together from weights.
 OF_INSPECT = (

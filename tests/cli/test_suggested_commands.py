@@ -115,8 +115,7 @@ def test_images_of_another_size_are_refused_with_the_audit_that_resizes_them(dig
     np.savez(tmp_path / "digits.npz", x_val=x[:300], y_val=y[:300], x_test=x[300:302], y_test=y[300:302])
     data = f"npz:{tmp_path / 'digits.npz'}"
     refused = lsa("audit", tmp_path / "net.pt", "--data", data, "--split", "val", "--eps", "4/255", "-n", 30)
-    given = f"--data {data} --split val -n 30"
-    words = f"audit {tmp_path / 'net.pt'} {given} --eps 4/255 --input-size 10".split()
+    words = f"audit {tmp_path / 'net.pt'} --data {data} --split val --eps 4/255 -n 30 --input-size 10".split()
     assert suggested(refused.err) == words
     inspected = lsa("inspect", tmp_path / "net.pt", "--data", data, "--split", "val", "--input-size", 10)
     assert "Next command  lsa inspect" in inspected.out, inspected.err
