@@ -17,6 +17,7 @@ from lsa_cli.auditing.normalizing import Found, reading, short
 from lsa_cli.auditing.rebuilt import (
     ARCHITECTURE,
     ASKED,
+    NO_NUMBERS,
     OWN_FROM,
     SHOWN,
     STATED,
@@ -36,7 +37,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Classifier, Normalization
 from lsa_cli.models.contest import Outcome
-from lsa_cli.models.fitting import load_strictly
+from lsa_cli.models.fitting import load_strictly, refuse_infinite
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of
 from lsa_cli.models.parametrizations import read
@@ -101,6 +102,7 @@ def rebuild(
     outputs = structures[0].elements[-1].outer
     labels, _ = match_classes(data, None, max(2, outputs), settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
+    refuse_infinite(tensors, str(checkpoint.path))
     tried, trained = normalizations_of(settings, checkpoint, images), training_images(data, spec, images, bounds)
     tried = _remembered(structures[0], tensors, tried, images)
 
@@ -189,11 +191,11 @@ def _found(
     """The search whose best network can be that of the training, else the first one, and the option for its order of classes.
 
     searched: makes a search and asks for its best network. places: pixels of the map that is flattened. Raises why where
-    nothing is consistent.
+    nothing is consistent, with the reason where no network answers with finite numbers.
     """
     search, outcome = searched()
     if outcome is None:
-        raise why
+        raise UnknownNetworkError(f"{why}; {NO_NUMBERS}") if search.made else why
     if not is_right(outcome, classes) and (places or 1) > 1:
         search, outcome = _better(classes, (search, outcome), searched(flatten=CHANNELS_LAST))
     if is_right(outcome, classes):

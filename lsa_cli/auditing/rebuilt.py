@@ -28,6 +28,7 @@ _LEAST = 0.35  # of the way from chance to 1: a network that is right less often
 _CLAIM_TOLERANCE = 0.01
 SHOWN = 3  # other networks
 _GREY = 28 * 28  # numbers of an image of MNIST
+NO_NUMBERS = "every network that these weights fit answers these images with NaN or infinity"
 STATED = "as the file states"  # the normalisation, for which no option is needed
 Look = Callable[[np.ndarray], torch.Tensor]  # rows of the data -> images
 IN_PYTHON = "data given in Python"  # in place of a data spec

@@ -15,6 +15,7 @@ from lsa_cli.auditing.normalizing import Found, reading, short
 from lsa_cli.auditing.rebuilt import (
     ARCHITECTURE,
     ASKED,
+    NO_NUMBERS,
     OWN_FROM,
     SHOWN,
     STATED,
@@ -33,7 +34,7 @@ from lsa_cli.errors import UsageError
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import ALIKE, NOISE, SIZES, Entrant, Outcome, Read, Standing, hold, losses, tempered
-from lsa_cli.models.fitting import load_strictly
+from lsa_cli.models.fitting import load_strictly, refuse_infinite
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of
 from lsa_cli.models.parametrizations import Stored, read
@@ -78,8 +79,8 @@ class TransformerSearch:
         self._in_training: dict[str, torch.Tensor] = {}
         self._unrests: dict[str, float] = {}
 
-    def best(self) -> Outcome:
-        """The outcome of a contest of the likeliest readings."""
+    def best(self) -> Outcome | None:
+        """The outcome of a contest of the likeliest readings; None where all of them answer NaN or infinity."""
         choices = {
             replace(one, **self.stated): cost
             for one, cost in choices_of(self.shape)
@@ -89,6 +90,8 @@ class TransformerSearch:
         coarse = [name for name in names if name.removeprefix("--normalize ") in _COARSE]
         coarse += [name for name in names if name not in coarse and "--input-range" not in name][:1]
         first = self._ranked({(choice, name): cost for choice, cost in choices.items() for name in coarse or names})
+        if not first:
+            return None
         likely = list(dict.fromkeys(choice for choice, _ in first))[:_TOP]
         every = {(likely[0], name): choices[likely[0]] for name in names}
         normalizations = [name for _, name in self._ranked(every)[:_TOP]]
@@ -268,6 +271,7 @@ def rebuild_transformer(
     classes = max(2, shape.head.outer)
     labels, _ = match_classes(data, None, classes, settings.match_classes, [])
     tensors = {name: read(item, checkpoint.load) for name, item in stored.items()}
+    refuse_infinite(tensors, str(checkpoint.path))
     tried = normalizations_of(settings, checkpoint, images)
     search = TransformerSearch(
         shape,
@@ -280,6 +284,8 @@ def rebuild_transformer(
         stated_of(settings, shape),
     )
     outcome = search.best()
+    if outcome is None:
+        raise UnknownNetworkError(f"{why}; {NO_NUMBERS}")
     choice, option = search.reading_of(outcome.best)
     right = f"{100 * outcome.best.accuracy:.1f}% of {outcome.n}"
     text = text_of((choice, option))

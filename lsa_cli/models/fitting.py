@@ -13,6 +13,7 @@ from lsa_cli.models.parametrizations import Stored, kinds_of, put_together, read
 from lsa_cli.models.pickles.composed import QuantisedSpec, SparseSpec
 from lsa_cli.models.recognition import View, is_step_counter, views
 from lsa_cli.models.wrappers import finish_lazy_layers
+from lsa_cli.wording import plural
 
 # What is audited of a quantised file.
 NOT_DEPLOYED = "the float network with the values of these weights is audited, whose activations are not rounded, and not the quantised one"
@@ -46,11 +47,11 @@ def load_strictly(body: nn.Module, checkpoint: Checkpoint, where: str, notes: li
     """
     best = best_fit(body, checkpoint, where)
     _say_reading(best, notes)
-    lazy = {name: item for name, item in _tensors_of(body).items() if nn.parameter.is_lazy(item)}
+    lazy = {name: item for name, item in tensors_of(body).items() if nn.parameter.is_lazy(item)}
     for name, item in lazy.items():
         item.materialize(best.view.tensors[name].shape)
     finish_lazy_layers(body)
-    own = _tensors_of(body)
+    own = tensors_of(body)
     tensors = {name: spec for name, spec in best.view.tensors.items() if name in own and name not in best.counters}
     say_types(tensors.values(), notes)
     with torch.no_grad():
@@ -59,17 +60,17 @@ def load_strictly(body: nn.Module, checkpoint: Checkpoint, where: str, notes: li
     kept = body.state_dict()
     if any(kept[name].data_ptr() != item.data_ptr() for name, item in own.items()):
         raise CheckpointError(f"{where}: the network gives copies of its weights, so that none can be loaded into it")
-    refuse_infinite(body, where)
+    refuse_infinite(own, where)
     return best
 
 
-def _tensors_of(body: nn.Module) -> dict[str, torch.Tensor]:
+def tensors_of(body: nn.Module) -> dict[str, torch.Tensor]:
     return {name: item for name, item in body.state_dict().items() if isinstance(item, torch.Tensor)}
 
 
 def best_fit(body: nn.Module, checkpoint: Checkpoint, where: str) -> Fit:
     """The reading of the weights' names that fits the network. Raises CheckpointError where none does, or several do."""
-    own, stored = _tensors_of(body), checkpoint.weights.tensors
+    own, stored = tensors_of(body), checkpoint.weights.tensors
     whole = put_together(stored, body)
     fits = [_fit(view, own) for tensors in (stored, whole) for view in views(tensors)]
     best = min(fits, key=lambda fit: fit.misfits)  # of equals the most literal
@@ -215,11 +216,11 @@ def say_types(specs: Iterable[Stored], notes: list[str]) -> None:
         notes.append(f"weights stored as {', '.join(others)} were converted to float32")
 
 
-def refuse_infinite(body: nn.Module, where: str) -> None:
-    tensors = _tensors_of(body).items()
-    infinite = [name for name, item in tensors if item.is_floating_point() and not torch.isfinite(item).all()]
+def refuse_infinite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    infinite = [name for name, item in tensors.items() if item.is_floating_point() and not torch.isfinite(item).all()]
     if infinite:
+        verb = "holds" if len(infinite) == 1 else "hold"
         raise CheckpointError(
-            f"{where}: {len(infinite)} tensors hold NaN or infinity (first: {infinite[0]}); the training diverged, "
-            "take an earlier checkpoint"
+            f"{where}: {plural(len(infinite), 'tensor')} {verb} NaN or infinity (first: {infinite[0]}); the training "
+            "diverged, take an earlier checkpoint"
         )

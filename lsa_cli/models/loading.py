@@ -15,7 +15,7 @@ from lsa_cli.models import recognition, rehydration
 from lsa_cli.models.architectures import build_architecture, runs_user_code
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.exported import ExportedNetwork
-from lsa_cli.models.fitting import best_fit, load_strictly, normalization_in, refuse_infinite, say_types
+from lsa_cli.models.fitting import best_fit, load_strictly, normalization_in, refuse_infinite, say_types, tensors_of
 from lsa_cli.models.formats import FORMATS
 from lsa_cli.models.graphs import network_of
 from lsa_cli.models.hostile import refuse_hostile, refuse_unsafe_torch
@@ -208,7 +208,7 @@ def _from_module(
         )
     say_types(checkpoint.weights.tensors.values(), notes)
     body = body.float()
-    refuse_infinite(body, str(checkpoint.path))
+    refuse_infinite(tensors_of(body), str(checkpoint.path))
     return Loaded(body, module.class_name, {}, notes, shows_layers=not is_script(body), home=home)
 
 

@@ -29,6 +29,7 @@ from lsa_cli.wording import plural
 _CHANCE = 0.05
 _NORMAL = NormalDist()
 _WORSE = get_args(EvidenceVerdict)
+_PLURALS = ("attacks", "classes")  # of the settings that two reports must share
 
 
 class Change(Row):
@@ -179,8 +180,9 @@ def refuse_differences(sides: Mapping[str, tuple[object, object]]) -> None:
     """Raises UsageError with the first setting, by name, that differs before and after."""
     for what, (before, after) in sides.items():
         if before != after:
+            verb = "differ" if what in _PLURALS else "differs"
             raise UsageError(
-                f"the reports cannot be compared: {what} differ ({_short(before)} against {_short(after)}); "
+                f"the reports cannot be compared: {what} {verb} ({_short(before)} against {_short(after)}); "
                 "audit both with the same settings"
             )
 

@@ -283,7 +283,7 @@ def test_weights_with_nan(refused, network, tmp_path):
     state = torch.load(tmp_path / "net.pt", weights_only=True)
     state["body.1.bias"][2] = torch.inf
     torch.save(state, tmp_path / "net.pt")
-    refused(*network, says="hold NaN or infinity (first: body.1.bias)")
+    refused(*network, says="1 tensor holds NaN or infinity (first: body.1.bias)")
 
 
 # ---- configuration and trust -----------------------------------------------------------------------------

@@ -292,7 +292,7 @@ def test_compare_refuses_other_protocols_and_names_the_difference(lsa, tmp_path)
     assert result.code == 0
     assert re.search(r"robust: .* samples won", result.out)
     refused = lsa("compare", "a.json", "c.json")
-    assert (refused.code, "eps differ (0.3 against 0.1)" in refused.err) == (2, True)
+    assert (refused.code, "eps differs (0.3 against 0.1)" in refused.err) == (2, True)
 
 
 def test_reports_of_another_kind_are_refused(lsa, tmp_path):

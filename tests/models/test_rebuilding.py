@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import math
+import re
 import shlex
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from lsa_cli import audit
 from lsa_cli.auditing.network import open_network
-from lsa_cli.errors import UsageError
+from lsa_cli.errors import LsaError, UsageError
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.rebuilding.blocks import Structure
@@ -262,6 +263,24 @@ def test_a_file_can_hold_a_reconstruction_as_plain_values(digits, tmp_path):
 def test_weights_that_are_not_trained_are_refused(digits, tmp_path):
     torch.save(perceptron().state_dict(), tmp_path / "net.pt")
     with pytest.raises(UsageError, match=r"fit no network .* too few to be the one that was trained"):
+        open_network(tmp_path / "net.pt", settings_from({}), {}, digits)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "says"),
+    [
+        ({"1.weight": math.nan}, "1 tensor holds NaN or infinity (first: 1.weight)"),
+        ({"1.weight": math.inf, "3.bias": math.nan}, "2 tensors hold NaN or infinity (first: 1.weight)"),
+        # The weights are finite, and all variants overflow.
+        ({"5.weight": 3e38, "5.bias": 3e38}, "every network that these weights fit answers these images with NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_weights_that_give_no_finite_answer_are_refused(digits, tmp_path, spoilt, says):
+    state = perceptron().state_dict()
+    for name, value in spoilt.items():
+        state[name].fill_(value)
+    torch.save(state, tmp_path / "net.pt")
+    with pytest.raises(LsaError, match=re.escape(says)):
         open_network(tmp_path / "net.pt", settings_from({}), {}, digits)
 
 

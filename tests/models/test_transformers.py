@@ -147,6 +147,17 @@ def test_the_network_of_the_true_choice_gives_the_logits_of_the_one_that_was_sav
     assert not torch.allclose(outputs[1], truth, atol=1e-3)
 
 
+def test_a_transformer_that_overflows_is_refused(tmp_path):
+    """The weights are finite, and every choice answers infinity."""
+    network = OfTorch()
+    nn.init.constant_(network.fc.weight, 3e38)
+    nn.init.constant_(network.fc.bias, 3e38)
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    images = torch.rand(100, 1, 8, 8), torch.arange(100) % 10
+    with pytest.raises(UsageError, match="answers these images with NaN or infinity"):
+        open_network(tmp_path / "net.pt", settings_from({}), {}, images)
+
+
 def extra(network):
     network.encoder.layers[0].extra = nn.Conv2d(1, 1, 1)
 

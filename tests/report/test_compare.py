@@ -209,13 +209,13 @@ def test_other_protocols_are_refused_by_name():
     threat = example().protocol.threat
     for other, says in (
         (changed("protocol", threat=threat.model_copy(update={"eps": 0.1})), "eps differ"),
-        (changed("protocol", threat=threat.model_copy(update={"norm": "l2"})), "norm differ"),
-        (changed("protocol", measure="l2"), "measure differ"),
+        (changed("protocol", threat=threat.model_copy(update={"norm": "l2"})), "norm differs"),
+        (changed("protocol", measure="l2"), "measure differs"),
         (
             changed("data", fingerprint="ef" * 32, n=50),
             r"samples differ \(npz:mnist.npz \(test\), 100 of .*, seed 0\), fingerprint c.* against npz:mnist.npz \(test\), 50 of",
         ),
-        (changed("subject", class_names=["dog", "cat"]), "classes differ"),
+        (changed("subject", class_names=["dog", "cat"]), r"classes differ \("),
         (example(budget=False), "attacks differ"),
         (example(status="interrupted"), "second is not complete"),
     ):

@@ -114,11 +114,13 @@ class Search:
 
     def best(self) -> Outcome | None:
         """The outcome of the contest, whose entrants are named by the place of their variant in `variants`; None where
-        no geometry is consistent."""
+        no geometry is consistent, or every variant answers NaN or infinity."""
         every = self._geometries()
         if not every:
             return None
         self._screen(self._starts(every))
+        if not self.asked:
+            return None
         self._climb()
         while True:
             before = self._ranked()[0]
@@ -225,7 +227,10 @@ class Search:
     def _screen(self, variants: Iterable[Variant]) -> None:
         """Ask on few images, and the best and the most usual of those that the best one does not beat on more."""
         self._ask(variants, self.few, self.effort.few)
-        best, *others = self._without_equal(self.few)
+        ranked = self._without_equal(self.few)
+        if not ranked:
+            return
+        best, *others = ranked
         left = [one for one in others if not self.few[best].beats(self.few[one])]
         usual = sorted(left, key=lambda one: one.cost)[: self.effort.usual]
         self._ask([best, *left[: self.effort.kept], *usual], self.asked, self.effort.images)
