@@ -135,11 +135,14 @@ def harden_after(
 def _tell(plan: "HardenPlan", hardened: "Hardened", html: str | None, quiet: bool) -> None:
     from lsa_cli.hardening.run import epoch_in_words
     from lsa_cli.report.answers import command_for
-    from lsa_cli.report.hardening import one_line, print_hardening
+    from lsa_cli.report.hardening import less_robust, one_line, print_hardening
 
     if hardened.incomparable is not None:
         page = "" if html is None else f", and no {html}"
         note(f"no comparison is written{page}: {hardened.incomparable}")
+    worse = None if hardened.compared is None else less_robust(hardened.before, hardened.compared)
+    if worse is not None:
+        note(worse)
     if quiet:
         emit(one_line(hardened.before, hardened.after) + "\n")
         return

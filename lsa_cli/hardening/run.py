@@ -289,8 +289,17 @@ def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: 
         if result.raised is not None:
             say(f"accuracy under PGD is far below that under FGSM: the next epochs raise {result.raised}")
 
-    # The process may have ended between the state of an epoch and its line in the log, so a resumed run writes all lines.
-    trained = train(job, progress, on_epoch, lambda history: write_log(files.new_log, history, fresh=True))
+    def on_resume(history: list[EpochResult], trains: bool) -> None:
+        # The process may have ended between the state of an epoch and its line in the log, so all lines are written.
+        write_log(files.new_log, history, fresh=True)
+        epochs = plan.recipe.epochs
+        say(
+            f"the training continues at epoch {len(history) + 1} of {epochs}"
+            if trains
+            else f"the training had ended after epoch {len(history)} of {epochs}"
+        )
+
+    trained = train(job, progress, on_epoch, on_resume)
     job.model.load_state_dict(trained.best)
     told = job.method.finish(job.model.eval(), validation_of(job))
     if told is not None:

@@ -53,11 +53,11 @@ Progress = Callable[[str, float, float], None]
 
 def train(
     job: Job, progress: Progress, on_epoch: Callable[[EpochResult, float], None],
-    on_resume: Callable[[list[EpochResult]], None] = lambda history: None,
+    on_resume: Callable[[list[EpochResult], bool], None] = lambda history, trains: None,
 ) -> Trained:  # fmt: skip
     """Train job.model in place.
 
-    The first rank calls on_epoch(result, seconds left) after each epoch, and on_resume(results so far) after a resume.
+    The first rank calls on_epoch(result, seconds left) after each epoch, and on_resume(results so far, whether it trains on) after a resume.
 
     The state is saved after every epoch and every two minutes. With job.resume the training continues from there, and on CPU
     gives the same bits as an uninterrupted run. Raises RunError where the loss is not finite in the first epoch.
@@ -96,12 +96,12 @@ class Training:
         self.best_epoch, self.best_score = 0, -1.0
         self.saved = time.monotonic()
 
-    def run(self, on_resume: Callable[[list[EpochResult]], None]) -> Trained:
+    def run(self, on_resume: Callable[[list[EpochResult], bool], None]) -> Trained:
         if self.job.resume:
             self.restore(read_state(self.job.state_file, self.job.identity, self.job.device))
-            if distributed.rank() == 0:
-                on_resume(self.history)
         stopped = trouble(self.history, self.chance) if self.history else None
+        if self.job.resume and distributed.rank() == 0:
+            on_resume(self.history, self.step < self.total and stopped is None)
         while self.step < self.total and stopped is None:
             self.one_epoch()
             stopped = trouble(self.history, self.chance)

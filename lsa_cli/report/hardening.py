@@ -13,7 +13,7 @@ from lsa_cli.report.schema import AuditReport, ClassSummary, Curve
 from lsa_cli.report.terminal import print_tables
 from lsa_cli.report.text import evidence_text, has_several_classes, interval, number, percent
 from lsa_cli.report.view import Cell, Column, Table
-from lsa_cli.wording import eps_as_text
+from lsa_cli.wording import eps_as_text, plural
 
 
 def print_hardening(
@@ -158,6 +158,17 @@ def _worse(rates: Sequence[Pair], groups: Sequence[LayerGroup], regularized: tup
                     f"no help: {row.name}, which was regularized, does not move less under {group.attack} "
                     f"({a:.3f} before, {b:.3f} after)"
                 )
+
+
+def less_robust(before: AuditReport, found: Comparison) -> str | None:
+    """The warning that the robust accuracy, worst case over the attacks, fell beyond noise; None where it did not."""
+    change = pairs.by_name(found).get(("accuracy", "robust", None))
+    if change is None or not change.beyond_noise or change.new >= change.old:
+        return None
+    return (
+        f"the hardened network is less robust than before: {percent(change.new)} against {percent(change.old)} of the same "
+        f"{plural(change.n or before.data.n, 'sample')}; keep {before.subject.checkpoint}, or give a larger --budget or --epochs"
+    )
 
 
 def one_line(before: AuditReport, after: AuditReport) -> str:

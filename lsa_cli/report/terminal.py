@@ -102,10 +102,11 @@ def one_line(report: AuditReport) -> str:
     gates += f" (limits set by {', '.join(others)})" if gates and others else ""
     state = "" if report.status == "complete" else f" ({report.status})"
     source = f" set by {threat.origin}" if is_of_others(threat.origin) else ""
+    estimate = "" if verdict.estimate is None else f"; full cascade {estimate_text(verdict.estimate)}"
     meaning = f"; {verdict.meaning}" if verdict.meaning else ""
     return (
         f"{report.subject.checkpoint}{state}: {_doubts(report)}{robust} ({threat.norm} {threat.text}{source}, "
-        f"n={verdict.clean.n}{bound}), clean {percent(verdict.clean.value)}{meaning}{gates}"
+        f"n={verdict.clean.n}{bound}), clean {percent(verdict.clean.value)}{estimate}{meaning}{gates}"
     )
 
 

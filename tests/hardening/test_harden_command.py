@@ -26,7 +26,7 @@ from lsa_cli.models.checkpoint import read_checkpoint
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.report.compare import compare
 from lsa_cli.report.comparison_html import render
-from lsa_cli.report.hardening import one_line, print_hardening
+from lsa_cli.report.hardening import less_robust, one_line, print_hardening
 from lsa_cli.report.schema import Evidence, Finding
 from lsa_cli.report.storage import read_report
 from lsa_cli.settings import AuditSettings
@@ -197,6 +197,7 @@ def test_killed_and_resumed_is_the_same(hardened, lsa, monkeypatch):  # noqa: F8
     # The audit before that is on disk is of other samples than are asked for now.
     result = lsa(*command, "-n", 60, "--resume")
     assert (result.code, read_report("again.before.json").data.n) == (0, 60)
+    assert "the training continues at epoch 3 of 3" in result.err
     one, other = (torch.load(path, weights_only=True)["state_dict"] for path in (folder / "hard.pt", "again.pt"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     changed = lsa(*command, "--resume", "--lr", "0.1")
@@ -226,6 +227,20 @@ def test_an_audit_that_its_time_budget_cut_short_is_not_compared(hardened):
     found, why = _compared(before, short)
     assert found is None
     assert why.startswith("the reports cannot be compared: attacks differ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (82, 4, "4.0% against 82.0% of the same 100 samples; keep models/example.pt, or give a larger --budget or --epochs"),
+        (82, 80, None),  # two samples lost and none won: p = 0.5
+        (4, 82, None),
+    ],
+)  # fmt: skip
+def test_a_loss_of_robustness_beyond_noise_is_a_warning(before, after, says):
+    old, new = (paired([True] * count + [False] * (100 - count)) for count in (before, after))
+    found = less_robust(old, compare(old, new))
+    assert found == (says and f"the hardened network is less robust than before: {says}")
 
 
 def test_the_scan_can_choose_how_many(lsa):  # noqa: F811

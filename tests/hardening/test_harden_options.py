@@ -195,6 +195,7 @@ def test_the_log_is_whole_after_a_kill_between_state_and_line(lsa, monkeypatch):
     monkeypatch.setattr(trainer.Training, "save", save)
     resumed = lsa(*command, "--resume")
     assert (resumed.code, "audit before" in resumed.err) == (0, False)
+    assert "the training had ended after epoch 2 of 2" in resumed.err
     with open("h.log.jsonl") as file:
         assert [json.loads(line)["epoch"] for line in file] == [1, 2]
     assert {read_report(f"h.{end}.json").data.n for end in ("before", "after")} == {40}

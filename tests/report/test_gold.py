@@ -10,7 +10,7 @@ from lsa_cli.report.formats import FORMATS
 from lsa_cli.report.gate import check
 from lsa_cli.report.github import annotations, outputs
 from lsa_cli.report.hardening import print_hardening
-from lsa_cli.report.schema import AuditReport, CheckMade, Evidence, Finding
+from lsa_cli.report.schema import AuditReport, CheckMade, Estimate, Evidence, Finding
 from lsa_cli.report.storage import read_report
 from lsa_cli.report.tables import csv_text, tables
 from lsa_cli.report.terminal import one_line, print_report
@@ -82,6 +82,12 @@ def test_a_robust_accuracy_that_is_not_measured_bounds_nothing():
     attacked = example()
     attacked.verdict.proof = None
     assert ", n=100, upper bound), clean" in one_line(attacked)
+
+
+def test_the_line_has_the_estimate_for_the_whole_cascade():
+    report = example()
+    report.verdict.estimate = Estimate(value=0.7, low=0.6, high=0.8, survivors=80, checked=20, broken=5)
+    assert "; full cascade 70.0% [60.0, 80.0] estimated: it broke 5 of 20 samples" in one_line(report)
 
 
 def test_every_format_has_a_gold_file():
