@@ -150,3 +150,16 @@ def test_a_beaten_network_that_is_far_from_a_minimum_is_no_rival(unrest, rivals)
     outcome = Outcome(best, [], [], [other], True)
     found = weighed(("ELU", "LeakyReLU(0.1)"), outcome, lambda one: {"0": 2.0, "1": unrest}[one.entrant.name])
     assert len(found.rivals) == rivals
+
+
+@pytest.mark.parametrize(("unrest", "rivals"), [(4.0, 1), (40.0, 0)])
+def test_the_best_of_a_contest_that_another_network_leads_stays_a_rival_until_the_odds_are_against_it(unrest, rivals):
+    one, other = _with_answers(standing(0, 0, 0), 0, 10), _with_answers(standing(1, 0, 0), 500, 10)
+    found = weighed(
+        ("tanh", "tanh"),
+        Outcome(other, [], [one], [], True),
+        unrest=lambda one: {"0": 2.0, "1": unrest}[one.entrant.name],
+        normalizations=("0.5/0.5 --input-range 0,255", "none"),
+    )
+    assert found.best is one
+    assert len(found.rivals) == rivals

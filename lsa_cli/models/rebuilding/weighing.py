@@ -113,13 +113,14 @@ class Weighing:
         alike = [one for one in every if one.agreement(leader) >= ALIKE and len(one.right) >= _ENOUGH]
         twins = [one for one in alike if self._is_twin(one, leader)]
         best = min([leader, *twins], key=self._cost_of_activation)
-        out = [one for one in outcome.rivals if self.log_odds(best, one) >= ODDS and not self._is_near(one, best)]
+        against = [one for one in [outcome.best, *outcome.rivals] if one is not best]
+        out = [one for one in against if self.log_odds(best, one) >= ODDS and not self._is_near(one, best)]
         near = [one for one in outcome.others if self._is_near(one, best)]
         # A more usual activation that did not win above, and is taken here for its answers alone, leaves a doubt.
         doubted = [leader] if best is not leader and best.agreement(leader) < _SAME else []
-        rivals = [*doubted, *(one for one in [*outcome.rivals, *near] if one not in out and one not in alike)]
+        rivals = [*doubted, *(one for one in [*against, *near] if one not in [*out, *alike, *doubted])]
         rivals = [one for one in rivals if not self._is_rare(one, best)]
-        others = [one for one in [*outcome.rivals, *outcome.others] if one not in rivals and one not in alike]
+        others = [one for one in [*against, *outcome.others] if one not in rivals and one not in alike]
         alike = [one for one in alike if one is not best and one not in [*outcome.others, *doubted]]
         return replace(outcome, best=best, alike=alike, rivals=rivals, others=others)
 
