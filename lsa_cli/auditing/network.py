@@ -310,7 +310,8 @@ def on_data(
         warnings += _assumed(built, loaded)
     return Network(
         checkpoint, classifier, loaded.arch, loaded.arch_args, description, settings, origin, opened, labels, bounds,
-        device, layers, loaded.shows_layers and not classifier.alone, classes, class_names, shape, loaded.notes, warnings, unasked, loaded.described,
+        device, layers, loaded.shows_layers and not classifier.alone, classes, class_names, shape, loaded.notes, warnings,
+        unasked, loaded.described,
     )  # fmt: skip
 
 

@@ -280,7 +280,8 @@ def _commands(checkpoint: Checkpoint, several: list[Variant], asked: AuditSettin
     for activation, option in telling:
         choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
         choices.append(" ".join([*choice, *([option] if differ[1] and option != STATED else [])]))
-    return f"; if the first one is that of the training: {audit_command(checkpoint.path, asked, *shlex.split(choices[0]))} | else end it with {' | or with '.join(choices[1:])}"
+    audit = audit_command(checkpoint.path, asked, *shlex.split(choices[0]))
+    return f"; if the first one is that of the training: {audit} | else end it with {' | or with '.join(choices[1:])}"
 
 
 def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:  # -> share, (classes,)

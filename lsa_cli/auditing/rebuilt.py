@@ -36,9 +36,9 @@ IN_PYTHON = "data given in Python"  # in place of a data spec
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A network with the file's weights, its normalisation and the option for it (empty where none is needed), and the text of a file that builds it.
+    """A network with the file's weights, its normalisation and the option for it (empty where none is needed).
 
-    doubt: why it may not be the one that was trained; None without doubt.
+    source: the text of a file that builds it. doubt: why it may not be the one that was trained; None without doubt.
     """
 
     loaded: Loaded

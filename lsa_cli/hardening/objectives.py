@@ -50,9 +50,10 @@ def as_attacked(model: Classifier, mode: str) -> Iterator[Model]:
 class Objective:
     """How to make the adversarial examples of a batch, and the loss on them.
 
-    needs_clean: the loss takes the clean logits. is_one_step: one gradient makes the examples, so that PGD can take its place. uses: the attack settings that change the examples. attack_names: prefixes
-    of the attacks against which it trains when a hardening follows an audit. eps_of_class, weight_of_class: (K,) factors of
-    eps and of the cross-entropy, for methods that treat classes differently; None: 1.
+    needs_clean: the loss takes the clean logits. is_one_step: one gradient makes the examples, so that PGD can take its place.
+    uses: the attack settings that change the examples. attack_names: prefixes of the attacks against which it trains when a
+    hardening follows an audit. eps_of_class, weight_of_class: (K,) factors of eps and of the cross-entropy, for methods that
+    treat classes differently; None: 1.
     """
 
     task: Task

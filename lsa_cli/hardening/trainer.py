@@ -57,7 +57,8 @@ def train(
 ) -> Trained:  # fmt: skip
     """Train job.model in place.
 
-    The first rank calls on_epoch(result, seconds left) after each epoch, and on_resume(results so far, whether it trains on) after a resume.
+    The first rank calls on_epoch(result, seconds left) after each epoch, and on_resume(results so far, whether it trains on)
+    after a resume.
 
     The state is saved after every epoch and every two minutes. With job.resume the training continues from there, and on CPU
     gives the same bits as an uninterrupted run. Raises RunError where the loss is not finite in the first epoch.

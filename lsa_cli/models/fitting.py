@@ -16,7 +16,10 @@ from lsa_cli.models.wrappers import finish_lazy_layers
 from lsa_cli.wording import plural
 
 # What is audited of a quantised file.
-NOT_DEPLOYED = "the float network with the values of these weights is audited, whose activations are not rounded, and not the quantised one"
+NOT_DEPLOYED = (
+    "the float network with the values of these weights is audited, whose activations are not rounded, and not the "
+    "quantised one"
+)
 
 
 @dataclass(frozen=True)

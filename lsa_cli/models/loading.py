@@ -71,8 +71,8 @@ def load_network(
     """The network of a file: of the architecture given, else the file's own, else the one that its weights fit.
 
     say: gets what trusted code imports, before it runs. device: where a trusted program is loaded; other networks are
-    built on the CPU. audit: the command that audits the file, for refusals. Raises UsageError when the architecture is unknown, CheckpointError when the weights do not fit it
-    or the network would run code that is not trusted.
+    built on the CPU. audit: the command that audits the file, for refusals. Raises UsageError when the architecture is
+    unknown, CheckpointError when the weights do not fit it or the network would run code that is not trusted.
     """
     refuse_unsafe_torch(torch.__version__)
     audit = audit or command("audit", checkpoint.path, {"data": NO_DATA})

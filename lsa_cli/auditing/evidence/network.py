@@ -223,9 +223,10 @@ def directions(probe: Probe) -> Checked:
     cosine is 0.9, one below 0.95 for steps along which the margin is linear, in float64. So is one below 0.7 of one of 16
     blocks of inputs, each of which is moved alone (at ALPHA / 16, some samples, one direction of the length that was best).
 
-    A gradient that is right, or has no steps along which that can be measured, may miss changes at jumps, as those of hard gates
-    and rounded activations. It is no finding, except of a block where the gradient is right, where the change that it predicts is there on average, between 0.7 and 1.5 times
-    (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest.
+    A gradient that is right along short steps, or for which no steps are short enough to tell, may miss changes at jumps, such as
+    those of hard gates and rounded activations. That is no finding where the change that it predicts is there on average, between
+    0.7 and 1.5 times (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest. It
+    stays one for a block of inputs where the gradient is right along short steps.
     """
     cosine, steps, best = -1.0, 0, 0.0
     with per_sample(probe.seed, probe.index, "directions"):
