@@ -12,7 +12,7 @@ clean; PGD-20 and, under it, worst class (the least robust one), rho (what that 
 the row "at", relative) and NSD (sd / mean over classes); cascade: what AutoAttack would leave of that, estimated from
 --cascade survivors of PGD-20 drawn by margin (`lsa audit --full-on`); corruptions: right clean and under the corruption, mean over
 the fifteen. All are of the same --test test images. doubts: runs whose evidence calls the number doubtful or
-invalid. epochs: with passes in each. seconds: of the whole training, the median. A network that answers by chance (learn2perturb) is attacked with
+invalid. epochs: with passes in each. seconds: of the whole training, the median. A stochastic network (learn2perturb) is attacked with
 EoT, 10 passes in PGD-20 and AutoAttack's version for stochastic networks, and its accuracies are means over 10 evaluations
 of each image; its worst class and its cascade are of single ones.
 One run: a 95% interval behind shares of images. Several: mean and, in brackets, standard deviation over seeds.

@@ -18,7 +18,6 @@ from lsa_cli.auditing.evidence.examine import FORWARD, SURVIVORS, probe_passes, 
 from lsa_cli.auditing.evidence.probe import finite_gradient
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
-from lsa_cli.data import check_inputs
 from lsa_cli.models.classifier import predicted_class
 
 # Work in units of one forward + input-gradient pass over one sample.
@@ -117,7 +116,7 @@ def measure_speed(plan: AuditPlan) -> Speed:
     """
     network, rows = plan.network, plan.index[: plan.batch_size]
     classifier = network.classifier
-    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    x = network.inputs(rows)
     y = torch.from_numpy(network.labels[rows]).to(network.device)
     with numerics(plan.threads), undisturbed(classifier):
         each, each_of_few = (_seconds_each(classifier, x[:size], y[:size]) for size in (len(x), SURVIVORS))

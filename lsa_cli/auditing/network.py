@@ -19,13 +19,7 @@ from lsa_cli.auditing.rebuilding import channels_of, rebuild, with_own_network
 from lsa_cli.auditing.rebuilt import ASKED, IN_PYTHON, Rebuilt
 from lsa_cli.auditing.suggesting import asked_for, audit_command, with_commands
 from lsa_cli.auditing.trial import try_network
-from lsa_cli.data import (
-    LabelledData,
-    check_inputs,
-    from_object,
-    open_data,
-    runs_user_code,
-)
+from lsa_cli.data import LabelledData, check_inputs, from_object, open_data, runs_user_code
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.failures import try_backward
 from lsa_cli.imports import load_python_file
@@ -77,6 +71,10 @@ class Network:
     warnings: list[Warning]
     unasked: nn.Module | None
     described: tuple[str, dict[str, Any]] | None = None
+
+    def inputs(self, rows: np.ndarray) -> torch.Tensor:
+        """These inputs of the data, checked, on the device."""
+        return check_inputs(self.data.read(rows), rows, self.bounds, self.data.spec).to(self.device)
 
     @property
     def last_layer(self) -> Layer | None:
@@ -383,10 +381,9 @@ def _channels(built: Built) -> int | None:
 
 def check_backward(network: Network) -> None:
     """Raises BackwardError, with the place, where the backward pass of the network itself fails."""
-    rows = np.array([0, len(network.data) - 1])
-    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
     with undisturbed(network.classifier):
-        try_backward(network.classifier, network.classifier.body, x)
+        rows = np.array([0, len(network.data) - 1])
+        try_backward(network.classifier, network.classifier.body, network.inputs(rows))
 
 
 def refuse_without_layers(network: Network) -> None:

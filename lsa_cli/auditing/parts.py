@@ -15,7 +15,7 @@ from lsa_cli.auditing.cost import numerics
 from lsa_cli.auditing.layer_analysis import analyse_layers
 from lsa_cli.auditing.network import Network, check_backward, open_network
 from lsa_cli.auditing.observation import Observation, observe
-from lsa_cli.auditing.plan import chosen_layers, mvl_rule, read_inputs, usual_batch_size
+from lsa_cli.auditing.plan import chosen_layers, mvl_rule, usual_batch_size
 from lsa_cli.data import from_object
 from lsa_cli.errors import LayerError, UsageError
 from lsa_cli.measures import MEASURES
@@ -53,7 +53,7 @@ class AttackOnNetwork:
         found = []
         with numerics(torch.get_num_threads()):
             for rows in _batches(network, self.attack.inputs_each):
-                inputs, index = read_inputs(network, rows), torch.from_numpy(rows)
+                inputs, index = network.inputs(rows), torch.from_numpy(rows)
                 labels = torch.from_numpy(network.labels[rows]).to(network.device)
                 x_adv = self.attack(network.classifier, inputs, labels, index=index, seed=seed)
                 finite = torch.isfinite(x_adv.flatten(1)).all(1).reshape(-1, *[1] * (inputs.ndim - 1))
@@ -141,7 +141,7 @@ def scan(
     names, seen = [layer.name for layer in chosen], []
     with numerics(torch.get_num_threads()):
         for rows in _batches(network, 3):
-            inputs, moved = read_inputs(network, rows), read_inputs(other, rows)
+            inputs, moved = network.inputs(rows), other.inputs(rows)
             place = torch.from_numpy(rows).to(network.device)
             seen.append(observe(network.classifier, names, compare, threat, inputs, moved, place, seed=seed))
     analysis = analyse_layers(chosen, Observation.concatenate(seen), mvl_rule(settings), seed)

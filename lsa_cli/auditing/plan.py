@@ -22,7 +22,6 @@ from lsa_cli.auditing.proof import PlannedProof, plan_proof
 from lsa_cli.auditing.radius import ASSUMED_LINF, refuse_attacks_of_others, refuse_radius, usual_radius
 from lsa_cli.auditing.selection import choose_samples, open_baseline
 from lsa_cli.auditing.unused import refuse_unused
-from lsa_cli.data import check_inputs
 from lsa_cli.errors import UsageError
 from lsa_cli.imports import load_python_file
 from lsa_cli.layers import Layer, default_selector, select_layers
@@ -165,7 +164,7 @@ def make_plan(
         warnings=(
             *network.warnings, *threat_warnings, *selection_warnings, *layer_notes, *preset_warnings, *without_square(cascade),
         ),
-        proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, read_inputs(network, index[:2])),
+        proof=plan_proof(network, threat, (*attacks, *cascade), is_stochastic, network.inputs(index[:2])),
         baseline=baseline,
     )  # fmt: skip
     _refuse_contradictions(plan)
@@ -227,11 +226,6 @@ def _threat_of_attacks(
     return max(same_norm or own, key=lambda one: one.eps), origin.get("attack", "option")
 
 
-def read_inputs(network: Network, rows: np.ndarray) -> torch.Tensor:
-    """These inputs on the device."""
-    return check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
-
-
 def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
     """Whether two passes over the first samples differ."""
     from lsa_cli.auditing.evidence.network import random_forward
@@ -241,7 +235,7 @@ def _is_stochastic(network: Network, index: np.ndarray, threat: Threat) -> bool:
 
     def two_passes() -> bool:
         rows = index[: tried.size]
-        x = read_inputs(network, rows)
+        x = network.inputs(rows)
         y, places = (torch.from_numpy(array).to(network.device) for array in (network.labels[rows], rows))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             return random_forward(Probe(network.classifier, x, y, places, threat)).finding is not None

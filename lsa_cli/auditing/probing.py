@@ -32,7 +32,6 @@ from lsa_cli.auditing.radius import check_radius
 from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.auditing.results import BlockResult
 from lsa_cli.auditing.suggesting import asked_of, write_command
-from lsa_cli.data import check_inputs
 from lsa_cli.models.classifier import normalization_of, predicted_class, with_normalization
 from lsa_cli.models.normalizations import is_same, usual_normalizations
 from lsa_cli.models.rounding import rounded, roundings_of
@@ -85,9 +84,8 @@ def _dequantised(plan: AuditPlan, total: BlockResult) -> list[Checked]:
     rows = total.index[: _ROUNDED if roundings else 0]
     with torch.no_grad(), undisturbed(network.classifier), rounded(network.classifier.body, roundings) as placed:
         for part in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)) if placed else []:
-            x = check_inputs(network.data.read(np.sort(part)), np.sort(part), network.bounds, network.data.spec)
-            found = predicted_class(network.classifier(x.to(network.device))).cpu().numpy()
-            answers = np.concatenate([answers, found[np.argsort(np.argsort(part))]])
+            found = predicted_class(network.classifier(network.inputs(part))).cpu().numpy()
+            answers = np.concatenate([answers, found])
     n = len(answers)
     label, clean = total.label[:n], total.clean[:n]
     right, also = (int((one == label).sum()) for one in (clean, answers))

@@ -13,7 +13,7 @@ from lsa_cli.auditing.execution import Batch, Execution
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.proof import SHARE, PlannedProof
 from lsa_cli.auditing.results import ProofRows
-from lsa_cli.data import batches, check_inputs
+from lsa_cli.data import batches
 from lsa_cli.failures import is_out_of_memory
 from lsa_cli.models.classifier import predicted_class
 from lsa_cli.proofs import AT_ONCE
@@ -78,7 +78,7 @@ def measured(plan: AuditPlan, speed: Speed) -> PlannedProof:
     assert proof is not None
     assert proof.prover is not None
     network, rows = plan.network, plan.index[: plan.batch_size]
-    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    x = network.inputs(rows)
     y = torch.from_numpy(network.labels[rows]).to(network.device)
     with numerics(plan.threads), torch.no_grad(), undisturbed(network.classifier):
         right = predicted_class(network.classifier(x)) == y

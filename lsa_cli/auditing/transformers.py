@@ -36,7 +36,7 @@ from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import ALIKE, NOISE, SIZES, Entrant, Outcome, Read, Standing, hold, losses, tempered
 from lsa_cli.models.fitting import load_strictly, refuse_infinite
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
-from lsa_cli.models.normalizations import cost_of
+from lsa_cli.models.normalizations import coarse, cost_of
 from lsa_cli.models.parametrizations import Stored, read
 from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.stationarity import unrest
@@ -52,7 +52,6 @@ _FAR = 3.0  # times the odds that end a rivalry
 # of the training; elsewhere wrong ones were worse by 11% and more, and by 30% and more on the images of the training.
 _APART, _APART_ALONE = 0.07, 0.12  # with images of the training, and without
 
-_COARSE = ("none", "0.5/0.5")
 _WORK, _LEAST_IMAGES = 5e9, 200  # multiplications for the images that one network is asked; images in any case
 _BATCH = 100
 
@@ -87,9 +86,7 @@ class TransformerSearch:
             if replace(one, **{**self.stated, "activation": one.activation}) == one
         }
         names = list(self.shifts)
-        coarse = [name for name in names if name.removeprefix("--normalize ") in _COARSE]
-        coarse += [name for name in names if name not in coarse and "--input-range" not in name][:1]
-        first = self._ranked({(choice, name): cost for choice, cost in choices.items() for name in coarse or names})
+        first = self._ranked({(choice, name): cost for choice, cost in choices.items() for name in coarse(names)})
         if not first:
             return None
         likely = list(dict.fromkeys(choice for choice, _ in first))[:_TOP]

@@ -10,7 +10,7 @@ from lsa_cli import distributed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.auditing.layer_scan import LayerScan, MvlRule, refuse_more
 from lsa_cli.auditing.observation import Observation, observe
-from lsa_cli.data import batches, check_inputs
+from lsa_cli.data import batches
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.method_settings import REGULARIZED, method_of, needs_layers
 from lsa_cli.hardening.methods import HARDENINGS, Batch
@@ -140,7 +140,7 @@ def flagged_layers(plan: "HardenPlan") -> tuple[str, ...]:
 def read_batch(plan: "HardenPlan", rows: np.ndarray) -> Batch:
     """The training samples with these indices (N,)."""
     network = plan.network
-    x = check_inputs(network.data.read(rows), rows, network.bounds, network.data.spec).to(network.device)
+    x = network.inputs(rows)
     y, places = (torch.from_numpy(part).to(network.device) for part in (network.labels[rows], rows))
     return Batch(x, y, places, plan.audit.seed, 1.0, 1.0)
 

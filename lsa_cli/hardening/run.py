@@ -16,7 +16,6 @@ from lsa_cli.auditing.provenance import finished_report
 from lsa_cli.auditing.rebuilt import ARCHITECTURE as RECONSTRUCTED
 from lsa_cli.auditing.run import run_audit
 from lsa_cli.auditing.suggesting import asked_for, write_command, written_to
-from lsa_cli.data import check_inputs
 from lsa_cli.errors import LsaError, RankLost, RunError, UsageError
 from lsa_cli.hardening.cost import epoch_cost
 from lsa_cli.hardening.files import Files
@@ -158,7 +157,7 @@ def refuse_another_network(plan: HardenPlan, trained: Trained, after: AuditPlan,
         return
     plan.network.classifier.load_state_dict(trained.best)
     rows = after.index[: after.batch_size]
-    x = check_inputs(after.network.data.read(rows), rows, after.network.bounds, after.network.data.spec)
+    x = after.network.inputs(rows)
     with torch.no_grad(), undisturbed(plan.network.classifier), undisturbed(after.network.classifier):
         ours, read = (one.classifier(x.to(one.device)) for one in (plan.network, after.network))
     if not torch.allclose(ours, read, rtol=1e-3, atol=1e-3 * float(ours.abs().max())):

@@ -1,10 +1,13 @@
 """The usual normalisations of images, and those that are tried where nobody says which one a network was trained with."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
 from lsa_cli.models.classifier import PRESETS, Normalization, parse_input_range, parse_normalize, rescaled
 
+_COARSE = ("none", "0.5/0.5")
 _RANGES = ("0,1", "0,255", "-1,1")
 # Normalisations that training scripts use for CIFAR-10 and CIFAR-100 beside the presets. The standard deviation of the
 # first one is the mean over the images of the deviation within each image (kuangliu/pytorch-cifar).
@@ -63,6 +66,14 @@ def normalizations_to_try(images: torch.Tensor, said: str | None) -> dict[str, N
         found = {name: value for name, value in found.items() if not is_same(value, normalization, channels)}
         found = {f"--normalize {said}": normalization, **found}
     return found
+
+
+def coarse(options: Iterable[str]) -> list[str]:
+    """Three normalisations, to one of which every other one is similar; the first one where all are for another range."""
+    names = list(options)
+    found = [name for name in names if name.removeprefix("--normalize ") in _COARSE]
+    others = [name for name in names if name not in found and "--input-range" not in name]
+    return [*found, *others[:1]] or names[:1]
 
 
 def cost_of(option: str, data_name: str) -> float:

@@ -115,13 +115,12 @@ def _unpacked(entries: dict[Any, Any]) -> tuple[dict[Any, Any], dict[str, tuple[
     made: dict[Any, Any] = {}
     for key, item in entries.items():
         head, mark, last = str(key).rpartition("_packed_params.")
-        if (
-            mark
-            and last == "_packed_params"
-            and isinstance(item, tuple)
-            and isinstance((*item, None)[0], QuantisedSpec)
-        ):
-            made.update({f"{head}{name}": part for name, part in zip(("weight", "bias"), item, strict=False) if part})
+        is_pair = mark and last == "_packed_params" and isinstance(item, tuple) and len(item) == 2
+        if is_pair and isinstance(item[0], QuantisedSpec):
+            weight, bias = item
+            made[f"{head}weight"] = weight
+            if bias is not None:
+                made[f"{head}bias"] = bias
         elif not (mark and last == "dtype"):
             made[key] = item
     if not any(isinstance(item, QuantisedSpec) for item in made.values()):

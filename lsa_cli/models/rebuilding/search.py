@@ -23,6 +23,7 @@ from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, losses, tempered
+from lsa_cli.models.normalizations import coarse
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near
@@ -256,16 +257,8 @@ class Search:
                 pools = any(step.pool is not None for step in geometry.steps)
                 if pooling == "max" or pools:
                     for sums in sums_of(structure):
-                        for normalization in self._coarse():
+                        for normalization in coarse(self.shifts):
                             yield Variant(structure, geometry, activation, pooling, order, sums, normalization)
-
-    def _coarse(self) -> list[str]:
-        """Three normalisations, to one of which every other one is similar."""
-        wanted = ("none", "0.5/0.5")
-        names = list(self.shifts)
-        found = [name for name in names if name.removeprefix("--normalize ") in wanted]
-        others = [name for name in names if name not in found and "--input-range" not in name]
-        return [*found, *others[:1]] or names[:1]
 
     def _climb(self) -> None:
         """Change one choice of the best variants at a time, as long as that helps."""
