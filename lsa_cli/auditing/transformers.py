@@ -304,5 +304,5 @@ def rebuild_transformer(
     body, notes = parts.build(), [*checkpoint.notes, sentence]
     load_strictly(body, checkpoint, f"{checkpoint.path} and the reconstructed network", notes)
     found = Found(tried[option], f"normalisation {short(option)}: found with the network", True)
-    loaded = Loaded(body.float(), ARCHITECTURE, {}, notes, described=described(parts))
+    loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes, described=described(parts))
     return Rebuilt(loaded, found, "" if option == STATED else option, parts.source(sentence), doubt)

@@ -221,6 +221,7 @@ def test_the_audit_of_each_transformer_that_is_as_good_is_named_and_runs(trained
     assert lines[0].startswith("transformer reconstructed from the weights: 4 heads, ReLU, the class token")
     asked["arch_args"] = {"heads": 2, "activation": "GELU", "pool": "token", "norm_first": True}
     opened = open_network(tmp_path / "net.pt", settings_from(asked), {})
+    assert opened.arch_args == asked["arch_args"]
     with torch.no_grad():
         assert torch.allclose(opened.classifier.eval()(x[:50]), network(x[:50]), atol=1e-4)
     for wrong, why in (({"heads": 3}, "has no heads=3; --arch-args takes heads=1|2|4"), ({}, "needs --arch-args")):
@@ -229,8 +230,8 @@ def test_the_audit_of_each_transformer_that_is_as_good_is_named_and_runs(trained
 
 
 def _stated(heads, activation):
-    words = {"heads": heads, "pool": "token", "activation": activation, "norm_first": True}
-    return " ".join(f"--arch-args {name}={value}" for name, value in words.items()) + " --normalize none"
+    stated = {"heads": heads, "pool": "token", "activation": activation, "norm_first": True}
+    return " ".join(f"--arch-args {name}={value}" for name, value in stated.items()) + " --normalize none"
 
 
 def test_images_of_another_size_say_the_option_that_resizes(trained, tmp_path):
