@@ -1,6 +1,7 @@
 """Reading only regular files: a pipe may never start or end, and a device has no end."""
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -73,7 +74,24 @@ def read_regular(path: str | Path, largest: int, pipes: bool = False) -> bytes:
 
 def temporary_beside(target: Path) -> Path:
     """The path at which a file is written before it replaces `target`; its name is short enough for any file system."""
-    return target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
+    return target.with_name(f"{_temporary_stem(target)}{os.getpid()}.tmp")
+
+
+def remove_temporaries(target: Path) -> None:
+    """Remove what killed processes have left of writing `target`. To be called when no process writes it."""
+    stem = _temporary_stem(target)
+    with suppress(FileNotFoundError):  # the folder
+        for file in target.parent.iterdir():
+            if file.name.startswith(stem) and re.fullmatch(r"[0-9]+\.tmp", file.name[len(stem) :]):
+                file.unlink(missing_ok=True)
+
+
+def _temporary_stem(target: Path) -> str:
+    """The beginning of the names of its temporary files, which no other file has: a long name is shortened to its hash."""
+    name = target.name
+    if len(name) > 40:
+        name = f"{name[:31]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f".{name}."
 
 
 def claim(path: Path) -> IO[bytes]:

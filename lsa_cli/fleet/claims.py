@@ -101,10 +101,12 @@ def _file(report: Path, number: int) -> Path:
     return report.with_name(f"{report.name}.claim-{number}")
 
 
-def remove_claims(report: Path, newest: int | None = None) -> None:
-    """Remove the claims of an audit that is settled. newest: the number of the last one, if known."""
-    for number in range(1, (_newest(report) if newest is None else newest) + 1):
+def remove_claims(report: Path, newest: int | None = None) -> int:
+    """Remove the claims of an audit that is settled; returns their number. newest: the number of the last one, if known."""
+    newest = _newest(report) if newest is None else newest
+    for number in range(1, newest + 1):
         _file(report, number).unlink(missing_ok=True)
+    return newest
 
 
 def _newest(report: Path) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsa_cli.auditing.presets import with_preset
 from lsa_cli.errors import LsaError, UsageError
+from lsa_cli.files import remove_temporaries
 from lsa_cli.models.checkpoint import sha256_of
 from lsa_cli.models.formats import open_contents
 from lsa_cli.report.gate import check
@@ -122,6 +123,11 @@ class Audit:
         if judged != report:
             write_text(self.file(REPORT), judged.to_json())
         return judged
+
+    def remove_temporaries(self) -> None:
+        """Remove what killed processes have left of writing its files. To be called when no process writes them."""
+        for kind in (REPORT, FAILURE):
+            remove_temporaries(self.file(kind))
 
     def _sha256(self) -> str | None:
         path = Path(self.checkpoint)

@@ -67,7 +67,8 @@ class Worker:
             if self.claims is not None and self.claims.is_held(audit.file("")):
                 continue
             if self._is_settled(audit):
-                remove_claims(audit.file(""))  # of a worker that died after it had saved the report
+                if remove_claims(audit.file("")):  # of a worker that died after it had saved the report
+                    audit.remove_temporaries()
                 self._settled(audit)
             elif len(self.running) < self.places:
                 self._claim(audit)
@@ -106,6 +107,7 @@ class Worker:
         elif code is not None and (self._is_settled(audit) or run.tries == _TRIES):
             if not self._is_settled(audit):
                 audit.fail(f"its process {_how(code)} {_TRIES} times; {audit.file(LOG)} has what it printed")
+            audit.remove_temporaries()  # before others may judge the report anew
             if run.claim is not None:
                 run.claim.settle()
             self._forget(audit)
