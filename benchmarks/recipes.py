@@ -3,24 +3,25 @@
     python -m benchmarks.recipes                                        # all rows, 48 passes a sample, 10,000 images, one seed
     python -m benchmarks.recipes --passes 20 --seeds 3 --rows "pgd-3;fast, first 10"
     LSA_DATA_ROOT=... python -m benchmarks.recipes --network fashion    # a small CNN for Fashion-MNIST, eps 0.1
+    LSA_DATA_ROOT=... python -m benchmarks.recipes --network cifar      # a ResNet-8 for CIFAR-10, eps 4/255
 
 A pass is one forward and backward pass of one image: an epoch of PGD-k costs k + 1 of them, and the regularizer one more.
 So a row with fewer steps has more epochs. Chosen by what stands in the column "held out" (PGD-10 on training images that were
 held out); the columns behind it are measured on test images, for the reader and not for the choice. R&G: the sum of FGSM
 accuracies at 0, 1/3, 2/3, 1, 4/3 and 5/3 eps. cascade: the ranked cascade of `lsa audit --full` at eps, with its 95% interval.
-eps is 0.3 for the MNIST sample, and the network for Fashion-MNIST is first trained on the same images without attacks.
+eps is 0.3 for the MNIST sample, and the other networks are first trained on the same images without attacks.
 """
 
 import argparse
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision import datasets
 
-from benchmarks.layer_choice import images_of, trained_on_clean
+from benchmarks.layer_choice import HELD_OUT, NETWORKS, images_of, trained_on_clean
 from benchmarks.paper_tables import activations
 from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import ATTACKS, make_threat
@@ -34,7 +35,6 @@ from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.precision import make_copy, multiplies_bfloat16
 from lsa_cli.settings import settings_from
 from lsa_cli.stats.shares import wilson
-from tests.foreign_networks import small_cnn
 
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"
 
@@ -60,17 +60,23 @@ def mnist(images, seed, count):
     return Start(network.classifier, network.data, places, held_out, test, 0.3)
 
 
-def fashion(images, seed, count):
-    """A small CNN, after five epochs on clean images."""
-    (x, y), test = images_of(datasets.FashionMNIST, Path(os.environ["LSA_DATA_ROOT"]), images)
+def small_network(name, images, seed, count):
+    """A small network, after five epochs on clean images. The shared CIFAR-10 file has 10,000, of which 400 are held out."""
+    network, source, normalization, eps = NETWORKS[name]
+    (x, y), test = images_of(source, Path(os.environ["LSA_DATA_ROOT"]), images)
+    images = len(x) - HELD_OUT
     torch.manual_seed(seed)
-    model = trained_on_clean(Classifier(small_cnn(), None), x[:images], y[:images], seed)
+    model = trained_on_clean(Classifier(network(), normalization), x[:images], y[:images], seed)
     data = LabelledData("images", y.numpy().astype(np.int64), lambda rows: x[torch.from_numpy(np.asarray(rows))])
     places = np.arange(len(x))
-    return Start(model, data, places[:images], places[images:], tuple(part[:count] for part in test), 0.1)
+    return Start(model, data, places[:images], places[images:], tuple(part[:count] for part in test), eps)
 
 
-STARTS = {"mnist": mnist, "fashion": fashion}
+STARTS = {
+    "mnist": mnist,
+    "fashion": partial(small_network, "fashion_cnn"),
+    "cifar": partial(small_network, "cifar_resnet8"),
+}
 
 
 @dataclass(frozen=True)
