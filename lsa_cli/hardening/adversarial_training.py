@@ -43,7 +43,7 @@ class AdversarialTraining(Hardening):
 
     def steps(self, model: Classifier, batch: Batch) -> Iterator[Step]:
         for _ in range(self.objective.updates):
-            x_adv = self.objective.examples(model, batch)
+            x_adv = self.examples(model, batch)
             perturbed_weights: AbstractContextManager[None] = nullcontext()
             if self.task.awp > 0 and batch.strength == 1:
                 ascent = self.losses(model, batch, x_adv.detach()).sum()
@@ -51,6 +51,10 @@ class AdversarialTraining(Hardening):
             with perturbed_weights:
                 yield self.losses(model, batch, x_adv).mean(), ("weights",)
             self.objective.learn(x_adv, batch)
+
+    def examples(self, model: Classifier, batch: Batch) -> torch.Tensor:  # -> (N, ...)
+        """The adversarial examples of a batch."""
+        return self.objective.examples(model, batch)
 
     def losses(self, model: Classifier, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:  # -> (N,)
         """J(x_adv, y), plus the regularizer.

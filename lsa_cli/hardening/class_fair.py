@@ -1,4 +1,4 @@
-"""Class-fair training raises the worst class: CFA (arXiv 2303.14460), DAFA (ICLR 2024), WAT (arXiv 2302.04025); an offset.
+"""Class-fair training raises the worst class: CFA (arXiv 2303.14460), DAFA (ICLR 2024), WAT (2302.04025), TRIX (2507.07768).
 
 The formulas are those of the papers, and the statistics differ (our choices). The papers begin after 50 to 70 epochs of a
 training from random weights; here a trained checkpoint is fine-tuned, and the rules begin after the warm-up. Also:
@@ -7,30 +7,35 @@ training from random weights; here a trained checkpoint is fine-tuned, and the r
   measured at the end of the warm-up. lambda is 1 for all data; in the paper, 1.5 for CIFAR-100 and STL-10.
 - WAT: the cost of a class is its mean training loss in the epoch, for any base; in the paper, the cross-entropy of clean
   held-out samples plus beta times the divergence under attack.
+- TRIX: which classes are strong is told by the attacked samples of the last epoch; in the paper, by the clean samples of
+  each batch.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from lsa_cli import distributed
-from lsa_cli.attacks.base import undisturbed
+from lsa_cli.attacks.base import Attack, Model, input_gradient, undisturbed
 from lsa_cli.attacks.gradient import PGD
+from lsa_cli.attacks.losses import unscaled_cross_entropy
+from lsa_cli.attacks.randomness import uniform_like
+from lsa_cli.attacks.threat import Threat, per_sample
 from lsa_cli.auditing.class_diagnosis import ClassDiagnosis
 from lsa_cli.errors import UsageError
 from lsa_cli.hardening.adversarial_training import AdversarialTraining
 from lsa_cli.hardening.methods import HARDENINGS, Batch, Step
-from lsa_cli.hardening.objectives import TradesObjective
+from lsa_cli.hardening.objectives import PGDObjective, TradesObjective, as_attacked
 from lsa_cli.hardening.validation import attacked
 from lsa_cli.hardening.weights import blend, weights_of
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.models.surgery import operate
 from lsa_cli.registry import unknown
 
-RULES = ("cfa", "dafa", "wat", "none")
+RULES = ("cfa", "dafa", "wat", "trix", "none")
 _EPS_SHIFT = {"trades": 0.3}  # lambda_1 of CFA, by base
 _USUAL_EPS_SHIFT = _BETA_SHIFT = 0.5  # lambda_1 of adversarial training, lambda_2
 _DECAY = 0.85  # of CFA's weight average
@@ -67,6 +72,27 @@ def wat_weights(cost: torch.Tensor) -> torch.Tensor:  # (K,) -> (K,)
     return len(cost) * p[1:] + p[0]
 
 
+@dataclass(frozen=True)
+class _Targeted(Attack):
+    """PGD towards another class, drawn uniformly for each sample: TRIX's attack on strong classes. step_size: of each sample."""
+
+    threat: Threat
+    classes: int
+    steps: int
+    step_size: float | torch.Tensor | None
+
+    def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        further = 1 + (uniform_like(x.new_empty(len(x), 1)).flatten() * (self.classes - 1)).long()
+        target = (y + further) % self.classes
+        length = 2.5 * self.threat.eps / self.steps if self.step_size is None else self.step_size
+        x_adv = self.threat.sample(x)
+        for _ in range(self.steps):
+            gradient = input_gradient(model, x_adv, target, unscaled_cross_entropy)[0]
+            step = self.threat.steepest(gradient, x_adv).nan_to_num(0)
+            x_adv = self.threat.project(x_adv - per_sample(length, x) * step, x)
+        return x_adv
+
+
 @HARDENINGS.register("class-fair")
 @dataclass
 class ClassFair(AdversarialTraining):
@@ -74,7 +100,8 @@ class ClassFair(AdversarialTraining):
     worst-class robust accuracy on held-out samples.
 
     rule: cfa (eps, and beta of trades, by the robust accuracy of the class), dafa (weights and eps by the similarity of
-    classes), wat (exponential weights by loss), none. fawa: average weights over the epochs whose worst class reaches delta
+    classes), wat (exponential weights by loss), trix (dafa, and a class of less than average weight is attacked towards other
+    classes only, which is weaker), none. fawa: average weights over the epochs whose worst class reaches delta
     (0.2) on held-out samples; by default with cfa, of which it is a part. offset: after training, fit a logit offset for each
     class under attack on held-out samples, which raises the worst class at little cost; it is part of the checkpoint.
     """
@@ -90,6 +117,7 @@ class ClassFair(AdversarialTraining):
     sums: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     cost: torch.Tensor = field(default_factory=lambda: torch.empty(0), init=False)
     loss_of_class: torch.Tensor | None = field(default=None, init=False)
+    is_strong: torch.Tensor | None = field(default=None, init=False)  # (K,), of trix
     average: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     averaged_epochs: int = field(default=0, init=False)
     strength: float = field(default=0.0, init=False)
@@ -100,6 +128,8 @@ class ClassFair(AdversarialTraining):
             raise UsageError("class-fair: offset is not a rule; add offset=true to any rule")
         if self.rule not in RULES:
             raise UsageError(unknown("rule of class-fair", self.rule, RULES))
+        if self.rule == "trix" and not isinstance(self.objective, PGDObjective):
+            raise UsageError("class-fair: rule=trix needs base pgd, trades or mart, whose examples are made in steps")
         if self.delta is not None and not self.averages:
             raise UsageError("class-fair: delta belongs to the average of weights; add fawa=true, or leave it out")
         if self.delta is not None and not 0 <= self.delta < 1:
@@ -133,6 +163,23 @@ class ClassFair(AdversarialTraining):
             if batch.strength == 1:
                 self._count(batch.y)
             yield step
+
+    def examples(self, model: Classifier, batch: Batch) -> torch.Tensor:
+        if self.is_strong is None:
+            return super().examples(model, batch)
+        strong, x_adv = self.is_strong.to(batch.y.device)[batch.y], batch.x.clone()
+        for rows, make in ((~strong, super().examples), (strong, self._targeted)):
+            if bool(rows.any()):
+                part = replace(batch, x=batch.x[rows], y=batch.y[rows], index=batch.index[rows])
+                x_adv[rows] = make(model, part)
+        return x_adv
+
+    def _targeted(self, model: Classifier, batch: Batch) -> torch.Tensor:
+        assert isinstance(self.objective, PGDObjective)
+        threat, steps = self.objective.threat(batch), self.objective.task.steps
+        attack = _Targeted(threat, self.task.classes, steps, self.objective.step_size(threat))
+        with as_attacked(model, self.task.attack_mode) as attacked:
+            return attack(attacked, batch.x, batch.y, index=batch.index, seed=batch.seed)
 
     def losses(self, model: Classifier, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         losses = super().losses(model, batch, x_adv)
@@ -170,8 +217,11 @@ class ClassFair(AdversarialTraining):
             self.objective.eps_of_class = cfa_factors(robust, _EPS_SHIFT.get(self.base, _USUAL_EPS_SHIFT))
             if isinstance(self.objective, TradesObjective):
                 self.objective.beta_of_class = self.objective.beta * cfa_factors(robust, _BETA_SHIFT)
-        elif self.rule == "dafa" and self.objective.eps_of_class is None:  # once
-            self.objective.eps_of_class = self.objective.weight_of_class = dafa_weights(mass)
+        elif self.rule in ("dafa", "trix"):
+            if self.objective.eps_of_class is None:  # once
+                self.objective.eps_of_class = self.objective.weight_of_class = dafa_weights(mass)
+            if self.rule == "trix":
+                self.is_strong = dafa_weights(mass) < 1
         elif self.rule == "wat":
             self.cost = self.cost + loss
             self.loss_of_class = wat_weights(self.cost)
@@ -235,12 +285,13 @@ class ClassFair(AdversarialTraining):
         return {
             "base": super().state(), "sums": self.sums, "cost": self.cost, "average": self.average,
             "averaged_epochs": self.averaged_epochs, "loss_of_class": self.loss_of_class,
+            "is_strong": self.is_strong,
             "of_class": {name: getattr(objective, name) for name in _OF_CLASS if hasattr(objective, name)},
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state["base"])
-        for name in ("sums", "cost", "average", "averaged_epochs", "loss_of_class"):
+        for name in ("sums", "cost", "average", "averaged_epochs", "loss_of_class", "is_strong"):
             setattr(self, name, state[name])
         self.cost = self.cost.cpu()  # a state is read to the device of the training
         for name, value in state["of_class"].items():

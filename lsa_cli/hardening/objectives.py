@@ -134,9 +134,9 @@ class PGDObjective(Objective):
     """Madry's adversarial training (arXiv 1706.06083)."""
 
     def attack(self, threat: Threat) -> Attack:
-        return PGD(threat=threat, steps=self.task.steps, step_size=self._step_size(threat))
+        return PGD(threat=threat, steps=self.task.steps, step_size=self.step_size(threat))
 
-    def _step_size(self, threat: Threat) -> float | torch.Tensor | None:  # or (N,)
+    def step_size(self, threat: Threat) -> float | torch.Tensor | None:  # or (N,)
         """The step size of the settings, scaled like eps by the warm-up and the class; None where none is set."""
         if self.task.step_size is None:
             return None
@@ -276,7 +276,7 @@ class TradesObjective(PGDObjective):
         _refuse_negative("trades", self.beta)
 
     def attack(self, threat: Threat) -> Attack:
-        return _Divergence(threat, self.task.steps, self._step_size(threat))
+        return _Divergence(threat, self.task.steps, self.step_size(threat))
 
     def losses(self, logits: torch.Tensor, clean_logits: torch.Tensor | None, y: torch.Tensor) -> torch.Tensor:
         assert clean_logits is not None

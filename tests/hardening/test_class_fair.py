@@ -1,5 +1,7 @@
 """Class-fair training: each rule against its formula, the weight average, the choice of epochs, the logit offset."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -79,8 +81,6 @@ def test_cfa_gives_each_class_its_radius(batch):
 @pytest.mark.parametrize("base", ["pgd", "trades", "mart"])
 def test_a_step_that_was_given_is_the_same_share_of_each_class_eps(base, batch):
     """And so no sample's example hangs on the classes that are in its batch."""
-    import dataclasses
-
     method, model = fair(rule="dafa", base=base, changes={"step_size": 0.02}), small_network().eval()
     assert method.objective.attack(method.objective.threat(batch)).step_size == pytest.approx(0.02)
     method.objective.eps_of_class = torch.tensor([1.5, 1.0, 0.5])
@@ -117,6 +117,37 @@ def test_dafa_weighs_the_cross_entropy_and_the_radius_once(batch):
     assert torch.equal(method.objective.weight_of_class, weights)
 
 
+class ThreePixels(torch.nn.Module):
+    """The first three pixels are the logits."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :3]
+
+
+def test_trix_attacks_strong_classes_towards_classes_drawn_evenly_and_weak_ones_as_before(batch):
+    """Towards a class, its logit rises by eps and the others fall; away from y, the logit of y falls by eps."""
+    method, n = fair(rule="trix", changes={"steps": 4}), 600
+    mass = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]])
+    told(method, dataclasses.replace(batch, y=torch.arange(3)), mass.clamp_min(1e-30).log())
+    assert method.is_strong.tolist() == [False, True, True]
+    assert torch.allclose(method.objective.weight_of_class, dafa_weights(mass))
+    method.objective.eps_of_class = None
+    x, y = torch.full((n, *batch.x.shape[1:]), 0.5), torch.arange(n) % 3
+    whole = dataclasses.replace(batch, x=x, y=y, index=torch.arange(n))
+    model = Classifier(ThreePixels()).eval()
+    moved = method.examples(model, whole).flatten(1)[:, :3] - 0.5
+    assert torch.allclose(moved[y > 0].abs(), torch.tensor(0.1))
+    assert torch.allclose(moved[y == 0, 0], torch.tensor(-0.1))
+    up = moved > 0
+    assert (up[y > 0].sum(1) == 1).all()
+    for label in (1, 2):
+        drawn = up[y == label].sum(0)
+        assert drawn[label] == 0
+        assert drawn.sum() == n // 3
+        assert abs(int(drawn[0]) - n // 6) < 3 * (n // 3 / 4) ** 0.5  # three standard deviations
+    assert torch.equal(method.examples(model, whole)[y == 0], method.objective.examples(model, whole)[y == 0])
+
+
 def test_wat_weighs_the_whole_loss_by_what_classes_cost_so_far(batch):
     torch.manual_seed(0)
     method, model, logits = fair(rule="wat"), small_network().eval(), torch.randn(12, 3)
@@ -129,8 +160,6 @@ def test_wat_weighs_the_whole_loss_by_what_classes_cost_so_far(batch):
 
 
 def test_a_class_that_was_not_seen_counts_as_an_average_one(batch):
-    import dataclasses
-
     part = dataclasses.replace(batch, x=batch.x[:2], y=torch.tensor([0, 1]))
     method = fair(rule="cfa")
     told(method, part, torch.tensor([[1.0, 0, 0], [1.0, 0, 0]]))
@@ -173,7 +202,7 @@ def test_epochs_are_chosen_by_mean_and_worst():
 # ---- training ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", ["cfa", "dafa", "wat"])
+@pytest.mark.parametrize("rule", ["cfa", "dafa", "wat", "trix"])
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(rule, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer_module, "_SAVE_EVERY", 0.0)
     changes = {"recipe": recipe(epochs=3, warmup=0.0)}
@@ -203,6 +232,7 @@ def test_every_base_can_be_made_fair_and_hold_layers(base, tmp_path):
         ({"rule": "cda"}, "did you mean 'cfa'"),
         ({"delta": 1.5}, "an accuracy"),
         ({"rule": "wat", "delta": 0.3}, "add fawa=true"),
+        ({"rule": "trix", "base": "fast"}, "needs base pgd, trades or mart"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, says):
