@@ -34,6 +34,16 @@ OF_INSPECT = (
     "match_classes",
     "threads",
 )
+# Settings of the audits before and after a hardening; those of the training come on top.
+OF_HARDEN = (
+    *(name for name in OF_NETWORK if name != "noise_off"),
+    "limit",
+    "measure",
+    "device",
+    "threads",
+    "seed",
+    "config",
+)
 NO_DATA = "SOURCE:PATH"  # for the user to replace, where no data are known
 _SHORT = {"limit": "-n"}
 _REPEATED = ("arch_args", "attack", "noise", "corruption", "metrics", "layers", "plugin")

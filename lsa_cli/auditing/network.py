@@ -17,7 +17,7 @@ from lsa_cli.auditing.image_size import image_size
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
 from lsa_cli.auditing.rebuilding import channels_of, rebuild, with_own_network
 from lsa_cli.auditing.rebuilt import ASKED, IN_PYTHON, Rebuilt
-from lsa_cli.auditing.suggesting import asked_for, audit_command, with_commands
+from lsa_cli.auditing.suggesting import asked_for, command_again, with_commands
 from lsa_cli.auditing.trial import try_network
 from lsa_cli.data import LabelledData, check_inputs, from_object, open_data, runs_user_code
 from lsa_cli.errors import CheckpointError, UsageError
@@ -39,7 +39,7 @@ from lsa_cli.models.rebuilding.kinds import can_be_rebuilt
 from lsa_cli.models.surgery import NoiseBody
 from lsa_cli.models.wrappers import copy_network, is_script, unasked_copy, unwrapped
 from lsa_cli.report.schema import Warning
-from lsa_cli.settings import AuditSettings, merge
+from lsa_cli.settings import AuditSettings, HardenSettings, merge
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,13 @@ def open_network(
     return on_data(build_network(target, settings, say), settings, origin, data, say)
 
 
-def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: Say = lambda message: None) -> Built:
+def build_network(
+    target: str | Path | nn.Module, settings: AuditSettings, say: Say = lambda message: None, hardening: bool = False
+) -> Built:
     """Read and build a network. Raises an LsaError where that is not possible.
 
-    say: gets a line on what the trusted code of a file imports, before it is imported.
+    say: gets a line on what the trusted code of a file imports, before it is imported. hardening: refusals suggest
+    `lsa harden` again, not an audit.
     """
     for plugin in settings.plugin or []:
         load_python_file(plugin, "--plugin")
@@ -170,7 +173,8 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
         device = _device_for(target, settings)
         return Built(target, None, _in_memory(target, settings, device), device)
     checkpoint = read_checkpoint(target, settings.weights)
-    asked = asked_for(settings, checkpoint.description)
+    own = (settings.harden or HardenSettings()) if hardening else None
+    asked = asked_for(settings.replace(harden=own), checkpoint.description)
     settings, _ = _with_description(settings, {}, checkpoint.description)
     device = pick_device(settings.device or "auto")
     arch, arguments = settings.arch, settings.arch_args or {}
@@ -179,7 +183,7 @@ def build_network(target: str | Path | nn.Module, settings: AuditSettings, say: 
     try:
         loaded = load_network(
             checkpoint, arch, arguments, trust_code=bool(settings.trust_code), say=say, device=device,
-            audit=audit_command(checkpoint.path, asked),
+            audit=command_again(checkpoint.path, asked),
         )  # fmt: skip
     except UnknownNetworkError as unknown:
         if not can_be_rebuilt(checkpoint.weights.tensors):

@@ -30,7 +30,7 @@ from lsa_cli.auditing.rebuilt import (
     too_few,
     training_images,
 )
-from lsa_cli.auditing.suggesting import audit_command, write_command, written_to
+from lsa_cli.auditing.suggesting import command_again, write_command, written_to
 from lsa_cli.auditing.transformers import rebuild_transformer
 from lsa_cli.data import LabelledData, check_inputs
 from lsa_cli.errors import UsageError
@@ -63,7 +63,7 @@ def with_own_network(why: UnknownNetworkError, target: str | Path, asked: AuditS
     """The refusal with the command for a network that the user writes. asked: as for `with_commands`."""
     if asked is None:
         return why
-    words = audit_command(target, asked, "--arch", "net.py:build")
+    words = command_again(target, asked, "--arch", "net.py:build")
     return UnknownNetworkError(f"{why}; with a function build in net.py that returns the network: {words}")
 
 
@@ -166,7 +166,7 @@ def _other_images(checkpoint: Checkpoint, numbers: int, images: torch.Tensor, as
     text = f"its first layer takes {numbers} numbers, and an image has {images[0].numel()} ({channels} x {height} x {width})"
     if side * side * channels != numbers or asked is None:
         return text
-    words = audit_command(checkpoint.path, asked, "--input-size", str(side))
+    words = command_again(checkpoint.path, asked, "--input-size", str(side))
     return f"{text}; if it was trained on images of {side} x {side} pixels: {words}"
 
 
@@ -272,7 +272,7 @@ def _commands(checkpoint: Checkpoint, several: list[Variant], asked: AuditSettin
     if pairs.count(pairs[0]) > 1:
         stated = "" if pairs[0][1] == STATED else pairs[0][1]
         net = written_to()
-        audit = audit_command(checkpoint.path, asked, "--arch", f"{net}:build", *stated.split())
+        audit = command_again(checkpoint.path, asked, "--arch", f"{net}:build", *stated.split())
         both = f"{write_command(checkpoint.path, asked)} && {audit}"
         return f"; if the first one is that of the training: {both} | else correct {net} before the audit"
     differ = [len({pair[place] for pair in telling}) > 1 for place in (0, 1)]
@@ -280,7 +280,7 @@ def _commands(checkpoint: Checkpoint, several: list[Variant], asked: AuditSettin
     for activation, option in telling:
         choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
         choices.append(" ".join([*choice, *([option] if differ[1] and option != STATED else [])]))
-    audit = audit_command(checkpoint.path, asked, *shlex.split(choices[0]))
+    audit = command_again(checkpoint.path, asked, *shlex.split(choices[0]))
     return f"; if the first one is that of the training: {audit} | else end it with {' | or with '.join(choices[1:])}"
 
 
@@ -308,7 +308,7 @@ def _better(classes: int, one: tuple[Search, Outcome], other: tuple[Search, Outc
 def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, asked: AuditSettings | None) -> str:
     """The doubt that the classes of the data are in another order than the outputs."""
     right = f"{100 * outcome.best.accuracy:.1f}% of {outcome.n} images"
-    words = option if asked is None else audit_command(checkpoint.path, asked, *option.split())
+    words = option if asked is None else command_again(checkpoint.path, asked, *option.split())
     return f"the best network is right on {right} only if its classes are in another order; if that is the order of its training: {words}"
 
 
@@ -320,7 +320,7 @@ def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, ask
     height, width = search.x.shape[2:]
     sizes = (str(SIZE), "native")
     first, second = sizes if other.accuracy > outcome.best.accuracy else sizes[::-1]
-    command = f": {audit_command(checkpoint.path, asked, '--input-size', first)}" if asked is not None else ""
+    command = f": {command_again(checkpoint.path, asked, '--input-size', first)}" if asked is not None else ""
     return (
         f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "
         f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): give the size of the training, --input-size {first} or "

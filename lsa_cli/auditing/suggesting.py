@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsa_cli.commands import NO_DATA, OF_INSPECT, command, with_query
+from lsa_cli.commands import NO_DATA, OF_HARDEN, OF_INSPECT, command, with_query
 from lsa_cli.errors import ConvertibleError, DataError
 from lsa_cli.models.checkpoint import Description
 from lsa_cli.settings import AuditSettings
@@ -29,6 +29,14 @@ def audit_command(file: object, asked: AuditSettings, *more: str) -> str:
     return command("audit", file, _plain(asked), *more)
 
 
+def command_again(file: object, asked: AuditSettings, *more: str) -> str:
+    """As `audit_command`; the hardening where the settings have its own."""
+    if asked.harden is None:
+        return audit_command(file, asked, *more)
+    own = asked.harden.given()
+    return command("harden", file, {**_plain(asked), **own}, *more, of=(*OF_HARDEN, *own))
+
+
 def write_command(file: object, asked: AuditSettings) -> str:
     """The command that writes the network of a file as Python."""
     return command("inspect", file, _plain(asked), "--write-arch", written_to(), of=OF_INSPECT)
@@ -42,7 +50,7 @@ def written_to() -> str:
 
 @contextmanager
 def with_commands(file: object, asked: AuditSettings | None) -> Iterator[None]:
-    """Within: images that the network takes with another option are refused with the audit that has it. asked: None where
+    """Within: images that the network takes with another option are refused with the command that has it. asked: None where
     no command can give the data."""
     try:
         yield
@@ -53,7 +61,7 @@ def with_commands(file: object, asked: AuditSettings | None) -> Iterator[None]:
         choices += [error.words] if error.words else []
         if asked is None or not choices:
             raise
-        raise DataError(f"{error}: {' | or '.join(audit_command(file, asked, *one) for one in choices)}") from error
+        raise DataError(f"{error}: {' | or '.join(command_again(file, asked, *one) for one in choices)}") from error
 
 
 def _plain(asked: AuditSettings) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from lsa_cli.auditing.rebuilt import (
     too_few,
     training_images,
 )
-from lsa_cli.auditing.suggesting import audit_command
+from lsa_cli.auditing.suggesting import command_again
 from lsa_cli.commands import options_of
 from lsa_cli.data import LabelledData
 from lsa_cli.errors import UsageError
@@ -261,7 +261,7 @@ def rebuild_transformer(
         size = f"{shape.channels} x {shape.size} x {shape.size}"
         words = ""
         if asked is not None and images.ndim == 4 and images.shape[1] == shape.channels:
-            words = f": {audit_command(checkpoint.path, asked, '--input-size', str(shape.size))}"
+            words = f": {command_again(checkpoint.path, asked, '--input-size', str(shape.size))}"
         raise UnknownNetworkError(
             f"{why}; it is a vision transformer for images of {size}: add --input-size {shape.size}, or give other data{words}"
         )
@@ -292,7 +292,7 @@ def rebuild_transformer(
         doubt = f"several transformers are as good, right on {right} images: {text}; or, in its place, {several}"
         if asked is not None:
             others = (_words(search.reading_of(one), shape) for one in outcome.rivals[:SHOWN])
-            first = audit_command(checkpoint.path, asked, *_words((choice, option), shape))
+            first = command_again(checkpoint.path, asked, *_words((choice, option), shape))
             ends = " | or with ".join(map(shlex.join, others))
             doubt += f"; if the first one is that of the training: {first} | else end it with {ends}"
     refuse_doubt(checkpoint, doubt, asked, why, say, doubtful)

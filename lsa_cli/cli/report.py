@@ -9,7 +9,7 @@ from lsa_cli.cli.console import data_console, emit, note, print_to_stdout, tell_
 from lsa_cli.cli.outputs import split_stdout, tell_github
 from lsa_cli.settings import AuditSettings
 
-ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report.", show_default=False)]
+ReportFile = Annotated[str, typer.Argument(metavar="FILE.json", help="A saved report; - is stdin.", show_default=False)]
 
 
 @o.takes(*o.REPORT, "quiet")

@@ -152,7 +152,7 @@ def make_harden_plan(
     """
     own = settings.harden or HardenSettings()
     method, options = method_of(own)
-    built = build_network(target, settings, say)
+    built = build_network(target, settings, say, hardening=settings.harden_to is None)
     network, notes = _training_network(built, settings, origin)
     if network.arch == "onnx":
         raise CheckpointError(

@@ -16,8 +16,10 @@ _LARGEST_REPORT = 1 << 29  # bytes
 def read_report(path: str | Path) -> AuditReport:
     """A saved report. Raises UsageError when the file is missing, no report, or of a later major version.
 
-    path: a regular file, or a pipe that the shell has opened, such as /dev/stdin and `<(git show main:r.json)`.
+    path: a regular file, or a pipe that the shell has opened, such as /dev/stdin, for which - stands, and
+    `<(git show main:r.json)`.
     """
+    path = "/dev/stdin" if str(path) == "-" else path
     try:
         text = read_regular(path, _LARGEST_REPORT, pipes=True).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -218,9 +218,7 @@ def test_a_pipe_among_the_images(lsa, folder):
 
 def test_a_pipe_that_the_shell_has_opened_is_read(folder):
     command = f"{shlex.quote(sys.executable)} -m lsa_cli"
-    script = (
-        f"{command} report /dev/stdin -q < <(cat {SAVED}) && {command} gate <(cat {SAVED}) --fail-under clean=0.1 -q"
-    )
+    script = f"{command} report - -q < <(cat {SAVED}) && {command} gate <(cat {SAVED}) --fail-under clean=0.1 -q"
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)  # fmt: skip
     assert done.returncode == 0, done.stderr

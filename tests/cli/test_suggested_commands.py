@@ -12,8 +12,11 @@ from typer.testing import CliRunner
 
 from lsa_cli.auditing.suggesting import audit_command, written_to
 from lsa_cli.cli import options as o
+from lsa_cli.cli.harden import OF_AUDITS
 from lsa_cli.commands import OF_AUDIT, OF_INSPECT, OF_NETWORK, command, with_query
-from lsa_cli.settings import AuditSettings, settings_from
+from lsa_cli.hardening.plan import make_harden_plan
+from lsa_cli.models.loading import UnknownNetworkError
+from lsa_cli.settings import AuditSettings, HardenSettings, settings_from
 from lsa_cli.settings.declare import settings_of
 from tests.fitting import fitted
 
@@ -29,11 +32,11 @@ EVERY = {
 }  # fmt: skip
 
 
-def read_back(words):
-    """The settings that the command line of an audit gives."""
+def read_back(words, *names, **kinds):
+    """The settings that the command line of an audit gives, or of a command with these settings."""
     found = []
 
-    @o.takes()
+    @o.takes(*names, **kinds)
     def audit(checkpoint: o.Checkpoint, given: AuditSettings) -> None:
         found.append(given)
 
@@ -126,3 +129,20 @@ def test_an_option_for_the_data_needs_data(lsa, tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
     refused = lsa("inspect", tmp_path / "net.pt", "--input-size", 10)
     assert (refused.code, refused.err.strip()) == (2, "lsa: error: --input-size is for --data; leave it out")
+
+
+def test_a_refused_hardening_suggests_itself_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"odd": torch.rand(3, 3, 3)}, "odd.pt")
+    own = HardenSettings(
+        method="at-lr", layers=["0", "conv*"], freeze=["a", "b"], steps=3, step_size=0.01, epochs=2, budget=5400.0,
+        train_only="flagged", out="my out.pt",
+    )  # fmt: skip
+    given = AuditSettings(data="npz:x.npz", norm="l2", eps=0.5, limit=20, seed=3, harden=own)
+    with pytest.raises(UnknownNetworkError) as refused:
+        make_harden_plan("odd.pt", given, {})
+    words = shlex.split(str(refused.value).rpartition(": ")[2])
+    assert words[:3] == ["lsa", "harden", "odd.pt"]
+    assert words[-2:] == ["--arch", "net.py:build"]
+    found = read_back(words[2:], *OF_AUDITS, hardening=True)
+    assert found.replace(arch=None) == given
