@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 EXIT_OK = 0
@@ -39,15 +40,32 @@ def summary_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {line[:300]}" if line else type(error).__name__
 
 
+def _bounded(text: str) -> str:
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
+
 class LsaError(Exception):
-    """Base of every error that ends in one sentence instead of a traceback."""
+    """Base of every error that ends in one sentence instead of a traceback.
+
+    commands: those of which one comes next. A terminal shows each on a line of its own.
+    """
 
     exit_code = EXIT_USAGE
 
+    def __init__(self, sentence: str = "", commands: Iterable[str] = ()) -> None:
+        super().__init__(sentence)
+        self.commands = tuple(commands)
+
+    @property
+    def without_commands(self) -> str:
+        """What is wrong, without the commands: one line of bounded length, even with hostile names of a file in it."""
+        return _bounded(super().__str__())
+
     def __str__(self) -> str:
-        """One line of bounded length, even with hostile names of a file in it."""
-        text = printable(" ".join(super().__str__().split()))
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+        """One line of bounded length."""
+        commands = " | or ".join(self.commands)
+        return _bounded(f"{self.without_commands}: {commands}") if commands else self.without_commands
 
 
 class UsageError(LsaError):

@@ -1,7 +1,6 @@
 """A network put together again from the weights of a file that names none, chosen on labelled images of the audit's data."""
 
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -21,6 +20,7 @@ from lsa_cli.auditing.rebuilt import (
     OWN_FROM,
     SHOWN,
     STATED,
+    Doubt,
     Rebuilt,
     is_right,
     least_right,
@@ -64,7 +64,7 @@ def with_own_network(why: UnknownNetworkError, target: str | Path, asked: AuditS
     if asked is None:
         return why
     words = command_again(target, asked, "--arch", "net.py:build")
-    return UnknownNetworkError(f"{why}; with a function build in net.py that returns the network: {words}")
+    return UnknownNetworkError(f"{why}; with a function build in net.py that returns the network", [words])
 
 
 def channels_of(checkpoint: Checkpoint) -> int | None:
@@ -240,7 +240,7 @@ def activation_of(settings: AuditSettings) -> str | None:
 
 def _doubt(
     checkpoint: Checkpoint, search: Search, outcome: Outcome, outputs: int, asked: AuditSettings | None, in_order: str
-) -> str | None:
+) -> Doubt | None:
     """Why the best network may not be the one that was trained; None without doubt. in_order: as `_found` returns it."""
     if in_order:
         return _doubt_of_order(checkpoint, outcome, in_order, asked)
@@ -250,38 +250,45 @@ def _doubt(
     if seldom is not None:
         return seldom
     if not search.fits(best):
-        return f"the best network is {right}, but BatchNorm remembers other inputs of its layers than these images give there"
+        return Doubt(
+            f"the best network is {right}, but BatchNorm remembers other inputs of its layers than these images give there"
+        )
     if outcome.rivals:
         variant = search.variant_of(best)
         several = [_difference(variant, search.variant_of(one)) for one in outcome.rivals[:SHOWN]]
         text = f"{variant}, normalisation {short(variant.normalization)}"
-        return (
-            f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}"
-            f"{_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:SHOWN])], asked)}"
+        return Doubt(
+            f"several networks are as good, {right}: {text}; or, in its place, {', or '.join(dict.fromkeys(several))}",
+            *_commands(checkpoint, [variant, *map(search.variant_of, outcome.rivals[:SHOWN])], asked),
         )
     return None
 
 
-def _commands(checkpoint: Checkpoint, several: list[Variant], asked: AuditSettings | None) -> str:
-    """The audits of these networks, the first of which is the best one, by activation and normalisation; where another one
-    has both in common with the best one, the command that writes the best one and audits it."""
+def _commands(
+    checkpoint: Checkpoint, several: list[Variant], asked: AuditSettings | None
+) -> tuple[str, tuple[str, ...]]:
+    """What comes next, and the commands of the user with each of these networks, the first of which is the best one, by
+    activation and normalisation; where another one has both in common with the best one, the command that writes the best one
+    and runs that of the user with it."""
     pairs = [(one.activation, one.normalization) for one in several]
     telling = list(dict.fromkeys(pairs))
     if asked is None:
-        return ""
+        return "", ()
     if pairs.count(pairs[0]) > 1:
         stated = "" if pairs[0][1] == STATED else pairs[0][1]
         net = written_to()
         audit = command_again(checkpoint.path, asked, "--arch", f"{net}:build", *stated.split())
         both = f"{write_command(checkpoint.path, asked)} && {audit}"
-        return f"; if the first one is that of the training: {both} | else correct {net} before the audit"
+        return f"if the first one is not that of the training, correct {net} after the first of the two commands", (
+            both,
+        )
     differ = [len({pair[place] for pair in telling}) > 1 for place in (0, 1)]
-    choices = []
+    commands = []
     for activation, option in telling:
-        choice = [f"--arch {ASKED} --arch-args {shlex.quote(f'activation={activation}')}"] if differ[0] else []
-        choices.append(" ".join([*choice, *([option] if differ[1] and option != STATED else [])]))
-    audit = command_again(checkpoint.path, asked, *shlex.split(choices[0]))
-    return f"; if the first one is that of the training: {audit} | else end it with {' | or with '.join(choices[1:])}"
+        choice = ["--arch", ASKED, "--arch-args", f"activation={activation}"] if differ[0] else []
+        words = [*choice, *(option.split() if differ[1] and option != STATED else [])]
+        commands.append(command_again(checkpoint.path, asked, *words))
+    return "take the one of the training", tuple(commands)
 
 
 def _order_of_classes(search: Search, classes: int) -> tuple[float, np.ndarray]:  # -> share, (classes,)
@@ -305,26 +312,30 @@ def _better(classes: int, one: tuple[Search, Outcome], other: tuple[Search, Outc
     return (search, outcome) if outcome is not None and is_right(outcome, classes) else one
 
 
-def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, asked: AuditSettings | None) -> str:
+def _doubt_of_order(checkpoint: Checkpoint, outcome: Outcome, option: str, asked: AuditSettings | None) -> Doubt:
     """The doubt that the classes of the data are in another order than the outputs."""
     right = f"{100 * outcome.best.accuracy:.1f}% of {outcome.n} images"
-    words = option if asked is None else command_again(checkpoint.path, asked, *option.split())
-    return f"the best network is right on {right} only if its classes are in another order; if that is the order of its training: {words}"
+    sentence = f"the best network is right on {right} only if its classes are in another order ({option})"
+    commands = () if asked is None else (command_again(checkpoint.path, asked, *option.split()),)
+    return Doubt(sentence, "give that order if it is the one of the training", commands)
 
 
-def _doubt_of_size(checkpoint: Checkpoint, search: Search, outcome: Outcome, asked: AuditSettings | None) -> str | None:
+def _doubt_of_size(
+    checkpoint: Checkpoint, search: Search, outcome: Outcome, asked: AuditSettings | None
+) -> Doubt | None:
     """The doubt that the network was trained on larger images; None without doubt."""
     other = fits_resized(search, outcome)
     if other is None:
         return None
     height, width = search.x.shape[2:]
     sizes = (str(SIZE), "native")
-    first, second = sizes if other.accuracy > outcome.best.accuracy else sizes[::-1]
-    command = f": {command_again(checkpoint.path, asked, '--input-size', first)}" if asked is not None else ""
-    return (
+    likely = sizes if other.accuracy > outcome.best.accuracy else sizes[::-1]
+    commands = [] if asked is None else [command_again(checkpoint.path, asked, "--input-size", one) for one in likely]
+    return Doubt(
         f"images of {SIZE} x {SIZE} pixels fit too, right on {100 * other.accuracy:.1f}% of {len(other.right)} (at "
-        f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%): give the size of the training, --input-size {first} or "
-        f"--input-size {second}{command}"
+        f"{height} x {width}: {100 * outcome.best.accuracy:.1f}%)",
+        f"give the size of the training, --input-size {' or --input-size '.join(likely)}",
+        tuple(commands),
     )
 
 

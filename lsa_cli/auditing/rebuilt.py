@@ -35,6 +35,19 @@ IN_PYTHON = "data given in Python"  # in place of a data spec
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """Why a network may not be the one that was trained. how: what to do; commands: of the user, each of which does it."""
+
+    sentence: str
+    how: str = ""
+    commands: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.sentence}; {self.how}" if self.how else self.sentence
+        return f"{text}: {' | or '.join(self.commands)}" if self.commands else text
+
+
+@dataclass(frozen=True)
 class Rebuilt:
     """A network with the file's weights, its normalisation and the option for it (empty where none is needed).
 
@@ -45,7 +58,7 @@ class Rebuilt:
     found: Found
     option: str
     source: str
-    doubt: str | None
+    doubt: Doubt | None
 
 
 def normalizations_of(
@@ -93,26 +106,31 @@ def training_images(
 
 
 def refuse_doubt(
-    checkpoint: Checkpoint, doubt: str | None, asked: AuditSettings | None, why: UnknownNetworkError, say: Say, doubtful: bool
+    checkpoint: Checkpoint, doubt: Doubt | None, asked: AuditSettings | None, why: UnknownNetworkError, say: Say, doubtful: bool
 ) -> None:  # fmt: skip
     """Raise UnknownNetworkError for a doubt, or say it, where `doubtful`. asked: as for `with_commands`."""
     if doubt is not None and not doubtful:
-        write = "" if asked is None else write_command(checkpoint.path, asked)
-        told = "" if write in doubt else f"; to write and correct it: {write}"
-        raise UnknownNetworkError(f"{why}; put together again from its weights, {doubt}{told}")
+        text, commands = f"{why}; put together again from its weights, {doubt.sentence}", doubt.commands
+        text += f"; {doubt.how}" if doubt.how else ""
+        if asked is not None:
+            write = write_command(checkpoint.path, asked)
+            is_there = any(write in command for command in commands)
+            text += "" if is_there else f"{', or' if doubt.how else ';'} write and correct it"
+            commands += () if is_there else (write,)
+        raise UnknownNetworkError(text, commands)
     if doubt is not None:
         say(f"not certain: {doubt}")
 
 
-def too_few(checkpoint: Checkpoint, outcome: Outcome, classes: int, tried: int) -> str | None:
+def too_few(checkpoint: Checkpoint, outcome: Outcome, classes: int, tried: int) -> Doubt | None:
     """The doubt that the best of the `tried` networks is right too seldom; None without doubt."""
     best = outcome.best
     right = f"right on {100 * best.accuracy:.1f}% of {outcome.n} images"
     if not is_right(outcome, classes):
-        return f"the best of {tried} networks is {right}, which is too few to be the one that was trained"
+        return Doubt(f"the best of {tried} networks is {right}, which is too few to be the one that was trained")
     claimed, interval = checkpoint.claimed_accuracy, wilson(int(best.right.sum()), outcome.n)
     if claimed is not None and interval is not None and interval[1] < claimed[0] - _CLAIM_TOLERANCE:
-        return f"the best network is {right}, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})"
+        return Doubt(f"the best network is {right}, and the file states {100 * claimed[0]:.1f}% ({claimed[1]})")
     return None
 
 

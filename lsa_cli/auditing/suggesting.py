@@ -61,7 +61,7 @@ def with_commands(file: object, asked: AuditSettings | None) -> Iterator[None]:
         choices += [error.words] if error.words else []
         if asked is None or not choices:
             raise
-        raise DataError(f"{error}: {' | or '.join(command_again(file, asked, *one) for one in choices)}") from error
+        raise DataError(str(error), [command_again(file, asked, *one) for one in choices]) from error
 
 
 def _plain(asked: AuditSettings) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Which transformer of the same weights was trained: heads, pool and activation, chosen on labelled images."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -19,6 +18,7 @@ from lsa_cli.auditing.rebuilt import (
     OWN_FROM,
     SHOWN,
     STATED,
+    Doubt,
     Look,
     Rebuilt,
     normalizations_of,
@@ -289,12 +289,12 @@ def rebuild_transformer(
     doubt = too_few(checkpoint, outcome, classes, len(search.readings))
     if doubt is None and outcome.rivals:
         several = ", or ".join(text_of(search.reading_of(one)) for one in outcome.rivals[:SHOWN])
-        doubt = f"several transformers are as good, right on {right} images: {text}; or, in its place, {several}"
-        if asked is not None:
-            others = (_words(search.reading_of(one), shape) for one in outcome.rivals[:SHOWN])
-            first = command_again(checkpoint.path, asked, *_words((choice, option), shape))
-            ends = " | or with ".join(map(shlex.join, others))
-            doubt += f"; if the first one is that of the training: {first} | else end it with {ends}"
+        standing = [_words(search.reading_of(one), shape) for one in (outcome.best, *outcome.rivals[:SHOWN])]
+        doubt = Doubt(
+            f"several transformers are as good, right on {right} images: {text}; or, in its place, {several}",
+            "take the one of the training",
+            () if asked is None else tuple(command_again(checkpoint.path, asked, *words) for words in standing),
+        )
     refuse_doubt(checkpoint, doubt, asked, why, say, doubtful)
     sentence = f"transformer reconstructed from the weights: {text}, clean {right}"
     if outcome.next is not None:

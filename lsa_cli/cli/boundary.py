@@ -19,8 +19,14 @@ _TyperError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def _say(message: str, error: BaseException) -> None:
-    if ranks.prints(error):
-        ranks.error_stream().write(f"lsa: {printable(' '.join(message.split()))}\n")
+    """On one line; commands that come next follow, each on its own line, so that it can be copied."""
+    if not ranks.prints(error):
+        return
+    lines = [f"lsa: {' '.join(message.split())}"]
+    if isinstance(error, LsaError) and error.commands:
+        lines = [f"lsa: error: {error.without_commands}:", *(f"  {command}" for command in error.commands)]
+    text = "".join(f"{printable(line)}\n" for line in lines)
+    ranks.error_stream().write(text)
 
 
 @contextmanager

@@ -24,6 +24,15 @@ QUICK = ("-n", 40, "--attack", "fgsm", "--noise", "none", "--threads", 1)
 # ---- the checkpoint --------------------------------------------------------------------------------------
 
 
+def test_the_command_that_comes_next_stands_on_a_line_of_its_own(lsa, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"odd": torch.rand(3, 3, 3)}, "odd net.pt")
+    lines = lsa("audit", "odd net.pt", "--data", "npz:x.npz").err.splitlines()
+    assert lines[-2].startswith("lsa: error: odd net.pt holds weights that fit no network that lsa knows; ")
+    assert lines[-2].endswith("; with a function build in net.py that returns the network:")
+    assert lines[-1] == "  lsa audit 'odd net.pt' --data npz:x.npz --arch net.py:build"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -73,7 +73,7 @@ def test_another_order_of_the_classes_is_named_with_the_command_and_not_taken(di
     data = f"npz:{tmp_path}/digits.npz"
     with pytest.raises(UsageError, match="only if its classes are in another order") as refusal:
         open_network(path, settings_from({"data": data}), {})
-    words = shlex.split(str(refusal.value).split("training: ")[1].split("; ")[0])
+    words = shlex.split(refusal.value.commands[0])
     assert words == ["lsa", "audit", str(path), "--data", data, "--match-classes", "3,0,1,2,9,8,7,4,6,5"]
     opened = open_network(path, settings_from({"data": data, "match_classes": words[-1]}), {})
     with torch.no_grad():

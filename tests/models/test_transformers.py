@@ -209,11 +209,9 @@ def test_the_audit_of_each_transformer_that_is_as_good_is_named_and_runs(trained
     given = {"data": f"npz:{tmp_path}/few.npz", "split": "val", "limit": 20}
     with pytest.raises(UsageError, match="several transformers are as good") as refusal:
         open_network(tmp_path / "net.pt", settings_from(given), {})
-    text = str(refusal.value)
-    first, others = text.split("training: ")[1].split("; ")[0].split(" | else end it with ")
+    commands = refusal.value.commands
     start = f"lsa audit {tmp_path}/net.pt --data npz:{tmp_path}/few.npz --split val -n 20 --arch lsa:reconstructed"
-    assert first == f"{start} {_stated(2, 'GELU')}"
-    assert others.split(" | or with ")[0] == f"--arch lsa:reconstructed {_stated(4, 'ReLU')}"
+    assert commands[:2] == tuple(f"{start} {_stated(*one)}" for one in ((2, "GELU"), (4, "ReLU")))
     named = {"heads": 4, "pool": "token", "activation": "ReLU", "norm_first": True}
     asked = {**given, "arch": "lsa:reconstructed", "arch_args": named, "normalize": "none"}
     lines = []
