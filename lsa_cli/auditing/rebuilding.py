@@ -47,6 +47,7 @@ from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometries, places_of
 from lsa_cli.models.rebuilding.search import Search, size_of, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
+from lsa_cli.models.rebuilding.stated import with_stated_accuracy
 from lsa_cli.models.rebuilding.transformers import transformer_of
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, ORDERS, USUAL, Variant, order_text, parts_of
 from lsa_cli.models.rounding import is_rectified
@@ -120,12 +121,13 @@ def rebuild(
         return made, made.best()
 
     search, outcome, in_order = _found(searched, places_of(structures[0].elements), max(2, outputs), refusal)
+    outcome, stated = with_stated_accuracy(search, outcome, None if in_order else checkpoint.claimed_accuracy)
     doubt = _doubt(checkpoint, search, outcome, outputs, asked, in_order)
     if doubt is None and settings.input_size is None and images.ndim == 4:
         doubt = _doubt_of_size(checkpoint, search, outcome, asked)
     refuse_doubt(checkpoint, doubt, asked, why, say, doubtful)
     variant = search.variant_of(outcome.best)
-    parts, sentence = parts_of(variant), _sentence(search, outcome)
+    parts, sentence = parts_of(variant), _sentence(search, outcome, stated)
     say(sentence)
     rectified = "only ReLU was tried: by the zero points of the file, no hidden activation is negative"
     notes = [*checkpoint.notes, sentence, *([rectified] if is_rectified(checkpoint) else [])]
@@ -134,8 +136,7 @@ def rebuild(
     loaded = Loaded(body.float(), ARCHITECTURE, settings.arch_args or {}, notes, described=described(parts))
     normalisation = f"normalisation {short(variant.normalization)}: found with the network"
     found = Found(tried[variant.normalization], normalisation, True)
-    option = "" if variant.normalization == STATED else variant.normalization
-    option = f"{option} {in_order}".strip()
+    option = f"{'' if variant.normalization == STATED else variant.normalization} {in_order}".strip()
     return Rebuilt(loaded, found, option, source_of(parts, sentence), doubt)
 
 
@@ -339,13 +340,15 @@ def _doubt_of_size(
     )
 
 
-def _sentence(search: Search, outcome: Outcome) -> str:
+def _sentence(search: Search, outcome: Outcome, stated: str) -> str:
+    """stated: what the accuracy that the file states has decided."""
     variant, other = search.variant_of(outcome.best), outcome.next
     text = f"network reconstructed from the weights: {variant}, normalisation {short(variant.normalization)}, clean "
     text += f"{100 * outcome.best.accuracy:.1f}% of {outcome.n}"
     text += f" (next: {100 * other.accuracy:.1f}%, {_difference(variant, search.variant_of(other))})" if other else ""
     alike = [_difference(variant, search.variant_of(one)) for one in outcome.alike[:SHOWN]]
-    return text + (f"; nearly the same answers with {', '.join(alike)}" if alike else "")
+    text += f"; nearly the same answers with {', '.join(alike)}" if alike else ""
+    return text + (f"; {stated}" if stated else "")
 
 
 def _difference(one: Variant, other: Variant) -> str:

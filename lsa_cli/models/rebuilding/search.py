@@ -112,6 +112,9 @@ class Search:
         self.misfit: dict[Variant, float] = {}
         self.poor: set[Variant] = set()
         self.variants: list[Variant] = []
+        self.weighing = Weighing(
+            self.variant_of, self.on_training_images, lambda one: self.misfit[self.variant_of(one)], self.unrest_of
+        )
 
     def best(self) -> Outcome | None:
         """The outcome of the contest, whose entrants are named by the place of their variant in `variants`; None where
@@ -165,10 +168,7 @@ class Search:
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes)
-        weighing = Weighing(
-            self.variant_of, self.on_training_images, lambda one: self.misfit[self.variant_of(one)], self.unrest_of
-        )
-        return weighing.weighed(outcome)
+        return self.weighing.weighed(outcome)
 
     def _twins(self, one: Variant) -> list[Variant]:
         """The variants that differ in the activation, or in having an exception, and answer some images."""

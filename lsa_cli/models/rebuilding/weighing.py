@@ -20,7 +20,7 @@ _UNUSUAL = 3.0  # nats for each unit of cost of an activation
 ODDS = NOISE**2 / 2  # nats that end a rivalry
 _NEARLY, _MORE, _MANY = 0.02, 1.1, 1000  # share of the images; times; images from which they are compared
 _ENOUGH = 200  # images on which networks give nearly the same answers
-_SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answers do not differ in effect
+SAME = 0.998  # of the images; LeakyReLU(0.01) and ReLU with so many equal answers do not differ in effect
 # Of the loss. A wrong activation was better than the ReLU of the training by up to 0.033, the true one by 0.2 and more.
 _GAIN, _BEYOND = 0.04, 1.0  # with so many standard errors
 _SMOOTH = ("ELU", "tanh", "sigmoid", "SiLU", "GELU")
@@ -117,7 +117,7 @@ class Weighing:
         out = [one for one in against if self.log_odds(best, one) >= ODDS and not self._is_near(one, best)]
         near = [one for one in outcome.others if self._is_near(one, best)]
         # A more usual activation that did not win above, and is taken here for its answers alone, leaves a doubt.
-        doubted = [leader] if best is not leader and best.agreement(leader) < _SAME else []
+        doubted = [leader] if best is not leader and best.agreement(leader) < SAME else []
         rivals = [*doubted, *(one for one in [*against, *near] if one not in [*out, *alike, *doubted])]
         rivals = [one for one in rivals if not self._is_rare(one, best)]
         others = [one for one in [*against, *outcome.others] if one not in rivals and one not in alike]
@@ -135,6 +135,12 @@ class Weighing:
         prior = PRIOR * (other.entrant.cost - one.entrant.cost)
         fits = [math.log2(max(self.misfit(each), _FIT)) for each in (one, other)]
         return log_odds_of(losses, self.unrest(one), self.unrest(other)) + prior + _DOUBLED * (fits[1] - fits[0])
+
+    def log_odds_with_prior(self, one: Standing, other: Standing) -> float:
+        """`log_odds` with the prior of ReLU against other activations."""
+        costs = [self._cost_of_activation(each) for each in (other, one)]
+        with_usual = USUAL in (self._activation(one), self._activation(other))
+        return self.log_odds(one, other) + (_UNUSUAL * (costs[0] - costs[1]) if with_usual else 0.0)
 
     def _is_close(self, one: Standing, best: Standing) -> bool:
         is_alike = one.agreement(best) >= ALIKE
