@@ -12,8 +12,8 @@ from lsa_cli.errors import UsageError
 from lsa_cli.models.beside import normalization_beside
 from lsa_cli.models.checkpoint import Checkpoint
 from lsa_cli.models.classifier import Classifier, Normalization, with_normalization
-from lsa_cli.models.contest import ALIKE, SIZES, Entrant, Outcome, Read, Standing, hold
-from lsa_cli.models.normalizations import cost_of, normalizations_to_try
+from lsa_cli.models.contest import ALIKE, SIZES, Entrant, Outcome, Read, Standing, gives_same_answers, hold
+from lsa_cli.models.normalizations import cost_of, has_same_scale, normalizations_to_try
 from lsa_cli.models.training_inputs import remembered
 from lsa_cli.wording import plural
 
@@ -64,6 +64,10 @@ def find_normalization(
     images = look(np.sort(order[:_OWN_FROM]))
     tried = normalizations_to_try(images, said.option if said is not None else None)
     sizes = sizes_for(images[0].numel())
+
+    def is_alike(one: Standing, other: Standing) -> bool:
+        return gives_same_answers(one, other) and has_same_scale(tried[one.entrant.name], tried[other.entrant.name])
+
     with undisturbed(classifier):
         first = next(iter(tried)) if said is not None else remembered(classifier, tried, images)
         entrants = [
@@ -75,7 +79,7 @@ def find_normalization(
             for option, normalization in tried.items()
         ]
         enough = sizes if first is None else [size for size in sizes if size <= _ENOUGH]
-        outcome = hold(entrants, reading(order, labels, look), len(order), enough)
+        outcome = hold(entrants, reading(order, labels, look), len(order), enough, is_alike)
     if not outcome.above_chance:
         return Found(
             None, f"none of {len(entrants)} usual normalisations makes the network better than guessing", False

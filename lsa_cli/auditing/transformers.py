@@ -36,7 +36,7 @@ from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import ALIKE, NOISE, SIZES, Entrant, Outcome, Read, Standing, hold, losses, tempered
 from lsa_cli.models.fitting import load_strictly, refuse_infinite
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
-from lsa_cli.models.normalizations import coarse, cost_of
+from lsa_cli.models.normalizations import coarse, cost_of, has_same_scale
 from lsa_cli.models.parametrizations import Stored, read
 from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.stationarity import unrest
@@ -69,6 +69,7 @@ class TransformerSearch:
     ) -> None:  # fmt: skip
         self.shape, self.read, self.available, self.costs, self.stated = shape, read, available, costs, stated
         self.tensors = {name: value.float() for name, value in tensors.items()}
+        self.normalizations = normalizations
         self.shifts = {
             name: nn.Identity() if value is None else Normalize(*value) for name, value in normalizations.items()
         }
@@ -119,8 +120,9 @@ class TransformerSearch:
             if one is leader:
                 continue
             seen = one if len(one.loss) >= outcome.n or self._is_far(leader, one) else self._again(one, outcome.n)
-            choice, other = self.reading_of(leader)[0], self.reading_of(one)[0]
-            if choice == other and seen.agreement(leader) >= ALIKE:
+            (choice, name), (other, other_name) = self.reading_of(leader), self.reading_of(one)
+            is_scaled = not has_same_scale(self.normalizations[name], self.normalizations[other_name])
+            if choice == other and seen.agreement(leader) >= ALIKE and not is_scaled:
                 alike.append(seen)
             elif self._is_far(leader, seen) or (self._may_end(leader, seen) and self._log_odds(leader, seen) >= ODDS):
                 others.append(seen)

@@ -27,6 +27,7 @@ _CHANCE = 1e-6  # probability that answers unrelated to the labels are right so 
 _TEMPERATURES = torch.logspace(-2, 3, 51, base=10.0)
 
 Read = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]  # from, to -> images (n, ...), labels (n,)
+Alike = Callable[["Standing", "Standing"], bool]  # whether two entrants do not differ in effect
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,13 @@ class Outcome:
         return next((one for one in [*self.rivals, *self.others] if one.agreement(self.best) < ALIKE), None)
 
 
-def hold(entrants: Sequence[Entrant], read: Read, available: int, sizes: Sequence[int] = SIZES) -> Outcome:
+def gives_same_answers(one: Standing, other: Standing) -> bool:
+    return one.agreement(other) >= ALIKE
+
+
+def hold(
+    entrants: Sequence[Entrant], read: Read, available: int, sizes: Sequence[int] = SIZES, is_alike: Alike = gives_same_answers
+) -> Outcome:  # fmt: skip
     """Ask all entrants on more and more images, up to `available`, until one is better than all others beyond noise.
 
     Equal entrants count as one, the least unusual. Raises ValueError where no entrant gives finite logits.
@@ -116,9 +123,9 @@ def hold(entrants: Sequence[Entrant], read: Read, available: int, sizes: Sequenc
         if seen >= _UNTIL:
             out = [one for one in running[1:] if running[0].beats(one)]
             beaten, running = out + beaten, [one for one in running if one not in out]
-        if len(running) == 1 or (seen >= _ENOUGH and all(one.agreement(running[0]) >= ALIKE for one in running)):
+        if len(running) == 1 or (seen >= _ENOUGH and all(is_alike(one, running[0]) for one in running)):
             break
-    return _outcome(running, beaten, labels)
+    return _outcome(running, beaten, labels, is_alike)
 
 
 def _after(one: Standing, x: torch.Tensor, labels: torch.Tensor) -> Standing | None:
@@ -163,14 +170,14 @@ def _is_equal(one: Standing, other: Standing) -> bool:
     )
 
 
-def _outcome(running: list[Standing], beaten: list[Standing], labels: torch.Tensor) -> Outcome:
+def _outcome(running: list[Standing], beaten: list[Standing], labels: torch.Tensor, is_alike: Alike) -> Outcome:
     first = running[0]
-    alike = [one for one in running if one.agreement(first) >= ALIKE]
-    rivals = [one for one in running if one.agreement(first) < ALIKE]
+    alike = [one for one in running if one is first or is_alike(one, first)]
+    rivals = [one for one in running if one not in alike]
     # A better loss than that of a more usual entrant with nearly the same answers can come from the images, not from the
     # training: which of the two it is remains open.
     usual = [
-        one for one in beaten if one.entrant.cost <= first.entrant.cost - _UNUSUAL and one.agreement(first) >= ALIKE
+        one for one in beaten if one.entrant.cost <= first.entrant.cost - _UNUSUAL and gives_same_answers(one, first)
     ]
     rivals, beaten = rivals + usual, [one for one in beaten if one not in usual]
     best = min(alike, key=lambda one: (one.entrant.cost, float(one.loss.mean())))

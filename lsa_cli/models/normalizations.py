@@ -15,6 +15,7 @@ _COPIED = ("0.4914,0.4822,0.4465/0.2023,0.1994,0.201", "0.5071,0.4867,0.4408/0.2
 # Normalisations of mean and std that differ by less, in standard deviations, are one: means of two samples of a data set
 # differ as much (our choice).
 _SAME_MEAN, _SAME_STD = 0.05, 0.05
+_SCALE = 1.5  # times, for `has_same_scale`
 _UNUSUAL, _RARER = 1.0, 0.5  # cost
 
 
@@ -42,6 +43,13 @@ def is_same(one: Normalization, other: Normalization, channels: int) -> bool:
     return bool(
         np.allclose(mean, other_mean, rtol=1e-3, atol=1e-6) and np.allclose(std, other_std, rtol=1e-3, atol=1e-6)
     )
+
+
+def has_same_scale(one: Normalization, other: Normalization) -> bool:
+    """Whether two normalisations have about the same scale (our choice). With another one, the same change of an image moves the
+    logits farther, so that networks that answer alike on images differ under attack."""
+    scales = [1.0 if each is None else float(np.mean(each[1])) for each in (one, other)]
+    return max(scales) <= _SCALE * min(scales)
 
 
 def normalizations_to_try(images: torch.Tensor, said: str | None) -> dict[str, Normalization]:

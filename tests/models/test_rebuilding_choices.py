@@ -108,3 +108,20 @@ def test_geometries_near_another_one_are_consistent_and_differ_at_two_convolutio
         assert sum(a != b for a, b in zip(one.steps, every[3].steps, strict=True)) in (1, 2)
         assert by_steps[one.steps].sizes == one.sizes
         assert by_steps[one.steps].cost == pytest.approx(one.cost)
+
+
+@pytest.mark.parametrize("images", [200, 400])
+def test_normalisations_that_few_easy_images_cannot_tell_apart_are_asked_about(images, digits, tmp_path):
+    """All answers are right with each of them, but with another scale an attack of the same radius does something else."""
+    torch.manual_seed(0)
+    x, y = (part[:images] for part in digits)
+    network = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    path = saved(fitted(network, x, y, 100), tmp_path / "net.pt")
+    np.savez(tmp_path / "few.npz", x_test=x.numpy(), y_test=y.numpy())
+    with pytest.raises(UsageError, match="several networks are as good") as refusal:
+        open_network(path, settings_from({"data": f"npz:{tmp_path}/few.npz"}), {})
+    stated = [command.partition("--normalize ")[2] for command in refusal.value.commands[:-1]]
+    assert {"none", "mnist"} <= set(stated)

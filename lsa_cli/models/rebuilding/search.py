@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
-from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, hold, losses, tempered
-from lsa_cli.models.normalizations import coarse
+from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, gives_same_answers, hold, losses, tempered
+from lsa_cli.models.normalizations import coarse, has_same_scale
 from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near
@@ -113,8 +113,9 @@ class Search:
         self.poor: set[Variant] = set()
         self.variants: list[Variant] = []
         self.weighing = Weighing(
-            self.variant_of, self.on_training_images, lambda one: self.misfit[self.variant_of(one)], self.unrest_of
-        )
+            self.variant_of, self.on_training_images, lambda one: self.misfit[self.variant_of(one)], self.unrest_of,
+            self.is_alike,
+        )  # fmt: skip
 
     def best(self) -> Outcome | None:
         """The outcome of the contest, whose entrants are named by the place of their variant in `variants`; None where
@@ -167,7 +168,7 @@ class Search:
             for place, one in enumerate(self.variants)
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
-        outcome = hold(entrants, self.read, self.available, sizes)
+        outcome = hold(entrants, self.read, self.available, sizes, self.is_alike)
         return self.weighing.weighed(outcome)
 
     def _twins(self, one: Variant) -> list[Variant]:
@@ -201,6 +202,11 @@ class Search:
             )
             self.unrest[variant] = unrest(network, shift(x), y)
         return self.unrest[variant]
+
+    def is_alike(self, one: Standing, other: Standing) -> bool:
+        """Whether two entrants do not differ in effect: they give nearly the same answers, with normalisations of one scale."""
+        both = (self.normalizations[self.variant_of(each).normalization] for each in (one, other))
+        return gives_same_answers(one, other) and has_same_scale(*both)
 
     def fits(self, one: Standing) -> bool:
         """Whether the running statistics of BatchNorm are about those of the images."""
@@ -281,10 +287,15 @@ class Search:
         return self._without_equal(self.asked)
 
     def _without_equal(self, asked: Mapping[Variant, Standing]) -> list[Variant]:
-        """Variants with the best first, and of those with equal losses on all images only the most usual."""
+        """Variants with the best first, and of those with equal losses on all images only the most usual.
+
+        Where all losses are nil, because every answer is right, logits are compared in their place.
+        """
         found: dict[tuple[float, ...], Variant] = {}
         for one in sorted(asked, key=lambda one: asked[one].entrant.cost):
-            found.setdefault(tuple(asked[one].loss.round(decimals=3).tolist()), one)
+            losses, logits = asked[one].loss.round(decimals=3), asked[one].logits
+            told = losses if bool(losses.any()) else (logits / logits.std()).round(decimals=1).flatten()
+            found.setdefault(tuple(told.tolist()), one)
         return sorted(found.values(), key=lambda one: self._score(asked[one]) + self.misfit[one])
 
     def _score(self, one: Standing) -> float:

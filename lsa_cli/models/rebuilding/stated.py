@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from lsa_cli.models.contest import ALIKE, Outcome, Standing
+from lsa_cli.models.contest import Outcome, Standing
 from lsa_cli.models.rebuilding.search import Search, work
 from lsa_cli.models.rebuilding.variants import USUAL
 from lsa_cli.models.rebuilding.weighing import ODDS, SAME
@@ -46,7 +46,7 @@ def with_stated_accuracy(search: Search, outcome: Outcome, claimed: tuple[float,
     odds = [nats_of(share, n) + search.weighing.log_odds_with_prior(found, one) for one in differ]
     if any(standing[place] in differ for place in near) or min(odds, default=-math.inf) < ODDS:
         return outcome, ""
-    alike = [one for one in outcome.alike if one.agreement(found) >= ALIKE]
+    alike = [one for one in outcome.alike if search.is_alike(one, found)]
     others = [*differ, *(one for one in outcome.alike if one not in alike), *outcome.others]
     decided = replace(outcome, best=found, alike=[*same, *alike], rivals=[], others=others)
     which = f"only this one of {1 + len(differ)} networks that are as good"
@@ -56,7 +56,11 @@ def with_stated_accuracy(search: Search, outcome: Outcome, claimed: tuple[float,
 def _is_same(search: Search, one: Standing, other: Standing) -> bool:
     """Whether two networks have the same answers and activations without or with a slope of 0.01 below 0."""
     names = {search.variant_of(each).activation for each in (one, other)}
-    return one.agreement(other) >= SAME and (len(names) == 1 or names == {USUAL, "LeakyReLU(0.01)"})
+    return (
+        one.agreement(other) >= SAME
+        and search.is_alike(one, other)
+        and (len(names) == 1 or names == {USUAL, "LeakyReLU(0.01)"})
+    )
 
 
 def fitting(share: float, n: int, right: list[int]) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from lsa_cli.models.contest import ALIKE, NOISE, Outcome, Standing
+from lsa_cli.models.contest import ALIKE, NOISE, Alike, Outcome, Standing, gives_same_answers
 from lsa_cli.models.rebuilding.variants import ACTIVATIONS, USUAL, Variant
 
 PRIOR = 4.0  # nats for each unit of cost
@@ -45,9 +45,11 @@ class Weighing:
     unrest: how far it is from a minimum of the loss."""
 
     def __init__(
-        self, variant_of: Callable[[Standing], Variant], on_training: OnTraining, misfit: Misfit, unrest: Unrest
-    ) -> None:
+        self, variant_of: Callable[[Standing], Variant], on_training: OnTraining, misfit: Misfit, unrest: Unrest,
+        is_alike: Alike = gives_same_answers,
+    ) -> None:  # fmt: skip
         self.variant_of, self.on_training, self.misfit, self.unrest = variant_of, on_training, misfit, unrest
+        self.is_alike = is_alike
 
     def weighed(self, outcome: Outcome) -> Outcome:
         """The outcome with the network that is taken and its rivals. A far more usual network stays a rival unless it is far
@@ -82,7 +84,7 @@ class Weighing:
         if against:
             found = self._symmetric(outcome)
             return found if found.best is not leader else _with_rivals(found, against)
-        alike = [one for one in standing if one is not leader and one.agreement(leader) >= ALIKE]
+        alike = [one for one in standing if one is not leader and self.is_alike(one, leader)]
         out = [one for one in standing if one is not leader and one not in alike]
         return replace(
             outcome,
@@ -97,7 +99,7 @@ class Weighing:
         if one is leader:
             return False
         n, agreement = min(len(one.right), len(leader.right)), one.agreement(leader)
-        if self._is_twin(one, leader) or (agreement >= ALIKE and n >= _ENOUGH):
+        if self._is_twin(one, leader) or (self.is_alike(one, leader) and n >= _ENOUGH):
             name = self._activation(one)
             if name in _SMOOTH and agreement < ALIKE:
                 return n >= _ENOUGH and not gains(leader, one, _WORSE, 0.0)
@@ -110,7 +112,7 @@ class Weighing:
         standing = [outcome.best, *outcome.alike, *outcome.rivals]
         leader = max(standing, key=lambda one: self.log_odds(one, outcome.best))
         every = [outcome.best, *outcome.alike, *outcome.rivals, *outcome.others]
-        alike = [one for one in every if one.agreement(leader) >= ALIKE and len(one.right) >= _ENOUGH]
+        alike = [one for one in every if self.is_alike(one, leader) and len(one.right) >= _ENOUGH]
         twins = [one for one in alike if self._is_twin(one, leader)]
         best = min([leader, *twins], key=self._cost_of_activation)
         against = [one for one in [outcome.best, *outcome.rivals] if one is not best]
