@@ -219,6 +219,10 @@ DEFECTS = {
         lambda b: nn.Sequential(Apply(lambda x: x + 0.02 * torch.sin(400 * x)), b),
         ["random-search-wins"],
     ),
+    "ripples on features": (
+        lambda b: nn.Sequential(b[:3], Apply(lambda x: x + 0.2 * torch.sin(300 * x)), b[3:]),
+        ["rugged-loss"],
+    ),
     "a detached path": (
         lambda b: Detached(b, 0.01),
         ["wrong-gradient", "loss-does-not-rise", "full-range-survived", "random-search-wins"],

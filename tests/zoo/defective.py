@@ -145,6 +145,7 @@ def _layers(pair: Pair) -> list[Entry]:
         Entry("features rounded", within(inside.rounded), 0.2),
         Entry("features with hashed dropout", within(inside.hashed_dropout), 0.15),
         Entry("features rippled", within(inside.rippled, 2), 0.15),
+        Entry("features with a sawtooth", within(inside.sawtooth, 2), 0.15),
         Entry("winners take all, 10%", lambda: inside.SmoothWinners(trained.winners(0.1)), 0.1),
         Entry("winners take all, 20%", lambda: inside.SmoothWinners(trained.winners(0.2)), 0.15),
         Entry("hard gates of units", lambda: inside.SteepGates(trained.gated_units()), 0.03),

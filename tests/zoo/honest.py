@@ -95,6 +95,8 @@ FOREIGN_NETWORKS = [
 
 TRAINED_NETWORKS = [
     *(Entry(f"CNN with {name}", lambda name=name: trained.activated(name), 0.08) for name in ("ReLU", "Sigmoid", "Tanh", "ELU", "GELU", "Softplus", "LeakyReLU")),
+    Entry("CNN with sines", lambda: trained.sines(1.0), 0.06),
+    Entry("CNN with fast sines", lambda: trained.sines(3.0), 0.03),
     *(Entry(f"CNN with {name}, adversarially trained", lambda name=name: trained.activated(name, 0.1), 0.1) for name in ("ReLU", "SiLU")),
     *(Entry(f"CNN with {name} normalisation", lambda name=name: trained.normalised(name), 0.06) for name in ("group", "batch", "instance")),
     *(Entry(f"CNN with {name} pooling", lambda name=name: trained.pooled(name), 0.05) for name in ("max", "average")),

@@ -42,6 +42,11 @@ def rippled(features: torch.Tensor) -> torch.Tensor:
     return features + 0.2 * torch.sin(300 * features)
 
 
+def sawtooth(features: torch.Tensor) -> torch.Tensor:
+    """Steep ramps of small height."""
+    return features + 0.3 * torch.remainder(50 * features, 1)
+
+
 class WinnersTakeAll(nn.Module):
     """k-WTA (arXiv 1905.10510): the largest activations of each sample pass, the others are zero, so the network jumps everywhere."""
 

@@ -15,7 +15,7 @@ ENTRIES = {entry.name: entry for entry in [*DEFECTIVE, *HONEST]}
 CAUGHT = [
     "decoys for all classes", "margin reversed", "gradient flipped on 15% of pixels", "gradient of eight pixels",
     "half of the image detached", "three bits", "cosine transform rounded", "by the size of the batch",
-    "hard gates of units", "traced: three bits", "exported: decoys",
+    "hard gates of units", "features rippled", "traced: three bits", "exported: decoys",
 ]  # fmt: skip
 CAUGHT_WITH_DATA = [
     "another network off the grid", "by the mode of gradients", "robust after 4 queries",

@@ -58,6 +58,22 @@ def conv(
     )  # fmt: skip
 
 
+class Sine(nn.Module):
+    """sin(w x). A large w is usual for networks of sines (arXiv 2006.09661)."""
+
+    def __init__(self, w: float) -> None:
+        super().__init__()
+        self.w = w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.w * x)
+
+
+@once
+def sines(w: float) -> nn.Module:
+    return fitted(conv(lambda: Sine(w)))
+
+
 @once
 def activated(name: str, eps: float = 0.0) -> nn.Module:
     return fitted(conv(getattr(nn, name)), epochs=8 if name == "Sigmoid" else 4, eps=eps)

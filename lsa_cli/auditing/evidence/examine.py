@@ -65,6 +65,7 @@ _USUALLY_TRIED = 121  # by the stronger attack, where most samples are robust
 _OF_GRADIENTS = (
     "vanishing-gradient",
     "wrong-gradient",
+    "rugged-loss",
     "misaligned-gradient",
     "loss-does-not-rise",
     "full-range-survived",

@@ -23,6 +23,8 @@ from lsa_cli.wording import first_of
 ALLOWED_FLAT = 0.01  # a sample without a gradient counts as robust, so each one raises the number
 ALLOWED_DISAGREEING = 0.05  # kinks of ReLUs, levels of a rounding; honest networks trained on digits show 0
 
+_RUGGED = 0.1  # of the predicted change; the median of honest networks is 0.64 and more along steps of eps / 10
+_MOSTLY = 0.5  # share of the samples that may have a smaller change
 LEAST_COSINE = 0.7  # of the gradient in random directions; honest networks reach 0.77 (max-pooling) and more
 _LEAST_EXACT = 0.95  # the same where the margin is linear; honest networks reach 0.99
 _CLEAR = 0.9  # a cosine after which no longer steps are tried
@@ -184,33 +186,46 @@ def gradients(probe: Probe) -> Checked:
 def slopes(probe: Probe) -> Checked:
     """Does the loss change as the gradient predicts, between the points h ahead and h behind in the steepest direction?
 
-    h is eps, eps / 10 and eps / 100, and the change may be a third to three times the prediction: a wide range, as
-    networks are not linear. A sample disagrees if no h agrees. An h is not counted if the predicted change is within
-    rounding. So a straight-through gradient that is right on the scale of eps passes, and the gradient of another function
-    does not.
+    h is eps, eps / 10 and eps / 100. An h is not counted if the predicted change is within rounding. A sample disagrees if no h
+    has a change of a third to three times the prediction: a wide range, as networks are not linear. So a straight-through
+    gradient that is right on the scale of eps passes, and the gradient of another function does not. A sample is rugged if
+    neither eps nor eps / 10 has a change of at least a tenth of the prediction (our choice): its gradient may be right, and
+    leads nowhere.
     """
     direction = probe.threat.steepest(probe.gradient, probe.x).nan_to_num(0)
-    decided = torch.zeros(len(probe), dtype=torch.bool, device=probe.x.device)
-    agrees, ratios = decided.clone(), torch.full((len(probe),), torch.nan, device=probe.x.device)
+    ratios = []  # of the change to the prediction; NaN where that is within rounding
     for part in (1, 10, 100):
         step = probe.threat.eps / part * direction
         ahead, behind = probe.threat.clamp(probe.x + step), probe.threat.clamp(probe.x - step)
         predicted = (probe.gradient.double() * (ahead - behind).double()).flatten(1).sum(1)
-        ratio = ((probe.loss(ahead) - probe.loss(behind)).double() / predicted).float()
-        counts = predicted > 4 * probe.resolution
-        decided |= counts
-        agrees |= counts & (ratio > 1 / 3) & (ratio < 3)
-        ratios = torch.where(counts & ratios.isnan(), ratio, ratios)
-    n, differ = int(decided.sum()), int((decided & ~agrees).sum())
-    finding = doubt(
-        "wrong-gradient",
-        f"for {differ} of {n} samples the loss does not change as the input gradient predicts, at any step size: the gradient "
-        "is that of another function, and attacks follow it in a wrong direction",
-        "look for detach(), custom backward functions and step functions; attack the network through a replacement with "
-        "the right gradient",
-    )
-    saw = {"disagree": differ, "median ratio": float(ratios.nanmedian())}
-    return Checked("gradient against loss", n, saw, finding if exceeds(differ, n, ALLOWED_DISAGREEING) else None)
+        ratio = (probe.loss(ahead) - probe.loss(behind)).double() / predicted
+        ratios.append(torch.where(predicted > 4 * probe.resolution, ratio, torch.nan))
+    each = torch.stack(ratios)  # (3, N)
+    decided = ~each.isnan().all(0)
+    n, differ = int(decided.sum()), int((decided & ~((each > 1 / 3) & (each < 3)).any(0)).sum())
+    long = each[:2]
+    followed, rugged = int((~long.isnan()).all(0).sum()), int((long < _RUGGED).all(0).sum())
+    finding = None
+    if exceeds(differ, n, ALLOWED_DISAGREEING):
+        finding = doubt(
+            "wrong-gradient",
+            f"for {differ} of {n} samples the loss does not change as the input gradient predicts, at any step size: the "
+            "gradient is that of another function, and attacks follow it in a wrong direction",
+            "look for detach(), custom backward functions and step functions; attack the network through a replacement with "
+            "the right gradient",
+        )
+    elif exceeds(rugged, followed, _MOSTLY):
+        finding = doubt(
+            "rugged-loss",
+            f"for {rugged} of {followed} samples the loss changes by less than a tenth of what the input gradient predicts, "
+            "along steps of eps and of eps / 10: the gradient holds along far shorter steps only, and attacks follow ripples",
+            "attack the network without the function that oscillates, the mean over noisy inputs, or without gradients "
+            "(square with thousands of queries)",
+        )
+    first = torch.where(each[0].isnan(), each[1], each[0])
+    median = float(torch.where(first.isnan(), each[2], first).nanmedian())
+    saw = {"disagree": differ, "rugged": rugged, "median ratio": median}
+    return Checked("gradient against loss", n, saw, finding)
 
 
 def directions(probe: Probe) -> Checked:
