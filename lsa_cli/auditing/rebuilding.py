@@ -254,6 +254,8 @@ def _doubt(
         return Doubt(
             f"the best network is {right}, but BatchNorm remembers other inputs of its layers than these images give there"
         )
+    if not search.is_at_rest(best):
+        return Doubt(f"the best network is {right}, but the slope of its loss is too steep for the end of a training")
     if outcome.rivals:
         variant = search.variant_of(best)
         several = [_difference(variant, search.variant_of(one)) for one in outcome.rivals[:SHOWN]]

@@ -125,3 +125,26 @@ def test_normalisations_that_few_easy_images_cannot_tell_apart_are_asked_about(i
         open_network(path, settings_from({"data": f"npz:{tmp_path}/few.npz"}), {})
     stated = [command.partition("--normalize ")[2] for command in refusal.value.commands[:-1]]
     assert {"none", "mnist"} <= set(stated)
+
+
+class Mirrored(nn.Module):
+    """Does between its layers what no weight shows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.conv1(x)).flip(3)
+        return self.fc(nn.functional.max_pool2d(nn.functional.relu(self.conv2(x)), 4).flatten(1))
+
+
+def test_a_network_far_from_a_minimum_of_its_loss_is_not_taken(digits, tmp_path):
+    torch.manual_seed(0)
+    x, y = digits
+    path = saved(fitted(Mirrored(), x[:1000], y[:1000], 120), tmp_path / "net.pt")
+    parts = {"x_train": x[:1000], "y_train": y[:1000], "x_test": x[1000:], "y_test": y[1000:]}
+    np.savez(tmp_path / "digits.npz", **{name: part.numpy() for name, part in parts.items()})
+    with pytest.raises(UsageError, match="the slope of its loss is too steep for the end of a training"):
+        open_network(path, settings_from({"data": f"npz:{tmp_path}/digits.npz"}), {})
