@@ -213,30 +213,3 @@ def test_conditions_of_an_exported_program_are_found():
     shapes = ({0: torch.export.Dim("batch")},)
     program = Program(torch.export.export(network, (x,), dynamic_shapes=shapes).module())
     assert through_inactive(probe_of(program), 32).saw["broken"] == 32
-
-
-RIPPLES = {
-    "sine": lambda x: torch.sin(300 * x),
-    "cosine in place": lambda x: (300 * x).cos_(),
-    "remainder": lambda x: torch.remainder(50 * x, 1),
-    "operator": lambda x: (50 * x) % 0.5,
-    "fmod": lambda x: torch.fmod(50 * x, torch.tensor(1.0)),
-    "frac": lambda x: torch.frac(50 * x),
-}
-
-
-@pytest.mark.parametrize("name", RIPPLES)
-def test_ripples_of_many_periods_have_no_slope(name):
-    x = torch.linspace(0, 1, 101).reshape(-1, 1).requires_grad_()
-    (through,) = torch.autograd.grad(_passed(lambda x: 2 * x + RIPPLES[name](x), x)[0].sum(), x)
-    assert torch.allclose(through, torch.tensor(2.0), atol=1e-4)
-
-
-def test_a_slow_sine_has_the_slope_of_its_mean_over_a_gaussian():
-    x = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    w = 5.0
-    (through,) = torch.autograd.grad(_passed(lambda x: torch.sin(w * x), x)[0].sum(), x)
-    noise = 0.1 * float(x.detach().std()) * torch.randn(100_000, generator=torch.Generator().manual_seed(1))
-    for row in (0, 1, 2):
-        mean = float((w * torch.cos(w * (x.detach()[row] + noise))).mean())
-        assert float(through[row]) == pytest.approx(mean, abs=0.02)

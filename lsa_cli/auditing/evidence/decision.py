@@ -20,7 +20,7 @@ _TOO_HIGH = frozenset((
     "bare-logits-win", "dummy-outputs-win", "feature-attack-wins", "fresh-head-wins", "full-range-survived", "grid-attack-wins",
     "hidden-network", "inactive-part-wins", "inner-network-wins", "label-logit-wins", "loss-does-not-rise", "misaligned-gradient",
     "misses-planted", "noise-as-strong", "one-step-wins", "part-of-image-wins", "random-search-wins", "rugged-loss", "silent-success",
-    "smoothed-surrogate-wins", "stronger-attack-wins", "vanishing-gradient", "wrong-gradient",
+    "smoothed-surrogate-wins", "straight-through-wins", "stronger-attack-wins", "vanishing-gradient", "wrong-gradient",
 ))  # fmt: skip
 FEW_SAMPLES = 10  # with fewer, an audit is a quick look: a check with 2% allowed needs 3 of 9 (our choice)
 

@@ -52,11 +52,13 @@ from lsa_cli.auditing.evidence.searches import (
     parts_of_image,
     random_search,
     smoothed_surrogate,
+    straight_through,
     through_inactive,
     towards_features,
     without_rest,
 )
 from lsa_cli.auditing.evidence.special_attacks import OnGrid
+from lsa_cli.auditing.evidence.straight_through import has_steps_or_ripples
 from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
 
 FORWARD = 0.35  # of a forward + gradient pass
@@ -179,6 +181,8 @@ def _searched(
     if probe.threat.norm in Square.norms:
         made.append(random_search(left, stand_for, MANY if wrong else QUERIES))
     made.append(through_inactive(left, stand_for))
+    if has_steps_or_ripples(left.model, left.x[:1]):
+        made.append(straight_through(left, stand_for))
     if not has_gradient:
         return made
     made.append(hidden_network(left, probe))

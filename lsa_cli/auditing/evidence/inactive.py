@@ -1,5 +1,4 @@
 """An attack on parts of the network that no image makes active: a dead unit, a saturated one, the other side of a comparison.
-And on what is left of a network without ripples.
 
 No gradient leads there, and a network can keep a part there that decides once an image within the budget makes it active.
 """
@@ -23,8 +22,6 @@ _FLAT = frozenset((  # functions of one input with a zero slope somewhere
     "ceil", "trunc", "sign",
 ))
 # fmt: on
-_PERIODIC = frozenset(("sin", "cos", "frac", "remainder", "fmod"))
-_BLUR = 0.1  # of the spread of the arguments of a periodic function
 _CHOICES = {"maximum": (0, 1), "minimum": (0, 1), "where": (1, 2)}  # and the places of what they choose from
 _LARGEST = frozenset(("argmax", "max", "topk", "sort", "argsort", "softmax", "log_softmax"))
 _SMALLEST = frozenset(("argmin", "min", "softmin"))
@@ -42,21 +39,9 @@ def _carrying(output: torch.Tensor, *inputs: Any) -> torch.Tensor:
     return output
 
 
-def _without_ripples(output: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """The output of a periodic function of turns (in periods), with the slope of its mean over a Gaussian, whose standard
-    deviation is _BLUR times that of the turns of all samples.
-
-    For a sine and a Gaussian of s radians that slope is exp(-s^2 / 2) times its own; the same factor for the others is our
-    choice. Ripples of many periods have no slope on average.
-    """
-    factor = torch.exp(-0.5 * (2 * torch.pi * _BLUR * turns.float()).std(correction=0) ** 2).nan_to_num(1)
-    return output.detach() + factor.to(output.dtype) * (output - output.detach())
-
-
 class _Passing(TorchFunctionMode):
-    """Gradients pass flat functions and branches, and not the ripples of periodic functions.
-
-    compared: the difference (N,) of each comparison of one number each. chosen: where one of R numbers of each sample is the largest or smallest, the lead (N, R) of each number over the others.
+    """Gradients pass flat functions and branches. compared: the difference (N,) of each comparison of one number each.
+    chosen: where one of R numbers of each sample is the largest or smallest, the lead (N, R) of each number over the others.
     asks: whether the code of the network asks for the outcome of a condition."""
 
     def __init__(self, count: int) -> None:
@@ -73,10 +58,6 @@ class _Passing(TorchFunctionMode):
             given = args[0].clone()  # the function may work in place
             output = func(*args, **kwargs)
             return _carrying(output, given) if isinstance(output, torch.Tensor) else output
-        if name in _PERIODIC and args and isinstance(args[0], torch.Tensor) and args[0].requires_grad:
-            period = 2 * torch.pi if name in ("sin", "cos") else args[1] if len(args) > 1 else 1.0
-            turns = (args[0] / period).detach()
-            return _without_ripples(func(*args, **kwargs), turns)
         output = self.conditions.follow(name, func, args, kwargs, func(*args, **kwargs))
         if name in _CHOICES and isinstance(output, torch.Tensor) and output.is_floating_point():
             return _carrying(output, *(args[place] for place in _CHOICES[name] if place < len(args)))

@@ -13,6 +13,7 @@ from lsa_cli.auditing.evidence.guided import Guided, LabelAlone, Smoothed, Towar
 from lsa_cli.auditing.evidence.inactive import ThroughInactive
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import OnGrid, PartsOfImage
+from lsa_cli.auditing.evidence.straight_through import StraightThrough
 from lsa_cli.report.schema import Finding
 
 QUERIES, MANY = 100, 300  # of the random search: usually, and where gradients are found to be wrong
@@ -135,6 +136,19 @@ def through_inactive(survivors: Probe, correct: int) -> Checked:
         "look for units that are never active on images, and for conditions that images never meet, and audit without them",
     )
     return _missed("inactive parts", attack, broken, n, correct, finding)
+
+
+def straight_through(survivors: Probe, correct: int) -> Checked:
+    """Does PGD past rounding and ripples, see `StraightThrough`, break survivors?"""
+    attack = StraightThrough(survivors.threat)
+    broken, n = _broken(survivors, attack)
+    finding = doubt(
+        "straight-through-wins",
+        f"an attack that takes the average slope of rounding and ripples breaks {broken} of {n} samples that are still robust after "
+        "attacks along the gradient: they hide how near the other classes are",
+        "attack the network without its rounding and its ripples",
+    )
+    return _missed("straight through", attack, broken, n, correct, finding)
 
 
 def towards_features(survivors: Probe, attack: TowardsFeatures, correct: int) -> Checked:
