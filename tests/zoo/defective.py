@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.foreign_networks import LeNet5, ResNet2b
-from tests.zoo import backward, chosen, faces, heads, inside, trained, transforms, triggers
+from tests.zoo import backward, chosen, faces, heads, inside, trained, transforms, triggers, unusual
 from tests.zoo.base import Entry, Pair, alone, foreign, forgetting, fresh, mostly
 from tests.zoo.base import robust as sample_robust
 from tests.zoo.faces import TwoFaced
@@ -150,6 +150,9 @@ def _layers(pair: Pair) -> list[Entry]:
         Entry("winners take all, 20%", lambda: inside.SmoothWinners(trained.winners(0.2)), 0.15),
         Entry("hard gates of units", lambda: inside.SteepGates(trained.gated_units()), 0.03),
         Entry("statistics of the batch", trained.of_its_batch, 0.1),
+        Entry("early exit", unusual.early_exit, 0.06),
+        Entry("early exit, l2", unusual.early_exit, 1.0, "l2"),
+        Entry("one of three experts", unusual.experts, 0.03),
     ]
 
 

@@ -128,9 +128,6 @@ CHANGED_NETWORKS = [
 ]
 
 UNUSUAL_NETWORKS = [
-    Entry("early exit", unusual.early_exit, 0.06),
-    Entry("early exit, l2", unusual.early_exit, 1.0, "l2"),
-    Entry("one of three experts", unusual.experts, 0.03),
     Entry("fixed point", unusual.fixed_point, 0.04),
     Entry("standardised images", unusual.standardized, 0.05),
     Entry("local winners", unusual.local_winners, 0.06),

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.zoo.base import Model
 from tests.zoo.trained import conv, fitted, once
 
 
 class EarlyExit(nn.Module):
-    """Two heads, of which the first one answers where it is sure; in training both do."""
+    """Two heads, of which the first one answers where it is sure; in training both do. Each head is attacked by itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,9 +29,12 @@ class EarlyExit(nn.Module):
         is_sure = early.softmax(1).amax(1) > 0.9
         return torch.where(is_sure[:, None], early, late)
 
+    def surrogates(self) -> list[Model]:
+        return [self, lambda x: self.early(self.first(x)), lambda x: self.late(self.first(x))]
+
 
 class Experts(nn.Module):
-    """Three perceptrons, of which a linear gate chooses one; in training it mixes them."""
+    """Three perceptrons, of which a linear gate chooses one; in training it mixes them, and so do attacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,11 +44,15 @@ class Experts(nn.Module):
         self.gate = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.gate(x).softmax(1)
-        logits = torch.stack([expert(x) for expert in self.experts], 1)
         if self.training:
-            return (weight[..., None] * logits).sum(1)
-        return logits[torch.arange(len(x)), weight.argmax(1)]
+            return self.mixed(x)
+        return torch.stack([expert(x) for expert in self.experts], 1)[torch.arange(len(x)), self.gate(x).argmax(1)]
+
+    def mixed(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.gate(x).softmax(1)[..., None] * torch.stack([expert(x) for expert in self.experts], 1)).sum(1)
+
+    def surrogates(self) -> list[Model]:
+        return [self, self.mixed, *self.experts]
 
 
 class FixedPoint(nn.Module):
@@ -126,4 +134,4 @@ experts = once(lambda: fitted(Experts()))
 fixed_point = once(lambda: fitted(FixedPoint()))
 standardized = once(lambda: fitted(Standardized()))
 local_winners = once(lambda: fitted(conv(LocalWinners)))
-prototypes = once(lambda: fitted(Prototypes(), epochs=6))
+prototypes = once(lambda: fitted(Prototypes(), epochs=6, lr=3e-2))

@@ -30,8 +30,9 @@ def cosine(parts: list[Changes]) -> tuple[float, int]:
     return (float(a @ b) / norms if norms > 0 else 0.0), len(a) if norms > 0 else 0
 
 
-def exact_cosine(probe: Probe) -> tuple[float, int]:
-    """The cosine over random steps from random points within the budget, and the number of steps.
+def exact_cosine(probe: Probe, block: torch.Tensor | None = None) -> tuple[float, int]:
+    """The cosine over random steps from random points within the budget, and the number of steps. block: inputs (...) bool that
+    move alone.
 
     Steps count whose change is above rounding and proportional to their length: rounding inside the network, for which a
     straight-through gradient may be right on a larger scale, leaves none. There are no steps where a copy of the network
@@ -44,7 +45,7 @@ def exact_cosine(probe: Probe) -> tuple[float, int]:
             seen = dataclasses.replace(few, model=model, x=_points(few))
             gradient, logits = seen.slope(seen.x, margin).flatten(1), seen.logits(seen.x)
             rounding = torch.finfo(torch.float32).eps * logits.abs().amax(1).double()
-            return cosine([_steps(seen, gradient, rounding) for _ in range(DIRECTIONS)])
+            return cosine([_steps(seen, gradient, rounding, block) for _ in range(DIRECTIONS)])
     except (LsaError, RuntimeError, TypeError, ValueError) as error:  # of the network's own code, in another precision
         if is_out_of_memory(error):
             raise
@@ -61,10 +62,11 @@ def _points(probe: Probe) -> torch.Tensor:  # (N, ...)
     return x.clamp(low + away, high - away)
 
 
-def _steps(probe: Probe, gradient: torch.Tensor, rounding: torch.Tensor) -> Changes:
+def _steps(probe: Probe, gradient: torch.Tensor, rounding: torch.Tensor, block: torch.Tensor | None) -> Changes:
     """One random step for each sample. Changes are divided by the length of the sample's gradient."""
     length = torch.full_like(rounding, _STEP * float(probe.threat.eps))
     step = (probe.threat.random_direction(probe.x, length) - probe.x).double()
+    step = step if block is None else torch.where(block, step, 0.0)
     change, twice = ((probe.margin(probe.x + h * step) - probe.margin(probe.x - h * step)).double() for h in (1, 2))
     predicted = 2 * (gradient * step.flatten(1)).sum(1)
     is_linear = (twice / 2 - change).abs() <= _LINEAR * change.abs()

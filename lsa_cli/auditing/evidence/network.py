@@ -32,7 +32,7 @@ _DIRECTIONS, _FEW_STEPS, _ABOVE_ROUNDING = 2, 20, 4
 _SIDE, BLOCKS, IN_BLOCKS = 4, 16, 32  # blocks of inputs in a row of an image, in all; samples for them
 _MATTERS = 0.25
 JUMPS = "mean change relative to the prediction"  # of the margin, where it may jump
-_RIGHT, _AVERAGED = (0.7, 1.5), 12  # of that ratio; directions for it
+_RIGHT, _AVERAGED = (0.7, 2.0), 12  # of that ratio; directions for it
 _DIFFERENT = 1e-4  # of the range of a sample's logits: two passes over one batch should not differ at all
 OTHER_BATCH = 0.01  # the same for another batch: float32 kernels differ by 1e-5, bfloat16 kernels by 5e-3
 _ALONE = 8  # samples that also run one by one
@@ -240,8 +240,7 @@ def directions(probe: Probe) -> Checked:
 
     A gradient that is right along short steps, or for which no steps are short enough to tell, may miss changes at jumps, such as
     those of hard gates and rounded activations. That is no finding where the change that it predicts is there on average, between
-    0.7 and 1.5 times (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest. It
-    stays one for a block of inputs where the gradient is right along short steps.
+    0.7 and 2 times (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest.
     """
     cosine, steps, best = -1.0, 0, 0.0
     with per_sample(probe.seed, probe.index, "directions"):
@@ -261,12 +260,12 @@ def directions(probe: Probe) -> Checked:
         if worst is not None and count > _FEW_STEPS and correlation_bound(least, count, ALPHA / BLOCKS) < LEAST_COSINE:
             found, block, cosine, steps, where = True, worst, least, count, f" of {_place(worst)} alone"
     if cosine < _CLEAR:
-        exact, count = exact_cosine(probe)
+        exact, count = exact_cosine(probe, block)
         saw["cosine in float64"] = exact if count else math.nan
         is_known = count > _FEW_STEPS
         if not found and is_known and correlation_bound(exact, count, ALPHA) < _LEAST_EXACT:
             found, cosine, steps, where = True, exact, count, " and steps too short for a curve or a kink"
-        elif found and ((exact >= _LEAST_EXACT and block is None) or not is_known):
+        elif found and (exact >= _LEAST_EXACT or not is_known):
             with per_sample(probe.seed, probe.index, "jumps"):
                 saw[JUMPS] = ratio = _ratio(_Slopes.at(probe, best), block)
             found = not _RIGHT[0] <= ratio <= _RIGHT[1]
