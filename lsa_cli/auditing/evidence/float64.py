@@ -17,7 +17,7 @@ from lsa_cli.models.wrappers import copy_network
 
 SAMPLES, DIRECTIONS = 48, 3
 _STEP = 2.0**-11  # of eps
-_LINEAR = 0.02  # of a change, by which half the change along a step twice as long may differ
+_LINEAR = 0.02  # of a change, by which half of that along a step twice as long may differ, and twice that along one half as long
 _MEASURED = 100  # times the rounding of the logits, at least, is a change that counts
 
 Changes = tuple[torch.Tensor, torch.Tensor]  # of the margin, (M,) predicted and measured
@@ -67,9 +67,12 @@ def _steps(probe: Probe, gradient: torch.Tensor, rounding: torch.Tensor, block: 
     length = torch.full_like(rounding, _STEP * float(probe.threat.eps))
     step = (probe.threat.random_direction(probe.x, length) - probe.x).double()
     step = step if block is None else torch.where(block, step, 0.0)
-    change, twice = ((probe.margin(probe.x + h * step) - probe.margin(probe.x - h * step)).double() for h in (1, 2))
+    half, change, twice = (
+        (probe.margin(probe.x + h * step) - probe.margin(probe.x - h * step)).double() for h in (0.5, 1, 2)
+    )
     predicted = 2 * (gradient * step.flatten(1)).sum(1)
-    is_linear = (twice / 2 - change).abs() <= _LINEAR * change.abs()
+    # Of three lengths, as jumps can make the changes along two of them proportional.
+    is_linear = torch.maximum((twice / 2 - change).abs(), (2 * half - change).abs()) <= _LINEAR * change.abs()
     counts = is_linear & (change.abs() > _MEASURED * rounding) & change.isfinite()
     size = gradient.norm(dim=1)
     return (predicted / size)[counts], (change / size)[counts]
