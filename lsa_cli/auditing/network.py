@@ -12,14 +12,13 @@ from lsa_cli import distributed
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
 from lsa_cli.auditing.classes import match_classes
-from lsa_cli.auditing.cores import usable_cores
-from lsa_cli.auditing.image_size import image_size
+from lsa_cli.auditing.network_data import open_data_for
 from lsa_cli.auditing.normalizing import Found, find_normalization, stated
-from lsa_cli.auditing.rebuilding import channels_of, rebuild, with_own_network
-from lsa_cli.auditing.rebuilt import ASKED, IN_PYTHON, Rebuilt
+from lsa_cli.auditing.rebuilding import rebuild, with_own_network
+from lsa_cli.auditing.rebuilt import ASKED, Rebuilt
 from lsa_cli.auditing.suggesting import asked_for, command_again, with_commands
 from lsa_cli.auditing.trial import try_network
-from lsa_cli.data import LabelledData, check_inputs, from_object, open_data, runs_user_code
+from lsa_cli.data import LabelledData, check_inputs
 from lsa_cli.errors import CheckpointError, UsageError
 from lsa_cli.failures import try_backward
 from lsa_cli.imports import load_python_file
@@ -272,7 +271,7 @@ def on_data(
     if data is not None and asked is not None:
         asked = asked.replace(data=data) if isinstance(data, str) else None
     with with_commands(target, asked):
-        opened = open_data_for(target, settings, origin, description, built, data)
+        opened = open_data_for(target, settings, origin, description, checkpoint, built.loaded, data)
     bounds = description.input_range if description is not None else (0.0, 1.0)
     if built.loaded is None:
         assert checkpoint is not None
@@ -349,38 +348,6 @@ def _assumed(built: Built, loaded: Loaded) -> list[Warning]:
     stated = f"use --normalize {loaded.normalization}" if loaded.normalization is not None else "set --normalize"
     message = f"{why}, so inputs reach the network as they are; {stated}, or --normalize none"
     return [Warning(code="normalization-assumed", message=message)]
-
-
-def open_data_for(
-    target: Any, settings: AuditSettings, origin: dict[str, str], description: Description | None, built: Built, data: Any
-) -> LabelledData:  # fmt: skip
-    """The data of the settings, of the channels and the size that the network takes."""
-    shape = tuple(description.input_shape) if description is not None else ()
-    channels = shape[0] if len(shape) == 3 else _channels(built)
-    size = image_size(target, settings, description, built.loaded)
-    if data is not None and not isinstance(data, str):
-        return from_object(data, IN_PYTHON, settings.split or "", channels=channels, size=size)
-    spec = data if isinstance(data, str) else settings.data
-    if spec is None:
-        raise UsageError(
-            "no data: give images with labels as --data imagefolder:DIR, npz:FILE, torchvision:NAME?root=DIR or "
-            "pkg.mod:factory"
-        )
-    by_checkpoint = origin.get("data") == "the checkpoint"
-    if by_checkpoint and runs_user_code(spec):
-        raise UsageError(f"the checkpoint names Python code as its data ({spec}); if you trust it, give it with --data")
-    return open_data(
-        spec, split=settings.split, channels=channels, size=size,
-        relative_to=Path(target).parent if by_checkpoint else None, threads=settings.threads or usable_cores(),
-    )  # fmt: skip
-
-
-def _channels(built: Built) -> int | None:
-    """The channels that the first convolution takes; None without one."""
-    if built.loaded is None:
-        return channels_of(built.checkpoint) if built.checkpoint is not None else None
-    first = next((module for module in built.loaded.body.modules() if isinstance(module, nn.Conv2d)), None)
-    return first.in_channels if first is not None else None
 
 
 def check_backward(network: Network) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.threat import Bounds
-from lsa_cli.auditing.network import Built, build_network, on_data, open_data_for
+from lsa_cli.auditing.network import Built, build_network, on_data
+from lsa_cli.auditing.network_data import open_data_for
 from lsa_cli.auditing.rebuilding import rebuild
 from lsa_cli.auditing.rebuilt import Rebuilt
 from lsa_cli.auditing.suggesting import with_commands
@@ -75,7 +76,7 @@ def _rebuilt(
     assert built.unknown is not None
     description = built.checkpoint.description
     with with_commands(target, built.asked):
-        opened = open_data_for(target, settings, {}, description, built, None)
+        opened = open_data_for(target, settings, {}, description, built.checkpoint, built.loaded, None)
     bounds = description.input_range if description is not None else (0.0, 1.0)
     return (
         rebuild(

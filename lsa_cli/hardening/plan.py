@@ -13,6 +13,7 @@ from lsa_cli.auditing.named_attacks import with_eot
 from lsa_cli.auditing.network import Built, Network, Say, build_network, on_data
 from lsa_cli.auditing.plan import AuditPlan, make_plan
 from lsa_cli.auditing.presets import MINIMAL_NORM
+from lsa_cli.data import stratified_subset
 from lsa_cli.data.base import TEST_SPLITS
 from lsa_cli.errors import CheckpointError, DataError, SplitError, UsageError
 from lsa_cli.hardening.layer_selection import check_gamma, gammas, named_layers
@@ -172,7 +173,10 @@ def make_harden_plan(
     train, validation = split_validation(network.labels, share, most, audit.seed)
     if audit.network.data.spec == network.data.spec and audit.network.data.split == network.data.split:
         notes.append("there is no other split: the audits before and after use the held-out training samples")
-        audit = replace(audit, network=audit.network.with_data_of(network), index=validation)
+        judges = validation
+        if isinstance(settings.limit, int) and settings.limit < len(validation):
+            judges = validation[stratified_subset(network.labels[validation], settings.limit, audit.seed)]
+        audit = replace(audit, network=audit.network.with_data_of(network), index=judges)
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")

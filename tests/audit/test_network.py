@@ -107,6 +107,40 @@ def opened(target, x, y, **settings):
     return open_network(target, settings_from({"eps": 0.1, **settings}), {}, (x, y))
 
 
+class TurnsGrey(nn.Module):
+    """Its only convolution takes grey images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x.mean(1, keepdim=True)).amax((2, 3))
+
+
+class LastFirst(nn.Module):
+    """The convolution that it calls first is the last one that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.second, self.first = nn.Conv2d(1, 2, 1), nn.Conv2d(3, 1, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x)).amax((2, 3))
+
+
+@pytest.mark.parametrize("network", [TurnsGrey, LastFirst])
+def test_images_are_not_refused_for_a_convolution_that_does_not_take_them(network):
+    colour, grey = np.random.default_rng(0).random((4, 3, 8, 8), np.float32), np.zeros((4, 1, 8, 8), np.float32)
+    labels = np.array([0, 1, 0, 1])
+    assert opened(network(), colour, labels, normalize="none").input_shape == (3, 8, 8)
+    if network is LastFirst:
+        with pytest.raises(DataError):
+            opened(network(), grey, labels, normalize="none")
+    with pytest.raises(DataError, match="are in colour"):
+        opened(nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten()), colour, labels, normalize="none")
+
+
 IMAGES = np.stack([np.zeros((4, 4)), np.ones((4, 4)), np.eye(4)]).astype(np.float32)
 
 

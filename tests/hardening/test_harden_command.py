@@ -330,10 +330,12 @@ def test_a_network_of_the_users_own_code(lsa, tmp_path):  # noqa: F811
 def test_without_a_test_split_the_held_out_samples_judge(lsa, tmp_path):  # noqa: F811
     with np.load(SAMPLES / "moons.npz") as moons:
         np.savez(tmp_path / "all.npz", x=moons["x_train"], y=moons["y_train"], class_names=moons["class_names"])
-    result = lsa("harden", MOON, "--data", "npz:all.npz", "--eps", "0.3", "--epochs", 1, "--threads", 1, "-o", "h.pt")
-    assert result.code == 0, result.err
-    assert "held-out training samples" in result.err
-    assert read_report("h.after.json").data.n == 160
+    command = ["harden", MOON, "--data", "npz:all.npz", "--eps", "0.3", "--epochs", 1, "--threads", 1, "-o"]
+    for options, n in ([], 160), (["-n", 50], 50):
+        result = lsa(*command, f"h{n}.pt", *options)
+        assert result.code == 0, result.err
+        assert "held-out training samples" in result.err
+        assert read_report(f"h{n}.after.json").data.n == n
 
 
 def test_broken_test_data_is_an_error_and_not_a_missing_split(lsa, tmp_path):  # noqa: F811

@@ -28,7 +28,7 @@ from lsa_cli.models.rebuilding.blocks import Block, Structure
 from lsa_cli.models.rebuilding.chain import with_weights
 from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near
 from lsa_cli.models.rebuilding.layers import Layer
-from lsa_cli.models.rebuilding.stationarity import AT_REST, AT_REST_UNUSUAL, unrest
+from lsa_cli.models.rebuilding.stationarity import AT_REST, unrest
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import (
     ACTIVATIONS,
@@ -217,7 +217,7 @@ class Search:
         with BatchNorm, which answers otherwise in training."""
         if self.trained is None or any(name.endswith("running_var") for name in self.tensors):
             return True
-        return self.unrest_of(one) <= (AT_REST if self.variant_of(one).activation == USUAL else AT_REST_UNUSUAL)
+        return self.unrest_of(one) <= AT_REST
 
     def _geometries(self) -> list[tuple[Structure, Geometry]]:
         """Of all structures, the most usual first."""

@@ -10,9 +10,8 @@ from torch import nn
 
 from lsa_cli.models.classifier import as_logits
 
-# Unrest of a network that was trained, with ReLU and with another activation. At most 16 was seen of the true one, after
-# provably robust training, and otherwise at most 7; another activation had at most 6.
-AT_REST, AT_REST_UNUSUAL = 30.0, 10.0
+# Unrest of a network that was trained: at most 16 was seen of the true one.
+AT_REST = 30.0
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 _WEIGHTED = (nn.Linear, nn.Conv2d)
 _BATCH = 128
