@@ -173,9 +173,7 @@ def make_harden_plan(
     train, validation = split_validation(network.labels, share, most, audit.seed)
     if audit.network.data.spec == network.data.spec and audit.network.data.split == network.data.split:
         notes.append("there is no other split: the audits before and after use the held-out training samples")
-        judges = validation
-        if isinstance(settings.limit, int) and settings.limit < len(validation):
-            judges = validation[stratified_subset(network.labels[validation], settings.limit, audit.seed)]
+        judges = _at_most(settings.limit, validation, network.labels, audit.seed)
         audit = replace(audit, network=audit.network.with_data_of(network), index=judges)
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
@@ -204,6 +202,13 @@ def make_harden_plan(
     if not plan.train_only_flagged or chosen:
         _refuse_lone_samples(plan, plan.trainable(chosen))
     return plan
+
+
+def _at_most(limit: object, rows: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """So many of the rows, by class; all of them without a number or with a larger one."""
+    if not isinstance(limit, int) or limit >= len(rows):
+        return rows
+    return rows[stratified_subset(labels[rows], limit, seed)]
 
 
 def _training_network(built: Built, settings: AuditSettings, origin: dict[str, str]) -> tuple[Network, list[str]]:
