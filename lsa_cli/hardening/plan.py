@@ -142,10 +142,7 @@ def _module_of(name: str) -> str:
 
 
 def make_harden_plan(
-    target: str | Path,
-    settings: AuditSettings,
-    origin: dict[str, str],
-    say: Say = lambda message: None,
+    target: str | Path, settings: AuditSettings, origin: dict[str, str], say: Say = lambda message: None
 ) -> HardenPlan:
     """Resolve every setting. Raises an LsaError for settings that are invalid or contradict each other.
 
@@ -173,8 +170,8 @@ def make_harden_plan(
     train, validation = split_validation(network.labels, share, most, audit.seed)
     if audit.network.data.spec == network.data.spec and audit.network.data.split == network.data.split:
         notes.append("there is no other split: the audits before and after use the held-out training samples")
-        judges = _at_most(settings.limit, validation, network.labels, audit.seed)
-        audit = replace(audit, network=audit.network.with_data_of(network), index=judges)
+        index = _at_most(settings.limit, validation, network.labels, audit.seed)
+        audit = replace(audit, network=audit.network.with_data_of(network), index=index)
     missing = np.setdiff1d(np.unique(network.labels), np.unique(network.labels[train]))
     if len(missing):
         raise DataError(f"class {network.class_names[missing[0]]} has no training sample left; lower --val-fraction")

@@ -296,13 +296,13 @@ class Search:
     def _without_equal(self, asked: Mapping[Variant, Standing]) -> list[Variant]:
         """Variants with the best first, and of those with equal losses on all images only the most usual.
 
-        Where all losses are nil, because every answer is right, logits are compared in their place.
+        Where all losses are nil, because every answer is right, variants of other normalisations are not equal.
         """
-        found: dict[tuple[float, ...], Variant] = {}
+        found: dict[tuple[float | str, ...], Variant] = {}
         for one in sorted(asked, key=lambda one: asked[one].entrant.cost):
-            losses, logits = asked[one].loss.round(decimals=3), asked[one].logits
-            told = losses if bool(losses.any()) else (logits / logits.std()).round(decimals=1).flatten()
-            found.setdefault(tuple(told.tolist()), one)
+            losses = asked[one].loss.round(decimals=3)
+            key = (*losses.tolist(), "" if bool(losses.any()) else one.normalization)
+            found.setdefault(key, one)
         return sorted(found.values(), key=lambda one: self._score(asked[one]) + self.misfit[one])
 
     def _score(self, one: Standing) -> float:
