@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -24,6 +25,9 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _PART = 1 << 20
+_LARGEST_HASHED = (
+    1 << 30
+)  # bytes; of a larger file, size and time of the last change stand for the content (our choice)
 
 
 class IrregularFile(OSError):
@@ -39,6 +43,37 @@ def refuse_irregular(path: str | Path) -> None:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise IrregularFile(path, mode)
+
+
+def digest_of(path: str | Path) -> str:
+    """What tells the content of a file from another one: its SHA-256, or above 1 GiB its size and the time of its last change.
+
+    Raises OSError where it cannot be read.
+    """
+    refuse_irregular(path)
+    status = os.stat(path)
+    if status.st_size > _LARGEST_HASHED:
+        return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"
+    return _sha256(os.path.realpath(path), (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: str, status: tuple[int, ...]) -> str:
+    """status: of the file, so that a file that has changed is read again. All audits of a fleet have the same data."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(digests: dict[str, str]) -> list[str]:
+    """Those of the files that no longer have the content of these digests, or are gone."""
+
+    def now(path: str) -> str | None:
+        try:
+            return digest_of(path)
+        except OSError:
+            return None
+
+    return [path for path, digest in digests.items() if now(path) != digest]
 
 
 def open_regular(path: str | Path) -> BinaryIO:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lsa_cli.errors import UsageError
-from lsa_cli.files import refuse_irregular
+from lsa_cli.files import digest_of, refuse_irregular
 
 _DEEPEST = 6  # most levels of packages above a file
 _lock = threading.RLock()
@@ -27,12 +27,14 @@ class Home:
 
     own: folders that come first on sys.path (last: at its end); no other file sees their modules. main: the module that
     stays in sys.modules, where dataclasses and pickle look it up. A home can be entered again, also within itself and
-    from several threads.
+    from several threads. sources: a digest of each file of these modules and of main, from when it was imported.
     """
 
     def __init__(self, own: tuple[Path, ...] = (), main: str = "", last: bool = False) -> None:
         self.own, self.main, self.last = tuple(dict.fromkeys(own)), main, last
         self.modules: dict[str, types.ModuleType] = {}
+        self.sources: dict[str, str] = {}
+        self._seen: set[str] = set()
         self._names = {name for folder in self.own for name in _importable(folder)}
         self._depth = 0
         self._before: set[str] = set()
@@ -67,11 +69,18 @@ class Home:
             for folder in self._added:
                 if folder in sys.path:  # the user's code may have changed it
                     sys.path.remove(folder)
+            self._note_sources()
             new = {name: module for name, module in sys.modules.items() if name not in self._before}
             self.modules |= {name: module for name, module in new.items() if name != self.main and self._owns(name)}
             for name in self.modules:
                 sys.modules.pop(name, None)
             sys.modules.update(self._hidden)
+
+    def _note_sources(self) -> None:
+        for name in [name for name in sys.modules if name not in self._seen]:
+            if name == self.main or (name.partition(".")[0] in self._names and self._owns(name)):
+                self.sources = {**_source_of(sys.modules[name]), **self.sources}
+            self._seen.add(name)
 
     def _is_in_the_way(self, name: str) -> bool:
         """Whether a loaded module has the name of one of this home, and is neither that one nor installed."""
@@ -100,6 +109,15 @@ def _location(module: types.ModuleType | None) -> Path | None:
     path = list(getattr(module, "__path__", None) or [])
     place = path[0] if path else getattr(module, "__file__", None)
     return Path(place).resolve() if isinstance(place, str) else None
+
+
+def _source_of(module: types.ModuleType) -> dict[str, str]:
+    """The file of a module and its digest; nothing for a module without a file that can be read."""
+    file = getattr(module, "__file__", None)
+    try:
+        return {os.path.realpath(file): digest_of(file)} if isinstance(file, str) else {}
+    except OSError:
+        return {}
 
 
 def _is_installed(name: str, module: types.ModuleType | None) -> bool:
@@ -223,6 +241,37 @@ def home_of(spec: str) -> AbstractContextManager[object]:
         return _working_directory
     file = Path(module_name).resolve()
     return _loaded[file][1] if file in _loaded else nullcontext()
+
+
+def sources_of(module_name: str) -> dict[str, str]:
+    """The files of `pkg.mod` or `path/to/file.py` that have been imported, each with its digest.
+
+    Of a file: itself and the modules that it has imported from its own folder or package. Of pkg.mod: the modules of pkg.
+    """
+    if not is_file(module_name):
+        top = module_name.partition(".")[0]
+        of_package = [(name, module) for name, module in sys.modules.items() if name.partition(".")[0] == top]
+        found: dict[str, str] = {}
+        for name, module in of_package:
+            if not _is_installed(name, module):
+                found |= _source_of(module)
+        return {_from_here(path): digest for path, digest in found.items()}
+    file = os.path.realpath(module_name)
+    home = _loaded[Path(file)][1]
+    folder = os.path.dirname(module_name)
+
+    def named(path: str) -> str:
+        """As from the name that the user gave, so that it holds on another machine, too."""
+        name = os.path.normpath(os.path.join(folder, os.path.relpath(path, os.path.dirname(file))))
+        return name if os.path.realpath(name) == path else path
+
+    return {named(path): digest for path, digest in home.sources.items()}
+
+
+def _from_here(path: str) -> str:
+    """The path from the working directory, for a file below it."""
+    here = os.path.realpath(os.getcwd())
+    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
 
 
 def can_import(name: str) -> bool:

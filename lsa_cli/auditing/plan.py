@@ -15,6 +15,7 @@ from lsa_cli.auditing.cores import choose_threads
 from lsa_cli.auditing.layer_scan import MvlRule, refuse_more
 from lsa_cli.auditing.limits import BatchSize
 from lsa_cli.auditing.named_attacks import NamedAttack, make_attacks, make_noises, refuse_no_cascade, without_square
+from lsa_cli.auditing.named_files import named_files
 from lsa_cli.auditing.names import refuse_unknown_names
 from lsa_cli.auditing.network import Built, Network, Say, build_network, check_backward, on_data, refuse_without_layers
 from lsa_cli.auditing.presets import chosen_attacks, with_preset
@@ -44,7 +45,7 @@ class AuditPlan:
     settings: those of the network, with the attacks of a preset. index: the chosen samples, ascending. threat: for
     attacks without one of their own; eps_origin: who set its radius. is_stochastic: two passes over an input differ.
     attacks: run on all samples, for verdict and layer scan. cascade: for the verdict alone, each on samples that are
-    still robust. layers: in the order they run. proof, baseline: None where none is asked for.
+    still robust. layers: in the order they run. files: see `named_files`. proof, baseline: None where none is asked for.
     """
 
     network: Network
@@ -69,6 +70,7 @@ class AuditPlan:
     threads: int
     seed: int
     warnings: tuple[Warning, ...]
+    files: dict[str, str]
     proof: PlannedProof | None = None
     baseline: AuditReport | None = None
 
@@ -160,7 +162,7 @@ def make_plan(
         batch_size=batch_size,
         batch_size_is_fixed=given is not None,
         threads=threads,
-        seed=seed,
+        seed=seed, files=named_files(network, data),
         warnings=(
             *network.warnings, *threat_warnings, *selection_warnings, *layer_notes, *preset_warnings, *without_square(cascade),
         ),

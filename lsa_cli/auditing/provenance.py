@@ -10,6 +10,7 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli._version import __version__
+from lsa_cli.auditing.named_files import names_code
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.data import fingerprint
 from lsa_cli.models.checkpoint import Checkpoint
@@ -107,6 +108,7 @@ def protocol_of(plan: AuditPlan) -> Protocol:
             "torchvision": metadata.version("torchvision"),  # importing it takes seconds
             "numpy": np.__version__,
         },
+        files=plan.files,
     )
 
 
@@ -117,14 +119,44 @@ def identity_of(plan: AuditPlan) -> dict[str, Any]:
     # starts or goes on; they decide no more than the last bits of a mean.
     free = ("gate", "budget", "device", "batch_size", "threads")
     settings = {f"setting {key}": value for key, value in protocol.pop("settings").items() if key not in free}
-    del protocol["settings_from"], protocol["threads"]
+    del protocol["settings_from"], protocol["threads"], protocol["files"]
     chosen = {
         "checkpoint sha256": subject.sha256, "architecture": subject.architecture, "arch_args": subject.arch_args,
         "mean": subject.mean, "std": subject.std, "data": data_of(plan).model_dump(mode="json"),
         "scanned layers": [layer.name for layer in plan.layers], "eps grid": list(plan.eps_grid),
         "ranks": distributed.world(),
     }  # fmt: skip
-    return {**chosen, **protocol, **settings}
+    return {**chosen, **protocol, **settings, **identity_of_files(plan)}
+
+
+def identity_of_files(plan: AuditPlan) -> dict[str, str]:
+    """The part of an identity that the Python code and the data file make."""
+    return {f"file {path}": digest for path, digest in plan.files.items()}
+
+
+def changed_since(saved: AuditReport, plan: AuditPlan) -> list[str]:
+    """The files of Python code and of data that are others than those of the saved report.
+
+    A report of an earlier version does not record them: then they count as changed if the settings name code (our choice).
+    """
+    before = saved.protocol.files
+    if before is None:
+        return list(plan.files) if names_code(plan.settings) else []
+    return [path for path in {**before, **plan.files} if before.get(path) != plan.files.get(path)]
+
+
+def has_settings_of(saved: AuditReport, plan: AuditPlan) -> bool:
+    """Whether the report is complete, and of the checkpoint and the settings of this plan."""
+
+    def plain(protocol: Protocol) -> dict[str, Any]:
+        free: Any = {"settings_from": True, "attacked": True, "threads": True, "files": True, "settings": {"threads"}}
+        return protocol.model_dump(mode="json", exclude=free)
+
+    return (
+        saved.status == "complete"
+        and saved.subject.sha256 == subject_of(plan).sha256
+        and plain(saved.protocol) == plain(protocol_of(plan))
+    )
 
 
 def finished_report(plan: AuditPlan, path: Path) -> AuditReport | None:
@@ -132,16 +164,6 @@ def finished_report(plan: AuditPlan, path: Path) -> AuditReport | None:
 
     Raises UsageError for a file that is no report.
     """
-
-    def plain(protocol: Protocol) -> dict[str, Any]:
-        free: Any = {"settings_from": True, "attacked": True, "threads": True, "settings": {"threads"}}
-        return protocol.model_dump(mode="json", exclude=free)
-
     saved = read_report(str(path))
-    same = (
-        saved.status == "complete"
-        and saved.subject.sha256 == subject_of(plan).sha256
-        and saved.data.fingerprint == data_of(plan).fingerprint
-        and plain(saved.protocol) == plain(protocol_of(plan))
-    )
-    return saved if same else None
+    is_same = has_settings_of(saved, plan) and saved.data.fingerprint == data_of(plan).fingerprint
+    return saved if is_same and not changed_since(saved, plan) else None

@@ -72,7 +72,7 @@ class FleetRun:
         if others:
             are, its = ("are", "their new audits are") if others > 1 else ("is", "its new audit is")
             note(
-                f"{plural(others, 'report')} in {audits[0].folder} {are} of other settings, and replaced when {its} complete"
+                f"{plural(others, 'report')} in {audits[0].folder} {are} of other settings, code or data, and replaced when {its} complete"
             )
         Worker(
             audits, audit_alone, self._tell(len(audits)), places=self.places, devices=_devices(self.device),

@@ -69,14 +69,20 @@ def remove_partial(outputs: "Outputs") -> None:
 def finished(plan: "AuditPlan", outputs: "Outputs") -> "AuditReport | None":
     """For --resume: the report of this very audit, where it is complete and no journal is left, with its limits decided anew.
 
-    So a job that is started again after its end ends as it did.
+    So a job that is started again after its end ends as it did. Raises UsageError if its code or its data have changed.
     """
-    from lsa_cli.auditing.provenance import finished_report
+    from lsa_cli.auditing.provenance import changed_since, finished_report, has_settings_of
     from lsa_cli.report.gate import check
 
     path = outputs.files.get("json")
-    if complete_report(path) is None or Path(f"{path}.journal").exists():
+    before = complete_report(path)
+    if before is None or Path(f"{path}.journal").exists():
         return None
+    changed = changed_since(before, plan) if has_settings_of(before, plan) else []
+    if changed:
+        raise UsageError(
+            f"--resume: {path} is complete, but of another {', '.join(changed)}; leave --resume out to audit again"
+        )
     report = finished_report(plan, Path(str(path)))
     if report is None:
         return None

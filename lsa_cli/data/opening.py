@@ -25,6 +25,20 @@ def location_of(spec: str) -> str:
     return _parts(spec)[1]
 
 
+def code_of(spec: str) -> str | None:
+    """The module or Python file of a factory, `pkg.mod:factory` or `file.py:factory`; None for any other data."""
+    return None if _parts(spec)[0] in DATA_SOURCES else spec.partition("?")[0].rpartition(":")[0]
+
+
+def file_of(spec: str, relative_to: Path | None = None) -> Path | None:
+    """The single file that `SOURCE:PATH[?...]` names; None for folders, names and factories. relative_to: as for `open_data`."""
+    source, location, _ = _parts(spec)
+    if source not in DATA_SOURCES or not traits_of(source).is_path:
+        return None
+    path = Path(location) if relative_to is None else relative_to / location
+    return path if path.is_file() else None
+
+
 def _parts(spec: str) -> tuple[str, str, str]:
     """SOURCE:PATH?QUERY -> its three parts; a part that is missing is "". A path alone gets the source that reads it."""
     source, _, rest = _with_source(spec).partition(":")

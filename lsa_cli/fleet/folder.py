@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsa_cli.auditing.presets import with_preset
 from lsa_cli.errors import LsaError, UsageError
-from lsa_cli.files import remove_temporaries
+from lsa_cli.files import changed_files, remove_temporaries
 from lsa_cli.models.checkpoint import sha256_of
 from lsa_cli.models.formats import open_contents
 from lsa_cli.report.gate import check
@@ -86,8 +86,18 @@ class Audit:
             report = read_report(path)
         except UsageError:
             return None
-        is_asked = report.status == "complete" and report.early is None and self._has_settings(report)
+        is_asked = report.status == "complete" and report.early is None and self._is_same(report)
         return report if is_asked and report.subject.sha256 == self._sha256() else None
+
+    def _is_same(self, report: AuditReport) -> bool:
+        """Whether the report is of these settings, and of Python code and a data file as they are now."""
+        if not self._has_settings(report):
+            return False
+        if report.protocol.files is not None:
+            return not changed_files(report.protocol.files)
+        from lsa_cli.auditing.named_files import names_code  # takes seconds, and new reports do not need it
+
+        return not names_code(self.settings)  # the report of an earlier version does not say what the code was
 
     def _has_settings(self, report: AuditReport) -> bool:
         """Whether the report is of these settings; what the checkpoint says of itself is the same for the same file."""
@@ -99,14 +109,14 @@ class Audit:
         return all(before.get(name) == now.get(name) for name in {*before, *now}.difference(free))
 
     def is_of_other_settings(self) -> bool:
-        """Whether the complete report in the folder is of other settings, so that this audit replaces it."""
+        """Whether the complete report in the folder is of other settings, code or data, so that this audit replaces it."""
         if self.report() is not None:
             return False
         try:
             report = read_report(self.file(REPORT))
         except UsageError:
             return False
-        return report.status == "complete" and not self._has_settings(report)
+        return report.status == "complete" and not self._is_same(report)
 
     def judged(self, report: AuditReport) -> AuditReport:
         """The report with the limits of now, which may be others than those of the run that made it; saved if they are.

@@ -8,6 +8,7 @@ import torch
 
 from lsa_cli import distributed
 from lsa_cli._version import __version__
+from lsa_cli.auditing.provenance import identity_of_files
 from lsa_cli.data import fingerprint, runs_user_code, with_paths
 from lsa_cli.hardening.files import Files
 from lsa_cli.hardening.methods import Hardening
@@ -41,7 +42,7 @@ def identity_of(plan: HardenPlan, layers: tuple[str, ...]) -> dict[str, Any]:
     return {
         **described(plan), "layers": list(layers), "checkpoint sha256": checkpoint.sha256 if checkpoint else None,
         "architecture": network.arch, "samples": fingerprint(network.data, plan.train), "torch": str(torch.__version__),
-        "ranks": distributed.world(),
+        "ranks": distributed.world(), **identity_of_files(plan.audit),
     }  # fmt: skip
 
 

@@ -66,3 +66,8 @@ class Protocol(Row):
     settings: dict[str, Any] = Field(description="effective settings, by option name")
     settings_from: dict[str, str] = Field(description="where each setting that is not a default comes from")
     versions: dict[str, str]
+    files: dict[str, str] | None = Field(
+        None,
+        description="SHA-256 of the Python code and of the data file that the settings name, by path; size and time of "
+        "the last change of files above 1 GiB; null in reports of earlier versions",
+    )

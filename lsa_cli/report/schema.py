@@ -12,7 +12,7 @@ from lsa_cli.report.notebook import Interactive
 from lsa_cli.report.protocol import Data, Protocol, Subject
 from lsa_cli.report.row import Draws, Proof, Rate, Row
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 # Best first. quick look: no check found a reason for doubt, but the attacks were few or short.
 EvidenceVerdict = Literal["trusted", "quick look", "doubtful", "invalid"]

@@ -94,7 +94,7 @@ def test_the_first_command_needs_no_flag(lsa, tmp_path):
 
 def test_stdout_is_one_json_document_whatever_the_environment(shell):
     result = shell("audit", MOON, *QUICK, "--json", "-", env={"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true"})
-    assert json.loads(result.out)["schema_version"] == "1.3"
+    assert json.loads(result.out)["schema_version"] == "1.4"
     assert "\x1b" not in result.out
 
 

@@ -129,7 +129,10 @@ def test_reports_table_and_site_have_the_decision_of_the_last_limits(place, here
     assert here("history", "audits", "-o", "site").code == 0
     assert "limits do not hold for 2 models" in site.read_text()
     other = here(*fleet[:-1], "10", "-q")
-    assert "2 reports in audits are of other settings, and replaced when their new audits are complete" in other.err
+    assert (
+        "2 reports in audits are of other settings, code or data, and replaced when their new audits are complete"
+        in other.err
+    )
     assert {report["data"]["n"] for report in read(audits).values()} == {10}
     assert "other settings" not in again.err
 
