@@ -34,7 +34,6 @@ class Home:
         self.own, self.main, self.last = tuple(dict.fromkeys(own)), main, last
         self.modules: dict[str, types.ModuleType] = {}
         self.sources: dict[str, str] = {}
-        self._seen: set[str] = set()
         self._names = {name for folder in self.own for name in _importable(folder)}
         self._depth = 0
         self._before: set[str] = set()
@@ -69,18 +68,14 @@ class Home:
             for folder in self._added:
                 if folder in sys.path:  # the user's code may have changed it
                     sys.path.remove(folder)
-            self._note_sources()
             new = {name: module for name, module in sys.modules.items() if name not in self._before}
-            self.modules |= {name: module for name, module in new.items() if name != self.main and self._owns(name)}
+            own = {name: module for name, module in new.items() if name != self.main and self._owns(name)}
+            self.modules |= own
+            for module in own.values():
+                self.sources |= _source_of(module)
             for name in self.modules:
                 sys.modules.pop(name, None)
             sys.modules.update(self._hidden)
-
-    def _note_sources(self) -> None:
-        for name in [name for name in sys.modules if name not in self._seen]:
-            if name == self.main or (name.partition(".")[0] in self._names and self._owns(name)):
-                self.sources = {**_source_of(sys.modules[name]), **self.sources}
-            self._seen.add(name)
 
     def _is_in_the_way(self, name: str) -> bool:
         """Whether a loaded module has the name of one of this home, and is neither that one nor installed."""
@@ -170,6 +165,7 @@ def load_python_file(path: str | Path, what: str) -> types.ModuleType:
             raise UsageError(
                 f"{what}: {path} does not run: {type(error).__name__}: {error}{_advice(error, file)}"
             ) from error
+    home.sources |= _source_of(module)
     _loaded[file] = (module, home)
     return module
 
