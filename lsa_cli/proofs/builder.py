@@ -104,6 +104,9 @@ class Builder:
         return self.rearrange(z, lambda z: z.expand(len(z), *shape))
 
     def relu(self, z: Ref, refined: bool = True) -> Ref:
+        if not self.shape(z):  # one number of each sample: its bounds are those of a vector
+            vector = self.relu(self.rearrange(z, lambda z: z.reshape(-1, 1)), refined)
+            return self.rearrange(vector, lambda z: z.reshape(-1))
         return self.put(Relu(refined), (z,), self.shape(z))
 
     def maximum(self, a: Ref, b: Ref) -> Ref:

@@ -163,5 +163,5 @@ def dot(rows: Coefficients, values: torch.Tensor, sample: torch.Tensor) -> torch
     """rows (R, ...) . values (B, ...), each row with the values of its sample -> (R,)"""
     found, given = values_of(rows), entries(rows, values, sample)
     if isinstance(rows, torch.Tensor) and len(given) == 1:
-        return found.flatten(1) @ given.flatten()
+        return found.reshape(len(found), -1) @ given.flatten()  # a node may have the shape ()
     return torch.linalg.vecdot(found.flatten(1), given.flatten(1)) if found.ndim > 1 else found * given

@@ -17,6 +17,7 @@ from lsa_cli.errors import LsaError, summary_of
 from lsa_cli.proofs.aten import HANDLERS
 from lsa_cli.proofs.builder import AT_END, BATCH, Builder, End, Ref, Shares, kernel_of, refusal
 from lsa_cli.proofs.graph import Graph, NotProvable
+from lsa_cli.proofs.watching import Watch
 
 Model = Callable[[torch.Tensor], torch.Tensor]
 # The largest difference between the network in float32 and its graph in float64, relative to the largest logit.
@@ -47,23 +48,34 @@ def read(model: Model, example: torch.Tensor) -> Graph:
 def _trace(model: Model, example: torch.Tensor) -> torch.fx.GraphModule:
     """The operations of one forward pass, without changes in place."""
     x = example[:1].detach().expand(BATCH, *example.shape[1:]).clone()
-    run = functionalize(lambda x: model(x), remove="mutations_and_views")
+    read, usual = Watch(), Watch()
+    run = functionalize(lambda x: read.run(model, x), remove="mutations_and_views")
     try:
         with torch.no_grad():
-            return make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
+            traced = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(x)
     except Exception as error:
-        _refuse_sizes(model, x)
-        raise NotProvable(
-            "the operations of the network cannot be read, because its forward pass depends on values of the input or "
-            f"leaves torch ({summary_of(error)})"
-        ) from error
+        _run(model, x, usual)
+        raise _unreadable(read.asked or summary_of(error)) from error
+    _run(model, x, usual)
+    if read.asked:
+        raise _unreadable(read.asked)
+    if read.calls != usual.calls:
+        raise _unreadable("it computes something else while it is read")
+    return traced
 
 
-def _refuse_sizes(model: Model, x: torch.Tensor) -> None:
-    """Raises NotProvable where the network fails on these inputs, whether its operations are read or not."""
+def _unreadable(why: str) -> NotProvable:
+    return NotProvable(
+        "the operations of the network cannot be read, because its forward pass depends on values of the input or "
+        f"leaves torch ({why})"
+    )
+
+
+def _run(model: Model, x: torch.Tensor, watch: Watch) -> None:
+    """An ordinary pass. Raises NotProvable where the network fails on these inputs, whether its operations are read or not."""
     try:
         with torch.no_grad():
-            model(x)
+            watch.run(model, x)
     except Exception as error:
         raise NotProvable(
             f"the network fails on {len(x)} images, and a proof needs one that takes any number ({summary_of(error)})"

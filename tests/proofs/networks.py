@@ -59,6 +59,13 @@ def residual(net, x):
     return F.relu(z - 0.5 * net.convs[1](z))
 
 
+def one_unit(net, x):
+    """A ReLU of shape (N,) beside the features."""
+    z = F.relu(net.convs[0](x))
+    unit = F.relu(20 * net.convs[1](z).mean((2, 3)).mean(1) + 0.1)
+    return torch.cat([z.flatten(1), unit.unsqueeze(1)], 1)
+
+
 def layers(*modules):
     return lambda: nn.Sequential(*(module() for module in modules))
 
@@ -121,6 +128,7 @@ NETWORKS |= {
         lambda: nn.Conv1d(3, 3, 2), nn.ReLU, lambda: nn.AvgPool1d(5), nn.Flatten, lambda: nn.Linear(3, CLASSES)),
     "residual": lambda: Function(residual, 144),
     "option-a": lambda: Function(option_a, 36),
+    "one-unit": lambda: Function(one_unit, 145),
     "two-outputs": lambda: nn.Sequential(Function(residual, 144), nn.Linear(CLASSES, 1), Binary()),
 }  # fmt: skip
 

@@ -1,5 +1,9 @@
 """What has no bound is refused by its name, and what is no function of each sample is refused too."""
 
+import ctypes
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -57,7 +61,7 @@ REFUSED = {
     "fixed-noise": (lambda net, z: z + torch.rand(16), "draws random numbers"),
     "dropout": (lambda net, z: F.dropout(z, 0.5, True), "has no bound|draws random"),
     "branch": (lambda net, z: z if z.sum() > 3 else -z, "depends on values of the input"),
-    "numpy": (lambda net, z: z + torch.from_numpy(z.numpy()), "differ between the samples"),
+    "numpy": (lambda net, z: z + torch.from_numpy(z.numpy()), "depends on values of the input or leaves torch"),
     "inner-log-softmax": (
         lambda net, z: z.log_softmax(1),
         "'log_softmax' has a bound only at the end of the network",
@@ -77,6 +81,82 @@ def test_a_network_without_a_bound_is_refused_with_the_reason(name):
     with pytest.raises(NotProvable, match=reason) as raised:
         Prover.of(Calls(function).eval(), torch.rand(5, 1, 4, 4))
     assert str(raised.value).startswith(("the network", "the operations of the network"))
+
+
+def swallowed(ask):
+    """A network that is another one where the values say so, and that hides the refusal of torch."""
+
+    def function(net, z):
+        try:
+            rare = ask(z)
+        except Exception:
+            rare = False
+        return z.flip(1) if rare else z
+
+    return function
+
+
+class Asks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z):
+        return z.flip(1) if swallowed_bool(z) else z.clone()
+
+
+def swallowed_bool(z):
+    try:
+        return bool((z > 3).any())
+    except Exception:
+        return False
+
+
+def asks_when_it_runs(is_read):
+    return lambda net, z: z.flip(1) if not is_read(z) and (z > 3).any().item() else z
+
+
+SCRIPTED = torch.jit.CompilationUnit("def rare(z):\n  return bool((z > 3).any())\n")
+HIDING = {
+    "bool": swallowed(lambda z: bool((z > 3).any())),
+    "item": swallowed(lambda z: z.amax().item() > 3),
+    "float": swallowed(lambda z: float(z.amax()) > 3),
+    "int": swallowed(lambda z: int(z.amax()) > 3),
+    "index": swallowed(lambda z: [z.argmax()] == [0] * 50 + [1] * 50 or range(99)[z.argmax()] > 80),
+    "tolist": swallowed(lambda z: max(z.flatten().tolist()) > 3),
+    "numpy": lambda net, z: z.flip(1) if (z.detach().cpu().numpy() > 3).any() else z,
+    "asarray": lambda net, z: z.flip(1) if (np.asarray(z) > 3).any() else z,
+    "one-number-as-numpy": lambda net, z: z.flip(1) if np.float32(z[:1, :1].numpy())[0, 0] > 3 else z,
+    "data-ptr": swallowed(lambda z: z.data_ptr() and ctypes.c_float.from_address(z.data_ptr()).value > 3),
+    "storage": swallowed(lambda z: max(z.untyped_storage().tolist()) > 300),
+    "dlpack": swallowed(lambda z: (np.from_dlpack(z) > 3).any()),
+    "text": swallowed(lambda z: "3." in str(z)),
+    "pickle": swallowed(lambda z: len(pickle.dumps(z)) > 9**9),
+    "contains": swallowed(lambda z: 3.0 in z),
+    "equal": swallowed(lambda z: torch.equal(z, z + 1)),
+    "size": swallowed(lambda z: len((z > 3).nonzero()) > 0),
+    "masked": swallowed(lambda z: z[z > 3].numel() > 0),
+    "script": swallowed(SCRIPTED.rare),
+    "function": lambda net, z: Asks.apply(z),
+    "functional": asks_when_it_runs(torch._is_functional_tensor),
+    "modes": asks_when_it_runs(lambda z: torch._C._len_torch_dispatch_stack() > 1),
+    "other-operations": lambda net, z: z if torch._is_functional_tensor(z) else z + (z - 3).relu(),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_network_that_hides_how_it_depends_on_values_is_refused(name):
+    """On inputs below 1 all of them return what their operations give, so that only what they ask for shows them."""
+    with pytest.raises(NotProvable, match="cannot be read, because its forward pass depends on values of the input or"):
+        Prover.of(Calls(HIDING[name]).eval(), torch.rand(5, 1, 4, 4))
+
+
+def test_a_network_may_hide_failures_that_do_not_depend_on_values():
+    def function(net, z):
+        try:
+            return z.view(len(z), 5).relu()
+        except RuntimeError:
+            return z.reshape(len(z), -1).relu() * net.weights.tolist()[0][0]
+
+    net, x = Calls(function).eval().requires_grad_(False), torch.rand(5, 1, 4, 4)
+    assert torch.allclose(Prover.of(net, x).graph.evaluate(x).float(), net(x), atol=1e-5)
 
 
 def test_the_module_that_computes_an_operation_is_found():
