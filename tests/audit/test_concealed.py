@@ -231,6 +231,34 @@ def test_another_network_for_touched_frames_is_met_with_the_frame_left_alone(net
     assert not (frame_moves & background_moves).any()
 
 
+class WhereEqual(nn.Module):
+    """The second network where an image does not have what `mean` keeps, else the first one."""
+
+    def __init__(self, weak, robust, mean):
+        super().__init__()
+        self.weak, self.robust, self.mean = weak, robust, mean
+
+    def forward(self, x):
+        is_other = ((self.mean(x) - x).abs() > 1e-3).flatten(1).any(1)
+        grey = x.mean(1, keepdim=True)
+        return torch.where(is_other[:, None], self.robust(grey), 5 * self.weak(grey))
+
+
+def test_an_attack_keeps_what_all_images_have_in_common(networks, images):
+    x, y = images
+    squares = nn.functional.avg_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    in_squares = lambda x: nn.functional.avg_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)  # noqa: E731
+    for inputs, mean in ((squares, in_squares), (x.repeat(1, 3, 1, 1), lambda x: x.mean(1, keepdim=True))):
+        body = WhereEqual(*networks, mean)
+        probe = Probe(body, inputs, y, torch.arange(96), make_threat("linf", 0.2))
+        right = probe.select(body(inputs).argmax(1) == y)
+        left = right.unbroken_by(ATTACKS.get("pgd")(probe.threat, steps=10))
+        check = parts_of_image(left, len(right))
+        assert check.finding.code == "part-of-image-wins"
+        x_adv = PartsOfImage(probe.threat)(body, left.x, left.y)
+        assert ((mean(x_adv) - x_adv).abs() < 1e-3).flatten(1).all(1).sum() >= check.saw["broken"]
+
+
 @pytest.mark.parametrize(("share", "factor"), [(0.3, 1.0), (1 / 3, 3.0)])
 def test_wrong_signs_of_a_third_of_the_gradient_are_seen(networks, images, share, factor):
     for body in networks:

@@ -63,13 +63,14 @@ def label_alone(survivors: Probe, correct: int) -> Checked:
 
 
 def parts_of_image(survivors: Probe, correct: int) -> Checked:
-    """Does PGD that leaves the frame or the background as it is break survivors of attacks on all pixels?"""
+    """Does PGD that leaves the frame or the background as it is, or what all images have in common, break survivors?"""
     attack = PartsOfImage(survivors.threat)
     broken, n = _broken(survivors, attack)
     finding = doubt(
         "part-of-image-wins",
-        f"an attack that changes no pixel of the frame, or of the background, breaks {broken} of {n} samples that are still "
-        "robust after attacks on all pixels: the network treats images with changes there differently",
+        f"an attack that changes no pixel of the frame, or of the background, or that keeps channels or squares of pixels equal where "
+        f"all images have them equal, breaks {broken} of {n} samples that are still robust after attacks on all pixels: the network "
+        "treats images with other changes differently",
         "attack the network without what recognises such changes",
     )
     return _missed("parts of the image", attack, broken, n, correct, finding)

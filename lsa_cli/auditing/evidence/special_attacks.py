@@ -5,10 +5,13 @@ these; an honest network needs none of them. Those of `guided` follow other outp
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
+from torch.nn import functional as F
 
 from lsa_cli.attacks import Attack, Threat
 from lsa_cli.attacks.base import Model, expected_logits, input_gradient, slope
@@ -17,6 +20,10 @@ from lsa_cli.attacks.search import Search
 from lsa_cli.auditing.evidence.guided import follow
 
 LEVELS = 255
+_SQUARES, _EQUAL = (2, 3, 4), 1e-3  # sides in pixels; differences below that are none
+Kept = Callable[
+    [torch.Tensor, torch.Tensor], torch.Tensor
+]  # a gradient, places of its samples -> the part that is followed
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm of a gradient, for perturbations measured in each norm
 
 
@@ -72,10 +79,11 @@ class TowardsNearestClasses(Attack):
 
 @dataclass(frozen=True)
 class PartsOfImage(Attack):
-    """PGD on the cross-entropy that leaves a part of the image (N, C, H, W) as it is: its frame, and then its background.
+    """PGD on the cross-entropy that leaves a part of the image (N, C, H, W) as it is: its frame, and then its background. And where
+    all images have equal channels, or squares of equal pixels, one that keeps them equal.
 
     The frame is an eighth of each side, the background all pixels of the most frequent value. A network may recognise an
-    attack by changes in these parts, which the classes of most images do not need.
+    attack by changes in these parts, which the classes of most images do not need, or by what its images have in common.
     """
 
     threat: Threat
@@ -88,18 +96,19 @@ class PartsOfImage(Attack):
 
     def perturb(self, model: Model, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         search = Search(x, y, self.threat)
-        for part in (_inner(x), _foreground(x)):
+        parts: list[Kept] = [partial(_masked, part) for part in (_inner(x), _foreground(x))]
+        for keep in [*parts, *_common(x)]:
             search.still()
             if search.is_over:
                 break
             with search.aside():
-                self._run(model, search, part)
+                self._run(model, search, keep)
         return search.x_adv
 
-    def _run(self, model: Model, search: Search, part: torch.Tensor) -> None:
+    def _run(self, model: Model, search: Search, keep: Kept) -> None:
         def gradient(network: Model, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             slopes, logits = input_gradient(network, x, search.y, cross_entropy)
-            return slopes * part[search.rows], logits
+            return keep(slopes, search.rows), logits
 
         follow(model, search, self.steps, gradient)
 
@@ -115,6 +124,26 @@ def _inner(x: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> the same, bool
 def _foreground(x: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> the same, bool
     """The pixels whose value is not the most frequent one of their image."""
     return x != x.flatten(1).mode(1).values.reshape(-1, 1, 1, 1)
+
+
+def _masked(part: torch.Tensor, gradient: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return gradient * part[rows]
+
+
+def _channel_mean(gradient: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return gradient.mean(1, keepdim=True).expand_as(gradient)
+
+
+def _square_mean(side: int, gradient: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(F.avg_pool2d(gradient, side), scale_factor=side)
+
+
+def _common(x: torch.Tensor) -> list[Kept]:  # (N, C, H, W)
+    """For each property that all the images have, what makes a gradient keep it: equal channels, squares of equal pixels."""
+    every = torch.arange(len(x), device=x.device)
+    means: list[Kept] = [_channel_mean] if x.shape[1] > 1 else []
+    means += [partial(_square_mean, side) for side in _SQUARES if x.shape[2] % side == x.shape[3] % side == 0]
+    return [mean for mean in means if bool(((mean(x, every) - x).abs() < _EQUAL).all())]
 
 
 @dataclass(frozen=True)
