@@ -73,7 +73,7 @@ class Tap:
             raise NoRows
         if any(one.shape != seen[0].shape for one in seen):
             raise NoRows
-        return torch.stack([one.float().flatten(1) for one in seen]).mean(0)
+        return torch.stack([one.float().reshape(len(one), -1) for one in seen]).mean(0)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class LayerTap:
         network: Any = model.classifier if isinstance(model, FastClassifier) else model
         network = network.body if isinstance(network, Classifier) else network
         seen: list[torch.Tensor] = []
-        with tap(network, [self.name], lambda _, output: seen.append(output.float().flatten(1))):
+        with tap(network, [self.name], lambda _, output: seen.append(output.float().reshape(len(output), -1))):
             logits = model(x)
         if len(seen) != 1 or len(seen[0]) != len(x):
             raise NoRows
