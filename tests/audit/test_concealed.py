@@ -300,15 +300,6 @@ def test_wrong_signs_in_one_place_are_seen_and_the_place_is_named(networks, imag
     assert check.saw["least cosine of a block"] < -0.9
 
 
-def test_in_float64_a_block_is_measured_alone(networks, images):
-    body, block = WrongSigns(networks[0], 0), torch.zeros(1, 28, 28, dtype=torch.bool)
-    body.factor[7:14, 14:21], block[:, 7:14, 14:21] = -1, True
-    probe = Probe(body, *images, torch.arange(96), make_threat("linf", 0.1))
-    assert exact_cosine(probe, block)[0] < -0.99
-    assert exact_cosine(probe, ~block)[0] > 0.99
-    assert -0.9 < exact_cosine(probe)[0] < 0.99
-
-
 def test_a_wrong_sign_in_a_vector_is_seen_too():
     generator = torch.Generator().manual_seed(0)
     head = nn.Linear(32, 2)

@@ -107,6 +107,7 @@ def _inputs(pair: Pair) -> list[Entry]:
     return [
         Entry("one bit", transformed(transforms.levels(2)), 0.3),
         Entry("three bits", transformed(transforms.levels(8)), 0.2),
+        Entry("dark pixels masked", lambda: transforms.Masked(weak()), 0.2),
         Entry("one bit, straight through", transformed(transforms.levels(2), StraightThrough), 0.3),
         Entry("four levels, straight through", transformed(transforms.levels(4), StraightThrough), 0.2),
         Entry("thermometer", transformed(transforms.thermometer), 0.2),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.zoo import defective, honest
-from tests.zoo.base import SAMPLE, data_root
-from tests.zoo.judge import judged
+from tests.zoo import defective, honest, transforms
+from tests.zoo.base import SAMPLE, Entry, data_root
+from tests.zoo.judge import TOO_HIGH, judged
 from tests.zoo.trained import SMALL
 from tests.zoo.truth import survivors
 
@@ -42,6 +42,13 @@ def test_what_hides_its_weakness_is_found(name):
     assert row.clean > 0.9
     assert row.truth < 0.5
     assert row.outcome in ("caught", "right number"), row
+
+
+def test_a_mask_on_pixels_is_doubted_where_its_attack_breaks_little_more():
+    """The gradient of each pixel that counts is right; those that do not count are hidden in blocks."""
+    row = judged(Entry("masked", lambda: transforms.Masked(SMALL.weak()), 0.12), False, N)
+    assert row.reported > row.truth + TOO_HIGH
+    assert row.outcome == "caught", row
 
 
 @pytest.mark.parametrize("name", BELIEVED)

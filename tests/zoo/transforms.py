@@ -214,3 +214,21 @@ class Majority(Defence):
 
     def bare(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack([net(x).log_softmax(1) for net in self.nets]).mean(0)
+
+
+class Masked(Defence):
+    """Pixels that are darker than 1.2 times the mean of their image do not count; attacked with a slope for the mask."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x * (x > self.least(x)).float())
+
+    def least(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.2 * x.mean((1, 2, 3), keepdim=True)
+
+    def softly(self, x: torch.Tensor) -> torch.Tensor:
+        least = self.least(x)
+        soft = torch.sigmoid(20 * (x - least))
+        return self.net(x * ((x > least).float() + soft - soft.detach()))
+
+    def surrogates(self) -> list[Model]:
+        return [self.softly, self.net]

@@ -30,9 +30,8 @@ def cosine(parts: list[Changes]) -> tuple[float, int]:
     return (float(a @ b) / norms if norms > 0 else 0.0), len(a) if norms > 0 else 0
 
 
-def exact_cosine(probe: Probe, block: torch.Tensor | None = None) -> tuple[float, int]:
-    """The cosine over random steps from random points within the budget, and the number of steps. block: inputs (...) bool that
-    move alone.
+def exact_cosine(probe: Probe) -> tuple[float, int]:
+    """The cosine over random steps from random points within the budget, and the number of steps.
 
     Steps count whose change is above rounding and proportional to their length: rounding inside the network, for which a
     straight-through gradient may be right on a larger scale, leaves none. There are no steps where a copy of the network
@@ -45,7 +44,7 @@ def exact_cosine(probe: Probe, block: torch.Tensor | None = None) -> tuple[float
             seen = dataclasses.replace(few, model=model, x=_points(few))
             gradient, logits = seen.slope(seen.x, margin).flatten(1), seen.logits(seen.x)
             rounding = torch.finfo(torch.float32).eps * logits.abs().amax(1).double()
-            return cosine([_steps(seen, gradient, rounding, block) for _ in range(DIRECTIONS)])
+            return cosine([_steps(seen, gradient, rounding) for _ in range(DIRECTIONS)])
     except (LsaError, RuntimeError, TypeError, ValueError) as error:  # of the network's own code, in another precision
         if is_out_of_memory(error):
             raise
@@ -62,11 +61,10 @@ def _points(probe: Probe) -> torch.Tensor:  # (N, ...)
     return x.clamp(low + away, high - away)
 
 
-def _steps(probe: Probe, gradient: torch.Tensor, rounding: torch.Tensor, block: torch.Tensor | None) -> Changes:
+def _steps(probe: Probe, gradient: torch.Tensor, rounding: torch.Tensor) -> Changes:
     """One random step for each sample. Changes are divided by the length of the sample's gradient."""
     length = torch.full_like(rounding, _STEP * float(probe.threat.eps))
     step = (probe.threat.random_direction(probe.x, length) - probe.x).double()
-    step = step if block is None else torch.where(block, step, 0.0)
     half, change, twice = (
         (probe.margin(probe.x + h * step) - probe.margin(probe.x - h * step)).double() for h in (0.5, 1, 2)
     )

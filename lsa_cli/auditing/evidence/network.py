@@ -240,7 +240,8 @@ def directions(probe: Probe) -> Checked:
 
     A gradient that is right along short steps, or for which no steps are short enough to tell, may miss changes at jumps, such as
     those of hard gates and rounded activations. That is no finding where the change that it predicts is there on average, between
-    0.7 and 2 times (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest.
+    0.7 and 2 times (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest. It
+    stays one for a block of inputs where the gradient is right along short steps: a mask on pixels hides there.
     """
     cosine, steps, best = -1.0, 0, 0.0
     with per_sample(probe.seed, probe.index, "directions"):
@@ -260,12 +261,12 @@ def directions(probe: Probe) -> Checked:
         if worst is not None and count > _FEW_STEPS and correlation_bound(least, count, ALPHA / BLOCKS) < LEAST_COSINE:
             found, block, cosine, steps, where = True, worst, least, count, f" of {_place(worst)} alone"
     if cosine < _CLEAR:
-        exact, count = exact_cosine(probe, block)
+        exact, count = exact_cosine(probe)
         saw["cosine in float64"] = exact if count else math.nan
         is_known = count > _FEW_STEPS
         if not found and is_known and correlation_bound(exact, count, ALPHA) < _LEAST_EXACT:
             found, cosine, steps, where = True, exact, count, " and steps too short for a curve or a kink"
-        elif found and (exact >= _LEAST_EXACT or not is_known):
+        elif found and ((exact >= _LEAST_EXACT and block is None) or not is_known):
             with per_sample(probe.seed, probe.index, "jumps"):
                 saw[JUMPS] = ratio = _ratio(_Slopes.at(probe, best), block)
             found = not _RIGHT[0] <= ratio <= _RIGHT[1]
