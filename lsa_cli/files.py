@@ -25,9 +25,8 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _PART = 1 << 20
-_LARGEST_HASHED = (
-    1 << 30
-)  # bytes; of a larger file, size and time of the last change stand for the content (our choice)
+# Bytes; of a larger file, size and time of the last change stand for the content (our choice).
+_LARGEST_HASHED = 1 << 30
 
 
 class IrregularFile(OSError):
@@ -60,6 +59,11 @@ def digest_of(path: str | Path) -> str:
 @lru_cache(maxsize=256)
 def _sha256(path: str, status: tuple[int, ...]) -> str:
     """status: of the file, so that a file that has changed is read again. All audits of a fleet have the same data."""
+    return sha256_of_file(path)
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """In hexadecimal digits. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,8 +7,7 @@ training from random weights; here a trained checkpoint is fine-tuned, and the r
   measured at the end of the warm-up. lambda is 1 for all data; in the paper, 1.5 for CIFAR-100 and STL-10.
 - WAT: the cost of a class is its mean training loss in the epoch, for any base; in the paper, the cross-entropy of clean
   held-out samples plus beta times the divergence under attack.
-- TRIX: which classes are strong is told by the attacked samples of the last epoch; in the paper, by the clean samples of
-  each batch.
+- TRIX: the attacked samples of the last epoch decide which classes are strong; in the paper, the clean samples of each batch.
 """
 
 from collections.abc import Iterable, Iterator

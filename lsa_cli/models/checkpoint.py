@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pydantic
 
 from lsa_cli.errors import CheckpointError, is_plain
-from lsa_cli.files import is_irregular, temporary_beside
+from lsa_cli.files import is_irregular, sha256_of_file, temporary_beside
 from lsa_cli.models.claims import claim
 from lsa_cli.models.formats import Contents, open_contents
 from lsa_cli.models.pickles.symbols import TensorSpec
@@ -168,13 +168,10 @@ def _transformers_class(contents: Contents) -> str | None:
 
 def sha256_of(files: tuple[Path, ...]) -> str:
     """The SHA-256 of one file; for several files, the SHA-256 of their digests in order."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
+    digests = [sha256_of_file(path) for path in files]
     if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+        return digests[0]
+    return hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 def write_checkpoint(path: str | Path, body: "nn.Module", description: Description, *, whole: bool = False) -> None:

@@ -21,9 +21,7 @@ from lsa_cli.auditing.evidence.guided import follow
 
 LEVELS = 255
 _SQUARES, _EQUAL = (2, 3, 4), 1e-3  # sides in pixels; differences below that are none
-Kept = Callable[
-    [torch.Tensor, torch.Tensor], torch.Tensor
-]  # a gradient, places of its samples -> the part that is followed
+Kept = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # a gradient, its samples -> the part that is followed
 _DUAL = {"linf": 1, "l2": 2, "l1": math.inf}  # the norm of a gradient, for perturbations measured in each norm
 
 
