@@ -1,9 +1,9 @@
-"""The attack past rounding and ripples: with the slope that they have on average."""
+"""The attack past jumps and ripples: with the slope that they have on average."""
 
 import pytest
 import torch
 
-from lsa_cli.auditing.evidence.straight_through import _OnAverage, has_steps_or_ripples
+from lsa_cli.auditing.evidence.straight_through import _OnAverage, has_jumps_or_ripples
 
 
 def slope_through(function, x):
@@ -48,9 +48,29 @@ def test_rounding_has_a_slope_of_one_and_the_values_stay(function):
         assert torch.equal(function(x), function(x.detach()))
 
 
+MASKS = {
+    "product": lambda x: x * (x > 0.5).float(),
+    "product with a boolean": lambda x: (x >= 0.5) * x,
+    "where": lambda x: torch.where(x < 0.5, 0.0, x),
+    "method": lambda x: x.where(~(x < 0.5), torch.tensor(0.0)),
+    "filled": lambda x: x.masked_fill((x < 0.5) | (x > 2), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_has_a_slope_where_it_jumps_and_its_values_stay(name):
+    x = torch.linspace(0, 1, 100).reshape(-1, 1).requires_grad_()
+    through, jump = slope_through(MASKS[name], x).flatten(), x.detach().flatten().sub(0.5).abs() < 0.02
+    kept = (x.detach().flatten() > 0.5).float()
+    assert bool((through[jump] > kept[jump] + 0.5).all())
+    with _OnAverage():
+        assert torch.equal(MASKS[name](x), MASKS[name](x.detach()))
+
+
 def test_only_networks_with_steps_or_ripples_are_attacked():
     x = torch.rand(4, 1)
-    assert has_steps_or_ripples(torch.round, x)
-    assert has_steps_or_ripples(lambda x: x + 0.1 * torch.sin(300 * x), x)
+    assert has_jumps_or_ripples(torch.round, x)
+    assert has_jumps_or_ripples(MASKS["where"], x)
+    assert has_jumps_or_ripples(lambda x: x + 0.1 * torch.sin(300 * x), x)
     for function in (torch.relu, torch.sin, lambda x: x + torch.round(torch.rand(4, 1))):
-        assert not has_steps_or_ripples(function, x)
+        assert not has_jumps_or_ripples(function, x)

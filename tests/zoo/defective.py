@@ -108,6 +108,7 @@ def _inputs(pair: Pair) -> list[Entry]:
         Entry("one bit", transformed(transforms.levels(2)), 0.3),
         Entry("three bits", transformed(transforms.levels(8)), 0.2),
         Entry("dark pixels masked", lambda: transforms.Masked(weak()), 0.2),
+        Entry("dark pixels masked, small eps", lambda: transforms.Masked(weak()), 0.12),
         Entry("one bit, straight through", transformed(transforms.levels(2), StraightThrough), 0.3),
         Entry("four levels, straight through", transformed(transforms.levels(4), StraightThrough), 0.2),
         Entry("thermometer", transformed(transforms.thermometer), 0.2),
@@ -154,6 +155,7 @@ def _layers(pair: Pair) -> list[Entry]:
         Entry("early exit", unusual.early_exit, 0.06),
         Entry("early exit, l2", unusual.early_exit, 1.0, "l2"),
         Entry("one of three experts", unusual.experts, 0.03),
+        Entry("local winners", unusual.local_winners, 0.06),
     ]
 
 

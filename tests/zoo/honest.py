@@ -130,7 +130,6 @@ CHANGED_NETWORKS = [
 UNUSUAL_NETWORKS = [
     Entry("fixed point", unusual.fixed_point, 0.04),
     Entry("standardised images", unusual.standardized, 0.05),
-    Entry("local winners", unusual.local_winners, 0.06),
     Entry("prototypes", unusual.prototypes, 0.06),
     Entry("moving average beside", lambda: unusual.WithAverage(trained.activated("ReLU")), 0.06),
     Entry("mean of shifts", lambda: unusual.MeanOfShifts(trained.activated("ReLU")), 0.06),

@@ -44,9 +44,14 @@ def test_what_hides_its_weakness_is_found(name):
     assert row.outcome in ("caught", "right number"), row
 
 
-def test_a_mask_on_pixels_is_doubted_where_its_attack_breaks_little_more():
-    """The gradient of each pixel that counts is right; those that do not count are hidden in blocks."""
+def test_the_attack_on_all_samples_passes_a_mask_on_pixels():
     row = judged(Entry("masked", lambda: transforms.Masked(SMALL.weak()), 0.12), False, N)
+    assert row.reported <= row.truth + TOO_HIGH / 2, row
+
+
+def test_a_mask_that_no_attack_passes_is_doubted():
+    """The gradient of each pixel that counts is right; those that do not count are hidden in blocks."""
+    row = judged(Entry("blackened", lambda: transforms.Blackened(SMALL.weak()), 0.12), False, N)
     assert row.reported > row.truth + TOO_HIGH
     assert row.outcome == "caught", row
 

@@ -1,6 +1,7 @@
-"""Honest networks of unusual form, trained as those of `trained`."""
+"""Networks of unusual form, trained as those of `trained`."""
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -84,11 +85,41 @@ class Standardized(nn.Module):
 
 
 class LocalWinners(nn.Module):
-    """Of each two units in a row the larger one passes."""
+    """Of each two units in a row the larger one passes. leads: whether gradients lead to where the other one does."""
+
+    leads = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pairs = x.unflatten(1, (-1, 2))
-        return torch.where(pairs >= pairs.amax(2, keepdim=True), pairs, 0.0).view_as(x)
+        winners = torch.where(pairs >= pairs.amax(2, keepdim=True), pairs, 0.0)
+        if self.leads:
+            share = torch.atan(30 * (pairs - pairs.flip(2)) / pairs.detach().std()) / math.pi
+            winners = winners + pairs.detach() * (share - share.detach())
+        return winners.view_as(x)
+
+
+class WithLocalWinners(nn.Module):
+    """Its outputs jump where another unit wins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv(LocalWinners)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+    def led(self, x: torch.Tensor) -> torch.Tensor:
+        winners = [module for module in self.body.modules() if isinstance(module, LocalWinners)]
+        for module in winners:
+            module.leads = True
+        try:
+            return self.body(x)
+        finally:
+            for module in winners:
+                module.leads = False
+
+    def surrogates(self) -> list[Model]:
+        return [self, self.led]
 
 
 class WithAverage(nn.Module):
@@ -133,5 +164,5 @@ early_exit = once(lambda: fitted(EarlyExit()))
 experts = once(lambda: fitted(Experts()))
 fixed_point = once(lambda: fitted(FixedPoint()))
 standardized = once(lambda: fitted(Standardized()))
-local_winners = once(lambda: fitted(conv(LocalWinners)))
+local_winners = once(lambda: fitted(WithLocalWinners()))
 prototypes = once(lambda: fitted(Prototypes(), epochs=6, lr=3e-2))

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import relu
 
+from lsa_cli.failures import is_out_of_memory
+
 _COMPARED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "gt": lambda a, b: a - b,
     "ge": lambda a, b: a - b,
@@ -31,6 +33,7 @@ _VIEWS = frozenset(
 )
 _CASTS = frozenset(("float", "double", "half", "to", "type", "long", "int"))
 _SUMS = frozenset(("sum", "mean", "mul", "add", "sub", "rsub", "div", "truediv"))
+_CHOICES = frozenset(("where", "masked_fill"))
 _CUTS = frozenset(("detach", "get"))  # the latter is the attribute `data`
 _STEEP = 8.0  # of gates; half and twice that break nearly as much
 DECISIONS = frozenset((*_COMPARED, *_JOINED, "all", "any", "prod"))
@@ -82,10 +85,22 @@ class Conditions:
     def _cut(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> torch.Tensor | None:
-        """The numbers of such an output, with a gradient; None where the function works in place."""
+        """The numbers of such an output, with a gradient; None where the function works in place, or takes no numbers for
+        booleans or whole numbers."""
         if name in _CUTS:
             return self._number(args[0])
-        return None if _is_in_place(func) else self._run(func, tuple(map(self._number, args)), kwargs)
+        if _is_in_place(func):
+            return None
+        if name in _CHOICES and len(args) == 3:
+            chosen = self._run(func, tuple(one if _is_boolean(one) else self._number(one) for one in args), kwargs)
+            by_condition = self._chosen(name, args, chosen)
+            return chosen if by_condition is None else by_condition
+        try:
+            return self._run(func, tuple(map(self._number, args)), kwargs)
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            return None
 
     def _number(self, one: Any) -> Any:
         """The argument itself, or the numbers (with a gradient) that it stands for."""
@@ -104,8 +119,8 @@ class Conditions:
     ) -> torch.Tensor | None:
         """The score of the output; None where the function is not known."""
         first, is_whole = self.score(args[0]), not output.is_floating_point()
-        if name == "where" and len(args) == 3 and not is_whole:
-            return self._chosen(args, output)
+        if name in _CHOICES and len(args) == 3 and not is_whole:
+            return None if _is_in_place(func) else self._chosen(name, args, output)
         if name in _COMPARED and len(args) == 2 and is_whole:
             return self._compared(name, args)
         if name in _JOINED and len(args) == 2:
@@ -125,9 +140,11 @@ class Conditions:
             return _held(first, name != "any", {**dict(zip(("dim", "keepdim"), args[1:], strict=False)), **kwargs})
         return None
 
-    def _chosen(self, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-        """Of a choice between two numbers by a condition."""
+    def _chosen(self, name: str, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        """Of a choice between two numbers by a condition: torch.where(condition, one, other), and methods of one or the other."""
         condition, one, other = args
+        if not _is_boolean(condition):
+            condition, one, other = (one, condition, other) if name == "where" else (one, other, condition)
         score = self.score(condition)
         if score is None:
             return None
@@ -143,10 +160,14 @@ class Conditions:
         if name in ("eq", "ne"):
             for condition, known in ((one, other), (other, one)):
                 score = self.score(condition)
-                is_known = isinstance(known, torch.Tensor) and known.dtype == torch.bool and not self._is_known(known)
+                is_known = _is_boolean(known) and not self._is_known(known)
                 if score is not None and is_known:
                     return torch.where(known == (name == "eq"), score, -score)
         return _COMPARED[name](*(torch.as_tensor(self._number(each)).float() for each in args))
+
+
+def _is_boolean(one: Any) -> bool:
+    return isinstance(one, torch.Tensor) and one.dtype == torch.bool
 
 
 def _each(args: tuple[Any, ...]) -> Iterator[Any]:

@@ -58,7 +58,7 @@ from lsa_cli.auditing.evidence.searches import (
     without_rest,
 )
 from lsa_cli.auditing.evidence.special_attacks import OnGrid
-from lsa_cli.auditing.evidence.straight_through import has_steps_or_ripples
+from lsa_cli.auditing.evidence.straight_through import has_jumps_or_ripples
 from lsa_cli.auditing.evidence.stronger import PASSES, Survivors, stronger_attack
 
 FORWARD = 0.35  # of a forward + gradient pass
@@ -181,7 +181,7 @@ def _searched(
     if probe.threat.norm in Square.norms:
         made.append(random_search(left, stand_for, MANY if wrong else QUERIES))
     made.append(through_inactive(left, stand_for))
-    if has_steps_or_ripples(left.model, left.x[:1]):
+    if has_jumps_or_ripples(left.model, left.x[:1]):
         made.append(straight_through(left, stand_for))
     if not has_gradient:
         return made

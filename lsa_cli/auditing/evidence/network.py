@@ -14,6 +14,7 @@ from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.float64 import Changes, exact_cosine
 from lsa_cli.auditing.evidence.float64 import cosine as cosine_of
 from lsa_cli.auditing.evidence.probe import FEW_ULP, Probe
+from lsa_cli.auditing.evidence.straight_through import has_jumps_or_ripples
 from lsa_cli.errors import LsaError
 from lsa_cli.models.classifier import Classifier
 from lsa_cli.stats import correlation_bound
@@ -241,7 +242,8 @@ def directions(probe: Probe) -> Checked:
     A gradient that is right along short steps, or for which no steps are short enough to tell, may miss changes at jumps, such as
     those of hard gates and rounded activations. That is no finding where the change that it predicts is there on average, between
     0.7 and 2 times (our choice): attacks then follow what there is of a slope, and those that pass jumps search for the rest. It
-    stays one for a block of inputs where the gradient is right along short steps: a mask on pixels hides there.
+    stays one for a block of inputs where the gradient is right along short steps and no attack can pass the jumps, see
+    `has_jumps_or_ripples`: a mask on pixels hides there.
     """
     cosine, steps, best = -1.0, 0, 0.0
     with per_sample(probe.seed, probe.index, "directions"):
@@ -266,7 +268,7 @@ def directions(probe: Probe) -> Checked:
         is_known = count > _FEW_STEPS
         if not found and is_known and correlation_bound(exact, count, ALPHA) < _LEAST_EXACT:
             found, cosine, steps, where = True, exact, count, " and steps too short for a curve or a kink"
-        elif found and ((exact >= _LEAST_EXACT and block is None) or not is_known):
+        elif found and (not is_known or (exact >= _LEAST_EXACT and _passes_jumps(probe, block))):
             with per_sample(probe.seed, probe.index, "jumps"):
                 saw[JUMPS] = ratio = _ratio(_Slopes.at(probe, best), block)
             found = not _RIGHT[0] <= ratio <= _RIGHT[1]
@@ -278,6 +280,11 @@ def directions(probe: Probe) -> Checked:
         "with the right gradient, or without gradients (square)",
     )
     return Checked("gradient in random directions", len(probe), saw, finding if found else None)
+
+
+def _passes_jumps(probe: Probe, block: torch.Tensor | None) -> bool:
+    """Whether attacks search behind jumps: those of single inputs need one that has a slope for them."""
+    return block is None or has_jumps_or_ripples(probe.model, probe.x[:1])
 
 
 @dataclass(frozen=True)

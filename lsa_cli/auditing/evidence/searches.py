@@ -140,14 +140,14 @@ def through_inactive(survivors: Probe, correct: int) -> Checked:
 
 
 def straight_through(survivors: Probe, correct: int) -> Checked:
-    """Does PGD past rounding and ripples, see `StraightThrough`, break survivors?"""
+    """Does PGD past jumps and ripples, see `StraightThrough`, break survivors?"""
     attack = StraightThrough(survivors.threat)
     broken, n = _broken(survivors, attack)
     finding = doubt(
         "straight-through-wins",
-        f"an attack that takes the average slope of rounding and ripples breaks {broken} of {n} samples that are still robust after "
-        "attacks along the gradient: they hide how near the other classes are",
-        "attack the network without its rounding and its ripples",
+        f"an attack that takes the average slope of rounding, comparisons and ripples breaks {broken} of {n} samples that are still "
+        "robust after attacks along the gradient: they hide how near the other classes are",
+        "attack the network without its rounding, its masks and its ripples",
     )
     return _missed("straight through", attack, broken, n, correct, finding)
 

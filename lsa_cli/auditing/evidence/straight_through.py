@@ -1,7 +1,8 @@
-"""An attack past rounding and ripples: BPDA (arXiv 1802.00420) with the slope that such functions have on average.
+"""An attack past jumps and ripples: BPDA (arXiv 1802.00420) with the slope that such functions have on average.
 
-A rounded layer has no slope, and one with ripples of steep slopes and small height, as x + 0.1 sin(300 x), has a slope that
-leads nowhere. Either hides from gradients how near the other classes are.
+A rounded layer has no slope, and neither has what a comparison chooses by, as a mask on pixels. A layer with ripples of steep
+slopes and small height, as x + 0.1 sin(300 x), has a slope that leads nowhere. Each hides from gradients how near the other
+classes are.
 """
 
 import math
@@ -14,13 +15,14 @@ from torch.overrides import TorchFunctionMode
 from lsa_cli.attacks.base import Model
 from lsa_cli.attacks.losses import cross_entropy
 from lsa_cli.attacks.search import Search
+from lsa_cli.auditing.evidence.conditions import Conditions
 from lsa_cli.auditing.evidence.guided import Guided, increase
 
 _STEPPED = frozenset(("round", "floor", "ceil", "trunc", "sign"))
 _PERIODIC = frozenset(("sin", "cos", "frac", "remainder", "fmod"))
 _BLUR = 0.1  # of the spread of the arguments of a periodic function
 _RIPPLES = 0.5  # a periodic function has ripples where less of its slope is left
-_LONGEST, _SHORTEST = 0.1, 0.02  # steps, in eps
+_LONGEST, _SHORTEST = 0.25, 0.01  # steps, in eps
 
 
 def _slope_left(turns: torch.Tensor) -> torch.Tensor:
@@ -33,15 +35,21 @@ def _slope_left(turns: torch.Tensor) -> torch.Tensor:
 
 
 class _OnAverage(TorchFunctionMode):
-    """Gradients pass with the average slope: 1 for rounding. replaced: whether a slope was replaced."""
+    """Gradients pass with the average slope: 1 for rounding, and for comparisons that of a smooth step, see `Conditions`.
 
-    replaced = False
+    replaced: whether a slope was replaced.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = False
+        self.conditions = Conditions(lambda func, args, kwargs: self.__torch_function__(func, (), args, kwargs))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "").split(".")[0].strip("_")
         given = args[0] if args else None
         if not isinstance(given, torch.Tensor) or not given.requires_grad or name not in _STEPPED | _PERIODIC:
-            return func(*args, **kwargs)
+            return self._follow(func, name, args, kwargs)
         if name in _STEPPED:
             self.replaced = True
             given = given.clone()  # the function may work in place
@@ -52,9 +60,16 @@ class _OnAverage(TorchFunctionMode):
         output = func(*args, **kwargs)
         return output.detach() + left.to(output.dtype) * (output - output.detach())
 
+    def _follow(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """Of other functions: those of what a comparison gave get a slope."""
+        given = func(*args, **kwargs)
+        output = self.conditions.follow(name, func, args, kwargs, given)
+        self.replaced |= output is not given
+        return output
 
-def has_steps_or_ripples(model: Model, x: torch.Tensor) -> bool:
-    """Whether the network rounds what depends on x (N, ...), or has ripples there."""
+
+def has_jumps_or_ripples(model: Model, x: torch.Tensor) -> bool:
+    """Whether the network rounds or compares what depends on x (N, ...), or has ripples there."""
     with torch.enable_grad(), _OnAverage() as average:
         model(x.detach().clone().requires_grad_())
     return average.replaced
@@ -62,7 +77,7 @@ def has_steps_or_ripples(model: Model, x: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class StraightThrough(Guided):
-    """On the cross-entropy, past rounding and ripples. Forward passes are those of the network itself."""
+    """On the cross-entropy, past jumps and ripples. Forward passes are those of the network itself."""
 
     steps: int = 40
 

@@ -16,6 +16,7 @@ from lsa_cli.attacks.odi import ODI
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import TowardsNearestClasses
+from lsa_cli.auditing.evidence.straight_through import StraightThrough, has_jumps_or_ripples
 from lsa_cli.stats import binomial_tail, wilson
 
 STEPS = 12  # of PGD on the margin, which breaks more of what the default attacks leave than APGD of as many steps
@@ -47,7 +48,8 @@ class Survivors:
 
 
 def stronger_attack(survivors: Survivors) -> Checked:
-    """Two attacks in a row: towards the nearest class, and PGD on the margin, whose steps shrink, from a random start.
+    """Two attacks in a row: towards the nearest class, and PGD on the margin, whose steps shrink, from a random start. Where the
+    network has jumps or ripples, a third one passes these, see `StraightThrough`.
 
     The robust accuracy is too high by the share of survivors that they break, times the share of samples that survived.
     More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). More samples are
@@ -59,16 +61,17 @@ def stronger_attack(survivors: Survivors) -> Checked:
     samples and more steps. Both start on the network itself, as a copy that misleads the attacks of the audit would mislead
     these too.
 
-    In l2 and l1 these two break nothing that FMN left. There the attack is FMN again, in a ball whose radius changes more
+    In l2 and l1 the first two break nothing that FMN left. There the attack is FMN again, in a ball whose radius changes more
     and with longer steps (our choice).
     """
     share = survivors.count / survivors.samples
     if share <= ALLOWED:
         return Checked("stronger attack", 0, {"broken": 0})
-    n, broken, wins = 0, 0, False
+    n, broken, wins, past_jumps = 0, 0, False, False
     for number in itertools.count(1):
         probe = survivors.take(n, (FIRST, NEXT)[number - 1] if number <= 2 else n + n // 2)
-        n, broken = n + len(probe), broken + _broken(probe)
+        past_jumps = past_jumps or has_jumps_or_ripples(probe.model, probe.x[:1])
+        n, broken = n + len(probe), broken + _broken(probe, past_jumps)
         wins = exceeds(broken, n, ALLOWED / share, ALPHA / _ROUNDS)
         if wins or n >= survivors.count or _known(broken, n, survivors, number):
             break
@@ -84,29 +87,45 @@ def stronger_attack(survivors: Survivors) -> Checked:
     said, counts = "", broken > 0 and (wins or n == survivors.count)
     if counts and finding is None:
         said = f"short stronger attacks break {broken} of the {n} samples that the others left"
-    return Checked("stronger attack", n, saw, finding, said, attacks=_attacks(probe.threat) if counts else {})
+    return Checked(
+        "stronger attack", n, saw, finding, said, attacks=_attacks(probe.threat, past_jumps) if counts else {}
+    )
 
 
-def _attacks(threat: Threat) -> dict[str, Attack]:
+def _attacks(threat: Threat, past_jumps: bool) -> dict[str, Attack]:
     """By label, as they are part of the result."""
+    attacks: dict[str, Attack] = {
+        "nearest-class": TowardsNearestClasses(threat),
+        "pgd-margin": ODI(threat, STEPS, spread=0),
+    }
     if threat.norm != "linf":
-        return {"fmn-wide": _wide(threat)}
-    return {"nearest-class": TowardsNearestClasses(threat), "pgd-margin": ODI(threat, STEPS, spread=0)}
+        attacks = {"fmn-wide": _wide(threat)}
+    return attacks | ({"straight-through": StraightThrough(threat)} if past_jumps else {})
 
 
 def _wide(threat: Threat) -> FMN:
     return FMN(threat, _WIDE_STEPS, 2 * FMN(threat).first_length, _WIDE_GAMMA)
 
 
-def _broken(probe: Probe) -> int:
+def _broken(probe: Probe, past_jumps: bool) -> int:
     """How many of these samples the attacks break."""
+    left = _left(probe)
+    if past_jumps and len(left):
+        left = left.unbroken_by(StraightThrough(probe.threat), copy=False)
+    return len(probe) - len(left)
+
+
+def _left(probe: Probe) -> Probe:
+    """The samples that the first two attacks do not break."""
     if probe.threat.norm != "linf":
-        return len(probe) - len(probe.unbroken_by(_wide(probe.threat), copy=False))
+        return probe.unbroken_by(_wide(probe.threat), copy=False)
     before = margin(probe.clean, probe.y)
     after = probe.margin(probe.run(TowardsNearestClasses(probe.threat, steps=TOWARDS), copy=False))
-    reached = probe.select((after <= 0) & (after > REACHED * before))
-    left = reached.unbroken_by(ODI(probe.threat, STEPS, spread=0), copy=False) if len(reached) else reached
-    return int((after > 0).sum()) + len(reached) - len(left)
+    holds, reached = after <= 0, (after <= 0) & (after > REACHED * before)
+    if reached.any():
+        near = probe.select(reached)
+        holds[reached] = near.margin(near.run(ODI(probe.threat, STEPS, spread=0), copy=False)) <= 0
+    return probe.select(holds)
 
 
 def _known(broken: int, n: int, survivors: Survivors, rounds: int) -> bool:
