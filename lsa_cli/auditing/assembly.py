@@ -13,7 +13,7 @@ from lsa_cli.auditing.class_diagnosis import ClassDiagnosis, compare_attacks, ra
 from lsa_cli.auditing.draw_by_margin import counts, strata_by_margin
 from lsa_cli.auditing.draws import mean_rate, spread, stochastic_network, verdict_over_draws
 from lsa_cli.auditing.evidence.decision import Checked, evidence_of
-from lsa_cli.auditing.evidence.preflight import zero_gradients
+from lsa_cli.auditing.evidence.preflight import repeated_samples, zero_gradients
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.outcome import outcome_of, ranked_in_words, settings_of, verdict_of
 from lsa_cli.auditing.plan import AuditPlan
@@ -189,6 +189,7 @@ def _warnings(plan: AuditPlan, total: BlockResult, outcomes: dict[str, AttackOut
     warnings = [
         *plan.warnings,
         *zero_gradients(int(total.no_gradient.sum()), len(total)),
+        *repeated_samples(total.content),
         *([stochastic_network(any(getattr(n.attack, "eot", 1) > 1 for n in met))] if plan.is_stochastic else []),
     ]
     for named in (*met, *plan.noises):

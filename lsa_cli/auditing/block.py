@@ -114,6 +114,7 @@ def _clean_pass(run: Execution, index: np.ndarray, in_any_case: bool) -> tuple[_
             index=places.cpu().numpy(),
             label=y.cpu().numpy(),
             clean=predicted_class(logits).numpy(),
+            content=run.content(places.cpu().numpy()),
             wrong=wrong_by_draw(plan, x, y, places),
             no_gradient=~has_gradient.numpy(),
             logits=LogitsSummary.of(logits.numpy()),

@@ -17,7 +17,7 @@ from lsa_cli.auditing.journal import Journal
 from lsa_cli.auditing.limits import BatchSize, Clock, OutOfTime, out_of_memory
 from lsa_cli.auditing.plan import AuditPlan
 from lsa_cli.auditing.results import BlockResult, common
-from lsa_cli.data import batches, check_inputs, prefetch
+from lsa_cli.data import batches, check_inputs, digests, prefetch
 from lsa_cli.errors import DataError, RunError
 from lsa_cli.failures import is_out_of_memory
 from lsa_cli.models.precision import Copy
@@ -71,6 +71,7 @@ class Execution:
         self.beginning: Beginning | None = None
         self.has_begun = False  # there is a first result: if data cannot be read after that, they have changed
         self.done, self.total = 0.0, total_work(plan)
+        self._content: dict[int, int] = {}  # of each place in the data set, as it was first read
 
     def step(self, label: str, work: float) -> None:
         """Report progress. work: forward and gradient passes over one sample; other ranks do as much at the same time."""
@@ -110,7 +111,21 @@ class Execution:
                 return
             rows, found = batch
             x = check_inputs(found, rows, plan.network.bounds, plan.network.data.spec)
+            self._refuse_other_content(rows, digests(x))
             yield x, torch.from_numpy(plan.network.labels[rows]), torch.from_numpy(rows)
+
+    def _refuse_other_content(self, rows: np.ndarray, content: np.ndarray) -> None:
+        """Raises DataError where a sample is not what it was when it was read before."""
+        for row, now in zip(rows.tolist(), content.tolist(), strict=True):
+            if self._content.setdefault(row, now) != now:
+                raise DataError(
+                    f"{self.plan.network.data.spec}: sample {row} is another one each time it is read, so that no number can be "
+                    "repeated; leave out random transforms, or write the samples to a file"
+                )
+
+    def content(self, rows: np.ndarray) -> np.ndarray:  # (N,) -> (N,) uint64
+        """The digests of samples that were read."""
+        return np.array([self._content[row] for row in rows.tolist()], dtype=np.uint64)
 
     def read_all(self, index: np.ndarray) -> Batch:
         """These samples as one batch on the device."""

@@ -23,7 +23,7 @@ from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.repeatability import SAMPLES as ASKED_AGAIN
 from lsa_cli.auditing.evidence.repeatability import Beginning
 from lsa_cli.auditing.evidence.stronger import Survivors
-from lsa_cli.auditing.execution import Execution
+from lsa_cli.auditing.execution import Execution, sample_order
 from lsa_cli.auditing.layer_analysis import most_vulnerable
 from lsa_cli.auditing.named_attacks import NamedAttack
 from lsa_cli.auditing.plan import AuditPlan
@@ -170,9 +170,9 @@ def remember(run: Execution) -> None:
     """Keep the network as it is before the audit, for the evidence."""
     plan = run.plan
     if plan.budget_attacks and plan.threat.eps:
-        rows = np.random.default_rng([plan.seed, 29]).permutation(len(plan.index))[:ASKED_AGAIN]
         beginning = Beginning.of(plan.network.classifier, plan.network.unasked)
-        run.beginning = beginning.asked(_probe(run, plan.index[np.sort(rows)]))
+        first = np.sort(sample_order(plan)[:ASKED_AGAIN])  # which the first block reads again
+        run.beginning = beginning.asked(_probe(run, first))
 
 
 def _probe(run: Execution, index: np.ndarray, total: BlockResult | None = None) -> Probe:

@@ -67,7 +67,8 @@ class ProofRows:
 class BlockResult:
     """All that an audit measures of N samples; the results of two blocks add up to that of both.
 
-    index, label, clean (N,) int: place in the data set, true class, class predicted for the input as it is. wrong
+    index, label, clean (N,) int: place in the data set, true class, class predicted for the input as it is. content (N,)
+    uint64: a digest of the input. wrong
     (N, R): as in `AttackRows`, without an attack. no_gradient (N,) bool: the attacks' loss has no gradient there.
     attacks: by label. curves: for each attack (N, E) bool, right clean and broken at each radius of the grid. proof: None
     where nothing is proven.
@@ -76,6 +77,7 @@ class BlockResult:
     index: np.ndarray
     label: np.ndarray
     clean: np.ndarray
+    content: np.ndarray
     wrong: np.ndarray
     no_gradient: np.ndarray
     logits: LogitsSummary
@@ -171,7 +173,7 @@ class BlockResult:
         labels = {kind: arrays[kind].tolist() for kind in ("attacks", "curves")}
         attacks = {label: _attack_rows(arrays, f"attacks.{number}") for number, label in enumerate(labels["attacks"])}
         curves = {label: arrays[f"curves.{number}"] for number, label in enumerate(labels["curves"])}
-        plain = {name: arrays[name] for name in ("index", "label", "clean", "wrong", "no_gradient")}
+        plain = {name: arrays[name] for name in ("index", "label", "clean", "content", "wrong", "no_gradient")}
         summary = {field.name: arrays[f"logits.{field.name}"] for field in dataclasses.fields(LogitsSummary)}
         for name in ("n", "not_finite", "sums_to_one"):
             summary[name] = summary[name].item()

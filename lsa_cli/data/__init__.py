@@ -8,7 +8,7 @@ from lsa_cli.data import (  # noqa: F401  they register themselves
     tensors,
 )
 from lsa_cli.data.base import DATA_SOURCES, LabelledData, SourceRequest, Traits, with_traits
-from lsa_cli.data.batches import batches, check_inputs, fingerprint, prefetch, stratified_subset
+from lsa_cli.data.batches import batches, check_inputs, digests, fingerprint, prefetch, stratified_subset
 from lsa_cli.data.factories import from_object
 from lsa_cli.data.opening import code_of, file_of, location_of, may_download, open_data, runs_user_code, with_paths
 from lsa_cli.data.sizes import ImageSize, square_size, torchvision_size, usual_size
@@ -22,6 +22,7 @@ __all__ = [
     "batches",
     "check_inputs",
     "code_of",
+    "digests",
     "file_of",
     "fingerprint",
     "from_object",

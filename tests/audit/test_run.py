@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from lsa_cli import AuditReport, audit
 from lsa_cli.attacks import ATTACKS, Attack, Threat
@@ -403,6 +404,36 @@ def test_data_that_is_no_pair_of_arrays_is_one_sentence(task):
     assert run(task).data.n == audit(network, data=[x, y], eps=0.05, noise="gaussian", threads=1).data.n
     with pytest.raises(DataError, match="pairs"):
         audit(network, data=["a", "b"], eps=0.05)
+
+
+class Augmented(Dataset):
+    """Images as training sees them: each read adds other noise."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, row):
+        return (self.x[row] + 0.01 * torch.rand_like(self.x[row])).clamp(0, 1), int(self.y[row])
+
+
+def test_data_that_change_at_each_read_are_refused(task):
+    network, x, y = task
+    with pytest.raises(DataError, match="another one each time it is read"):
+        audit(network, data=Augmented(x, y), eps=0.05, threads=1)
+
+
+def test_copies_among_the_samples_are_counted(task):
+    network, x, y = task
+    once, twice = (
+        audit(network, data=(x, y), eps=0.05, threads=1),
+        audit(network, data=(torch.cat([x, x[:30]]), torch.cat([y, y[:30]])), eps=0.05, threads=1),
+    )
+    assert "repeated-samples" not in [one.code for one in once.warnings]
+    (told,) = [one.message for one in twice.warnings if one.code == "repeated-samples"]
+    assert told.startswith(f"30 of {len(x) + 30} samples are copies of others")
 
 
 def test_blocks_take_each_sample_once_and_a_stop_loses_half_at_most():

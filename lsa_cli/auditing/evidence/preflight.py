@@ -101,6 +101,18 @@ def zero_gradients(count: int, n: int) -> list[Warning]:
     return [Warning(code="zero-gradient", message=message)]
 
 
+def repeated_samples(content: np.ndarray) -> list[Warning]:
+    """A warning where more than 1% (our choice) of the samples, by their digests (N,), are copies of others."""
+    copies = len(content) - len(np.unique(content))
+    if copies <= 0.01 * len(content):
+        return []
+    message = (
+        f"{copies} of {len(content)} samples are copies of others: the intervals count them as different samples, and are too "
+        "narrow; audit each sample once"
+    )
+    return [Warning(code="repeated-samples", message=message)]
+
+
 def check_labels(labels: np.ndarray, classes: int, source: str) -> None:
     """Raises DataError where a label does not belong to that many classes."""
     if labels.max() >= classes:
