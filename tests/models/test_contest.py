@@ -56,6 +56,25 @@ def test_guessing_is_not_above_chance_and_what_is_not_finite_is_left_out():
     assert not outcome.above_chance
 
 
+def test_answers_that_are_known_are_not_asked_again_and_change_nothing():
+    several, asked = [entrant("one", 2.0, 0), entrant("other", 1.6, 1)], []
+
+    def counted(one, known):
+        def ask(x):
+            asked.extend((one.name, int(place)) for place in x[:, 0])
+            return one.ask(x)
+
+        return Entrant(one.name, one.cost, ask, one.ask(PLACES[:known]))
+
+    fresh = hold(several, read, N)
+    outcome = hold([counted(one, known) for one, known in zip(several, (300, 7), strict=True)], read, N)
+    assert torch.equal(outcome.best.logits, fresh.best.logits)
+    assert torch.equal(outcome.next.logits, fresh.next.logits)
+    assert len(set(asked)) == len(asked)
+    assert min(place for name, place in asked if name == "one") == 300
+    assert min(place for name, place in asked if name == "other") == 7
+
+
 def test_one_that_answers_nearly_all_images_alike_is_no_rival():
     base = entrant("base", 2.0, 0)
     near = Entrant("near", 0.5, lambda x: base.ask(x) + 0.02 * torch.sin(7 * x))

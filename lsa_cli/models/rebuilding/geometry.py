@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
-from lsa_cli.models.rebuilding.blocks import Block, Element
+from lsa_cli.models.rebuilding.blocks import Block, Element, Structure
 
 Size = tuple[int, int]
 Head = tuple[str, Size]
@@ -108,6 +108,19 @@ def places_of(layers: Sequence[Element]) -> int | None:
     convolutions = [layer for layer in layers if not layer.is_linear]
     linear = next((layer for layer in layers if layer.is_linear), None)
     return None if linear is None or not convolutions else linear.inner // convolutions[-1].outer
+
+
+def work(structure: Structure, geometry: Geometry) -> float:
+    """Multiplications for an image."""
+    total, sizes = 0.0, iter(geometry.sizes)
+    for element in structure.elements:
+        if element.is_linear:
+            total += element.inner * element.outer
+            continue
+        height, width = next(sizes)
+        layers = element.layers if isinstance(element, Block) else (element,)
+        total += sum(one.inner * one.outer * math.prod(one.kernel) for one in layers) * height * width
+    return total
 
 
 def _search(convolutions: list[Element], size: Size, places: int | None, flatten: str) -> Iterator[Geometry]:

@@ -24,9 +24,9 @@ from torch import nn
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, gives_same_answers, hold, losses, tempered
 from lsa_cli.models.normalizations import coarse, has_same_scale
-from lsa_cli.models.rebuilding.blocks import Block, Structure
-from lsa_cli.models.rebuilding.chain import with_weights
-from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near
+from lsa_cli.models.rebuilding.blocks import Structure
+from lsa_cli.models.rebuilding.chain import fast_layout, with_weights
+from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near, work
 from lsa_cli.models.rebuilding.layers import Layer
 from lsa_cli.models.rebuilding.stationarity import AT_REST, unrest
 from lsa_cli.models.rebuilding.statistics import running_misfit
@@ -44,6 +44,7 @@ from lsa_cli.models.rebuilding.variants import (
 from lsa_cli.models.rebuilding.weighing import Weighing
 
 _ENTRANTS = 40  # of the contest
+_BATCH = 32  # images that are asked at once: the outputs of more leave the cache
 _GLANCE, _FAR_BELOW = 8, 0.5  # images that every variant is asked; share of right answers below the best that ends it
 _UNDECIDED = 0.999  # share of the cost of an activation that is left out of the contest
 _NATS = 1.5  # of log-probability for each unit of cost
@@ -109,6 +110,7 @@ class Search:
         self.x, self.y = read(0, min(_SIZES[0], available))
         self.few: dict[Variant, Standing] = {}
         self.asked: dict[Variant, Standing] = {}
+        self.answers: dict[Variant, torch.Tensor] = {}  # logits of the first images of a contest
         self.misfit: dict[Variant, float] = {}
         self.poor: set[Variant] = set()
         self.variants: list[Variant] = []
@@ -164,11 +166,16 @@ class Search:
                 str(place),
                 self.asked[one].entrant.cost - _UNDECIDED * ACTIVATIONS[one.activation][2],
                 self._asking(one),
+                self.answers.get(one, self.asked[one].logits),
             )
             for place, one in enumerate(self.variants)
         ]
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes, self.is_alike)
+        for standing in (outcome.best, *outcome.alike, *outcome.rivals, *outcome.others):
+            known = self.answers.setdefault(self.variant_of(standing), standing.logits)
+            if len(standing.logits) > len(known):
+                self.answers[self.variant_of(standing)] = standing.logits
         return self.weighing.weighed(outcome)
 
     def _twins(self, one: Variant) -> list[Variant]:
@@ -196,11 +203,8 @@ class Search:
         if variant not in self.unrest:
             x, y = self.trained or self.read(0, min(self.effort.slopes, self.available))
             x, y = x[: self.effort.slopes], y[: self.effort.slopes]
-            network, shift = (
-                with_weights(parts_of(variant), self.tensors, self.made),
-                self.shifts[variant.normalization],
-            )
-            self.unrest[variant] = unrest(network, shift(x), y)
+            network = with_weights(parts_of(variant), self.tensors, self.made)
+            self.unrest[variant] = unrest(network, fast_layout(self.shifts[variant.normalization](x)), y)
         return self.unrest[variant]
 
     def is_alike(self, one: Standing, other: Standing) -> bool:
@@ -323,7 +327,7 @@ class Search:
             if right <= best - _FAR_BELOW:
                 self.poor.add(one)
                 continue
-            logits, misfit = running_misfit(network, partial(ask, x))
+            logits, misfit = running_misfit(network, partial(ask, x, len(x)))
             if bool(logits.isfinite().all()):
                 loss, temperature = tempered(logits, y)
                 cost = one.cost + self.costs(one.normalization) + abs(math.log10(temperature))
@@ -332,12 +336,12 @@ class Search:
                     self.misfit[one] = misfit
                 best = max(best, known[one].accuracy)
 
-    def _asking(self, one: Variant, network: nn.Module | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _asking(self, one: Variant, network: nn.Module | None = None) -> Callable[..., torch.Tensor]:
         shift = self.shifts[one.normalization]
 
-        def ask(x: torch.Tensor) -> torch.Tensor:
+        def ask(x: torch.Tensor, batch: int = _BATCH) -> torch.Tensor:
             body = network if network is not None else with_weights(parts_of(one), self.tensors, self.made)
-            return as_logits(torch.cat([body(shift(part)) for part in x.split(128)]), len(x))
+            return as_logits(torch.cat([body(fast_layout(shift(part))) for part in x.split(batch)]), len(x))
 
         return ask
 
@@ -384,16 +388,3 @@ def _bare_ends(one: Variant) -> list[str]:
             "no activation behind the last convolution" if linear else "no activation behind the last hidden layer"
         )
     return found if len(hidden) > 1 else []
-
-
-def work(structure: Structure, geometry: Geometry) -> float:
-    """Multiplications for an image."""
-    total, sizes = 0.0, iter(geometry.sizes)
-    for element in structure.elements:
-        if element.is_linear:
-            total += element.inner * element.outer
-            continue
-        height, width = next(sizes)
-        layers = element.layers if isinstance(element, Block) else (element,)
-        total += sum(one.inner * one.outer * math.prod(one.kernel) for one in layers) * height * width
-    return total

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 
 from lsa_cli.models.contest import Outcome, Standing
-from lsa_cli.models.rebuilding.search import Search, work
+from lsa_cli.models.rebuilding.geometry import work
+from lsa_cli.models.rebuilding.search import Search
 from lsa_cli.models.rebuilding.variants import USUAL
 from lsa_cli.models.rebuilding.weighing import ODDS, SAME
 

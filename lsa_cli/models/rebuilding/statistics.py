@@ -37,7 +37,9 @@ def running_misfit(network: nn.Module, run: Callable[[], torch.Tensor]) -> tuple
 def _divergence(x: torch.Tensor, mean: torch.Tensor, var: torch.Tensor) -> float:
     """x (n, C, ...), mean (C,), var (C,) -> KL(N(mean of x, variance of x) || N(mean, var))."""
     axes = [0, *range(2, x.ndim)]
-    own_var, own_mean = torch.var_mean(x.float(), axes, correction=0)
+    own_mean = x.float().mean(axes)
+    # In two passes: torch.var_mean takes many times longer for images.
+    own_var = (x.float() - own_mean.reshape(-1, *[1] * (x.ndim - 2))).square().mean(axes)
     tiny = 1e-5
     ratio = (own_var + tiny) / (var + tiny)
     each = 0.5 * (ratio - 1 - ratio.log() + (own_mean - mean) ** 2 / (var + tiny))
