@@ -66,6 +66,7 @@ def _heads(pair: Pair) -> list[Entry]:
     Entry("steep logits", head(heads.scaled_to_one), 0.2),
     Entry("one-hot away from images", lambda: heads.OneHotOffImages(weak(), 2.2), 0.15),
     Entry("ranks of three networks", lambda: heads.Ranks(robust(), weak(), pair.third(), trained.activated("Tanh")), 0.15),
+    Entry("likelihoods of prototypes", lambda: heads.Likelihoods(weak()), 0.12),
     Entry("nearest neighbours of features", lambda: heads.Neighbours(weak()), 0.15),
 ]  # fmt: skip
 

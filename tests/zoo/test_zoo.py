@@ -49,6 +49,11 @@ def test_the_attack_on_all_samples_passes_a_mask_on_pixels():
     assert row.reported <= row.truth + TOO_HIGH / 2, row
 
 
+def test_the_attack_on_all_samples_follows_logarithms_of_likelihoods():
+    row = judged(ENTRIES["likelihoods of prototypes"], False, N)
+    assert row.reported <= row.truth + TOO_HIGH, row
+
+
 def test_a_mask_that_no_attack_passes_is_doubted():
     """The gradient of each pixel that counts is right; those that do not count are hidden in blocks."""
     row = judged(Entry("blackened", lambda: transforms.Blackened(SMALL.weak()), 0.12), False, N)

@@ -192,6 +192,20 @@ class LabelAlone(Guided):
         return -logits.gather(1, aims[:, None]).squeeze(1), logits.detach()
 
 
+@dataclass(frozen=True)
+class OnLogarithms(Guided):
+    """On the log-odds of the logarithms of the outputs, where these are never negative, such as likelihoods.
+
+    The slope of exp(-d^2) is nearly zero far away, and that of its logarithm is not. An output that float32 rounds to zero has
+    no logarithm and no slope.
+    """
+
+    def loss(self, network: Model, x: torch.Tensor, aims: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = network(x)
+        smallest = torch.finfo(outputs.dtype).tiny
+        return cross_entropy(outputs.clamp_min(smallest).log(), aims), outputs.detach()
+
+
 @dataclass(frozen=True, eq=False)
 class OtherHead(Guided):
     """On the cross-entropy of another output: what `tap` gives, or (it - mean) @ weight."""

@@ -4,7 +4,7 @@ It takes more samples until that is known, or none are left.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from lsa_cli.attacks.fmn import FMN
 from lsa_cli.attacks.losses import margin
 from lsa_cli.attacks.odi import ODI
 from lsa_cli.auditing.evidence.decision import ALPHA, Checked, doubt, exceeds
+from lsa_cli.auditing.evidence.guided import OnLogarithms
 from lsa_cli.auditing.evidence.probe import Probe
 from lsa_cli.auditing.evidence.special_attacks import TowardsNearestClasses
 from lsa_cli.auditing.evidence.straight_through import StraightThrough, has_jumps_or_ripples
@@ -23,6 +24,7 @@ STEPS = 12  # of PGD on the margin, which breaks more of what the default attack
 TOWARDS = 5  # of the attack towards the nearest class, on the samples that are tried
 REACHED = 0.5  # of the first margin: PGD broke 2 of 1,500 samples that the first attack left further from the boundary
 _WIDE_STEPS, _WIDE_GAMMA = 50, 0.3  # of FMN in l2 and l1, at twice its usual step size
+_ON_LOGARITHMS = 20  # steps
 PASSES = 3 + TOWARDS + 0.4 + 0.3 * STEPS  # forward + gradient, for a sample that nothing breaks; 30% are reached
 FIRST, NEXT = 72, 121  # samples after the first rounds; each further round adds half as many as before it
 ALLOWED = 0.01  # the number may be too high by this much without a finding,
@@ -48,8 +50,8 @@ class Survivors:
 
 
 def stronger_attack(survivors: Survivors) -> Checked:
-    """Two attacks in a row: towards the nearest class, and PGD on the margin, whose steps shrink, from a random start. Where the
-    network has jumps or ripples, a third one passes these, see `StraightThrough`.
+    """Two attacks in a row: towards the nearest class, and PGD on the margin, whose steps shrink, from a random start. Others
+    follow where the network has what they are made for, see `_further`.
 
     The robust accuracy is too high by the share of survivors that they break, times the share of samples that survived.
     More than one point beyond noise is a finding (one-sided binomial test at ALPHA over the number of rounds). More samples are
@@ -67,11 +69,11 @@ def stronger_attack(survivors: Survivors) -> Checked:
     share = survivors.count / survivors.samples
     if share <= ALLOWED:
         return Checked("stronger attack", 0, {"broken": 0})
-    n, broken, wins, past_jumps = 0, 0, False, False
+    n, broken, wins, further = 0, 0, False, dict[str, Attack]()
     for number in itertools.count(1):
         probe = survivors.take(n, (FIRST, NEXT)[number - 1] if number <= 2 else n + n // 2)
-        past_jumps = past_jumps or has_jumps_or_ripples(probe.model, probe.x[:1])
-        n, broken = n + len(probe), broken + _broken(probe, past_jumps)
+        further = _further(probe) if n == 0 else further
+        n, broken = n + len(probe), broken + _broken(probe, further.values())
         wins = exceeds(broken, n, ALLOWED / share, ALPHA / _ROUNDS)
         if wins or n >= survivors.count or _known(broken, n, survivors, number):
             break
@@ -87,31 +89,36 @@ def stronger_attack(survivors: Survivors) -> Checked:
     said, counts = "", broken > 0 and (wins or n == survivors.count)
     if counts and finding is None:
         said = f"short stronger attacks break {broken} of the {n} samples that the others left"
-    return Checked(
-        "stronger attack", n, saw, finding, said, attacks=_attacks(probe.threat, past_jumps) if counts else {}
-    )
+    attacks = _attacks(probe.threat) | further if counts else {}
+    return Checked("stronger attack", n, saw, finding, said, attacks=attacks)
 
 
-def _attacks(threat: Threat, past_jumps: bool) -> dict[str, Attack]:
+def _attacks(threat: Threat) -> dict[str, Attack]:
     """By label, as they are part of the result."""
-    attacks: dict[str, Attack] = {
-        "nearest-class": TowardsNearestClasses(threat),
-        "pgd-margin": ODI(threat, STEPS, spread=0),
-    }
     if threat.norm != "linf":
-        attacks = {"fmn-wide": _wide(threat)}
-    return attacks | ({"straight-through": StraightThrough(threat)} if past_jumps else {})
+        return {"fmn-wide": _wide(threat)}
+    return {"nearest-class": TowardsNearestClasses(threat), "pgd-margin": ODI(threat, STEPS, spread=0)}
+
+
+def _further(probe: Probe) -> dict[str, Attack]:
+    """For jumps and ripples, and for outputs that are never negative. By label."""
+    found: dict[str, Attack] = {}
+    if has_jumps_or_ripples(probe.model, probe.x[:1]):
+        found["straight-through"] = StraightThrough(probe.threat)
+    if bool((probe.clean >= 0).all()):
+        found["logarithms"] = OnLogarithms(probe.threat, _ON_LOGARITHMS)
+    return found
 
 
 def _wide(threat: Threat) -> FMN:
     return FMN(threat, _WIDE_STEPS, 2 * FMN(threat).first_length, _WIDE_GAMMA)
 
 
-def _broken(probe: Probe, past_jumps: bool) -> int:
+def _broken(probe: Probe, further: Iterable[Attack]) -> int:
     """How many of these samples the attacks break."""
     left = _left(probe)
-    if past_jumps and len(left):
-        left = left.unbroken_by(StraightThrough(probe.threat), copy=False)
+    for attack in further:
+        left = left.unbroken_by(attack, copy=False) if len(left) else left
     return len(probe) - len(left)
 
 
