@@ -41,10 +41,11 @@ from lsa_cli.models.fitting import load_strictly, refuse_infinite
 from lsa_cli.models.loading import Loaded, Say, UnknownNetworkError
 from lsa_cli.models.normalizations import cost_of
 from lsa_cli.models.parametrizations import read
-from lsa_cli.models.rebuilding.blocks import Structure, structures_of
+from lsa_cli.models.rebuilding.blocks import structures_of
 from lsa_cli.models.rebuilding.chain import build, source_of, with_weights
 from lsa_cli.models.rebuilding.described import described
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, geometries, places_of
+from lsa_cli.models.rebuilding.grouping import Structure
 from lsa_cli.models.rebuilding.search import Search, size_of, sums_of
 from lsa_cli.models.rebuilding.sizes import SIZE, fits_resized
 from lsa_cli.models.rebuilding.stated import with_stated_accuracy

@@ -18,9 +18,9 @@ from lsa_cli.auditing.network import open_network
 from lsa_cli.errors import LsaError, UsageError
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, write_checkpoint
-from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import build, source_of
 from lsa_cli.models.rebuilding.geometry import geometries
+from lsa_cli.models.rebuilding.grouping import Structure
 from lsa_cli.models.rebuilding.layers import read_chain
 from lsa_cli.models.rebuilding.search import exceptions_of
 from lsa_cli.models.rebuilding.variants import Variant, parts_of

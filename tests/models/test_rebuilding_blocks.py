@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from lsa_cli.auditing.network import open_network
-from lsa_cli.models.rebuilding.blocks import Block, Structure, read_structures
+from lsa_cli.models.rebuilding.blocks import read_structures
 from lsa_cli.models.rebuilding.chain import build, source_of
+from lsa_cli.models.rebuilding.described import chain, described
 from lsa_cli.models.rebuilding.geometry import geometries
+from lsa_cli.models.rebuilding.grouping import Block, Structure
 from lsa_cli.models.rebuilding.search import exceptions_of, sums_of
 from lsa_cli.models.rebuilding.statistics import running_misfit
 from lsa_cli.models.rebuilding.variants import Variant, parts_of
 from lsa_cli.settings import settings_from
+from tests.concatenating_networks import Fire, dense, fires, grown, squeezenet
 from tests.fitting import fitted
 from tests.foreign_networks import ResNet2b, ResNet20
 from tests.residual_networks import (
@@ -53,6 +56,15 @@ MANY = [
 ]
 
 
+# Networks that put channels together, with what they have that is not usual.
+CONCATENATING = [
+    (dense, {"pooling": "average"}),
+    (grown, {"pooling": "average"}),
+    (squeezenet, {"exception": "an activation behind the last layer"}),
+    (fires, {}),
+]
+
+
 def candidates(network, channels, size, names=list, most=20):
     """The most usual variants with ReLU, the first of every structure among them."""
     state = network.state_dict()
@@ -68,22 +80,43 @@ def loaded(module, network):
     return module.eval()
 
 
+def first_equal(network, x, names, most=20, **choices):
+    """The first of the most usual variants that answers as the network does, and its answer."""
+    truth = network(x)
+    for variant in itertools.islice(candidates(network, x.shape[1], x.shape[2:], names, most), 80):
+        variant = replace(variant, **choices)
+        answer = loaded(build(parts_of(variant)), network)(x)
+        if torch.allclose(answer, truth, atol=1e-4 * float(truth.abs().max())):
+            return variant, answer
+    pytest.fail("the network is not among the variants")
+
+
 @pytest.mark.parametrize(("make", "channels"), MANY)
 @pytest.mark.parametrize("names", [list, sorted])
 def test_the_network_is_among_the_most_usual_ones_and_its_file_builds_it(make, channels, names):
     network, size = randomize(make()), 32 if channels == 3 else 28
     x = torch.rand(2, channels, size, size)
     with torch.no_grad():
-        truth = network(x)
-        for variant in itertools.islice(candidates(network, channels, (size, size), names), 80):
-            answer = loaded(build(parts_of(variant)), network)(x)
-            if torch.allclose(answer, truth, atol=1e-4 * float(truth.abs().max())):
-                break
-        else:
-            pytest.fail("the network is not among the variants")
+        variant, answer = first_equal(network, x, names)
         written = {}
         exec(source_of(parts_of(variant), "A network."), written)
         assert torch.equal(loaded(written["build"](), network)(x), answer)
+
+
+@pytest.mark.parametrize(("make", "choices"), CONCATENATING)
+@pytest.mark.parametrize("names", [list, sorted])
+def test_dense_layers_and_fire_modules_are_read_written_and_described(make, choices, names):
+    network, x = randomize(make()), torch.rand(2, 1, 28, 28)
+    with torch.no_grad():
+        variant, answer = first_equal(network, x, names, 50, **choices)
+        written = {}
+        exec(source_of(parts_of(variant), "A network."), written)
+        assert torch.equal(loaded(written["build"](), network)(x), answer)
+        _, arguments = described(parts_of(variant))
+        assert torch.equal(loaded(chain(**arguments), network)(x), answer)
+        next(part for part in arguments["parts"] if "join" in part)["join"] = "product"
+        with pytest.raises(ValueError, match="unknown join 'product'"):
+            chain(**arguments)
 
 
 def grouped():
@@ -110,6 +143,17 @@ def of_pixels():
 
 def of_flat_images():
     return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize("names", [list, sorted])
+def test_three_norms_behind_three_convolutions_of_a_fire_module_belong_to_them_in_their_order(names):
+    state = Fire(8, 4, 16, nn.BatchNorm2d).state_dict()  # bn1 is as wide as no convolution with its number
+    before, after = nn.Conv2d(1, 8, 3).state_dict(), nn.Linear(16, 10).state_dict()
+    parts = (("a", before), ("b", state), ("c", after))
+    shapes = {f"{part}.{name}": tuple(item.shape) for part, some in parts for name, item in some.items()}
+    (fire,) = read_structures({name: shapes[name] for name in names(shapes)}, 1)[0].blocks
+    places = [(layer.name, layer.norm.name) for layer in (fire.layers[0], fire.shortcut, fire.layers[1])]
+    assert places == [("b.squeeze", "b.bn1"), ("b.expand1x1", "b.bn2"), ("b.expand3x3", "b.bn3")]
 
 
 @pytest.mark.parametrize("make", [grouped, sloped, of_images, of_pixels, of_flat_images])
@@ -158,6 +202,34 @@ def test_running_statistics_fit_the_images_of_the_training_and_no_others():
     closed = 0.5 * (4 - 1 - torch.log(torch.tensor(4.0)) + mean**2 / var).median()  # KL(N(2m, 4v) || N(m, v))
     assert same < 1e-4
     assert other == pytest.approx(float(closed), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "seed", "said"),
+    [
+        (grown, 0, "4 dense layers (input before output), ReLU, 1 max pool, 1 average pool"),
+        (fires, 3, "3 fire modules (two branches), ReLU, 2 max pools"),
+    ],
+)
+def test_a_trained_network_that_puts_channels_together_is_found(tmp_path, make, seed, said):
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    x, y = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
+    torch.manual_seed(seed)
+    network = make()
+    optimizer = torch.optim.Adam(network.parameters(), 0.005)
+    for rows in itertools.chain.from_iterable(torch.randperm(1200).split(64) for _ in range(8)):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
+        optimizer.step()
+    network.eval()
+    torch.save(network.state_dict(), tmp_path / "net.pt")
+    x, y, lines = x[1200:], y[1200:], []
+    opened = open_network(tmp_path / "net.pt", settings_from({}), {}, (x, y), lines.append)
+    with torch.no_grad():
+        assert torch.equal(opened.classifier.eval()(x).argmax(1), network(x).argmax(1))
+    assert said in lines[0]
 
 
 def test_a_trained_residual_network_is_found(tmp_path):

@@ -1,99 +1,29 @@
-"""Residual blocks among the layers: which modules form a block, and which of them is its shortcut.
+"""Weights read as a chain of layers and blocks.
 
-A block is the innermost part of the names that holds two convolutions or more: `layer1.0` of `layer1.0.conv1`. Names and
-shapes leave open whether a block has a shortcut, and where its norms stand; every reading that fits is a structure.
+Names and shapes leave open whether a block has a shortcut, and where its norms stand; every reading that fits is a structure.
 """
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 from lsa_cli.models.parametrizations import Stored, put_together
+from lsa_cli.models.rebuilding.concatenation import concatenated
 from lsa_cli.models.rebuilding.gates import gates_of
+from lsa_cli.models.rebuilding.grouping import SHORTCUT, Block, Element, Structure, assembled, block_of, groups_of
 from lsa_cli.models.rebuilding.layers import (
     Layer,
     Modules,
     Norm,
     Shapes,
-    Slope,
-    connected,
     natural,
     read_chain,
     read_modules,
-    with_norms,
-    with_slopes,
 )
 from lsa_cli.models.recognition import views
 
-_SHORTCUT = re.compile(r"short|downsample|skip|identity|proj|match|adjust|\bdown\b", re.IGNORECASE)
 _GROUPS = {32: 0.0, 8: 0.0, 4: 0.0, 16: 0.0, 2: 0.5, 1: 0.5, 0: 1.0}  # of GroupNorm, with costs
 _PADS = {"both": 0.0, "end": 0.5}  # where a shortcut without weights adds channels of zeros
 _AGAINST_ORDER, _OTHER_STRIDE, _PLAIN = 1.0, 1.0, 2.0
-
-
-@dataclass(frozen=True)
-class Block:
-    """Layers with a shortcut around them. first: its first module in the file; shortcut: None where it has no weights.
-
-    before: norms and activations stand before their convolutions, and `Layer.norm` is the norm before. pads: where the
-    shortcut adds channels ("both", "end"), or "none" where a block that changes the width or the size has no shortcut; ""
-    where it adds none. strided: the layer that has the stride. norm, slope: behind the sum. adds: False where no block has a
-    shortcut. gate: the two layers of its squeeze-and-excitation.
-    """
-
-    name: str
-    first: str
-    layers: tuple[Layer, ...]
-    shortcut: Layer | None
-    before: bool = False
-    pads: str = ""
-    strided: int = 0
-    norm: Norm | None = None
-    slope: Slope | None = None
-    adds: bool = True
-    gate: tuple[Layer, Layer] | None = None
-
-    is_linear, kernel, groups, free = False, (3, 3), 1, None
-
-    @property
-    def inner(self) -> int:
-        return self.layers[0].inner * self.layers[0].groups
-
-    @property
-    def outer(self) -> int:
-        return self.layers[-1].outer
-
-    @property
-    def may_stride(self) -> bool:
-        """Whether the shortcut can follow a stride."""
-        return self.shortcut is not None or self.pads != ""
-
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether one of its convolutions has a kernel for each channel, as in MobileNet."""
-        return any(layer.groups > 1 and layer.inner == 1 for layer in self.layers)
-
-    def has_sum(self, stride: int) -> bool:
-        """Whether it has a shortcut at this stride."""
-        keeps = self.inner == self.outer and stride == 1
-        return self.adds and (self.shortcut is not None or self.pads != "none" or keeps)
-
-
-Element = Layer | Block
-
-
-class Structure(NamedTuple):
-    """Elements in the order in which they run. cost: how unusual the reading is (our choice). norm: of the input."""
-
-    elements: tuple[Element, ...]
-    cost: float
-    norm: Norm | None = None
-
-    @property
-    def blocks(self) -> list[Block]:
-        return [element for element in self.elements if isinstance(element, Block)]
 
 
 def structures_of(
@@ -159,12 +89,16 @@ def _without_input_norm(shapes: Shapes, channels: int) -> list[Structure]:
 def _readings(shapes: Shapes, channels: int) -> list[Structure]:
     """Without norms of the input and gates."""
     chain, modules = read_chain(shapes, channels), read_modules(shapes)
-    found = list[Structure]()
-    groups = [] if modules is None else _groups(modules)
-    if modules is not None and groups:
-        for order in (list(modules.names), sorted(modules.names, key=natural)):
-            found = found or _with_blocks(modules, order, groups, channels)
-    if chain is not None and not (found and any(_SHORTCUT.search(name) for name in shapes)):
+    if modules is None:
+        return []
+    found, joined = list[Structure](), list[Structure]()
+    groups = groups_of(modules)
+    for order in (list(modules.names), sorted(modules.names, key=natural)):
+        joined = joined or concatenated(modules, order, groups, channels)
+        found = found or (_with_blocks(modules, order, groups, channels) if groups else [])
+    # Widths seldom fit both.
+    found = [*joined, *(one._replace(cost=one.cost + _PLAIN * bool(joined)) for one in found)]
+    if chain is not None and not (found and any(SHORTCUT.search(name) for name in shapes)) and not joined:
         found.append(Structure(tuple(chain), _PLAIN if found else 0.0))
     return [Structure(elements, one.cost + cost) for one in found for elements, cost in _norm_groups(one.elements)]
 
@@ -183,38 +117,13 @@ def _gated(one: Structure, gates: Sequence[tuple[Layer, Layer]]) -> Structure | 
     return one._replace(elements=tuple(made))
 
 
-# ---- which modules form a block -------------------------------------------------------------------------
-
-
-def _groups(modules: Modules) -> list[tuple[str, list[str]]]:
-    """Names of the blocks and of their convolutions."""
-    names = [name for name, layer in modules.layers.items() if not layer.is_linear]
-    count = Counter(parent for name in names for parent in _parents(name))
-    inside: dict[str, list[str]] = {}
-    for name in names:
-        node = next((parent for parent in _parents(name) if count[parent] > 1), "")
-        inside.setdefault(node, []).append(name)
-    for node in sorted(inside, key=len, reverse=True):
-        within = [other for other in inside if other.startswith(f"{node}.")]
-        # A shortcut stands beside the part that holds the other convolutions.
-        if node and len(inside[node]) == 1 and len(within) == 1 and count[node] == count[within[0]] + 1:
-            short, main = modules.layers[inside[node][0]], [modules.layers[name] for name in inside[within[0]]]
-            if (short.inner, short.outer) == (main[0].inner, main[-1].outer):
-                inside[node] = inside.pop(within[0]) + inside[node]
-    roots = {node for node in inside if any(other.startswith(f"{node}.") for other in inside)}
-    return [(node, names) for node, names in inside.items() if node and node not in roots]
-
-
-def _parents(name: str) -> list[str]:
-    """Of a name with dots, the innermost first, without the name itself."""
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1)]
+# ---- residual blocks ------------------------------------------------------------------------------------
 
 
 def _with_blocks(
     modules: Modules, order: Sequence[str], groups: Sequence[tuple[str, list[str]]], channels: int
 ) -> list[Structure]:
-    either = {before: [_block(modules, order, node, before) for node, _ in groups] for before in (False, True)}
+    either = {before: [block_of(modules, order, node, before) for node, _ in groups] for before in (False, True)}
     most = max(sum(one is not None for one in blocks) for blocks in either.values())
     found = _separable(modules, order, either[False], channels)
     for before, blocks in either.items() if not found else ():
@@ -229,7 +138,7 @@ def _with_blocks(
                 continue
             for pads, cost in _PADS.items() if widening else [("", 0.0)]:
                 padded = [one if one.may_stride or one.inner == one.outer else replace(one, pads=pads) for one in made]
-                elements = _assembled(modules, order, padded, channels, before)
+                elements = assembled(modules, order, padded, channels, before)
                 if elements is not None and padded:
                     cost += (
                         _AGAINST_ORDER if _norm_is_first(modules, order, padded) != before else 0.0
@@ -249,75 +158,9 @@ def _separable(
     for adds in (True, False):
         if adds or all(one.shortcut is None for one in made):
             these = [replace(one, adds=adds) for one in made]
-            elements = _assembled(modules, order, these, channels, False)
+            elements = assembled(modules, order, these, channels, False)
             found += [] if elements is None else [Structure(tuple(elements), 0.0)]
     return found
-
-
-def _block(modules: Modules, order: Sequence[str], node: str, before: bool) -> Block | None:
-    """The modules below a name as a block; None where they do not fit."""
-    inside = [name for name in order if name.startswith(f"{node}.")]
-    layers = [modules.layers[name] for name in inside if name in modules.layers]
-    if any(layer.is_linear for layer in layers):
-        return None
-    split = _split(layers, node)
-    if split is None:
-        return None
-    main, short = split
-    norms = {name: modules.norms[name] for name in inside if name in modules.norms}
-    beside = {name: norm for name, norm in norms.items() if short is not None and _is_beside(name, short.name, node)}
-    placed = _norms_of(main, {name: norm for name, norm in norms.items() if name not in beside}, inside, before)
-    if (
-        placed is None
-        or len(beside) > 1
-        or (short is not None and any(n.width != short.outer for n in beside.values()))
-    ):
-        return None
-    if short is not None:
-        short = replace(short, norm=next(iter(beside.values()), None))
-    slopes = {name: modules.slopes[name] for name in inside if name in modules.slopes}
-    sloped = with_slopes(placed, slopes, inside)
-    if sloped is None:
-        return None
-    strided = next((number for number, layer in enumerate(sloped) if max(layer.kernel) > 1), 0)
-    return Block(node, inside[0], tuple(sloped), short, before, strided=strided)
-
-
-def _split(layers: list[Layer], node: str) -> tuple[list[Layer], Layer | None] | None:
-    """The main path, and the convolution of the shortcut."""
-    named = [layer for layer in layers if _SHORTCUT.search(layer.name[len(node) :])]
-    if len(named) > 1:
-        return None
-    tries: list[Layer | None] = [*named] if named else [None, *sorted(layers, key=lambda one: max(one.kernel))]
-    found: list[tuple[list[Layer], Layer | None]] = []
-    for short in tries:
-        main = [layer for layer in layers if layer is not short]
-        path = connected(main, _width(main[0])) if main else None
-        if path is not None and (short is None or (short.inner, short.outer) == (_width(main[0]), path[-1].outer)):
-            found.append((path, short))
-    return min(found, key=lambda pair: sum(layer.groups > 1 for layer in pair[0]), default=None)
-
-
-def _width(first: Layer) -> int:
-    """The channels that the first layer of a block takes: a depthwise one is as wide as its output."""
-    return first.outer if first.inner == 1 and max(first.kernel) > 1 else first.inner
-
-
-def _is_beside(norm: str, short: str, node: str) -> bool:
-    """Whether a norm belongs to the shortcut."""
-    parent = short.rpartition(".")[0]
-    return bool(_SHORTCUT.search(norm[len(node) :])) or (parent != node and norm.rpartition(".")[0] == parent)
-
-
-def _norms_of(main: list[Layer], norms: Mapping[str, Norm], order: Sequence[str], before: bool) -> list[Layer] | None:
-    """The main path with its norms behind each layer, or before it."""
-    if not before:
-        return with_norms(main, norms, order)
-    turned = [replace(layer, inner=layer.outer, outer=layer.inner) for layer in main]
-    placed = with_norms(turned[::-1], norms, order[::-1])
-    return (
-        None if placed is None else [replace(one, norm=two.norm) for one, two in zip(main, placed[::-1], strict=True)]
-    )
 
 
 def _norm_is_first(modules: Modules, order: Sequence[str], blocks: Sequence[Block]) -> bool:
@@ -325,21 +168,6 @@ def _norm_is_first(modules: Modules, order: Sequence[str], blocks: Sequence[Bloc
     if list(modules.names) == sorted(modules.names):
         return False
     return all(block.first in modules.norms for block in blocks)
-
-
-def _assembled(
-    modules: Modules, order: Sequence[str], blocks: Sequence[Block], channels: int, before: bool
-) -> list[Element] | None:
-    """Blocks and the layers outside of them, in the order in which their widths fit."""
-    outside = [name for name in order if not any(name.startswith(f"{block.name}.") for block in blocks)]
-    stand = {block.first: block for block in blocks}
-    elements = [stand.get(name) or modules.layers[name] for name in order if name in stand or name in modules.layers]
-    elements = [one for one in elements if isinstance(one, Block) or one.name in outside]
-    chain = connected(elements, channels)
-    norms = {name: modules.norms[name] for name in outside if name in modules.norms}
-    placed = None if chain is None else with_norms(chain, norms, order, last=before)
-    slopes = {name: modules.slopes[name] for name in outside if name in modules.slopes}
-    return None if placed is None else with_slopes(placed, slopes, order)
 
 
 # ---- readings that the weights leave open ---------------------------------------------------------------

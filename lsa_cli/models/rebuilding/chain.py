@@ -41,20 +41,22 @@ class Chain(nn.Module):
 class Residual(Chain):
     """The layers of `main`, and a shortcut around them through `side`, which may be empty; both behind `shared`.
 
-    gate: layers that give a factor for each channel of `main` (squeeze-and-excitation); empty for none.
+    gate: layers that give a factor for each channel of `main` (squeeze-and-excitation); empty for none. join: "sum", or which
+    of the two has its channels first where they are put together, "side" or "main".
     """
 
-    def __init__(self, main, side=(), shared=(), gate=()):  # type: ignore[no-untyped-def]
+    def __init__(self, main, side=(), shared=(), gate=(), join="sum"):  # type: ignore[no-untyped-def]
         super().__init__([*shared, *main, *gate, *side])
         self._main, self._side, self._shared = ([name for name, _ in steps] for steps in (main, side, shared))
-        self._gate = [name for name, _ in gate]
+        self._gate, self.join = [name for name, _ in gate], join
 
     def forward(self, x):  # type: ignore[no-untyped-def]
         x = self._run(self._shared, x)
         y = self._run(self._main, x)
         if self._gate:
             y = y * self._run(self._gate, y).reshape(*y.shape[:2], 1, 1)
-        return y + self._run(self._side, x)
+        side = self._run(self._side, x)
+        return y + side if self.join == "sum" else torch.cat([side, y] if self.join == "side" else [y, side], 1)
 
 
 class Pad(nn.Module):
@@ -98,13 +100,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Sum:
-    """A residual block, whose parts have names inside of it."""
+    """A block, whose parts have names inside of it. join: as in `Residual`."""
 
     name: str
     shared: tuple[Part, ...]
     main: tuple[Part, ...]
     side: tuple[Part, ...]
     gate: tuple[Part, ...] = ()
+    join: str = "sum"
 
 
 def build(parts: Sequence[Part | Sum]) -> nn.Module:
@@ -115,9 +118,9 @@ def build(parts: Sequence[Part | Sum]) -> nn.Module:
 def _built(part: Part | Sum) -> nn.Module:
     if isinstance(part, Part):
         return part.build()
-    return Residual(
-        *([(one.name, one.build()) for one in several] for several in (part.main, part.side, part.shared, part.gate))
-    )
+    several = (part.main, part.side, part.shared, part.gate)
+    main, side, shared, gate = ([(one.name, one.build()) for one in each] for each in several)
+    return Residual(main, side, shared, gate, part.join)
 
 
 def with_weights(
@@ -129,11 +132,11 @@ def with_weights(
         if isinstance(part, Part):
             steps.append((part.name, _with_weights(part, "", tensors, made)))
             continue
-        inside = (
+        main, side, shared, gate = (
             [(one.name, _with_weights(one, f"{part.name}.", tensors, made)) for one in several]
             for several in (part.main, part.side, part.shared, part.gate)
         )
-        steps.append((part.name, Residual(*inside)))
+        steps.append((part.name, Residual(main, side, shared, gate, part.join)))
     return Chain(steps).eval()
 
 
@@ -174,7 +177,10 @@ def source_of(parts: Sequence[Part | Sum], comment: str) -> str:
     kinds = {one.kind for part in parts for one in ([part] if isinstance(part, Part) else part.side)}
     classes: list[type] = [Chain, *([Residual] if any(isinstance(part, Sum) for part in parts) else [])]
     classes += [own for name, own in OWN.items() if name in kinds]
-    return _FILE.format(comment=comment, classes=text_of(classes), lines="\n".join(map(_line, parts)))
+    torch_itself = "import torch\n" if Residual in classes else ""
+    return _FILE.format(
+        comment=comment, torch=torch_itself, classes=text_of(classes), lines="\n".join(map(_line, parts))
+    )
 
 
 def text_of(classes: Sequence[type]) -> str:
@@ -193,12 +199,13 @@ def _line(part: Part | Sum) -> str:
                 *(f"                ({one.name!r}, {one})," for one in several),
                 "            ],",
             ]
+    lines += [f"            join={part.join!r},"] if part.join != "sum" else []
     return "\n".join([*lines, "        )),"])
 
 
 _FILE = '''"""{comment}"""
 
-from torch import nn
+{torch}from torch import nn
 
 
 {classes}

@@ -39,7 +39,8 @@ def _plain(part: Part | Sum | LayerParts) -> Plain:
                 "has_weights": part.has_weights}  # fmt: skip
     if isinstance(part, Sum):
         several = {"shared": part.shared, "main": part.main, "side": part.side, "gate": part.gate}
-        return {"name": part.name, **{name: [_plain(one) for one in group] for name, group in several.items()}}
+        join = {} if part.join == "sum" else {"join": part.join}
+        return {"name": part.name, **{name: [_plain(one) for one in group] for name, group in several.items()}, **join}
     several = {"norms": part.norms, "attention": part.attention, "perceptron": part.perceptron}
     inside = {name: [_plain(one) for one in group] for name, group in several.items()}
     return {"name": part.name, **inside, "norm_first": part.norm_first}
@@ -77,7 +78,10 @@ def _read(one: Mapping[str, Any]) -> Part | Sum:
         return _part(one)
     groups = (one.get("shared"), one.get("main"), one.get("side"), one.get("gate", []))
     shared, main, side, gate = (tuple(_part(part) for part in _items(several)) for several in groups)
-    return Sum(str(one.get("name")), shared, main, side, gate)
+    join = str(one.get("join", "sum"))
+    if join not in ("sum", "side", "main"):
+        raise ValueError(f"a block has the unknown join {join[:40]!r}")
+    return Sum(str(one.get("name")), shared, main, side, gate, join)
 
 
 def _layer(one: Mapping[str, Any]) -> LayerParts:

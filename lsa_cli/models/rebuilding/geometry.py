@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
-from lsa_cli.models.rebuilding.blocks import Block, Element, Structure
+from lsa_cli.models.rebuilding.grouping import DENSE, FIRE, SUM, Block, Element, Structure
 
 Size = tuple[int, int]
 Head = tuple[str, Size]
@@ -27,6 +27,10 @@ _STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
 _EVEN = 1.5  # of a kernel of 4 or 6 without a stride; they are chosen because they end at the border with a stride of 2
 _LARGE = 7  # pixels of a kernel, as in AlexNet, with which strides of 4, and pools beside them, are usual
 _RARE = 2.5  # of a step that is not tried as a change of another geometry
+_POOLS_OF_FIRE = {None: 0.0, (2, 2, 0): 0.5, (3, 2, 0): 0.5, (3, 2, 1): 1.0}
+# Between the images and the first fire module (Iandola et al., arXiv 1602.07360, table 1, and smaller ones).
+_STEM_OF_FIRE = {(1, None): 0.0, (1, (2, 2, 0)): 0.3, (2, (3, 2, 0)): 0.3, (1, (3, 2, 0)): 0.5, (2, None): 0.5, (1, (3, 2, 1)): 1.0,
+                 (2, (2, 2, 0)): 1.0, (2, (3, 2, 1)): 1.0}  # fmt: skip
 # Between the images and the first block, by stride and pool: the stem for ImageNet has a kernel of 7 or 5.
 _LARGE_STEM = {(2, (3, 2, 1)): 0.0, (1, None): 0.3, (2, None): 0.5, (1, (3, 2, 1)): 0.6, (1, (2, 2, 0)): 0.6}
 _SMALL_STEM = {(1, None): 0.0, (2, None): 1.0, (1, (2, 2, 0)): 1.0, (1, (3, 2, 1)): 1.2, (2, (3, 2, 1)): 2.0}
@@ -176,12 +180,16 @@ def _steps(convolutions: list[Element], number: int, at: Size) -> Iterator[tuple
     """Steps of a convolution with their costs, the size behind it, and that behind its pool."""
     layer, before = convolutions[number], convolutions[number - 1] if number else None
     follows = number + 1 < len(convolutions) and isinstance(convolutions[number + 1], Block)
-    if isinstance(layer, Block):
+    if isinstance(layer, Block) and layer.joins == FIRE:
+        choices = _of_fire(layer)
+    elif isinstance(layer, Block):
         choices = _of_block(layer, isinstance(before, Block), number + 1 == len(convolutions))
     elif number == 0 and follows:
-        choices = _of_stem(layer)
+        choices = _of_stem(layer, convolutions[1])
     else:
         choices = _of_layer(layer)
+    if isinstance(before, Block) and before.joins == FIRE and not isinstance(layer, Block):
+        choices = ((step, cost) for step, cost in choices if step.pool is None)  # it gives the scores of the classes
     for step, cost in choices:
         inside = _after(at, layer.kernel, step.stride, step.padding)
         pool = step.pool
@@ -203,21 +211,32 @@ def _of_layer(layer: Element) -> Iterator[tuple[Step, float]]:
                 yield Step(stride, padding, pool), cost
 
 
-def _of_stem(layer: Element) -> Iterator[tuple[Step, float]]:
+def _of_stem(layer: Element, block: Element) -> Iterator[tuple[Step, float]]:
+    """block: the one behind it."""
+    stem = _LARGE_STEM if max(layer.kernel) >= 5 else _SMALL_STEM
+    stem = _STEM_OF_FIRE if isinstance(block, Block) and block.joins == FIRE else stem
     for padding, padding_cost in _paddings(layer.kernel):
-        for (stride, pool), cost in (_LARGE_STEM if max(layer.kernel) >= 5 else _SMALL_STEM).items():
+        for (stride, pool), cost in stem.items():
+            if not _may_pool(layer, pool is not None):
+                continue
             valid = _VALID_STEM if padding == (0, 0) != (layer.kernel[0] // 2,) * 2 else 0.0
             yield Step(stride, padding, pool), cost + padding_cost + valid
 
 
 def _of_block(block: Block, is_inner: bool, is_last: bool) -> Iterator[tuple[Step, float]]:
     """is_inner: another block is before it. is_last: of the convolutions."""
-    widens = block.outer > block.inner
+    widens = block.outer > block.inner and block.joins == SUM
     for pool, pool_cost in ((None, 0.0), ((2, 2, 0), _POOL_BEHIND_LAST if is_last else _POOL_BEHIND_BLOCK)):
         yield Step(1, (1, 1), pool), pool_cost + (_NO_STRIDE if widens and is_inner else 0.0)
         if block.may_stride:
             at_start = _STRIDE_ALONE if not widens else 0.0 if is_inner else _STRIDE_AT_START
             yield Step(2, (1, 1), pool), pool_cost + at_start
+
+
+def _of_fire(block: Block) -> Iterator[tuple[Step, float]]:
+    for pool, cost in _POOLS_OF_FIRE.items():
+        if block.free is None or block.free == (pool is not None):
+            yield Step(1, (1, 1), pool), 0.0 if block.free else cost
 
 
 def _may_pool(layer: Element, pools: bool) -> bool:
@@ -270,7 +289,8 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     if strides and is_other and not _asks_for_stride(layer.kernel):
         cost += _OTHER_STRIDE
     cost += _other_rule(convolutions, before, step)
-    pools = [one.pool for one in before if one.pool is not None]
+    stem = _stem_of_dense(convolutions)
+    pools = [one.pool for one in before[stem:] if one.pool is not None]
     if pools and step.pool is not None and step.pool != pools[-1]:
         cost += _OTHER_POOL
     if isinstance(layer, Block):
@@ -295,6 +315,11 @@ def _other_rule(convolutions: list[Element], before: tuple[Step, ...], step: Ste
     if rule == "none" or not known or rule == (same or [known[-1][1]])[-1]:
         return 0.0
     return _OTHER_RULE if same else _OTHER_RULE_OF_KERNEL
+
+
+def _stem_of_dense(convolutions: Sequence[Element]) -> int:
+    """Convolutions before dense layers, whose pool tells nothing about those of the transitions."""
+    return next((n for n, one in enumerate(convolutions) if isinstance(one, Block) and one.joins == DENSE), 0)
 
 
 def _leads_to_blocks(convolutions: list[Element]) -> bool:

@@ -227,23 +227,23 @@ def _number(name: str) -> str | None:
 def _with_gaps(chain: list[Layer]) -> list[Layer]:
     """With the numbers of modules without weights between the layers, where one Sequential holds both."""
     names = [named.name for layer in chain for named in (layer, layer.norm) if named is not None]
-    sequentials = _sequentials(names)
+    sequentials = sequentials_among(names)
     made = []
     for layer, after in pairwise([*chain, None]):
         assert layer is not None
         norm = layer.norm
         flattens = not layer.is_linear and after is not None and after.is_linear
         if norm is not None:
-            between = _gap(layer.name, norm.name, sequentials)
-            behind = _gap(norm.name, after.name, sequentials, flattens) if after else None
+            between = gap_between(layer.name, norm.name, sequentials)
+            behind = gap_between(norm.name, after.name, sequentials, flattens) if after else None
             made.append(replace(layer, gap=behind, norm=replace(norm, gap=between)))
         else:
-            gap = _gap(layer.name, after.name, sequentials, flattens) if after else None
+            gap = gap_between(layer.name, after.name, sequentials, flattens) if after else None
             made.append(replace(layer, gap=gap))
     return made
 
 
-def _sequentials(names: Iterable[str]) -> set[str]:
+def sequentials_among(names: Iterable[str]) -> set[str]:
     """Where numbers are left out, by modules without weights. A ModuleList of layers leaves out none, and tells nothing."""
     numbers: dict[str, list[int]] = {}
     for name in names:
@@ -253,7 +253,7 @@ def _sequentials(names: Iterable[str]) -> set[str]:
     return {head for head, found in numbers.items() if max(found) - min(found) >= len(found)}
 
 
-def _gap(one: str, other: str, sequentials: set[str], flattens: bool = False) -> int | None:
+def gap_between(one: str, other: str, sequentials: set[str], flattens: bool = False) -> int | None:
     """Modules left out between two numbers. flattens: one of them flattens the map, and does not count."""
     (head, _, first), (other_head, _, second) = one.rpartition("."), other.rpartition(".")
     if head != other_head or head not in sequentials or not (first.isdecimal() and second.isdecimal()):

@@ -24,9 +24,9 @@ from torch import nn
 from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, gives_same_answers, hold, losses, tempered
 from lsa_cli.models.normalizations import coarse, has_same_scale
-from lsa_cli.models.rebuilding.blocks import Structure
 from lsa_cli.models.rebuilding.chain import fast_layout, with_weights
 from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near, work
+from lsa_cli.models.rebuilding.grouping import DENSE, SUM, Structure
 from lsa_cli.models.rebuilding.layers import Layer
 from lsa_cli.models.rebuilding.stationarity import AT_REST, unrest
 from lsa_cli.models.rebuilding.statistics import running_misfit
@@ -36,6 +36,8 @@ from lsa_cli.models.rebuilding.variants import (
     POOLINGS,
     SUMS,
     SUMS_BEFORE,
+    SUMS_DENSE,
+    SUMS_FIRE,
     SUMS_NONE,
     USUAL,
     Variant,
@@ -269,7 +271,8 @@ class Search:
                 starts += [pair for pair in every if pair[0] == one and pair not in starts][:_OF_EACH]
             for structure, geometry in starts:
                 has_norms = any(element.norm is not None for element in structure.elements)
-                if (structure.blocks and number) or (order != usual and not has_norms):
+                blocks = structure.blocks
+                if (blocks and number > (blocks[0].joins != SUM)) or (order != usual and not has_norms):
                     continue
                 pools = any(step.pool is not None for step in geometry.steps)
                 if pooling == "max" or pools:
@@ -356,6 +359,8 @@ def sums_of(structure: Structure) -> tuple[str, ...]:
     blocks = structure.blocks
     if not blocks:
         return ("",)
+    if blocks[0].joins != SUM:
+        return tuple(SUMS_DENSE if blocks[0].joins == DENSE else SUMS_FIRE)
     return tuple(SUMS_BEFORE if blocks[0].before else SUMS if blocks[0].adds else SUMS_NONE)
 
 
@@ -378,6 +383,8 @@ def _bare_ends(one: Variant) -> list[str]:
     """The exceptions at one place: behind the last block, convolution or hidden layer."""
     *hidden, _ = one.structure.elements
     blocks = one.structure.blocks
+    if blocks and blocks[0].joins != SUM:
+        return []
     if blocks:
         has_none = all(block.norm is None for block in blocks) if blocks[0].before else one.sums != "sum, activation"
         return ["an activation behind the last block"] if has_none else []

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lsa_cli.models.rebuilding.blocks import Block, Element, Structure
 from lsa_cli.models.rebuilding.chain import Part, Sum
 from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, Geometry, Step
+from lsa_cli.models.rebuilding.grouping import DENSE, FIRE, SUM, Block, Element, Structure
 from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
 from lsa_cli.wording import plural
 
@@ -35,14 +35,19 @@ POOLINGS = {"max": 0.0, "average": 0.5}
 # Residual blocks whose norms stand behind the convolutions, and those whose norms stand before them.
 SUMS = {"sum, activation": 0.0, "activation, sum": 0.5, "sum": 1.0}
 SUMS_NONE = {"no shortcuts": 0.0}
+# Dense layers, and fire modules.
+SUMS_DENSE = {"input before output": 0.0, "output before input": 0.5}
+SUMS_FIRE = {"two branches": 0.0}
 SUMS_BEFORE = {"shortcut behind the first activation": 0.0, "shortcut of the input": 0.5}
+_COSTS = {**SUMS, **SUMS_NONE, **SUMS_BEFORE, **SUMS_DENSE, **SUMS_FIRE, "": 0.0}
+_CALLED = {SUM: "residual blocks", DENSE: "dense layers", FIRE: "fire modules"}
 
 
 @dataclass(frozen=True)
 class Variant:
     """A network of the same weights. activation, pooling, order: keys of ACTIVATIONS, POOLINGS and ORDERS.
 
-    sums: what happens in blocks, a key of SUMS, SUMS_NONE or SUMS_BEFORE; "" without blocks. normalization: the option that
+    sums: what happens in blocks, a key of _COSTS; "" without blocks. normalization: the option that
     selects it. exception: a key of EXCEPTIONS.
     """
 
@@ -60,14 +65,13 @@ class Variant:
         """How unusual the network is, without its normalisation."""
         own = ACTIVATIONS[self.activation][2] + POOLINGS[self.pooling] + ORDERS[self.order]
         own += EXCEPTIONS[self.exception]
-        return self.structure.cost + self.geometry.cost + own + {**SUMS, **SUMS_NONE, **SUMS_BEFORE, "": 0.0}[self.sums]
+        return self.structure.cost + self.geometry.cost + own + _COSTS[self.sums]
 
     def __str__(self) -> str:
         blocks = len(self.structure.blocks)
+        called = "blocks" if self.sums in SUMS_NONE or not blocks else _CALLED[self.structure.blocks[0].joins]
         gated = "with squeeze-and-excitation " if any(one.gate is not None for one in self.structure.blocks) else ""
-        parts = (
-            [f"{blocks} {'' if self.sums in SUMS_NONE else 'residual '}blocks {gated}({self.sums})"] if blocks else []
-        )
+        parts = [f"{blocks} {called} {gated}({self.sums})"] if blocks else []
         parts.append(
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
@@ -78,11 +82,18 @@ class Variant:
         parts += [self._pools()] if self.geometry.steps else []
         return ", ".join([*parts, *([CHANNELS_LAST] if self.geometry.head[0] == CHANNELS_LAST else [])])
 
+    @property
+    def has_max_stem(self) -> bool:
+        """Whether the pool behind the first convolution is one of the largest values in any case, as before dense layers."""
+        return any(block.joins == DENSE for block in self.structure.blocks)
+
     def _pools(self) -> str:
         steps = self.geometry.steps
         strides = {step.stride for step in steps if step.stride > 1}
-        pools = sum(step.pool is not None for step in steps)
-        parts = [plural(pools, f"{self.pooling} pool")] if pools else ["no pools"]
+        of_stem = self.has_max_stem and steps[0].pool is not None and self.pooling != "max"
+        pools = sum(step.pool is not None for step in steps) - of_stem
+        parts = ["1 max pool"] if of_stem else []
+        parts += [plural(pools, f"{self.pooling} pool")] if pools else [] if of_stem else ["no pools"]
         parts += [f"strides {', '.join(str(step.stride) for step in steps)}"] if strides else []
         parts += [f"padding {', '.join(str(step.padding[0]) for step in steps)}"]
         return ", ".join(parts)
@@ -139,7 +150,8 @@ def parts_of(variant: Variant) -> list[Part | Sum]:
                 own = replace(variant, activation=USUAL) if is_relu else variant
                 made.append(_activation(f"act{number + 1}", element.slope, own, namer))
             elif what == "pool" and step is not None and step.pool is not None:
-                kind = "MaxPool2d" if variant.pooling == "max" else "AvgPool2d"
+                is_max = variant.pooling == "max" or (number == 0 and variant.has_max_stem)
+                kind = "MaxPool2d" if is_max else "AvgPool2d"
                 made.append(namer.part(f"pool{number + 1}", kind, *step.pool))
         if not element.is_linear and (is_last or elements[number + 1].is_linear):
             made += _head(variant, namer)
@@ -218,6 +230,8 @@ def _of_block(block: Block, step: Step, variant: Variant) -> Sequence[Part | Sum
 def _sum(block: Block, step: Step, variant: Variant) -> Sum:
     names = [_inside(block, name) for name in _names(block)]
     namer, order = _Namer(names), [what for what in variant.order if what != "pool"]
+    if block.joins == FIRE:
+        return _fire(block, variant, namer, order)
     shared, main = list[Part](), list[Part]()
     for number, layer in enumerate(block.layers):
         stride = step.stride if number == block.strided else 1
@@ -234,7 +248,23 @@ def _sum(block: Block, step: Step, variant: Variant) -> Sum:
             shared, around = around, []
         main += [*around, weighted] if block.before else [weighted, *around]
     gate = _gate(block, variant, namer) if block.gate is not None else []
-    return Sum(block.name, tuple(shared), tuple(main), tuple(_side(block, step, namer)), tuple(gate))
+    join = "sum" if block.joins == SUM else "side" if variant.sums == "input before output" else "main"
+    return Sum(block.name, tuple(shared), tuple(main), tuple(_side(block, step, namer)), tuple(gate), join)
+
+
+def _fire(block: Block, variant: Variant, namer: _Namer, order: Sequence[str]) -> Sum:
+    squeeze, other = block.layers
+    assert block.shortcut is not None
+    made = []
+    for name, layer in (("squeezed", squeeze), ("one", block.shortcut), ("other", other)):
+        steps = [_weighted(_local(block, layer), Step(1, (layer.kernel[0] // 2, layer.kernel[1] // 2), None))]
+        for what in order:
+            if what == "norm" and layer.norm is not None:
+                steps.append(_norm(replace(layer.norm, name=_inside(block, layer.norm.name)), False))
+            elif what == "act":
+                steps.append(_activation(name, None, variant, namer))
+        made.append(tuple(steps))
+    return Sum(block.name, made[0], made[2], made[1], join="side")
 
 
 def _gate(block: Block, variant: Variant, namer: _Namer) -> list[Part]:
