@@ -189,6 +189,10 @@ def test_what_was_not_run_passes_only_where_that_is_allowed():
     for limit in ({"robust.square": 0.1}, {"layer.gone": 0.1}):
         with pytest.raises(UsageError, match="in this audit"):
             one(limit)
+    with pytest.raises(UsageError) as refused:
+        one({"robust.square": 0.1})
+    listed = str(refused.value).partition("there are ")[2].split(", ")
+    assert len(listed) == len(set(listed)) > 1
     allowed = one({"robust.square": {"min": 0.1, "allow_not_run": True}})
     assert (allowed.passed, allowed.measured) == (True, None)
     assert allowed.message == "robust.square: square was not run on all samples, which this limit allows"

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from contextlib import suppress
@@ -15,6 +16,7 @@ from lsa_cli.errors import RunError, UsageError
 from lsa_cli.files import claim
 
 _PLAN, _LOCK = "plan.json", "lock"
+_DIGEST = re.compile("[0-9a-f]{64}")
 Arrays = dict[str, np.ndarray]
 
 
@@ -123,11 +125,18 @@ def _refuse_another_plan(folder: Path, plan: dict[str, Any]) -> None:
     refuse_changes(before, plan)
 
 
+def _change(key: str, before: Any, now: Any) -> str:
+    """One change. A digest says nothing to a reader."""
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (before, now)):
+        return f"{key}: another content"
+    return f"{key} was {before!r} and is {now!r}"
+
+
 def refuse_changes(before: dict[str, Any], plan: dict[str, Any]) -> None:
     """Raises UsageError, naming what changed, unless both say the same."""
     changed = [key for key in {**before, **plan} if before.get(key) != plan.get(key)]
     if changed:
-        shown = "; ".join(f"{key} was {before.get(key)!r} and is {plan.get(key)!r}" for key in changed[:3])
+        shown = "; ".join(_change(key, before.get(key), plan.get(key)) for key in changed[:3])
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UsageError(
             f"--resume: not the run that was interrupted: {shown}{more}; leave --resume out to start again"

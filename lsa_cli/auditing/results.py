@@ -68,10 +68,9 @@ class BlockResult:
     """All that an audit measures of N samples; the results of two blocks add up to that of both.
 
     index, label, clean (N,) int: place in the data set, true class, class predicted for the input as it is. content (N,)
-    uint64: a digest of the input. wrong
-    (N, R): as in `AttackRows`, without an attack. no_gradient (N,) bool: the attacks' loss has no gradient there.
-    attacks: by label. curves: for each attack (N, E) bool, right clean and broken at each radius of the grid. proof: None
-    where nothing is proven.
+    uint64: a digest of the input. wrong (N, R): as in `AttackRows`, without an attack. no_gradient (N,) bool: the attacks'
+    loss has no gradient there. attacks: by label. curves: for each attack (N, E) bool, right clean and broken at each radius
+    of the grid. proof: None where nothing is proven.
     """
 
     index: np.ndarray

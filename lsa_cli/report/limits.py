@@ -218,5 +218,5 @@ def check_targets(
     for text, limit in limits.items():
         name = parse_metric(text)
         if name.names is not None and not limit.allow_not_run and name.target not in known[name.names]:
-            there = [*words_of(name.family), *known[name.names]]
+            there = dict.fromkeys([*words_of(name.family), *known[name.names]])
             raise UsageError(f"the limit {text}: {unknown(f'{name.names} in this audit', name.target, there)}")

@@ -18,7 +18,7 @@ from lsa_cli.report.storage import read_report
 from lsa_cli.settings import settings_from
 from tests.cli.conftest import ROOT, lsa  # noqa: F401
 
-PLAN = {"eps": 0.3, "attacks": ["pgd"], "bounds": (0.0, 1.0)}
+PLAN = {"eps": 0.3, "attacks": ["pgd"], "bounds": (0.0, 1.0), "weights": "a" * 64}
 
 
 def test_what_is_put_is_got_and_nothing_else(tmp_path):
@@ -55,6 +55,7 @@ def test_a_half_written_or_damaged_file_is_measured_again(tmp_path):
         ({"eps": 0.2}, "eps was 0.3 and is 0.2"),
         ({"attacks": []}, r"attacks was \['pgd'\]"),
         ({"new": 1}, "new was None"),
+        ({"weights": "b" * 64}, "weights: another content"),
     ],
 )
 def test_another_plan_does_not_resume_and_the_change_is_named(tmp_path, change, says):
