@@ -24,6 +24,7 @@ from lsa_cli.auditing.network import Network, open_network
 from lsa_cli.errors import LsaError
 from lsa_cli.models.classifier import Normalize, predicted_class
 from lsa_cli.settings import settings_from
+from tests.concatenating_networks import fires, grown
 from tests.test_foreign_checkpoints import CASES
 
 HEAD = "| file | outcome | clean | truth | seconds | what it said |\n" + "|---" * 6 + "|"
@@ -62,6 +63,10 @@ def block(inner, outer):
     return [nn.Conv2d(inner, outer, 3, padding=1), nn.BatchNorm2d(outer), nn.ReLU(), nn.MaxPool2d(2)]
 
 
+def large_pool(inner, outer):
+    return [nn.Conv2d(inner, outer, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+
+
 F = nn.functional
 # name -> network, normalisation of its training
 KINDS = {
@@ -97,6 +102,12 @@ KINDS = {
         ),
         MNIST_NORM,
     ),
+    "three pools of 3 with a stride of 2": (
+        lambda: nn.Sequential(*large_pool(1, 8), *large_pool(8, 16), *large_pool(16, 24), nn.Flatten(), nn.Linear(384, 10)),
+        MNIST_NORM,
+    ),
+    "dense layers": (grown, MNIST_NORM),
+    "fire modules": (fires, MNIST_NORM),
     "softmax regression": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), MNIST_NORM),
 }  # fmt: skip
 

@@ -113,6 +113,16 @@ def test_a_chain_of_strides_is_usual():
     assert any([step.stride for step in one.steps] == [2] * 5 for one in first)
 
 
+def test_pools_of_3_that_are_all_alike_are_usual():
+    layers = chain(
+        nn.Sequential(*(nn.Conv2d(a, b, 3) for a, b in itertools.pairwise((1, 8, 16, 24))), nn.Linear(384, 10))
+    )
+    every = list(itertools.islice(geometries(layers, (28, 28)), 200))
+    kinds = [{step.pool for step in one.steps} for one in every]
+    assert {(3, 2, 1)} in kinds[:20]
+    assert kinds.index({(3, 2, 1)}) < next(place for place, one in enumerate(kinds) if one >= {(2, 2, 0), (3, 2, 1)})
+
+
 def test_a_kernel_of_4_has_a_stride_beside_kernels_of_3_without_one():
     pairs = [(1, 8, 3), (8, 8, 4), (8, 16, 3), (16, 16, 4)]  # as in locuslab/convex_adversarial
     convolutions = [nn.Conv2d(a, b, kernel) for a, b, kernel in pairs]

@@ -19,7 +19,9 @@ Size = tuple[int, int]
 Head = tuple[str, Size]
 FLATTEN, CHANNELS_LAST = "flatten", "flatten with channels last"
 _ANY: Size = (0, 0)
-_POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 2.0, (3, 2, 0): 2.0, (3, 3, 0): 3.0, (4, 4, 0): 3.0}
+# Cost of a pool, and of the first one of its kind: in most networks all pools are alike.
+_POOLS = {None: 0.0, (2, 2, 0): 0.0, (3, 2, 1): 0.4, (3, 2, 0): 0.4, (3, 3, 0): 0.6, (4, 4, 0): 0.6}
+_FIRST_POOL = {(3, 2, 1): 1.6, (3, 2, 0): 1.6, (3, 3, 0): 2.4, (4, 4, 0): 2.4}
 # Cost of a change from one convolution to the next.
 _OTHER_RULE, _OTHER_RULE_OF_KERNEL, _OTHER_POOL, _IRREGULAR, _BOTH = 1.5, 0.5, 3.0, 0.3, 2.0
 _STRIDE_AT_BEGINNING, _OTHER_STRIDE = 0.3, 0.8  # of a chain; behind a convolution without a stride, or beside pools
@@ -72,7 +74,11 @@ def near(layers: Sequence[Element], size: Size, start: Geometry) -> list[Geometr
     flatten = start.head[0] if start.head[0] in (FLATTEN, CHANNELS_LAST) else FLATTEN
     sizes = [size, *(_behind(at, step) for at, step in zip(start.sizes, start.steps, strict=True))]
     usual = [
-        [step for step, cost, *_ in _steps(convolutions, number, sizes[number]) if cost < _RARE]
+        [
+            step
+            for step, cost, *_ in _steps(convolutions, number, sizes[number])
+            if cost + _of_first(convolutions, number, step) < _RARE
+        ]
         for number in range(len(convolutions))
     ]
     found: dict[tuple[Step, ...], Geometry] = {}
@@ -282,8 +288,9 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     """The cost of a step that does not go on as the chain began, and of a wider convolution at the same resolution."""
     layer = convolutions[len(before)]
     strides = step.stride > 1 and not isinstance(layer, Block)
+    first = _of_first(convolutions, len(before), step)
     if not before:
-        return _STRIDE_AT_BEGINNING if strides and not _leads_to_blocks(convolutions) else 0.0
+        return first + (_STRIDE_AT_BEGINNING if strides and not _leads_to_blocks(convolutions) else 0.0)
     cost, last = 0.0, before[-1]
     is_other = last.stride == 1 or any(one.pool is not None for one in before)
     if strides and is_other and not _asks_for_stride(layer.kernel):
@@ -291,8 +298,8 @@ def _change(convolutions: list[Element], before: tuple[Step, ...], step: Step) -
     cost += _other_rule(convolutions, before, step)
     stem = _stem_of_dense(convolutions)
     pools = [one.pool for one in before[stem:] if one.pool is not None]
-    if pools and step.pool is not None and step.pool != pools[-1]:
-        cost += _OTHER_POOL
+    if step.pool is not None and step.pool not in pools[-1:]:
+        cost += first + (_OTHER_POOL if pools else 0.0)
     if isinstance(layer, Block):
         return cost
     is_behind_block = isinstance(convolutions[len(before) - 1], Block)
@@ -317,12 +324,20 @@ def _other_rule(convolutions: list[Element], before: tuple[Step, ...], step: Ste
     return _OTHER_RULE if same else _OTHER_RULE_OF_KERNEL
 
 
+def _of_first(convolutions: Sequence[Element], number: int, step: Step) -> float:
+    """The cost of a pool of a new kind. Stems and blocks have costs of their own."""
+    is_stem = number == 0 and _leads_to_blocks(convolutions)
+    if step.pool is None or is_stem or isinstance(convolutions[number], Block):
+        return 0.0
+    return _FIRST_POOL.get(step.pool, 0.0)
+
+
 def _stem_of_dense(convolutions: Sequence[Element]) -> int:
     """Convolutions before dense layers, whose pool tells nothing about those of the transitions."""
     return next((n for n, one in enumerate(convolutions) if isinstance(one, Block) and one.joins == DENSE), 0)
 
 
-def _leads_to_blocks(convolutions: list[Element]) -> bool:
+def _leads_to_blocks(convolutions: Sequence[Element]) -> bool:
     """Whether the first convolution is a stem, whose strides have costs of their own."""
     return len(convolutions) > 1 and isinstance(convolutions[1], Block)
 

@@ -256,13 +256,13 @@ def _fire(block: Block, variant: Variant, namer: _Namer, order: Sequence[str]) -
     squeeze, other = block.layers
     assert block.shortcut is not None
     made = []
-    for name, layer in (("squeezed", squeeze), ("one", block.shortcut), ("other", other)):
+    for number, layer in enumerate((squeeze, block.shortcut, other)):
         steps = [_weighted(_local(block, layer), Step(1, (layer.kernel[0] // 2, layer.kernel[1] // 2), None))]
         for what in order:
             if what == "norm" and layer.norm is not None:
                 steps.append(_norm(replace(layer.norm, name=_inside(block, layer.norm.name)), False))
             elif what == "act":
-                steps.append(_activation(name, None, variant, namer))
+                steps.append(_activation(f"act{number + 1}", None, variant, namer))
         made.append(tuple(steps))
     return Sum(block.name, made[0], made[2], made[1], join="side")
 
