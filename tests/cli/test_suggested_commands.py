@@ -146,3 +146,9 @@ def test_a_refused_hardening_suggests_itself_again(tmp_path, monkeypatch):
     assert words[-2:] == ["--arch", "net.py:build"]
     found = read_back(words[2:], *OF_AUDITS, hardening=True)
     assert found.replace(arch=None) == given
+
+
+def test_a_command_leaves_out_what_its_preset_sets():
+    quick = AuditSettings(preset="quick", noise=["none"], data="x.npz")
+    assert audit_command("a.pt", quick) == "lsa audit a.pt --data x.npz --quick"
+    assert "--noise gaussian" in audit_command("a.pt", quick.replace(noise=["gaussian"]))

@@ -19,7 +19,7 @@ from lsa_cli.errors import LsaError, UsageError
 from lsa_cli.models.architectures import build_architecture
 from lsa_cli.models.checkpoint import Description, write_checkpoint
 from lsa_cli.models.rebuilding.chain import build, source_of
-from lsa_cli.models.rebuilding.geometry import geometries
+from lsa_cli.models.rebuilding.geometry import dilated, geometries
 from lsa_cli.models.rebuilding.grouping import Structure
 from lsa_cli.models.rebuilding.layers import read_chain
 from lsa_cli.models.rebuilding.search import exceptions_of
@@ -123,6 +123,19 @@ def test_pools_of_3_that_are_all_alike_are_usual():
     assert kinds.index({(3, 2, 1)}) < next(place for place, one in enumerate(kinds) if one >= {(2, 2, 0), (3, 2, 1)})
 
 
+def test_a_dilation_keeps_the_sizes_and_is_built():
+    network, x = dilating().eval(), torch.rand(4, 1, 8, 8)
+    layers = chain(network)
+    start = next(iter(geometries(layers, (8, 8))))
+    one, other = dilated(layers, start)
+    assert [[step.dilation for step in each.steps] for each in (one, other)] == [[2, 1], [1, 2]]
+    assert dilated(layers, one)[0] == start
+    made = build(parts_of(plain(layers, one))).eval()
+    made.load_state_dict(network.state_dict())
+    assert torch.equal(made(x), network(x))
+    assert "dilation 2, 1" in str(plain(layers, one))
+
+
 def test_a_kernel_of_4_has_a_stride_beside_kernels_of_3_without_one():
     pairs = [(1, 8, 3), (8, 8, 4), (8, 16, 3), (16, 16, 4)]  # as in locuslab/convex_adversarial
     convolutions = [nn.Conv2d(a, b, kernel) for a, b, kernel in pairs]
@@ -181,11 +194,18 @@ def averaged():
     )  # fmt: skip
 
 
+def dilating():
+    return nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=2, dilation=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(96, 10),
+    )  # fmt: skip
+
+
 def single():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-@pytest.mark.parametrize("make", [Tanh, strided, perceptron, averaged, single])
+@pytest.mark.parametrize("make", [Tanh, strided, perceptron, averaged, dilating, single])
 def test_a_trained_network_is_never_taken_for_one_that_answers_otherwise(make, digits, tmp_path):
     torch.manual_seed(0)
     x, y = digits

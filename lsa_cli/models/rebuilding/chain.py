@@ -152,7 +152,7 @@ def _with_weights(
     module = copy.copy(made[key])
     if is_convolution:
         stride, padding = options.get("stride", 1), options.get("padding", (0, 0))
-        module.stride, module.padding = (stride, stride), padding
+        module.stride, module.padding, module.dilation = (stride, stride), padding, (options.get("dilation", 1),) * 2
     return module
 
 

@@ -8,7 +8,7 @@ cost from each size to the end is a lower bound that is computed backwards.
 import heapq
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations_with_replacement, product
 from typing import NamedTuple
@@ -28,6 +28,7 @@ _STRIDE_AT_BEGINNING, _OTHER_STRIDE = 0.3, 0.8  # of a chain; behind a convoluti
 _STILL_WIDE, _NO_STEP, _ADAPTIVE, _MAXIMUM = 2.0, 1.0, 3.0, 0.5
 _EVEN = 1.5  # of a kernel of 4 or 6 without a stride; they are chosen because they end at the border with a stride of 2
 _LARGE = 7  # pixels of a kernel, as in AlexNet, with which strides of 4, and pools beside them, are usual
+_DILATED = 4.0  # of a convolution; only tried as a change of another geometry
 _RARE = 2.5  # of a step that is not tried as a change of another geometry
 _POOLS_OF_FIRE = {None: 0.0, (2, 2, 0): 0.5, (3, 2, 0): 0.5, (3, 2, 1): 1.0}
 # Between the images and the first fire module (Iandola et al., arXiv 1602.07360, table 1, and smaller ones).
@@ -46,6 +47,7 @@ class Step(NamedTuple):
     stride: int
     padding: tuple[int, int]
     pool: tuple[int, int, int] | None
+    dilation: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,26 @@ def near(layers: Sequence[Element], size: Size, start: Geometry) -> list[Geometr
             if made is not None and made.steps != start.steps:
                 found[made.steps] = made
     return sorted(found.values(), key=lambda geometry: geometry.cost)
+
+
+def dilated(layers: Sequence[Element], start: Geometry) -> list[Geometry]:
+    """The geometries of the same sizes that differ in the dilation, 1 or 2, of one convolution. Blocks have none."""
+    convolutions = [layer for layer in layers if not layer.is_linear]
+    found = []
+    for number, (layer, step) in enumerate(zip(convolutions, start.steps, strict=True)):
+        half = (layer.kernel[0] // 2 * step.dilation, layer.kernel[1] // 2 * step.dilation)
+        if (
+            isinstance(layer, Block)
+            or max(layer.kernel) == 1
+            or 0 in (one % 2 for one in layer.kernel)
+            or step.padding != half
+        ):
+            continue
+        other = 3 - step.dilation
+        padding = (layer.kernel[0] // 2 * other, layer.kernel[1] // 2 * other)
+        steps = (*start.steps[:number], step._replace(padding=padding, dilation=other), *start.steps[number + 1 :])
+        found.append(replace(start, steps=steps, cost=start.cost + _DILATED * (other - step.dilation)))
+    return found
 
 
 def _made(

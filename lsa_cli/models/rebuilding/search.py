@@ -25,7 +25,7 @@ from lsa_cli.models.classifier import Normalization, Normalize, as_logits
 from lsa_cli.models.contest import Entrant, Outcome, Read, Standing, gives_same_answers, hold, losses, tempered
 from lsa_cli.models.normalizations import coarse, has_same_scale
 from lsa_cli.models.rebuilding.chain import fast_layout, with_weights
-from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, geometries, near, work
+from lsa_cli.models.rebuilding.geometry import FLATTEN, Geometry, dilated, geometries, near, work
 from lsa_cli.models.rebuilding.grouping import DENSE, SUM, Structure
 from lsa_cli.models.rebuilding.layers import Layer
 from lsa_cli.models.rebuilding.stationarity import AT_REST, unrest
@@ -294,6 +294,7 @@ class Search:
         if any(step.pool is not None for step in one.geometry.steps):
             yield from (replace(one, pooling=name) for name in POOLINGS)
         yield from (replace(one, order=order) for order in ORDERS)
+        yield from (replace(one, geometry=other) for other in dilated(one.structure.elements, one.geometry))
         yield from (replace(one, sums=sums) for sums in sums_of(one.structure))
         yield from (replace(one, exception=name) for name in exceptions_of(one))
 

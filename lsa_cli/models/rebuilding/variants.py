@@ -68,10 +68,11 @@ class Variant:
         return self.structure.cost + self.geometry.cost + own + _COSTS[self.sums]
 
     def __str__(self) -> str:
-        blocks = len(self.structure.blocks)
-        called = "blocks" if self.sums in SUMS_NONE or not blocks else _CALLED[self.structure.blocks[0].joins]
-        gated = "with squeeze-and-excitation " if any(one.gate is not None for one in self.structure.blocks) else ""
-        parts = [f"{blocks} {called} {gated}({self.sums})"] if blocks else []
+        blocks = self.structure.blocks
+        gated = " with squeeze-and-excitation" if any(one.gate is not None for one in blocks) else ""
+        parts = [f"{len(blocks)} blocks{gated} ({next(iter(SUMS_NONE))})"] if blocks else []
+        if self._has_sums():
+            parts = [f"{len(blocks)} {_CALLED[blocks[0].joins]}{gated} ({self.sums})"]
         parts.append(
             "PReLU" if any(element.slope is not None for element in self.structure.elements) else self.activation
         )
@@ -81,6 +82,11 @@ class Variant:
         parts += [order_text(self.order)] if ORDERS[self.order] and has_norms else []
         parts += [self._pools()] if self.geometry.steps else []
         return ", ".join([*parts, *([CHANNELS_LAST] if self.geometry.head[0] == CHANNELS_LAST else [])])
+
+    def _has_sums(self) -> bool:
+        convolutions = [element for element in self.structure.elements if not element.is_linear]
+        every = zip(convolutions, self.geometry.steps, strict=True)
+        return any(isinstance(one, Block) and one.has_sum(step.stride) for one, step in every)
 
     @property
     def has_max_stem(self) -> bool:
@@ -96,6 +102,8 @@ class Variant:
         parts += [plural(pools, f"{self.pooling} pool")] if pools else [] if of_stem else ["no pools"]
         parts += [f"strides {', '.join(str(step.stride) for step in steps)}"] if strides else []
         parts += [f"padding {', '.join(str(step.padding[0]) for step in steps)}"]
+        has_other = any(step.dilation > 1 for step in steps)
+        parts += [f"dilation {', '.join(str(step.dilation) for step in steps)}"] if has_other else []
         return ", ".join(parts)
 
 
@@ -211,6 +219,7 @@ def _weighted(layer: Layer, step: Step | None) -> Part:
         return Part(layer.name, "Linear", (layer.inner, layer.outer), bias, True)
     options: list[tuple[str, Any]] = [("stride", step.stride)] if step.stride != 1 else []
     options += [("padding", step.padding)] if max(step.padding) else []
+    options += [("dilation", step.dilation)] if step.dilation != 1 else []
     options += [("groups", layer.groups)] if layer.groups != 1 else []
     arguments = (layer.inner * layer.groups, layer.outer, layer.kernel)
     return Part(layer.name, "Conv2d", arguments, (*options, *bias), True)
