@@ -13,6 +13,7 @@ QUICK_ATTACKS = ("fgsm", "apgd-ce:steps=10")
 # 90% robust accuracy where a minimal-norm attack turns most samples (benchmarks/RESULTS.md).
 MINIMAL_NORM = {"l2": "fmn", "l1": "fmn"}
 QUICK_STEPS = 40  # of the minimal-norm attack in --quick
+_NOISE_OF_QUICK = ["none"]
 
 
 def chosen_attacks(preset: str | None, norm: str) -> list[str]:
@@ -21,6 +22,12 @@ def chosen_attacks(preset: str | None, norm: str) -> list[str]:
     if preset == "quick":
         return [*QUICK_ATTACKS, *(f"{name}:steps={QUICK_STEPS}" for name in minimal)]
     return [*DEFAULT_ATTACKS, *minimal, *(["ranked-cascade"] if preset == "full" else [])]
+
+
+def without_preset(settings: AuditSettings) -> AuditSettings:
+    """Without what `with_preset` adds again, for a command."""
+    implied = settings.preset == "quick" and settings.noise == _NOISE_OF_QUICK
+    return settings.replace(noise=None) if implied else settings
 
 
 def with_preset(
@@ -54,7 +61,7 @@ def with_preset(
         warnings.append(Warning(code="unused-setting", message=message))
     changes: dict[str, Any] = {"attack": None}
     if settings.preset == "quick":
-        changes["noise"] = settings.noise or ["none"]
+        changes["noise"] = settings.noise or _NOISE_OF_QUICK
         message = "--quick: few samples and short attacks only; the robust accuracy is a loose upper bound"
         warnings.append(Warning(code="quick", message=message))
     return settings.replace(**changes), {**origin, "attack": by_preset}, warnings

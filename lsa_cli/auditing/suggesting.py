@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lsa_cli.auditing.presets import without_preset
 from lsa_cli.commands import NO_DATA, OF_HARDEN, OF_INSPECT, command, with_query
 from lsa_cli.errors import ConvertibleError, DataError
 from lsa_cli.models.checkpoint import Description
@@ -65,6 +66,4 @@ def with_commands(file: object, asked: AuditSettings | None) -> Iterator[None]:
 
 
 def _plain(asked: AuditSettings) -> dict[str, Any]:
-    if asked.preset == "quick" and asked.noise == ["none"]:  # which --quick sets
-        asked = asked.replace(noise=None)
-    return {**asked.recorded(), "config": asked.config}
+    return {**without_preset(asked).recorded(), "config": asked.config}

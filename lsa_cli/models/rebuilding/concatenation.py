@@ -62,12 +62,11 @@ def _fire(modules: Modules, order: Sequence[str], node: str) -> Block | None:
         small = max(squeeze.kernel) == 1 == min(max(one.kernel), max(other.kernel)) < max(*one.kernel, *other.kernel)
         if small and one.inner == other.inner == squeeze.outer:
             norms = {name: modules.norms[name] for name in inside if name in modules.norms}
-            behind = list(norms) == inside[len(layers) :] and len(norms) == len(
-                layers
-            )  # then each has its place in the order
-            places = dict(zip((squeeze.name, one.name, other.name), norms, strict=False)) if behind else {}
-            by_place = [name for layer in places for name in (layer, places[layer])]
-            normed = with_norms([squeeze, one, other], norms, by_place or inside)
+            names = (squeeze.name, one.name, other.name)
+            # Norms that all stand behind the convolutions are in the order of these.
+            behind = list(norms) == inside[len(layers) :] and len(norms) == len(names)
+            by_place = [name for pair in zip(names, norms, strict=True) for name in pair] if behind else inside
+            normed = with_norms([squeeze, one, other], norms, by_place)
             if normed is not None and not any(name in modules.slopes for name in inside):
                 return Block(node, inside[0], (normed[0], normed[2]), normed[1], joins=FIRE)
     return None

@@ -100,17 +100,12 @@ def dilated(layers: Sequence[Element], start: Geometry) -> list[Geometry]:
     convolutions = [layer for layer in layers if not layer.is_linear]
     found = []
     for number, (layer, step) in enumerate(zip(convolutions, start.steps, strict=True)):
-        half = (layer.kernel[0] // 2 * step.dilation, layer.kernel[1] // 2 * step.dilation)
-        if (
-            isinstance(layer, Block)
-            or max(layer.kernel) == 1
-            or 0 in (one % 2 for one in layer.kernel)
-            or step.padding != half
-        ):
+        is_odd = all(side % 2 for side in layer.kernel) and max(layer.kernel) > 1
+        if isinstance(layer, Block) or not is_odd or step.padding != same_padding(layer.kernel, step.dilation):
             continue
         other = 3 - step.dilation
-        padding = (layer.kernel[0] // 2 * other, layer.kernel[1] // 2 * other)
-        steps = (*start.steps[:number], step._replace(padding=padding, dilation=other), *start.steps[number + 1 :])
+        changed = step._replace(padding=same_padding(layer.kernel, other), dilation=other)
+        steps = (*start.steps[:number], changed, *start.steps[number + 1 :])
         found.append(replace(start, steps=steps, cost=start.cost + _DILATED * (other - step.dilation)))
     return found
 
@@ -140,6 +135,11 @@ def places_of(layers: Sequence[Element]) -> int | None:
     convolutions = [layer for layer in layers if not layer.is_linear]
     linear = next((layer for layer in layers if layer.is_linear), None)
     return None if linear is None or not convolutions else linear.inner // convolutions[-1].outer
+
+
+def same_padding(kernel: Sequence[int], dilation: int = 1) -> tuple[int, int]:
+    """With which a convolution without a stride keeps the size; for an even kernel, one pixel more than the size."""
+    return kernel[0] // 2 * dilation, kernel[1] // 2 * dilation
 
 
 def work(structure: Structure, geometry: Geometry) -> float:
@@ -272,7 +272,7 @@ def _may_pool(layer: Element, pools: bool) -> bool:
 
 
 def _paddings(kernel: tuple[int, ...]) -> list[tuple[tuple[int, int], float]]:
-    half = (kernel[0] // 2, kernel[1] // 2)
+    half = same_padding(kernel)
     if max(kernel) == 1:
         return [((0, 0), 0.0)]
     found = {half: 0.0 if kernel[0] % 2 else 2.0, (0, 0): 0.0}
@@ -368,4 +368,4 @@ def _rule(layer: Element, padding: tuple[int, int]) -> str:
     kernel = layer.kernel
     if max(kernel) == 1 or isinstance(layer, Block):
         return "none"
-    return "valid" if padding == (0, 0) else "same" if padding == (kernel[0] // 2, kernel[1] // 2) else "other"
+    return "valid" if padding == (0, 0) else "same" if padding == same_padding(kernel) else "other"

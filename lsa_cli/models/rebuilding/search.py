@@ -175,9 +175,9 @@ class Search:
         sizes = [size for size in _SIZES if size <= self.effort.contest]
         outcome = hold(entrants, self.read, self.available, sizes, self.is_alike)
         for standing in (outcome.best, *outcome.alike, *outcome.rivals, *outcome.others):
-            known = self.answers.setdefault(self.variant_of(standing), standing.logits)
-            if len(standing.logits) > len(known):
-                self.answers[self.variant_of(standing)] = standing.logits
+            variant = self.variant_of(standing)
+            if len(standing.logits) > len(self.answers.get(variant, ())):
+                self.answers[variant] = standing.logits
         return self.weighing.weighed(outcome)
 
     def _twins(self, one: Variant) -> list[Variant]:

@@ -1,8 +1,8 @@
 """Which of several networks has the accuracy that the file states: their right answers on all images are counted.
 
 Networks that nothing else distinguishes seldom have the same number of right answers, and a file often states the accuracy on a
-test set so exactly that it stands for one such number. It can also be the accuracy on other images or of another epoch: then a
-network has it by chance only. The odds take both as equally probable. All limits are our choice.
+test set so exactly that it gives this number. It can also be the accuracy on other images or of another epoch; then it is a
+coincidence that a network has it. Both cases are taken as equally probable. All limits are our choice.
 """
 
 import math

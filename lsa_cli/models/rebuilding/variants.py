@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lsa_cli.models.rebuilding.chain import Part, Sum
-from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, Geometry, Step
+from lsa_cli.models.rebuilding.geometry import CHANNELS_LAST, FLATTEN, Geometry, Step, same_padding
 from lsa_cli.models.rebuilding.grouping import DENSE, FIRE, SUM, Block, Element, Structure
 from lsa_cli.models.rebuilding.layers import Layer, Norm, Slope
 from lsa_cli.wording import plural
@@ -244,7 +244,7 @@ def _sum(block: Block, step: Step, variant: Variant) -> Sum:
     shared, main = list[Part](), list[Part]()
     for number, layer in enumerate(block.layers):
         stride = step.stride if number == block.strided else 1
-        weighted = _weighted(_local(block, layer), Step(stride, (layer.kernel[0] // 2, layer.kernel[1] // 2), None))
+        weighted = _weighted(_local(block, layer), Step(stride, same_padding(layer.kernel), None))
         is_last = number == len(block.layers) - 1
         around = []
         for what in order:
@@ -266,7 +266,7 @@ def _fire(block: Block, variant: Variant, namer: _Namer, order: Sequence[str]) -
     assert block.shortcut is not None
     made = []
     for number, layer in enumerate((squeeze, block.shortcut, other)):
-        steps = [_weighted(_local(block, layer), Step(1, (layer.kernel[0] // 2, layer.kernel[1] // 2), None))]
+        steps = [_weighted(_local(block, layer), Step(1, same_padding(layer.kernel), None))]
         for what in order:
             if what == "norm" and layer.norm is not None:
                 steps.append(_norm(replace(layer.norm, name=_inside(block, layer.norm.name)), False))
@@ -291,7 +291,7 @@ def _side(block: Block, step: Step, namer: _Namer) -> list[Part]:
     """The shortcut; nothing for the input itself."""
     if block.shortcut is not None:
         short = _local(block, block.shortcut)
-        padding = (short.kernel[0] // 2, short.kernel[1] // 2)
+        padding = same_padding(short.kernel)
         norm = [] if short.norm is None else [_norm(replace(short.norm, name=_inside(block, short.norm.name)), False)]
         return [_weighted(short, Step(step.stride, padding, None)), *norm]
     if block.pads not in ("both", "end"):
