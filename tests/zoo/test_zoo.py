@@ -14,11 +14,11 @@ DEFECTIVE, HONEST = defective.table(SMALL), honest.TABLE
 ENTRIES = {entry.name: entry for entry in [*DEFECTIVE, *HONEST]}
 CAUGHT = [
     "decoys for all classes", "margin reversed", "gradient flipped on 15% of pixels", "gradient of eight pixels",
-    "half of the image detached", "three bits", "cosine transform rounded", "by the size of the batch",
+    "half of the image detached", "three bits", "cosine transform rounded",
     "hard gates of units", "features rippled", "traced: three bits", "exported: decoys",
 ]  # fmt: skip
 CAUGHT_WITH_DATA = [
-    "another network off the grid", "by the mode of gradients", "robust after 4 queries",
+    "by the size of the batch", "another network off the grid", "by the mode of gradients", "robust after 4 queries",
     "another network where it is sure", "another network for single changed images", "saturated unit that a pattern wakes",
 ]  # fmt: skip
 BELIEVED = [
