@@ -9,6 +9,8 @@ rule is the largest robust accuracy of all choices, "no layer" among them, minus
 of several noisy numbers is too large, so that even a perfect rule seems to have some regret: "best of another seed" is the
 choice that was best with the next seed, and shows how much of the regret is noise.
 
+Networks with convolutions train in bfloat16 where the processor multiplies in it, and all are judged in float32.
+
 The rules look at the network before the hardening, and at held-out training images under PGD-10:
 
 - none, first, last: by place alone;
@@ -35,6 +37,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torchvision import datasets
 
@@ -51,6 +54,7 @@ from lsa_cli.hardening.rift import robust_criticality
 from lsa_cli.hardening.sites import layers_of
 from lsa_cli.measures import relative_error
 from lsa_cli.models.classifier import PRESETS, Classifier
+from lsa_cli.models.precision import multiplies_bfloat16
 from tests.foreign_networks import cifar10_test, small_cnn
 
 CIFAR = PRESETS["cifar10"]
@@ -62,6 +66,7 @@ NETWORKS = {  # network, data, normalization, eps
 }
 BASES = {"fast": (1, 5.0), "pgd": (3, 1.0)}  # steps of the training attack, and gamma
 NONE = "none"
+PROBE = 0.25  # of the passes
 HELD_OUT, TEST, CLEAN_EPOCHS, RATE, TINY = 400, 1000, 5, 2e-3, 1e-20
 
 
@@ -150,8 +155,9 @@ def gradient_rules(model, weights, x_adv, y):
     return relative, payoff
 
 
-def hardened(start, layer, base, threat, images, passes, seed):
-    """The robust accuracy, held out and on test images, after a hardening with this layer regularized, or NONE."""
+def hardened(start, layer, base, threat, images, passes, share, seed):
+    """The robust accuracy after a hardening with this layer, or NONE, regularized: of all passes on test images, of a share of
+    them on held-out ones."""
     model, (x, y), (x_test, y_test) = start(), *images
     steps, gamma = BASES[base]
     held = [] if layer == NONE else [layer]
@@ -161,14 +167,18 @@ def hardened(start, layer, base, threat, images, passes, seed):
         "at-lr" if held else "at", {"base": base}, threat=threat, steps=steps, classes=10, samples=len(y) - HELD_OUT,
         input_shape=tuple(x.shape[1:]), layers=tuple(held), gammas=(gamma,) * len(held),
     )  # fmt: skip
-    recipe = replace(RECIPE, epochs=max(1, round(passes / (steps + 1 + len(held)))), lr=RATE, warmup=0.3)
+    recipe = replace(
+        RECIPE, epochs=max(1, round(share * passes / (steps + 1 + len(held)))), lr=RATE, warmup=0.3,
+        amp=multiplies_bfloat16(torch.device("cpu")) and any(isinstance(module, nn.Conv2d) for module in model.modules()),
+    )  # fmt: skip
     result = harden(
         model, method, data, train_rows=rows[:-HELD_OUT], validation=rows[-HELD_OUT:], recipe=recipe, seed=seed
     )
     model.load_state_dict(result.last)
     model.eval()
-    held_out = robust_accuracy(model, threat, x[-HELD_OUT:], y[-HELD_OUT:], steps=20)
-    return {"held_out": held_out, "robust": robust_accuracy(model, threat, x_test, y_test)}
+    if share < 1:
+        return {"held_out": robust_accuracy(model, threat, x[-HELD_OUT:], y[-HELD_OUT:], steps=20)}
+    return {"robust": robust_accuracy(model, threat, x_test, y_test)}
 
 
 def run(name, seed, given, root, lines):
@@ -190,10 +200,10 @@ def run(name, seed, given, root, lines):
     choices = [NONE, *scores["first"]]
     for base in BASES:
         for layer in choices:
-            for share in (0.25, 1.0):
+            for share in (PROBE, 1.0):
                 key = [name, seed, base, layer, share]
                 if not any(line["key"] == key for line in lines):
-                    found = hardened(start, layer, base, threat, images, share * given.passes, seed)
+                    found = hardened(start, layer, base, threat, images, given.passes, share, seed)
                     lines.append({"key": key, "settings": [given.images, given.passes], **found})
                     with given.out.open("a") as file:
                         file.write(json.dumps(lines[-1]) + "\n")
@@ -215,7 +225,7 @@ def regrets(lines, chosen):
                 return results[name, seed, base, layer, share][of]
 
             best = max(layers, key=value)
-            picks = picks | {"probe": max(layers, key=lambda layer: value(layer, 0.25, "held_out"))}
+            picks = picks | {"probe": max(layers, key=lambda layer: value(layer, PROBE, "held_out"))}
             following = seeds[name][(seeds[name].index(seed) + 1) % len(seeds[name])]
             if following != seed:
                 picks["best of another seed"] = max(layers, key=lambda layer: value(layer, seed=following))
