@@ -21,15 +21,16 @@ RECIPE = Recipe(
 
 
 def make_method(
-    name, options, *, threat, steps, classes, samples, input_shape, layers=(), gammas=(), detach_clean=False
-):
-    """The method with its options; attacked in eval mode, the usual step size, relative error where it holds layers.
+    name, options, *, threat, steps, classes, samples, input_shape, layers=(), gammas=(), detach_clean=False,
+    measure=relative_error, label_smoothing=0.0, awp=0.0,
+):  # fmt: skip
+    """The method with its options; attacked in eval mode, the usual step size.
 
     The watchdog does not make it stronger, so that gamma and the cost of an update stay as given.
     """
     task = Task(
-        threat=threat, steps=steps, step_size=None, layers=layers, gammas=gammas, measure=relative_error,
-        detach_clean=detach_clean, attack_mode="eval", label_smoothing=0.0, awp=0.0, classes=classes, samples=samples,
+        threat=threat, steps=steps, step_size=None, layers=layers, gammas=gammas, measure=measure,
+        detach_clean=detach_clean, attack_mode="eval", label_smoothing=label_smoothing, awp=awp, classes=classes, samples=samples,
         held_out=0, input_shape=input_shape,
     )  # fmt: skip
     method = build(HARDENINGS.get(name), options, name, task=task)
