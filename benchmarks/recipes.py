@@ -6,8 +6,9 @@
     LSA_DATA_ROOT=... python -m benchmarks.recipes --network cifar      # a ResNet-8 for CIFAR-10, eps 4/255
 
 A pass is one forward and backward pass of one image: an epoch of PGD-k costs k + 1 of them, and the regularizer one more.
-So a row with fewer steps has more epochs. Chosen by what stands in the column "held out" (PGD-10 on training images that were
-held out); the columns behind it are measured on test images, for the reader and not for the choice. R&G: the sum of FGSM
+So a row with fewer steps has more epochs. On training images that were held out: PGD-10 with the cross-entropy loss, which chooses
+the epoch, the same attack with the margin loss, and odi-pgd with a run for each wrong class. Beneath the table stands how well
+they rank the rows as the cascade does. All other columns are of test images. R&G: the sum of FGSM
 accuracies at 0, 1/3, 2/3, 1, 4/3 and 5/3 eps. cascade: the ranked cascade of `lsa audit --full` at eps, with its 95% interval.
 won, lost: test images that are robust under it with this row alone, and with the first row of the same seed alone, and the exact
 p-value of McNemar's test. Networks train in bfloat16 where the processor multiplies in it, but for the row with "float32". A row
@@ -30,16 +31,17 @@ from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import ATTACKS, make_threat
 from lsa_cli.attacks.ensemble import cascade
 from lsa_cli.attacks.gradient import FGSM, PGD
+from lsa_cli.attacks.odi import ODI
 from lsa_cli.auditing.network import open_network
 from lsa_cli.cli.memory import keep_freed_memory
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.clat import mean_squared_error
 from lsa_cli.hardening.validation import split_validation
 from lsa_cli.measures import Measure, relative_error
-from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.precision import make_copy, multiplies_bfloat16
 from lsa_cli.settings import settings_from
-from lsa_cli.stats.shares import mcnemar, wilson
+from lsa_cli.stats.shares import mcnemar, spearman, wilson
 
 SAMPLE = Path(__file__).parent.parent / "sample_models" / "mnist_cnn.pt"
 
@@ -175,12 +177,30 @@ def judged(model, start, cascaded):
     return [f"{clean:.1f}", f"{clean + sum(fgsm):.1f}", *(f"{value:.1f}" for value in pgd), whole], robust
 
 
+def held_out_accuracies(model, start):
+    """In percent, under PGD-10 with the margin loss and under odi-pgd, beside the accuracy that has chosen the epoch."""
+    x, y = start.data.read(start.held_out), torch.from_numpy(start.data.labels[start.held_out].astype(np.int64))
+    threat = make_threat("linf", start.eps)
+    found = []
+    for attack in (PGD(threat, steps=10, loss="margin"), ODI(threat, restarts=9, at_once=9)):
+        moved = attack(model, x, y, goal="break")
+        with torch.no_grad():
+            found.append(100 * float((predicted_class(model(moved)) == y).float().mean()))
+    return found
+
+
 def compared(robust, first):
     """won, lost and p-value as text; first: which images are robust with the first row, None for itself."""
     if first is None:
         return "-"
     won, lost = int((robust & ~first).sum()), int((first & ~robust).sum())
     return f"{won}, {lost} (p = {mcnemar(won, lost):.2g})"
+
+
+CHOOSERS = ("PGD-10", "margin", "odi-pgd")
+COLUMNS = (
+    "recipe", "seed", "epochs", *CHOOSERS, "clean", "R&G", "PGD-40", "PGD-40, 7/6 eps", "cascade", "won, lost", "seconds"
+)  # fmt: skip
 
 
 def main():
@@ -196,23 +216,28 @@ def main():
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
-    print(
-        "| recipe | seed | epochs | held out | clean | R&G | PGD-40 | PGD-40, 7/6 eps | cascade | won, lost | seconds |"
-    )
-    print(f"|{'---|' * 11}", flush=True)
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    ranked = []
     for seed in range(arguments.seeds):
         first = None
         for name in arguments.rows.split(";"):
             row = ROWS[name.strip()]
             start = STARTS[arguments.network](arguments.images, seed, arguments.test)
             model, trained = hardened(row, start, arguments.passes, seed)
-            held_out = 100 * max(result.robust for result in trained.history)
+            chosen = trained.history[trained.best_epoch - 1].robust if trained.best_epoch else 0.0
+            held_out = [100 * chosen, *held_out_accuracies(model, start)]
             seconds = sum(result.seconds for result in trained.history)
-            cells = [name, seed, len(trained.history), f"{held_out:.1f}"]
+            cells = [name, seed, len(trained.history), *(f"{value:.1f}" for value in held_out)]
             shown, robust = judged(model, start, arguments.cascade)
             cells += [*shown, compared(robust, first), f"{seconds:.0f}"]
             first = robust if first is None else first
+            ranked.append([*held_out, float(robust.float().mean())])
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    *choosers, cascades = np.array(ranked).T
+    correlations = [spearman(chooser, cascades) for chooser in choosers]
+    if None not in correlations:
+        shown = zip(CHOOSERS, correlations, strict=True)
+        print("\nrank correlation with the cascade: " + ", ".join(f"{name} {value:.2f}" for name, value in shown))
 
 
 if __name__ == "__main__":
