@@ -68,7 +68,8 @@ def mnist(images, seed, count):
 
 
 def small_network(name, images, seed, count):
-    """A small network, after five epochs on clean images. The shared CIFAR-10 file has 10,000, of which 400 are held out."""
+    """A small network, after five epochs on clean images, of which HELD_OUT are not trained on. Fewer are taken where the files
+    have fewer."""
     network, source, normalization, eps = NETWORKS[name]
     (x, y), test = images_of(source, Path(os.environ["LSA_DATA_ROOT"]), images)
     images = len(x) - HELD_OUT
