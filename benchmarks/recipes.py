@@ -112,13 +112,15 @@ ROWS = {
         f"pgd-3, {name}": Row(steps=3, recipe=recipe)
         for name, recipe in {
             "ema": {"average": "ema"}, "no ramp": {"warmup": 0.0}, "float32": {"amp": False},
-            "batch 64": {"batch_size": 64}, "batch 256": {"batch_size": 256}, "lr 1e-3": {"lr": 1e-3},
+            "batch 32": {"batch_size": 32}, "batch 64": {"batch_size": 64}, "batch 256": {"batch_size": 256}, "lr 1e-3": {"lr": 1e-3},
             "lr 4e-3": {"lr": 4e-3}, "smoothing 0.1": {"label_smoothing": 0.1}, "awp 0.005": {"awp": 0.005},
         }.items()
     },
     "fast": Row("fast"),
     **{f"fast, first {gamma:g}": Row("fast", hold="first", gamma=gamma) for gamma in (0.5, 2, 5, 10, 20)},
     "fast, first 10, ema": Row("fast", hold="first", gamma=10, recipe={"average": "ema"}),
+    "fast, first 10, batch 32": Row("fast", hold="first", gamma=10, recipe={"batch_size": 32}),
+    "fast, first 10, batch 64": Row("fast", hold="first", gamma=10, recipe={"batch_size": 64}),
     "fast, first 10, no ramp": Row("fast", hold="first", gamma=10, recipe={"warmup": 0.0}),
     "fast, first 10, detached": Row("fast", hold="first", gamma=10, detached=True),
     "fast, first 100, squared": Row("fast", hold="first", gamma=100, measure=mean_squared_error),
