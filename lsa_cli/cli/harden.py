@@ -68,7 +68,7 @@ def _train(
     for message in plan.notes:
         say(message)
     if ranks.writes() and out.is_file() and not resume:
-        note(f"{out} of {_written(out)} and the files beside it are replaced")
+        note(f"{out} of {_written(out)} and the files beside it will be replaced by those of this run")
     try:
         with progress_bar(not quiet) as progress, foreign_code():
             hardened = run_harden(plan, out, resume=resume, progress=progress, say=say)

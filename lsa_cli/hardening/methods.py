@@ -83,6 +83,11 @@ class Hardening:
         return False
 
     @property
+    def takes_nothing(self) -> bool:
+        """Whether `finish` has gone back to the weights before training."""
+        return False
+
+    @property
     def begins(self) -> float:
         """The share of the training after which the method is in effect. Earlier epochs are never the best one."""
         return 0.0

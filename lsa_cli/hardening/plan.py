@@ -112,7 +112,7 @@ class HardenPlan:
         return build(self.kind, self.options, f"method '{self.method}'", task=self.task(layers))
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
-        return self._trainable(self._weights_of(layers) if self.train_only_flagged else None)
+        return self._trainable(self.weights_of(layers) if self.train_only_flagged else None)
 
     def _trainable(self, only: list[str] | None) -> frozenset[str]:
         return trainable_names(self.network.classifier, self.freeze, only, none_left=self.kind.adds_weights)
@@ -126,7 +126,7 @@ class HardenPlan:
         place = [layer.name for layer in self.network.layers].index(name)
         return [_module_of(layer.name) for layer in self.network.layers[:place] if layer.is_learnable]
 
-    def _weights_of(self, layers: tuple[str, ...]) -> list[str]:
+    def weights_of(self, layers: tuple[str, ...]) -> list[str]:
         """Modules with the weights of these layers. For a layer without weights, the last module with weights before it."""
         named = dict(plain_modules(self.network.classifier.body))
         found: list[str] = []
@@ -134,7 +134,7 @@ class HardenPlan:
             module, is_call = _module_of(name), ":" in name  # the weights of a module are not those of a call in it
             own = not is_call and any(True for _ in named[module].parameters())
             found += [module] if own else self._weighted_before(name)[-1:]
-        return found
+        return list(dict.fromkeys(found))
 
 
 def _module_of(name: str) -> str:

@@ -103,6 +103,10 @@ class RobustCriticalFineTuning(Hardening):
         self.parts = {"J": losses.detach()}
         yield losses.mean(), ("weights",)
 
+    @property
+    def takes_nothing(self) -> bool:
+        return self.findings.get("interpolation") == 0.0
+
     def score(self, diagnosis: ClassDiagnosis) -> float:
         return float(diagnosis.right.mean())
 

@@ -33,7 +33,7 @@ from lsa_cli.hardening.weights import weights_of
 from lsa_cli.report.compare import Comparison, compare
 from lsa_cli.report.schema import AuditReport
 from lsa_cli.report.storage import write_text
-from lsa_cli.wording import eps_as_text, plural
+from lsa_cli.wording import compact, eps_as_text, plural
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,12 @@ def _run(plan: HardenPlan, files: Files, resume: bool, show: Progress, say: Say)
     with numerics(plan.audit.threads), _removes_mark(files):
         before = _audit_before(plan.audit, files, keeps, show, say)
         layers = plan.layers
-        if plan.needs_layers and not layers:
+        if layers:
+            say(f"layers named: {', '.join(layers)}")
+        elif plan.needs_layers:
             layers = layers_to_regularize(plan, say)
+        if plan.train_only_flagged:
+            say(f"only the weights of {', '.join(plan.weights_of(layers))} train")
         method = plan.make_method(layers)
         job = job_of(plan, method, layers, files, resume, say)
         plan = _within_budget(plan, job, say)
@@ -168,6 +172,10 @@ def refuse_another_network(plan: HardenPlan, trained: Trained, after: AuditPlan,
             f"audited; write the network with `{write_command(plan.network.checkpoint.path, asked)}`, and harden with "
             f"--arch {written_to()}:build"
         )
+
+
+def time_in_words(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{compact(seconds)} seconds"
 
 
 def epoch_in_words(epoch: int) -> str:
@@ -260,13 +268,13 @@ def _within_budget(plan: HardenPlan, job: Job, say: Say) -> HardenPlan:
         recipe = replace(recipe, epochs=cost.epochs_in(plan.budget))
         if cost.seconds > plan.budget:
             say(
-                f"one epoch takes about {cost.seconds / 60:.1f} minutes, which is longer than the budget; the training has one epoch"
+                f"one epoch takes about {time_in_words(cost.seconds)}, which is longer than the budget; the training has one epoch"
             )
-    minutes = recipe.epochs * cost.seconds / 60
     say(
         f"training: {plan.method}, {plural(recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
         f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}; "
-        f"about {plural(round(recipe.epochs * cost.passes), 'pass', 'passes')} for each sample, {minutes:.1f} minutes"
+        f"about {plural(round(recipe.epochs * cost.passes), 'pass', 'passes')} for each sample, "
+        f"{time_in_words(recipe.epochs * cost.seconds)}"
     )
     return replace(plan, recipe=recipe)
 
@@ -303,4 +311,5 @@ def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: 
     told = job.method.finish(job.model.eval(), validation_of(job))
     if told is not None:
         say(told)
-    return replace(trained, best=weights_of(job.model))
+    best_epoch = 0 if job.method.takes_nothing else trained.best_epoch
+    return replace(trained, best=weights_of(job.model), best_epoch=best_epoch)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lsa_cli import distributed
+from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.gradient import FGSM, PGD
 from lsa_cli.data import batches, check_inputs, prefetch
 from lsa_cli.errors import RunError, UsageError
@@ -23,9 +24,10 @@ from lsa_cli.hardening.methods import Batch
 from lsa_cli.hardening.recipes import OPTIMIZERS
 from lsa_cli.hardening.schedules import learning_rate, warmed_up
 from lsa_cli.hardening.state import read_state, write_state
-from lsa_cli.hardening.validation import diagnose
-from lsa_cli.hardening.watchdog import EpochResult, at_chance, is_weak, trouble
+from lsa_cli.hardening.validation import diagnose, validation_of
+from lsa_cli.hardening.watchdog import EpochResult, at_chance, collapse, is_weak, seconds_of_epoch, trouble
 from lsa_cli.hardening.weights import Average, copied, training_mode, weights_of
+from lsa_cli.models.classifier import predicted_class
 from lsa_cli.models.precision import runs_channels_last
 
 _SAVE_EVERY = 120.0  # seconds between two states on disk within an epoch
@@ -36,8 +38,8 @@ VALIDATION_STEPS = 10
 class Trained:
     """best, last: state_dicts of the network. history: the result of each epoch. stopped: the reason for early stopping.
 
-    best_epoch: 0 is the network before training. It is the best where no epoch has full strength, and where training stops
-    early and the best epoch is no better than chance.
+    best_epoch: 0 is the network before training. It is the best where no epoch has full strength, where training fails and
+    the best epoch is no better than chance, and where a method takes nothing of the training.
     """
 
     best: dict[str, torch.Tensor]
@@ -106,10 +108,21 @@ class Training:
         while self.step < self.total and stopped is None:
             self.one_epoch()
             stopped = trouble(self.history, self.chance)
-        if stopped is not None and self.best_epoch and at_chance(self.history[self.best_epoch - 1], self.chance):
-            self.best, self.best_epoch = self.untrained, 0  # an epoch at chance is not saved as the best
+        if self.best_epoch and at_chance(best := self.history[self.best_epoch - 1], self.chance):
+            stopped = stopped or collapse(best, self.clean_before(), self.chance)
+            if stopped is not None:
+                self.best, self.best_epoch = self.untrained, 0  # an epoch at chance is not saved as the best
         self.model.to(memory_format=torch.contiguous_format)
         return Trained(self.best, self.weights_to_save(), self.best_epoch, self.history, stopped)
+
+    def clean_before(self) -> float:
+        """Clean accuracy of the network before training, on the held-out samples."""
+        own = weights_of(self.model)
+        self.model.load_state_dict(self.untrained)
+        with undisturbed(self.model), torch.no_grad():
+            right = [predicted_class(self.model(batch.x)) == batch.y for batch in validation_of(self.job)]
+        self.model.load_state_dict(own)
+        return float(torch.cat(right).float().mean())
 
     @property
     def chance(self) -> float:
@@ -232,8 +245,7 @@ class Training:
             self.best, self.best_epoch, self.best_score = self.weights_to_save(), epoch, score
         self.save()
         if distributed.rank() == 0:
-            left = (recipe.epochs - epoch) * float(np.mean([one.seconds for one in self.history]))
-            self.on_epoch(result, left)
+            self.on_epoch(result, (recipe.epochs - epoch) * seconds_of_epoch(self.history))
 
     @property
     def rate(self) -> float:

@@ -17,6 +17,7 @@ from lsa_cli.hardening.job import Job
 from lsa_cli.hardening.methods import Batch
 from lsa_cli.models.classifier import Classifier, predicted_class
 from lsa_cli.models.precision import Copy, make_copy
+from lsa_cli.wording import plural
 
 
 def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +28,8 @@ def split_validation(labels: np.ndarray, share: float, most: int, seed: int) -> 
     count = min(most, round(share * len(labels)))
     if not 0 < count < len(labels):
         raise UsageError(
-            f"--val-fraction {share:g} of {len(labels)} samples leaves {len(labels) - count} to train on and {count} "
-            "to choose the best epoch; both need at least one"
+            f"--val-fraction {share:g} of {plural(len(labels), 'sample')} leaves {len(labels) - count} to train on and {count} "
+            f"to choose the best epoch, and both need at least one; give a {'larger' if count < 1 else 'smaller'} --val-fraction"
         )
     validation = stratified_subset(labels, count, seed)
     return np.setdiff1d(np.arange(len(labels)), validation), validation

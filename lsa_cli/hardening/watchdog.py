@@ -8,6 +8,7 @@ from typing import Any
 from lsa_cli.report.row import finite
 
 _PATIENCE = 3  # epochs at chance before they count as not learning
+_ADVICE = "use a smaller --lr, a longer --warmup, or a smaller --gamma"
 _GAP = 0.75  # accuracy under PGD, as a share of that under FGSM, below which the training attack is too weak
 
 
@@ -56,6 +57,13 @@ def is_weak(history: Sequence[EpochResult], chance: float) -> bool:
     return last.strength == 1 and gap and any(result.robust >= last.robust for result in history[:-1])
 
 
+def seconds_of_epoch(history: Sequence[EpochResult]) -> float:
+    """The mean time of the epochs since the last one that was strengthened, which makes epochs longer."""
+    since = max((one.epoch for one in history if one.raised is not None), default=0)
+    alike = history[since:] or history[-1:]
+    return sum(one.seconds for one in alike) / len(alike)
+
+
 def _better_than(chance: float) -> float:
     return min(2 * chance, 0.5)
 
@@ -80,8 +88,15 @@ def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
         )
     recent = history[-_PATIENCE:]
     if len(recent) == _PATIENCE and all(at_chance(result, chance) for result in recent):
-        return (
-            f"not learning: clean accuracy has been at chance ({last.clean:.1%}) for {_PATIENCE} epochs; use a "
-            "smaller --lr, a longer --warmup, or a smaller --gamma"
-        )
+        return f"not learning: clean accuracy has been at chance ({last.clean:.1%}) for {_PATIENCE} epochs; {_ADVICE}"
     return None
+
+
+def collapse(best: EpochResult, before: float, chance: float) -> str | None:
+    """The reason why a training that is too short for `trouble` failed; None where it did not.
+
+    best: the result of the epoch that would be saved. before: clean accuracy before training. Both are on the held-out samples.
+    """
+    if not at_chance(best, chance) or before <= best.clean:
+        return None
+    return f"not learning: clean accuracy was {before:.1%} before training and is at chance ({best.clean:.1%}) after it; {_ADVICE}"

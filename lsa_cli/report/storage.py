@@ -31,6 +31,8 @@ def read_report(path: str | Path) -> AuditReport:
     version = str(content.get("schema_version", "")) if isinstance(content, dict) else ""
     if not version:
         raise UsageError(f"{path} is not a report of `lsa audit`: it has no schema_version")
+    if {"old", "new"} <= content.keys():
+        raise UsageError(f"{path} is a comparison of two reports; give one of the reports")
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise UsageError(
             f"{path} has report version {version}, and this lsa reads {SCHEMA_VERSION}; install the lsa that wrote it"

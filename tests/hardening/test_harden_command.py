@@ -391,9 +391,16 @@ def test_every_method_writes_what_an_audit_reads(method, lsa):  # noqa: F811
 
 def test_a_fitted_offset_is_kept_when_the_result_is_hardened_again(lsa):  # noqa: F811
     fair = ("--method", "class-fair:rule=none,offset=true", "--epochs", 1, "--threads", 1, "-n", 40)
-    assert lsa("harden", MOON, "-o", "one.pt", *fair).code == 0
+    one = lsa("harden", MOON, "-o", "one.pt", *fair)
+    assert one.code == 0, one.err
     again = lsa("harden", "one.pt", "-o", "two.pt", *fair)
     assert again.code == 0, again.err
+    for name, told in (("one.pt", one.err), ("two.pt", again.err)):
+        (offset,) = read_checkpoint(name).description.history[-1]["logit_offset"]
+        assert torch.load(name, weights_only=True)["state_dict"]["logit_offset"].item() == pytest.approx(
+            offset, abs=1e-6
+        )
+        assert (f"offset: {offset:+.3g} is added" if offset else "offset: none is added") in told
     surgery = [{"kind": "logit-offset", "outputs": 1}]
     assert read_checkpoint("one.pt").description.surgery == read_checkpoint("two.pt").description.surgery == surgery
 

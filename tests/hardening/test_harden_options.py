@@ -266,6 +266,27 @@ def test_a_training_that_never_learns_leaves_the_network_as_it_was(lsa):  # noqa
     assert (entry["epoch"], entry["held_out"], entry["stopped"][:12]) == (0, None, "not learning")
 
 
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_short_training_that_ruins_the_network_leaves_it_as_it_was(lsa, epochs):  # noqa: F811
+    """The watchdog waits for three epochs at chance, which a short training does not have."""
+    options = ("--method", "at", "--base", "fgsm", "--lr", 100, "--epochs", epochs, "--threads", 1, "-n", 20)
+    result = lsa("harden", MOON, "-o", "h.pt", *options)
+    assert (result.code, "stopped early: not learning: clean accuracy was" in result.err) == (3, True), result.err
+    assert "use a smaller --lr" in result.err
+    before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (MOON, "h.pt"))
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not os.path.exists("h.state.pt")
+
+
+def test_the_layers_that_the_user_named_and_the_weights_that_train_are_said(lsa):  # noqa: F811
+    named = lsa("harden", MOON, "-o", "h.pt", "--layers", "elu2", "--train-only", "flagged", *BRIEF)
+    assert named.code == 0, named.err
+    assert "layers named: elu2" in named.err
+    assert "only the weights of fc2 train" in named.err
+    last, first = (torch.load(path, weights_only=True)["state_dict"] for path in ("h.last.pt", MOON))
+    assert {name.rpartition(".")[0] for name in last if not torch.equal(last[name], first[name])} == {"fc2"}
+
+
 def test_a_stop_is_told_even_if_what_it_left_cannot_be_audited(refused, monkeypatch):  # noqa: F811
     from lsa_cli.hardening import run, trainer
 

@@ -92,6 +92,7 @@ def test_the_weights_move_only_as_far_as_the_test_against_the_margin_allows(marg
     share = method.findings["interpolation"]
     assert (share > 0) == moves
     assert f"{share:.0%} of the way" in said
+    assert method.takes_nothing == (not moves)
     assert same(weights_of(model), interpolated(before, after, share))
 
 

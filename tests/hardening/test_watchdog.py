@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lsa_cli.hardening import watchdog
-from lsa_cli.hardening.watchdog import is_weak, trouble
+from lsa_cli.hardening.watchdog import collapse, is_weak, seconds_of_epoch, trouble
 from tests.hardening.conftest import batch, make_job, make_method, recipe, run, same, small_network  # noqa: F401
 from tests.hardening.test_trainer import result
 
@@ -23,6 +23,21 @@ def test_a_gap_that_closes_is_not_weak():
     rising = [result(epoch, fgsm=0.9, robust=robust) for epoch, robust in ((1, 0.2), (2, 0.4), (3, 0.5))]
     assert not any(is_weak(rising[:count], 0.1) for count in (1, 2, 3))
     assert is_weak([*rising, result(4, fgsm=0.9, robust=0.45)], 0.1)
+
+
+def test_a_short_training_has_failed_where_it_went_from_better_than_chance_to_chance():
+    ruined = result(2, clean=0.11)
+    assert "was 90.0% before training and is at chance (11.0%)" in collapse(ruined, 0.9, 0.1)
+    assert collapse(ruined, 0.1, 0.1) is None  # it was no better before
+    assert collapse(result(2, clean=0.5), 0.9, 0.1) is None  # worse, and better than guessing
+
+
+def test_the_time_left_is_of_epochs_as_long_as_those_to_come():
+    epochs = [dataclasses.replace(result(n + 1), seconds=s) for n, s in enumerate((1.0, 2.0, 5.0, 7.0))]
+    assert seconds_of_epoch(epochs[:2]) == 1.5
+    epochs[1] = dataclasses.replace(epochs[1], raised="gamma")
+    assert seconds_of_epoch(epochs[:2]) == 2.0
+    assert seconds_of_epoch(epochs) == 6.0
 
 
 def test_a_training_that_was_strengthened_is_not_stopped_for_overfitting():
