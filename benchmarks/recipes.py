@@ -121,6 +121,8 @@ ROWS = {
     "fast, first 10, ema": Row("fast", hold="first", gamma=10, recipe={"average": "ema"}),
     "fast, first 10, batch 32": Row("fast", hold="first", gamma=10, recipe={"batch_size": 32}),
     "fast, first 10, batch 64": Row("fast", hold="first", gamma=10, recipe={"batch_size": 64}),
+    "fast, first 10, lr 4e-3": Row("fast", hold="first", gamma=10, recipe={"lr": 4e-3}),
+    "fast, first 20, batch 32": Row("fast", hold="first", gamma=20, recipe={"batch_size": 32}),
     "fast, first 10, no ramp": Row("fast", hold="first", gamma=10, recipe={"warmup": 0.0}),
     "fast, first 10, detached": Row("fast", hold="first", gamma=10, detached=True),
     "fast, first 100, squared": Row("fast", hold="first", gamma=100, measure=mean_squared_error),
