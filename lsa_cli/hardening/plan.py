@@ -26,7 +26,7 @@ from lsa_cli.hardening.method_settings import (
     needs_layers,
 )
 from lsa_cli.hardening.methods import HARDENINGS, Hardening, Task
-from lsa_cli.hardening.recipes import Recipe, recipe_for, trainable_names, training_threat
+from lsa_cli.hardening.recipes import Recipe, recipe_for, trainable_names, training_threat, with_rate
 from lsa_cli.hardening.validation import split_validation
 from lsa_cli.layers import plain_modules
 from lsa_cli.models.architectures import runs_user_code
@@ -110,6 +110,12 @@ class HardenPlan:
     def make_method(self, layers: tuple[str, ...]) -> Hardening:
         """The method for these layers. Raises UsageError for options that it does not have."""
         return build(self.kind, self.options, f"method '{self.method}'", task=self.task(layers))
+
+    def with_epochs(self, epochs: int) -> "HardenPlan":
+        """The plan for so many epochs, with the learning rate for them."""
+        own, base = self.given.harden or HardenSettings(), base_of(self.method, self.options)
+        recipe = replace(self.recipe, epochs=epochs)
+        return replace(self, recipe=with_rate(recipe, own, self.network.input_shape, base, len(self.train)))
 
     def trainable(self, layers: tuple[str, ...]) -> frozenset[str]:
         return self._trainable(self.weights_of(layers) if self.train_only_flagged else None)

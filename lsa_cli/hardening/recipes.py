@@ -54,6 +54,9 @@ _COLOUR_IMAGES = replace(
 # can become grey, no network learns: the larger radius is at most 0.4 of the input range, unless eps is larger.
 _WIDER, _WIDEST = 1.1, 0.4
 
+# With fewer updates, networks for grey images gain from a larger learning rate (benchmarks/RESULTS.md).
+_FEW_UPDATES, _FASTER = 4000, 2.0
+
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Recipe], torch.optim.Optimizer]] = {
     "adam": lambda parameters, recipe: torch.optim.Adam(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
     "adamw": lambda parameters, recipe: torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay),
@@ -77,6 +80,19 @@ def recipe_for(
     if recipe.augment != "none" and len(shape) != 3:
         raise UsageError(f"--augment {recipe.augment} is for images; inputs here have shape {shape}")
     return recipe, steps
+
+
+def with_rate(recipe: Recipe, own: HardenSettings, shape: tuple[int, ...], base: str | None, samples: int) -> Recipe:
+    """The recipe with a larger learning rate, where it is the default for grey images with base pgd and there are few updates.
+
+    Twice the rate for fewer than 4,000 updates; both numbers are our choice. A rate, an optimizer or a batch size that the user
+    gives leaves the rate as it is.
+    """
+    updates = recipe.epochs * (samples // min(recipe.batch_size, samples))
+    is_default = own.lr is None and own.optimizer is None and own.batch_size is None and recipe.lr == _GREY_IMAGES.lr
+    if is_default and base == "pgd" and len(shape) == 3 and shape[0] == 1 and updates < _FEW_UPDATES:
+        return replace(recipe, lr=_FASTER * recipe.lr)
+    return recipe
 
 
 def training_threat(own: HardenSettings, threat: Threat, shape: tuple[int, ...], base: str | None) -> Threat:

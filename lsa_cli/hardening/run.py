@@ -256,27 +256,28 @@ def job_of(
 def _within_budget(plan: HardenPlan, job: Job, say: Say) -> HardenPlan:
     """The plan, with as many epochs as its budget allows where it has one. The cost of the training is printed.
 
-    A resumed training keeps the epochs with which it began.
+    The number of epochs decides the default of the learning rate. A resumed training keeps the epochs with which it began.
     """
-    recipe = plan.recipe
+    epochs = plan.recipe.epochs
     if job.resume and job.state_file.exists():
         if plan.budget is not None:
-            recipe = replace(recipe, epochs=distributed.first(lambda: identity_in(job.state_file))["epochs"])
-        return replace(plan, recipe=recipe)
+            epochs = distributed.first(lambda: identity_in(job.state_file))["epochs"]
+        return plan.with_epochs(epochs)
     cost = epoch_cost(job)
     if plan.budget is not None:
-        recipe = replace(recipe, epochs=cost.epochs_in(plan.budget))
+        epochs = cost.epochs_in(plan.budget)
         if cost.seconds > plan.budget:
             say(
                 f"one epoch takes about {time_in_words(cost.seconds)}, which is longer than the budget; the training has one epoch"
             )
+    plan = plan.with_epochs(epochs)
     say(
-        f"training: {plan.method}, {plural(recipe.epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
-        f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}; "
-        f"about {plural(round(recipe.epochs * cost.passes), 'pass', 'passes')} for each sample, "
-        f"{time_in_words(recipe.epochs * cost.seconds)}"
+        f"training: {plan.method}, {plural(epochs, 'epoch')} of {plural(len(plan.train), 'sample')}, "
+        f"{len(plan.validation)} held out, {plan.threat.norm} eps {eps_as_text(float(plan.threat.eps))}, learning rate "
+        f"{plan.recipe.lr:g}; about {plural(round(epochs * cost.passes), 'pass', 'passes')} for each sample, "
+        f"{time_in_words(epochs * cost.seconds)}"
     )
-    return replace(plan, recipe=recipe)
+    return plan
 
 
 def _trained(plan: HardenPlan, job: Job, files: Files, progress: Progress, say: Say) -> Trained:

@@ -65,7 +65,8 @@ class HardenSettings(Settings):
     )
     lr: Positive | None = _RECIPE(
         "Largest learning rate.",
-        default="0.002 for grey images, 0.02 for colour images, otherwise and with rift 0.001",
+        default="0.002 for grey images (0.004 with base pgd and fewer than 4,000 updates), 0.02 for colour images, otherwise and with "
+        "rift 0.001",
     )
     optimizer: Literal["adam", "adamw", "sgd"] | None = _RECIPE(
         "Optimizer.", default="sgd for colour images and with rift, otherwise adam"

@@ -266,6 +266,29 @@ def test_a_training_that_never_learns_leaves_the_network_as_it_was(lsa):  # noqa
     assert (entry["epoch"], entry["held_out"], entry["stopped"][:12]) == (0, None, "not learning")
 
 
+@pytest.mark.parametrize(
+    ("own", "epochs", "rate"),
+    [
+        ({}, 17, 0.004),  # 226 updates in an epoch: 3,842
+        ({}, 18, 0.002),  # 4,068
+        ({"lr": 0.002}, 4, 0.002),
+        ({"batch_size": 128}, 4, 0.002),
+        ({"optimizer": "sgd"}, 4, 0.002),
+        ({"base": "fast"}, 4, 0.002),
+        ({"method": "class-fair"}, 4, 0.004),
+    ],
+)
+def test_few_updates_of_grey_images_have_a_larger_learning_rate_unless_it_is_given(own, epochs, rate, samples):
+    plan = make_harden_plan(samples / "mnist_cnn.pt", settings_from({"threads": 1, "limit": 10, "harden": own}), {})
+    assert plan.with_epochs(epochs).recipe.lr == rate
+    assert plan.with_epochs(18).with_epochs(epochs).recipe.epochs == epochs
+
+
+def test_the_learning_rate_of_vectors_does_not_depend_on_the_updates(samples):
+    plan = make_harden_plan(samples / "moon_mlp.pt", settings_from({"threads": 1, "limit": 10, "harden": {}}), {})
+    assert plan.with_epochs(1).recipe.lr == plan.with_epochs(10_000).recipe.lr == 0.001
+
+
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_short_training_that_ruins_the_network_leaves_it_as_it_was(lsa, epochs):  # noqa: F811
     """The watchdog waits for three epochs at chance, which a short training does not have."""
