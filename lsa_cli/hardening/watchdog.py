@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lsa_cli.report.row import finite
@@ -93,10 +93,11 @@ def trouble(history: Sequence[EpochResult], chance: float) -> str | None:
 
 
 def collapse(best: EpochResult, before: float, chance: float) -> str | None:
-    """The reason why a training that is too short for `trouble` failed; None where it did not.
+    """The reason why a training that is too short for `trouble` failed: it made a network that was better than guessing useless.
+    None where it did not.
 
     best: the result of the epoch that would be saved. before: clean accuracy before training. Both are on the held-out samples.
     """
-    if not at_chance(best, chance) or before <= best.clean:
+    if not at_chance(best, chance) or at_chance(replace(best, clean=before), chance):
         return None
     return f"not learning: clean accuracy was {before:.1%} before training and is at chance ({best.clean:.1%}) after it; {_ADVICE}"

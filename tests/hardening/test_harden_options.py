@@ -163,7 +163,7 @@ def test_a_run_killed_before_its_first_state_is_told_from_an_older_result(lsa, m
     os.utime("h.pt", (2_000_000_000, 2_000_000_000))
     stopped = lsa(*command)
     assert (stopped.code, "h.pt of 2033-05-18 " in stopped.err) == (130, True)
-    assert "and the files beside it are replaced" in stopped.err
+    assert "and the files beside it will be replaced" in stopped.err
     monkeypatch.setattr(run, "run_audit", audit)
     other = lsa(*command, "--lr", "0.1", "--resume")
     assert (other.code, "not the run that was interrupted: lr was 0.001 and is 0.1" in other.err) == (2, True)
