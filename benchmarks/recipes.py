@@ -116,6 +116,7 @@ ROWS = {
             "lr 4e-3": {"lr": 4e-3}, "smoothing 0.1": {"label_smoothing": 0.1}, "awp 0.005": {"awp": 0.005},
         }.items()
     },
+    **{f"pgd-{steps}, batch 32": Row(steps=steps, recipe={"batch_size": 32}) for steps in (1, 2)},
     "fast": Row("fast"),
     **{f"fast, first {gamma:g}": Row("fast", hold="first", gamma=gamma) for gamma in (0.5, 2, 5, 10, 20)},
     "fast, first 10, ema": Row("fast", hold="first", gamma=10, recipe={"average": "ema"}),
