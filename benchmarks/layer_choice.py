@@ -37,7 +37,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torchvision import datasets
 
@@ -49,12 +48,12 @@ from lsa_cli.attacks.base import undisturbed
 from lsa_cli.attacks.gradient import PGD
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.clat import criticality
+from lsa_cli.hardening.recipes import trains_in_bfloat16
 from lsa_cli.hardening.regularizer import record
 from lsa_cli.hardening.rift import robust_criticality
 from lsa_cli.hardening.sites import layers_of
 from lsa_cli.measures import relative_error
 from lsa_cli.models.classifier import PRESETS, Classifier
-from lsa_cli.models.precision import multiplies_bfloat16
 from tests.foreign_networks import cifar10_test, small_cnn
 
 CIFAR = PRESETS["cifar10"]
@@ -95,7 +94,12 @@ def trained_on_clean(model, x, y, seed):
 
 def robust_accuracy(model, threat, x, y, steps=50):
     """In percent, under PGD with the margin loss."""
-    x_adv = PGD(threat=threat, steps=steps, loss="margin")(model, x, y, goal="break")
+    return accuracy_under(PGD(threat=threat, steps=steps, loss="margin"), model, x, y)
+
+
+def accuracy_under(attack, model, x, y):
+    """In percent."""
+    x_adv = attack(model, x, y, goal="break")
     with torch.no_grad():
         return 100 * float((model(x_adv).argmax(1) == y).float().mean())
 
@@ -169,7 +173,7 @@ def hardened(start, layer, base, threat, images, passes, share, seed):
     )  # fmt: skip
     recipe = replace(
         RECIPE, epochs=max(1, round(share * passes / (steps + 1 + len(held)))), lr=RATE, warmup=0.3,
-        amp=multiplies_bfloat16(torch.device("cpu")) and any(isinstance(module, nn.Conv2d) for module in model.modules()),
+        amp=trains_in_bfloat16(model, torch.device("cpu")),
     )  # fmt: skip
     result = harden(
         model, method, data, train_rows=rows[:-HELD_OUT], validation=rows[-HELD_OUT:], recipe=recipe, seed=seed

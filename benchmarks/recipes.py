@@ -6,9 +6,9 @@
     LSA_DATA_ROOT=... python -m benchmarks.recipes --network cifar      # a ResNet-8 for CIFAR-10, eps 4/255
 
 A pass is one forward and backward pass of one image: an epoch of PGD-k costs k + 1 of them, and the regularizer one more.
-So a row with fewer steps has more epochs. On training images that were held out: PGD-10 with the cross-entropy loss, which chooses
-the epoch, the same attack with the margin loss, and one run of odi-pgd. Beneath the table stands how well
-they rank the rows as the cascade does. All other columns are of test images. R&G: the sum of FGSM
+So a row with fewer steps has more epochs. On training images that were held out there are the accuracies under PGD-10 with the
+cross-entropy loss, which chooses the epoch, the same attack with the margin loss, and one run of odi-pgd; beneath the table
+stands how well each ranks the rows as the cascade does. All other columns are of test images. R&G: the sum of FGSM
 accuracies at 0, 1/3, 2/3, 1, 4/3 and 5/3 eps. cascade: the ranked cascade of `lsa audit --full` at eps, with its 95% interval.
 won, lost: test images that are robust under it with this row alone, and with the first row of the same seed alone, and the exact
 p-value of McNemar's test. Networks train in bfloat16 where the processor multiplies in it, but for the row with "float32". A row
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.layer_choice import HELD_OUT, NETWORKS, images_of, trained_on_clean
+from benchmarks.layer_choice import HELD_OUT, NETWORKS, accuracy_under, images_of, robust_accuracy, trained_on_clean
 from benchmarks.paper_tables import activations
 from benchmarks.training import RECIPE, harden, make_method
 from lsa_cli.attacks import ATTACKS, make_threat
@@ -36,10 +36,11 @@ from lsa_cli.auditing.network import open_network
 from lsa_cli.cli.memory import keep_freed_memory
 from lsa_cli.data import LabelledData
 from lsa_cli.hardening.clat import mean_squared_error
+from lsa_cli.hardening.recipes import trains_in_bfloat16
 from lsa_cli.hardening.validation import split_validation
 from lsa_cli.measures import Measure, relative_error
-from lsa_cli.models.classifier import Classifier, predicted_class
-from lsa_cli.models.precision import make_copy, multiplies_bfloat16
+from lsa_cli.models.classifier import Classifier
+from lsa_cli.models.precision import make_copy
 from lsa_cli.settings import settings_from
 from lsa_cli.stats.shares import mcnemar, spearman, wilson
 
@@ -141,7 +142,7 @@ def hardened(row, start, passes, seed):
     hidden = activations(model, start.data, "cpu")
     layers = {None: (), "first": hidden[:1], "last": hidden[-1:]}[row.hold]
     usual = replace(
-        RECIPE, epochs=passes // row.passes, lr=2e-3, warmup=0.3, amp=multiplies_bfloat16(torch.device("cpu"))
+        RECIPE, epochs=passes // row.passes, lr=2e-3, warmup=0.3, amp=trains_in_bfloat16(model, torch.device("cpu"))
     )
     recipe = replace(usual, **row.recipe)
     method = make_method(
@@ -162,16 +163,11 @@ def judged(model, start, cascaded):
     robust under the cascade."""
     (x, y), eps = start.test, start.eps
 
-    def accuracy(attack):
-        moved = attack(model, x, y, goal="break")
-        with torch.no_grad():
-            return 100 * float((model(moved).argmax(1) == y).float().mean())
-
     with torch.no_grad():
         right = model(x).argmax(1) == y
     clean = 100 * float(right.float().mean())
-    fgsm = [accuracy(FGSM(make_threat("linf", eps * third / 3))) for third in range(1, 6)]
-    pgd = [accuracy(PGD(make_threat("linf", radius), steps=40)) for radius in (eps, eps * 7 / 6)]
+    fgsm = [accuracy_under(FGSM(make_threat("linf", eps * third / 3)), model, x, y) for third in range(1, 6)]
+    pgd = [accuracy_under(PGD(make_threat("linf", radius), steps=40), model, x, y) for radius in (eps, eps * 7 / 6)]
     rows = right[:cascaded].nonzero().flatten()
     attack = ATTACKS.get("ranked-cascade")(make_threat("linf", eps))
     copy = make_copy(model, x[:8], y[:8]).model
@@ -187,12 +183,7 @@ def held_out_accuracies(model, start):
     """In percent, under PGD-10 with the margin loss and under odi-pgd, beside the accuracy that has chosen the epoch."""
     x, y = start.data.read(start.held_out), torch.from_numpy(start.data.labels[start.held_out].astype(np.int64))
     threat = make_threat("linf", start.eps)
-    found = []
-    for attack in (PGD(threat, steps=10, loss="margin"), ODI(threat)):
-        moved = attack(model, x, y, goal="break")
-        with torch.no_grad():
-            found.append(100 * float((predicted_class(model(moved)) == y).float().mean()))
-    return found
+    return robust_accuracy(model, threat, x, y, steps=10), accuracy_under(ODI(threat), model, x, y)
 
 
 def compared(robust, first):

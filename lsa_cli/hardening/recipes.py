@@ -70,16 +70,27 @@ def recipe_for(
     own: HardenSettings, usual: dict[str, Any], shape: tuple[int, ...], model: nn.Module, device: torch.device
 ) -> tuple[Recipe, int]:
     """The recipe, and the default steps of the training attack. usual: defaults of the method, before those for this shape."""
-    default, steps = (_VECTORS, 10) if len(shape) != 3 else (_GREY_IMAGES, 5) if shape[0] == 1 else (_COLOUR_IMAGES, 10)
+    default, steps = (
+        (_VECTORS, 10) if len(shape) != 3 else (_GREY_IMAGES, 5) if _is_grey(shape) else (_COLOUR_IMAGES, 10)
+    )
     given = own.given()
     if own.schedule not in SCHEDULES:
         given.pop("schedule", None)  # it is a schedule of the method, see `method_of`
-    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    default = replace(default, **usual, amp=has_convolutions and multiplies_bfloat16(device))
+    default = replace(default, **usual, amp=trains_in_bfloat16(model, device))
     recipe = replace(default, **{name: given[name] for name in Recipe.__dataclass_fields__ if name in given})
     if recipe.augment != "none" and len(shape) != 3:
         raise UsageError(f"--augment {recipe.augment} is for images; inputs here have shape {shape}")
     return recipe, steps
+
+
+def _is_grey(shape: tuple[int, ...]) -> bool:
+    """Whether samples of this shape are images with one channel."""
+    return len(shape) == 3 and shape[0] == 1
+
+
+def trains_in_bfloat16(model: nn.Module, device: torch.device) -> bool:
+    """Whether a network trains in bfloat16 where the user does not say: if it has convolutions and the device multiplies in it."""
+    return multiplies_bfloat16(device) and any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 def with_rate(recipe: Recipe, own: HardenSettings, shape: tuple[int, ...], base: str | None, samples: int) -> Recipe:
@@ -90,7 +101,7 @@ def with_rate(recipe: Recipe, own: HardenSettings, shape: tuple[int, ...], base:
     """
     updates = recipe.epochs * (samples // min(recipe.batch_size, samples))
     is_default = own.lr is None and own.optimizer is None and own.batch_size is None and recipe.lr == _GREY_IMAGES.lr
-    if is_default and base == "pgd" and len(shape) == 3 and shape[0] == 1 and updates < _FEW_UPDATES:
+    if is_default and base == "pgd" and _is_grey(shape) and updates < _FEW_UPDATES:
         return replace(recipe, lr=_FASTER * recipe.lr)
     return recipe
 
@@ -104,7 +115,7 @@ def training_threat(own: HardenSettings, threat: Threat, shape: tuple[int, ...],
     eps = float(threat.eps)
     if own.train_eps is not None:
         eps = own.train_eps
-    elif threat.norm == "linf" and base == "pgd" and len(shape) == 3 and shape[0] == 1 and threat.bounds is not None:
+    elif threat.norm == "linf" and base == "pgd" and _is_grey(shape) and threat.bounds is not None:
         least, largest = threat.bounds
         eps = max(eps, min(_WIDER * eps, _WIDEST * (largest - least)))
     return make_threat(threat.norm, eps, threat.bounds)
